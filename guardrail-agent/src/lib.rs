@@ -1,0 +1,1 @@
+//! The guardrail DaemonSet agent.

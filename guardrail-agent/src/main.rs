@@ -1,0 +1,2 @@
+//! The guardrail DaemonSet agent.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The guardrail command.
+fn main() {}

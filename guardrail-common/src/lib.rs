@@ -1,0 +1,1 @@
+//! Wire records that cross the guardrail kernel boundary, and their total decoder.

@@ -1,0 +1,237 @@
+//! Trimmed Kubernetes objects. Field meanings are those of the API (core/v1, apps/v1, batch/v1, discovery.k8s.io/v1).
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+
+use crate::snapshot::LabelSelector;
+
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// Kinds that are understood.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// core/v1 Namespace.
+    Namespace,
+    /// core/v1 Node.
+    Node,
+    /// core/v1 Pod.
+    Pod,
+    /// core/v1 Service.
+    Service,
+    /// discovery.k8s.io/v1 EndpointSlice.
+    EndpointSlice,
+    /// A workload controller by its kind: `ReplicaSet`, `Deployment`, `StatefulSet`, `DaemonSet`, `Job`, `CronJob`, `ReplicationController`.
+    Controller(String),
+    /// networking.k8s.io/v1 NetworkPolicy. guardrail-graph keeps only that it exists; guardrail-policy reads policies.
+    NetworkPolicy,
+}
+
+/// Names one object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// Its kind.
+    pub kind: Kind,
+    /// Namespace; empty for cluster-scoped objects.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// One trimmed object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    /// Namespace.
+    Namespace(Arc<Namespace>),
+    /// Node.
+    Node(Arc<Node>),
+    /// Pod.
+    Pod(Arc<Pod>),
+    /// Service.
+    Service(Arc<Service>),
+    /// EndpointSlice.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// Workload controller.
+    Controller(Arc<Controller>),
+}
+
+/// core/v1 Namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.labels`, with `kubernetes.io/metadata.name` added if the input lacks it (POLICY-SEMANTICS A22).
+    pub labels: Labels,
+}
+
+/// core/v1 Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// `status.addresses` that are IPs, and tunnel addresses from annotations (Calico, flannel, Cilium).
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs` (or `podCIDR`).
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// core/v1 Pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.namespace`, `default` if missing.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.uid`; for static pods this differs from the uid in the cgroup path, see `config_hash`.
+    pub uid: String,
+    /// Annotation `kubernetes.io/config.hash` (or `.mirror`): the uid that a static pod's cgroup shows.
+    pub config_hash: Option<String>,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// The owner reference with `controller: true`.
+    pub controller: Option<OwnerRef>,
+    /// `spec.nodeName`.
+    pub node: Option<String>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// `status.podIPs` (or `podIP`).
+    pub addresses: Vec<IpAddr>,
+    /// `status.phase` is `Succeeded` or `Failed` (POLICY-SEMANTICS A32).
+    pub finished: bool,
+    /// `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+    /// The `Ready` condition is true.
+    pub ready: bool,
+    /// Container ports, of regular and restartable init containers.
+    pub ports: Vec<ContainerPort>,
+}
+
+/// A container port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ContainerPort {
+    /// `name`.
+    pub name: Option<String>,
+    /// `containerPort`.
+    pub port: u16,
+    /// `protocol`, default `TCP`.
+    pub protocol: String,
+    /// `hostPort`.
+    pub host_port: Option<u16>,
+}
+
+/// A controlling owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OwnerRef {
+    /// `kind`.
+    pub kind: String,
+    /// `name`.
+    pub name: String,
+    /// `uid`.
+    pub uid: String,
+}
+
+/// A workload controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Controller {
+    /// `kind`.
+    pub kind: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Its own controlling owner (ReplicaSet → Deployment, Job → CronJob).
+    pub controller: Option<OwnerRef>,
+    /// `spec.selector`, if this kind has one that a policy can use (not for Job: it names `controller-uid`).
+    pub selector: Option<LabelSelector>,
+    /// `spec.template.metadata.labels` (CronJob: of the job template's pod template).
+    pub template_labels: Labels,
+}
+
+/// core/v1 Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// `spec.type`.
+    pub service_type: String,
+    /// `spec.clusterIPs` that are addresses (`None` for headless).
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`, `spec.loadBalancerIP` and `status.loadBalancer.ingress[].ip`.
+    pub external_ips: Vec<IpAddr>,
+    /// `spec.externalName`.
+    pub external_name: Option<String>,
+    /// `spec.selector`; empty means selector-less.
+    pub selector: Labels,
+    /// `spec.ports`.
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// `name`.
+    pub name: Option<String>,
+    /// `port`.
+    pub port: u16,
+    /// `protocol`, default `TCP`.
+    pub protocol: String,
+    /// `targetPort`, default `port`.
+    pub target_port: TargetPort,
+    /// `nodePort`.
+    pub node_port: Option<u16>,
+}
+
+/// A numeric or named port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TargetPort {
+    /// By number.
+    Number(u16),
+    /// By container port name.
+    Name(String),
+}
+
+/// discovery.k8s.io/v1 EndpointSlice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Label `kubernetes.io/service-name`.
+    pub service: Option<String>,
+    /// `endpoints`.
+    pub endpoints: Vec<Endpoint>,
+    /// `ports`: `(name, protocol, port)`; a null port means all ports and is left out.
+    pub ports: Vec<EndpointPort>,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `addresses`.
+    pub addresses: Vec<IpAddr>,
+    /// `conditions.ready` (null counts as true) or `conditions.serving` while terminating.
+    pub ready: bool,
+    /// `nodeName`.
+    pub node: Option<String>,
+    /// `targetRef` of kind Pod: its name.
+    pub pod: Option<String>,
+}
+
+/// A port of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointPort {
+    /// `name`, matching the Service port's name; empty means unnamed.
+    pub name: String,
+    /// `protocol`.
+    pub protocol: String,
+    /// `port`.
+    pub port: u16,
+}

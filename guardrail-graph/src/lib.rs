@@ -1,0 +1,15 @@
+//! Identity, flows, the observed dependency graph and its snapshots.
+//!
+//! Pure: no IO, no clock (time is an argument), no async runtime, no Kubernetes client, no eBPF. See ARCHITECTURE.md.
+#![forbid(unsafe_code)]
+
+pub mod inventory;
+pub mod observe;
+pub mod peer;
+pub mod snapshot;
+pub mod time;
+
+pub use observe::Observation;
+pub use peer::{Peer, Protocol, WorkloadRef};
+pub use snapshot::Snapshot;
+pub use time::Timestamp;

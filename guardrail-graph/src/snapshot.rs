@@ -1,0 +1,397 @@
+//! The observed graph as a document: what `/v1/graph` serves, what files hold, what `merge` joins.
+//!
+//! `apiVersion: guardrail.dev/v1`, `kind: GraphSnapshot`. Everything is sorted, so equal graphs are equal bytes. Fields are added freely
+//! and renamed never. Numbers are kept per source and side; the numbers that stand directly in an edge are computed from those
+//! ([`EdgeRecord::totals`]) so that `merge` can take the maximum per source and stay commutative, associative and idempotent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    observe::LossClass,
+    peer::{Peer, Protocol, WorkloadRef},
+    time::Timestamp,
+};
+
+/// `apiVersion` of a snapshot.
+pub const API_VERSION: &str = "guardrail.dev/v1";
+/// `kind` of a snapshot.
+pub const KIND: &str = "GraphSnapshot";
+
+/// The observed graph over a window, with what is known about its completeness.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// [`API_VERSION`].
+    pub api_version: String,
+    /// [`KIND`].
+    pub kind: String,
+    /// What follows uses snake_case names (DESIGN §5).
+    #[serde(flatten)]
+    pub body: Body,
+}
+
+/// The content of a [`Snapshot`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Body {
+    /// When was observed, by whom.
+    pub window: Window,
+    /// How complete it is.
+    pub coverage: Coverage,
+    /// Workloads known in the window, sorted.
+    pub workloads: Vec<WorkloadEntry>,
+    /// Services known in the window, sorted.
+    pub services: Vec<ServiceEntry>,
+    /// Who owned which address when, sorted.
+    pub addresses: Vec<AddressEntry>,
+    /// Client-side records of virtual addresses, from which edges with `via` follow, sorted.
+    pub service_flows: Vec<ServiceFlow>,
+    /// The edges, sorted by key.
+    pub edges: Vec<EdgeRecord>,
+}
+
+/// The observation window: a set of intervals per node. A gap between two intervals of a node is a time nobody watched it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// Start of the earliest interval.
+    pub from: Option<Timestamp>,
+    /// End of the latest interval.
+    pub to: Option<Timestamp>,
+    /// Intervals per node, sorted, disjoint.
+    pub nodes: BTreeMap<String, Vec<Interval>>,
+}
+
+/// A half-open interval of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Interval {
+    /// Start (inclusive).
+    pub from: Timestamp,
+    /// End (exclusive).
+    pub to: Timestamp,
+}
+
+/// How complete the observation is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// No loss of class `edge`, no gap, every expected node observed.
+    pub complete: bool,
+    /// Nodes observed and expected.
+    pub nodes: NodeCoverage,
+    /// Losses per source and reason, sorted; only reasons with a count.
+    pub losses: Vec<LossEntry>,
+    /// Unresolved flows per source and reason, sorted; only reasons with a count.
+    pub unresolved: Vec<UnresolvedEntry>,
+    /// Workloads that are incomplete, with the reasons, sorted. A workload that is not here is complete if every node that hosts it is observed.
+    pub workloads: Vec<WorkloadCoverage>,
+}
+
+/// Nodes observed and expected.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeCoverage {
+    /// Nodes whose agent contributed.
+    pub observed: BTreeSet<String>,
+    /// Nodes of the inventory (and those observed).
+    pub expected: BTreeSet<String>,
+}
+
+/// A number of losses of one kind at one source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossEntry {
+    /// Who counted.
+    pub source: Source,
+    /// [`crate::observe::LossReason::as_str`].
+    pub reason: String,
+    /// `hint` or `edge`.
+    pub class: LossClass,
+    /// How many.
+    pub count: u64,
+}
+
+/// Flows whose end or role could not be named.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnresolvedEntry {
+    /// Who counted.
+    pub source: Source,
+    /// `ip_reuse`, `pod_range_no_owner`, `role_unknown`, `pod_unknown`, `service_backend_unknown`, …
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+    /// A few examples (`peer -> address:port/protocol`), sorted, at most 8.
+    pub examples: BTreeSet<String>,
+}
+
+/// Why a workload's edges may be incomplete.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadCoverage {
+    /// The workload, or the node for host processes.
+    pub peer: Peer,
+    /// Always false here.
+    pub complete: bool,
+    /// Reasons: a loss reason, an unresolved reason, or `node_unobserved:NAME`.
+    pub reasons: BTreeSet<String>,
+}
+
+/// One agent's run of observation on one node; a restored state continues its instance.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Source {
+    /// Node name.
+    pub node: String,
+    /// Agent instance: random, kept with the state.
+    pub instance: String,
+}
+
+/// A workload with what a policy needs to know of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadEntry {
+    /// Its name.
+    #[serde(flatten)]
+    pub workload: WorkloadRef,
+    /// The selector that selects this workload's pods and no other's in the namespace; `None` if there is no stable one (see `selector_advice`).
+    pub selector: Option<LabelSelector>,
+    /// Why there is no usable selector, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector_advice: Option<String>,
+    /// Labels that all its pods share, without generated ones.
+    pub labels: BTreeMap<String, String>,
+    /// Host-network workload: policies do not apply to it (POLICY-SEMANTICS A30).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host_network: bool,
+    /// Live pods per node name (`""`: not scheduled).
+    pub pods: BTreeMap<String, Vec<PodEntry>>,
+}
+
+/// A pod of a workload.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PodEntry {
+    /// Pod name.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Named container ports: `(name, protocol, number)`, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<NamedPort>,
+}
+
+/// A named container port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NamedPort {
+    /// `containerPort.name`.
+    pub name: String,
+    /// Protocol as in Kubernetes (`TCP`, `UDP`, `SCTP`).
+    pub protocol: String,
+    /// `containerPort.containerPort`.
+    pub port: u16,
+}
+
+/// A Kubernetes label selector (`meta/v1 LabelSelector`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LabelSelector {
+    /// Equality requirements, ANDed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub match_labels: BTreeMap<String, String>,
+    /// Set requirements, ANDed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub match_expressions: Vec<SelectorRequirement>,
+}
+
+/// One requirement of a selector (`meta/v1 LabelSelectorRequirement`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SelectorRequirement {
+    /// Label key.
+    pub key: String,
+    /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
+    pub operator: SelectorOperator,
+    /// Values for `In` and `NotIn`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub values: Vec<String>,
+}
+
+/// Operator of a [`SelectorRequirement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum SelectorOperator {
+    /// The key exists and has one of the values.
+    In,
+    /// The key is absent or has none of the values.
+    NotIn,
+    /// The key exists.
+    Exists,
+    /// The key is absent.
+    DoesNotExist,
+}
+
+/// A Service with its backends as last known.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceEntry {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalName`; headless Services have no addresses.
+    pub service_type: String,
+    /// Cluster, external and load-balancer addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// `spec.externalName`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_name: Option<String>,
+    /// Ports, sorted.
+    pub ports: Vec<ServicePortEntry>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServicePortEntry {
+    /// Service port.
+    pub port: u16,
+    /// Protocol as in Kubernetes.
+    pub protocol: String,
+    /// `ports[].name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Node port, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<u16>,
+    /// Where it leads: endpoints that were ready at some time in the window, sorted.
+    pub backends: Vec<BackendEntry>,
+}
+
+/// An endpoint of a Service port.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BackendEntry {
+    /// Endpoint address.
+    pub address: IpAddr,
+    /// Pod port (or the endpoint's port for a selector-less Service).
+    pub port: u16,
+    /// Whose address it is.
+    pub peer: Peer,
+    /// The node that hosts it, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+/// Who owned an address when.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AddressEntry {
+    /// The address.
+    pub address: IpAddr,
+    /// Start of ownership, `None`: before the window.
+    pub from: Option<Timestamp>,
+    /// End of ownership, `None`: still.
+    pub to: Option<Timestamp>,
+    /// The owner.
+    pub peer: Peer,
+    /// The pod, if it is one: `namespace/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The agent's own record (a cgroup's socket held the address), not only the API's word.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proven: bool,
+}
+
+/// A client's use of a virtual address: seen at the client only, before address translation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceFlow {
+    /// The client.
+    pub client: Peer,
+    /// `namespace/name:port` of the Service.
+    pub service: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Service port asked for (for a node port: the Service port behind it).
+    pub port: u16,
+    /// Counts per source, sorted.
+    pub sources: Vec<SourceCounts>,
+}
+
+/// Which end of the edge counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The client's node.
+    Client,
+    /// The server's node.
+    Server,
+}
+
+/// Counts of one source at one side of an edge. Bytes are as the *client* sees them, on both sides.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceCounts {
+    /// Who counted.
+    pub source: Source,
+    /// At which end.
+    pub side: Side,
+    /// The numbers.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// First open or attempt.
+    pub first_seen: Timestamp,
+    /// Last open or attempt.
+    pub last_seen: Timestamp,
+}
+
+/// Evidence in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Connections established (TCP), datagrams sent by the client (UDP).
+    pub opened: u64,
+    /// Connections that were open already when an agent started.
+    pub found: u64,
+    /// Attempts refused.
+    pub refused: u64,
+    /// Attempts never answered.
+    pub unanswered: u64,
+    /// Attempts that failed with "unreachable".
+    pub unreachable: u64,
+    /// Payload bytes from client to server.
+    pub bytes_sent: u64,
+    /// Payload bytes from server to client.
+    pub bytes_received: u64,
+}
+
+/// An edge: `(client, server, protocol, port)` with its evidence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EdgeRecord {
+    /// The client.
+    pub client: EdgePeer,
+    /// The server.
+    pub server: EdgePeer,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The pod port (or the port of the external server).
+    pub port: u16,
+    /// Name of that port at the server's pods, if they name it.
+    pub port_name: Option<String>,
+    /// Services through which the client reached it: `namespace/name:port`.
+    pub via: BTreeSet<String>,
+    /// `client`, `server`, or both.
+    pub seen_by: BTreeSet<Side>,
+    /// The evidence: per side the sum over sources, then the greater of the two sides.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// First open or attempt.
+    pub first_seen: Timestamp,
+    /// Last open or attempt.
+    pub last_seen: Timestamp,
+    /// Whether this evidence supports an allow rule (DESIGN §5).
+    pub supported: bool,
+    /// `inferred`, `one-way`, `found-at-start`, `proxied`, `multicast`, … sorted.
+    pub marks: BTreeSet<String>,
+    /// Workloads of host-network pods behind a `Node` end: `namespace/Owner/name`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub node_workloads: BTreeSet<String>,
+    /// Counts per source and side, sorted by (source, side).
+    pub sources: Vec<SourceCounts>,
+}
+
+/// A peer with what stands beside it in an edge.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EdgePeer {
+    /// The canonical peer.
+    #[serde(flatten)]
+    pub peer: Peer,
+    /// DNS names that clients had asked for, for external peers.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub names: BTreeSet<String>,
+}

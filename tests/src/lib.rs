@@ -1,0 +1,1 @@
+//! The lab: ground-truth tests of guardrail on a real kernel.

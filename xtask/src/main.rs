@@ -1,0 +1,2 @@
+//! guardrail's list of commands.
+fn main() {}
