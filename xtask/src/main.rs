@@ -1,2 +1,114 @@
-//! guardrail's list of commands.
-fn main() {}
+//! guardrail's list of commands: `cargo xtask <command>`.
+
+mod run;
+mod setup;
+mod verify;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Everything that is done with this repository, as one list of commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what building and testing needs (eBPF toolchain, bpf-linker, Debian packages); quick when it is all there.
+    Setup,
+    /// Build the kernel programs and the agent that carries them.
+    BuildEbpf,
+    /// Run the lab's shop under the agent and a real Prometheus, and print its dependency graph (needs root).
+    Demo {
+        /// How long the shop runs under observation, in seconds.
+        #[arg(long, default_value_t = 12)]
+        seconds: u64,
+    },
+    /// Format check, lints, and every test; kernel tests need root.
+    Test {
+        /// Only the tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Measure.
+    Bench {
+        /// What to measure.
+        what: Bench,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Bench {
+    /// Cost of the kernel programs, from the kernel's own statistics (needs root).
+    Kernel,
+    /// CPU of the agent per 10,000 connections, and its memory with 10,000 edges (needs root).
+    Agent,
+    /// Policy evaluation: 1,000,000 flows against 500 policies; export and proof of 10,000 edges.
+    Policy,
+}
+
+fn main() -> Result<()> {
+    match Args::parse().command {
+        Command::Setup => setup::run(),
+        Command::BuildEbpf => {
+            setup::run()?;
+            run::cargo(["build", "--package", "guardrail-agent"])
+        }
+        Command::Demo { seconds } => {
+            setup::run()?;
+            run::build_binaries()?;
+            run::interactive(
+                run::target_dir()?.join("debug/guardrail-demo"),
+                ["--seconds", &seconds.to_string()],
+            )
+        }
+        Command::Test { filter } => verify::run(filter.as_deref()),
+        Command::Bench { what } => {
+            setup::run()?;
+            match what {
+                Bench::Kernel => run::cargo([
+                    "run",
+                    "--release",
+                    "--package",
+                    "guardrail-tests",
+                    "--bin",
+                    "bench-kernel",
+                ]),
+                Bench::Agent => {
+                    run::cargo([
+                        "build",
+                        "--release",
+                        "--package",
+                        "guardrail-agent",
+                        "--package",
+                        "guardrail-tests",
+                    ])?;
+                    run::interactive(
+                        run::target_dir()?.join("release/bench-agent"),
+                        [] as [&str; 0],
+                    )
+                }
+                Bench::Policy => {
+                    run::cargo([
+                        "run",
+                        "--release",
+                        "--package",
+                        "guardrail-policy",
+                        "--example",
+                        "bench-policy",
+                    ])?;
+                    run::cargo([
+                        "run",
+                        "--release",
+                        "--package",
+                        "guardrail-policy",
+                        "--example",
+                        "bench-export",
+                    ])
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What the build and the tests need beyond a Rust toolchain: each piece is looked for first, named when it is installed, and quick the second time.
+
+use anyhow::{Result, bail};
+
+use crate::run;
+
+/// The nightly that compiles the kernel programs. Its own LLVM is the one that `BPF_LINKER` links against, so both move together.
+const NIGHTLY: &str = "nightly-2026-05-20";
+/// The linker of the kernel programs.
+const BPF_LINKER: &str = "0.10.3";
+/// Debian packages: name, what for, and the command that makes the package unnecessary if it is there from elsewhere.
+const PACKAGES: [(&str, &str, Option<&str>); 6] = [
+    ("iproute2", "network namespaces and veths of the lab", None),
+    ("iptables", "the lab's kube-proxy", None),
+    (
+        "prometheus",
+        "the demo and a test scrape the agent with it",
+        None,
+    ),
+    (
+        "bpftool",
+        "tests look for programs left in the kernel",
+        None,
+    ),
+    (
+        "python3-yaml",
+        "a YAML 1.1 reader that must read what guardrail writes",
+        None,
+    ),
+    (
+        "kubernetes-client",
+        "kubectl kustomize must accept what guardrail writes",
+        Some("kubectl"),
+    ),
+];
+
+/// Installs what is missing.
+pub(crate) fn run() -> Result<()> {
+    toolchain()?;
+    linker()?;
+    packages()
+}
+
+fn toolchain() -> Result<()> {
+    let installed = run::output(
+        "rustup",
+        &["component", "list", "--toolchain", NIGHTLY, "--installed"],
+    )
+    .is_some_and(|components| components.lines().any(|c| c == "rust-src"));
+    if installed {
+        return Ok(());
+    }
+    eprintln!("setup: installing {NIGHTLY} with rust-src (compiles the kernel programs)");
+    run::program(
+        "rustup",
+        [
+            "toolchain",
+            "install",
+            NIGHTLY,
+            "--profile",
+            "minimal",
+            "--component",
+            "rust-src",
+        ],
+    )
+}
+
+fn linker() -> Result<()> {
+    let version = run::output("bpf-linker", &["--version"]);
+    if version.as_deref().map(str::trim) == Some(&format!("bpf-linker {BPF_LINKER}")) {
+        return Ok(());
+    }
+    eprintln!("setup: installing bpf-linker {BPF_LINKER} (links the kernel programs; about 75 s)");
+    run::program(
+        "rustup",
+        [
+            "run",
+            NIGHTLY,
+            "cargo",
+            "install",
+            "--quiet",
+            "bpf-linker",
+            "--version",
+            BPF_LINKER,
+            "--locked",
+        ],
+    )
+}
+
+fn packages() -> Result<()> {
+    let missing: Vec<_> = PACKAGES
+        .iter()
+        .filter(|(package, _, instead)| {
+            let installed = run::output(
+                "dpkg-query",
+                &["--show", "--showformat=${db:Status-Status}", package],
+            );
+            installed.as_deref() != Some("installed") && !instead.is_some_and(run::on_path)
+        })
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for (package, why, _) in &missing {
+        eprintln!("setup: installing {package} ({why})");
+    }
+    let names = missing.iter().map(|(package, ..)| *package);
+    if run::output("id", &["-u"]).as_deref().map(str::trim) != Some("0") {
+        bail!(
+            "installing Debian packages needs root: run `apt-get install {}`, then this command again",
+            names.collect::<Vec<_>>().join(" ")
+        );
+    }
+    run::program("apt-get", ["update", "--quiet=2"])?;
+    run::program(
+        "env",
+        [
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "install",
+            "--quiet=2",
+            "--yes",
+            "--no-install-recommends",
+        ]
+        .into_iter()
+        .chain(names),
+    )
+}
