@@ -1,1 +1,3 @@
 //! The guardrail DaemonSet agent.
+
+pub mod kernel;

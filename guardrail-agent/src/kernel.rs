@@ -1,0 +1,195 @@
+//! The kernel side's user-space half: load and attach the programs, then turn maps and rings into [`Observation`]s.
+//!
+//! In: the running kernel. Out: batches of observations on a bounded channel, and [`KernelStats`]. One thread owns every map and ring.
+//! A slow receiver makes that thread wait, so rings fill (a counted *hint* loss); no edge is lost, because the sweep reads the FLOWS map.
+//!
+//! ```no_run
+//! # use guardrail_agent::kernel::{Kernel, KernelConfig, find_cgroup2_root};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = KernelConfig::new(find_cgroup2_root()?);
+//! // Blocking: load, attach, walk the cgroups, list the sockets. When it returns, everything needed for readiness is done.
+//! let (kernel, mut observations) = Kernel::start(config)?;
+//! for warning in kernel.warnings() { eprintln!("{warning}"); }
+//! let reader = std::thread::spawn(move || while let Some(batch) = observations.blocking_recv() { drop(batch); });
+//! // Blocking: the final sweep goes through the channel, so something must keep receiving until `None`.
+//! let last = kernel.shutdown();
+//! # drop((last, reader));
+//! # Ok(()) }
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    path::PathBuf,
+    str::FromStr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use guardrail_graph::observe::{LossReason, Observation};
+use tokio::sync::mpsc;
+
+mod cgroup;
+mod error;
+
+pub use self::{cgroup::find_cgroup2_root, error::KernelError};
+
+/// How much the programs write through aya-log. A load-time constant: what is off is removed by the verifier and costs nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BpfLogLevel {
+    /// Nothing; the log ring is not even read.
+    #[default]
+    Off,
+    /// What should never happen.
+    Error,
+    /// And what is lost.
+    Warn,
+    /// And new keys.
+    Info,
+    /// And every TCP state change that counts.
+    Debug,
+}
+
+impl BpfLogLevel {
+    /// Every level, as written on the command line.
+    pub const NAMES: [&'static str; 5] = ["off", "error", "warn", "info", "debug"];
+}
+
+impl fmt::Display for BpfLogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::NAMES[*self as usize])
+    }
+}
+
+impl FromStr for BpfLogLevel {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s {
+            "off" => Ok(Self::Off),
+            "error" => Ok(Self::Error),
+            "warn" => Ok(Self::Warn),
+            "info" => Ok(Self::Info),
+            "debug" => Ok(Self::Debug),
+            _ => Err(format!("'{s}' is no log level: use one of {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
+/// What to load, and with which bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelConfig {
+    /// Mount point of cgroup v2 (its root: the programs attach there). See [`find_cgroup2_root`].
+    pub cgroup_root: PathBuf,
+    /// Observe UDP and DNS answers (per-packet hooks). Off: nothing runs per packet.
+    pub udp: bool,
+    /// Size of the ring for new-flow hints, bytes. Rounded up to a power of two of at least one page.
+    pub ring_bytes: u32,
+    /// Entries of the FLOWS map (preallocated kernel memory, ≈ 220 bytes each).
+    pub flow_entries: u32,
+    /// Live keys that one cgroup may have before new ones become the coarse key with many remotes.
+    pub new_keys_per_cgroup: u32,
+    /// Log level of the programs.
+    pub bpf_log_level: BpfLogLevel,
+    /// Time between two sweeps of the FLOWS map.
+    pub sweep_interval: Duration,
+    /// A FLOWS entry without open connections that gained nothing for this long is folded and deleted.
+    pub idle: Duration,
+    /// Batches that the channel to the observer holds before the reader waits.
+    pub channel_batches: usize,
+}
+
+impl KernelConfig {
+    /// The defaults, for this cgroup v2 root.
+    #[must_use]
+    pub fn new(cgroup_root: PathBuf) -> Self {
+        Self {
+            cgroup_root,
+            udp: true,
+            ring_bytes: 256 * 1024,
+            flow_entries: 65_536,
+            new_keys_per_cgroup: 4_096,
+            bpf_log_level: BpfLogLevel::Off,
+            sweep_interval: Duration::from_secs(2),
+            idle: Duration::from_secs(120),
+            channel_batches: 64,
+        }
+    }
+}
+
+/// What one program has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProgramStats {
+    /// Runs (0 unless `kernel.bpf_stats_enabled=1`).
+    pub runs: u64,
+    /// Time spent in it, ns (0 unless `kernel.bpf_stats_enabled=1`).
+    pub run_ns: u64,
+    /// Runs that the kernel skipped because the program was already running on that CPU (`recursion_misses`, Linux ≥ 5.12).
+    pub recursion_misses: u64,
+}
+
+/// Figures of the kernel side, as of the last sweep.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelStats {
+    /// Live entries in the FLOWS map.
+    pub map_entries: u64,
+    /// Capacity of the FLOWS map.
+    pub map_capacity: u64,
+    /// Per program name.
+    pub programs: BTreeMap<String, ProgramStats>,
+    /// What was read, by kind: `flow_hint`, `flow_delta`, `cgroup_created`, `cgroup_removed`, `listen`, `dns_answer`, `socket_found`, `sweep`. Every
+    /// kind exists from the start at 0.
+    pub events: BTreeMap<&'static str, u64>,
+    /// What was lost, by reason; every reason of [`LossReason::ALL`] that this side can meet exists from the start at 0. The same losses also travel as
+    /// [`Observation::Lost`]: count them in one of the two places.
+    pub losses: BTreeMap<LossReason, u64>,
+    /// Sweeps done.
+    pub sweeps: u64,
+}
+
+/// The loaded, attached and read kernel side. Dropping it without [`Kernel::shutdown`] detaches everything too, but without a final sweep.
+#[derive(Debug)]
+pub struct Kernel {
+    stats: Arc<Mutex<KernelStats>>,
+    warnings: Vec<String>,
+}
+
+impl Kernel {
+    /// Check, load, attach, walk the cgroup tree, list the open sockets, then start the reading thread. Blocking (tens of milliseconds).
+    ///
+    /// When it returns the hooks are attached and the socket inventory is done; the first batches in the channel are the existing cgroups, then
+    /// what the inventory found.
+    ///
+    /// # Errors
+    /// [`KernelError`], one sentence each: missing privilege, BTF, cgroup v2, kernel member, or a refusal of the kernel. Nothing stays attached.
+    pub fn start(config: KernelConfig) -> Result<(Self, mpsc::Receiver<Vec<Observation>>), KernelError> {
+        drop(config);
+        Err(KernelError::NoPrograms)
+    }
+
+    /// What is not as it should be but did not stop the start (no hostPID, a kernel without an optional hook).
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Figures as of the last sweep. Cheap; call it at scrape time.
+    #[must_use]
+    pub fn stats(&self) -> KernelStats {
+        self.stats.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// These addresses changed owner: fold every entry with such a remote and delete it, so that the next connection is a new key with a time of its own.
+    /// An entry with open connections is folded, not deleted. Returns at once; the deltas come through the channel.
+    pub fn evict(&self, addresses: Vec<IpAddr>) {
+        drop(addresses);
+    }
+
+    /// Detach, sweep once more, drain the rings, send what came of it, end the thread. Blocking: receive until the channel gives `None`, or drop the receiver.
+    /// Nothing stays in the kernel.
+    #[must_use]
+    pub fn shutdown(self) -> KernelStats {
+        self.stats()
+    }
+}

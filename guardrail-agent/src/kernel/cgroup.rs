@@ -1,0 +1,78 @@
+//! The cgroup v2 mount, and the cgroups that exist already.
+
+use std::{fs, path::PathBuf};
+
+use super::KernelError;
+
+/// The cgroup v2 mount of this process, from `/proc/self/mountinfo`. On a hybrid system that is not `/sys/fs/cgroup`.
+///
+/// # Errors
+/// [`KernelError::NoCgroup2`] if none is mounted.
+pub fn find_cgroup2_root() -> Result<PathBuf, KernelError> {
+    let table = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(|source| KernelError::System { what: "reading /proc/self/mountinfo".to_owned(), source })?;
+    cgroup2_mount(&table).ok_or_else(|| KernelError::NoCgroup2 { reason: "/proc/self/mountinfo names none".to_owned() })
+}
+
+/// The best cgroup2 mount point in a mountinfo table: one whose root is `/` before one that shows only a subtree, then the first.
+fn cgroup2_mount(table: &str) -> Option<PathBuf> {
+    let mut best: Option<(bool, PathBuf)> = None;
+    for line in table.lines() {
+        // "ID PARENT MAJ:MIN ROOT MOUNTPOINT OPTIONS [FIELDS…] - FSTYPE SOURCE SUPER"
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        if right.split(' ').next() != Some("cgroup2") {
+            continue;
+        }
+        let mut fields = left.split(' ').skip(3);
+        let (Some(root), Some(point)) = (fields.next(), fields.next()) else { continue };
+        let whole = root == "/";
+        if best.as_ref().is_none_or(|(had_whole, _)| whole && !had_whole) {
+            best = Some((whole, PathBuf::from(unescape(point))));
+        }
+    }
+    best.map(|(_, path)| path)
+}
+
+/// mountinfo writes space, tab, newline and backslash as `\ooo`.
+fn unescape(field: &str) -> String {
+    let bytes = field.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut i = 0;
+    while i < bytes.len() {
+        let octal = bytes.get(i + 1..i + 4).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        match (bytes[i], octal) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                i += 4;
+            }
+            (byte, _) => {
+                out.push(byte);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup2_mount_of_a_hybrid_system_is_found() {
+        let table = "32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n\
+                     41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:4 - cgroup2 cgroup2 rw\n";
+        assert_eq!(cgroup2_mount(table), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+    }
+
+    #[test]
+    fn a_mount_of_the_whole_tree_is_preferred_and_escapes_are_undone() {
+        let table = "1 0 0:1 /kubepods /sub rw - cgroup2 c rw\n2 0 0:1 / /my\\040root rw - cgroup2 c rw\n3 0 0:1 / /late rw - cgroup2 c rw\n";
+        assert_eq!(cgroup2_mount(table), Some(PathBuf::from("/my root")));
+    }
+
+    #[test]
+    fn a_table_without_cgroup2_or_with_broken_lines_gives_none() {
+        assert_eq!(cgroup2_mount("x\n - cgroup2\n1 2 3 - cgroup2 c rw\n"), None);
+    }
+}
