@@ -1,2 +1,18 @@
-//! The guardrail command.
-fn main() {}
+//! The `guardrail` command: files and URLs in, tables and YAML out.
+//!
+//! Exit codes (stable): 0 fine, 1 findings, 2 could not answer. Answers go to stdout, everything else to stderr.
+
+mod cli;
+mod exit;
+mod export;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cli::Cli::try_parse() {
+        Ok(cli) => cli::run(cli),
+        Err(error) => exit::usage(&error),
+    }
+}

@@ -1,0 +1,31 @@
+//! The command line, as clap sees it.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::export;
+
+/// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks nothing.
+#[derive(Debug, Parser)]
+#[command(name = "guardrail", version, max_term_width = 100, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = "Exit codes: 0 fine, 1 findings (a denied flow, a lint error), 2 could not answer.")]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write NetworkPolicy files that allow what was observed
+    Export(export::Args),
+}
+
+/// Runs the command.
+pub(crate) fn run(cli: Cli) -> ExitCode {
+    match cli.command {
+        Command::Export(args) => export::run(args),
+    }
+}

@@ -1,0 +1,52 @@
+//! Exit codes: the contract that scripts rely on.
+
+use std::process::ExitCode;
+
+/// What a command found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Nothing to complain about: 0.
+    Fine,
+    /// Findings, for example a denied flow or a lint error: 1.
+    Findings,
+    /// No answer: bad input, or incomplete or unproven without the flag that accepts it: 2.
+    Unanswered,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Fine => Self::SUCCESS,
+            Outcome::Findings => Self::from(1),
+            Outcome::Unanswered => Self::from(2),
+        }
+    }
+}
+
+/// Turns a command's result into the exit code; an error is printed to stderr and means "could not answer".
+pub(crate) fn finish(result: anyhow::Result<Outcome>) -> ExitCode {
+    match result {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            if is_broken_pipe(&error) {
+                return Outcome::Fine.into();
+            }
+            anstream::eprintln!("error: {error:#}");
+            Outcome::Unanswered.into()
+        }
+    }
+}
+
+/// Somebody closed our stdout (`| head`): they have what they wanted.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Prints clap's message. Help and version are fine; a usage error is "could not answer".
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    let printed = error.print();
+    let outcome = if error.use_stderr() || printed.is_err() { Outcome::Unanswered } else { Outcome::Fine };
+    outcome.into()
+}
