@@ -1,3 +1,13 @@
-//! The guardrail DaemonSet agent.
+//! The guardrail DaemonSet agent: kernel events and inventory in; metrics, graph and allow-lists out.
+//!
+//! [`daemon`] wires [`kernel`], [`inventory`], the pure observer of guardrail-graph, [`http`], [`metrics`] and [`files`] together; it decides
+//! nothing about identity or policy.
 
+pub mod config;
+pub mod daemon;
+pub mod files;
+pub mod http;
+pub mod inventory;
 pub mod kernel;
+pub mod metrics;
+pub mod state;

@@ -1,0 +1,153 @@
+//! The agent's command line and environment, validated into a [`Config`] before any IO. Nothing else reads the environment.
+
+use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Parser, ValueEnum};
+
+use crate::kernel::BpfLogLevel;
+
+/// Watches pod connections in the kernel, names both ends, and serves the observed dependency graph.
+///
+/// It enforces nothing. Exit codes: 0 fine, 2 it could not start (one sentence says why).
+#[derive(Clone, Debug, Parser)]
+#[command(name = "guardrail-agent", version, max_term_width = 100)]
+pub struct Config {
+    /// The cluster's objects: a file as `kubectl get … -A -o yaml` (or json) prints it. Read again when it changes.
+    #[arg(long, env = "GUARDRAIL_INVENTORY", value_name = "kube|FILE")]
+    pub inventory: InventorySource,
+
+    /// Watch the cgroups below this directory [default: the root of the cgroup v2 mount].
+    #[arg(long, env = "GUARDRAIL_CGROUP_ROOT", value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+
+    /// Address of /metrics, /healthz, /readyz and /v1/graph. They name every service in the cluster: think before you open it.
+    #[arg(long, env = "GUARDRAIL_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:9464")]
+    pub listen: SocketAddr,
+
+    /// Write allow-lists (NetworkPolicy files, phase default-deny) here.
+    #[arg(long, env = "GUARDRAIL_EXPORT_DIR", value_name = "DIR")]
+    pub export_dir: Option<PathBuf>,
+
+    /// Seconds between two exports, if something changed.
+    #[arg(long, env = "GUARDRAIL_EXPORT_INTERVAL", value_name = "SECONDS", default_value = "30")]
+    pub export_interval: Seconds,
+
+    /// Keep the observed graph here over restarts.
+    #[arg(long, env = "GUARDRAIL_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// Observe UDP (and DNS answers, for the names of external peers). Off leaves out the only programs that run per packet.
+    #[arg(long, env = "GUARDRAIL_UDP", value_enum, default_value_t = Switch::On)]
+    pub udp: Switch,
+
+    /// Name of this node, as in the cluster [default: the host name].
+    #[arg(long, env = "GUARDRAIL_NODE", value_name = "NAME")]
+    pub node: Option<String>,
+
+    /// Size of the ring that announces new edges, in bytes: a power of two, at least 4096. A full ring loses nothing, the sweep finds the edge.
+    #[arg(long, env = "GUARDRAIL_RING_BYTES", value_name = "N", default_value = "262144", value_parser = ring_bytes)]
+    pub ring_bytes: u32,
+
+    /// Entries of the kernel's flow map.
+    #[arg(long, env = "GUARDRAIL_FLOW_ENTRIES", value_name = "N", default_value = "65536",
+          value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
+    pub flow_entries: u32,
+
+    /// Flow map entries that one cgroup may hold before its remote addresses are merged into "many peers".
+    #[arg(long, env = "GUARDRAIL_NEW_KEYS_PER_CGROUP", value_name = "N", default_value = "8192",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub new_keys_per_cgroup: u32,
+
+    /// Edges that get their own time series in /metrics; the rest is summed under `other`.
+    #[arg(long, env = "GUARDRAIL_METRICS_MAX_EDGES", value_name = "N", default_value = "2000")]
+    pub metrics_max_edges: usize,
+
+    /// Diagnosis messages of the kernel programs. Costs nothing when off.
+    #[arg(long, env = "GUARDRAIL_BPF_LOG_LEVEL", value_name = "off|error|warn|info|debug", default_value_t)]
+    pub bpf_log_level: BpfLogLevel,
+
+    /// The agent's own messages on stderr, as in `info` or `guardrail_agent=debug`.
+    #[arg(long, env = "GUARDRAIL_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+
+    /// Stop after this many seconds, as if asked by SIGTERM.
+    #[arg(long, env = "GUARDRAIL_DURATION", value_name = "SECONDS")]
+    pub duration: Option<Seconds>,
+}
+
+/// Where the cluster's objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InventorySource {
+    /// The live API server.
+    Kube,
+    /// A file.
+    File(PathBuf),
+}
+
+impl FromStr for InventorySource {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s {
+            "" => Err("it is empty; give the file that `kubectl get … -A -o yaml` wrote".to_owned()),
+            "kube" => Ok(Self::Kube),
+            path => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// A whole number of seconds, at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seconds(NonZeroU64);
+
+impl Seconds {
+    /// As a duration.
+    #[must_use]
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.0.get())
+    }
+}
+
+impl FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        s.parse().map(Self).map_err(|_| "give a whole number of seconds, at least 1".to_owned())
+    }
+}
+
+/// `BPF_MAP_TYPE_RINGBUF` takes a power of two that is a multiple of the page size.
+fn ring_bytes(s: &str) -> Result<u32, String> {
+    match s.parse::<u32>() {
+        Ok(n) if n.is_power_of_two() && (4096..=1 << 30).contains(&n) => Ok(n),
+        _ => Err("give a power of two from 4096 to 1073741824".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory as _;
+        Config::command().debug_assert();
+    }
+
+    #[test]
+    fn a_ring_size_that_the_kernel_would_refuse_is_refused_first() {
+        for bad in ["0", "4095", "5000", "12288", "-1", "4k", "2147483648"] {
+            assert!(ring_bytes(bad).is_err(), "{bad}");
+        }
+        assert_eq!(ring_bytes("4096"), Ok(4096));
+    }
+}

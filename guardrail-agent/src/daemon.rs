@@ -1,0 +1,429 @@
+//! Wires the agent together: one task owns the observer, everything else talks to it over bounded channels.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use guardrail_graph::{
+    Observation, Observer, ObserverConfig, Timestamp,
+    inventory::Change,
+    snapshot::Snapshot,
+};
+use guardrail_policy::generate;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::{JoinSet, spawn_blocking},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, InventorySource, Switch},
+    files::{self, FileError},
+    http::{self, Query, Readiness},
+    inventory::{FileInventoryError, InventoryFile},
+    kernel::{Kernel, KernelConfig, KernelError, KernelStats, find_cgroup2_root},
+    metrics::{self, DaemonStats, EdgeSeries, Scrape},
+    state::StateFile,
+};
+
+/// How often the state is written while observing.
+const STATE_INTERVAL: Duration = Duration::from_secs(60);
+/// How often waits are looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why the agent did not start: one sentence each, exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// `--inventory kube`.
+    #[error("--inventory kube: the live API server is not supported yet; give a file that `kubectl get … -A -o yaml` wrote")]
+    KubeInventory,
+    /// The inventory file.
+    #[error(transparent)]
+    Inventory(#[from] FileInventoryError),
+    /// The listen address.
+    #[error("cannot listen on {address}: {source}; choose another address with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// `--export-dir`.
+    #[error("--export-dir: {0}")]
+    ExportDir(FileError),
+    /// `--state-dir`.
+    #[error("--state-dir: {0}")]
+    StateDir(FileError),
+    /// The node's name.
+    #[error("cannot tell this node's name from the host name: give it with --node")]
+    NodeName,
+    /// The kernel side.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The runtime.
+    #[error("cannot start the runtime: {0}")]
+    Runtime(io::Error),
+    /// `--log`.
+    #[error("--log: {0}")]
+    Log(String),
+}
+
+/// Why a running agent ended by itself: exit code 1.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A part ended that must not end.
+    #[error("{0} ended unexpectedly")]
+    Ended(&'static str),
+    /// The last state or export could not be written.
+    #[error("stopped, but {0}")]
+    LastWrite(FileError),
+}
+
+/// Runs the agent until SIGTERM, SIGINT or `--duration`.
+///
+/// # Errors
+/// [`RunError::Start`] before anything was observed, the others afterwards.
+pub fn run(config: Config) -> Result<(), RunError> {
+    // One thread is enough for the observer and HTTP; blocking work has threads of its own. Fewer threads, fewer malloc arenas.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
+    runtime.block_on(async { Daemon::start(config).await?.run().await })
+}
+
+struct Daemon {
+    config: Config,
+    observer: Observer,
+    kernel: Kernel,
+    observations: mpsc::Receiver<Vec<Observation>>,
+    changes: mpsc::Receiver<Vec<Change>>,
+    queries: mpsc::Receiver<Query>,
+    readiness: watch::Sender<Readiness>,
+    tasks: JoinSet<&'static str>,
+    stop: CancellationToken,
+    state: Option<StateFile>,
+    series: EdgeSeries,
+    stats: DaemonStats,
+    writes: JoinSet<Written>,
+}
+
+/// The outcome of a write in the background.
+enum Written {
+    State(Result<(), FileError>),
+    Export(Result<bool, FileError>),
+}
+
+impl Daemon {
+    /// Everything that can refuse comes before everything that leaves a trace.
+    async fn start(config: Config) -> Result<Self, StartError> {
+        let InventorySource::File(file) = config.inventory.clone() else {
+            return Err(StartError::KubeInventory);
+        };
+        let node = match &config.node {
+            Some(node) if !node.is_empty() => node.clone(),
+            _ => host_name().ok_or(StartError::NodeName)?,
+        };
+        let (inventory_file, inventory) = InventoryFile::open(file)?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        if let Some(dir) = &config.export_dir {
+            files::require_writable_dir(dir).map_err(StartError::ExportDir)?;
+        }
+        let state = match &config.state_dir {
+            Some(dir) => Some(StateFile::open(dir).map_err(StartError::StateDir)?),
+            None => None,
+        };
+
+        let cgroup_root = match &config.cgroup_root {
+            Some(dir) => dir.clone(),
+            None => find_cgroup2_root()?,
+        };
+        let kernel_config = KernelConfig {
+            udp: config.udp == Switch::On,
+            ring_bytes: config.ring_bytes,
+            flow_entries: config.flow_entries,
+            new_keys_per_cgroup: config.new_keys_per_cgroup,
+            bpf_log_level: config.bpf_log_level,
+            ..KernelConfig::new(cgroup_root)
+        };
+        let started = now();
+        let (kernel, observations) = spawn_blocking(move || Kernel::start(kernel_config))
+            .await
+            .map_err(|e| StartError::Runtime(io::Error::other(e)))??;
+
+        let observer_config = ObserverConfig::new(node, instance_id(), started);
+        let mut observer = match &state {
+            Some(state) => state.restore(observer_config),
+            None => Observer::new(observer_config),
+        };
+        for change in inventory {
+            observer.apply(change, started);
+        }
+
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let readiness = watch::Sender::new(Readiness {
+            hooks: true,
+            sockets: true,
+            inventory: true,
+            given_up: kernel.warnings().to_vec(),
+        });
+        for warning in kernel.warnings() {
+            tracing::warn!("{warning}");
+        }
+        let (query, queries) = mpsc::channel(16);
+        let serving = http::serve(listener, query, readiness.subscribe(), stop.clone());
+        tasks.spawn(async move {
+            if let Err(e) = serving.await {
+                tracing::error!("the HTTP server failed: {e}");
+            }
+            "the HTTP server"
+        });
+        let (change, changes) = mpsc::channel(1);
+        tasks.spawn(async move {
+            inventory_file.follow(change).await;
+            "the inventory reader"
+        });
+        tracing::info!(
+            node = observer.config().node,
+            listen = %config.listen,
+            udp = ?config.udp,
+            "observing"
+        );
+        Ok(Self {
+            series: EdgeSeries::new(config.metrics_max_edges),
+            stats: DaemonStats { complete: true, ..DaemonStats::default() },
+            writes: JoinSet::new(),
+            config,
+            observer,
+            kernel,
+            observations,
+            changes,
+            queries,
+            readiness,
+            tasks,
+            stop,
+            state,
+        })
+    }
+
+    async fn run(mut self) -> Result<(), RunError> {
+        let mut signals = Signals::new().map_err(StartError::Runtime)?;
+        let deadline = self.config.duration.map(|d| Instant::now() + d.duration());
+        let mut tick = interval(TICK);
+        let mut state_due = interval(STATE_INTERVAL);
+        let mut export_due = interval(self.config.export_interval.duration());
+        for timer in [&mut tick, &mut state_due, &mut export_due] {
+            timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            timer.reset();
+        }
+        let failed = loop {
+            tokio::select! {
+                batch = self.observations.recv() => match batch {
+                    Some(batch) => self.observe(batch),
+                    None => break Some("the kernel reader"),
+                },
+                Some(changes) = self.changes.recv() => self.apply(changes),
+                Some(query) = self.queries.recv() => self.answer(query),
+                _ = tick.tick() => self.observer.tick(now()),
+                _ = state_due.tick() => self.write_state(),
+                _ = export_due.tick() => self.export(),
+                Some(written) = self.writes.join_next() => self.written(written.ok()),
+                Some(ended) = self.tasks.join_next() => break Some(ended.unwrap_or("a task")),
+                name = signals.received() => {
+                    tracing::info!("{name}: final sweep, then the last files");
+                    break None;
+                }
+                () = at(deadline) => {
+                    tracing::info!("--duration is over: final sweep, then the last files");
+                    break None;
+                }
+            }
+        };
+        let written = self.finish().await;
+        match failed {
+            Some(part) => Err(RunError::Ended(part)),
+            None => written.map_err(RunError::LastWrite),
+        }
+    }
+
+    /// Detaches, folds what the kernel still holds, and writes the last files.
+    async fn finish(mut self) -> Result<(), FileError> {
+        self.readiness.send_modify(|ready| ready.hooks = false);
+        let (kernel, mut observations, mut observer) = (self.kernel, self.observations, self.observer);
+        let kernel = spawn_blocking(move || kernel.shutdown());
+        while let Some(batch) = observations.recv().await {
+            let now = now();
+            for observation in batch {
+                observer.observe(observation, now);
+            }
+        }
+        let _ = kernel.await;
+        let now = now();
+        observer.tick(now);
+        while self.writes.join_next().await.is_some() {}
+        let snapshot = observer.snapshot(now);
+        self.stop.cancel();
+        let state = match &self.state {
+            Some(state) => state.write(&json(&snapshot)),
+            None => Ok(()),
+        };
+        let export = match &self.config.export_dir {
+            Some(dir) => files::replace_set(dir, &allow_lists(&snapshot)).map(drop),
+            None => Ok(()),
+        };
+        // A client that keeps its connection open must not keep the agent from stopping.
+        let _ = tokio::time::timeout(Duration::from_secs(1), async { while self.tasks.join_next().await.is_some() {} }).await;
+        state.and(export)
+    }
+
+    fn observe(&mut self, batch: Vec<Observation>) {
+        let now = now();
+        for observation in batch {
+            self.observer.observe(observation, now);
+        }
+        self.evict();
+    }
+
+    fn apply(&mut self, changes: Vec<Change>) {
+        let now = now();
+        for change in changes {
+            self.observer.apply(change, now);
+        }
+        self.evict();
+    }
+
+    /// An address that changed its owner must not go on under one kernel entry.
+    fn evict(&mut self) {
+        let addresses = self.observer.take_reassigned_addresses();
+        if !addresses.is_empty() {
+            self.kernel.evict(addresses);
+        }
+    }
+
+    fn answer(&mut self, query: Query) {
+        let snapshot = self.snapshot();
+        // A receiver that is gone asked and went away: nothing to do.
+        match query {
+            Query::Graph(reply) => drop(reply.send(json(&snapshot))),
+            Query::Metrics(reply) => {
+                if let Ok(page) = self.scrape(&snapshot) {
+                    drop(reply.send(page));
+                }
+            }
+        }
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        let snapshot = self.observer.snapshot(now());
+        self.stats.complete = snapshot.body.coverage.complete;
+        snapshot
+    }
+
+    fn scrape(&mut self, snapshot: &Snapshot) -> Result<String, fmt::Error> {
+        let (edges, edges_suppressed) = self.series.bound(snapshot.edge_counters());
+        metrics::encode(Scrape {
+            observer: self.observer.stats(),
+            kernel: self.kernel.stats(),
+            daemon: self.stats.clone(),
+            edges,
+            edges_suppressed,
+            bpf_stats_enabled: std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled")
+                .is_ok_and(|enabled| enabled.trim() == "1"),
+        })
+    }
+
+    /// The writes are done elsewhere, one at a time: a slow disk must not stop the observer, nor pile up writes.
+    fn write_state(&mut self) {
+        if let Some(state) = self.state.clone() && self.writes.is_empty() {
+            let snapshot = self.snapshot();
+            self.writes.spawn_blocking(move || Written::State(state.write(&json(&snapshot))));
+        }
+    }
+
+    fn export(&mut self) {
+        if let Some(dir) = self.config.export_dir.clone() && self.writes.is_empty() {
+            let snapshot = self.snapshot();
+            self.writes.spawn_blocking(move || Written::Export(files::replace_set(&dir, &allow_lists(&snapshot))));
+        }
+    }
+
+    fn written(&mut self, written: Option<Written>) {
+        let seconds = now().as_unix_ns() as f64 / 1e9;
+        match written {
+            Some(Written::State(Ok(()))) => self.stats.state_last_success_seconds = seconds,
+            Some(Written::State(Err(e))) => {
+                self.stats.state_failures += 1;
+                tracing::warn!("the state was not written, next try in {} s: {e}", STATE_INTERVAL.as_secs());
+            }
+            Some(Written::Export(Ok(changed))) => {
+                self.stats.export_last_success_seconds = seconds;
+                if changed {
+                    tracing::info!("allow-lists changed");
+                }
+            }
+            Some(Written::Export(Err(e))) => {
+                self.stats.export_failures += 1;
+                let next = self.config.export_interval.duration().as_secs();
+                tracing::warn!("the allow-lists were not written, next try in {next} s: {e}");
+            }
+            None => tracing::error!("a write in the background panicked"),
+        }
+    }
+}
+
+fn json(snapshot: &Snapshot) -> Vec<u8> {
+    let mut bytes = snapshot.to_json().into_bytes();
+    bytes.push(b'\n');
+    bytes
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn received(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix_ns(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
+
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// Random, so that counts of two states of one node are never taken for one.
+fn instance_id() -> String {
+    use std::hash::{BuildHasher as _, RandomState};
+    format!("{:016x}", RandomState::new().hash_one(now().as_unix_ns()))
+}

@@ -1,0 +1,162 @@
+//! Atomic writes: a reader sees the old file or the new one, never a part, also after a crash.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+/// A file operation that failed, with the path.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {source}", path.display())]
+pub struct FileError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError { action, path, source }
+}
+
+/// Creates the directory if needed and proves that files can be written, renamed and removed in it.
+///
+/// # Errors
+/// If they cannot.
+pub fn require_writable_dir(dir: &Path) -> Result<(), FileError> {
+    fs::create_dir_all(dir).map_err(failed("create the directory", dir))?;
+    let probe = tempfile::Builder::new()
+        .prefix(".guardrail-probe-")
+        .tempfile_in(dir)
+        .map_err(failed("write in the directory", dir))?;
+    probe.close().map_err(failed("remove a file in the directory", dir))
+}
+
+/// Writes `content` beside `path`, syncs it, and renames it over `path`.
+///
+/// # Errors
+/// If a step fails; then `path` is as it was before.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".guardrail-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(dir)
+        .map_err(failed("create a temporary file for", path))?;
+    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed("write", path))?;
+    file.persist(path).map_err(|e| failed("replace", path)(e.error))?;
+    sync_dir(dir)
+}
+
+/// Makes the `.yaml`, `.json` and `.md` files below `dir` equal to `files` (relative path → content). Every file is replaced atomically and only if it
+/// differs; files that an earlier call wrote and this one does not are removed afterwards, other people's files are left alone.
+/// What an earlier call wrote stands in `.guardrail-files`, written before the first file so that a crash forgets none.
+///
+/// # Errors
+/// At the first step that fails. Files replaced before it are new and whole, the rest is old and whole; the next call completes the set.
+pub fn replace_set(dir: &Path, files: &BTreeMap<String, String>) -> Result<bool, FileError> {
+    let manifest = dir.join(".guardrail-files");
+    let before: BTreeSet<String> = match fs::read_to_string(&manifest) {
+        Ok(text) => text.lines().map(str::to_owned).collect(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
+        Err(e) => return Err(failed("read", &manifest)(e)),
+    };
+    let now: BTreeSet<String> = files.keys().cloned().collect();
+    let write_manifest = |names: &BTreeSet<String>| {
+        let text: String = names.iter().map(|name| format!("{name}\n")).collect();
+        replace(&manifest, text.as_bytes())
+    };
+    if !now.is_subset(&before) {
+        write_manifest(&now.union(&before).cloned().collect())?;
+    }
+    let mut changed = false;
+    for (name, content) in files {
+        let path = dir.join(name);
+        if fs::read(&path).is_ok_and(|old| old == content.as_bytes()) {
+            continue;
+        }
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(failed("create the directory", parent))?;
+        }
+        replace(&path, content.as_bytes())?;
+        changed = true;
+    }
+    for stale in before.difference(&now).filter(|name| is_below(name)) {
+        let path = dir.join(stale);
+        match fs::remove_file(&path) {
+            Ok(()) => changed = true,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed("remove", &path)(e)),
+        }
+    }
+    if before != now && (!before.is_empty() || !now.is_empty()) {
+        write_manifest(&now)?;
+    }
+    Ok(changed)
+}
+
+/// A manifest that somebody edited must not make us remove files elsewhere.
+fn is_below(name: &str) -> bool {
+    !name.is_empty() && Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
+}
+
+fn sync_dir(dir: &Path) -> Result<(), FileError> {
+    fs::File::open(dir).and_then(|d| d.sync_all()).map_err(failed("sync the directory", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(files: &[(&str, &str)]) -> BTreeMap<String, String> {
+        files.iter().map(|(n, c)| ((*n).to_owned(), (*c).to_owned())).collect()
+    }
+
+    fn listing(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_second_export_removes_what_only_the_first_wrote_and_nothing_of_anybody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("mine.yaml"), "hands off").unwrap();
+        assert!(replace_set(dir.path(), &set(&[("a.yaml", "1"), ("b/c.yaml", "2")])).unwrap());
+        assert!(!replace_set(dir.path(), &set(&[("a.yaml", "1"), ("b/c.yaml", "2")])).unwrap(), "nothing changed");
+        assert!(replace_set(dir.path(), &set(&[("b/c.yaml", "3")])).unwrap());
+        assert_eq!(listing(dir.path()), [".guardrail-files", "b", "mine.yaml"]);
+        assert_eq!(fs::read_to_string(dir.path().join("b/c.yaml")).unwrap(), "3");
+    }
+
+    #[test]
+    fn an_edited_manifest_cannot_reach_outside_the_directory() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("policies");
+        fs::create_dir(&dir).unwrap();
+        fs::write(outer.path().join("precious"), "x").unwrap();
+        fs::write(dir.join(".guardrail-files"), "../precious\n/etc/hostname\n").unwrap();
+        replace_set(&dir, &set(&[("a.yaml", "1")])).unwrap();
+        assert!(outer.path().join("precious").exists());
+    }
+
+    #[test]
+    fn a_failed_replace_leaves_the_old_file_and_no_temporary_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("state.json");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("x"), "").unwrap();
+        assert!(replace(&target, b"new").is_err(), "a directory cannot be replaced by a file");
+        assert_eq!(listing(dir.path()), ["state.json"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_a_file_is_refused_with_its_path() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = require_writable_dir(file.path()).unwrap_err().to_string();
+        assert!(error.contains(&file.path().display().to_string()), "{error}");
+    }
+}

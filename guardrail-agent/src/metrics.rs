@@ -1,0 +1,312 @@
+//! `/metrics`: every figure is read at the scrape, so gauges cannot drift. Names are those of DESIGN §8.
+
+use std::{collections::HashSet, fmt};
+
+use guardrail_graph::{
+    observe::LossReason,
+    observer::{EdgeCounter, Stats},
+    peer::Protocol,
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+
+use crate::kernel::KernelStats;
+
+/// What the daemon itself counts.
+#[derive(Clone, Debug, Default)]
+pub struct DaemonStats {
+    /// Unix time of the last export, seconds; 0 before the first.
+    pub export_last_success_seconds: f64,
+    /// Exports that failed.
+    pub export_failures: u64,
+    /// Unix time of the last state written, seconds; 0 before the first.
+    pub state_last_success_seconds: f64,
+    /// States that could not be written.
+    pub state_failures: u64,
+    /// Sum of the edges' completeness: 1 while nothing of class `edge` was lost.
+    pub complete: bool,
+}
+
+/// Everything that one scrape shows.
+#[derive(Debug)]
+pub struct Scrape {
+    /// The observer's counters.
+    pub observer: Stats,
+    /// The kernel side's counters.
+    pub kernel: KernelStats,
+    /// The daemon's counters.
+    pub daemon: DaemonStats,
+    /// Edges as bounded by [`EdgeSeries`].
+    pub edges: Vec<EdgeCounter>,
+    /// Edges without a series of their own.
+    pub edges_suppressed: u64,
+    /// Whether the kernel counts the programs' run time (`kernel.bpf_stats_enabled`).
+    pub bpf_stats_enabled: bool,
+}
+
+/// Which edges have a time series of their own. An edge that has one keeps it, so that no counter ever goes back.
+#[derive(Debug)]
+pub struct EdgeSeries {
+    max: usize,
+    admitted: HashSet<EdgeName>,
+    suppressed: HashSet<u64>,
+    hasher: std::hash::RandomState,
+}
+
+type EdgeName = (String, String, String, String, Protocol, u16);
+
+impl EdgeSeries {
+    /// At most `max` series.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self { max, admitted: HashSet::new(), suppressed: HashSet::new(), hasher: std::hash::RandomState::new() }
+    }
+
+    /// Keeps the edges that have a series of their own and sums the rest under `other`; also says how many edges that rest has been so far.
+    pub fn bound(&mut self, edges: Vec<EdgeCounter>) -> (Vec<EdgeCounter>, u64) {
+        use std::hash::BuildHasher as _;
+        let mut shown = Vec::with_capacity(edges.len().min(self.max + 1));
+        let mut other: Option<EdgeCounter> = None;
+        for edge in edges {
+            let name = (
+                edge.client_namespace.clone(),
+                edge.client_workload.clone(),
+                edge.server_namespace.clone(),
+                edge.server_workload.clone(),
+                edge.protocol,
+                edge.port,
+            );
+            if self.admitted.contains(&name) || self.admitted.len() < self.max {
+                self.admitted.insert(name);
+                shown.push(edge);
+                continue;
+            }
+            self.suppressed.insert(self.hasher.hash_one(&name));
+            match &mut other {
+                None => {
+                    other = Some(EdgeCounter {
+                        client_namespace: "other".to_owned(),
+                        client_workload: "other".to_owned(),
+                        server_namespace: "other".to_owned(),
+                        server_workload: "other".to_owned(),
+                        port: 0,
+                        ..edge
+                    });
+                }
+                Some(sum) => {
+                    for (total, (_, count)) in sum.outcomes.iter_mut().zip(edge.outcomes) {
+                        total.1 += count;
+                    }
+                }
+            }
+        }
+        shown.extend(other);
+        (shown, self.suppressed.len() as u64)
+    }
+}
+
+/// The scrape in the OpenMetrics text format.
+///
+/// # Errors
+/// If a value cannot be written; then nothing of it is shown.
+pub fn encode(scrape: Scrape) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(scrape));
+    let mut page = String::new();
+    text::encode(&mut page, &registry)?;
+    Ok(page)
+}
+
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+fn counters<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl IntoIterator<Item = (Labels<'a>, u64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in values {
+        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn gauges<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl IntoIterator<Item = (Labels<'a>, f64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in values {
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Self { observer, kernel, daemon, edges, edges_suppressed, bpf_stats_enabled } = self;
+        let e = &mut encoder;
+        let ports: Vec<_> = edges.iter().map(|edge| edge.port.to_string()).collect();
+        let protocols: Vec<_> = edges.iter().map(|edge| edge.protocol.to_string()).collect();
+        counters(
+            e,
+            "guardrail_flow_connections",
+            "Connections (TCP) and client datagrams (UDP) by edge and outcome",
+            edges.iter().zip(&ports).zip(&protocols).flat_map(|((edge, port), protocol)| {
+                edge.outcomes.iter().map(move |(outcome, count)| {
+                    let labels = vec![
+                        ("client_namespace", edge.client_namespace.as_str()),
+                        ("client_workload", edge.client_workload.as_str()),
+                        ("server_namespace", edge.server_namespace.as_str()),
+                        ("server_workload", edge.server_workload.as_str()),
+                        ("protocol", protocol.as_str()),
+                        ("port", port.as_str()),
+                        ("outcome", *outcome),
+                    ];
+                    (labels, *count)
+                })
+            }),
+        )?;
+        counters(
+            e,
+            "guardrail_flow_series_suppressed",
+            "Edges without a time series of their own (--metrics-max-edges)",
+            [(vec![], *edges_suppressed)],
+        )?;
+        gauges(e, "guardrail_edges", "Edges in the observed graph", [(vec![], observer.edges as f64)])?;
+        gauges(
+            e,
+            "guardrail_graph_complete",
+            "1 while nothing was lost that could hide an edge",
+            [(vec![], f64::from(u8::from(daemon.complete)))],
+        )?;
+        gauges(e, "guardrail_flows_pending", "Flows that wait for their pod or role", [(vec![], observer.pending as f64)])?;
+        counters(
+            e,
+            "guardrail_events",
+            "What was read from the kernel, by kind",
+            kernel.events.iter().map(|(kind, n)| (vec![("kind", *kind)], *n)),
+        )?;
+        counters(
+            e,
+            "guardrail_events_lost",
+            "What was lost, by reason; class hint is repaired by the sweep, class edge may hide an edge",
+            observer.losses.iter().map(|(reason, class, n)| {
+                let class = match class {
+                    guardrail_graph::observe::LossClass::Hint => "hint",
+                    guardrail_graph::observe::LossClass::Edge => "edge",
+                };
+                (vec![("reason", LossReason::as_str(*reason)), ("class", class)], *n)
+            }),
+        )?;
+        counters(
+            e,
+            "guardrail_flows_unresolved",
+            "Flows whose end or role could not be named, by reason",
+            observer.unresolved.iter().map(|(reason, n)| (vec![("reason", *reason)], *n)),
+        )?;
+        gauges(
+            e,
+            "guardrail_identity_entries",
+            "Entries of the identity tables, by kind",
+            observer.identity_entries.iter().map(|(kind, n)| (vec![("kind", *kind)], *n as f64)),
+        )?;
+        gauges(e, "guardrail_kernel_map_entries", "Live entries of the FLOWS map", [(vec![], kernel.map_entries as f64)])?;
+        gauges(e, "guardrail_kernel_map_capacity", "Capacity of the FLOWS map", [(vec![], kernel.map_capacity as f64)])?;
+        if *bpf_stats_enabled {
+            let mut family = e.encode_descriptor(
+                "guardrail_bpf_run_seconds",
+                "Time spent in each kernel program (only while kernel.bpf_stats_enabled=1)",
+                None,
+                MetricType::Counter,
+            )?;
+            for (program, stats) in &kernel.programs {
+                let labels = [("program", program.as_str())];
+                ConstCounter::new(stats.run_ns as f64 / 1e9).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        gauges(
+            e,
+            "guardrail_export_last_success_timestamp_seconds",
+            "When the allow-lists were last written (0: never)",
+            [(vec![], daemon.export_last_success_seconds)],
+        )?;
+        counters(e, "guardrail_export_failures", "Exports that failed", [(vec![], daemon.export_failures)])?;
+        gauges(
+            e,
+            "guardrail_state_last_success_timestamp_seconds",
+            "When the state was last written (0: never)",
+            [(vec![], daemon.state_last_success_seconds)],
+        )?;
+        counters(e, "guardrail_state_failures", "States that could not be written", [(vec![], daemon.state_failures)])?;
+        gauges(
+            e,
+            "guardrail_build_info",
+            "Version of the agent",
+            [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)],
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edge(port: u16, opened: u64) -> EdgeCounter {
+        EdgeCounter {
+            client_namespace: "shop".to_owned(),
+            client_workload: "Deployment/web".to_owned(),
+            server_namespace: String::new(),
+            server_workload: "external".to_owned(),
+            protocol: Protocol::Tcp,
+            port,
+            outcomes: [("opened", opened), ("refused", 0), ("unanswered", 0), ("unreachable", 0)],
+        }
+    }
+
+    fn scrape(edges: Vec<EdgeCounter>) -> Scrape {
+        Scrape {
+            observer: Stats::default(),
+            kernel: KernelStats::default(),
+            daemon: DaemonStats::default(),
+            edges,
+            edges_suppressed: 0,
+            bpf_stats_enabled: false,
+        }
+    }
+
+    #[test]
+    fn an_edge_that_has_a_series_keeps_it_and_the_rest_is_summed() {
+        let mut series = EdgeSeries::new(2);
+        series.bound(vec![edge(2, 1), edge(3, 1)]);
+        let (shown, suppressed) = series.bound(vec![edge(1, 5), edge(2, 2), edge(3, 2), edge(4, 6)]);
+        let ports: Vec<_> = shown.iter().map(|e| (e.port, e.outcomes[0].1)).collect();
+        assert_eq!(ports, [(2, 2), (3, 2), (0, 11)]);
+        assert_eq!(suppressed, 2);
+        assert_eq!(shown[2].client_workload, "other");
+    }
+
+    #[test]
+    fn a_label_value_that_needs_escaping_is_escaped() {
+        let mut hostile = edge(80, 1);
+        hostile.client_workload = "Pod/a\"b\\c\nd".to_owned();
+        let page = encode(scrape(vec![hostile])).unwrap();
+        assert!(page.contains(r#"client_workload="Pod/a\"b\\c\nd""#), "{page}");
+    }
+
+    #[test]
+    fn counters_end_in_total_and_gauges_do_not() {
+        let page = encode(scrape(vec![edge(80, 7)])).unwrap();
+        assert!(page.contains("\nguardrail_flow_connections_total{"), "{page}");
+        assert!(page.contains("\nguardrail_edges 0"), "{page}");
+        assert!(page.contains("\nguardrail_build_info{version="), "{page}");
+        assert!(page.ends_with("# EOF\n"));
+    }
+}
