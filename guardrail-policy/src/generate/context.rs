@@ -1,0 +1,196 @@
+//! Indexes over a snapshot: what generation looks up again and again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use guardrail_graph::{
+    Peer, Protocol, Snapshot, WorkloadRef,
+    snapshot::{Body, LabelSelector, WorkloadEntry},
+};
+use ipnet::IpNet;
+
+use super::{Options, PortRef, RulePeer};
+
+/// A snapshot with its indexes.
+pub(crate) struct Context<'a> {
+    pub(crate) body: &'a Body,
+    pub(crate) options: &'a Options,
+    pub(crate) workloads: BTreeMap<&'a WorkloadRef, &'a WorkloadEntry>,
+    node_addresses: BTreeMap<&'a str, BTreeSet<IpAddr>>,
+    /// Addresses that an `ipBlock` must never name: live pods and Services.
+    inside: BTreeSet<IpAddr>,
+    /// Pod ports behind a Service port that has a node port or a load balancer: address translation may hide who calls them.
+    reachable_from_outside: BTreeSet<(&'a WorkloadRef, Protocol, u16)>,
+    pod_ranges: Vec<IpNet>,
+}
+
+/// What a container port's name means in a workload.
+enum NameInPods {
+    /// Every pod defines it and the numbers differ.
+    Varies,
+    /// One number everywhere, or not defined everywhere.
+    Plain,
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(snapshot: &'a Snapshot, options: &'a Options) -> Self {
+        let body = &snapshot.body;
+        let workloads: BTreeMap<_, _> = body.workloads.iter().map(|w| (&w.workload, w)).collect();
+
+        let mut node_addresses: BTreeMap<&str, BTreeSet<IpAddr>> = BTreeMap::new();
+        for entry in &body.addresses {
+            if let (Peer::Node { name }, None) = (&entry.peer, entry.to) {
+                node_addresses.entry(name).or_default().insert(entry.address);
+            }
+        }
+        for (name, addresses) in &options.facts.node_addresses {
+            node_addresses.entry(name).or_default().extend(addresses);
+        }
+        // A loopback address is no peer of a pod; link-local ones are only NodeLocal DNS, which has its own rule.
+        for addresses in node_addresses.values_mut() {
+            addresses.retain(|a| !a.is_loopback() && !is_link_local(*a) && !a.is_unspecified());
+        }
+
+        let mut inside = BTreeSet::new();
+        for entry in body.workloads.iter().filter(|w| !w.host_network) {
+            inside.extend(entry.pods.values().flatten().flat_map(|pod| pod.addresses.iter().copied()));
+        }
+        let mut reachable_from_outside = BTreeSet::new();
+        for service in &body.services {
+            // External and load-balancer addresses are those of the outside world too; only a ClusterIP is surely inside. A snapshot keeps them
+            // together, so all of them count: the graph resolves each to the backends and leaves none as an external peer.
+            inside.extend(&service.addresses);
+            for port in &service.ports {
+                let Some(protocol) = protocol_of(&port.protocol) else { continue };
+                if port.node_port.is_none() && service.service_type != "NodePort" && service.service_type != "LoadBalancer" {
+                    continue;
+                }
+                for backend in &port.backends {
+                    if let Peer::Workload(workload) = &backend.peer {
+                        reachable_from_outside.insert((workload, protocol, backend.port));
+                    }
+                }
+            }
+        }
+        let pod_ranges = IpNet::aggregate(&options.facts.pod_ranges.iter().map(IpNet::trunc).collect());
+        Self { body, options, workloads, node_addresses, inside, reachable_from_outside, pod_ranges }
+    }
+
+    /// Whether policies are wanted for this namespace.
+    pub(crate) fn in_scope(&self, namespace: &str) -> bool {
+        self.options.namespaces.is_empty() || self.options.namespaces.contains(namespace)
+    }
+
+    /// Namespaces in scope that have at least one workload a policy can apply to.
+    pub(crate) fn namespaces(&self) -> BTreeSet<&'a str> {
+        self.body
+            .workloads
+            .iter()
+            .filter(|w| !w.host_network)
+            .map(|w| w.workload.namespace.as_str())
+            .filter(|ns| self.in_scope(ns))
+            .collect()
+    }
+
+    /// Workloads of a namespace that a policy can apply to (not host-network).
+    pub(crate) fn covered(&self, namespace: &str) -> impl Iterator<Item = &'a WorkloadEntry> {
+        self.body.workloads.iter().filter(move |w| !w.host_network && w.workload.namespace == namespace)
+    }
+
+    /// The pods of a workload as a peer of a policy in `policy_namespace`; `None` if no label names them. The flag says that the labels may
+    /// select more than this workload.
+    pub(crate) fn pods_peer(&self, workload: &WorkloadRef, policy_namespace: &str) -> Option<(RulePeer, bool)> {
+        let entry = self.workloads.get(workload)?;
+        let (selector, wider) = match &entry.selector {
+            Some(selector) => (selector.clone(), false),
+            None if entry.labels.is_empty() => return None,
+            None => (LabelSelector { match_labels: entry.labels.clone(), match_expressions: Vec::new() }, true),
+        };
+        let namespace = (workload.namespace != policy_namespace).then(|| workload.namespace.clone());
+        Some((RulePeer::Pods { namespace, selector }, wider))
+    }
+
+    /// Current addresses of a node, never link-local.
+    pub(crate) fn addresses_of_node(&self, name: &str) -> BTreeSet<IpAddr> {
+        self.node_addresses.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Nodes that host the host-network workloads behind a node end (`namespace/Owner/name`), so that a rule does not break when another
+    /// replica calls.
+    pub(crate) fn nodes_of_host_workloads(&self, names: &BTreeSet<String>) -> BTreeSet<&'a str> {
+        self.body
+            .workloads
+            .iter()
+            .filter(|w| w.host_network && names.contains(&w.workload.to_string()))
+            .flat_map(|w| w.pods.keys().map(String::as_str))
+            .filter(|node| !node.is_empty())
+            .collect()
+    }
+
+    /// Whether a pod or Service has this address, or it lies where pods get theirs and no node owns it.
+    pub(crate) fn is_inside_cluster(&self, address: IpAddr) -> bool {
+        self.inside.contains(&address) || self.pod_ranges.iter().any(|range| range.contains(&address))
+    }
+
+    /// Whether a pod port is behind a node port or a load balancer (B19).
+    pub(crate) fn is_reachable_from_outside(&self, workload: &WorkloadRef, protocol: Protocol, port: u16) -> bool {
+        self.reachable_from_outside.contains(&(workload, protocol, port))
+    }
+
+    /// Every external address, of both families. `without_pods` leaves out the ranges where pods live, if they are known.
+    pub(crate) fn anywhere(&self, without_pods: bool) -> [RulePeer; 2] {
+        ["0.0.0.0/0", "::/0"].map(|text| {
+            let cidr: IpNet = text.parse().expect("a literal range");
+            let inside = |range: &&IpNet| without_pods && cidr != **range && cidr.contains(*range);
+            RulePeer::Block { cidr, except: self.pod_ranges.iter().filter(inside).copied().collect() }
+        })
+    }
+
+    /// Whether the ranges where pods live are known.
+    pub(crate) fn knows_pod_ranges(&self) -> bool {
+        !self.pod_ranges.is_empty()
+    }
+
+    /// How a rule names this port of a workload (B2): by name if every pod defines the name and the numbers differ, else by number.
+    pub(crate) fn port_of(&self, workload: &WorkloadRef, protocol: Protocol, port: u16, name: Option<&str>) -> PortRef {
+        match name {
+            Some(name) if matches!(self.name_in_pods(workload, protocol, name), NameInPods::Varies) => PortRef::Name(name.to_owned()),
+            _ => PortRef::Number(port),
+        }
+    }
+
+    fn name_in_pods(&self, workload: &WorkloadRef, protocol: Protocol, name: &str) -> NameInPods {
+        let Some(entry) = self.workloads.get(workload) else { return NameInPods::Plain };
+        let protocol = protocol.to_string();
+        let mut numbers = BTreeSet::new();
+        for pod in entry.pods.values().flatten() {
+            match pod.ports.iter().find(|p| p.name == name && p.protocol == protocol) {
+                Some(found) => numbers.insert(found.port),
+                None => return NameInPods::Plain,
+            };
+        }
+        if numbers.len() > 1 { NameInPods::Varies } else { NameInPods::Plain }
+    }
+}
+
+/// The protocols that are observed.
+pub(crate) fn protocol_of(text: &str) -> Option<Protocol> {
+    match text {
+        "TCP" => Some(Protocol::Tcp),
+        "UDP" => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+/// 169.254.0.0/16 and fe80::/10.
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
+
+/// One address as a range.
+pub(crate) fn single(address: IpAddr) -> RulePeer {
+    RulePeer::Block { cidr: IpNet::from(address), except: BTreeSet::new() }
+}

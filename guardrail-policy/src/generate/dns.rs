@@ -1,0 +1,81 @@
+//! DNS: whoever's egress is closed still resolves names (POLICY-SEMANTICS B15).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guardrail_graph::{Peer, Protocol, WorkloadRef, snapshot::EdgeRecord};
+
+use super::{
+    PortRef, RulePeer, RulePort,
+    context::{Context, single},
+    edges::{EdgeUse, external_address, is_node_local_dns},
+};
+
+/// The DNS servers that are in use.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Dns {
+    /// DNS workloads and the pod ports on which they answer.
+    pods: BTreeMap<WorkloadRef, BTreeSet<u16>>,
+    /// NodeLocal addresses.
+    node_local: BTreeSet<std::net::IpAddr>,
+}
+
+impl Dns {
+    /// Finds the servers in use: pods that were asked on port 53, or on the pod port behind a Service's port 53.
+    pub(crate) fn in_use(context: &Context<'_>, uses: &[EdgeUse]) -> Self {
+        let mut dns = Self::default();
+        for (edge, _) in context.body.edges.iter().zip(uses).filter(|(_, used)| used.must_be_allowed()) {
+            if is_node_local_dns(edge) {
+                dns.node_local.extend(external_address(&edge.server.peer));
+            } else if let (Peer::Workload(server), true) = (&edge.server.peer, asks_for_names(edge)) {
+                dns.pods.entry(server.clone()).or_default().insert(edge.port);
+            }
+        }
+        if !dns.node_local.is_empty() {
+            // The node's cache forwards to the cluster's DNS pods, and pods fall back to them.
+            for port in context.body.services.iter().flat_map(|s| &s.ports).filter(|p| p.port == 53) {
+                for backend in &port.backends {
+                    if let Peer::Workload(server) = &backend.peer {
+                        dns.pods.entry(server.clone()).or_default().insert(backend.port);
+                    }
+                }
+            }
+        }
+        dns
+    }
+
+    /// Nothing was seen.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.node_local.is_empty()
+    }
+
+    /// The peers with their ports (always UDP and TCP), for a policy in this namespace; and the workloads that no label names.
+    pub(crate) fn allowed(&self, namespace: &str, context: &Context<'_>) -> (Vec<(RulePeer, Vec<RulePort>)>, Vec<&WorkloadRef>) {
+        let mut allowed = Vec::new();
+        let mut nameless = Vec::new();
+        for (workload, ports) in &self.pods {
+            match context.pods_peer(workload, namespace) {
+                Some((peer, _)) => allowed.push((peer, ports.iter().flat_map(|port| both(*port)).collect())),
+                None if context.workloads.get(workload).is_some_and(|w| w.host_network) => {}
+                None => nameless.push(workload),
+            }
+        }
+        allowed.extend(self.node_local.iter().map(|address| (single(*address), both(53).to_vec())));
+        (allowed, nameless)
+    }
+
+    /// Whether the namespace-wide DNS rule already allows this edge.
+    pub(crate) fn covers(&self, edge: &EdgeRecord) -> bool {
+        match &edge.server.peer {
+            Peer::Workload(server) => self.pods.get(server).is_some_and(|ports| ports.contains(&edge.port)),
+            peer => edge.port == 53 && external_address(peer).is_some_and(|a| self.node_local.contains(&a)),
+        }
+    }
+}
+
+fn asks_for_names(edge: &EdgeRecord) -> bool {
+    edge.port == 53 || edge.via.iter().any(|via| via.ends_with(":53"))
+}
+
+fn both(port: u16) -> [RulePort; 2] {
+    [Protocol::Tcp, Protocol::Udp].map(|protocol| RulePort { protocol, port: PortRef::Number(port) })
+}

@@ -1,0 +1,198 @@
+//! What one edge asks for: whether it supports a rule, and which peer the other end is.
+
+use std::collections::BTreeSet;
+
+use guardrail_graph::{
+    Peer,
+    snapshot::{EdgeRecord, Side},
+};
+use serde::Serialize;
+
+use super::{
+    RulePeer,
+    context::{Context, is_link_local, single},
+};
+
+/// Why an edge supports no rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unused {
+    /// Only failed attempts (B22), or datagrams nobody answered inside the cluster.
+    Failed,
+    /// Multicast, broadcast, link-local.
+    NotRoutable,
+    /// The backend was inferred and `--accept-inferred` was not given.
+    Inferred,
+    /// `--ignore-client` names the client (B36).
+    Ignored,
+}
+
+/// What became of an edge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EdgeUse {
+    /// It supports a rule wherever a policy covers one of its ends.
+    Supports,
+    /// It supports none.
+    Unused(Unused),
+}
+
+impl EdgeUse {
+    /// Whether the generated set must allow this edge.
+    #[must_use]
+    pub fn must_be_allowed(&self) -> bool {
+        *self == Self::Supports
+    }
+}
+
+/// Classifies an edge.
+pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
+    let unused = if edge.client.peer.workload().is_some_and(|w| context.options.ignore_clients.iter().any(|p| p.matches(w))) {
+        Unused::Ignored
+    } else if is_not_routable(edge) && !is_node_local_dns(edge) {
+        Unused::NotRoutable
+    } else if !edge.supported {
+        Unused::Failed
+    } else if edge.marks.contains("inferred") && !context.options.accept_inferred {
+        Unused::Inferred
+    } else {
+        return EdgeUse::Supports;
+    };
+    EdgeUse::Unused(unused)
+}
+
+/// NodeLocal DNS answers on a link-local address; the only link-local peer that a rule may name (B15).
+pub(crate) fn is_node_local_dns(edge: &EdgeRecord) -> bool {
+    edge.port == 53 && external_address(&edge.server.peer).is_some_and(is_link_local)
+}
+
+fn is_not_routable(edge: &EdgeRecord) -> bool {
+    let marked = ["multicast", "broadcast", "link-local"].iter().any(|m| edge.marks.contains(*m));
+    let by_address = [&edge.client.peer, &edge.server.peer].into_iter().filter_map(external_address).any(|a| {
+        a.is_multicast() || a.is_loopback() || a.is_unspecified() || is_link_local(a) || a == std::net::Ipv4Addr::BROADCAST
+    });
+    marked || by_address
+}
+
+/// The address of an external peer, an IPv4-mapped one as IPv4 (B21).
+pub(crate) fn external_address(peer: &Peer) -> Option<std::net::IpAddr> {
+    match peer {
+        Peer::External { address } => address.parse::<std::net::IpAddr>().ok().map(|a| a.to_canonical()),
+        _ => None,
+    }
+}
+
+/// How a rule can name the other end of an edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// These peers.
+    Peers {
+        peers: BTreeSet<RulePeer>,
+        note: Option<String>,
+    },
+    /// One external address among those of this port; names as observed.
+    ExternalAddress(std::net::IpAddr),
+    /// Any external address.
+    Anywhere {
+        /// The real client is hidden behind a node's address, so nothing inside may be left out.
+        identity_lost: bool,
+    },
+    /// Allowed whatever the policies say: between a pod and its own node (A29), or to itself (A28).
+    Implicit(&'static str),
+    /// No rule can name it; why, and what to do.
+    Inexpressible(String),
+}
+
+/// Who calls: the peer of an ingress rule of the server, which is a workload.
+pub(crate) fn caller(edge: &EdgeRecord, policy_namespace: &str, context: &Context<'_>) -> Need {
+    match &edge.client.peer {
+        Peer::Workload(client) => {
+            if edge.server.peer == edge.client.peer && edge.marks.contains("same-pod") {
+                return Need::Implicit("a pod's connection to itself cannot be blocked");
+            }
+            pods(client, policy_namespace, context)
+        }
+        Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
+        Peer::External { address } => external(address, context),
+        Peer::Node { name } => node_caller(edge, name, context),
+    }
+}
+
+/// Who is called: the peer of an egress rule of the client, which is a workload.
+pub(crate) fn callee(edge: &EdgeRecord, policy_namespace: &str, context: &Context<'_>) -> Need {
+    match &edge.server.peer {
+        Peer::Workload(server) => {
+            if edge.server.peer == edge.client.peer && edge.marks.contains("same-pod") {
+                return Need::Implicit("a pod's connection to itself cannot be blocked");
+            }
+            pods(server, policy_namespace, context)
+        }
+        Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
+        Peer::External { address } => external(address, context),
+        Peer::Node { name } => node(edge, name, "as servers", context),
+    }
+}
+
+fn pods(workload: &guardrail_graph::WorkloadRef, policy_namespace: &str, context: &Context<'_>) -> Need {
+    match context.pods_peer(workload, policy_namespace) {
+        Some((peer, wider)) => Need::Peers {
+            peers: BTreeSet::from([peer]),
+            note: wider.then(|| format!("the labels of {workload} may select other pods of {} too: give it a label of its own", workload.namespace)),
+        },
+        None => {
+            let advice = context
+                .workloads
+                .get(workload)
+                .and_then(|w| w.selector_advice.clone())
+                .unwrap_or_else(|| "give its pod template a label of its own".to_owned());
+            Need::Inexpressible(format!("{workload} has no label that a rule could name: {advice}"))
+        }
+    }
+}
+
+fn external(address: &str, context: &Context<'_>) -> Need {
+    match address.parse::<std::net::IpAddr>() {
+        Ok(parsed) if context.is_inside_cluster(parsed.to_canonical()) => {
+            Need::Inexpressible(format!("{address} lies inside the cluster's pod or Service addresses but nobody is known to own it"))
+        }
+        Ok(parsed) => Need::ExternalAddress(parsed.to_canonical()),
+        Err(_) => Need::Inexpressible(format!("`{address}` is no address")),
+    }
+}
+
+/// A node's address as a caller may be a host process, a host-network pod, the kubelet's probe, or somebody whose address was translated.
+fn node_caller(edge: &EdgeRecord, node_name: &str, context: &Context<'_>) -> Need {
+    let server_nodes: BTreeSet<&str> =
+        edge.sources.iter().filter(|s| s.side == Side::Server).map(|s| s.source.node.as_str()).collect();
+    let hosts: BTreeSet<&str> = edge
+        .server
+        .peer
+        .workload()
+        .and_then(|w| context.workloads.get(w))
+        .map(|w| w.pods.keys().map(String::as_str).filter(|n| !n.is_empty()).collect())
+        .unwrap_or_default();
+    let only = |nodes: &BTreeSet<&str>| nodes.len() == 1 && nodes.contains(node_name);
+    let own_node_only = if server_nodes.is_empty() { only(&hosts) } else { only(&server_nodes) };
+    let seen_at_client = edge.seen_by.contains(&Side::Client);
+    let from_outside =
+        edge.server.peer.workload().is_some_and(|w| context.is_reachable_from_outside(w, edge.protocol, edge.port));
+
+    // A socket of the node was seen: the node itself calls. Without one, a Service that is open to the outside explains the node's address.
+    if !seen_at_client && from_outside && edge.node_workloads.is_empty() {
+        return Need::Anywhere { identity_lost: true };
+    }
+    if own_node_only && edge.node_workloads.is_empty() {
+        return Need::Implicit("a pod's own node may always call it (probes)");
+    }
+    node(edge, node_name, "as clients", context)
+}
+
+fn node(edge: &EdgeRecord, name: &str, role: &str, context: &Context<'_>) -> Need {
+    let mut nodes = BTreeSet::from([name]);
+    nodes.extend(context.nodes_of_host_workloads(&edge.node_workloads));
+    let peers: BTreeSet<RulePeer> = nodes.iter().flat_map(|n| context.addresses_of_node(n)).map(single).collect();
+    if context.addresses_of_node(name).is_empty() {
+        return Need::Inexpressible(format!("no address of node {name} is known: export with an inventory that has it"));
+    }
+    Need::Peers { peers, note: Some(format!("node addresses {role}: these rules break when nodes change")) }
+}

@@ -1,0 +1,341 @@
+//! The sidecars of an export: `evidence.json` for programs, `REPORT.md` for people. Numbers, times and reasons stand here, so that policy
+//! files do not change when only counts do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use guardrail_graph::{
+    Snapshot, Timestamp, WorkloadRef,
+    snapshot::{Counts, EdgeRecord, NodeCoverage, Side, Window},
+};
+use serde::Serialize;
+
+use crate::emit::file_name;
+use crate::generate::{
+    Decision, Direction, EVIDENCE_FILE, EdgeUse, NamespaceVerdict, Options, Phase, PlannedRule, PortRef, Problem, REPORT_FILE, RulePeer, Unused,
+};
+
+/// A client that reached far more servers than others (POLICY-SEMANTICS B36).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WideClient {
+    /// The client.
+    pub client: String,
+    /// How many different servers and ports it tried or reached.
+    pub servers: usize,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+struct Evidence<'a> {
+    #[serde(rename = "apiVersion")]
+    api_version: &'static str,
+    kind: &'static str,
+    phase: Phase,
+    egress: bool,
+    forced: bool,
+    complete: bool,
+    window: &'a Window,
+    nodes: &'a NodeCoverage,
+    namespaces: &'a [NamespaceVerdict],
+    policies: Vec<PolicyEvidence<'a>>,
+    unused: Vec<UnusedEdge<'a>>,
+    closed_without_evidence: Vec<String>,
+    wide_clients: Vec<WideClient>,
+    problems: &'a BTreeSet<Problem>,
+    warnings: &'a BTreeSet<String>,
+}
+
+#[derive(Serialize)]
+struct PolicyEvidence<'a> {
+    file: String,
+    namespace: &'a str,
+    name: &'a str,
+    complete: bool,
+    rules: Vec<RuleEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct RuleEntry<'a> {
+    direction: Direction,
+    rule: usize,
+    allows: String,
+    edges: Vec<EdgeEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct EdgeEntry<'a> {
+    client: String,
+    server: String,
+    protocol: String,
+    port: u16,
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    names: BTreeSet<&'a str>,
+    #[serde(flatten)]
+    counts: Counts,
+    first_seen: Timestamp,
+    last_seen: Timestamp,
+    seen_by: &'a BTreeSet<Side>,
+    via: &'a BTreeSet<String>,
+    marks: &'a BTreeSet<String>,
+}
+
+#[derive(Serialize)]
+struct UnusedEdge<'a> {
+    why: Unused,
+    #[serde(flatten)]
+    edge: EdgeEntry<'a>,
+}
+
+/// Both sidecars.
+#[must_use]
+pub fn files(snapshot: &Snapshot, options: &Options, decision: &Decision) -> BTreeMap<String, String> {
+    let evidence = collect(snapshot, options, decision);
+    let mut json = serde_json::to_string_pretty(&evidence).expect("maps, strings and numbers always serialise");
+    json.push('\n');
+    BTreeMap::from([(EVIDENCE_FILE.to_owned(), json), (REPORT_FILE.to_owned(), markdown(&evidence))])
+}
+
+fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision) -> Evidence<'a> {
+    let edges = &snapshot.body.edges;
+    let mut policies: Vec<PolicyEvidence<'_>> = decision
+        .plan
+        .policies
+        .iter()
+        .map(|p| PolicyEvidence { file: file_name(p), namespace: &p.namespace, name: &p.name, complete: p.complete, rules: Vec::new() })
+        .collect();
+    for entry in &decision.evidence {
+        let policy = &decision.plan.policies[entry.policy];
+        let rules = match entry.direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        };
+        let Some(rule) = rules.as_ref().and_then(|rules| rules.get(entry.rule)) else { continue };
+        policies[entry.policy].rules.push(RuleEntry {
+            direction: entry.direction,
+            rule: entry.rule,
+            allows: rule_text(rule),
+            edges: entry.edges.iter().map(|index| edge_entry(&edges[*index])).collect(),
+        });
+    }
+    let unused = edges
+        .iter()
+        .zip(&decision.uses)
+        .filter_map(|(edge, used)| match used {
+            EdgeUse::Unused(why) => Some(UnusedEdge { why: *why, edge: edge_entry(edge) }),
+            EdgeUse::Supports => None,
+        })
+        .collect();
+    Evidence {
+        api_version: guardrail_graph::snapshot::API_VERSION,
+        kind: "ExportEvidence",
+        phase: decision.plan.phase,
+        egress: options.egress,
+        forced: options.forced,
+        complete: decision.verdicts.iter().all(|v| v.complete) && decision.plan.policies.iter().all(|p| p.complete),
+        window: &snapshot.body.window,
+        nodes: &snapshot.body.coverage.nodes,
+        namespaces: &decision.verdicts,
+        policies,
+        unused,
+        closed_without_evidence: decision.closed_without_evidence.iter().map(ToString::to_string).collect(),
+        wide_clients: wide_clients(edges),
+        problems: &decision.problems,
+        warnings: &decision.warnings,
+    }
+}
+
+fn edge_entry(edge: &EdgeRecord) -> EdgeEntry<'_> {
+    EdgeEntry {
+        client: edge.client.peer.to_string(),
+        server: edge.server.peer.to_string(),
+        protocol: edge.protocol.to_string(),
+        port: edge.port,
+        names: edge.client.names.iter().chain(&edge.server.names).map(String::as_str).collect(),
+        counts: edge.counts,
+        first_seen: edge.first_seen,
+        last_seen: edge.last_seen,
+        seen_by: &edge.seen_by,
+        via: &edge.via,
+        marks: &edge.marks,
+    }
+}
+
+/// Clients that tried or reached at least [`WIDE_MIN`] different servers and ports, and five times as many as the median client.
+fn wide_clients(edges: &[EdgeRecord]) -> Vec<WideClient> {
+    let mut reached: BTreeMap<&WorkloadRef, usize> = BTreeMap::new();
+    for edge in edges {
+        if let Some(client) = edge.client.peer.workload() {
+            *reached.entry(client).or_default() += 1;
+        }
+    }
+    let mut counts: Vec<usize> = reached.values().copied().collect();
+    counts.sort_unstable();
+    let median = counts.get(counts.len() / 2).copied().unwrap_or(0);
+    reached
+        .into_iter()
+        .filter(|(_, servers)| *servers >= WIDE_MIN && (*servers >= 5 * median || counts.len() < 3))
+        .map(|(client, servers)| WideClient { client: client.to_string(), servers })
+        .collect()
+}
+
+/// Fewer servers than this are never remarkable.
+const WIDE_MIN: usize = 20;
+
+/// One rule in one line.
+fn rule_text(rule: &PlannedRule) -> String {
+    let peers: Vec<String> = rule.peers.iter().map(peer_text).collect();
+    let ports: Vec<String> = rule
+        .ports
+        .iter()
+        .map(|p| match &p.port {
+            PortRef::Number(number) => format!("{number}/{}", p.protocol),
+            PortRef::Name(name) => format!("{name}/{}", p.protocol),
+        })
+        .collect();
+    let ports = if ports.is_empty() { "every port".to_owned() } else { ports.join(", ") };
+    format!("{} on {ports}", peers.join("; "))
+}
+
+fn peer_text(peer: &RulePeer) -> String {
+    match peer {
+        RulePeer::Pods { namespace, selector } => {
+            let mut labels: Vec<String> = selector.match_labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            labels.extend(selector.match_expressions.iter().map(|e| format!("{} {:?} {}", e.key, e.operator, e.values.join(","))));
+            let labels = if labels.is_empty() { "all pods".to_owned() } else { labels.join(",") };
+            namespace.as_ref().map_or_else(|| labels.clone(), |ns| format!("{labels} in {ns}"))
+        }
+        RulePeer::Block { cidr, except } if except.is_empty() => cidr.to_string(),
+        RulePeer::Block { cidr, .. } => format!("{cidr} without the cluster's pods"),
+    }
+}
+
+fn markdown(evidence: &Evidence<'_>) -> String {
+    let mut text = String::new();
+    let out = &mut text;
+    let _ = writeln!(out, "# Export report\n");
+    let verdict = if evidence.complete { "complete" } else { "incomplete" };
+    let egress = if evidence.egress { ", with egress" } else { "" };
+    let _ = writeln!(out, "Phase {}{egress}. Evidence: {verdict}.", evidence.phase);
+    if evidence.forced {
+        let _ = writeln!(out, "Exported with --force.");
+    }
+    let show = |t: Option<Timestamp>| t.map_or_else(|| "unknown".to_owned(), |t| t.to_string());
+    let _ = writeln!(out, "Window: {} to {}.", show(evidence.window.from), show(evidence.window.to));
+    let names: Vec<&str> = evidence.nodes.observed.iter().map(String::as_str).collect();
+    let _ = writeln!(out, "Nodes observed: {} of {} ({}).", names.len(), evidence.nodes.expected.union(&evidence.nodes.observed).count(), names.join(", "));
+
+    section(out, "Problems", evidence.problems.iter().map(|p| p.message.clone()));
+    section(out, "Warnings", evidence.warnings.iter().cloned());
+    namespaces(out, evidence.namespaces);
+    rules(out, evidence);
+    section(out, "Closed without evidence", evidence.closed_without_evidence.iter().cloned());
+    unused(out, &evidence.unused);
+    let wide = evidence.wide_clients.iter().map(|w| format!("{} reached or tried {} servers and ports: make sure it is meant to", w.client, w.servers));
+    section(out, "Clients with unusually many servers", wide);
+    text
+}
+
+fn section(out: &mut String, title: &str, lines: impl Iterator<Item = String>) {
+    let mut lines = lines.peekable();
+    if lines.peek().is_none() {
+        return;
+    }
+    let _ = writeln!(out, "\n## {title}\n");
+    for line in lines {
+        let _ = writeln!(out, "- {}", one_line(&line));
+    }
+}
+
+fn namespaces(out: &mut String, verdicts: &[NamespaceVerdict]) {
+    let _ = writeln!(out, "\n## Namespaces\n");
+    let _ = writeln!(out, "| namespace | evidence | why not | observed | since the last new edge | without evidence | seen from one side | inferred |");
+    let _ = writeln!(out, "|---|---|---|---|---|---|---|---|");
+    let seconds = |s: Option<u64>| s.map_or_else(|| "-".to_owned(), |s| format!("{s} s"));
+    for v in verdicts {
+        row(
+            out,
+            &[
+                v.namespace.clone(),
+                if v.complete { "complete" } else { "incomplete" }.to_owned(),
+                list(&v.reasons),
+                seconds(v.window_seconds),
+                seconds(v.since_last_new_edge_seconds),
+                list(&v.without_evidence),
+                list(&v.one_sided),
+                v.inferred.to_string(),
+            ],
+        );
+    }
+}
+
+fn rules(out: &mut String, evidence: &Evidence<'_>) {
+    let _ = writeln!(out, "\n## Rules\n");
+    let _ = writeln!(out, "| policy | rule | allows | edge | connections | first seen | last seen | seen by | via |");
+    let _ = writeln!(out, "|---|---|---|---|---|---|---|---|---|");
+    for policy in &evidence.policies {
+        for rule in &policy.rules {
+            for edge in &rule.edges {
+                row(
+                    out,
+                    &[
+                        format!("{}/{}", policy.namespace, policy.name),
+                        format!("{} {}", if rule.direction == Direction::Ingress { "ingress" } else { "egress" }, rule.rule),
+                        rule.allows.clone(),
+                        edge_text(edge),
+                        (edge.counts.opened + edge.counts.found).to_string(),
+                        edge.first_seen.to_string(),
+                        edge.last_seen.to_string(),
+                        sides(edge.seen_by),
+                        list(edge.via),
+                    ],
+                );
+            }
+        }
+    }
+}
+
+fn unused(out: &mut String, unused: &[UnusedEdge<'_>]) {
+    if unused.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n## Edges that support no rule\n");
+    let _ = writeln!(out, "| why | edge | refused | unanswered | unreachable | last seen |");
+    let _ = writeln!(out, "|---|---|---|---|---|---|");
+    for UnusedEdge { why, edge } in unused {
+        let why = match why {
+            Unused::Failed => "failed attempts only",
+            Unused::NotRoutable => "multicast, broadcast or link-local",
+            Unused::Inferred => "backend inferred (--accept-inferred)",
+            Unused::Ignored => "client ignored",
+        };
+        let c = edge.counts;
+        row(out, &[why.to_owned(), edge_text(edge), c.refused.to_string(), c.unanswered.to_string(), c.unreachable.to_string(), edge.last_seen.to_string()]);
+    }
+}
+
+fn edge_text(edge: &EdgeEntry<'_>) -> String {
+    let names: Vec<&str> = edge.names.iter().copied().collect();
+    let names = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+    let marks: Vec<&str> = edge.marks.iter().map(String::as_str).collect();
+    let marks = if marks.is_empty() { String::new() } else { format!(" [{}]", marks.join(", ")) };
+    format!("{} → {} {}/{}{names}{marks}", edge.client, edge.server, edge.port, edge.protocol)
+}
+
+fn sides(sides: &BTreeSet<Side>) -> String {
+    let names: Vec<&str> = sides.iter().map(|s| if *s == Side::Client { "client" } else { "server" }).collect();
+    names.join(", ")
+}
+
+fn list(items: &BTreeSet<String>) -> String {
+    if items.is_empty() { "-".to_owned() } else { items.iter().cloned().collect::<Vec<_>>().join(", ") }
+}
+
+fn row(out: &mut String, cells: &[String]) {
+    let cells: Vec<String> = cells.iter().map(|c| one_line(c).replace('|', "\\|")).collect();
+    let _ = writeln!(out, "| {} |", cells.join(" | "));
+}
+
+/// Names come from the cluster: they must not break a list or a table.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
