@@ -1,1 +1,17 @@
-//! The lab: ground-truth tests of guardrail on a real kernel.
+//! The lab: pods made of a kubelet-shaped cgroup and a network namespace, real processes in them, and their own log as ground truth.
+//!
+//! - [`app`]: what the application binary `guardrail-lab-app` does, and the scenario file that tells it so.
+//! - [`cluster`]: a small Kubernetes cluster as data: workloads, pods, Services; its inventory as YAML, its Services as address translation.
+//! - [`lab`]: makes such a cluster real on this machine, and removes it again whatever happens.
+//! - [`truth`]: the edges that must be found, from the applications' logs and the lab's own table alone.
+//! - [`agent`]: runs `guardrail-agent` on a node of the lab and compares what it says with the truth.
+//! - [`shop`]: the scenario that the end-to-end test and the demo share.
+//!
+//! Nothing here uses guardrail's own crates: the lab judges them through their files, sockets and exit codes only.
+
+pub mod app;
+pub mod cluster;
+pub mod lab;
+pub mod bins;
+pub mod shop;
+pub mod truth;

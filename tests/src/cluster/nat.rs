@@ -1,0 +1,49 @@
+//! Services as address translation, the way kube-proxy does it with iptables, without masquerading.
+
+use std::fmt::Write as _;
+
+use super::{Cluster, node_addresses};
+
+/// Input of `iptables-restore` (or `ip6tables-restore` with `v6`) for one node.
+#[must_use]
+pub fn rules(cluster: &Cluster, node: usize, v6: bool) -> String {
+    let mut out = String::from("*nat\n:SERVICES - [0:0]\n-A PREROUTING -j SERVICES\n-A OUTPUT -j SERVICES\n");
+    let bits = if v6 { 128 } else { 32 };
+    for service in cluster.services.iter().filter(|s| !s.headless) {
+        for port in &service.ports {
+            let backends: Vec<_> = cluster
+                .endpoints(service)
+                .filter(|pod| service.only_reached.as_ref().is_none_or(|only| cluster.workloads[pod.workload].name == *only))
+                .filter_map(|pod| {
+                    let target = cluster.target_port(port, pod)?;
+                    Some(if v6 { format!("[{}]:{target}", pod.addresses.1) } else { format!("{}:{target}", pod.addresses.0) })
+                })
+                .collect();
+            let mut fronts = vec![(pick(service.addresses, v6), port.port)];
+            if let Some(node_port) = port.node_port {
+                fronts.push((pick(node_addresses(node), v6), node_port));
+            }
+            for (address, number) in fronts {
+                let protocol = port.protocol.to_lowercase();
+                for (index, backend) in backends.iter().enumerate() {
+                    let left = backends.len() - index;
+                    let choose = if left > 1 {
+                        #[expect(clippy::cast_precision_loss, reason = "a handful of backends")]
+                        let probability = 1.0 / left as f64;
+                        format!("-m statistic --mode random --probability {probability:.6} ")
+                    } else {
+                        String::new()
+                    };
+                    writeln!(out, "-A SERVICES -d {address}/{bits} -p {protocol} --dport {number} {choose}-j DNAT --to-destination {backend}")
+                        .expect("a String takes everything");
+                }
+            }
+        }
+    }
+    out.push_str("COMMIT\n");
+    out
+}
+
+fn pick(addresses: (std::net::Ipv4Addr, std::net::Ipv6Addr), v6: bool) -> std::net::IpAddr {
+    if v6 { addresses.1.into() } else { addresses.0.into() }
+}

@@ -1,0 +1,59 @@
+//! The lab itself, without guardrail: it must be sound before it may judge anything.
+
+use std::{collections::BTreeSet, fs, time::Instant};
+
+use guardrail_tests::{
+    bins,
+    lab::{cgroup, cleanup},
+    shop::Shop,
+};
+
+#[test]
+fn the_shop_makes_the_same_true_edges_with_every_seed_and_leaves_nothing_behind() {
+    if !bins::can_run("the shop without an agent") {
+        return;
+    }
+    let app = bins::find("guardrail-lab-app");
+    let mut all = BTreeSet::new();
+    for seed in [1, 2] {
+        let begin = Instant::now();
+        let mut shop = Shop::start(&app, &["node-a", "node-b"], seed).unwrap();
+        let started = begin.elapsed();
+        shop.run().unwrap();
+        let truth = shop.truth().unwrap();
+        eprintln!("seed {seed}: started in {started:?}, done after {:?}, {} edges", begin.elapsed(), truth.edges.len());
+        for (edge, evidence) in &truth.edges {
+            eprintln!("  {edge} opened {} found {} via {:?} families {:?}", evidence.opened, evidence.found, evidence.via, evidence.families);
+        }
+        assert!(truth.edges.len() >= 30, "{} edges", truth.edges.len());
+        assert_eq!(truth.failed.len(), 2, "{:?}", truth.failed.keys());
+        assert_eq!(truth.multicast.len(), 1);
+        assert!(!truth.edges.keys().any(|e| e.server.ends_with("checkout-v2")));
+        all.insert(truth.edges.keys().cloned().collect::<Vec<_>>());
+        let name = shop.lab.name.clone();
+        shop.stop().unwrap();
+        drop(shop);
+        assert!(!cleanup::cgroup_directory(&name).unwrap().exists());
+        assert!(!cleanup::temporary_directory(&name).exists());
+    }
+    assert_eq!(all.len(), 1, "seeds change the schedule, not the edges");
+}
+
+#[test]
+fn what_a_crashed_lab_left_is_removed_by_the_next_one() {
+    if !bins::can_run("removal of leftovers") {
+        return;
+    }
+    // A process number that no process has, with any start time.
+    let name = format!("{}4194999-1-0", cleanup::PREFIX);
+    let nested = cgroup::mount().unwrap().join(&name).join("node-a/kubepods");
+    fs::create_dir_all(&nested).unwrap();
+    fs::create_dir_all(cleanup::temporary_directory(&name).join("state")).unwrap();
+    let own = cleanup::claim_name().unwrap();
+    fs::create_dir_all(cleanup::temporary_directory(&own)).unwrap();
+    cleanup::remove_leftovers().unwrap();
+    assert!(!cleanup::cgroup_directory(&name).unwrap().exists());
+    assert!(!cleanup::temporary_directory(&name).exists());
+    assert!(cleanup::temporary_directory(&own).exists(), "a living owner's things stay");
+    cleanup::remove(&own).unwrap();
+}
