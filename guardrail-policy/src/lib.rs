@@ -1,5 +1,11 @@
-//! NetworkPolicy semantics: evaluate, generate, explain, lint.
+//! NetworkPolicy semantics: read, evaluate, generate, explain, lint.
+//!
+//! Pure: no IO, no clock. Text and objects in, values out; see ARCHITECTURE.md.
+#![forbid(unsafe_code)]
 
 pub mod emit;
+pub mod evaluate;
 pub mod generate;
+pub mod model;
+pub mod read;
 pub mod report;

@@ -1,0 +1,240 @@
+//! What an evaluator has to know of a cluster: pods, namespaces, nodes, virtual addresses; from an inventory, a snapshot, or both.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use guardrail_graph::{
+    Peer, Snapshot, WorkloadRef,
+    inventory::{Namespace, Node, Object, Pod, Service},
+    snapshot::WorkloadEntry,
+};
+use ipnet::IpNet;
+
+use crate::model::{Labels, NAMESPACE_NAME_LABEL, Protocol, selector_matches};
+
+/// A pod as policies see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterPod {
+    /// `metadata.namespace`.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// `status.podIPs`, IPv4-mapped addresses as IPv4.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.nodeName`.
+    pub node: Option<String>,
+    /// `spec.hostNetwork`: counts as its node's address (A30).
+    pub host_network: bool,
+    /// Succeeded or Failed: no live endpoint (A32).
+    pub finished: bool,
+    /// Named container ports: name, protocol, number; the same name may stand here twice.
+    pub ports: Vec<(String, Protocol, u16)>,
+}
+
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterNode {
+    /// `metadata.name`.
+    pub name: String,
+    /// Addresses that are the node's own, tunnel addresses included.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// The cluster that policies are judged against.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster {
+    /// Pods. Names are unique per namespace.
+    pub pods: Vec<ClusterPod>,
+    /// Nodes.
+    pub nodes: Vec<ClusterNode>,
+    /// Labels per namespace, the name label included; `None`: the namespace was seen, its labels were not.
+    namespaces: BTreeMap<String, Option<Labels>>,
+    /// Virtual addresses and the Service (`namespace/name`) that owns them.
+    pub virtual_addresses: BTreeMap<IpAddr, String>,
+    /// Ranges that pods get their addresses from (`spec.podCIDRs` of the nodes).
+    pub pod_ranges: BTreeSet<IpNet>,
+    /// Which pods (indices) belong to a workload of the snapshot.
+    pub workloads: BTreeMap<WorkloadRef, Vec<u32>>,
+}
+
+impl Cluster {
+    /// From Kubernetes objects; order does not matter.
+    #[must_use]
+    pub fn from_objects<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Self {
+        let mut cluster = Self::default();
+        for object in objects {
+            match object {
+                Object::Namespace(n) => cluster.add_namespace(n),
+                Object::Node(n) => cluster.add_node(n),
+                Object::Pod(p) => cluster.add_pod(p),
+                Object::Service(s) => cluster.add_service(s),
+                Object::EndpointSlice(_) | Object::Controller(_) => {}
+            }
+        }
+        cluster.sort();
+        cluster
+    }
+
+    /// Adds what a snapshot knows: workloads, and pods, nodes and Services that the inventory does not have.
+    ///
+    /// A workload's pods are the inventory's pods that its selector matches or that the snapshot names. If there is none, the snapshot's own pods
+    /// stand for it, or one pod that bears the workload's labels: a CronJob's next pod is judged like its last.
+    #[must_use]
+    pub fn with_snapshot(mut self, snapshot: &Snapshot) -> Self {
+        let body = &snapshot.body;
+        for entry in &body.workloads {
+            self.namespaces.entry(entry.workload.namespace.clone()).or_default();
+            let pods = self.pods_of(entry);
+            let pods = if pods.is_empty() { self.add_stand_ins(entry) } else { pods };
+            self.workloads.insert(entry.workload.clone(), pods);
+        }
+        for address in &body.addresses {
+            if let (Peer::Node { name }, None, None) = (&address.peer, &address.pod, address.to) {
+                self.node_mut(name).addresses.insert(address.address.to_canonical());
+            }
+        }
+        for service in &body.services {
+            for address in &service.addresses {
+                self.virtual_addresses.entry(address.to_canonical()).or_insert_with(|| format!("{}/{}", service.namespace, service.name));
+            }
+        }
+        self
+    }
+
+    /// A namespace's labels; only the name label if nothing else is known (A22).
+    #[must_use]
+    pub fn namespace_labels(&self, namespace: &str) -> Labels {
+        match self.namespaces.get(namespace) {
+            Some(Some(labels)) => labels.clone(),
+            _ => Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), namespace.to_owned())]),
+        }
+    }
+
+    /// Namespaces, sorted.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.keys().map(String::as_str)
+    }
+
+    /// Namespaces of pods whose own object (hence labels) is not known.
+    pub fn namespaces_without_labels(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.iter().filter(|(_, labels)| labels.is_none()).map(|(name, _)| name.as_str())
+    }
+
+    /// Adds or replaces a namespace with its labels.
+    pub fn set_namespace(&mut self, name: &str, mut labels: Labels) {
+        labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned());
+        self.namespaces.insert(name.to_owned(), Some(labels));
+    }
+
+    /// Adds a pod; its index is its place in [`Cluster::pods`].
+    pub fn push_pod(&mut self, pod: ClusterPod) -> u32 {
+        self.namespaces.entry(pod.namespace.clone()).or_default();
+        self.pods.push(pod);
+        u32::try_from(self.pods.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    fn add_namespace(&mut self, namespace: &Namespace) {
+        self.set_namespace(&namespace.name, namespace.labels.clone());
+    }
+
+    fn add_node(&mut self, node: &Node) {
+        self.pod_ranges.extend(node.pod_cidrs.iter().copied());
+        // The network and the first host address of a node's pod range are its bridge or tunnel (DESIGN §4).
+        let own = node.pod_cidrs.iter().flat_map(|range| {
+            let network = range.network();
+            [Some(network), next(network)]
+        });
+        let own: Vec<IpAddr> = own.flatten().collect();
+        let known = self.node_mut(&node.name);
+        known.addresses.extend(node.addresses.iter().map(IpAddr::to_canonical));
+        known.addresses.extend(own);
+    }
+
+    fn add_pod(&mut self, pod: &Pod) {
+        let ports = pod.ports.iter().filter_map(|p| Some((p.name.clone()?, p.protocol.parse().ok()?, p.port))).collect();
+        self.push_pod(ClusterPod {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            labels: pod.labels.clone(),
+            addresses: pod.addresses.iter().map(IpAddr::to_canonical).collect(),
+            node: pod.node.clone(),
+            host_network: pod.host_network,
+            finished: pod.finished,
+            ports,
+        });
+    }
+
+    fn add_service(&mut self, service: &Service) {
+        for address in service.cluster_ips.iter().chain(&service.external_ips) {
+            self.virtual_addresses.insert(address.to_canonical(), format!("{}/{}", service.namespace, service.name));
+        }
+    }
+
+    fn node_mut(&mut self, name: &str) -> &mut ClusterNode {
+        let index = self.nodes.iter().position(|n| n.name == name).unwrap_or_else(|| {
+            self.nodes.push(ClusterNode { name: name.to_owned(), addresses: BTreeSet::new() });
+            self.nodes.len() - 1
+        });
+        &mut self.nodes[index]
+    }
+
+    fn sort(&mut self) {
+        self.pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        self.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+
+    fn pods_of(&self, entry: &WorkloadEntry) -> Vec<u32> {
+        let names: BTreeSet<&str> = entry.pods.values().flatten().map(|p| p.name.as_str()).collect();
+        let belongs = |pod: &ClusterPod| {
+            pod.namespace == entry.workload.namespace
+                && !pod.finished
+                && (names.contains(pod.name.as_str())
+                    || (pod.host_network == entry.host_network
+                        && entry.selector.as_ref().is_some_and(|s| selector_matches(s, &pod.labels))))
+        };
+        self.pods.iter().zip(0..).filter(|(pod, _)| belongs(pod)).map(|(_, index)| index).collect()
+    }
+
+    fn add_stand_ins(&mut self, entry: &WorkloadEntry) -> Vec<u32> {
+        let mut labels = entry.labels.clone();
+        if let Some(selector) = &entry.selector {
+            for (key, value) in &selector.match_labels {
+                labels.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        let template = ClusterPod {
+            namespace: entry.workload.namespace.clone(),
+            labels,
+            host_network: entry.host_network,
+            ..ClusterPod::default()
+        };
+        let mut pods: Vec<ClusterPod> = Vec::new();
+        for (node, entries) in &entry.pods {
+            for pod in entries {
+                pods.push(ClusterPod {
+                    name: pod.name.clone(),
+                    addresses: pod.addresses.iter().map(IpAddr::to_canonical).collect(),
+                    node: Some(node.clone()).filter(|n| !n.is_empty()),
+                    ports: pod.ports.iter().filter_map(|p| Some((p.name.clone(), p.protocol.parse().ok()?, p.port))).collect(),
+                    ..template.clone()
+                });
+            }
+        }
+        if pods.is_empty() {
+            let name = format!("({} {})", entry.workload.owner, entry.workload.name);
+            pods.push(ClusterPod { name, ..template });
+        }
+        pods.into_iter().map(|pod| self.push_pod(pod)).collect()
+    }
+}
+
+fn next(address: IpAddr) -> Option<IpAddr> {
+    match address {
+        IpAddr::V4(a) => u32::from(a).checked_add(1).map(|n| IpAddr::V4(n.into())),
+        IpAddr::V6(a) => u128::from(a).checked_add(1).map(|n| IpAddr::V6(n.into())),
+    }
+}

@@ -1,0 +1,196 @@
+//! Judging an edge of a snapshot: both ends are workloads, nodes or external peers, not single pods.
+//!
+//! A workload is judged at every kind of pod that it has (kinds differ in labels, named ports, or the `ipBlock`s that hold their addresses).
+//! An edge is allowed only if every pair is. Two pods of one workload count as two replicas, so a self edge is judged, not exempt.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::IpAddr,
+};
+
+use guardrail_graph::{
+    Peer, WorkloadRef,
+    snapshot::{EdgeRecord, Side as SeenBy},
+};
+
+use super::{End, Evaluator, Exemption, Side, Verdict};
+use crate::model::{IpBlock, PeerKind, Protocol};
+
+/// Addresses that stand for "many external clients": every one of them has to be allowed. (Documentation ranges and public resolvers.)
+const MANY_V4: [[u8; 4]; 3] = [[198, 51, 100, 1], [8, 8, 8, 8], [203, 0, 113, 250]];
+const MANY_V6: [[u16; 8]; 2] = [[0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], [0x2606, 0x4700, 0, 0, 0, 0, 0, 0x1111]];
+
+/// The answer for an edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgeVerdict {
+    /// The verdict of the first pair that is denied, else of the first pair.
+    pub verdict: Verdict,
+    /// Pairs of ends that were judged.
+    pub pairs: usize,
+    /// Pairs among them that are denied.
+    pub denied: usize,
+}
+
+impl EdgeVerdict {
+    /// Every pair is allowed.
+    #[must_use]
+    pub fn allowed(&self) -> bool {
+        self.denied == 0
+    }
+
+    /// At least one pair is allowed: the question of the proof that nothing unobserved passes.
+    #[must_use]
+    pub fn any_allowed(&self) -> bool {
+        self.denied < self.pairs
+    }
+}
+
+/// The peer cannot be judged: the cluster does not know this workload, or the address is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nothing is known about {0}: neither inventory nor snapshot lists it")]
+pub struct UnknownPeer(pub Peer);
+
+/// A kind of pod of a workload: the pod that stands for it, as an end that is no particular pod.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Replica {
+    end: End,
+    pod: u32,
+}
+
+/// The kinds of pods per workload.
+pub(super) type Replicas = BTreeMap<WorkloadRef, Vec<Replica>>;
+
+impl Evaluator {
+    /// Judges an observed edge, from what was recorded with it: a node and the pods on that same node are exempt (A29), and a named port
+    /// whose number differs between replicas is judged at those that have the observed number.
+    ///
+    /// # Errors
+    /// [`UnknownPeer`] if an end cannot be judged.
+    pub fn evaluate_edge(&self, edge: &EdgeRecord) -> Result<EdgeVerdict, UnknownPeer> {
+        let seen_at = |side: SeenBy| -> BTreeSet<&str> {
+            edge.sources.iter().filter(|s| s.side == side).map(|s| s.source.node.as_str()).collect()
+        };
+        let own_node = match (&edge.client.peer, &edge.server.peer) {
+            (Peer::Node { name }, Peer::Workload(_)) => seen_at(SeenBy::Server) == BTreeSet::from([name.as_str()]),
+            (Peer::Workload(_), Peer::Node { name }) => seen_at(SeenBy::Client) == BTreeSet::from([name.as_str()]),
+            _ => false,
+        };
+        if own_node {
+            let verdict = Verdict { exemption: Some(Exemption::OwnNode), egress: Side::NotIsolated, ingress: Side::NotIsolated };
+            return Ok(EdgeVerdict { verdict, pairs: 1, denied: 0 });
+        }
+        let clients = self.peer_ends(&edge.client.peer, true)?;
+        let servers = match (&edge.server.peer, &edge.port_name) {
+            (Peer::Workload(workload), Some(name)) => self.replicas_with_port(workload, name, edge.protocol.into(), edge.port),
+            _ => None,
+        };
+        let servers = match servers {
+            Some(servers) => servers,
+            None => self.peer_ends(&edge.server.peer, false)?,
+        };
+        Ok(self.judge(&clients, &servers, edge.protocol.into(), edge.port))
+    }
+
+    /// Judges every kind of pod of the client against every kind of the server.
+    ///
+    /// # Errors
+    /// [`UnknownPeer`] if an end cannot be judged.
+    pub fn evaluate_peers(&self, client: &Peer, server: &Peer, protocol: Protocol, port: u16) -> Result<EdgeVerdict, UnknownPeer> {
+        Ok(self.judge(&self.peer_ends(client, true)?, &self.peer_ends(server, false)?, protocol, port))
+    }
+
+    /// The ends that stand for a peer, as the client or as the server of a connection.
+    ///
+    /// A node is each of its addresses; as a server, those outside the pod ranges (nobody calls a node at its tunnel address).
+    ///
+    /// # Errors
+    /// [`UnknownPeer`] if nothing is known about it.
+    pub fn peer_ends(&self, peer: &Peer, client: bool) -> Result<Vec<End>, UnknownPeer> {
+        let unknown = || UnknownPeer(peer.clone());
+        match peer {
+            Peer::Workload(workload) => {
+                let replicas = self.replicas.get(workload).filter(|r| !r.is_empty()).ok_or_else(unknown)?;
+                Ok(replicas.iter().map(|r| r.end).collect())
+            }
+            Peer::Node { name } => {
+                let node = self.cluster().nodes.iter().find(|n| n.name == *name);
+                let all: Vec<IpAddr> = node.into_iter().flat_map(|n| n.addresses.iter().copied()).collect();
+                let outside = |a: &IpAddr| !self.cluster().pod_ranges.iter().any(|range| range.contains(a));
+                let called: Vec<IpAddr> = all.iter().copied().filter(outside).collect();
+                let used = if client || called.is_empty() { all } else { called };
+                let end = self.end_of_node(name);
+                Ok(if used.is_empty() { vec![end] } else { used.into_iter().map(|a| end.at(a)).collect() })
+            }
+            Peer::External { address } if address == Peer::MANY => {
+                let v4 = MANY_V4.into_iter().map(IpAddr::from);
+                let v6 = MANY_V6.into_iter().map(IpAddr::from);
+                Ok(v4.chain(v6).map(|a| self.end_of_address(a)).collect())
+            }
+            Peer::External { address } => Ok(vec![self.end_of_address(address.parse().map_err(|_| unknown())?)]),
+        }
+    }
+
+    fn judge(&self, clients: &[End], servers: &[End], protocol: Protocol, port: u16) -> EdgeVerdict {
+        let mut first: Option<Verdict> = None;
+        let (mut pairs, mut denied) = (0, 0);
+        for client in clients {
+            for server in servers {
+                if clients.len() + servers.len() > 2 && !client.can_reach(server) {
+                    continue;
+                }
+                let verdict = self.evaluate(client, server, protocol, port);
+                pairs += 1;
+                if !verdict.allowed() {
+                    denied += 1;
+                }
+                if first.as_ref().is_none_or(|f| f.allowed() && !verdict.allowed()) {
+                    first = Some(verdict);
+                }
+            }
+        }
+        // Ends without a family in common: judge one pair all the same, by what does not depend on addresses.
+        let verdict = first.unwrap_or_else(|| {
+            let verdict = self.evaluate(&clients[0], &servers[0], protocol, port);
+            pairs = 1;
+            denied = usize::from(!verdict.allowed());
+            verdict
+        });
+        EdgeVerdict { verdict, pairs, denied }
+    }
+
+    fn replicas_with_port(&self, workload: &WorkloadRef, name: &str, protocol: Protocol, port: u16) -> Option<Vec<End>> {
+        let has = |replica: &&Replica| {
+            let ports = &self.cluster().pods[replica.pod as usize].ports;
+            ports.iter().any(|(n, p, number)| n == name && *p == protocol && *number == port)
+        };
+        let ends: Vec<End> = self.replicas.get(workload)?.iter().filter(has).map(|r| r.end).collect();
+        (!ends.is_empty()).then_some(ends)
+    }
+
+    /// Reduces each workload's pods to the kinds that policies can tell apart.
+    pub(super) fn find_replicas(&self) -> Replicas {
+        let mut blocks: Vec<&IpBlock> = Vec::new();
+        for rule in self.policies().iter().flat_map(|p| p.ingress.iter().chain(&p.egress)) {
+            blocks.extend(rule.peers.iter().filter_map(|peer| match &peer.kind {
+                PeerKind::IpBlock(block) => Some(block),
+                PeerKind::Pods { .. } => None,
+            }));
+        }
+        blocks.sort();
+        blocks.dedup();
+        let kinds = |pods: &Vec<u32>| {
+            let mut seen = HashSet::new();
+            let mut replicas = Vec::new();
+            for &pod in pods {
+                let end = self.end_of_pod(pod).any_replica();
+                let within: Vec<bool> = blocks.iter().flat_map(|b| end.addresses().map(|a| b.contains(a)).collect::<Vec<_>>()).collect();
+                let families = end.addresses().map(|a| a.is_ipv6()).collect::<Vec<_>>();
+                if seen.insert((end.kind(), within, families)) {
+                    replicas.push(Replica { end, pod });
+                }
+            }
+            replicas
+        };
+        self.cluster().workloads.iter().map(|(workload, pods)| (workload.clone(), kinds(pods))).collect()
+    }
+}

@@ -1,0 +1,255 @@
+//! The two ends of a connection: from a name or an address to what policies can see of it.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use super::{Cluster, Evaluator, Exemption};
+
+/// The address that NodeLocal DNSCache binds on every node: it is the pod's own node, whichever that is (A29).
+const NODE_LOCAL_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
+
+/// Who answers at an address.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Owner {
+    Pod(u32),
+    Node(u32),
+}
+
+/// One end, ready to be judged. Made by [`Evaluator::end`], [`Evaluator::end_of_pod`] or [`Evaluator::end_of_address`]; cheap to copy, worth keeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct End {
+    /// Class of pods that no policy tells apart; `None`: not selectable (a node, a host-network pod, an external address).
+    pub(super) class: Option<u32>,
+    /// Index of the pod, if it is one and not on the host network.
+    pub(super) pod: Option<u32>,
+    /// The node that this end is.
+    host: NodeOf,
+    /// The node that this pod runs on.
+    node: NodeOf,
+    v4: Option<IpAddr>,
+    v6: Option<IpAddr>,
+    v6_first: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum NodeOf {
+    None,
+    /// Whichever node the other end runs on.
+    Any,
+    Is(u32),
+}
+
+impl End {
+    /// Whether policies can select this end: a pod that is not on the host network.
+    #[must_use]
+    pub fn is_pod(&self) -> bool {
+        self.class.is_some()
+    }
+
+    /// Whether this end is a node: one of its addresses, or a host-network pod.
+    #[must_use]
+    pub fn is_node(&self) -> bool {
+        self.host != NodeOf::None
+    }
+
+    /// Index of the pod in [`Cluster::pods`], if it is one that policies can select.
+    #[must_use]
+    pub fn pod(&self) -> Option<u32> {
+        self.pod
+    }
+
+    /// The same end, speaking from this address.
+    #[must_use]
+    pub(super) fn at(mut self, address: IpAddr) -> Self {
+        (self.v4, self.v6, self.v6_first) = split(&[address]);
+        self
+    }
+
+    /// The same pod as any replica like it: exempt neither as itself nor as its node's.
+    pub(super) fn any_replica(mut self) -> Self {
+        self.pod = None;
+        self.node = NodeOf::None;
+        self
+    }
+
+    /// What policies can select it by.
+    pub(super) fn kind(&self) -> (Option<u32>, bool) {
+        (self.class, self.is_node())
+    }
+
+    /// Its addresses, at most one of each family, the first one first.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let pair = if self.v6_first { [self.v6, self.v4] } else { [self.v4, self.v6] };
+        pair.into_iter().flatten()
+    }
+
+    /// Whether both have an address of one family, as far as addresses are known.
+    pub(super) fn can_reach(&self, other: &Self) -> bool {
+        let none = |end: &Self| end.v4.is_none() && end.v6.is_none();
+        none(self) || none(other) || (self.v4.is_some() && other.v4.is_some()) || (self.v6.is_some() && other.v6.is_some())
+    }
+
+    fn first(&self) -> Option<IpAddr> {
+        if self.v6_first { self.v6.or(self.v4) } else { self.v4.or(self.v6) }
+    }
+}
+
+/// An end that cannot be judged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownEnd {
+    /// Neither `namespace/pod` nor an address.
+    #[error("`{0}` is neither namespace/pod nor an IP address")]
+    Malformed(String),
+    /// The inventory has no such pod.
+    #[error("the inventory has no pod `{0}`")]
+    NoSuchPod(String),
+    /// Succeeded or Failed (A32).
+    #[error("pod `{0}` has finished: it has no live endpoint")]
+    Finished(String),
+    /// The address of a Service: policies are judged at the pod behind it (A27).
+    #[error("{address} is the virtual address of Service {service}: policies are judged at the pod behind it")]
+    Virtual {
+        /// The address.
+        address: IpAddr,
+        /// `namespace/name`.
+        service: String,
+    },
+}
+
+impl UnknownEnd {
+    /// The end exists, but a policy cannot be judged there: the flow is unproven; otherwise the input is wrong.
+    #[must_use]
+    pub fn is_unproven(&self) -> bool {
+        matches!(self, Self::Finished(_) | Self::Virtual { .. })
+    }
+}
+
+/// Who answers at which address. Pods win over the nodes' range addresses; finished pods have none (A32).
+pub(super) fn owners(cluster: &Cluster) -> HashMap<IpAddr, Owner> {
+    let mut owners = HashMap::new();
+    for (pod, index) in cluster.pods.iter().zip(0..).filter(|(p, _)| !p.finished && !p.host_network) {
+        for address in &pod.addresses {
+            owners.entry(*address).or_insert(Owner::Pod(index));
+        }
+    }
+    for (node, index) in cluster.nodes.iter().zip(0..) {
+        for address in &node.addresses {
+            owners.entry(*address).or_insert(Owner::Node(index));
+        }
+    }
+    for (pod, index) in cluster.pods.iter().zip(0..).filter(|(p, _)| !p.finished && p.host_network) {
+        for address in &pod.addresses {
+            owners.entry(*address).or_insert(Owner::Pod(index));
+        }
+    }
+    owners
+}
+
+impl Evaluator {
+    /// The end that `namespace/pod` or an IP address names.
+    ///
+    /// # Errors
+    /// See [`UnknownEnd`].
+    pub fn end(&self, text: &str) -> Result<End, UnknownEnd> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            let address = address.to_canonical();
+            if !self.owners.contains_key(&address)
+                && let Some(service) = self.cluster().virtual_addresses.get(&address)
+            {
+                return Err(UnknownEnd::Virtual { address, service: service.clone() });
+            }
+            return Ok(self.end_of_address(address));
+        }
+        match text.split_once('/') {
+            Some((namespace, pod)) if !namespace.is_empty() && !pod.is_empty() && !pod.contains('/') => {}
+            _ => return Err(UnknownEnd::Malformed(text.to_owned())),
+        }
+        let index = *self.names.get(text).ok_or_else(|| UnknownEnd::NoSuchPod(text.to_owned()))?;
+        if self.cluster().pods[index as usize].finished {
+            return Err(UnknownEnd::Finished(text.to_owned()));
+        }
+        Ok(self.end_of_pod(index))
+    }
+
+    /// The end of the pod with this index in [`Cluster::pods`].
+    ///
+    /// # Panics
+    /// If there is no such pod.
+    #[must_use]
+    pub fn end_of_pod(&self, index: u32) -> End {
+        let pod = &self.cluster().pods[index as usize];
+        let node = pod.node.as_deref().and_then(|n| self.compiled.node_id(n)).map_or(NodeOf::None, NodeOf::Is);
+        let mut addresses = pod.addresses.clone();
+        if pod.host_network && addresses.is_empty() {
+            // A host-network pod speaks with its node's address.
+            let own = self.cluster().nodes.iter().find(|n| Some(&n.name) == pod.node.as_ref());
+            addresses.extend(own.into_iter().flat_map(|n| n.addresses.iter().copied()));
+        }
+        let (v4, v6, v6_first) = split(&addresses);
+        if pod.host_network {
+            return End { class: None, pod: None, host: known(node), node: NodeOf::None, v4, v6, v6_first };
+        }
+        End { class: self.compiled.class_of_pod(index), pod: Some(index), host: NodeOf::None, node, v4, v6, v6_first }
+    }
+
+    /// The end at this address: a live pod's, a node's, or something external.
+    #[must_use]
+    pub fn end_of_address(&self, address: IpAddr) -> End {
+        let address = address.to_canonical();
+        let end = match self.owners.get(&address) {
+            Some(Owner::Pod(index)) => self.end_of_pod(*index),
+            Some(Owner::Node(index)) => self.end_of_node(&self.cluster().nodes[*index as usize].name),
+            None => {
+                let host = if address == NODE_LOCAL_DNS { NodeOf::Any } else { NodeOf::None };
+                End { class: None, pod: None, host, node: NodeOf::None, v4: None, v6: None, v6_first: false }
+            }
+        };
+        end.at(address)
+    }
+
+    /// The end of a node, without an address: only `ipBlock`-free rules match it until [`End`] gets one from `end_of_address`.
+    pub(super) fn end_of_node(&self, name: &str) -> End {
+        let host = known(self.compiled.node_id(name).map_or(NodeOf::None, NodeOf::Is));
+        End { class: None, pod: None, host, node: NodeOf::None, v4: None, v6: None, v6_first: false }
+    }
+}
+
+/// A node that no pod names is still a node: no pod runs there.
+fn known(node: NodeOf) -> NodeOf {
+    if node == NodeOf::None { NodeOf::Is(u32::MAX) } else { node }
+}
+
+fn split(addresses: &[IpAddr]) -> (Option<IpAddr>, Option<IpAddr>, bool) {
+    let v4 = addresses.iter().copied().find(IpAddr::is_ipv4);
+    let v6 = addresses.iter().copied().find(IpAddr::is_ipv6);
+    (v4, v6, addresses.first().is_some_and(IpAddr::is_ipv6))
+}
+
+/// A28, A29.
+pub(super) fn exemption(src: &End, dst: &End) -> Option<Exemption> {
+    if src.pod.is_some() && src.pod == dst.pod {
+        return Some(Exemption::Itself);
+    }
+    let own = |pod: &End, node: &End| {
+        pod.pod.is_some()
+            && match (pod.node, node.host) {
+                (_, NodeOf::Any) => true,
+                (NodeOf::Is(a), NodeOf::Is(b)) => a == b,
+                _ => false,
+            }
+    };
+    (own(src, dst) || own(dst, src)).then_some(Exemption::OwnNode)
+}
+
+/// The addresses between which the connection runs: one family that both have, the destination's first one if they share both.
+pub(super) fn common_addresses(src: &End, dst: &End) -> (Option<IpAddr>, Option<IpAddr>) {
+    let four = src.v4.zip(dst.v4);
+    let six = src.v6.zip(dst.v6);
+    let pair = if dst.v6_first { six.or(four) } else { four.or(six) };
+    match pair {
+        Some((s, d)) => (Some(s), Some(d)),
+        None => (src.first(), dst.first()),
+    }
+}

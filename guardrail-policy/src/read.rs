@@ -1,0 +1,221 @@
+//! The strict policy reader: text as kubectl takes it in, validated [`NetworkPolicy`] objects out.
+//!
+//! Input: multi-document YAML, `List`s, JSON. What the API server's validation rejects is an error with file and line (A17, A19, A25, A33); unknown
+//! fields are warnings. Policy kinds that this crate does not evaluate are named, never skipped silently (A34). Other kinds of objects are counted.
+//! Sizes, nesting and alias expansion are bounded, so that no input makes the reader slow or deep.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
+    sync::Arc,
+};
+
+use serde::Serialize;
+
+use crate::model::{Location, NetworkPolicy};
+
+mod object;
+mod policy;
+mod selector;
+mod syntax;
+mod yaml;
+
+/// Larger files are refused, bytes. A policy file of this size is a mistake.
+pub const MAX_FILE_BYTES: usize = 64 << 20;
+
+/// What is wrong with the input, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Where.
+    pub location: Location,
+    /// What kind of problem.
+    pub kind: ProblemKind,
+    /// The policy (`namespace/name`) in which it stands, if that is known.
+    pub policy: Option<String>,
+    /// One sentence: what, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.policy {
+            Some(policy) => write!(f, "{}: {policy}: {}", self.location, self.message),
+            None => write!(f, "{}: {}", self.location, self.message),
+        }
+    }
+}
+
+/// The kinds of [`Problem`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProblemKind {
+    /// Not YAML or JSON, too large, too deep, binary.
+    Syntax,
+    /// Not a Kubernetes object, or a policy of an API version that no longer exists.
+    WrongKind,
+    /// Two different objects of one kind, namespace and name.
+    Conflict,
+    /// Rejected by the API server's validation.
+    Invalid,
+    /// A number in quotes where a port is meant: it would be a port *name*, and an invalid one.
+    QuotedPort,
+    /// A field that the API does not have: the API server drops it.
+    UnknownField,
+}
+
+/// The input cannot be used. All problems, in the order in which they stand in the files.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", display(problems))]
+pub struct ReadError {
+    /// At least one.
+    pub problems: Vec<Problem>,
+}
+
+fn display(problems: &[Problem]) -> String {
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// A policy that is there and that nobody here evaluates.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Unevaluated {
+    /// `kind`.
+    pub kind: String,
+    /// `metadata.namespace`, empty for cluster-scoped kinds.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// Where.
+    pub location: Location,
+}
+
+impl fmt::Display for Unevaluated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slash = if self.namespace.is_empty() { "" } else { "/" };
+        write!(f, "{} {}{slash}{} ({})", self.kind, self.namespace, self.name, self.location)
+    }
+}
+
+/// What was read.
+#[derive(Clone, Debug, Default)]
+pub struct PolicySet {
+    /// Valid policies, in the order of the input, each `namespace/name` once.
+    pub policies: Vec<NetworkPolicy>,
+    /// Policies of other kinds, sorted.
+    pub unevaluated: Vec<Unevaluated>,
+    /// Unknown fields.
+    pub warnings: Vec<Problem>,
+    /// How many objects of other kinds were passed over, per kind.
+    pub others: BTreeMap<String, usize>,
+}
+
+/// How strict to be with a file that holds no Kubernetes object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// The user named the file as policies: anything that is no object, or no policy at all in a file that has objects, is an error.
+    Policies,
+    /// The file was found in a directory, or is an inventory: documents that are no objects, and objects of other kinds, are passed over.
+    Anything,
+}
+
+/// Collects policies from several files.
+#[derive(Clone, Debug, Default)]
+pub struct Reader {
+    set: PolicySet,
+    problems: Vec<Problem>,
+    known: BTreeMap<(String, String), usize>,
+}
+
+impl Reader {
+    /// Nothing read yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads one file. Problems are kept for [`Reader::finish`], so that a user sees all of them at once.
+    pub fn add(&mut self, file: &str, bytes: &[u8], expect: Expect) {
+        let file: Arc<str> = file.into();
+        let documents = match yaml::documents(&file, bytes) {
+            Ok(documents) => documents,
+            Err(problem) => return self.problems.push(problem),
+        };
+        let mut found = object::Found::default();
+        for document in &documents {
+            object::collect(&file, document, expect, &mut found);
+        }
+        let object::Found { policies, unevaluated, others, problems } = found;
+        if expect == Expect::Policies && policies.is_empty() && unevaluated.is_empty() && problems.is_empty() && !others.is_empty() {
+            let (kind, line) = &others[0];
+            self.problems.push(Problem {
+                location: Location { file: file.clone(), line: *line },
+                kind: ProblemKind::WrongKind,
+                policy: None,
+                message: format!("this file holds no NetworkPolicy, the first object is a {kind}; name a policy file"),
+            });
+        }
+        self.problems.extend(problems);
+        for (kind, _) in others {
+            *self.set.others.entry(kind).or_default() += 1;
+        }
+        self.set.unevaluated.extend(unevaluated);
+        for decoded in policies {
+            self.set.warnings.extend(decoded.warnings);
+            self.problems.extend(decoded.problems);
+            if let Some(policy) = decoded.policy {
+                self.insert(policy);
+            }
+        }
+    }
+
+    /// Everything that was read.
+    ///
+    /// # Errors
+    /// All problems of all files.
+    pub fn finish(self) -> Result<PolicySet, ReadError> {
+        let (set, problems) = self.finish_lenient();
+        if problems.is_empty() { Ok(set) } else { Err(ReadError { problems }) }
+    }
+
+    /// What is valid, and beside it all problems: for the linter.
+    #[must_use]
+    pub fn finish_lenient(mut self) -> (PolicySet, Vec<Problem>) {
+        self.set.unevaluated.sort();
+        self.set.unevaluated.dedup_by(|a, b| a.kind == b.kind && a.namespace == b.namespace && a.name == b.name);
+        (self.set, self.problems)
+    }
+
+    fn insert(&mut self, policy: NetworkPolicy) {
+        match self.known.entry((policy.namespace.clone(), policy.name.clone())) {
+            Entry::Vacant(entry) => {
+                entry.insert(self.set.policies.len());
+                self.set.policies.push(policy);
+            }
+            Entry::Occupied(entry) => {
+                let first = &self.set.policies[*entry.get()];
+                if first.same_spec(&policy) {
+                    return;
+                }
+                let first_at = first.location.as_ref().map(|l| format!(" at {l}")).unwrap_or_default();
+                self.problems.extend(policy.location.clone().map(|location| Problem {
+                    location,
+                    kind: ProblemKind::Conflict,
+                    message: format!("a different NetworkPolicy of this namespace and name stands{first_at}; keep one of them"),
+                    policy: Some(policy.key()),
+                }));
+            }
+        }
+    }
+}
+
+/// Reads one file of policies.
+///
+/// # Errors
+/// All problems of the file.
+pub fn policies(file: &str, bytes: &[u8]) -> Result<PolicySet, ReadError> {
+    let mut reader = Reader::new();
+    reader.add(file, bytes, Expect::Policies);
+    reader.finish()
+}
+
+#[cfg(test)]
+mod tests;

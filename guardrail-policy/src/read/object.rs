@@ -1,0 +1,107 @@
+//! From documents to objects: `List`s are opened, policies are told from other kinds.
+
+use std::sync::Arc;
+
+use super::{
+    Expect, Problem, ProblemKind, Unevaluated,
+    policy::{self, Decoded},
+    yaml::{Node, Value},
+};
+use crate::model::Location;
+
+/// API group of the one kind that is evaluated.
+const GROUP: &str = "networking.k8s.io";
+
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) policies: Vec<Decoded>,
+    pub(super) unevaluated: Vec<Unevaluated>,
+    /// Kind and line.
+    pub(super) others: Vec<(String, u32)>,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// What a `List` of a certain kind says about items that do not say it themselves, as in an API server's own lists.
+#[derive(Clone, Copy, Default)]
+struct Implied<'a> {
+    api_version: Option<&'a str>,
+    kind: Option<&'a str>,
+}
+
+pub(super) fn collect(file: &Arc<str>, document: &Node, expect: Expect, found: &mut Found) {
+    object(file, document, expect, Implied::default(), found);
+}
+
+fn object(file: &Arc<str>, node: &Node, expect: Expect, implied: Implied<'_>, found: &mut Found) {
+    let mut wrong = |line: u32, message: String| {
+        found.problems.push(Problem { location: Location { file: file.clone(), line }, kind: ProblemKind::WrongKind, policy: None, message });
+    };
+    let Value::Map(_) = &node.value else {
+        if expect == Expect::Policies {
+            wrong(node.line, format!("a Kubernetes object is a mapping with apiVersion and kind, this is {}", node.describe()));
+        }
+        return;
+    };
+    let text = |field: &str| node.get(field).map(|n| (n.as_str(), n.line));
+    let (kind, api_version) = match (text("kind"), text("apiVersion")) {
+        (Some((Some(kind), _)), Some((Some(api_version), _))) => (kind, api_version),
+        (kind, api_version) => match (kind.is_none(), api_version.is_none(), implied) {
+            (true, true, Implied { kind: Some(kind), api_version: Some(api_version) }) => (kind, api_version),
+            _ => {
+                let bad = kind.filter(|k| k.0.is_none()).or(api_version.filter(|a| a.0.is_none()));
+                if expect == Expect::Policies || bad.is_some() && kind.is_some() && api_version.is_some() {
+                    let line = bad.map_or(node.line, |(_, line)| line);
+                    wrong(line, "this is no Kubernetes object: apiVersion and kind have to be strings; add them".to_owned());
+                }
+                return;
+            }
+        },
+    };
+    let group = api_version.split_once('/').map_or("", |(group, _)| group);
+    if let Some(item_kind) = list_of(kind)
+        && let Some(items) = node.get("items").or_else(|| (kind == "List").then_some(node))
+    {
+        let implied = Implied { api_version: Some(api_version), kind: (kind != "List").then_some(item_kind) };
+        match &items.value {
+            Value::Seq(items) => items.iter().for_each(|item| object(file, item, expect, implied, found)),
+            // `kind: List` without items is an empty list.
+            Value::Map(_) if std::ptr::eq(items, node) => {}
+            _ => wrong(items.line, format!("`items` of a {kind} is a list, this is {}", items.describe())),
+        }
+        return;
+    }
+    match kind {
+        "NetworkPolicy" if api_version == "networking.k8s.io/v1" => found.policies.push(policy::decode(file, node)),
+        "NetworkPolicy" if group.is_empty() || group == GROUP || group == "extensions" => {
+            let line = node.get("apiVersion").map_or(node.line, |n| n.line);
+            wrong(line, format!("NetworkPolicy has no API version {api_version}; write networking.k8s.io/v1"));
+        }
+        _ if is_policy(kind, group) => {
+            let metadata = |field: &str| node.get("metadata").and_then(|m| m.get(field)).and_then(Node::as_str).unwrap_or_default().to_owned();
+            found.unevaluated.push(Unevaluated {
+                kind: kind.to_owned(),
+                namespace: metadata("namespace"),
+                name: metadata("name"),
+                location: Location { file: file.clone(), line: node.line },
+            });
+        }
+        _ if group == GROUP && !["Ingress", "IngressClass", "IPAddress", "ServiceCIDR"].contains(&kind) => {
+            let line = node.get("kind").map_or(node.line, |n| n.line);
+            wrong(line, format!("{GROUP} has no kind {kind}; did you mean NetworkPolicy?"));
+        }
+        _ => found.others.push((kind.to_owned(), node.line)),
+    }
+}
+
+/// The kind of the items, if this is the kind of a list.
+fn list_of(kind: &str) -> Option<&str> {
+    kind.strip_suffix("List")
+}
+
+/// Kinds, outside networking.k8s.io, that allow or deny connections: AdminNetworkPolicy and its siblings, and what CNIs add.
+fn is_policy(kind: &str, group: &str) -> bool {
+    // Calico's staged policies enforce nothing.
+    let enforced = !kind.starts_with("Staged");
+    let named = kind.ends_with("NetworkPolicy") || kind.ends_with("EgressFirewall") || kind == "EgressNetworkPolicy";
+    enforced && group != GROUP && named
+}

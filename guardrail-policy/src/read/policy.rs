@@ -1,0 +1,366 @@
+//! One NetworkPolicy object: decoded, validated as the API server does, defaulted.
+
+use std::{net::IpAddr, sync::Arc};
+
+use guardrail_graph::snapshot::LabelSelector;
+use ipnet::IpNet;
+
+use super::{
+    Problem, ProblemKind,
+    syntax::{is_dns_label, is_dns_subdomain, is_port_name},
+    yaml::{Node, Value},
+};
+use crate::model::{Direction, IpBlock, Location, NetworkPolicy, PeerKind, PolicyPeer, PolicyPort, PolicyTypes, PortMatch, Protocol, Rule};
+
+/// Fields of `meta/v1 ObjectMeta`.
+const METADATA: &[&str] = &[
+    "annotations",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "labels",
+    "managedFields",
+    "name",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
+/// What became of one object.
+pub(super) struct Decoded {
+    /// The policy, if it is valid.
+    pub(super) policy: Option<NetworkPolicy>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<Problem>,
+}
+
+pub(super) struct Decoder<'a> {
+    file: &'a Arc<str>,
+    policy: Option<String>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+pub(super) fn decode(file: &Arc<str>, node: &Node) -> Decoded {
+    let mut decoder = Decoder { file, policy: None, problems: Vec::new(), warnings: Vec::new() };
+    let policy = decoder.policy(node);
+    let valid = decoder.problems.is_empty();
+    Decoded { policy: policy.filter(|_| valid), problems: decoder.problems, warnings: decoder.warnings }
+}
+
+impl Decoder<'_> {
+    fn policy(&mut self, node: &Node) -> Option<NetworkPolicy> {
+        let (namespace, name) = self.names(node)?;
+        self.policy = Some(format!("{namespace}/{name}"));
+        self.mapping(node, "the object", &["apiVersion", "kind", "metadata", "spec", "status"]);
+        let mut policy = NetworkPolicy {
+            namespace,
+            name,
+            location: Some(Location { file: self.file.clone(), line: node.line }),
+            pod_selector: LabelSelector::default(),
+            pod_selector_line: node.line,
+            policy_types: PolicyTypes { ingress: true, egress: false, explicit: false },
+            ingress: Vec::new(),
+            egress: Vec::new(),
+        };
+        let Some(spec) = node.get("spec") else { return Some(policy) };
+        if !self.mapping(spec, "spec", &["podSelector", "policyTypes", "ingress", "egress"]) {
+            return None;
+        }
+        if let Some(selector) = spec.get("podSelector") {
+            policy.pod_selector = self.selector(selector, "spec.podSelector");
+            policy.pod_selector_line = selector.line;
+        }
+        for direction in Direction::BOTH {
+            if let Some(rules) = spec.get(direction.field()) {
+                let field = format!("spec.{direction}");
+                let rules = self.list(rules, &field).iter().zip(0..).map(|(item, i)| self.rule(item, direction, &format!("{field}[{i}]"))).collect();
+                match direction {
+                    Direction::Ingress => policy.ingress = rules,
+                    Direction::Egress => policy.egress = rules,
+                }
+            }
+        }
+        policy.policy_types = self.policy_types(spec, !policy.egress.is_empty());
+        Some(policy)
+    }
+
+    fn names(&mut self, node: &Node) -> Option<(String, String)> {
+        let Some(metadata) = node.get("metadata") else {
+            self.invalid(node.line, "a NetworkPolicy needs metadata with a name".to_owned());
+            return None;
+        };
+        if !self.mapping(metadata, "metadata", METADATA) {
+            return None;
+        }
+        let name = self.string(metadata, "name", "metadata")?;
+        if !is_dns_subdomain(&name) {
+            self.invalid(metadata.line, format!("`{name}` is no valid name: at most 253 lower case letters, digits, `-` and `.`"));
+        }
+        let namespace = match metadata.get("namespace") {
+            Some(_) => self.string(metadata, "namespace", "metadata")?,
+            None => String::new(),
+        };
+        let namespace = if namespace.is_empty() { "default".to_owned() } else { namespace };
+        if !is_dns_label(&namespace) {
+            self.invalid(metadata.line, format!("`{namespace}` is no valid namespace name: at most 63 lower case letters, digits and `-`"));
+        }
+        Some((namespace, name))
+    }
+
+    /// A2–A4.
+    fn policy_types(&mut self, spec: &Node, has_egress_rules: bool) -> PolicyTypes {
+        let items = match spec.get("policyTypes") {
+            Some(list) => self.list(list, "spec.policyTypes"),
+            None => &[],
+        };
+        if items.is_empty() {
+            return PolicyTypes { ingress: true, egress: has_egress_rules, explicit: false };
+        }
+        let mut types = PolicyTypes { ingress: false, egress: false, explicit: true };
+        for item in items {
+            match item.as_str() {
+                Some("Ingress") => types.ingress = true,
+                Some("Egress") => types.egress = true,
+                Some(other) => self.invalid(item.line, format!("`{other}` is no policy type; write Ingress or Egress")),
+                None => self.invalid(item.line, format!("a policy type is Ingress or Egress, this is {}", item.describe())),
+            }
+        }
+        if items.len() > 2 {
+            self.invalid(items[0].line, "`spec.policyTypes` has more than two entries; write each type once".to_owned());
+        }
+        types
+    }
+
+    fn rule(&mut self, node: &Node, direction: Direction, field: &str) -> Rule {
+        let mut rule = Rule { line: node.line, ..Rule::default() };
+        // A null item is a zero value for the API server: a rule that allows everything.
+        if node.is_null() || !self.mapping(node, field, &[direction.peers_field(), "ports"]) {
+            return rule;
+        }
+        if let Some(peers) = node.get(direction.peers_field()) {
+            let field = format!("{field}.{}", direction.peers_field());
+            for (item, index) in self.list(peers, &field).iter().zip(0..) {
+                rule.peers.extend(self.peer(item, &format!("{field}[{index}]")));
+            }
+        }
+        if let Some(ports) = node.get("ports") {
+            let field = format!("{field}.ports");
+            for (item, index) in self.list(ports, &field).iter().zip(0..) {
+                rule.ports.extend(self.port(item, &format!("{field}[{index}]")));
+            }
+        }
+        rule
+    }
+
+    /// A17, A18.
+    fn peer(&mut self, node: &Node, field: &str) -> Option<PolicyPeer> {
+        if !node.is_null() && !self.mapping(node, field, &["podSelector", "namespaceSelector", "ipBlock"]) {
+            return None;
+        }
+        let pods = node.get("podSelector");
+        let namespaces = node.get("namespaceSelector");
+        let kind = match (node.get("ipBlock"), pods, namespaces) {
+            (Some(block), None, None) => PeerKind::IpBlock(self.ip_block(block, &format!("{field}.ipBlock"))?),
+            (Some(block), ..) => {
+                self.invalid(block.line, format!("`{field}` has ipBlock beside a selector; make them two entries"));
+                return None;
+            }
+            (None, None, None) => {
+                self.invalid(node.line, format!("`{field}` names no peer; give it podSelector, namespaceSelector or ipBlock"));
+                return None;
+            }
+            (None, pods, namespaces) => PeerKind::Pods {
+                namespaces: namespaces.map(|n| self.selector(n, &format!("{field}.namespaceSelector"))),
+                pods: pods.map(|n| self.selector(n, &format!("{field}.podSelector"))),
+            },
+        };
+        Some(PolicyPeer { kind, line: node.line })
+    }
+
+    /// A19.
+    fn ip_block(&mut self, node: &Node, field: &str) -> Option<IpBlock> {
+        if !self.mapping(node, field, &["cidr", "except"]) {
+            return None;
+        }
+        let text = self.string(node, "cidr", field)?;
+        let line = node.get("cidr").map_or(node.line, |n| n.line);
+        let cidr = self.cidr(&text, line)?;
+        let mut except = Vec::new();
+        if let Some(list) = node.get("except") {
+            for item in self.list(list, &format!("{field}.except")) {
+                let Some(text) = item.as_str() else {
+                    self.invalid(item.line, format!("an entry of `{field}.except` is a CIDR, this is {}", item.describe()));
+                    continue;
+                };
+                let Some(inner) = self.cidr(text, item.line) else { continue };
+                if inner.prefix_len() > cidr.prefix_len() && cidr.contains(&inner) {
+                    except.push(inner);
+                } else {
+                    self.invalid(item.line, format!("except {text} is not inside {cidr} and smaller than it; correct one of them"));
+                }
+            }
+        }
+        Some(IpBlock { cidr, except })
+    }
+
+    fn cidr(&mut self, text: &str, line: u32) -> Option<IpNet> {
+        // Older API servers take host bits (`10.0.0.1/24`) and mean the network.
+        match text.parse::<IpNet>() {
+            Ok(net) => Some(net.trunc()),
+            Err(_) => {
+                let hint = text.parse::<IpAddr>().map_or_else(|_| String::new(), |a| format!("; for one address write {a}/{}", if a.is_ipv4() { 32 } else { 128 }));
+                self.invalid(line, format!("`{text}` is no valid CIDR{hint}"));
+                None
+            }
+        }
+    }
+
+    /// A23–A25.
+    fn port(&mut self, node: &Node, field: &str) -> Option<PolicyPort> {
+        let mut port = PolicyPort { protocol: Protocol::Tcp, port: PortMatch::Any, line: node.line };
+        if node.is_null() {
+            return Some(port);
+        }
+        if !self.mapping(node, field, &["protocol", "port", "endPort"]) {
+            return None;
+        }
+        if let Some(protocol) = node.get("protocol") {
+            let text = self.string(node, "protocol", field)?;
+            match text.parse() {
+                Ok(known) => port.protocol = known,
+                Err(error) => {
+                    self.invalid(protocol.line, format!("`{text}`: {error}, in capitals"));
+                    return None;
+                }
+            }
+        }
+        let end = node.get("endPort");
+        let Some(wanted) = node.get("port") else {
+            if let Some(end) = end {
+                self.invalid(end.line, format!("`{field}` has endPort without port; add port"));
+            }
+            return Some(port);
+        };
+        port.port = match &wanted.value {
+            Value::Int(number) => {
+                let first = self.number(*number, wanted.line, &format!("{field}.port"))?;
+                let last = match end.map(|e| (&e.value, e.line)) {
+                    None => first,
+                    Some((Value::Int(number), line)) => self.number(*number, line, &format!("{field}.endPort"))?,
+                    Some((_, line)) => {
+                        self.invalid(line, format!("`{field}.endPort` is a number from 1 to 65535"));
+                        return None;
+                    }
+                };
+                if last < first {
+                    self.invalid(end.map_or(node.line, |e| e.line), format!("endPort {last} is less than port {first}; exchange them"));
+                    return None;
+                }
+                PortMatch::Range { first, last }
+            }
+            Value::Str(name) => {
+                if !self.port_name(name, wanted.line, field) {
+                    return None;
+                }
+                if let Some(end) = end {
+                    self.invalid(end.line, format!("`{field}` has endPort beside the port name `{name}`; a range needs a number"));
+                    return None;
+                }
+                PortMatch::Named(name.clone())
+            }
+            _ => {
+                self.invalid(wanted.line, format!("`{field}.port` is a number or a port name, this is {}", wanted.describe()));
+                return None;
+            }
+        };
+        Some(port)
+    }
+
+    fn number(&mut self, number: i128, line: u32, field: &str) -> Option<u16> {
+        let port = u16::try_from(number).ok().filter(|p| *p > 0);
+        if port.is_none() {
+            self.invalid(line, format!("`{field}` is {number}; a port is a number from 1 to 65535"));
+        }
+        port
+    }
+
+    fn port_name(&mut self, name: &str, line: u32, field: &str) -> bool {
+        if is_port_name(name) {
+            return true;
+        }
+        if !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
+            let message = format!("`{field}.port` is \"{name}\" in quotes, which means a port *named* {name}; remove the quotes");
+            self.problem(ProblemKind::QuotedPort, line, message);
+        } else {
+            self.invalid(line, format!("`{name}` is no valid port name: at most 15 lower case letters, digits and `-`, one letter at least"));
+        }
+        false
+    }
+
+    /// Whether it is a mapping; warns of fields that the API does not have.
+    pub(super) fn mapping(&mut self, node: &Node, field: &str, known: &[&str]) -> bool {
+        let Value::Map(entries) = &node.value else {
+            self.invalid(node.line, format!("`{field}` is a mapping, this is {}", node.describe()));
+            return false;
+        };
+        for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&key.name.as_str())) {
+            let hint = known.iter().find(|k| k.eq_ignore_ascii_case(&key.name) || is_close(k, &key.name)).map_or_else(String::new, |k| format!("; did you mean `{k}`?"));
+            let message = format!("`{field}` has no field `{}`, the API server drops it{hint}", key.name);
+            self.warnings.push(self.make(ProblemKind::UnknownField, key.line, message));
+        }
+        true
+    }
+
+    /// The items of a list; none, and a problem, if it is something else.
+    pub(super) fn list<'n>(&mut self, node: &'n Node, field: &str) -> &'n [Node] {
+        match &node.value {
+            Value::Seq(items) => items,
+            _ => {
+                self.invalid(node.line, format!("`{field}` is a list, this is {}", node.describe()));
+                &[]
+            }
+        }
+    }
+
+    /// A required string.
+    pub(super) fn string(&mut self, node: &Node, name: &str, field: &str) -> Option<String> {
+        match node.get(name) {
+            Some(Node { value: Value::Str(s), .. }) => Some(s.clone()),
+            Some(other) => {
+                self.invalid(other.line, format!("`{field}.{name}` is a string, this is {}; put it in quotes", other.describe()));
+                None
+            }
+            None => {
+                self.invalid(node.line, format!("`{field}` lacks `{name}`; add it"));
+                None
+            }
+        }
+    }
+
+    pub(super) fn invalid(&mut self, line: u32, message: String) {
+        self.problem(ProblemKind::Invalid, line, message);
+    }
+
+    fn problem(&mut self, kind: ProblemKind, line: u32, message: String) {
+        let problem = self.make(kind, line, message);
+        self.problems.push(problem);
+    }
+
+    fn make(&self, kind: ProblemKind, line: u32, message: String) -> Problem {
+        Problem { location: Location { file: self.file.clone(), line }, kind, policy: self.policy.clone(), message }
+    }
+}
+
+/// One letter too many, too few, or wrong.
+fn is_close(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let start = a.iter().zip(b).take_while(|(x, y)| x == y).count();
+    let end = a[start..].iter().rev().zip(b[start..].iter().rev()).take_while(|(x, y)| x == y).count();
+    a.len() - start - end <= 1 && b.len() - start - end <= 1
+}

@@ -1,0 +1,217 @@
+//! YAML and JSON text to a tree that knows its lines and tells absent, null and empty apart.
+
+use std::{fmt, sync::Arc};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, SeqAccess, Visitor},
+};
+use serde_saphyr::{Error, Spanned, options::AliasLimits};
+
+use super::{MAX_FILE_BYTES, Problem, ProblemKind};
+use crate::model::Location;
+
+/// Deepest nesting of a Kubernetes object that makes sense; a NetworkPolicy in a List needs 11.
+const MAX_DEPTH: usize = 100;
+/// Most nodes that aliases may add.
+const MAX_ALIASED: usize = 100_000;
+
+/// A value with the line on which it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) line: u32,
+    pub(super) value: Value,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Value {
+    Null,
+    Bool,
+    Int(i128),
+    Float,
+    Str(String),
+    Seq(Vec<Node>),
+    Map(Vec<(Key, Node)>),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Key {
+    pub(super) name: String,
+    pub(super) line: u32,
+}
+
+impl Node {
+    /// What it is, for messages.
+    pub(super) fn describe(&self) -> &'static str {
+        match &self.value {
+            Value::Null => "null",
+            Value::Bool => "a boolean",
+            Value::Int(_) => "a number",
+            Value::Float => "a fraction",
+            Value::Str(_) => "a string",
+            Value::Seq(_) => "a list",
+            Value::Map(_) => "a mapping",
+        }
+    }
+
+    pub(super) fn is_null(&self) -> bool {
+        matches!(self.value, Value::Null)
+    }
+
+    /// The field of a mapping; null counts as absent.
+    pub(super) fn get(&self, name: &str) -> Option<&Self> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|(k, _)| k.name == name).map(|(_, v)| v).filter(|v| !v.is_null()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            Value::Str(s) => Some(s),
+            _ => None,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<Value>::deserialize(deserializer)?;
+        Ok(Self { line: line(spanned.referenced.line()), value: spanned.value })
+    }
+}
+
+fn line(line: u64) -> u32 {
+    u32::try_from(line).unwrap_or(u32::MAX).max(1)
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Value, E> {
+        Ok(Value::Bool)
+    }
+
+    fn visit_i64<E: de::Error>(self, v: i64) -> Result<Value, E> {
+        Ok(Value::Int(v.into()))
+    }
+
+    fn visit_u64<E: de::Error>(self, v: u64) -> Result<Value, E> {
+        Ok(Value::Int(v.into()))
+    }
+
+    fn visit_i128<E: de::Error>(self, v: i128) -> Result<Value, E> {
+        Ok(Value::Int(v))
+    }
+
+    fn visit_u128<E: de::Error>(self, v: u128) -> Result<Value, E> {
+        Ok(Value::Int(i128::try_from(v).unwrap_or(i128::MAX)))
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Value, E> {
+        Ok(Value::Float)
+    }
+
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<Value, E> {
+        Ok(Value::Str(v.to_owned()))
+    }
+
+    fn visit_string<E: de::Error>(self, v: String) -> Result<Value, E> {
+        Ok(Value::Str(v))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Value::Seq(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(key) = map.next_key::<Spanned<String>>()? {
+            let key_line = line(key.referenced.line());
+            entries.push((Key { name: key.value, line: key_line }, map.next_value()?));
+        }
+        Ok(Value::Map(entries))
+    }
+}
+
+/// The documents of a file; empty documents are left out.
+pub(super) fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, Problem> {
+    let problem = |line: u32, message: String| Problem {
+        location: Location { file: file.clone(), line },
+        kind: ProblemKind::Syntax,
+        policy: None,
+        message,
+    };
+    if bytes.len() > MAX_FILE_BYTES {
+        let message = format!("the file has more than {} MiB, no policy file is that large; name a smaller file", MAX_FILE_BYTES >> 20);
+        return Err(problem(1, message));
+    }
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+        Err(error) => return Err(problem(line_of(bytes, error.valid_up_to()), "this is no text (invalid UTF-8); name a YAML or JSON file".to_owned())),
+    };
+    if let Some(at) = bytes.iter().position(|b| matches!(b, 0..=8 | 11..=12 | 14..=31 | 127)) {
+        return Err(problem(line_of(bytes, at), "this is no text (a control character); name a YAML or JSON file".to_owned()));
+    }
+    serde_saphyr::from_multiple_with_options::<Node>(text, options()).map_err(|error| {
+        let error = error.without_snippet();
+        let at = error.location().map_or(1, |l| line(l.line()));
+        problem(at, format!("not valid YAML: {}", one_line(error)))
+    })
+}
+
+fn line_of(bytes: &[u8], offset: usize) -> u32 {
+    let newlines = bytes[..offset].iter().filter(|b| **b == b'\n').count();
+    u32::try_from(newlines + 1).unwrap_or(u32::MAX)
+}
+
+/// The parser's message without its own position, which is told in `file:line` form.
+fn one_line(error: &Error) -> String {
+    let text = error.to_string();
+    let text = text.lines().next().unwrap_or_default().trim();
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    match text.rfind(" at line ") {
+        Some(at) if text[at..].chars().all(|c| c.is_ascii_alphanumeric() || " ,:".contains(c)) => text[..at].to_owned(),
+        _ => text.to_owned(),
+    }
+}
+
+fn options() -> serde_saphyr::Options {
+    let mut limits = AliasLimits::default();
+    limits.max_total_replayed_events = MAX_ALIASED;
+    let mut budget = serde_saphyr::Budget::default();
+    budget.max_depth = MAX_DEPTH;
+    budget.max_events = 30_000_000;
+    budget.max_nodes = 15_000_000;
+    budget.max_documents = 200_000;
+    let mut options = serde_saphyr::Options::default();
+    options.budget = Some(budget);
+    options.alias_limits = limits;
+    options.with_snippet = false;
+    options.emit_comments = false;
+    options
+}
