@@ -1,14 +1,68 @@
 //! `guardrail export`: allow-lists from snapshots.
 
+mod args;
+mod write;
+
+use std::io::Write as _;
 use std::process::ExitCode;
 
-/// Options of `guardrail export`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+use anyhow::Context as _;
+use guardrail_policy::generate::{self, EVIDENCE_FILE, Generated, KUSTOMIZATION_FILE, Options, REPORT_FILE};
+
+use crate::exit::{Outcome, finish};
+
+pub(crate) use args::Args;
 
 /// Runs `guardrail export`.
 pub(crate) fn run(args: Args) -> ExitCode {
-    let Args {} = args;
-    anstream::eprintln!("error: this build has no generator");
-    ExitCode::from(2)
+    finish(export(&args))
+}
+
+fn export(args: &Args) -> anyhow::Result<Outcome> {
+    let snapshot = args.snapshot()?;
+    let options = args.options()?;
+    let generated = generate::generate(&snapshot, &options);
+    for warning in &generated.warnings {
+        anstream::eprintln!("warning: {warning}");
+    }
+    if !acceptable(&generated, &options) {
+        anstream::eprintln!("error: nothing was written");
+        return Ok(Outcome::Unanswered);
+    }
+    match &args.directory {
+        Some(directory) => {
+            write::replace_set(directory, &generated.files)
+                .with_context(|| format!("cannot write the export to {}", directory.display()))?;
+            let policies = generated.plan.policies.len();
+            anstream::eprintln!("{policies} policies, {KUSTOMIZATION_FILE}, {EVIDENCE_FILE} and {REPORT_FILE} in {}", directory.display());
+        }
+        None => print(&generated)?,
+    }
+    Ok(Outcome::Fine)
+}
+
+/// Reports what stands against the export; `--force` accepts what a person may accept.
+fn acceptable(generated: &Generated, options: &Options) -> bool {
+    let mut acceptable = true;
+    for problem in &generated.problems {
+        if options.forced && problem.kind.can_be_forced() {
+            anstream::eprintln!("warning: {}", problem.message);
+        } else {
+            anstream::eprintln!("error: {}", problem.message);
+            acceptable = false;
+        }
+    }
+    acceptable
+}
+
+/// Without a directory: the policies as one YAML stream.
+fn print(generated: &Generated) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let sidecars = [KUSTOMIZATION_FILE, EVIDENCE_FILE, REPORT_FILE];
+    for text in generated.files.iter().filter(|(name, _)| !sidecars.contains(&name.as_str())).map(|(_, text)| text) {
+        out.write_all(b"---\n")?;
+        out.write_all(text.as_bytes())?;
+    }
+    out.flush()?;
+    Ok(())
 }

@@ -1,0 +1,127 @@
+//! Atomic writing of a set of files: a reader sees each file old or new, never a part of one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Component, Path};
+
+use anyhow::Context as _;
+
+/// Names what we wrote, so that a later export removes its own stale files and nobody else's. The agent keeps the same list.
+const MANIFEST: &str = ".guardrail-files";
+
+/// Makes `files` (relative path → content) the export in `directory`. Every file is written beside its place before the first one is renamed,
+/// so a full disk changes nothing.
+pub(crate) fn replace_set(directory: &Path, files: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    fs::create_dir_all(directory)?;
+    let before = read_manifest(directory)?;
+    let now: BTreeSet<&str> = files.keys().map(String::as_str).collect();
+    let mut staged = Vec::with_capacity(files.len());
+    for (name, content) in files {
+        let path = directory.join(name);
+        if fs::read(&path).is_ok_and(|old| old == content.as_bytes()) {
+            continue;
+        }
+        staged.push((stage(directory, content).with_context(|| format!("cannot write {name}"))?, path));
+    }
+    // Listed first, so that a crash forgets none.
+    write_manifest(directory, before.iter().map(String::as_str).chain(now.iter().copied()).collect())?;
+    for (file, path) in staged {
+        file.persist(&path).with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    for stale in before.iter().filter(|name| !now.contains(name.as_str()) && is_below(name)) {
+        match fs::remove_file(directory.join(stale)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(|| format!("cannot remove {stale}")),
+            _ => {}
+        }
+    }
+    write_manifest(directory, now)?;
+    fs::File::open(directory)?.sync_all()?;
+    Ok(())
+}
+
+fn stage(directory: &Path, content: &str) -> io::Result<tempfile::NamedTempFile> {
+    let mut file = tempfile::Builder::new()
+        .prefix(".guardrail-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(directory)?;
+    file.write_all(content.as_bytes())?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+fn read_manifest(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
+    match fs::read_to_string(directory.join(MANIFEST)) {
+        Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {MANIFEST}")),
+    }
+}
+
+fn write_manifest(directory: &Path, names: BTreeSet<&str>) -> anyhow::Result<()> {
+    let text: String = names.iter().map(|name| format!("{name}\n")).collect();
+    stage(directory, &text)?.persist(directory.join(MANIFEST))?;
+    Ok(())
+}
+
+/// A manifest that somebody edited must not make us remove files elsewhere.
+fn is_below(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(files: &[(&str, &str)]) -> BTreeMap<String, String> {
+        files.iter().map(|(n, c)| ((*n).to_owned(), (*c).to_owned())).collect()
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_second_export_removes_its_own_stale_files_and_nobody_elses() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("mine.yaml"), "kept").unwrap();
+        replace_set(directory.path(), &set(&[("a.yaml", "1"), ("b.yaml", "1")])).unwrap();
+        replace_set(directory.path(), &set(&[("b.yaml", "2"), ("c.yaml", "1")])).unwrap();
+        assert_eq!(names(directory.path()), [MANIFEST, "b.yaml", "c.yaml", "mine.yaml"]);
+        assert_eq!(fs::read_to_string(directory.path().join("b.yaml")).unwrap(), "2");
+    }
+
+    #[test]
+    fn a_manifest_that_points_elsewhere_removes_nothing_there() {
+        let outer = tempfile::tempdir().unwrap();
+        let directory = outer.path().join("export");
+        fs::create_dir(&directory).unwrap();
+        fs::write(outer.path().join("precious"), "kept").unwrap();
+        fs::write(directory.join(MANIFEST), "../precious\n/etc/hostname\n").unwrap();
+        replace_set(&directory, &set(&[("a.yaml", "1")])).unwrap();
+        assert!(outer.path().join("precious").exists());
+        assert_eq!(names(&directory), [MANIFEST, "a.yaml"]);
+    }
+
+    #[test]
+    fn an_unchanged_file_is_not_touched() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.yaml");
+        replace_set(directory.path(), &set(&[("a.yaml", "1")])).unwrap();
+        let before = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
+        replace_set(directory.path(), &set(&[("a.yaml", "1")])).unwrap();
+        assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap()), before);
+    }
+
+    #[test]
+    fn a_file_in_the_way_of_the_directory_changes_nothing() {
+        let outer = tempfile::tempdir().unwrap();
+        let path = outer.path().join("export");
+        fs::write(&path, "a file").unwrap();
+        assert!(replace_set(&path, &set(&[("a.yaml", "1")])).is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
+    }
+}
