@@ -28,12 +28,17 @@ use self::{
 /// # Errors
 /// The scenario cannot be read, or a served address cannot be bound.
 pub fn run(path: &Path) -> Result<()> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read scenario {}", path.display()))?;
-    let scenario: Scenario = serde_json::from_str(&text).with_context(|| format!("bad scenario {}", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read scenario {}", path.display()))?;
+    let scenario: Scenario =
+        serde_json::from_str(&text).with_context(|| format!("bad scenario {}", path.display()))?;
     if let Some(cpu) = scenario.cpu {
         pin_to_cpu(cpu)?;
     }
-    let log = Arc::new(Log::create(&scenario.log, &scenario.process).with_context(|| format!("cannot create {}", scenario.log.display()))?);
+    let log = Arc::new(
+        Log::create(&scenario.log, &scenario.process)
+            .with_context(|| format!("cannot create {}", scenario.log.display()))?,
+    );
     let served = Arc::new(Served::start(&scenario.serve, &log)?);
     let caller = Arc::new(Caller::new(&scenario, log, served));
     for (index, call) in scenario.before.iter().enumerate() {
@@ -67,7 +72,12 @@ fn run_after(caller: &Arc<Caller>, scenario: &Scenario) {
             scope.spawn(move || caller.run(call, 1000 + index as u64, false));
         }
     });
-    if scenario.exit_when_done && !scenario.after.iter().any(|c| matches!(c.how, How::Held | How::HeldMptcp)) {
+    if scenario.exit_when_done
+        && !scenario
+            .after
+            .iter()
+            .any(|c| matches!(c.how, How::Held | How::HeldMptcp))
+    {
         say("done");
         std::process::exit(0);
     }
@@ -87,5 +97,9 @@ fn pin_to_cpu(cpu: usize) -> Result<()> {
         libc::CPU_SET(cpu, &mut set);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
     };
-    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()).with_context(|| format!("cannot stay on CPU {cpu}")) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error()).with_context(|| format!("cannot stay on CPU {cpu}"))
+    }
 }

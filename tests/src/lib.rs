@@ -10,8 +10,8 @@
 //! Nothing here uses guardrail's own crates: the lab judges them through their files, sockets and exit codes only.
 
 pub mod app;
+pub mod bins;
 pub mod cluster;
 pub mod lab;
-pub mod bins;
 pub mod shop;
 pub mod truth;

@@ -28,7 +28,11 @@ pub struct Edge {
 
 impl fmt::Display for Edge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {} {}/{}", self.client, self.server, self.port, self.protocol)
+        write!(
+            f,
+            "{} -> {} {}/{}",
+            self.client, self.server, self.port, self.protocol
+        )
     }
 }
 
@@ -71,7 +75,14 @@ impl Truth {
         for record in records.iter().filter(|r| r.side == Side::Server) {
             match &record.id {
                 Some(id) => drop(by_id.insert(id, record)),
-                None => drop(by_socket.insert((canonical(record.remote.ip()), record.remote.port(), &record.protocol), record)),
+                None => drop(by_socket.insert(
+                    (
+                        canonical(record.remote.ip()),
+                        record.remote.port(),
+                        &record.protocol,
+                    ),
+                    record,
+                )),
             }
         }
         let mut answered = 0;
@@ -81,7 +92,12 @@ impl Truth {
             match record.outcome {
                 Outcome::Refused | Outcome::Unanswered | Outcome::Unreachable => {
                     let server = table.owner(remote.ip())?;
-                    let edge = Edge { client, server, protocol: record.protocol.clone(), port: remote.port() };
+                    let edge = Edge {
+                        client,
+                        server,
+                        protocol: record.protocol.clone(),
+                        port: remote.port(),
+                    };
                     truth.failed.entry(edge).or_default().push(record.clone());
                     continue;
                 }
@@ -90,21 +106,32 @@ impl Truth {
                     continue;
                 }
                 Outcome::Established | Outcome::Sent => {}
-                Outcome::Accepted | Outcome::Broken => bail!("a connection broke in the lab: {record:?}"),
+                Outcome::Accepted | Outcome::Broken => {
+                    bail!("a connection broke in the lab: {record:?}")
+                }
             }
             let server = match &record.id {
                 Some(id) => by_id.get(id.as_str()).copied(),
                 None => table
                     .client_addresses(record)
                     .into_iter()
-                    .find_map(|address| by_socket.get(&(address, record.local?.port(), &record.protocol)).copied()),
+                    .find_map(|address| {
+                        by_socket
+                            .get(&(address, record.local?.port(), &record.protocol))
+                            .copied()
+                    }),
             };
-            let server = server.with_context(|| format!("no server logged what a client did: {record:?}"))?;
+            let server = server
+                .with_context(|| format!("no server logged what a client did: {record:?}"))?;
             answered += usize::from(record.id.is_some());
             let is_external = server.process.starts_with("internet/");
             let edge = Edge {
                 client,
-                server: if is_external { format!("external/{}", remote.ip()) } else { table.peer_of_process(&server.process, server)? },
+                server: if is_external {
+                    format!("external/{}", remote.ip())
+                } else {
+                    table.peer_of_process(&server.process, server)?
+                },
                 protocol: record.protocol.clone(),
                 port: server.local.context("a server knows its own port")?.port(),
             };
@@ -118,12 +145,18 @@ impl Truth {
             } else {
                 evidence.opened += 1;
             }
-            evidence.families.insert(if remote.is_ipv4() { 4 } else { 6 });
+            evidence
+                .families
+                .insert(if remote.is_ipv4() { 4 } else { 6 });
             evidence.via.extend(table.service(remote));
             evidence.records.push(record.clone());
         }
         if answered != by_id.len() {
-            let known: BTreeSet<_> = records.iter().filter(|r| r.side == Side::Client).filter_map(|r| r.id.as_deref()).collect();
+            let known: BTreeSet<_> = records
+                .iter()
+                .filter(|r| r.side == Side::Client)
+                .filter_map(|r| r.id.as_deref())
+                .collect();
             let orphan = by_id.iter().find(|(id, _)| !known.contains(*id));
             if let Some((_, record)) = orphan {
                 bail!("a server logged what no client did: {record:?}");
@@ -151,8 +184,14 @@ impl<'a> Table<'a> {
             for port in &service.ports {
                 let name = format!("{}/{}:{}", service.namespace, service.name, port.port);
                 if !service.headless {
-                    services.insert(SocketAddr::new(service.addresses.0.into(), port.port), name.clone());
-                    services.insert(SocketAddr::new(service.addresses.1.into(), port.port), name.clone());
+                    services.insert(
+                        SocketAddr::new(service.addresses.0.into(), port.port),
+                        name.clone(),
+                    );
+                    services.insert(
+                        SocketAddr::new(service.addresses.1.into(), port.port),
+                        name.clone(),
+                    );
                 }
                 if let Some(node_port) = port.node_port {
                     for node in 0..cluster.nodes.len() {
@@ -173,13 +212,29 @@ impl<'a> Table<'a> {
     fn peer_of_process(&self, process: &str, record: &Record) -> Result<String> {
         let pod = process.split(':').next().unwrap_or(process);
         if process.starts_with("internet/") {
-            let address = if record.side == Side::Client { record.local } else { Some(record.remote) };
-            return Ok(format!("external/{}", canonical(address.context("an external client knows its address")?.ip())));
+            let address = if record.side == Side::Client {
+                record.local
+            } else {
+                Some(record.remote)
+            };
+            return Ok(format!(
+                "external/{}",
+                canonical(
+                    address
+                        .context("an external client knows its address")?
+                        .ip()
+                )
+            ));
         }
         if let Some(rest) = process.strip_prefix("host/") {
             return Ok(format!("node/{}", rest.split('/').next().unwrap_or(rest)));
         }
-        let pod = self.cluster.pods.iter().find(|p| p.key() == pod).with_context(|| format!("no pod {pod} in the lab's table"))?;
+        let pod = self
+            .cluster
+            .pods
+            .iter()
+            .find(|p| p.key() == pod)
+            .with_context(|| format!("no pod {pod} in the lab's table"))?;
         Ok(self.cluster.peer_of_pod(pod))
     }
 
@@ -189,7 +244,12 @@ impl<'a> Table<'a> {
             Some(local) if !local.ip().is_unspecified() => vec![canonical(local.ip())],
             _ => {
                 let pod = record.process.split(':').next().unwrap_or_default();
-                self.cluster.pods.iter().filter(|p| p.key() == pod).flat_map(|p| [p.addresses.0.into(), p.addresses.1.into()]).collect()
+                self.cluster
+                    .pods
+                    .iter()
+                    .filter(|p| p.key() == pod)
+                    .flat_map(|p| [p.addresses.0.into(), p.addresses.1.into()])
+                    .collect()
             }
         }
     }
@@ -201,12 +261,21 @@ impl<'a> Table<'a> {
                 return Ok(format!("node/{name}"));
             }
         }
-        for pod in self.cluster.pods.iter().filter(|p| !self.cluster.workloads[p.workload].host_network) {
+        for pod in self
+            .cluster
+            .pods
+            .iter()
+            .filter(|p| !self.cluster.workloads[p.workload].host_network)
+        {
             if address == pod.addresses.0 || address == pod.addresses.1 {
                 return Ok(self.cluster.peer_of_pod(pod));
             }
         }
-        if let Some((_, service)) = self.services.iter().find(|(front, _)| front.ip() == address) {
+        if let Some((_, service)) = self
+            .services
+            .iter()
+            .find(|(front, _)| front.ip() == address)
+        {
             return Ok(format!("service/{service}"));
         }
         Ok(format!("external/{address}"))

@@ -49,7 +49,12 @@ impl Exchange {
             E::HostUnreachable | E::NetworkUnreachable => Outcome::Unreachable,
             _ => Outcome::Broken,
         };
-        Self { outcome, local, sent: 0, received: 0 }
+        Self {
+            outcome,
+            local,
+            sent: 0,
+            received: 0,
+        }
     }
 }
 
@@ -58,7 +63,14 @@ impl Caller {
     #[must_use]
     pub fn new(scenario: &Scenario, log: Arc<Log>, served: Arc<Served>) -> Self {
         let Scenario { resolver, seed, .. } = scenario;
-        Self { log, served, resolver: *resolver, seed: *seed, next_id: AtomicU64::new(0), held: Mutex::default() }
+        Self {
+            log,
+            served,
+            resolver: *resolver,
+            seed: *seed,
+            next_id: AtomicU64::new(0),
+            held: Mutex::default(),
+        }
     }
 
     /// Runs one call to its end. `index` makes its random sequence its own; `before` is copied into the records.
@@ -78,7 +90,9 @@ impl Caller {
     /// A held connection is broken: nothing in the lab may end it.
     pub fn use_held(&self) {
         for stream in self.held.lock().expect("no holder panics").iter_mut() {
-            write_frame(stream, b"still here").and_then(|()| read_frame(stream)).expect("a held connection works to the end");
+            write_frame(stream, b"still here")
+                .and_then(|()| read_frame(stream))
+                .expect("a held connection works to the end");
         }
     }
 
@@ -91,12 +105,18 @@ impl Caller {
         let Some(to) = self.resolve(&call.to, call.family, random, call.timeout_ms, before) else {
             panic!("{}: {} does not resolve", self.log.process(), call.to);
         };
-        let id = format!("{}#{}", self.log.process(), self.next_id.fetch_add(1, Ordering::Relaxed));
+        let id = format!(
+            "{}#{}",
+            self.log.process(),
+            self.next_id.fetch_add(1, Ordering::Relaxed)
+        );
         let payload = payload(&id, random.between(call.payload_bytes) as usize);
         let timeout = Duration::from_millis(call.timeout_ms.into());
         let source = call.sources.map(|range| nth_source(range, round));
         let exchange = match call.how {
-            How::Tcp | How::Held | How::HeldMptcp => self.over_tcp(call.how, to, source, timeout, &id, &payload),
+            How::Tcp | How::Held | How::HeldMptcp => {
+                self.over_tcp(call.how, to, source, timeout, &id, &payload)
+            }
             How::UdpConnected => over_udp(to, source, timeout, &payload, true),
             How::UdpUnconnected => over_udp(to, source, timeout, &payload, false),
             How::UdpMapped => over_udp(mapped(to), None, timeout, &payload, false),
@@ -104,10 +124,29 @@ impl Caller {
             How::Multicast => multicast(to, &payload),
             How::DnsMusl | How::DnsTcp => unreachable!("handled above"),
         };
-        self.note(if matches!(call.how, How::Tcp | How::Held | How::HeldMptcp) { "TCP" } else { "UDP" }, to, Some(&call.to), Some(id), &exchange, before);
+        self.note(
+            if matches!(call.how, How::Tcp | How::Held | How::HeldMptcp) {
+                "TCP"
+            } else {
+                "UDP"
+            },
+            to,
+            Some(&call.to),
+            Some(id),
+            &exchange,
+            before,
+        );
     }
 
-    fn note(&self, protocol: &str, remote: SocketAddr, target: Option<&str>, id: Option<String>, exchange: &Exchange, before: bool) {
+    fn note(
+        &self,
+        protocol: &str,
+        remote: SocketAddr,
+        target: Option<&str>,
+        id: Option<String>,
+        exchange: &Exchange,
+        before: bool,
+    ) {
         self.log.write(Record {
             at_ns: 0,
             process: String::new(),
@@ -124,7 +163,15 @@ impl Caller {
         });
     }
 
-    fn over_tcp(&self, how: How, to: SocketAddr, source: Option<IpAddr>, timeout: Duration, id: &str, payload: &[u8]) -> Exchange {
+    fn over_tcp(
+        &self,
+        how: How,
+        to: SocketAddr,
+        source: Option<IpAddr>,
+        timeout: Duration,
+        id: &str,
+        payload: &[u8],
+    ) -> Exchange {
         let mut stream = match connect(to, source, timeout, how == How::HeldMptcp) {
             Ok(stream) => stream,
             Err(error) => return Exchange::failed(&error, None),
@@ -141,24 +188,53 @@ impl Caller {
                 if how != How::Tcp {
                     self.held.lock().expect("no holder panics").push(stream);
                 }
-                Exchange { outcome: Outcome::Established, local, sent: (id.len() + payload.len()) as u64, received: received as u64 }
+                Exchange {
+                    outcome: Outcome::Established,
+                    local,
+                    sent: (id.len() + payload.len()) as u64,
+                    received: received as u64,
+                }
             }
             // Connected but not served: never what a scenario intends.
-            Err(_) => Exchange { outcome: Outcome::Broken, local, sent: 0, received: 0 },
+            Err(_) => Exchange {
+                outcome: Outcome::Broken,
+                local,
+                sent: 0,
+                received: 0,
+            },
         }
     }
 
     fn from_served(&self, to: SocketAddr, payload: &[u8]) -> Exchange {
-        let socket = self.served.udp(to.port()).expect("the scenario serves the port it gossips from");
-        let to = if socket.local_addr().is_ok_and(|a| a.is_ipv6()) { mapped(to) } else { to };
+        let socket = self
+            .served
+            .udp(to.port())
+            .expect("the scenario serves the port it gossips from");
+        let to = if socket.local_addr().is_ok_and(|a| a.is_ipv6()) {
+            mapped(to)
+        } else {
+            to
+        };
         match socket.send_to(payload, to) {
-            Ok(sent) => Exchange { outcome: Outcome::Sent, local: socket.local_addr().ok(), sent: sent as u64, received: 0 },
+            Ok(sent) => Exchange {
+                outcome: Outcome::Sent,
+                local: socket.local_addr().ok(),
+                sent: sent as u64,
+                received: 0,
+            },
             Err(error) => Exchange::failed(&error, socket.local_addr().ok()),
         }
     }
 
     /// Resolves `host:port`; names the way glibc does it: a connected socket, A and AAAA.
-    fn resolve(&self, to: &str, family: Family, random: &mut Random, timeout_ms: u32, before: bool) -> Option<SocketAddr> {
+    fn resolve(
+        &self,
+        to: &str,
+        family: Family,
+        random: &mut Random,
+        timeout_ms: u32,
+        before: bool,
+    ) -> Option<SocketAddr> {
         if let Ok(address) = to.parse() {
             return Some(address);
         }
@@ -168,7 +244,10 @@ impl Caller {
         let socket = udp_socket(resolver).ok()?;
         socket.connect(resolver).ok()?;
         let found = self.ask(&socket, resolver, host, random, timeout_ms, before, true);
-        let wanted: Vec<_> = found.into_iter().filter(|a| a.is_ipv6() == (family == Family::V6)).collect();
+        let wanted: Vec<_> = found
+            .into_iter()
+            .filter(|a| a.is_ipv6() == (family == Family::V6))
+            .collect();
         let index = usize::try_from(random.next() % (wanted.len().max(1) as u64)).ok()?;
         Some(SocketAddr::new(*wanted.get(index)?, port))
     }
@@ -176,28 +255,56 @@ impl Caller {
     fn ask_like_musl(&self, name: &str, random: &mut Random, timeout_ms: u32, before: bool) {
         let resolver = self.resolver.expect("the scenario has a resolver");
         let socket = udp_socket(resolver).expect("a UDP socket");
-        let any: SocketAddr = if resolver.is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
-        Socket::from(socket.try_clone().expect("a second handle")).bind(&any.into()).expect("port 0 can always be bound");
+        let any: SocketAddr = if resolver.is_ipv6() {
+            (Ipv6Addr::UNSPECIFIED, 0).into()
+        } else {
+            (Ipv4Addr::UNSPECIFIED, 0).into()
+        };
+        Socket::from(socket.try_clone().expect("a second handle"))
+            .bind(&any.into())
+            .expect("port 0 can always be bound");
         self.ask(&socket, resolver, name, random, timeout_ms, before, false);
     }
 
     #[expect(clippy::too_many_arguments, reason = "one exchange, described once")]
-    fn ask(&self, socket: &UdpSocket, resolver: SocketAddr, name: &str, random: &mut Random, timeout_ms: u32, before: bool, connected: bool) -> Vec<IpAddr> {
+    fn ask(
+        &self,
+        socket: &UdpSocket,
+        resolver: SocketAddr,
+        name: &str,
+        random: &mut Random,
+        timeout_ms: u32,
+        before: bool,
+        connected: bool,
+    ) -> Vec<IpAddr> {
         let deadline = Instant::now() + Duration::from_millis(timeout_ms.into());
         let first = u16::try_from(random.next() & 0x7fff).unwrap_or(0);
         let ids = [first, first + 1];
         let mut answers: [Option<Vec<IpAddr>>; 2] = [None, None];
-        let mut exchange = Exchange { outcome: Outcome::Unanswered, local: None, sent: 0, received: 0 };
+        let mut exchange = Exchange {
+            outcome: Outcome::Unanswered,
+            local: None,
+            sent: 0,
+            received: 0,
+        };
         for (id, v6) in ids.into_iter().zip([false, true]) {
             let question = dns::question(id, name, v6);
-            let sent = if connected { socket.send(&question) } else { socket.send_to(&question, resolver) };
+            let sent = if connected {
+                socket.send(&question)
+            } else {
+                socket.send_to(&question, resolver)
+            };
             exchange.sent += sent.unwrap_or(0) as u64;
         }
         exchange.local = socket.local_addr().ok();
         let mut buffer = [0; 4096];
         while answers.iter().any(Option::is_none) && Instant::now() < deadline {
-            let _ = socket.set_read_timeout(Some((deadline - Instant::now()).max(Duration::from_millis(1))));
-            let Ok((length, _)) = socket.recv_from(&mut buffer) else { continue };
+            let _ = socket.set_read_timeout(Some(
+                (deadline - Instant::now()).max(Duration::from_millis(1)),
+            ));
+            let Ok((length, _)) = socket.recv_from(&mut buffer) else {
+                continue;
+            };
             exchange.received += length as u64;
             for (id, answer) in ids.into_iter().zip(&mut answers) {
                 if let Some(found) = dns::addresses(&buffer[..length], id) {
@@ -230,8 +337,17 @@ impl Caller {
         });
         let exchange = match exchanged {
             Ok(answer) => {
-                let outcome = if dns::addresses(&answer, id).is_some() { Outcome::Established } else { Outcome::Broken };
-                Exchange { outcome, local, sent: question.len() as u64, received: answer.len() as u64 }
+                let outcome = if dns::addresses(&answer, id).is_some() {
+                    Outcome::Established
+                } else {
+                    Outcome::Broken
+                };
+                Exchange {
+                    outcome,
+                    local,
+                    sent: question.len() as u64,
+                    received: answer.len() as u64,
+                }
             }
             Err(error) => Exchange::failed(&error, local),
         };
@@ -265,7 +381,12 @@ fn udp_socket(to: SocketAddr) -> std::io::Result<UdpSocket> {
     Ok(Socket::new(Domain::for_address(to), Type::DGRAM, None)?.into())
 }
 
-fn connect(to: SocketAddr, source: Option<IpAddr>, timeout: Duration, mptcp: bool) -> std::io::Result<TcpStream> {
+fn connect(
+    to: SocketAddr,
+    source: Option<IpAddr>,
+    timeout: Duration,
+    mptcp: bool,
+) -> std::io::Result<TcpStream> {
     let protocol = mptcp.then(|| Protocol::from(MPTCP));
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, protocol)?;
     if let Some(source) = source {
@@ -286,7 +407,13 @@ fn bind_foreign(socket: &Socket, source: IpAddr) -> std::io::Result<()> {
     socket.bind(&SocketAddr::new(source, 0).into())
 }
 
-fn over_udp(to: SocketAddr, source: Option<IpAddr>, timeout: Duration, payload: &[u8], connected: bool) -> Exchange {
+fn over_udp(
+    to: SocketAddr,
+    source: Option<IpAddr>,
+    timeout: Duration,
+    payload: &[u8],
+    connected: bool,
+) -> Exchange {
     let mut local = None;
     let exchanged = (|| {
         let socket = udp_socket(to)?;
@@ -305,15 +432,26 @@ fn over_udp(to: SocketAddr, source: Option<IpAddr>, timeout: Duration, payload: 
         Ok((sent, socket.recv(&mut buffer)?))
     })();
     match exchanged {
-        Ok((sent, received)) => Exchange { outcome: Outcome::Established, local, sent: sent as u64, received: received as u64 },
+        Ok((sent, received)) => Exchange {
+            outcome: Outcome::Established,
+            local,
+            sent: sent as u64,
+            received: received as u64,
+        },
         Err(error) => Exchange::failed(&error, local),
     }
 }
 
 fn multicast(to: SocketAddr, payload: &[u8]) -> Exchange {
-    let sent = udp_socket(to).and_then(|socket| Ok((socket.send_to(payload, to)?, socket.local_addr().ok())));
+    let sent = udp_socket(to)
+        .and_then(|socket| Ok((socket.send_to(payload, to)?, socket.local_addr().ok())));
     match sent {
-        Ok((sent, local)) => Exchange { outcome: Outcome::Sent, local, sent: sent as u64, received: 0 },
+        Ok((sent, local)) => Exchange {
+            outcome: Outcome::Sent,
+            local,
+            sent: sent as u64,
+            received: 0,
+        },
         Err(error) => Exchange::failed(&error, None),
     }
 }

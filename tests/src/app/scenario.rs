@@ -75,13 +75,23 @@ impl Serve {
     /// A plain dual-stack TCP server.
     #[must_use]
     pub fn tcp(port: u16) -> Self {
-        Self::Tcp { bind: SocketAddr::new([0u16; 8].into(), port), backlog: 128, mptcp: false, reuse_port: false, v6_only: false }
+        Self::Tcp {
+            bind: SocketAddr::new([0u16; 8].into(), port),
+            backlog: 128,
+            mptcp: false,
+            reuse_port: false,
+            v6_only: false,
+        }
     }
 
     /// A plain dual-stack UDP echo server.
     #[must_use]
     pub fn udp(port: u16) -> Self {
-        Self::Udp { bind: SocketAddr::new([0u16; 8].into(), port), reply: true, ignore: false }
+        Self::Udp {
+            bind: SocketAddr::new([0u16; 8].into(), port),
+            reply: true,
+            ignore: false,
+        }
     }
 }
 
@@ -125,7 +135,10 @@ impl Call {
     /// The same over IPv6.
     #[must_use]
     pub fn v6(self) -> Self {
-        Self { family: Family::V6, ..self }
+        Self {
+            family: Family::V6,
+            ..self
+        }
     }
 
     /// The same with another time limit.
@@ -137,7 +150,10 @@ impl Call {
     /// The same with these pauses between calls.
     #[must_use]
     pub fn pause(self, from_ms: u32, to_ms: u32) -> Self {
-        Self { pause_ms: (from_ms, to_ms), ..self }
+        Self {
+            pause_ms: (from_ms, to_ms),
+            ..self
+        }
     }
 }
 

@@ -39,13 +39,27 @@ impl Served {
         let mut served = Self::default();
         for one in all {
             match one {
-                Serve::Tcp { bind, backlog, mptcp, reuse_port, v6_only } => {
-                    let listener = listen(*bind, *backlog, *mptcp, *reuse_port, *v6_only).with_context(|| format!("cannot listen on {bind}"))?;
+                Serve::Tcp {
+                    bind,
+                    backlog,
+                    mptcp,
+                    reuse_port,
+                    v6_only,
+                } => {
+                    let listener = listen(*bind, *backlog, *mptcp, *reuse_port, *v6_only)
+                        .with_context(|| format!("cannot listen on {bind}"))?;
                     let log = log.clone();
-                    thread::spawn(move || accept_all(&listener, &log, |stream, peer, log| echo(stream, peer, log)));
+                    thread::spawn(move || {
+                        accept_all(&listener, &log, |stream, peer, log| echo(stream, peer, log))
+                    });
                 }
-                Serve::Udp { bind, reply, ignore } => {
-                    let socket = bind_udp(*bind).with_context(|| format!("cannot bind UDP {bind}"))?;
+                Serve::Udp {
+                    bind,
+                    reply,
+                    ignore,
+                } => {
+                    let socket =
+                        bind_udp(*bind).with_context(|| format!("cannot bind UDP {bind}"))?;
                     served.udp.insert(bind.port(), socket.try_clone()?);
                     if !ignore {
                         let (log, reply) = (log.clone(), *reply);
@@ -54,13 +68,17 @@ impl Served {
                 }
                 Serve::Dns { bind, records } => {
                     let records = Arc::new(records.clone());
-                    let socket = bind_udp(*bind).with_context(|| format!("cannot bind UDP {bind}"))?;
-                    let listener = listen(*bind, 128, false, false, false).with_context(|| format!("cannot listen on {bind}"))?;
+                    let socket =
+                        bind_udp(*bind).with_context(|| format!("cannot bind UDP {bind}"))?;
+                    let listener = listen(*bind, 128, false, false, false)
+                        .with_context(|| format!("cannot listen on {bind}"))?;
                     let (udp_log, udp_records) = (log.clone(), records.clone());
                     thread::spawn(move || answer_datagrams(&socket, &udp_records, &udp_log));
                     let log = log.clone();
                     thread::spawn(move || {
-                        accept_all(&listener, &log, move |stream, peer, log| answer_stream(stream, peer, &records, log));
+                        accept_all(&listener, &log, move |stream, peer, log| {
+                            answer_stream(stream, peer, &records, log)
+                        });
                     });
                 }
             }
@@ -75,8 +93,18 @@ impl Served {
     }
 }
 
-fn listen(bind: SocketAddr, backlog: i32, mptcp: bool, reuse_port: bool, v6_only: bool) -> std::io::Result<TcpListener> {
-    let protocol = if mptcp { Protocol::from(MPTCP) } else { Protocol::TCP };
+fn listen(
+    bind: SocketAddr,
+    backlog: i32,
+    mptcp: bool,
+    reuse_port: bool,
+    v6_only: bool,
+) -> std::io::Result<TcpListener> {
+    let protocol = if mptcp {
+        Protocol::from(MPTCP)
+    } else {
+        Protocol::TCP
+    };
     let socket = Socket::new(Domain::for_address(bind), Type::STREAM, Some(protocol))?;
     if bind.is_ipv6() {
         socket.set_only_v6(v6_only)?;
@@ -110,7 +138,11 @@ where
                 // The client's log says how its connection ended; what a broken one means is decided there.
                 thread::spawn(move || drop(serve(stream, peer, &log)));
             }
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ECONNABORTED | libc::EMFILE | libc::ENFILE)) => {}
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ECONNABORTED | libc::EMFILE | libc::ENFILE)
+                ) => {}
             Err(e) => panic!("accept failed: {e}"),
         }
     }
@@ -164,12 +196,20 @@ pub fn read_frame(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
 /// # Errors
 /// The stream is broken.
 pub fn write_frame(stream: &mut impl Write, frame: &[u8]) -> std::io::Result<()> {
-    let mut bytes = u32::try_from(frame.len()).map_err(|_| std::io::ErrorKind::InvalidInput)?.to_be_bytes().to_vec();
+    let mut bytes = u32::try_from(frame.len())
+        .map_err(|_| std::io::ErrorKind::InvalidInput)?
+        .to_be_bytes()
+        .to_vec();
     bytes.extend_from_slice(frame);
     stream.write_all(&bytes)
 }
 
-fn datagram_record(socket: &UdpSocket, peer: SocketAddr, id: Option<String>, received: usize) -> Record {
+fn datagram_record(
+    socket: &UdpSocket,
+    peer: SocketAddr,
+    id: Option<String>,
+    received: usize,
+) -> Record {
     Record {
         at_ns: 0,
         process: String::new(),
@@ -191,8 +231,14 @@ fn echo_datagrams(socket: &UdpSocket, reply: bool, log: &Log) {
     let mut seen = HashSet::new();
     loop {
         // An ICMP error of an earlier reply shows up here; the next datagram is not affected.
-        let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
-        let id: String = buffer[..length].split(|b| *b == b' ').next().map(|b| String::from_utf8_lossy(b).into_owned()).unwrap_or_default();
+        let Ok((length, peer)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let id: String = buffer[..length]
+            .split(|b| *b == b' ')
+            .next()
+            .map(|b| String::from_utf8_lossy(b).into_owned())
+            .unwrap_or_default();
         if seen.insert(id.clone()) {
             log.write(datagram_record(socket, peer, Some(id), length));
         }
@@ -202,11 +248,19 @@ fn echo_datagrams(socket: &UdpSocket, reply: bool, log: &Log) {
     }
 }
 
-fn answer_datagrams(socket: &UdpSocket, records: &BTreeMap<String, Vec<std::net::IpAddr>>, log: &Log) {
+fn answer_datagrams(
+    socket: &UdpSocket,
+    records: &BTreeMap<String, Vec<std::net::IpAddr>>,
+    log: &Log,
+) {
     let mut buffer = vec![0; 4096];
     loop {
-        let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
-        let Some(answer) = dns::answer(&buffer[..length], records) else { continue };
+        let Ok((length, peer)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let Some(answer) = dns::answer(&buffer[..length], records) else {
+            continue;
+        };
         log.write(datagram_record(socket, peer, None, length));
         let _ = socket.send_to(&answer, peer);
     }
@@ -225,7 +279,9 @@ fn answer_stream(
         stream.read_exact(&mut length)?;
         let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
         stream.read_exact(&mut question)?;
-        let Some(answer) = dns::answer(&question, records) else { return Ok(()) };
+        let Some(answer) = dns::answer(&question, records) else {
+            return Ok(());
+        };
         if std::mem::take(&mut first) {
             log.write(Record {
                 at_ns: 0,

@@ -1,4 +1,7 @@
-//! Services as address translation, the way kube-proxy does it with iptables, without masquerading.
+//! Services as address translation, the way kube-proxy does it with iptables.
+//!
+//! Nothing is masqueraded: node ports lead to pods of the same node only (`externalTrafficPolicy: Local`), so answers find their way back
+//! and servers see who called.
 
 use std::fmt::Write as _;
 
@@ -7,25 +10,37 @@ use super::{Cluster, node_addresses};
 /// Input of `iptables-restore` (or `ip6tables-restore` with `v6`) for one node.
 #[must_use]
 pub fn rules(cluster: &Cluster, node: usize, v6: bool) -> String {
-    let mut out = String::from("*nat\n:SERVICES - [0:0]\n-A PREROUTING -j SERVICES\n-A OUTPUT -j SERVICES\n");
+    let mut out =
+        String::from("*nat\n:SERVICES - [0:0]\n-A PREROUTING -j SERVICES\n-A OUTPUT -j SERVICES\n");
     let bits = if v6 { 128 } else { 32 };
     for service in cluster.services.iter().filter(|s| !s.headless) {
         for port in &service.ports {
             let backends: Vec<_> = cluster
                 .endpoints(service)
-                .filter(|pod| service.only_reached.as_ref().is_none_or(|only| cluster.workloads[pod.workload].name == *only))
+                .filter(|pod| {
+                    service
+                        .only_reached
+                        .as_ref()
+                        .is_none_or(|only| cluster.workloads[pod.workload].name == *only)
+                })
                 .filter_map(|pod| {
                     let target = cluster.target_port(port, pod)?;
-                    Some(if v6 { format!("[{}]:{target}", pod.addresses.1) } else { format!("{}:{target}", pod.addresses.0) })
+                    let backend = if v6 {
+                        format!("[{}]:{target}", pod.addresses.1)
+                    } else {
+                        format!("{}:{target}", pod.addresses.0)
+                    };
+                    Some((pod.node, backend))
                 })
                 .collect();
-            let mut fronts = vec![(pick(service.addresses, v6), port.port)];
+            let mut fronts = vec![(pick(service.addresses, v6), port.port, backends.clone())];
             if let Some(node_port) = port.node_port {
-                fronts.push((pick(node_addresses(node), v6), node_port));
+                let local = backends.into_iter().filter(|(on, _)| *on == node).collect();
+                fronts.push((pick(node_addresses(node), v6), node_port, local));
             }
-            for (address, number) in fronts {
+            for (address, number, backends) in fronts {
                 let protocol = port.protocol.to_lowercase();
-                for (index, backend) in backends.iter().enumerate() {
+                for (index, (_, backend)) in backends.iter().enumerate() {
                     let left = backends.len() - index;
                     let choose = if left > 1 {
                         #[expect(clippy::cast_precision_loss, reason = "a handful of backends")]
@@ -45,5 +60,9 @@ pub fn rules(cluster: &Cluster, node: usize, v6: bool) -> String {
 }
 
 fn pick(addresses: (std::net::Ipv4Addr, std::net::Ipv6Addr), v6: bool) -> std::net::IpAddr {
-    if v6 { addresses.1.into() } else { addresses.0.into() }
+    if v6 {
+        addresses.1.into()
+    } else {
+        addresses.0.into()
+    }
 }

@@ -24,7 +24,8 @@ impl Netns {
         let make = move || -> Result<Self> {
             // SAFETY: plain system call; it concerns only this short-lived thread.
             if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-                return Err(std::io::Error::last_os_error()).context("cannot make a network namespace");
+                return Err(std::io::Error::last_os_error())
+                    .context("cannot make a network namespace");
             }
             let sysctls = [
                 ("ipv6/conf/all/accept_dad", "0"),
@@ -33,14 +34,24 @@ impl Netns {
                 ("ipv4/conf/all/rp_filter", "0"),
                 ("ipv4/conf/default/rp_filter", "0"),
                 ("ipv4/ip_forward", if forwarding { "1" } else { "0" }),
-                ("ipv6/conf/all/forwarding", if forwarding { "1" } else { "0" }),
+                (
+                    "ipv6/conf/all/forwarding",
+                    if forwarding { "1" } else { "0" },
+                ),
             ];
             for (name, value) in sysctls {
-                std::fs::write(format!("/proc/sys/net/{name}"), value).with_context(|| format!("cannot set net/{name}"))?;
+                std::fs::write(format!("/proc/sys/net/{name}"), value)
+                    .with_context(|| format!("cannot set net/{name}"))?;
             }
-            Ok(Self(File::open("/proc/thread-self/ns/net").context("cannot open the new network namespace")?.into()))
+            Ok(Self(
+                File::open("/proc/thread-self/ns/net")
+                    .context("cannot open the new network namespace")?
+                    .into(),
+            ))
         };
-        let netns = thread::spawn(make).join().expect("the namespace thread does not panic")?;
+        let netns = thread::spawn(make)
+            .join()
+            .expect("the namespace thread does not panic")?;
         netns.ip("link set lo up\n")?;
         Ok(netns)
     }
@@ -87,10 +98,18 @@ impl Netns {
                 .stderr(Stdio::piped())
                 .spawn()
                 .with_context(|| format!("cannot start {command:?}"))?;
-            child.stdin.take().expect("piped").write_all(input.as_bytes()).with_context(|| format!("{command:?} does not read its input"))?;
+            child
+                .stdin
+                .take()
+                .expect("piped")
+                .write_all(input.as_bytes())
+                .with_context(|| format!("{command:?} does not read its input"))?;
             let output = child.wait_with_output()?;
             if !output.status.success() {
-                bail!("{command:?} failed: {}\ninput:\n{input}", String::from_utf8_lossy(&output.stderr).trim());
+                bail!(
+                    "{command:?} failed: {}\ninput:\n{input}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                );
             }
             Ok(())
         })
@@ -109,5 +128,9 @@ impl AsFd for Netns {
 /// As `setns(2)`.
 pub fn enter(netns: BorrowedFd<'_>) -> std::io::Result<()> {
     // SAFETY: plain system call on a valid descriptor.
-    if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
