@@ -49,6 +49,15 @@ impl Side {
     pub fn allows(&self) -> bool {
         !matches!(self, Self::Denied)
     }
+
+    /// The rules that match; empty unless [`Side::AllowedBy`].
+    #[must_use]
+    pub fn rules(&self) -> &[RuleRef] {
+        match self {
+            Self::AllowedBy(rules) => rules,
+            Self::NotIsolated | Self::Denied => &[],
+        }
+    }
 }
 
 /// Why policies have no say in a connection.

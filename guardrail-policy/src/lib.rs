@@ -3,6 +3,7 @@
 //! Pure: no IO, no clock. Text and objects in, values out; see ARCHITECTURE.md.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod emit;
 pub mod evaluate;
 pub mod generate;

@@ -14,11 +14,14 @@ use serde::Serialize;
 
 use crate::model::{Location, NetworkPolicy};
 
+mod flows;
 mod object;
 mod policy;
 mod selector;
 mod syntax;
 mod yaml;
+
+pub use flows::{Flow, flows};
 
 /// Larger files are refused, bytes. A policy file of this size is a mistake.
 pub const MAX_FILE_BYTES: usize = 64 << 20;

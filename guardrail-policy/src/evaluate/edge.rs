@@ -13,7 +13,7 @@ use guardrail_graph::{
     snapshot::{EdgeRecord, Side as SeenBy},
 };
 
-use super::{End, Evaluator, Exemption, Side, Verdict};
+use super::{End, Evaluator, Exemption, RuleRef, Side, Verdict};
 use crate::model::{IpBlock, PeerKind, Protocol};
 
 /// Addresses that stand for "many external clients": every one of them has to be allowed. (Documentation ranges and public resolvers.)
@@ -29,6 +29,10 @@ pub struct EdgeVerdict {
     pub pairs: usize,
     /// Pairs among them that are denied.
     pub denied: usize,
+    /// Every egress rule that matched a pair, sorted.
+    pub egress_rules: Vec<RuleRef>,
+    /// Every ingress rule that matched a pair, sorted.
+    pub ingress_rules: Vec<RuleRef>,
 }
 
 impl EdgeVerdict {
@@ -77,7 +81,7 @@ impl Evaluator {
         };
         if own_node {
             let verdict = Verdict { exemption: Some(Exemption::OwnNode), egress: Side::NotIsolated, ingress: Side::NotIsolated };
-            return Ok(EdgeVerdict { verdict, pairs: 1, denied: 0 });
+            return Ok(EdgeVerdict { verdict, pairs: 1, denied: 0, egress_rules: Vec::new(), ingress_rules: Vec::new() });
         }
         let clients = self.peer_ends(&edge.client.peer, true)?;
         let servers = match (&edge.server.peer, &edge.port_name) {
@@ -133,6 +137,7 @@ impl Evaluator {
     fn judge(&self, clients: &[End], servers: &[End], protocol: Protocol, port: u16) -> EdgeVerdict {
         let mut first: Option<Verdict> = None;
         let (mut pairs, mut denied) = (0, 0);
+        let mut rules = (Vec::new(), Vec::new());
         for client in clients {
             for server in servers {
                 if clients.len() + servers.len() > 2 && !client.can_reach(server) {
@@ -140,6 +145,8 @@ impl Evaluator {
                 }
                 let verdict = self.evaluate(client, server, protocol, port);
                 pairs += 1;
+                rules.0.extend_from_slice(verdict.egress.rules());
+                rules.1.extend_from_slice(verdict.ingress.rules());
                 if !verdict.allowed() {
                     denied += 1;
                 }
@@ -153,9 +160,14 @@ impl Evaluator {
             let verdict = self.evaluate(&clients[0], &servers[0], protocol, port);
             pairs = 1;
             denied = usize::from(!verdict.allowed());
+            rules = (verdict.egress.rules().to_vec(), verdict.ingress.rules().to_vec());
             verdict
         });
-        EdgeVerdict { verdict, pairs, denied }
+        for side in [&mut rules.0, &mut rules.1] {
+            side.sort_unstable();
+            side.dedup();
+        }
+        EdgeVerdict { verdict, pairs, denied, egress_rules: rules.0, ingress_rules: rules.1 }
     }
 
     fn replicas_with_port(&self, workload: &WorkloadRef, name: &str, protocol: Protocol, port: u16) -> Option<Vec<End>> {
