@@ -1,11 +1,23 @@
 //! The cluster as Kubernetes objects describe it, trimmed to what identity and policy need.
 //!
-//! Input is either text as kubectl prints it or single changes from a watch ([`Change`]); both end in the same
+//! Input is either text as kubectl prints it ([`read`]) or single changes from a watch ([`Change`]); both end in the same
 //! [`Inventory`], so whoever reads it needs no API server.
 
+mod error;
+mod raw;
+pub mod read;
+mod selectors;
+mod services;
+mod store;
 pub mod types;
+mod workloads;
 
+pub use error::InventoryError;
+pub use selectors::{is_generated_label, stable_labels};
+pub use services::{Backend, VirtualTarget};
+pub use store::Inventory;
 pub use types::*;
+pub use workloads::{Owner, WorkloadSelector};
 
 /// A change of the inventory, as a watch reports it.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,13 +3,17 @@
 //! Pure: no IO, no clock (time is an argument), no async runtime, no Kubernetes client, no eBPF. See ARCHITECTURE.md.
 #![forbid(unsafe_code)]
 
+pub mod identity;
 pub mod inventory;
 pub mod observe;
+pub mod observer;
 pub mod peer;
 pub mod snapshot;
 pub mod time;
 
+pub use inventory::Inventory;
 pub use observe::Observation;
+pub use observer::{Observer, ObserverConfig};
 pub use peer::{Peer, Protocol, WorkloadRef};
 pub use snapshot::Snapshot;
 pub use time::Timestamp;

@@ -2,11 +2,21 @@
 //!
 //! `apiVersion: guardrail.dev/v1`, `kind: GraphSnapshot`. Everything is sorted, so equal graphs are equal bytes. Fields are added freely
 //! and renamed never. Numbers are kept per source and side; the numbers that stand directly in an edge are computed from those
-//! ([`EdgeRecord::totals`]) so that `merge` can take the maximum per source and stay commutative, associative and idempotent.
+//! ([`EdgeRecord::sources`]) so that `merge` can take the maximum per source and stay commutative, associative and idempotent.
+
+mod derive;
+pub(crate) mod facts;
+pub mod marks;
+mod merge;
+mod read;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+pub use merge::merge;
+pub use read::SnapshotError;
+pub use view::NodeView;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -36,6 +46,9 @@ pub struct Snapshot {
 /// The content of a [`Snapshot`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Body {
+    /// Whose counts are in here, also of those that saw nothing.
+    #[serde(default)]
+    pub sources: BTreeSet<Source>,
     /// When was observed, by whom.
     pub window: Window,
     /// How complete it is.
@@ -160,6 +173,9 @@ pub struct WorkloadEntry {
     pub host_network: bool,
     /// Live pods per node name (`""`: not scheduled).
     pub pods: BTreeMap<String, Vec<PodEntry>>,
+    /// When this was known to be so; `merge` keeps the later word.
+    #[serde(default)]
+    pub as_of: Timestamp,
 }
 
 /// A pod of a workload.
@@ -238,6 +254,9 @@ pub struct ServiceEntry {
     pub external_name: Option<String>,
     /// Ports, sorted.
     pub ports: Vec<ServicePortEntry>,
+    /// When this was known to be so; `merge` keeps the later word.
+    #[serde(default)]
+    pub as_of: Timestamp,
 }
 
 /// A port of a Service.
@@ -269,6 +288,12 @@ pub struct BackendEntry {
     /// The node that hosts it, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// It was an endpoint from here on; `None`: before the window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Timestamp>,
+    /// It was an endpoint until then; `None`: still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Timestamp>,
 }
 
 /// Who owned an address when.
@@ -301,6 +326,12 @@ pub struct ServiceFlow {
     pub protocol: Protocol,
     /// Service port asked for (for a node port: the Service port behind it).
     pub port: u16,
+    /// Marks that the edges behind it take over (`proxied`).
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub marks: BTreeSet<String>,
+    /// As [`EdgeRecord::node_workloads`], of the client.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub node_workloads: BTreeSet<String>,
     /// Counts per source, sorted.
     pub sources: Vec<SourceCounts>,
 }
@@ -394,4 +425,12 @@ pub struct EdgePeer {
     /// DNS names that clients had asked for, for external peers.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub names: BTreeSet<String>,
+}
+
+impl Snapshot {
+    /// A snapshot of nothing.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), body: Body::default() }
+    }
 }

@@ -235,3 +235,62 @@ pub struct EndpointPort {
     /// `port`.
     pub port: u16,
 }
+
+impl Kind {
+    /// Kinds of workload controllers that are read.
+    pub const CONTROLLERS: [&'static str; 7] =
+        ["CronJob", "DaemonSet", "Deployment", "Job", "ReplicaSet", "ReplicationController", "StatefulSet"];
+
+    /// The kind's name in the API.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Controller(kind) => kind,
+            Self::NetworkPolicy => "NetworkPolicy",
+        }
+    }
+
+    /// The kind of that name, if it is understood.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "Namespace" => Self::Namespace,
+            "Node" => Self::Node,
+            "Pod" => Self::Pod,
+            "Service" => Self::Service,
+            "EndpointSlice" => Self::EndpointSlice,
+            "NetworkPolicy" => Self::NetworkPolicy,
+            _ if Self::CONTROLLERS.contains(&name) => Self::Controller(name.to_owned()),
+            _ => return None,
+        })
+    }
+}
+
+impl Object {
+    /// What it is called.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
+        let key = |kind, namespace: &str, name: &str| ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+        match self {
+            Self::Namespace(o) => key(Kind::Namespace, "", &o.name),
+            Self::Node(o) => key(Kind::Node, "", &o.name),
+            Self::Pod(o) => key(Kind::Pod, &o.namespace, &o.name),
+            Self::Service(o) => key(Kind::Service, &o.namespace, &o.name),
+            Self::EndpointSlice(o) => key(Kind::EndpointSlice, &o.namespace, &o.name),
+            Self::Controller(o) => key(Kind::Controller(o.kind.clone()), &o.namespace, &o.name),
+        }
+    }
+}
+
+impl Pod {
+    /// The name of container port `port`, if a container names it.
+    #[must_use]
+    pub fn port_name(&self, port: u16, protocol: &str) -> Option<&str> {
+        self.ports.iter().find(|p| p.port == port && p.protocol == protocol && p.name.is_some()).and_then(|p| p.name.as_deref())
+    }
+}

@@ -1,0 +1,3 @@
+//! Who is behind a cgroup and behind an address, at a given time.
+
+pub mod cgroup;

@@ -1,0 +1,265 @@
+//! Reads inventory text: what `kubectl get … -A -o yaml` or `-o json` prints, multi-document YAML, `List`s, or lists as the API server sends them.
+//!
+//! The reader is total: any text gives objects or one [`InventoryError`]. Limits on nesting, aliases and expansion stay on, so no text can
+//! exhaust the machine; limits on plain size grow with the text, because a large cluster is not an attack.
+
+use std::collections::{BTreeMap, btree_map::Entry};
+
+use serde::de::DeserializeSeed;
+use serde_saphyr::{Budget, Options};
+
+use super::{
+    InventoryError, Object, ObjectKey,
+    raw::{Converted, Item, ItemSeed},
+};
+
+/// The largest text that is read.
+pub const MAX_BYTES: usize = 1 << 30;
+
+/// What a text holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ReadObjects {
+    /// The objects, in the order of the text; of equal repetitions one.
+    pub objects: Vec<Object>,
+    /// What was passed over, one sentence each: kinds that are not read, with their number.
+    pub warnings: Vec<String>,
+}
+
+/// Reads all objects of a text. `file` is how errors call it.
+///
+/// # Errors
+/// If the text is empty, is not YAML or JSON, holds something that is not a Kubernetes object, an object that the API server would have refused
+/// in a field that is read (a pod without name, a bad address or port), or two different objects with one name.
+pub fn objects(text: &str, file: &str) -> Result<ReadObjects, InventoryError> {
+    if text.len() > MAX_BYTES {
+        return Err(InventoryError::TooLarge { file: file.to_owned(), bytes: text.len(), limit: MAX_BYTES });
+    }
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let items = if is_json(text) { json_items(text, file)? } else { yaml_items(text, file)? };
+    if items.is_empty() {
+        return Err(InventoryError::Empty { file: file.to_owned() });
+    }
+    let mut collected = Collected { file, objects: Vec::new(), by_key: BTreeMap::new(), ignored: BTreeMap::new() };
+    for (document, item) in items {
+        collected.take(document, item, None, 0)?;
+    }
+    let warnings = collected.ignored.into_iter().map(|(kind, count)| format!("{file}: {count} {kind} ignored: this kind is not read")).collect();
+    Ok(ReadObjects { objects: collected.objects, warnings })
+}
+
+/// Reads one object as a watch event or a list item carries it. `kind` is what the list or watch is of, for items that lack it.
+/// `None` if it is of a kind that is not read.
+///
+/// # Errors
+/// As [`objects`], with `what` in place of the file.
+pub fn object(json: &str, kind: Option<&str>, what: &str) -> Result<Option<Object>, InventoryError> {
+    let invalid = |line, message| InventoryError::Invalid { file: what.to_owned(), document: 1, line, message };
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let item = ItemSeed { kind }.deserialize(&mut deserializer).map_err(|e| invalid(e.line(), json_message(&e)))?;
+    match item.convert(kind).map_err(|m| invalid(0, m))? {
+        Converted::Object(object) => Ok(Some(object)),
+        Converted::Ignored(_) => Ok(None),
+        Converted::List(_) => Err(invalid(0, "a list where one object was expected".to_owned())),
+    }
+}
+
+struct Collected<'a> {
+    file: &'a str,
+    objects: Vec<Object>,
+    by_key: BTreeMap<ObjectKey, usize>,
+    ignored: BTreeMap<String, usize>,
+}
+
+impl Collected<'_> {
+    fn take(&mut self, document: usize, item: Item, kind: Option<&str>, depth: usize) -> Result<(), InventoryError> {
+        let invalid = |message| InventoryError::Invalid { file: self.file.to_owned(), document, line: 0, message };
+        let of = item.item_kind();
+        match item.convert(kind).map_err(invalid)? {
+            Converted::Object(object) => {
+                let key = object.key();
+                match self.by_key.entry(key) {
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(self.objects.len());
+                        self.objects.push(object);
+                    }
+                    Entry::Occupied(occupied) if self.objects[*occupied.get()] == object => {}
+                    Entry::Occupied(occupied) => {
+                        let key = occupied.key();
+                        return Err(InventoryError::Conflict {
+                            file: self.file.to_owned(),
+                            kind: key.kind.as_str().to_owned(),
+                            name: if key.namespace.is_empty() { key.name.clone() } else { format!("{}/{}", key.namespace, key.name) },
+                        });
+                    }
+                }
+            }
+            Converted::List(_) if depth > 4 => return Err(invalid("lists inside lists inside lists: flatten them".to_owned())),
+            Converted::List(items) => {
+                for item in items {
+                    self.take(document, item, of.as_deref(), depth + 1)?;
+                }
+            }
+            Converted::Ignored(kind) if kind == "NetworkPolicy" => {}
+            Converted::Ignored(kind) => *self.ignored.entry(kind).or_default() += 1,
+        }
+        Ok(())
+    }
+}
+
+/// JSON is read by the JSON reader, which is faster; `{a: b}` is YAML.
+fn is_json(text: &str) -> bool {
+    let mut significant = text.chars().filter(|c| !c.is_whitespace());
+    significant.next() == Some('{') && matches!(significant.next(), Some('"' | '}'))
+}
+
+fn json_message(error: &serde_json::Error) -> String {
+    // serde_json appends " at line L column C"; the line stands in the error already.
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+fn json_items(text: &str, file: &str) -> Result<Vec<(usize, Item)>, InventoryError> {
+    let mut items = Vec::new();
+    for item in serde_json::Deserializer::from_str(text).into_iter::<Item>() {
+        let document = items.len() + 1;
+        let item = item.map_err(|e| InventoryError::Invalid { file: file.to_owned(), document, line: e.line(), message: json_message(&e) })?;
+        items.push((document, item));
+    }
+    Ok(items)
+}
+
+fn yaml_items(text: &str, file: &str) -> Result<Vec<(usize, Item)>, InventoryError> {
+    let items: Vec<Item> = serde_saphyr::from_multiple_with_options(text, options(text.len())).map_err(|error| {
+        let line = error.location().map_or(0, |l| usize::try_from(l.line()).unwrap_or(0));
+        let message = yaml_message(&error);
+        InventoryError::Invalid { file: file.to_owned(), document: document_at(text, line), line, message }
+    })?;
+    Ok(items.into_iter().enumerate().map(|(i, item)| (i + 1, item)).collect())
+}
+
+fn yaml_message(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let text = text.lines().next().unwrap_or_default();
+    // The place stands in the error already.
+    match text.rfind(" at line ") {
+        Some(at) => text[..at].to_owned(),
+        None => text.to_owned(),
+    }
+}
+
+/// The number of the document that holds a line: separators before it, of those that end something.
+fn document_at(text: &str, line: usize) -> usize {
+    let mut document = 1;
+    let mut content = false;
+    for current in text.lines().take(line.saturating_sub(1)) {
+        if current == "---" || current.starts_with("--- ") {
+            document += usize::from(content);
+            content = current.len() > 4;
+        } else if !current.trim().is_empty() && !current.starts_with('#') {
+            content = true;
+        }
+    }
+    document
+}
+
+fn options(bytes: usize) -> Options {
+    let mut budget = Budget::default();
+    // Every event and every scalar byte of the text itself takes at least a byte of text; what aliases add is limited on its own.
+    budget.max_events = budget.max_events.max(bytes);
+    budget.max_nodes = budget.max_nodes.max(bytes);
+    budget.max_total_scalar_bytes = budget.max_total_scalar_bytes.max(bytes);
+    budget.max_documents = budget.max_documents.max(bytes / 4);
+    let mut options = Options::default();
+    options.budget = Some(budget);
+    options.with_snippet = false;
+    options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn error(text: &str) -> String {
+        objects(text, "inv.yaml").expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn errors_name_file_document_line_and_what_to_do() {
+        for (text, expected) in [
+            ("", "inv.yaml: the file holds no Kubernetes objects"),
+            ("# nothing\n---\n", "inv.yaml: the file holds no Kubernetes objects"),
+            ("just text\n", "inv.yaml: document 1, line 1"),
+            ("a: b\n", "it has no `kind`"),
+            ("kind: Namespace\nmetadata: {name: a}\n---\nkind: Pod\nmetadata: {namespace: x}\n", "inv.yaml: document 2, line "),
+            ("kind: Pod\nmetadata: {namespace: x}\n", "a Pod without metadata.name"),
+            ("kind: Pod\nmetadata: {name: x}\nspec: {}\nstatus:\n  podIP: 10.0.0\n", "inv.yaml: document 1, line 5: `10.0.0` is not an IP address"),
+            ("kind: Service\nmetadata: {name: x}\nspec:\n  ports:\n  - port: 70000\n", "line 5: 70000 is not a port"),
+            ("{\"kind\": \"Pod\",\n \"metadata\": {\"name\": \"x\"},\n \"status\": {\"podIP\": \"nope\"}}", "line 3: `nope` is not an IP address"),
+            ("{\"kind\": \"Pod\", \"metadata\": {\"name\"", "line 1: EOF"),
+            ("kind: Pod\nmetadata: {name: x\n", "inv.yaml: document 1, line "),
+            ("kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/64}\n", "Node n: spec.podCIDR: `10.0.0.0/64` is not a range"),
+        ] {
+            let message = error(text);
+            assert!(message.contains(expected), "{text:?}\n gave {message:?}\n not {expected:?}");
+            assert!(!message.contains('\n'), "one sentence: {message:?}");
+        }
+    }
+
+    #[test]
+    fn kind_may_come_after_spec_and_after_items() {
+        let text = "items:\n- spec: {nodeName: n}\n  metadata: {name: x, namespace: y}\n  status: {podIP: 10.0.0.1}\n  kind: Pod\nkind: List\n";
+        let read = objects(text, "f").unwrap();
+        let [Object::Pod(pod)] = &read.objects[..] else { panic!("{read:?}") };
+        assert_eq!((pod.node.as_deref(), pod.addresses.len()), (Some("n"), 1));
+    }
+
+    #[test]
+    fn unknown_kinds_of_any_shape_are_counted() {
+        let text = "kind: Odd\nspec: [1, 2]\nmetadata: 7\n---\nkind: ConfigMap\nmetadata: {name: a}\nitems: 3\n---\nkind: Namespace\nmetadata: {name: a}\n";
+        let read = objects(text, "f").unwrap();
+        assert_eq!(read.objects.len(), 1);
+        assert_eq!(read.warnings, ["f: 1 ConfigMap ignored: this kind is not read", "f: 1 Odd ignored: this kind is not read"]);
+    }
+
+    #[test]
+    fn equal_repetitions_are_one_and_different_ones_are_refused() {
+        let one = "kind: Namespace\nmetadata: {name: a}\n";
+        assert_eq!(objects(&format!("{one}---\n{one}"), "f").unwrap().objects.len(), 1);
+        let message = error(&format!("{one}---\nkind: Namespace\nmetadata: {{name: a, labels: {{x: y}}}}\n"));
+        assert_eq!(message, "inv.yaml: Namespace a is there twice with different contents: keep one of them");
+    }
+
+    #[test]
+    fn an_alias_bomb_and_deep_nesting_are_refused() {
+        let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for i in 1..12 {
+            let refs = vec![format!("*a{}", i - 1); 10].join(",");
+            bomb.push_str(&format!("a{i}: &a{i} [{refs}]\n"));
+        }
+        bomb.push_str("kind: Pod\n");
+        error(&bomb);
+        error(&format!("kind: Pod\nspec: {}{}", "[".repeat(5_000), "]".repeat(5_000)));
+        error(&format!("{{\"kind\": \"Pod\", \"spec\": {}", "[".repeat(100_000)));
+    }
+
+    #[test]
+    fn a_list_of_ten_thousand_pods_parses() {
+        let mut text = "{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":[".to_owned();
+        for i in 0..10_000 {
+            if i > 0 {
+                text.push(',');
+            }
+            text.push_str(&format!(
+                "{{\"metadata\":{{\"name\":\"p{i}\",\"namespace\":\"n\",\"uid\":\"u{i}\"}},\"spec\":{{\"nodeName\":\"node\",\"containers\":[{{\"ports\":[{{\"containerPort\":80}}]}}]}},\"status\":{{\"podIP\":\"10.0.{}.{}\"}}}}",
+                i / 256,
+                i % 256
+            ));
+        }
+        text.push_str("]}");
+        assert_eq!(objects(&text, "f").unwrap().objects.len(), 10_000);
+    }
+}

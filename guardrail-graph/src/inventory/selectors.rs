@@ -1,0 +1,107 @@
+//! Label selectors: matching (POLICY-SEMANTICS A21), and the labels that controllers generate.
+
+use crate::{
+    inventory::types::Labels,
+    snapshot::{LabelSelector, SelectorOperator},
+};
+
+/// Labels that controllers put on pods and that no policy may name: they change with every rollout or differ per replica.
+#[must_use]
+pub fn is_generated_label(key: &str) -> bool {
+    matches!(
+        key,
+        "pod-template-hash"
+            | "controller-revision-hash"
+            | "pod-template-generation"
+            | "controller-uid"
+            | "job-name"
+            | "statefulset.kubernetes.io/pod-name"
+            | "apps.kubernetes.io/pod-index"
+            | "rollouts-pod-template-hash"
+    ) || key.starts_with("batch.kubernetes.io/")
+}
+
+/// `labels` without generated ones.
+#[must_use]
+pub fn stable_labels(labels: &Labels) -> Labels {
+    labels.iter().filter(|(k, _)| !is_generated_label(k)).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+impl LabelSelector {
+    /// A selector that asks for exactly these labels.
+    #[must_use]
+    pub fn of_labels(labels: Labels) -> Self {
+        Self { match_labels: labels, match_expressions: Vec::new() }
+    }
+
+    /// It has no requirement and so selects everything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.match_labels.is_empty() && self.match_expressions.is_empty()
+    }
+
+    /// Whether it selects an object with these labels: all requirements hold; `NotIn` and `DoesNotExist` hold when the key is absent.
+    #[must_use]
+    pub fn matches(&self, labels: &Labels) -> bool {
+        self.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v))
+            && self.match_expressions.iter().all(|r| {
+                let value = labels.get(&r.key);
+                match r.operator {
+                    SelectorOperator::In => value.is_some_and(|v| r.values.contains(v)),
+                    SelectorOperator::NotIn => value.is_none_or(|v| !r.values.contains(v)),
+                    SelectorOperator::Exists => value.is_some(),
+                    SelectorOperator::DoesNotExist => value.is_none(),
+                }
+            })
+    }
+
+    /// Whether a requirement names a generated label.
+    #[must_use]
+    pub fn names_generated_label(&self) -> bool {
+        self.match_labels.keys().any(|k| is_generated_label(k)) || self.match_expressions.iter().any(|r| is_generated_label(&r.key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::SelectorRequirement;
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn requirement(operator: SelectorOperator, values: &[&str]) -> LabelSelector {
+        LabelSelector {
+            match_labels: Labels::new(),
+            match_expressions: vec![SelectorRequirement { key: "a".into(), operator, values: values.iter().map(|v| (*v).to_owned()).collect() }],
+        }
+    }
+
+    #[test]
+    fn not_in_and_does_not_exist_match_an_absent_key() {
+        let (with, without) = (labels(&[("a", "1")]), labels(&[("b", "1")]));
+        for (operator, values, on_with, on_without) in [
+            (SelectorOperator::In, &["1"][..], true, false),
+            (SelectorOperator::NotIn, &["1"][..], false, true),
+            (SelectorOperator::NotIn, &["2"][..], true, true),
+            (SelectorOperator::Exists, &[][..], true, false),
+            (SelectorOperator::DoesNotExist, &[][..], false, true),
+        ] {
+            let selector = requirement(operator, values);
+            assert_eq!((selector.matches(&with), selector.matches(&without)), (on_with, on_without), "{operator:?} {values:?}");
+        }
+    }
+
+    #[test]
+    fn the_empty_selector_matches_everything() {
+        assert!(LabelSelector::default().matches(&labels(&[])));
+    }
+
+    #[test]
+    fn generated_labels_are_recognised_and_stable_ones_kept() {
+        let all = labels(&[("app", "x"), ("pod-template-hash", "1"), ("batch.kubernetes.io/job-name", "j"), ("job-name", "j"), ("version", "2")]);
+        assert_eq!(stable_labels(&all), labels(&[("app", "x"), ("version", "2")]));
+        assert!(LabelSelector::of_labels(all).names_generated_label());
+    }
+}

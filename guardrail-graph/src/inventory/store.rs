@@ -1,0 +1,299 @@
+//! The indexed store of objects.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{Change, Controller, EndpointSlice, Kind, Namespace, Node, Object, ObjectKey, Pod, Service};
+
+type Name = (String, String);
+
+/// All objects that are known, by name, with the indexes that identity and policy need.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    pub(super) namespaces: BTreeMap<String, Arc<Namespace>>,
+    pub(super) nodes: BTreeMap<String, Arc<Node>>,
+    /// namespace → name → pod.
+    pub(super) pods: BTreeMap<String, BTreeMap<String, Arc<Pod>>>,
+    pub(super) pods_by_uid: HashMap<String, Name>,
+    /// Address → pods that list it (live ones, host-network pods left out).
+    pub(super) pods_by_address: HashMap<IpAddr, BTreeSet<Name>>,
+    pub(super) services: BTreeMap<Name, Arc<Service>>,
+    pub(super) slices: BTreeMap<Name, Arc<EndpointSlice>>,
+    /// (namespace, Service) → names of its slices.
+    pub(super) slices_by_service: BTreeMap<Name, BTreeSet<String>>,
+    /// namespace → (kind, name) → controller.
+    pub(super) controllers: BTreeMap<String, BTreeMap<Name, Arc<Controller>>>,
+    /// Node address → node.
+    pub(super) nodes_by_address: HashMap<IpAddr, String>,
+    /// Cluster, external and load-balancer address → Services that have it (several may share an external address).
+    pub(super) services_by_address: HashMap<IpAddr, BTreeSet<Name>>,
+    /// Node port → Services, whatever the protocol.
+    pub(super) services_by_node_port: HashMap<u16, BTreeSet<Name>>,
+    /// Host port → pods that ask for it.
+    pub(super) pods_by_host_port: HashMap<u16, BTreeSet<Name>>,
+    version: u64,
+}
+
+fn unlink<K: std::hash::Hash + Eq, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = index.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+impl Inventory {
+    /// Holds these objects; of two with one name the later.
+    #[must_use]
+    pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Self {
+        let mut inventory = Self::default();
+        for object in objects {
+            inventory.apply(object);
+        }
+        inventory
+    }
+
+    /// Grows with every change: whoever caches something derived compares it.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Takes a change as a watch reports it.
+    pub fn change(&mut self, change: Change) {
+        match change {
+            Change::Apply(object) => self.apply(object),
+            Change::Delete(key) => self.delete(&key),
+            Change::Replace { kind, objects } => self.replace(&kind, objects),
+        }
+    }
+
+    /// Adds an object, or replaces the one of that name.
+    pub fn apply(&mut self, object: Object) {
+        self.delete(&object.key());
+        match object {
+            Object::Namespace(o) => {
+                self.namespaces.insert(o.name.clone(), o);
+            }
+            Object::Node(o) => {
+                for address in &o.addresses {
+                    self.nodes_by_address.insert(*address, o.name.clone());
+                }
+                self.nodes.insert(o.name.clone(), o);
+            }
+            Object::Pod(o) => self.insert_pod(o),
+            Object::Service(o) => {
+                let name = (o.namespace.clone(), o.name.clone());
+                for address in o.cluster_ips.iter().chain(&o.external_ips) {
+                    self.services_by_address.entry(*address).or_default().insert(name.clone());
+                }
+                for port in o.ports.iter().filter_map(|p| p.node_port) {
+                    self.services_by_node_port.entry(port).or_default().insert(name.clone());
+                }
+                self.services.insert(name, o);
+            }
+            Object::EndpointSlice(o) => {
+                if let Some(service) = &o.service {
+                    self.slices_by_service.entry((o.namespace.clone(), service.clone())).or_default().insert(o.name.clone());
+                }
+                self.slices.insert((o.namespace.clone(), o.name.clone()), o);
+            }
+            Object::Controller(o) => {
+                self.controllers.entry(o.namespace.clone()).or_default().insert((o.kind.clone(), o.name.clone()), o);
+            }
+        }
+    }
+
+    fn insert_pod(&mut self, pod: Arc<Pod>) {
+        let name = (pod.namespace.clone(), pod.name.clone());
+        if !pod.uid.is_empty() {
+            self.pods_by_uid.insert(pod.uid.clone(), name.clone());
+        }
+        if let Some(hash) = &pod.config_hash {
+            self.pods_by_uid.insert(hash.clone(), name.clone());
+        }
+        if !pod.host_network && !pod.finished {
+            for address in &pod.addresses {
+                self.pods_by_address.entry(*address).or_default().insert(name.clone());
+            }
+        }
+        for port in pod.ports.iter().filter_map(|p| p.host_port) {
+            self.pods_by_host_port.entry(port).or_default().insert(name.clone());
+        }
+        self.pods.entry(name.0).or_default().insert(name.1, pod);
+    }
+
+    /// Removes an object, if it is there.
+    pub fn delete(&mut self, key: &ObjectKey) {
+        self.version += 1;
+        let name = (key.namespace.clone(), key.name.clone());
+        match &key.kind {
+            Kind::Namespace => {
+                self.namespaces.remove(&key.name);
+            }
+            Kind::Node => {
+                if let Some(node) = self.nodes.remove(&key.name) {
+                    for address in &node.addresses {
+                        if self.nodes_by_address.get(address) == Some(&node.name) {
+                            self.nodes_by_address.remove(address);
+                        }
+                    }
+                }
+            }
+            Kind::Pod => {
+                if let Some(pod) = self.pods.get_mut(&key.namespace).and_then(|pods| pods.remove(&key.name)) {
+                    for uid in std::iter::once(&pod.uid).chain(&pod.config_hash) {
+                        if self.pods_by_uid.get(uid) == Some(&name) {
+                            self.pods_by_uid.remove(uid);
+                        }
+                    }
+                    for address in &pod.addresses {
+                        unlink(&mut self.pods_by_address, address, &name);
+                    }
+                    for port in pod.ports.iter().filter_map(|p| p.host_port) {
+                        unlink(&mut self.pods_by_host_port, &port, &name);
+                    }
+                }
+            }
+            Kind::Service => {
+                if let Some(service) = self.services.remove(&name) {
+                    for address in service.cluster_ips.iter().chain(&service.external_ips) {
+                        unlink(&mut self.services_by_address, address, &name);
+                    }
+                    for port in service.ports.iter().filter_map(|p| p.node_port) {
+                        unlink(&mut self.services_by_node_port, &port, &name);
+                    }
+                }
+            }
+            Kind::EndpointSlice => {
+                if let Some(slice) = self.slices.remove(&name)
+                    && let Some(service) = &slice.service
+                {
+                    let service = (slice.namespace.clone(), service.clone());
+                    if let Some(names) = self.slices_by_service.get_mut(&service) {
+                        names.remove(&slice.name);
+                        if names.is_empty() {
+                            self.slices_by_service.remove(&service);
+                        }
+                    }
+                }
+            }
+            Kind::Controller(kind) => {
+                if let Some(controllers) = self.controllers.get_mut(&key.namespace) {
+                    controllers.remove(&(kind.clone(), key.name.clone()));
+                }
+            }
+            Kind::NetworkPolicy => {}
+        }
+    }
+
+    /// Makes `objects` all there is of a kind.
+    pub fn replace(&mut self, kind: &Kind, objects: Vec<Object>) {
+        for gone in self.missing_after(kind, &objects) {
+            self.delete(&gone);
+        }
+        for object in objects {
+            self.apply(object);
+        }
+    }
+
+    /// Objects of `kind` that are here and not among `objects`.
+    pub(crate) fn missing_after(&self, kind: &Kind, objects: &[Object]) -> Vec<ObjectKey> {
+        let kept: BTreeSet<ObjectKey> = objects.iter().map(Object::key).collect();
+        self.keys(kind).into_iter().filter(|k| !kept.contains(k)).collect()
+    }
+
+    fn keys(&self, kind: &Kind) -> Vec<ObjectKey> {
+        let key = |namespace: &str, name: &str| ObjectKey { kind: kind.clone(), namespace: namespace.to_owned(), name: name.to_owned() };
+        match kind {
+            Kind::Namespace => self.namespaces.keys().map(|n| key("", n)).collect(),
+            Kind::Node => self.nodes.keys().map(|n| key("", n)).collect(),
+            Kind::Pod => self.pods().map(|p| key(&p.namespace, &p.name)).collect(),
+            Kind::Service => self.services.keys().map(|(ns, n)| key(ns, n)).collect(),
+            Kind::EndpointSlice => self.slices.keys().map(|(ns, n)| key(ns, n)).collect(),
+            Kind::Controller(kind) => self.controllers().filter(|c| &c.kind == kind).map(|c| key(&c.namespace, &c.name)).collect(),
+            Kind::NetworkPolicy => Vec::new(),
+        }
+    }
+
+    /// All pods, sorted by namespace and name.
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values().flat_map(BTreeMap::values)
+    }
+
+    /// The pods of a namespace, sorted by name.
+    pub fn pods_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.get(namespace).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// All namespaces, sorted.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<Namespace>> {
+        self.namespaces.values()
+    }
+
+    /// All nodes, sorted.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// All Services, sorted by namespace and name.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// All EndpointSlices, sorted by namespace and name.
+    pub fn endpoint_slices(&self) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.slices.values()
+    }
+
+    /// All controllers, sorted by namespace, kind and name.
+    pub fn controllers(&self) -> impl Iterator<Item = &Arc<Controller>> {
+        self.controllers.values().flat_map(BTreeMap::values)
+    }
+
+    /// The namespace of that name.
+    #[must_use]
+    pub fn namespace(&self, name: &str) -> Option<&Arc<Namespace>> {
+        self.namespaces.get(name)
+    }
+
+    /// The node of that name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&Arc<Node>> {
+        self.nodes.get(name)
+    }
+
+    /// The pod of that name.
+    #[must_use]
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Pod>> {
+        self.pods.get(namespace)?.get(name)
+    }
+
+    /// The pod with that uid, or the static pod with that config hash.
+    #[must_use]
+    pub fn pod_by_uid(&self, uid: &str) -> Option<&Arc<Pod>> {
+        let (namespace, name) = self.pods_by_uid.get(uid)?;
+        self.pod(namespace, name)
+    }
+
+    /// Live pods that list this address (not host-network ones): normally at most one.
+    pub fn pods_by_address(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods_by_address.get(&address).into_iter().flatten().filter_map(|(namespace, name)| self.pod(namespace, name))
+    }
+
+    /// The Service of that name.
+    #[must_use]
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
+        self.services.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
+    /// The controller of that kind and name.
+    #[must_use]
+    pub fn controller(&self, namespace: &str, kind: &str, name: &str) -> Option<&Arc<Controller>> {
+        self.controllers.get(namespace)?.get(&(kind.to_owned(), name.to_owned()))
+    }
+}

@@ -1,0 +1,64 @@
+//! Bounds and names of an observer.
+
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// Who observes, since when, and the bounds of everything that could grow.
+#[derive(Clone, Debug)]
+pub struct ObserverConfig {
+    /// This node's name (`metadata.name`).
+    pub node: String,
+    /// This agent's instance: random per state; a restored state keeps its own.
+    pub instance: String,
+    /// When the hooks were attached: the start of the window.
+    pub started: Timestamp,
+    /// How long a flow waits for its pod before it is counted as `pod_unknown`.
+    pub pod_timeout: Duration,
+    /// How long a UDP exchange of unknown role waits for evidence before it is counted as `role_unknown`.
+    pub role_timeout: Duration,
+    /// Half-width of the doubt around a change of an address's owner that only the API server reported.
+    pub guard: Duration,
+    /// At most this long may pass between two sweeps of the kernel's map: opens of one delta are no older than this.
+    pub sweep_interval: Duration,
+    /// How long a deleted pod, and who owned an address, are remembered.
+    pub tombstone_ttl: Duration,
+    /// Flows that may wait.
+    pub max_pending: usize,
+    /// Edges (and service flows) that are kept apart. Beyond it a flow to a new edge is counted as lost.
+    pub max_edges: usize,
+    /// External client addresses that are kept apart per server port.
+    pub max_external_clients: usize,
+    /// External server addresses that are kept apart per client and port.
+    pub max_external_servers: usize,
+    /// DNS names kept, over all clients.
+    pub max_names: usize,
+    /// cgroups remembered, removed ones included.
+    pub max_cgroups: usize,
+    /// Listening sockets and served UDP ports remembered.
+    pub max_listeners: usize,
+}
+
+impl ObserverConfig {
+    /// The defaults for an agent on `node`.
+    #[must_use]
+    pub fn new(node: impl Into<String>, instance: impl Into<String>, started: Timestamp) -> Self {
+        Self {
+            node: node.into(),
+            instance: instance.into(),
+            started,
+            pod_timeout: Duration::from_secs(10),
+            role_timeout: Duration::from_secs(60),
+            guard: Duration::from_secs(5),
+            sweep_interval: Duration::from_secs(15),
+            tombstone_ttl: Duration::from_secs(3600),
+            max_pending: 16_384,
+            max_edges: 100_000,
+            max_external_clients: 64,
+            max_external_servers: 1_024,
+            max_names: 32_768,
+            max_cgroups: 32_768,
+            max_listeners: 65_536,
+        }
+    }
+}

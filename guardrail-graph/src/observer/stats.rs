@@ -1,0 +1,88 @@
+//! Counters of an observer, as `/metrics` shows them.
+
+use crate::{
+    observe::{LossClass, LossReason},
+    peer::Protocol,
+};
+
+/// Reasons of `guardrail_flows_unresolved_total`; each exists from the start at 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum UnresolvedReason {
+    /// The address changed its owner around the time of the flow, and no record says who had it.
+    IpReuse,
+    /// An address inside a pod range that nobody owned.
+    PodRangeNoOwner,
+    /// The role of the local socket could not be told.
+    RoleUnknown,
+    /// The local pod never became known.
+    PodUnknown,
+    /// A connection through a Service whose backend could not be told.
+    ServiceBackendUnknown,
+    /// Failed attempts through a Service with several workloads (or none) behind it.
+    ServiceAttemptFailed,
+    /// A Service address at a port that the Service does not have.
+    ServicePortUnknown,
+}
+
+impl UnresolvedReason {
+    /// Every reason, in the order in which they are shown.
+    pub const ALL: [Self; 7] = [
+        Self::IpReuse,
+        Self::PodRangeNoOwner,
+        Self::RoleUnknown,
+        Self::PodUnknown,
+        Self::ServiceBackendUnknown,
+        Self::ServiceAttemptFailed,
+        Self::ServicePortUnknown,
+    ];
+
+    /// Label value.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::IpReuse => "ip_reuse",
+            Self::PodRangeNoOwner => "pod_range_no_owner",
+            Self::RoleUnknown => "role_unknown",
+            Self::PodUnknown => "pod_unknown",
+            Self::ServiceBackendUnknown => "service_backend_unknown",
+            Self::ServiceAttemptFailed => "service_attempt_failed",
+            Self::ServicePortUnknown => "service_port_unknown",
+        }
+    }
+}
+
+/// A point-in-time copy of the observer's counters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Edges kept (without inferred ones).
+    pub edges: usize,
+    /// Service flows kept.
+    pub service_flows: usize,
+    /// Flows that wait for their pod or their role.
+    pub pending: usize,
+    /// Unresolved flows by reason, in the order of [`UnresolvedReason::ALL`]; Service reasons as of the last snapshot.
+    pub unresolved: Vec<(&'static str, u64)>,
+    /// Losses by reason, in the order of [`LossReason::ALL`].
+    pub losses: Vec<(LossReason, LossClass, u64)>,
+    /// Entries of the identity tables by kind: `pod`, `address`, `cgroup`, `name`, `listener`, `peer`.
+    pub identity_entries: Vec<(&'static str, usize)>,
+}
+
+/// One line of `guardrail_flow_connections_total`: an edge with bounded label values, and its counts by outcome.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EdgeCounter {
+    /// Namespace of the client; empty for nodes and external peers.
+    pub client_namespace: String,
+    /// `Owner/name`, `node/NAME` or `external`.
+    pub client_workload: String,
+    /// Namespace of the server; empty for nodes and external peers.
+    pub server_namespace: String,
+    /// As `client_workload`.
+    pub server_workload: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Pod port.
+    pub port: u16,
+    /// `(outcome, count)`: `opened` (with those found at start), `refused`, `unanswered`, `unreachable`.
+    pub outcomes: [(&'static str, u64); 4],
+}

@@ -1,0 +1,271 @@
+//! The facts of a snapshot, apart from what follows from them. Facts join by set union, and numbers by the maximum per source: both are
+//! commutative, associative and idempotent, and so is everything that is computed from the joined facts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{
+    AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, ServiceEntry, Side, Snapshot, Source, SourceCounts, WorkloadEntry, marks,
+};
+use crate::{
+    observe::LossClass,
+    observer::UnresolvedReason,
+    peer::{Peer, Protocol, WorkloadRef},
+    time::Timestamp,
+};
+
+/// Examples kept per reason.
+pub(crate) const MAX_EXAMPLES: usize = 8;
+/// Reasons of incompleteness that are computed.
+pub(super) const NODE_UNOBSERVED: &str = "node_unobserved:";
+pub(super) const WINDOW_GAP: &str = "window_gap:";
+
+/// `(client, server, protocol, port)`.
+pub(crate) type EdgeKey = (Peer, Peer, Protocol, u16);
+/// `(client, "namespace/name:port", protocol, port)`.
+pub(crate) type FlowKey = (Peer, String, Protocol, u16);
+
+/// What was counted by one source at one side, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) counts: Counts,
+    pub(crate) first: Timestamp,
+    pub(crate) last: Timestamp,
+}
+
+impl Seen {
+    /// The same observation at different times, or by different eyes: the greater of each.
+    pub(crate) fn max(&mut self, other: &Self) {
+        self.counts = self.counts.max(&other.counts);
+        self.first = self.first.min(other.first);
+        self.last = self.last.max(other.last);
+    }
+
+    /// Different observations.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.counts = self.counts.plus(&other.counts);
+        self.first = self.first.min(other.first);
+        self.last = self.last.max(other.last);
+    }
+}
+
+pub(crate) fn max_into<K: Ord>(map: &mut BTreeMap<K, Seen>, key: K, seen: Seen) {
+    map.entry(key).and_modify(|s| s.max(&seen)).or_insert(seen);
+}
+
+impl Counts {
+    fn zip(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            opened: f(self.opened, other.opened),
+            found: f(self.found, other.found),
+            refused: f(self.refused, other.refused),
+            unanswered: f(self.unanswered, other.unanswered),
+            unreachable: f(self.unreachable, other.unreachable),
+            bytes_sent: f(self.bytes_sent, other.bytes_sent),
+            bytes_received: f(self.bytes_received, other.bytes_received),
+        }
+    }
+
+    /// The greater of each number.
+    #[must_use]
+    pub fn max(&self, other: &Self) -> Self {
+        self.zip(other, u64::max)
+    }
+
+    /// The sums.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        self.zip(other, u64::saturating_add)
+    }
+
+    /// Connections that came about, or datagrams sent.
+    #[must_use]
+    pub fn established(&self) -> u64 {
+        self.opened.saturating_add(self.found)
+    }
+
+    /// Attempts that failed.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.refused.saturating_add(self.unanswered).saturating_add(self.unreachable)
+    }
+}
+
+/// Facts of an edge.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct EdgeFacts {
+    pub(crate) client_names: BTreeSet<String>,
+    pub(crate) server_names: BTreeSet<String>,
+    pub(crate) port_name: Option<String>,
+    pub(crate) via: BTreeSet<String>,
+    pub(crate) marks: BTreeSet<String>,
+    pub(crate) node_workloads: BTreeSet<String>,
+    pub(crate) sources: BTreeMap<(Source, Side), Seen>,
+    /// An edge that came without counts per source: its numbers as they stood, who saw it, and whether it was supported.
+    pub(crate) bare: Option<(Seen, BTreeSet<Side>, bool)>,
+}
+
+/// Facts of a service flow.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FlowFacts {
+    pub(crate) marks: BTreeSet<String>,
+    pub(crate) node_workloads: BTreeSet<String>,
+    pub(crate) sources: BTreeMap<(Source, Side), Seen>,
+}
+
+type PortKey = (u16, String, Option<String>, Option<u16>);
+type BackendKey = (IpAddr, u16, Peer, Option<String>, Option<Timestamp>);
+
+/// Facts of a Service: its latest description without ports, and every port and endpoint it ever had.
+#[derive(Clone, Debug)]
+pub(crate) struct ServiceFacts {
+    pub(crate) base: ServiceEntry,
+    pub(crate) ports: BTreeMap<PortKey, BTreeMap<BackendKey, Option<Timestamp>>>,
+}
+
+/// All facts of one or many snapshots.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    pub(crate) sources: BTreeSet<Source>,
+    pub(crate) window: BTreeMap<String, Vec<Interval>>,
+    pub(crate) observed: BTreeSet<String>,
+    pub(crate) expected: BTreeSet<String>,
+    pub(crate) losses: BTreeMap<(Source, String), (LossClass, u64)>,
+    pub(crate) unresolved: BTreeMap<(Source, String), (u64, BTreeSet<String>)>,
+    pub(crate) incomplete: BTreeMap<Peer, BTreeSet<String>>,
+    pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
+    pub(crate) services: BTreeMap<(String, String), ServiceFacts>,
+    pub(crate) addresses: BTreeMap<(IpAddr, Option<Timestamp>, Peer, Option<String>), (Option<Timestamp>, bool)>,
+    pub(crate) service_flows: BTreeMap<FlowKey, FlowFacts>,
+    pub(crate) edges: BTreeMap<EdgeKey, EdgeFacts>,
+}
+
+/// An open end is the weaker word: whoever knows the end knows more.
+fn earlier_end(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Keeps the later of two descriptions; of two as of one time the greater text, so that the order of joining plays no part.
+fn keep_later<T: serde::Serialize + PartialEq>(kept: &mut T, other: T, as_of: impl Fn(&T) -> Timestamp) {
+    let text = |v: &T| serde_json::to_string(v).unwrap_or_default();
+    if *kept != other && (as_of(&other), text(&other)) > (as_of(kept), text(kept)) {
+        *kept = other;
+    }
+}
+
+fn seen_of(counts: &[SourceCounts]) -> impl Iterator<Item = ((Source, Side), Seen)> + '_ {
+    counts.iter().map(|c| ((c.source.clone(), c.side), Seen { counts: c.counts, first: c.first_seen, last: c.last_seen }))
+}
+
+impl Facts {
+    /// Joins the facts of a snapshot.
+    pub(crate) fn add(&mut self, snapshot: Snapshot) {
+        let Body { sources, window, coverage, workloads, services, addresses, service_flows, edges } = snapshot.body;
+        self.observed.extend(coverage.nodes.observed);
+        self.expected.extend(coverage.nodes.expected);
+        self.sources.extend(sources);
+        for (node, intervals) in window.nodes {
+            self.window.entry(node).or_default().extend(intervals);
+        }
+        for loss in coverage.losses {
+            let kept = self.losses.entry((loss.source, loss.reason)).or_insert((loss.class, 0));
+            *kept = (kept.0.max(loss.class), kept.1.max(loss.count));
+        }
+        let derived = [UnresolvedReason::ServiceBackendUnknown.as_str(), UnresolvedReason::ServiceAttemptFailed.as_str()];
+        for entry in coverage.unresolved.into_iter().filter(|u| !derived.contains(&u.reason.as_str())) {
+            let kept = self.unresolved.entry((entry.source, entry.reason)).or_default();
+            kept.0 = kept.0.max(entry.count);
+            kept.1.extend(entry.examples);
+            while kept.1.len() > MAX_EXAMPLES {
+                kept.1.pop_last();
+            }
+        }
+        for entry in coverage.workloads {
+            let reasons = entry.reasons.into_iter();
+            let raw: Vec<_> = reasons
+                .filter(|r| !r.starts_with(NODE_UNOBSERVED) && !r.starts_with(WINDOW_GAP) && !derived.contains(&r.as_str()))
+                .collect();
+            if !raw.is_empty() {
+                self.incomplete.entry(entry.peer).or_default().extend(raw);
+            }
+        }
+        for entry in workloads {
+            match self.workloads.entry(entry.workload.clone()) {
+                std::collections::btree_map::Entry::Vacant(v) => {
+                    v.insert(entry);
+                }
+                std::collections::btree_map::Entry::Occupied(mut o) => keep_later(o.get_mut(), entry, |w| w.as_of),
+            }
+        }
+        for entry in services {
+            self.add_service(entry);
+        }
+        for AddressEntry { address, from, to, peer, pod, proven } in addresses {
+            let kept = self.addresses.entry((address, from, peer, pod)).or_insert((to, proven));
+            *kept = (earlier_end(kept.0, to), kept.1 || proven);
+        }
+        for flow in service_flows {
+            let facts = self.service_flows.entry((flow.client, flow.service, flow.protocol, flow.port)).or_default();
+            facts.marks.extend(flow.marks);
+            facts.node_workloads.extend(flow.node_workloads);
+            for (key, seen) in seen_of(&flow.sources) {
+                max_into(&mut facts.sources, key, seen);
+            }
+        }
+        for edge in edges {
+            self.add_edge(edge);
+        }
+    }
+
+    pub(crate) fn add_service(&mut self, mut entry: ServiceEntry) {
+        let ports = std::mem::take(&mut entry.ports);
+        let key = (entry.namespace.clone(), entry.name.clone());
+        let facts = match self.services.entry(key) {
+            std::collections::btree_map::Entry::Vacant(v) => v.insert(ServiceFacts { base: entry, ports: BTreeMap::new() }),
+            std::collections::btree_map::Entry::Occupied(o) => {
+                let facts = o.into_mut();
+                keep_later(&mut facts.base, entry, |s| s.as_of);
+                facts
+            }
+        };
+        for port in ports {
+            let backends = facts.ports.entry((port.port, port.protocol, port.name, port.node_port)).or_default();
+            for BackendEntry { address, port, peer, node, from, to } in port.backends {
+                backends.entry((address, port, peer, node, from)).and_modify(|kept| *kept = earlier_end(*kept, to)).or_insert(to);
+            }
+        }
+    }
+
+    fn add_edge(&mut self, edge: EdgeRecord) {
+        let derived = edge.marks.contains(marks::INFERRED) || edge.marks.contains(marks::VIA_SERVICE);
+        if edge.sources.is_empty() && derived {
+            return;
+        }
+        let facts = self.edges.entry((edge.client.peer, edge.server.peer, edge.protocol, edge.port)).or_default();
+        facts.client_names.extend(edge.client.names);
+        facts.server_names.extend(edge.server.names);
+        facts.port_name = facts.port_name.take().max(edge.port_name);
+        facts.via.extend(edge.via);
+        facts.marks.extend(edge.marks.into_iter().filter(|m| !marks::DERIVED.contains(&m.as_str())));
+        facts.node_workloads.extend(edge.node_workloads);
+        if edge.sources.is_empty() {
+            let seen = Seen { counts: edge.counts, first: edge.first_seen, last: edge.last_seen };
+            match &mut facts.bare {
+                Some((kept, sides, supported)) => {
+                    kept.max(&seen);
+                    sides.extend(edge.seen_by);
+                    *supported |= edge.supported;
+                }
+                None => facts.bare = Some((seen, edge.seen_by, edge.supported)),
+            }
+        }
+        for (key, seen) in seen_of(&edge.sources) {
+            max_into(&mut facts.sources, key, seen);
+        }
+    }
+}

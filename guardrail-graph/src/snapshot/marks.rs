@@ -1,0 +1,27 @@
+//! Marks of edges. Those of [`DERIVED`] follow from the other facts of a snapshot and are computed anew by `merge`.
+
+/// The edge follows from a client's use of a Service and the endpoints behind it; no server-side record names the client.
+pub const INFERRED: &str = "inferred";
+/// The edge follows from a client's use of a Service that leads to this server alone, or to addresses outside the cluster.
+pub const VIA_SERVICE: &str = "via-service";
+/// As inferred, and a node's address stood in for the client's at the server (masquerading).
+pub const MASQUERADED: &str = "masqueraded";
+/// UDP that was sent repeatedly, never answered and never refused, to a server that nobody observed.
+pub const ONE_WAY: &str = "one-way";
+/// A connection was open already when an agent started.
+pub const FOUND_AT_START: &str = "found-at-start";
+/// A node proxy's socket in the pod's network namespace stood for the pod.
+pub const PROXIED: &str = "proxied";
+/// The server's address is a multicast group: reported, never a rule.
+pub const MULTICAST: &str = "multicast";
+/// The server's address is a broadcast address: reported, never a rule.
+pub const BROADCAST: &str = "broadcast";
+/// The other end's address is link-local: reported, never a rule.
+pub const LINK_LOCAL: &str = "link-local";
+/// The client asked for a node's address at a host port.
+pub const HOST_PORT: &str = "host-port";
+
+/// Marks that are computed from other facts.
+pub const DERIVED: [&str; 5] = [INFERRED, VIA_SERVICE, MASQUERADED, ONE_WAY, FOUND_AT_START];
+/// Marks of traffic that never supports a rule.
+pub const NEVER_SUPPORTED: [&str; 3] = [MULTICAST, BROADCAST, LINK_LOCAL];

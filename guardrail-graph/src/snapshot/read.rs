@@ -1,0 +1,88 @@
+//! Text to snapshot and back.
+
+use thiserror::Error;
+
+use super::{API_VERSION, KIND, Snapshot};
+
+/// Why a text is not a snapshot, in one sentence with what to do.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum SnapshotError {
+    /// Nothing in it.
+    #[error("{file}: the file is empty: expected a {KIND} as `/v1/graph` serves it")]
+    Empty {
+        /// The file.
+        file: String,
+    },
+    /// The JSON ends early.
+    #[error("{file}: the file ends in the middle (line {line}): it was cut off, fetch or write it again")]
+    Truncated {
+        /// The file.
+        file: String,
+        /// Line of the end.
+        line: usize,
+    },
+    /// Not JSON, or not of the right shape.
+    #[error("{file}: line {line}: {message}")]
+    Invalid {
+        /// The file.
+        file: String,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// Another document.
+    #[error("{file}: this is {found}, not {API_VERSION} {KIND}: give a file that `/v1/graph`, --state-dir or `guardrail merge` wrote")]
+    WrongKind {
+        /// The file.
+        file: String,
+        /// `apiVersion` and `kind` as found.
+        found: String,
+    },
+}
+
+impl Snapshot {
+    /// Reads a snapshot. `file` is how errors call it.
+    ///
+    /// # Errors
+    /// If the text is empty, cut off, not JSON, or another kind of document.
+    pub fn from_json(text: &str, file: &str) -> Result<Self, SnapshotError> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Head {
+            #[serde(default)]
+            api_version: serde_json::Value,
+            #[serde(default)]
+            kind: serde_json::Value,
+        }
+
+        let file = || file.to_owned();
+        if text.trim().is_empty() {
+            return Err(SnapshotError::Empty { file: file() });
+        }
+        let error = |e: &serde_json::Error| {
+            if e.is_eof() {
+                return SnapshotError::Truncated { file: file(), line: e.line() };
+            }
+            let text = e.to_string();
+            let message = text.rfind(" at line ").map_or(text.as_str(), |at| &text[..at]).to_owned();
+            SnapshotError::Invalid { file: file(), line: e.line(), message }
+        };
+        let head: Head = serde_json::from_str(text).map_err(|e| error(&e))?;
+        if head.api_version != API_VERSION || head.kind != KIND {
+            let word = |v: &serde_json::Value, what| v.as_str().map_or_else(|| format!("without {what}"), str::to_owned);
+            let found = format!("{} {}", word(&head.api_version, "apiVersion"), word(&head.kind, "kind"));
+            return Err(SnapshotError::WrongKind { file: file(), found });
+        }
+        serde_json::from_str(text).map_err(|e| error(&e))
+    }
+
+    /// The document as it is served and stored: pretty-printed, with a newline at its end. Equal graphs give equal bytes.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        // Serialising these types cannot fail: every map key is a string and no number is a float.
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+}
