@@ -16,12 +16,13 @@ mod plan;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use guardrail_graph::{Snapshot, WorkloadRef};
 use ipnet::IpNet;
 use serde::Serialize;
+
+use crate::{evaluate::Cluster, model::NetworkPolicy};
 
 pub use completeness::NamespaceVerdict;
 pub use edges::{EdgeUse, Unused};
@@ -108,19 +109,8 @@ impl FromStr for WorkloadPattern {
     }
 }
 
-/// What the snapshot does not say about the cluster; an inventory does.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ClusterFacts {
-    /// Where pods get their addresses (`Node.spec.podCIDRs`). Without them, "any external address" includes the cluster's pods.
-    pub pod_ranges: BTreeSet<IpNet>,
-    /// Addresses of nodes, added to those that the snapshot knows.
-    pub node_addresses: BTreeMap<String, BTreeSet<IpAddr>>,
-    /// Labels of namespaces; `kubernetes.io/metadata.name` is always assumed.
-    pub namespace_labels: BTreeMap<String, BTreeMap<String, String>>,
-}
-
 /// How to generate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The phase.
     pub phase: Phase,
@@ -140,8 +130,11 @@ pub struct Options {
     pub declared_ranges: BTreeMap<String, BTreeSet<IpNet>>,
     /// Somebody accepted the problems: the files say so.
     pub forced: bool,
-    /// What else is known of the cluster.
-    pub facts: ClusterFacts,
+    /// What an inventory knows of the cluster ([`Cluster::from_objects`]), above all the ranges where pods get their addresses: without them,
+    /// "any external address" includes the cluster's pods. Empty if there is no inventory.
+    pub cluster: Cluster,
+    /// Policies that are in force already. What is generated is proven together with them.
+    pub existing: Vec<NetworkPolicy>,
 }
 
 impl Options {
@@ -158,7 +151,8 @@ impl Options {
             max_external_addresses: 8,
             declared_ranges: BTreeMap::new(),
             forced: false,
-            facts: ClusterFacts::default(),
+            cluster: Cluster::default(),
+            existing: Vec::new(),
         }
     }
 }

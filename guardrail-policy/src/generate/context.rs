@@ -22,6 +22,7 @@ pub(crate) struct Context<'a> {
     /// Pod ports behind a Service port that has a node port or a load balancer: address translation may hide who calls them.
     reachable_from_outside: BTreeSet<(&'a WorkloadRef, Protocol, u16)>,
     pod_ranges: Vec<IpNet>,
+    all_pods_in_ranges: bool,
 }
 
 /// What a container port's name means in a workload.
@@ -43,8 +44,8 @@ impl<'a> Context<'a> {
                 node_addresses.entry(name).or_default().insert(entry.address);
             }
         }
-        for (name, addresses) in &options.facts.node_addresses {
-            node_addresses.entry(name).or_default().extend(addresses);
+        for node in &options.cluster.nodes {
+            node_addresses.entry(&node.name).or_default().extend(&node.addresses);
         }
         // A loopback address is no peer of a pod; link-local ones are only NodeLocal DNS, which has its own rule.
         for addresses in node_addresses.values_mut() {
@@ -72,8 +73,11 @@ impl<'a> Context<'a> {
                 }
             }
         }
-        let pod_ranges = IpNet::aggregate(&options.facts.pod_ranges.iter().map(IpNet::trunc).collect());
-        Self { body, options, workloads, node_addresses, inside, reachable_from_outside, pod_ranges }
+        let pod_ranges: Vec<IpNet> = IpNet::aggregate(&options.cluster.pod_ranges.iter().map(IpNet::trunc).collect());
+        let pods = body.workloads.iter().filter(|w| !w.host_network).flat_map(|w| w.pods.values().flatten());
+        let in_a_range = |address: &IpAddr| pod_ranges.iter().any(|range| range.contains(address));
+        let all_pods_in_ranges = !pod_ranges.is_empty() && pods.flat_map(|pod| &pod.addresses).all(in_a_range);
+        Self { body, options, workloads, node_addresses, inside, reachable_from_outside, pod_ranges, all_pods_in_ranges }
     }
 
     /// Whether policies are wanted for this namespace.
@@ -146,9 +150,16 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// Whether the ranges where pods live are known.
+    /// Whether the ranges where pods live are known, so that [`Context::anywhere`] can leave them out.
     pub(crate) fn knows_pod_ranges(&self) -> bool {
-        !self.pod_ranges.is_empty()
+        self.all_pods_in_ranges
+    }
+
+    /// Current addresses of a node at which somebody would call it: its tunnel addresses lie where pods live.
+    pub(crate) fn called_addresses_of_node(&self, name: &str) -> BTreeSet<IpAddr> {
+        let all = self.addresses_of_node(name);
+        let called: BTreeSet<IpAddr> = all.iter().copied().filter(|a| !self.pod_ranges.iter().any(|r| r.contains(a))).collect();
+        if called.is_empty() { all } else { called }
     }
 
     /// How a rule names this port of a workload (B2): by name if every pod defines the name and the numbers differ, else by number.

@@ -129,7 +129,7 @@ pub(crate) fn callee(edge: &EdgeRecord, policy_namespace: &str, context: &Contex
         }
         Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
         Peer::External { address } => external(address, context),
-        Peer::Node { name } => node(edge, name, "as servers", context),
+        Peer::Node { name } => node(edge, name, Role::Server, context),
     }
 }
 
@@ -184,15 +184,26 @@ fn node_caller(edge: &EdgeRecord, node_name: &str, context: &Context<'_>) -> Nee
     if own_node_only && edge.node_workloads.is_empty() {
         return Need::Implicit("a pod's own node may always call it (probes)");
     }
-    node(edge, node_name, "as clients", context)
+    node(edge, node_name, Role::Client, context)
 }
 
-fn node(edge: &EdgeRecord, name: &str, role: &str, context: &Context<'_>) -> Need {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Client,
+    Server,
+}
+
+fn node(edge: &EdgeRecord, name: &str, role: Role, context: &Context<'_>) -> Need {
     let mut nodes = BTreeSet::from([name]);
     nodes.extend(context.nodes_of_host_workloads(&edge.node_workloads));
-    let peers: BTreeSet<RulePeer> = nodes.iter().flat_map(|n| context.addresses_of_node(n)).map(single).collect();
-    if context.addresses_of_node(name).is_empty() {
+    let addresses = |node: &str| match role {
+        Role::Client => context.addresses_of_node(node),
+        Role::Server => context.called_addresses_of_node(node),
+    };
+    if addresses(name).is_empty() {
         return Need::Inexpressible(format!("no address of node {name} is known: export with an inventory that has it"));
     }
-    Need::Peers { peers, note: Some(format!("node addresses {role}: these rules break when nodes change")) }
+    let peers: BTreeSet<RulePeer> = nodes.iter().flat_map(|n| addresses(n)).map(single).collect();
+    let plural = if role == Role::Client { "clients" } else { "servers" };
+    Need::Peers { peers, note: Some(format!("node addresses as {plural}: these rules break when nodes change")) }
 }
