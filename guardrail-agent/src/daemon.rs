@@ -1,17 +1,14 @@
 //! Wires the agent together: one task owns the observer, everything else talks to it over bounded channels.
 
 use std::{
+    collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use guardrail_graph::{
-    Observation, Observer, ObserverConfig, Timestamp,
-    inventory::Change,
-    snapshot::Snapshot,
-};
-use guardrail_policy::generate;
+use guardrail_graph::{Observation, Observer, ObserverConfig, Snapshot, Timestamp, inventory::Change};
+use guardrail_policy::generate::{self, Phase};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -25,7 +22,7 @@ use crate::{
     files::{self, FileError},
     http::{self, Query, Readiness},
     inventory::{FileInventoryError, InventoryFile},
-    kernel::{Kernel, KernelConfig, KernelError, KernelStats, find_cgroup2_root},
+    kernel::{Kernel, KernelConfig, KernelError, find_cgroup2_root},
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
     state::StateFile,
 };
@@ -377,6 +374,11 @@ impl Daemon {
             None => tracing::error!("a write in the background panicked"),
         }
     }
+}
+
+/// The files of `--export-dir`. Problems stand in the files themselves: what is incomplete says so, one node's view is marked.
+fn allow_lists(snapshot: &Snapshot) -> BTreeMap<String, String> {
+    generate::generate(snapshot, &generate::Options::new(Phase::DefaultDeny)).files
 }
 
 fn json(snapshot: &Snapshot) -> Vec<u8> {

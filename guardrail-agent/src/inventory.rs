@@ -106,13 +106,18 @@ impl InventoryFile {
     }
 }
 
-/// A file is the complete list of every kind: what is not in it is gone.
+/// A file is the complete list of every kind: what is not in it is gone. Pods come last, when what names them is known.
 fn replace_everything(objects: Vec<Object>) -> Vec<Change> {
-    let mut kinds: Vec<(Kind, Vec<Object>)> =
-        Kind::all().into_iter().map(|kind| (kind, Vec::new())).collect();
+    let controllers = Kind::CONTROLLERS.iter().map(|kind| Kind::Controller((*kind).to_owned()));
+    let mut kinds: Vec<(Kind, Vec<Object>)> = [Kind::Namespace, Kind::Node]
+        .into_iter()
+        .chain(controllers)
+        .chain([Kind::Service, Kind::EndpointSlice, Kind::Pod])
+        .map(|kind| (kind, Vec::new()))
+        .collect();
     for object in objects {
         let kind = object.key().kind;
-        match kinds.iter_mut().find(|(k, _)| *k == kind) {
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
             Some((_, list)) => list.push(object),
             None => kinds.push((kind, vec![object])),
         }
