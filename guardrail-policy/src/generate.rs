@@ -22,9 +22,13 @@ use guardrail_graph::{Snapshot, WorkloadRef};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::{evaluate::Cluster, model::NetworkPolicy};
+use crate::{
+    evaluate::Cluster,
+    model::{NetworkPolicy, Protocol},
+    prove::Proof,
+};
 
-pub use completeness::NamespaceVerdict;
+pub use completeness::{NamespaceVerdict, edge_name};
 pub use edges::{EdgeUse, Unused};
 pub use phases::{Direction, RuleEvidence};
 pub use plan::{Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort};
@@ -204,6 +208,8 @@ pub struct Generated {
     pub warnings: Vec<String>,
     /// The completeness verdict per namespace.
     pub verdicts: Vec<NamespaceVerdict>,
+    /// What was proven.
+    pub proof: Proof,
 }
 
 /// Name of the machine-readable sidecar.
@@ -226,10 +232,25 @@ pub struct Decision {
     pub verdicts: Vec<NamespaceVerdict>,
     /// Workloads that a policy closes although nobody was seen to call them.
     pub closed_without_evidence: BTreeSet<WorkloadRef>,
+    /// Supported edges (indices) that no rule can allow, each with a problem.
+    pub inexpressible: BTreeSet<usize>,
+    /// What is opened wider than observed.
+    pub announced: Announced,
     /// What stands against the plan, sorted.
     pub problems: BTreeSet<Problem>,
     /// What a person should know, sorted.
     pub warnings: BTreeSet<String>,
+}
+
+/// What the plan opens wider than observed, and says so in warnings: port by port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announced {
+    /// Server ports that any address may call, pods included.
+    pub from_anywhere: BTreeSet<(WorkloadRef, Protocol, u16)>,
+    /// Clients that may call any address on a port, pods included.
+    pub to_anywhere: BTreeSet<(WorkloadRef, Protocol, u16)>,
+    /// DNS ports that every pod with closed egress may ask.
+    pub dns: BTreeSet<(WorkloadRef, Protocol, u16)>,
 }
 
 /// Decides which policies to write.
@@ -241,14 +262,19 @@ pub fn plan_for(snapshot: &Snapshot, options: &Options) -> Decision {
 /// Generates every file of an export, and proves it.
 #[must_use]
 pub fn generate(snapshot: &Snapshot, options: &Options) -> Generated {
-    let decision = plan_for(snapshot, options);
+    let mut decision = plan_for(snapshot, options);
     let mut files = crate::emit::files(&decision.plan, options);
-    files.extend(crate::report::files(snapshot, options, &decision));
+    let policies = files.iter().filter(|(name, _)| *name != KUSTOMIZATION_FILE).map(|(name, text)| (name.as_str(), text.as_str()));
+    let proof = crate::prove::prove(snapshot, options, &decision, policies);
+    decision.problems.extend(proof.problems.iter().cloned());
+    decision.warnings.extend(proof.warnings.iter().cloned());
+    files.extend(crate::report::files(snapshot, options, &decision, &proof));
     Generated {
         files,
         problems: decision.problems.into_iter().collect(),
         warnings: decision.warnings.into_iter().collect(),
         verdicts: decision.verdicts,
         plan: decision.plan,
+        proof,
     }
 }

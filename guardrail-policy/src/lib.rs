@@ -8,5 +8,6 @@ pub mod emit;
 pub mod evaluate;
 pub mod generate;
 pub mod model;
+pub mod prove;
 pub mod read;
 pub mod report;

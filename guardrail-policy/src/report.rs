@@ -11,6 +11,7 @@ use guardrail_graph::{
 use serde::Serialize;
 
 use crate::emit::file_name;
+use crate::prove::{NewlyJudged, Proof};
 use crate::generate::{
     Decision, Direction, EVIDENCE_FILE, EdgeUse, NamespaceVerdict, Options, Phase, PlannedRule, PortRef, Problem, REPORT_FILE, RulePeer, Unused,
 };
@@ -40,6 +41,7 @@ struct Evidence<'a> {
     policies: Vec<PolicyEvidence<'a>>,
     unused: Vec<UnusedEdge<'a>>,
     closed_without_evidence: Vec<String>,
+    newly_judged: &'a [NewlyJudged],
     wide_clients: Vec<WideClient>,
     problems: &'a BTreeSet<Problem>,
     warnings: &'a BTreeSet<String>,
@@ -88,14 +90,14 @@ struct UnusedEdge<'a> {
 
 /// Both sidecars.
 #[must_use]
-pub fn files(snapshot: &Snapshot, options: &Options, decision: &Decision) -> BTreeMap<String, String> {
-    let evidence = collect(snapshot, options, decision);
+pub fn files(snapshot: &Snapshot, options: &Options, decision: &Decision, proof: &Proof) -> BTreeMap<String, String> {
+    let evidence = collect(snapshot, options, decision, proof);
     let mut json = serde_json::to_string_pretty(&evidence).expect("maps, strings and numbers always serialise");
     json.push('\n');
     BTreeMap::from([(EVIDENCE_FILE.to_owned(), json), (REPORT_FILE.to_owned(), markdown(&evidence))])
 }
 
-fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision) -> Evidence<'a> {
+fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision, proof: &'a Proof) -> Evidence<'a> {
     let edges = &snapshot.body.edges;
     let mut policies: Vec<PolicyEvidence<'_>> = decision
         .plan
@@ -138,6 +140,7 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
         policies,
         unused,
         closed_without_evidence: decision.closed_without_evidence.iter().map(ToString::to_string).collect(),
+        newly_judged: &proof.newly_judged,
         wide_clients: wide_clients(edges),
         problems: &decision.problems,
         warnings: &decision.warnings,
@@ -230,6 +233,7 @@ fn markdown(evidence: &Evidence<'_>) -> String {
     rules(out, evidence);
     section(out, "Closed without evidence", evidence.closed_without_evidence.iter().cloned());
     unused(out, &evidence.unused);
+    newly_judged(out, evidence.newly_judged);
     let wide = evidence.wide_clients.iter().map(|w| format!("{} reached or tried {} servers and ports: make sure it is meant to", w.client, w.servers));
     section(out, "Clients with unusually many servers", wide);
     text
@@ -291,6 +295,20 @@ fn rules(out: &mut String, evidence: &Evidence<'_>) {
                 );
             }
         }
+    }
+}
+
+/// Flows on which no policy had a say until now (POLICY-SEMANTICS B24).
+fn newly_judged(out: &mut String, flows: &[NewlyJudged]) {
+    if flows.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n## Flows that these policies judge for the first time\n");
+    let _ = writeln!(out, "| workload | becomes isolated | flow | verdict |");
+    let _ = writeln!(out, "|---|---|---|---|");
+    for f in flows {
+        let verdict = if f.allowed { "allowed" } else { "denied" };
+        row(out, &[f.workload.clone(), f.direction.to_string(), f.flow.clone(), verdict.to_owned()]);
     }
 }
 

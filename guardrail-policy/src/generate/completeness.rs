@@ -168,7 +168,8 @@ impl<'a> Completeness<'a> {
 }
 
 /// `client -> server port/protocol`, as messages and reports name an edge.
-pub(crate) fn edge_name(edge: &EdgeRecord) -> String {
+#[must_use]
+pub fn edge_name(edge: &EdgeRecord) -> String {
     format!("{} -> {} {}/{}", edge.client.peer, edge.server.peer, edge.port, edge.protocol)
 }
 

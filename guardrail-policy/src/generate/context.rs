@@ -9,7 +9,7 @@ use guardrail_graph::{
 };
 use ipnet::IpNet;
 
-use super::{Options, PortRef, RulePeer};
+use super::{Options, PortRef, RulePeer, RulePort};
 
 /// A snapshot with its indexes.
 pub(crate) struct Context<'a> {
@@ -167,6 +167,18 @@ impl<'a> Context<'a> {
         match name {
             Some(name) if matches!(self.name_in_pods(workload, protocol, name), NameInPods::Varies) => PortRef::Name(name.to_owned()),
             _ => PortRef::Number(port),
+        }
+    }
+
+    /// The numbers that this port means at a workload's pods.
+    pub(crate) fn numbers_of(&self, workload: &WorkloadRef, port: &RulePort) -> BTreeSet<u16> {
+        match &port.port {
+            PortRef::Number(number) => BTreeSet::from([*number]),
+            PortRef::Name(name) => {
+                let protocol = port.protocol.to_string();
+                let pods = self.workloads.get(workload).into_iter().flat_map(|w| w.pods.values().flatten());
+                pods.flat_map(|pod| &pod.ports).filter(|p| p.name == *name && p.protocol == protocol).map(|p| p.port).collect()
+            }
         }
     }
 

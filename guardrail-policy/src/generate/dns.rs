@@ -63,6 +63,12 @@ impl Dns {
         (allowed, nameless)
     }
 
+    /// The pods that may be asked, with their ports.
+    pub(crate) fn servers(&self) -> impl Iterator<Item = (&WorkloadRef, Protocol, u16)> {
+        let port = |(workload, ports): (_, &BTreeSet<u16>)| ports.iter().flat_map(move |p| both(*p).map(|b| (workload, b.protocol, *p))).collect::<Vec<_>>();
+        self.pods.iter().flat_map(port)
+    }
+
     /// Whether the namespace-wide DNS rule already allows this edge.
     pub(crate) fn covers(&self, edge: &EdgeRecord) -> bool {
         match &edge.server.peer {

@@ -10,7 +10,7 @@ use guardrail_graph::{
 use serde::Serialize;
 
 use super::{
-    Decision, Phase, Plan, PlannedPolicy, PortRef, Problem, ProblemKind, Purpose, RulePeer, RulePort,
+    Announced, Decision, Phase, Plan, PlannedPolicy, PortRef, Problem, ProblemKind, Purpose, RulePeer, RulePort,
     completeness::{Completeness, NamespaceVerdict, edge_name},
     context::{Context, single},
     dns::Dns,
@@ -80,6 +80,8 @@ struct Builder<'a> {
     whole: Option<String>,
     policies: Vec<(PlannedPolicy, Vec<(RulePeer, RulePort, usize)>, Vec<(RulePeer, RulePort, usize)>)>,
     closed_without_evidence: BTreeSet<WorkloadRef>,
+    inexpressible: BTreeSet<usize>,
+    announced: Announced,
     problems: BTreeSet<Problem>,
     warnings: BTreeSet<String>,
     inbound: BTreeMap<&'a WorkloadRef, Vec<usize>>,
@@ -109,6 +111,8 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
         whole: None,
         policies: Vec::new(),
         closed_without_evidence: BTreeSet::new(),
+        inexpressible: BTreeSet::new(),
+        announced: Announced::default(),
         problems: BTreeSet::new(),
         warnings: BTreeSet::new(),
         inbound,
@@ -116,6 +120,9 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
     };
     builder.judge_evidence(&verdicts);
     let dns = Dns::in_use(context, &builder.uses);
+    if context.options.egress {
+        builder.announced.dns = dns.servers().map(|(workload, protocol, port)| (workload.clone(), protocol.into(), port)).collect();
+    }
     for verdict in &verdicts {
         match context.options.phase {
             Phase::Observe | Phase::Constrain => builder.constrain(verdict, &dns),
@@ -343,6 +350,7 @@ impl<'a> Builder<'a> {
                 }
                 Need::Implicit(_) => {}
                 Need::Inexpressible(why) => {
+                    self.inexpressible.insert(index);
                     let side = if direction == Direction::Ingress { "ingress" } else { "egress" };
                     self.problem(
                         ProblemKind::Inexpressible,
@@ -353,11 +361,11 @@ impl<'a> Builder<'a> {
             }
         }
         for (key, gathered) in outside {
-            self.allow_outside(draft, &key, gathered, direction);
+            self.allow_outside(draft, &key, gathered, namespace, direction);
         }
     }
 
-    fn allow_outside(&mut self, draft: &mut Draft, key: &(Option<WorkloadRef>, Protocol, u16, String), gathered: Outside, direction: Direction) {
+    fn allow_outside(&mut self, draft: &mut Draft, key: &(Option<WorkloadRef>, Protocol, u16, String), gathered: Outside, namespace: &str, direction: Direction) {
         let (workload, protocol, port, name) = key;
         let Outside { ports, addresses, anywhere, identity_lost, names } = gathered;
         let who = workload.as_ref().map_or_else(String::new, |w| format!("{w} "));
@@ -379,6 +387,9 @@ impl<'a> Builder<'a> {
         }
         draft.allow(self.context.anywhere(!identity_lost), &ports, &edges);
         let label = format!("{who}{port}/{protocol}");
+        if identity_lost || !self.context.knows_pod_ranges() {
+            self.announce(workload.as_ref(), &ports, namespace, direction);
+        }
         match direction {
             Direction::Ingress if identity_lost => {
                 let note = format!("{label}: client identity lost behind node addresses (node port or load balancer), open to any address");
@@ -400,6 +411,25 @@ impl<'a> Builder<'a> {
             let note = format!("{label}: the ranges where pods live are not known, so \"any external address\" includes them; give --inventory");
             self.warnings.insert(note.clone());
             draft.notes.insert(note);
+        }
+    }
+
+    /// Remembers that any address, those of pods included, passes these ports.
+    fn announce(&mut self, workload: Option<&WorkloadRef>, ports: &BTreeSet<RulePort>, namespace: &str, direction: Direction) {
+        for port in ports {
+            match direction {
+                Direction::Ingress => {
+                    // A namespace's boundary opens the port for all of its pods.
+                    let boundary = self.context.options.phase != Phase::DefaultDeny;
+                    let opened = self.context.covered(namespace).map(|w| &w.workload).filter(|w| boundary || Some(*w) == workload);
+                    let triples = opened.flat_map(|w| self.context.numbers_of(w, port).into_iter().map(|n| (w.clone(), port.protocol.into(), n)));
+                    self.announced.from_anywhere.extend(triples);
+                }
+                Direction::Egress => {
+                    let PortRef::Number(number) = port.port else { continue };
+                    self.announced.to_anywhere.extend(workload.map(|w| (w.clone(), port.protocol.into(), number)));
+                }
+            }
         }
     }
 
@@ -502,6 +532,8 @@ impl<'a> Builder<'a> {
             uses: self.uses,
             verdicts,
             closed_without_evidence: self.closed_without_evidence,
+            inexpressible: self.inexpressible,
+            announced: self.announced,
             problems: self.problems,
             warnings: self.warnings,
         }

@@ -1,0 +1,305 @@
+//! The proof: the printed policies, read back and judged by the evaluator against everything that was observed.
+//!
+//! Two claims (DESIGN §6, 1 and 2): together with the policies that exist, the export allows every supported flow; and on its own it allows no
+//! other pair of covered workloads, but for what the phase says and what the plan has announced as wider than observed.
+//!
+//! The proof shares nothing with the generator but the plan's announcements: what it judges is the text that would be applied.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guardrail_graph::{
+    Peer, Snapshot, WorkloadRef,
+    snapshot::{EdgeRecord, LabelSelector, WorkloadEntry},
+};
+use serde::Serialize;
+
+use crate::{
+    evaluate::{End, Evaluator, Side},
+    generate::{Decision, EdgeUse, Options, Phase, Problem, ProblemKind, edge_name},
+    model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches},
+    read,
+};
+
+/// A flow on which policies had no say before, and have now (POLICY-SEMANTICS B24).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct NewlyJudged {
+    /// The side that becomes isolated.
+    pub direction: Direction,
+    /// The workload that becomes isolated.
+    pub workload: String,
+    /// `client -> server port/protocol`.
+    pub flow: String,
+    /// Whether it stays allowed.
+    pub allowed: bool,
+}
+
+/// What the proof found.
+#[derive(Clone, Debug, Default)]
+pub struct Proof {
+    /// What is wrong; empty means proven.
+    pub problems: BTreeSet<Problem>,
+    /// What a person should know.
+    pub warnings: BTreeSet<String>,
+    /// Flows newly judged, sorted.
+    pub newly_judged: Vec<NewlyJudged>,
+    /// Supported edges that were judged.
+    pub edges_judged: usize,
+    /// Triples (client workload, server workload, port) that were judged for the second claim.
+    pub pairs_judged: usize,
+}
+
+/// Proves the policies in `files` (text by file name).
+#[must_use]
+pub fn prove<'a>(snapshot: &Snapshot, options: &Options, decision: &Decision, files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Proof {
+    let mut proof = Proof::default();
+    let mut reader = read::Reader::new();
+    for (name, text) in files {
+        reader.add(name, text.as_bytes(), read::Expect::Policies);
+    }
+    let generated = match reader.finish() {
+        Ok(set) => set.policies,
+        Err(error) => {
+            let message = format!("the export does not read back as NetworkPolicy, this is a bug: {error}");
+            proof.problems.insert(Problem { kind: ProblemKind::Denied, message });
+            return proof;
+        }
+    };
+    let cluster = options.cluster.clone().with_snapshot(snapshot);
+    // What we write replaces what has the same name.
+    let replaced: BTreeSet<(&str, &str)> = generated.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
+    let kept: Vec<NetworkPolicy> =
+        options.existing.iter().filter(|p| !replaced.contains(&(p.namespace.as_str(), p.name.as_str()))).cloned().collect();
+    let alone = Evaluator::new(cluster.clone(), generated.clone());
+    let before = (!options.existing.is_empty()).then(|| Evaluator::new(cluster.clone(), options.existing.clone()));
+    let together = (!kept.is_empty()).then(|| Evaluator::new(cluster, kept.into_iter().chain(generated).collect()));
+    supported_flows_are_allowed(snapshot, decision, &alone, together.as_ref(), &mut proof);
+    Pairs::new(snapshot, options, decision, &alone).judge(&mut proof);
+    newly_judged(snapshot, &alone, before.as_ref(), together.as_ref(), &mut proof);
+    proof
+}
+
+fn supported_flows_are_allowed(snapshot: &Snapshot, decision: &Decision, alone: &Evaluator, together: Option<&Evaluator>, proof: &mut Proof) {
+    for (index, (edge, used)) in snapshot.body.edges.iter().zip(&decision.uses).enumerate() {
+        if !used.must_be_allowed() || decision.inexpressible.contains(&index) {
+            continue;
+        }
+        let Ok(verdict) = alone.evaluate_edge(edge) else { continue };
+        proof.edges_judged += 1;
+        if !verdict.allowed() {
+            let side = denied_side(&verdict.verdict.ingress);
+            let message = format!("{} was observed and would be denied by the generated {side} policies: this is a bug, nothing may be applied", edge_name(edge));
+            proof.problems.insert(Problem { kind: ProblemKind::Denied, message });
+            continue;
+        }
+        let Some(Ok(joint)) = together.map(|t| t.evaluate_edge(edge)) else { continue };
+        if !joint.allowed() {
+            let ingress_denied = joint.verdict.ingress == Side::Denied;
+            let message = format!(
+                "{} was observed and would be denied: an existing policy isolates the {} and allows it no more than the export does; change that policy, \
+                 export with the missing direction, or accept the loss with --force",
+                edge_name(edge),
+                if ingress_denied { "server's ingress" } else { "client's egress" },
+            );
+            proof.problems.insert(Problem { kind: ProblemKind::Conflict, message });
+        }
+    }
+}
+
+fn denied_side(ingress: &Side) -> &'static str {
+    if *ingress == Side::Denied { "ingress" } else { "egress" }
+}
+
+/// Two workloads and a port.
+type Triple<'a> = (&'a WorkloadRef, &'a WorkloadRef, Protocol, u16);
+
+/// The second claim.
+struct Pairs<'a> {
+    snapshot: &'a Snapshot,
+    options: &'a Options,
+    decision: &'a Decision,
+    evaluator: &'a Evaluator,
+    entries: BTreeMap<&'a WorkloadRef, &'a WorkloadEntry>,
+    /// What may pass because it was observed.
+    expected: BTreeSet<Triple<'a>>,
+    /// Ports of each server worth asking about: observed, or named by a rule that selects it.
+    observed_ports: BTreeMap<&'a WorkloadRef, BTreeSet<(Protocol, u16)>>,
+    /// Phase constrain: who may call into a namespace, on which ports.
+    into_namespace: BTreeSet<(&'a WorkloadRef, &'a str, Protocol, u16)>,
+}
+
+/// A port that nobody serves: asked of every server, so that a rule without ports is found out.
+const NOBODYS_PORT: u16 = 9;
+
+impl<'a> Pairs<'a> {
+    fn new(snapshot: &'a Snapshot, options: &'a Options, decision: &'a Decision, evaluator: &'a Evaluator) -> Self {
+        let mut pairs = Self {
+            snapshot,
+            options,
+            decision,
+            evaluator,
+            entries: snapshot.body.workloads.iter().map(|w| (&w.workload, w)).collect(),
+            expected: BTreeSet::new(),
+            observed_ports: BTreeMap::new(),
+            into_namespace: BTreeSet::new(),
+        };
+        for (edge, used) in snapshot.body.edges.iter().zip(&decision.uses) {
+            let Peer::Workload(server) = &edge.server.peer else { continue };
+            for (protocol, port) in pairs.ports_of(edge, server) {
+                pairs.observed_ports.entry(server).or_default().insert((protocol, port));
+                let (EdgeUse::Supports, Peer::Workload(client)) = (used, &edge.client.peer) else { continue };
+                for client in pairs.indistinguishable(client) {
+                    for server in pairs.indistinguishable(server) {
+                        pairs.expected.insert((client, server, protocol, port));
+                    }
+                    pairs.into_namespace.insert((client, &server.namespace, protocol, port));
+                }
+            }
+        }
+        pairs
+    }
+
+    /// The ports that an observed edge justifies.
+    fn ports_of(&self, edge: &EdgeRecord, server: &WorkloadRef) -> BTreeSet<(Protocol, u16)> {
+        let protocol = Protocol::from(edge.protocol);
+        let mut ports = BTreeSet::from([(protocol, edge.port)]);
+        if let (Some(name), Some(entry)) = (&edge.port_name, self.entry(server)) {
+            // A port that pods know by one name and different numbers is one port (B2).
+            let pods = entry.pods.values().flatten();
+            let named = pods.flat_map(|p| &p.ports).filter(|p| p.name == *name && p.protocol == edge.protocol.to_string());
+            ports.extend(named.map(|p| (protocol, p.port)));
+        }
+        if self.options.also_service_ports {
+            ports.extend(edge.via.iter().filter_map(|via| Some((protocol, via.rsplit_once(':')?.1.parse().ok()?))));
+        }
+        if edge.marks.contains("proxied") {
+            ports.insert((Protocol::Tcp, 15008));
+        }
+        ports
+    }
+
+    fn entry(&self, workload: &WorkloadRef) -> Option<&'a WorkloadEntry> {
+        self.entries.get(workload).copied()
+    }
+
+    /// The workload itself; and, if no selector names it alone, those of its namespace that share all its labels (announced as a warning).
+    fn indistinguishable(&self, workload: &'a WorkloadRef) -> Vec<&'a WorkloadRef> {
+        let Some(entry) = self.entry(workload).filter(|e| e.selector.is_none() && !e.labels.is_empty()) else { return vec![workload] };
+        let selector = LabelSelector { match_labels: entry.labels.clone(), match_expressions: Vec::new() };
+        let alike = self.snapshot.body.workloads.iter().filter(|w| {
+            w.workload.namespace == workload.namespace && selector_matches(&selector, &w.labels)
+        });
+        alike.map(|w| &w.workload).collect()
+    }
+
+    fn judge(&self, proof: &mut Proof) {
+        let workloads: Vec<(&WorkloadRef, Vec<End>, Vec<End>)> = self
+            .snapshot
+            .body
+            .workloads
+            .iter()
+            .filter(|w| !w.host_network)
+            .filter_map(|w| {
+                let peer = Peer::Workload(w.workload.clone());
+                let clients = self.evaluator.peer_ends(&peer, true).ok()?;
+                let servers = self.evaluator.peer_ends(&peer, false).ok()?;
+                Some((&w.workload, clients, servers))
+            })
+            .collect();
+        let covered_ingress: BTreeSet<&WorkloadRef> = self.isolated(&workloads, Direction::Ingress);
+        let covered_egress: BTreeSet<&WorkloadRef> = self.isolated(&workloads, Direction::Egress);
+        let egress_ports: BTreeMap<&WorkloadRef, BTreeSet<(Protocol, u16)>> =
+            workloads.iter().map(|(w, ends, _)| (*w, self.rule_ports(ends, Direction::Egress))).collect();
+        let mut excess: BTreeMap<(&WorkloadRef, Protocol, u16), Vec<&WorkloadRef>> = BTreeMap::new();
+        for (server, _, server_ends) in &workloads {
+            let ingress = covered_ingress.contains(server);
+            let mut ports = self.rule_ports(server_ends, Direction::Ingress);
+            ports.extend(self.observed_ports.get(server).into_iter().flatten());
+            ports.extend([(Protocol::Tcp, NOBODYS_PORT), (Protocol::Udp, NOBODYS_PORT), (Protocol::Tcp, 1), (Protocol::Udp, 65535)]);
+            for (client, client_ends, _) in &workloads {
+                let egress = covered_egress.contains(client);
+                if !ingress && !egress {
+                    continue;
+                }
+                let more = if ingress { None } else { egress_ports.get(client) };
+                for &(protocol, port) in ports.iter().chain(more.into_iter().flatten()) {
+                    proof.pairs_judged += 1;
+                    if self.passes(client_ends, server_ends, protocol, port) && !self.may_pass(client, server, protocol, port, ingress) {
+                        let callers = excess.entry((server, protocol, port)).or_default();
+                        if callers.last() != Some(client) {
+                            callers.push(client);
+                        }
+                    }
+                }
+            }
+        }
+        for ((server, protocol, port), clients) in excess {
+            let shown: Vec<String> = clients.iter().take(3).map(ToString::to_string).collect();
+            let more = clients.len().saturating_sub(shown.len());
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message = format!(
+                "{}{more} could call {server} {port}/{protocol}, which nobody observed: this is a bug, nothing may be applied",
+                shown.join(", ")
+            );
+            proof.problems.insert(Problem { kind: ProblemKind::Excess, message });
+        }
+    }
+
+    fn isolated(&self, workloads: &[(&'a WorkloadRef, Vec<End>, Vec<End>)], direction: Direction) -> BTreeSet<&'a WorkloadRef> {
+        let isolated = |ends: &[End]| ends.iter().any(|end| !self.evaluator.isolating(end, direction).is_empty());
+        workloads.iter().filter(|(_, ends, _)| isolated(ends)).map(|(w, ..)| *w).collect()
+    }
+
+    /// Every port that a rule of a policy selecting these pods names.
+    fn rule_ports(&self, ends: &[End], direction: Direction) -> BTreeSet<(Protocol, u16)> {
+        let policies: BTreeSet<u32> = ends.iter().flat_map(|end| self.evaluator.isolating(end, direction)).collect();
+        let ports = policies.iter().flat_map(|p| self.evaluator.policies()[*p as usize].rules(direction)).flat_map(|rule| &rule.ports);
+        ports.flat_map(|PolicyPort { protocol, port, .. }| match port {
+            PortMatch::Range { first, last } => vec![(*protocol, *first), (*protocol, *last)],
+            // A name's numbers are among the observed ports.
+            PortMatch::Any | PortMatch::Named(_) => vec![],
+        })
+        .collect()
+    }
+
+    fn passes(&self, clients: &[End], servers: &[End], protocol: Protocol, port: u16) -> bool {
+        clients.iter().any(|client| servers.iter().any(|server| self.evaluator.evaluate(client, server, protocol, port).allowed()))
+    }
+
+    fn may_pass(&self, client: &'a WorkloadRef, server: &'a WorkloadRef, protocol: Protocol, port: u16, server_is_closed: bool) -> bool {
+        if self.expected.contains(&(client, server, protocol, port)) {
+            return true;
+        }
+        let announced = &self.decision.announced;
+        if !server_is_closed {
+            return announced.dns.contains(&(server.clone(), protocol, port)) || announced.to_anywhere.contains(&(client.clone(), protocol, port));
+        }
+        if announced.from_anywhere.contains(&(server.clone(), protocol, port)) {
+            return true;
+        }
+        self.decision.plan.phase != Phase::DefaultDeny
+            && (client.namespace == server.namespace || self.into_namespace.contains(&(client, &server.namespace, protocol, port)))
+    }
+}
+
+fn newly_judged(snapshot: &Snapshot, alone: &Evaluator, before: Option<&Evaluator>, together: Option<&Evaluator>, proof: &mut Proof) {
+    let after = together.unwrap_or(alone);
+    let isolates = |evaluator: &Evaluator, peer: &Peer, direction: Direction| {
+        evaluator.peer_ends(peer, direction == Direction::Egress).is_ok_and(|ends| ends.iter().any(|e| !evaluator.isolating(e, direction).is_empty()))
+    };
+    let mut newly: BTreeMap<(Direction, &WorkloadRef), bool> = BTreeMap::new();
+    let mut found = BTreeSet::new();
+    for edge in &snapshot.body.edges {
+        for (direction, peer) in [(Direction::Ingress, &edge.server.peer), (Direction::Egress, &edge.client.peer)] {
+            let Peer::Workload(workload) = peer else { continue };
+            let new = *newly
+                .entry((direction, workload))
+                .or_insert_with(|| isolates(alone, peer, direction) && !before.is_some_and(|b| isolates(b, peer, direction)));
+            if !new {
+                continue;
+            }
+            let Ok(verdict) = after.evaluate_edge(edge) else { continue };
+            found.insert(NewlyJudged { direction, workload: workload.to_string(), flow: edge_name(edge), allowed: verdict.allowed() });
+        }
+    }
+    proof.newly_judged = found.into_iter().collect();
+}
