@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::export;
+use crate::{check, export};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks nothing.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ pub(crate) struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Judge observed edges or listed flows by policies
+    Check(check::Args),
     /// Write NetworkPolicy files that allow what was observed
     Export(export::Args),
 }
@@ -26,6 +28,7 @@ pub(crate) enum Command {
 /// Runs the command.
 pub(crate) fn run(cli: Cli) -> ExitCode {
     match cli.command {
+        Command::Check(args) => check::run(args),
         Command::Export(args) => export::run(args),
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! Exit codes (stable): 0 fine, 1 findings, 2 could not answer. Answers go to stdout, everything else to stderr.
 
+mod check;
 mod cli;
 mod exit;
 mod export;
+mod input;
+mod output;
 
 use std::process::ExitCode;
 

@@ -1,0 +1,59 @@
+//! `guardrail check`: what policies do to flows, observed or listed.
+
+mod render;
+mod run;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::ValueEnum;
+
+use crate::exit::finish;
+
+/// Options of `guardrail check`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Snapshots whose observed edges are judged: files, `-`, or http(s)://…/v1/graph; several are merged
+    #[arg(value_name = "SNAPSHOT", required_unless_present = "flows", conflicts_with = "flows")]
+    snapshots: Vec<String>,
+
+    /// Flows to judge: CSV with the header src,dst,protocol,port (namespace/pod or IP; pod ports)
+    #[arg(long, value_name = "FLOWS.csv")]
+    flows: Option<String>,
+
+    /// Policies to judge by: a file or a directory, YAML or JSON (repeatable)
+    #[arg(long, value_name = "PATH", required = true)]
+    policies: Vec<PathBuf>,
+
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable); its NetworkPolicies
+    /// apply too, unless --policies has one of the same name
+    #[arg(long, value_name = "FILE")]
+    inventory: Vec<PathBuf>,
+
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+
+    /// Answer although the snapshots are incomplete
+    #[arg(long)]
+    allow_partial: bool,
+
+    /// Answer although something cannot be judged, as if it allowed everything
+    #[arg(long)]
+    allow_unproven: bool,
+}
+
+/// Output formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people: what is denied, and what looks wrong
+    Table,
+    /// Everything
+    Json,
+    /// src,dst,protocol,port,verdict,ingress_by,egress_by for every flow, in input order
+    Csv,
+}
+
+/// Runs `guardrail check`.
+pub(crate) fn run(args: Args) -> ExitCode {
+    finish(run::check(&args))
+}

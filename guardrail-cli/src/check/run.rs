@@ -1,0 +1,315 @@
+//! Reads the input, judges every flow, decides the exit code.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use anyhow::bail;
+use guardrail_graph::Snapshot;
+use guardrail_policy::{
+    check::{Check, Findings},
+    evaluate::{Cluster, End, Evaluator, Exemption, Side, UnknownEnd},
+    model::{NetworkPolicy, Protocol},
+    read,
+};
+use serde::Serialize;
+
+use super::{Args, Format, render};
+use crate::{
+    exit::Outcome,
+    input::{self, tell},
+    output::Progress,
+};
+
+/// Largest flow file, bytes.
+const MAX_FLOWS_BYTES: usize = 1 << 30;
+
+/// The answer for one flow.
+#[derive(Debug, Serialize)]
+pub(super) struct Row<'a> {
+    pub(super) src: Cow<'a, str>,
+    pub(super) dst: Cow<'a, str>,
+    pub(super) protocol: Protocol,
+    pub(super) port: u16,
+    pub(super) verdict: Answer,
+    pub(super) ingress_by: String,
+    pub(super) egress_by: String,
+    /// Why policies have no say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) exempt: Option<Exemption>,
+    /// Why it is unproven.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
+}
+
+/// The contract's verdicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Answer {
+    Allowed,
+    Denied,
+    Unproven,
+}
+
+impl Answer {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Unproven => "unproven",
+        }
+    }
+}
+
+/// Everything that is printed.
+#[derive(Debug, Serialize)]
+pub(super) struct Report<'a> {
+    pub(super) flows: Vec<Row<'a>>,
+    pub(super) allowed: usize,
+    pub(super) denied: usize,
+    pub(super) unproven: usize,
+    /// Why the whole answer is unproven.
+    pub(super) unproven_because: Vec<String>,
+    /// Why the observation is incomplete.
+    pub(super) incomplete_because: Vec<String>,
+    #[serde(flatten)]
+    pub(super) findings: Findings,
+}
+
+pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
+    let Args { snapshots, flows, policies, inventory, output, allow_partial, allow_unproven } = args;
+    let mut proposed = input::policies(policies)?;
+    let inventory = input::inventory(inventory)?;
+    let in_force = inventory.policies.policies;
+    let mut unevaluated = std::mem::take(&mut proposed.unevaluated);
+    unevaluated.extend(inventory.policies.unevaluated);
+    let kept: Vec<NetworkPolicy> =
+        in_force.iter().filter(|old| !proposed.policies.iter().any(|new| new.namespace == old.namespace && new.name == old.name)).cloned().collect();
+    if !kept.is_empty() {
+        tell("note", &format!("{} NetworkPolicies of the inventory are not in --policies and apply too", kept.len()));
+    }
+
+    let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots)?) };
+    let mut cluster = Cluster::from_objects(&inventory.objects);
+    if let Some(snapshot) = &snapshot {
+        cluster = cluster.with_snapshot(snapshot);
+    }
+    let before = Evaluator::new(cluster.clone(), in_force);
+    let evaluator = Evaluator::new(cluster, proposed.policies.into_iter().chain(kept).collect());
+
+    let mut unproven: Vec<String> = unevaluated.iter().map(|u| format!("{u} is not evaluated")).collect();
+    for policy in evaluator.needs_namespace_labels() {
+        let namespaces: Vec<&str> = evaluator.cluster().namespaces_without_labels().take(3).collect();
+        unproven.push(format!("{} selects namespaces by labels, and the labels of {} are not known: add the Namespaces to --inventory", policy.key(), namespaces.join(", ")));
+    }
+    let accept = unproven.is_empty() || *allow_unproven;
+    for reason in &unproven {
+        tell("warning", reason);
+    }
+
+    let mut report = Report {
+        flows: Vec::new(),
+        allowed: 0,
+        denied: 0,
+        unproven: 0,
+        unproven_because: unproven,
+        incomplete_because: snapshot.as_ref().map(incomplete).unwrap_or_default(),
+        findings: Findings::default(),
+    };
+    let mut judge = Judge { evaluator: &evaluator, check: Check::new(&evaluator, &before), accept, allow_unproven: *allow_unproven };
+    let bytes;
+    match (&snapshot, flows) {
+        (Some(snapshot), _) => report.flows = judge.edges(snapshot),
+        (None, Some(file)) => {
+            bytes = input::bytes(file, MAX_FLOWS_BYTES + 1)?;
+            if bytes.len() > MAX_FLOWS_BYTES {
+                bail!("{file}:1: more than {} MiB of flows; split the file", MAX_FLOWS_BYTES >> 20);
+            }
+            report.flows = judge.flows(input::shown(file), &bytes)?;
+        }
+        (None, None) => bail!("name snapshots or --flows"),
+    }
+    report.findings = judge.check.finish();
+    for row in &report.flows {
+        *match row.verdict {
+            Answer::Allowed => &mut report.allowed,
+            Answer::Denied => &mut report.denied,
+            Answer::Unproven => &mut report.unproven,
+        } += 1;
+    }
+    for reason in &report.incomplete_because {
+        tell("warning", &format!("the observation is incomplete: {reason}"));
+    }
+    match output {
+        Format::Table => render::table(&report)?,
+        Format::Json => render::json(&report)?,
+        Format::Csv => render::csv(&report)?,
+    }
+    Ok(outcome(&report, accept, *allow_partial))
+}
+
+fn outcome(report: &Report<'_>, accept: bool, allow_partial: bool) -> Outcome {
+    if !accept || report.unproven > 0 {
+        tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
+        return Outcome::Unanswered;
+    }
+    if !report.incomplete_because.is_empty() && !allow_partial {
+        tell("error", &"the observation is incomplete, flows may be missing; --allow-partial judges what was seen");
+        return Outcome::Unanswered;
+    }
+    if report.denied > 0 { Outcome::Findings } else { Outcome::Fine }
+}
+
+struct Judge<'a> {
+    evaluator: &'a Evaluator,
+    check: Check<'a>,
+    /// The policies as a whole can be judged, or the user accepts that they cannot.
+    accept: bool,
+    allow_unproven: bool,
+}
+
+impl Judge<'_> {
+    fn flows<'b>(&mut self, file: &str, bytes: &'b [u8]) -> anyhow::Result<Vec<Row<'b>>> {
+        let flows = read::flows(file, bytes)?;
+        let mut ends: HashMap<Cow<'b, str>, Result<End, UnknownEnd>> = HashMap::new();
+        let mut wrong = Vec::new();
+        let mut rows = Vec::with_capacity(flows.len());
+        let mut progress = Progress::new("flows", flows.len());
+        for (flow, done) in flows.into_iter().zip(0..) {
+            progress.at(done);
+            let mut end = |name: &Cow<'b, str>| match ends.get(name) {
+                Some(known) => known.clone(),
+                None => {
+                    let found = self.evaluator.end(name);
+                    ends.insert(name.clone(), found.clone());
+                    found
+                }
+            };
+            let (src, dst) = (end(&flow.src), end(&flow.dst));
+            let bad = [&src, &dst].into_iter().filter_map(|e| e.as_ref().err()).find(|e| !e.is_unproven());
+            if let Some(error) = bad {
+                wrong.push(format!("{file}:{}: {error}; correct the flow or complete --inventory", flow.line));
+                if wrong.len() == 20 {
+                    break;
+                }
+                continue;
+            }
+            let mut row = Row {
+                src: flow.src,
+                dst: flow.dst,
+                protocol: flow.protocol,
+                port: flow.port,
+                verdict: Answer::Unproven,
+                ingress_by: "-".to_owned(),
+                egress_by: "-".to_owned(),
+                exempt: None,
+                reason: None,
+            };
+            match (src, dst) {
+                (Ok(src), Ok(dst)) => {
+                    let verdict = self.check.flow(&src, &dst, flow.protocol, flow.port);
+                    row.verdict = self.answer(verdict.allowed());
+                    row.ingress_by = self.by(&verdict.ingress);
+                    row.egress_by = self.by(&verdict.egress);
+                    row.exempt = verdict.exemption;
+                }
+                (Err(error), _) | (_, Err(error)) => self.unproven(&mut row, error.to_string()),
+            }
+            rows.push(row);
+        }
+        if !wrong.is_empty() {
+            bail!("{}", wrong.join("\n"));
+        }
+        Ok(rows)
+    }
+
+    fn edges(&mut self, snapshot: &Snapshot) -> Vec<Row<'static>> {
+        let (supported, failed): (Vec<_>, Vec<_>) = snapshot.body.edges.iter().partition(|e| e.supported);
+        if !failed.is_empty() {
+            tell("note", &format!("{} edges without an established connection are not judged", failed.len()));
+        }
+        let mut progress = Progress::new("edges", supported.len());
+        let mut rows = Vec::with_capacity(supported.len());
+        for (edge, done) in supported.into_iter().zip(0..) {
+            progress.at(done);
+            let mut row = Row {
+                src: edge.client.peer.to_string().into(),
+                dst: edge.server.peer.to_string().into(),
+                protocol: edge.protocol.into(),
+                port: edge.port,
+                verdict: Answer::Unproven,
+                ingress_by: "-".to_owned(),
+                egress_by: "-".to_owned(),
+                exempt: None,
+                reason: None,
+            };
+            match self.check.edge(edge) {
+                Ok(verdict) => {
+                    row.verdict = self.answer(verdict.allowed());
+                    row.ingress_by = self.by(&verdict.verdict.ingress);
+                    row.egress_by = self.by(&verdict.verdict.egress);
+                    row.exempt = verdict.verdict.exemption;
+                }
+                Err(error) => self.unproven(&mut row, error.to_string()),
+            }
+            rows.push(row);
+        }
+        rows
+    }
+
+    fn answer(&self, allowed: bool) -> Answer {
+        match (self.accept, allowed) {
+            (false, _) => Answer::Unproven,
+            (true, true) => Answer::Allowed,
+            (true, false) => Answer::Denied,
+        }
+    }
+
+    /// An end that exists and cannot be judged: the user may accept that, then nothing forbids the flow.
+    fn unproven(&self, row: &mut Row<'_>, reason: String) {
+        tell("warning", &format!("{} -> {} {}/{}: {reason}", row.src, row.dst, row.protocol, row.port));
+        row.verdict = if self.allow_unproven { Answer::Allowed } else { Answer::Unproven };
+        row.reason = Some(reason);
+    }
+
+    fn by(&self, side: &Side) -> String {
+        match side {
+            Side::NotIsolated => "-".to_owned(),
+            Side::Denied => "deny".to_owned(),
+            Side::AllowedBy(rules) => rules.iter().map(|r| self.evaluator.rule_name(*r)).collect::<Vec<_>>().join(";"),
+        }
+    }
+}
+
+/// Why the observation is incomplete.
+fn incomplete(snapshot: &Snapshot) -> Vec<String> {
+    let coverage = &snapshot.body.coverage;
+    if coverage.complete {
+        return Vec::new();
+    }
+    let mut reasons = Vec::new();
+    let missing: Vec<&str> = coverage.nodes.expected.difference(&coverage.nodes.observed).map(String::as_str).collect();
+    if !missing.is_empty() {
+        reasons.push(format!("nodes not observed: {}", few(&missing)));
+    }
+    let losses: Vec<String> = coverage
+        .losses
+        .iter()
+        .filter(|l| l.class == guardrail_graph::observe::LossClass::Edge)
+        .map(|l| format!("{} {} on {}", l.count, l.reason, l.source.node))
+        .collect();
+    if !losses.is_empty() {
+        reasons.push(format!("events lost: {}", few(&losses.iter().map(String::as_str).collect::<Vec<_>>())));
+    }
+    let unresolved: u64 = coverage.unresolved.iter().map(|u| u.count).sum();
+    if unresolved > 0 {
+        reasons.push(format!("{unresolved} flows with an end or role that could not be named"));
+    }
+    if reasons.is_empty() {
+        reasons.push("its coverage says so (a gap in the window, or workloads that are incomplete)".to_owned());
+    }
+    reasons
+}
+
+fn few(names: &[&str]) -> String {
+    let shown = names[..names.len().min(5)].join(", ");
+    if names.len() > 5 { format!("{shown} and {} more", names.len() - 5) } else { shown }
+}

@@ -1,0 +1,159 @@
+//! What the command line names: files, `-`, URLs and directories; read with limits, and turned into snapshots, inventories and policies.
+
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use guardrail_graph::{
+    Snapshot,
+    inventory::{self, Object},
+    snapshot::merge,
+};
+use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader};
+
+/// Largest snapshot or inventory, bytes.
+const MAX_DOCUMENT_BYTES: usize = 1 << 30;
+/// How long an agent may take to answer.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Deepest directory below a policy directory.
+const MAX_DIRECTORY_DEPTH: usize = 32;
+
+/// Kubernetes objects from `--inventory`.
+#[derive(Debug, Default)]
+pub(crate) struct Inventory {
+    /// The objects.
+    pub(crate) objects: Vec<Object>,
+    /// The policies among them: what is in force already.
+    pub(crate) policies: PolicySet,
+}
+
+/// Reads and merges snapshots.
+pub(crate) fn snapshots(names: &[String]) -> anyhow::Result<Snapshot> {
+    let mut all = Vec::new();
+    for name in names {
+        let text = text(name, MAX_DOCUMENT_BYTES)?;
+        all.push(Snapshot::from_json(&text, shown(name))?);
+    }
+    // One snapshot is merged too, so that what is printed does not depend on how it was written.
+    Ok(merge(all))
+}
+
+/// Reads the objects of all inventory files.
+pub(crate) fn inventory(paths: &[PathBuf]) -> anyhow::Result<Inventory> {
+    let mut loaded = Inventory::default();
+    let mut reader = Reader::new();
+    for path in paths {
+        for (file, _) in files(path)? {
+            let name = file.to_string_lossy();
+            let text = text(&name, MAX_DOCUMENT_BYTES)?;
+            // Reading policies keeps every line; a large inventory without any is spared that.
+            if text.contains("NetworkPolic") || text.contains("EgressFirewall") {
+                reader.add(shown(&name), text.as_bytes(), Expect::Anything);
+            }
+            let read = inventory::read::objects(&text, shown(&name))?;
+            for warning in read.warnings {
+                tell("warning", &warning);
+            }
+            loaded.objects.extend(read.objects);
+        }
+    }
+    loaded.policies = reader.finish()?;
+    Ok(loaded)
+}
+
+/// Reads the policies of files and directories; warns of unknown fields.
+pub(crate) fn policies(paths: &[PathBuf]) -> anyhow::Result<PolicySet> {
+    let set = policy_reader(paths)?.finish()?;
+    for warning in &set.warnings {
+        tell("warning", warning);
+    }
+    Ok(set)
+}
+
+/// Reads the policies of files and directories, valid or not.
+pub(crate) fn policy_reader(paths: &[PathBuf]) -> anyhow::Result<Reader> {
+    let mut reader = Reader::new();
+    for path in paths {
+        for (file, expect) in files(path)? {
+            let name = file.to_string_lossy();
+            // One byte more than the limit, so that the reader sees that there is more.
+            let bytes = bytes(&name, MAX_FILE_BYTES + 1)?;
+            reader.add(shown(&name), &bytes, expect);
+        }
+    }
+    Ok(reader)
+}
+
+/// The file itself, or the YAML and JSON files below a directory, sorted; hidden files and directories are left out.
+fn files(path: &Path) -> anyhow::Result<Vec<(PathBuf, Expect)>> {
+    if path.as_os_str() == "-" || !path.is_dir() {
+        return Ok(vec![(path.to_path_buf(), Expect::Policies)]);
+    }
+    let mut found = Vec::new();
+    walk(path, 0, &mut found)?;
+    found.sort();
+    Ok(found.into_iter().map(|file| (file, Expect::Anything)).collect())
+}
+
+fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    if depth > MAX_DIRECTORY_DEPTH {
+        bail!("{}: more than {MAX_DIRECTORY_DEPTH} directories deep; is there a loop of links?", directory.display());
+    }
+    let entries = std::fs::read_dir(directory).with_context(|| format!("cannot read directory {}", directory.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("cannot read directory {}", directory.display()))?;
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
+        let path = entry.path();
+        if path.is_dir() {
+            walk(&path, depth + 1, found)?;
+        } else if path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known))) {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn text(name: &str, limit: usize) -> anyhow::Result<String> {
+    let bytes = bytes(name, limit + 1)?;
+    if bytes.len() > limit {
+        bail!("{}:1: more than {} MiB; split it", shown(name), limit >> 20);
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..valid].iter().filter(|b| **b == b'\n').count() + 1;
+        anyhow::anyhow!("{}:{line}: this is no text (invalid UTF-8); name a YAML or JSON file", shown(name))
+    })
+}
+
+/// At most `limit` bytes of a file, of stdin (`-`), or of what a URL gives.
+pub(crate) fn bytes(name: &str, limit: usize) -> anyhow::Result<Vec<u8>> {
+    let limit = limit as u64;
+    let mut bytes = Vec::new();
+    if name == "-" {
+        std::io::stdin().lock().take(limit).read_to_end(&mut bytes).context("cannot read stdin")?;
+    } else if name.starts_with("http://") || name.starts_with("https://") {
+        let config = ureq::Agent::config_builder().timeout_global(Some(HTTP_TIMEOUT)).user_agent("guardrail").build();
+        let response = ureq::Agent::new_with_config(config).get(name).call().with_context(|| format!("cannot get {name}"))?;
+        response.into_body().into_reader().take(limit).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
+    } else {
+        let file = File::open(name).with_context(|| format!("cannot read {name}"))?;
+        file.take(limit).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
+    }
+    Ok(bytes)
+}
+
+/// How messages call an input.
+pub(crate) fn shown(name: &str) -> &str {
+    if name == "-" { "stdin" } else { name }
+}
+
+/// A line on stderr: `warning: …`.
+pub(crate) fn tell(severity: &str, message: &dyn std::fmt::Display) {
+    anstream::eprintln!("{severity}: {message}");
+}
