@@ -3,6 +3,7 @@
 mod run;
 mod setup;
 mod verify;
+mod vm;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
@@ -29,6 +30,14 @@ enum Command {
     },
     /// Format check, lints, and every test; kernel tests need root.
     Test {
+        /// Only the tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Run the kernel tests on Debian's kernels, booted under emulation; says what it fetches.
+    VmTest {
+        /// Which kernel.
+        #[arg(long, default_value = "all")]
+        kernel: vm::Choice,
         /// Only the tests whose name contains this.
         filter: Option<String>,
     },
@@ -65,6 +74,7 @@ fn main() -> Result<()> {
             )
         }
         Command::Test { filter } => verify::run(filter.as_deref()),
+        Command::VmTest { kernel, filter } => vm::run(kernel, filter.as_deref()),
         Command::Bench { what } => {
             setup::run()?;
             match what {

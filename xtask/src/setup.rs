@@ -8,8 +8,10 @@ use crate::run;
 const NIGHTLY: &str = "nightly-2026-05-20";
 /// The linker of the kernel programs.
 const BPF_LINKER: &str = "0.10.3";
-/// Debian packages: name, what for, and the command that makes the package unnecessary if it is there from elsewhere.
-const PACKAGES: [(&str, &str, Option<&str>); 6] = [
+/// A Debian package: name, what for, and the command that makes the package unnecessary if it is there from elsewhere.
+type Package = (&'static str, &'static str, Option<&'static str>);
+/// What building, testing and the demo need.
+const PACKAGES: [Package; 6] = [
     ("iproute2", "network namespaces and veths of the lab", None),
     ("iptables", "the lab's kube-proxy", None),
     (
@@ -34,11 +36,36 @@ const PACKAGES: [(&str, &str, Option<&str>); 6] = [
     ),
 ];
 
+/// What `vm-test` needs besides; nobody else does.
+const VM_PACKAGES: [Package; 3] = [
+    (
+        "qemu-system-x86",
+        "vm-test boots other kernels with it",
+        Some("qemu-system-x86_64"),
+    ),
+    (
+        "binutils",
+        "vm-test strips what it puts into the guest",
+        Some("strip"),
+    ),
+    (
+        "debian-archive-keyring",
+        "vm-test checks the kernels that it fetches",
+        None,
+    ),
+];
+
 /// Installs what is missing.
 pub(crate) fn run() -> Result<()> {
     toolchain()?;
     linker()?;
-    packages()
+    packages(&PACKAGES)
+}
+
+/// Installs what is missing, `vm-test`'s packages included.
+pub(crate) fn vm() -> Result<()> {
+    run()?;
+    packages(&VM_PACKAGES)
 }
 
 fn toolchain() -> Result<()> {
@@ -87,8 +114,8 @@ fn linker() -> Result<()> {
     )
 }
 
-fn packages() -> Result<()> {
-    let missing: Vec<_> = PACKAGES
+fn packages(wanted: &[Package]) -> Result<()> {
+    let missing: Vec<_> = wanted
         .iter()
         .filter(|(package, _, instead)| {
             let installed = run::output(

@@ -1,0 +1,248 @@
+//! One boot: qemu in, results out.
+//!
+//! The guest's first serial port (kernel messages) goes to a file, the second (the report that `guest.sh` writes) to us, line by line. Every wait has an end: a guest that
+//! says nothing for longer than a test may take is stopped, and what it did not report counts as failed.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::suite::Suite;
+
+/// How long one test may run under emulation.
+pub(super) const TEST_LIMIT: Duration = Duration::from_secs(240);
+/// How long the guest may take until its first line.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+/// Beyond a test's own limit, for the guest to say so.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// How one test ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It passed, and took so long.
+    Passed(Duration),
+    /// It failed with this exit code.
+    Failed(i32, Duration),
+    /// It was stopped at [`TEST_LIMIT`].
+    TimedOut,
+}
+
+/// What one guest reported.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    /// `uname -r`; empty if the guest did not come up.
+    pub(super) release: String,
+    /// From the start of qemu to the guest's first line.
+    pub(super) boot: Duration,
+    /// From the start of qemu to its end.
+    pub(super) total: Duration,
+    /// By index in the suite.
+    pub(super) outcomes: BTreeMap<usize, Outcome>,
+    /// Output of failed tests, by index in the suite.
+    pub(super) outputs: BTreeMap<usize, String>,
+    /// The most instructions that the verifier walked, by program (first 15 characters of its name).
+    pub(super) instructions: BTreeMap<String, u32>,
+    /// What is wrong with the guest itself.
+    pub(super) broken: Vec<String>,
+    /// The guest reached its end.
+    pub(super) done: bool,
+    /// The test that runs, while reading.
+    pub(super) current: Option<usize>,
+    /// Its output comes, while reading.
+    pub(super) in_output: bool,
+}
+
+impl Report {
+    /// Takes one line of the guest's report; gives what to show of it.
+    fn line(&mut self, line: &str, suite: &Suite) -> Option<String> {
+        let Some(event) = line.strip_prefix("@@ ") else {
+            if let (true, Some(current)) = (self.in_output, self.current) {
+                let output = self.outputs.entry(current).or_default();
+                output.push_str(line);
+                output.push('\n');
+            }
+            return None;
+        };
+        let words: Vec<&str> = event.split(' ').collect();
+        match words[..] {
+            ["kernel", release] => {
+                release.clone_into(&mut self.release);
+                Some(format!("  {release} is up"))
+            }
+            ["start", number] => {
+                self.current = number.parse().ok();
+                None
+            }
+            ["output"] => {
+                self.in_output = true;
+                None
+            }
+            ["end", number, code, hundredths] => {
+                self.in_output = false;
+                self.current = None;
+                let (number, code) = (number.parse().ok()?, code.parse().ok()?);
+                let took = Duration::from_millis(hundredths.parse::<u64>().ok()? * 10);
+                let outcome = match code {
+                    0 => Outcome::Passed(took),
+                    // busybox's timeout dies of, or reports, the signal it sent.
+                    _ if took >= TEST_LIMIT => Outcome::TimedOut,
+                    code => Outcome::Failed(code, took),
+                };
+                self.outcomes.insert(number, outcome);
+                let test = suite.tests.get(number)?;
+                let mut shown = format!(
+                    "  {}::{} {}",
+                    test.target,
+                    test.name,
+                    super::report::cell(Some(&outcome))
+                );
+                if let Some(output) = self.outputs.get(&number) {
+                    shown.push('\n');
+                    shown.push_str(output);
+                }
+                Some(shown)
+            }
+            ["verifier", program, count] => {
+                let count: u32 = count.parse().ok()?;
+                let most = self.instructions.entry(program.to_owned()).or_default();
+                *most = count.max(*most);
+                None
+            }
+            ["broken", ..] => {
+                let what = event.trim_start_matches("broken ").to_owned();
+                self.broken.push(what.clone());
+                Some(format!("  guest: {what}"))
+            }
+            ["done"] => {
+                self.done = true;
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Boots, runs the suite, waits for the end.
+pub(super) fn boot(
+    kernel: &Path,
+    initramfs: &Path,
+    console: &Path,
+    suite: &Suite,
+) -> Result<Report> {
+    let start = Instant::now();
+    let mut qemu = Qemu::start(kernel, initramfs, console)?;
+    let stdout = qemu.0.stdout.take().context("qemu has no output")?;
+    let (sender, lines) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        let mut reader = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while reader
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|read| read > 0)
+        {
+            let text = String::from_utf8_lossy(&line)
+                .trim_end_matches(['\r', '\n'])
+                .to_owned();
+            if sender.send(text).is_err() {
+                break;
+            }
+            line.clear();
+        }
+    });
+    let mut report = Report::default();
+    let mut limit = BOOT_LIMIT;
+    loop {
+        match lines.recv_timeout(limit) {
+            Ok(line) => {
+                if let Some(shown) = report.line(&line, suite) {
+                    eprintln!("{shown}");
+                }
+                if !report.release.is_empty() && report.boot.is_zero() {
+                    report.boot = start.elapsed();
+                    limit = TEST_LIMIT + GRACE;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                report.broken.push(format!(
+                    "said nothing for {} s and was stopped",
+                    limit.as_secs()
+                ));
+                break;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    drop(qemu);
+    reader.join().expect("the reader does not panic");
+    report.total = start.elapsed();
+    if !report.done {
+        report.broken.push(format!(
+            "did not reach its end; the kernel's messages are in {}",
+            console.display()
+        ));
+    }
+    Ok(report)
+}
+
+/// A running qemu that does not outlive this value, nor this process.
+struct Qemu(Child);
+
+impl Qemu {
+    fn start(kernel: &Path, initramfs: &Path, console: &Path) -> Result<Self> {
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args([
+                "-accel",
+                "tcg",
+                "-cpu",
+                "max",
+                "-smp",
+                "2",
+                "-m",
+                "1G",
+                "-no-reboot",
+                "-nodefaults",
+                "-display",
+                "none",
+            ])
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(initramfs)
+            // A panic ends the guest, and with -no-reboot qemu.
+            .args(["-append", "console=ttyS0 panic=-1 loglevel=4"])
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .args(["-serial", "stdio"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        // SAFETY: prctl(PR_SET_PDEATHSIG) is async-signal-safe and touches nothing but the child itself.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        command
+            .spawn()
+            .map(Self)
+            .context("cannot run qemu-system-x86_64")
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // It may have ended by itself; both calls then say so, and there is nothing left to do.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
