@@ -77,8 +77,18 @@ impl Node {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self { line: line(spanned.referenced.line()), value: spanned.value })
+        let value = match spanned.value {
+            // Without quotes these are booleans for kubectl (YAML 1.1); a quoted word is two bytes longer.
+            Value::Str(word) if is_boolean_word(&word) && spanned.defined.span().byte_len() == Some(word.len() as u64) => Value::Bool,
+            value => value,
+        };
+        Ok(Self { line: line(spanned.referenced.line()), value })
     }
+}
+
+/// The words beside true and false that kubectl's YAML reader takes for booleans (`y` and `n` are strings there).
+fn is_boolean_word(word: &str) -> bool {
+    matches!(word, "yes" | "Yes" | "YES" | "no" | "No" | "NO" | "on" | "On" | "ON" | "off" | "Off" | "OFF")
 }
 
 fn line(line: u64) -> u32 {
@@ -213,5 +223,6 @@ fn options() -> serde_saphyr::Options {
     options.alias_limits = limits;
     options.with_snippet = false;
     options.emit_comments = false;
+    options.strict_booleans = true;
     options
 }
