@@ -36,7 +36,9 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// `--inventory kube`.
-    #[error("--inventory kube: the live API server is not supported yet; give a file that `kubectl get … -A -o yaml` wrote")]
+    #[error(
+        "--inventory kube: the live API server is not supported yet; give a file that `kubectl get … -A -o yaml` wrote"
+    )]
     KubeInventory,
     /// The inventory file.
     #[error(transparent)]
@@ -89,8 +91,7 @@ pub enum RunError {
 /// [`RunError::Start`] before anything was observed, the others afterwards.
 pub fn run(config: Config) -> Result<(), RunError> {
     // One thread is enough for the observer and HTTP; blocking work has threads of its own. Fewer threads, fewer malloc arenas.
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     runtime.block_on(async { Daemon::start(config).await?.run().await })
 }
 
@@ -277,7 +278,8 @@ impl Daemon {
             None => Ok(()),
         };
         // A client that keeps its connection open must not keep the agent from stopping.
-        let _ = tokio::time::timeout(Duration::from_secs(1), async { while self.tasks.join_next().await.is_some() {} }).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), async { while self.tasks.join_next().await.is_some() {} })
+            .await;
         state.and(export)
     }
 
@@ -339,14 +341,18 @@ impl Daemon {
 
     /// The writes are done elsewhere, one at a time: a slow disk must not stop the observer, nor pile up writes.
     fn write_state(&mut self) {
-        if let Some(state) = self.state.clone() && self.writes.is_empty() {
+        if let Some(state) = self.state.clone()
+            && self.writes.is_empty()
+        {
             let snapshot = self.snapshot();
             self.writes.spawn_blocking(move || Written::State(state.write(&json(&snapshot))));
         }
     }
 
     fn export(&mut self) {
-        if let Some(dir) = self.config.export_dir.clone() && self.writes.is_empty() {
+        if let Some(dir) = self.config.export_dir.clone()
+            && self.writes.is_empty()
+        {
             let snapshot = self.snapshot();
             self.writes.spawn_blocking(move || Written::Export(files::replace_set(&dir, &allow_lists(&snapshot))));
         }

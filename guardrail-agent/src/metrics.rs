@@ -136,6 +136,14 @@ fn counters<'a>(
     Ok(())
 }
 
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
+    ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
 fn gauges<'a>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -174,20 +182,20 @@ impl Collector for Scrape {
                 })
             }),
         )?;
-        counters(
+        counter(
             e,
             "guardrail_flow_series_suppressed",
             "Edges without a time series of their own (--metrics-max-edges)",
-            [(vec![], *edges_suppressed)],
+            *edges_suppressed,
         )?;
-        gauges(e, "guardrail_edges", "Edges in the observed graph", [(vec![], observer.edges as f64)])?;
-        gauges(
+        gauge(e, "guardrail_edges", "Edges in the observed graph", observer.edges as f64)?;
+        gauge(
             e,
             "guardrail_graph_complete",
             "1 while nothing was lost that could hide an edge",
-            [(vec![], f64::from(u8::from(daemon.complete)))],
+            f64::from(u8::from(daemon.complete)),
         )?;
-        gauges(e, "guardrail_flows_pending", "Flows that wait for their pod or role", [(vec![], observer.pending as f64)])?;
+        gauge(e, "guardrail_flows_pending", "Flows that wait for their pod or role", observer.pending as f64)?;
         counters(
             e,
             "guardrail_events",
@@ -218,8 +226,8 @@ impl Collector for Scrape {
             "Entries of the identity tables, by kind",
             observer.identity_entries.iter().map(|(kind, n)| (vec![("kind", *kind)], *n as f64)),
         )?;
-        gauges(e, "guardrail_kernel_map_entries", "Live entries of the FLOWS map", [(vec![], kernel.map_entries as f64)])?;
-        gauges(e, "guardrail_kernel_map_capacity", "Capacity of the FLOWS map", [(vec![], kernel.map_capacity as f64)])?;
+        gauge(e, "guardrail_kernel_map_entries", "Live entries of the FLOWS map", kernel.map_entries as f64)?;
+        gauge(e, "guardrail_kernel_map_capacity", "Capacity of the FLOWS map", kernel.map_capacity as f64)?;
         if *bpf_stats_enabled {
             let mut family = e.encode_descriptor(
                 "guardrail_bpf_run_seconds",
@@ -232,26 +240,21 @@ impl Collector for Scrape {
                 ConstCounter::new(stats.run_ns as f64 / 1e9).encode(family.encode_family(&labels)?)?;
             }
         }
-        gauges(
+        gauge(
             e,
             "guardrail_export_last_success_timestamp_seconds",
             "When the allow-lists were last written (0: never)",
-            [(vec![], daemon.export_last_success_seconds)],
+            daemon.export_last_success_seconds,
         )?;
-        counters(e, "guardrail_export_failures", "Exports that failed", [(vec![], daemon.export_failures)])?;
-        gauges(
+        counter(e, "guardrail_export_failures", "Exports that failed", daemon.export_failures)?;
+        gauge(
             e,
             "guardrail_state_last_success_timestamp_seconds",
             "When the state was last written (0: never)",
-            [(vec![], daemon.state_last_success_seconds)],
+            daemon.state_last_success_seconds,
         )?;
-        counters(e, "guardrail_state_failures", "States that could not be written", [(vec![], daemon.state_failures)])?;
-        gauges(
-            e,
-            "guardrail_build_info",
-            "Version of the agent",
-            [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)],
-        )
+        counter(e, "guardrail_state_failures", "States that could not be written", daemon.state_failures)?;
+        gauges(e, "guardrail_build_info", "Version of the agent", [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)])
     }
 }
 

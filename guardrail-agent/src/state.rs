@@ -53,7 +53,9 @@ impl StateFile {
     fn set_aside(&self, now: Timestamp, why: &str) {
         let aside = self.path.with_extension(format!("unusable-{}.json", now.as_unix_ns() / 1_000_000));
         match fs::rename(&self.path, &aside) {
-            Ok(()) => tracing::warn!("starting with an empty graph, the state was set aside as {}: {why}", aside.display()),
+            Ok(()) => {
+                tracing::warn!("starting with an empty graph, the state was set aside as {}: {why}", aside.display())
+            }
             Err(e) => tracing::warn!("starting with an empty graph, and cannot set the state aside ({e}): {why}"),
         }
     }
