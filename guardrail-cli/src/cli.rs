@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, export};
+use crate::{check, completions, export, graph, merge};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks nothing.
 #[derive(Debug, Parser)]
@@ -19,15 +19,24 @@ pub(crate) struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Show who talks to whom
+    Graph(graph::Args),
+    /// Join the snapshots of several nodes or times into one
+    Merge(merge::Args),
     /// Judge observed edges or listed flows by policies
     Check(check::Args),
     /// Write NetworkPolicy files that allow what was observed
     Export(export::Args),
+    /// Print a shell completion script
+    Completions(completions::Args),
 }
 
 /// Runs the command.
 pub(crate) fn run(cli: Cli) -> ExitCode {
     match cli.command {
+        Command::Graph(args) => graph::run(args),
+        Command::Merge(args) => merge::run(args),
+        Command::Completions(args) => completions::run(args),
         Command::Check(args) => check::run(args),
         Command::Export(args) => export::run(args),
     }

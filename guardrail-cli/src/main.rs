@@ -4,9 +4,13 @@
 
 mod check;
 mod cli;
+mod completions;
+mod coverage;
 mod exit;
 mod export;
+mod graph;
 mod input;
+mod merge;
 mod output;
 
 use std::process::ExitCode;

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::{Args, Format, render};
 use crate::{
+    coverage,
     exit::Outcome,
     input::{self, tell},
     output::Progress,
@@ -111,7 +112,7 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         denied: 0,
         unproven: 0,
         unproven_because: unproven,
-        incomplete_because: snapshot.as_ref().map(incomplete).unwrap_or_default(),
+        incomplete_because: snapshot.as_ref().map(coverage::incomplete).unwrap_or_default(),
         findings: Findings::default(),
     };
     let mut judge = Judge { evaluator: &evaluator, check: Check::new(&evaluator, &before), accept, allow_unproven: *allow_unproven };
@@ -277,39 +278,4 @@ impl Judge<'_> {
             Side::AllowedBy(rules) => rules.iter().map(|r| self.evaluator.rule_name(*r)).collect::<Vec<_>>().join(";"),
         }
     }
-}
-
-/// Why the observation is incomplete.
-fn incomplete(snapshot: &Snapshot) -> Vec<String> {
-    let coverage = &snapshot.body.coverage;
-    if coverage.complete {
-        return Vec::new();
-    }
-    let mut reasons = Vec::new();
-    let missing: Vec<&str> = coverage.nodes.expected.difference(&coverage.nodes.observed).map(String::as_str).collect();
-    if !missing.is_empty() {
-        reasons.push(format!("nodes not observed: {}", few(&missing)));
-    }
-    let losses: Vec<String> = coverage
-        .losses
-        .iter()
-        .filter(|l| l.class == guardrail_graph::observe::LossClass::Edge)
-        .map(|l| format!("{} {} on {}", l.count, l.reason, l.source.node))
-        .collect();
-    if !losses.is_empty() {
-        reasons.push(format!("events lost: {}", few(&losses.iter().map(String::as_str).collect::<Vec<_>>())));
-    }
-    let unresolved: u64 = coverage.unresolved.iter().map(|u| u.count).sum();
-    if unresolved > 0 {
-        reasons.push(format!("{unresolved} flows with an end or role that could not be named"));
-    }
-    if reasons.is_empty() {
-        reasons.push("its coverage says so (a gap in the window, or workloads that are incomplete)".to_owned());
-    }
-    reasons
-}
-
-fn few(names: &[&str]) -> String {
-    let shown = names[..names.len().min(5)].join(", ");
-    if names.len() > 5 { format!("{shown} and {} more", names.len() - 5) } else { shown }
 }

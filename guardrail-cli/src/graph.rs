@@ -1,0 +1,153 @@
+//! `guardrail graph`: the observed dependency graph as a table, JSON or a drawing.
+
+mod draw;
+mod names;
+
+use std::{
+    io::{BufWriter, Write},
+    process::ExitCode,
+};
+
+use clap::ValueEnum;
+use comfy_table::{Cell, CellAlignment, Color};
+use guardrail_graph::{
+    Peer, Snapshot, Timestamp,
+    snapshot::{Counts, EdgeRecord, Window},
+};
+
+use crate::{
+    coverage,
+    exit::{Outcome, finish},
+    input::{self, tell},
+    output,
+};
+use names::Names;
+
+/// Options of `guardrail graph`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Snapshots: files, `-`, or http(s)://…/v1/graph; several are merged
+    #[arg(value_name = "SNAPSHOT", required = true)]
+    snapshots: Vec<String>,
+
+    /// Only edges that begin or end in this namespace (repeatable)
+    #[arg(short, long = "namespace", value_name = "NS")]
+    namespaces: Vec<String>,
+
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// Output formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One line per edge
+    Table,
+    /// The merged snapshot
+    Json,
+    /// Graphviz
+    Dot,
+    /// Mermaid flowchart, as Markdown renderers draw it
+    Mermaid,
+}
+
+/// Runs `guardrail graph`.
+pub(crate) fn run(args: Args) -> ExitCode {
+    finish(graph(&args))
+}
+
+fn graph(args: &Args) -> anyhow::Result<Outcome> {
+    let Args { snapshots, namespaces, output } = args;
+    let mut snapshot = input::snapshots(snapshots)?;
+    if !namespaces.is_empty() {
+        restrict(&mut snapshot, namespaces);
+    }
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    match output {
+        Format::Table => table(&mut out, &snapshot)?,
+        Format::Json => out.write_all(snapshot.to_json().as_bytes())?,
+        Format::Dot => draw::dot(&mut out, &snapshot)?,
+        Format::Mermaid => draw::mermaid(&mut out, &snapshot)?,
+    }
+    out.flush()?;
+    for reason in coverage::incomplete(&snapshot) {
+        tell("warning", &format!("the graph is incomplete: {reason}"));
+    }
+    Ok(Outcome::Fine)
+}
+
+/// Keeps what touches one of the namespaces.
+fn restrict(snapshot: &mut Snapshot, namespaces: &[String]) {
+    let inside = |peer: &Peer| peer.workload().is_some_and(|w| namespaces.contains(&w.namespace));
+    let body = &mut snapshot.body;
+    body.edges.retain(|e| inside(&e.client.peer) || inside(&e.server.peer));
+    body.workloads.retain(|w| namespaces.contains(&w.workload.namespace));
+    body.services.retain(|s| namespaces.contains(&s.namespace));
+    body.service_flows.retain(|f| inside(&f.client));
+    for namespace in namespaces {
+        let known = body.workloads.iter().any(|w| w.workload.namespace == *namespace)
+            || body.edges.iter().any(|e| [&e.client.peer, &e.server.peer].iter().any(|p| p.workload().is_some_and(|w| w.namespace == *namespace)));
+        if !known {
+            tell("warning", &format!("nothing was observed in namespace {namespace}"));
+        }
+    }
+}
+
+fn table(out: &mut impl Write, snapshot: &Snapshot) -> anyhow::Result<()> {
+    let names = Names::new(snapshot);
+    let mut table = output::table(&["CLIENT", "SERVER", "PORT", "VIA", "CONNS", "FAILED", "LAST SEEN", "MARKS"]);
+    let mut edges: Vec<&EdgeRecord> = snapshot.body.edges.iter().collect();
+    edges.sort_by(|a, b| (&a.client, &a.server, a.protocol, a.port).cmp(&(&b.client, &b.server, b.protocol, b.port)));
+    for edge in &edges {
+        let port = match &edge.port_name {
+            Some(name) => format!("{}/{} ({name})", edge.protocol, edge.port),
+            None => format!("{}/{}", edge.protocol, edge.port),
+        };
+        let Counts { opened, found, refused, unanswered, unreachable, .. } = edge.counts;
+        let failed = refused + unanswered + unreachable;
+        let mut marks: Vec<String> = edge.marks.iter().cloned().collect();
+        if !edge.supported {
+            marks.push("no-evidence".to_owned());
+        }
+        let server = names.via_shortened(edge);
+        let failures = Cell::new(blank_zero(failed)).set_alignment(CellAlignment::Right);
+        table.add_row([
+            Cell::new(names.of(&edge.client)),
+            Cell::new(names.of(&edge.server)),
+            Cell::new(port),
+            Cell::new(server),
+            Cell::new(blank_zero(opened + found)).set_alignment(CellAlignment::Right),
+            if failed > 0 { failures.fg(Color::Yellow) } else { failures },
+            Cell::new(last_seen(edge.last_seen, &snapshot.body.window)),
+            Cell::new(marks.join(" ")),
+        ]);
+    }
+    for (column, width) in [(0, 24), (1, 24), (2, 10), (4, 8), (5, 8), (6, 11)] {
+        output::at_least(&mut table, column, width);
+    }
+    output::print_table(out, &table)?;
+    let workloads = snapshot.body.workloads.len();
+    writeln!(out, "\n{} edges, {workloads} workloads, {}", edges.len(), window(&snapshot.body.window))?;
+    Ok(())
+}
+
+fn blank_zero(count: u64) -> String {
+    if count == 0 { "-".to_owned() } else { count.to_string() }
+}
+
+/// The time (UTC) if the window is a day or less, else the date.
+fn last_seen(at: Timestamp, window: &Window) -> String {
+    let text = at.to_string();
+    let Some((date, time)) = text.split_once('T') else { return text };
+    let short = window.from.zip(window.to).is_some_and(|(from, to)| to.since(from).as_secs() <= 86_400);
+    if short { time.get(..8).unwrap_or(time).to_owned() } else { date.to_owned() }
+}
+
+fn window(window: &Window) -> String {
+    let second = |t: Timestamp| t.to_string().split(['.', 'Z']).next().unwrap_or_default().replace('T', " ");
+    match (window.from, window.to) {
+        (Some(from), Some(to)) => format!("{} to {} UTC on {} nodes.", second(from), second(to), window.nodes.len()),
+        _ => "nothing observed yet.".to_owned(),
+    }
+}
