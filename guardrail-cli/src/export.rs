@@ -12,6 +12,7 @@ use guardrail_policy::generate::{self, EVIDENCE_FILE, Generated, KUSTOMIZATION_F
 use crate::exit::{Outcome, finish};
 
 pub(crate) use args::Args;
+use args::Input;
 
 /// Runs `guardrail export`.
 pub(crate) fn run(args: Args) -> ExitCode {
@@ -19,8 +20,15 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn export(args: &Args) -> anyhow::Result<Outcome> {
-    let snapshot = args.snapshot()?;
-    let options = args.options()?;
+    let Input { snapshot, options, unevaluated } = args.input()?;
+    if !unevaluated.is_empty() {
+        let names: Vec<String> = unevaluated.iter().map(ToString::to_string).collect();
+        let message = format!("policies in force are not evaluated, so the export is unproven: {}", names.join(", "));
+        if !options.forced {
+            anyhow::bail!("{message}; nothing was written, --force accepts it");
+        }
+        anstream::eprintln!("warning: {message}");
+    }
     let generated = generate::generate(&snapshot, &options);
     for warning in &generated.warnings {
         anstream::eprintln!("warning: {warning}");

@@ -2,13 +2,23 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
 use guardrail_graph::Snapshot;
-use guardrail_policy::generate::{Options, Phase, WorkloadPattern};
+use guardrail_policy::{
+    evaluate::Cluster,
+    generate::{Options, Phase, WorkloadPattern},
+    model::NetworkPolicy,
+    read::Unevaluated,
+};
 use ipnet::IpNet;
+
+use crate::input;
 
 /// Options of `guardrail export`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Each policy is one file, NAMESPACE.NAME.yaml; kustomization.yaml lists them for `kubectl apply -k DIR`.
+evidence.json and REPORT.md say what each rule rests on. Nothing is written (exit code 2) if the
+evidence is incomplete, a flow cannot be allowed, or the proof fails; --force accepts the first two.")]
 pub(crate) struct Args {
     /// Snapshots: files, `-` for stdin, or URLs of an agent (http://HOST:9464/v1/graph); several are merged
     #[arg(required = true, value_name = "SNAPSHOT")]
@@ -30,11 +40,12 @@ pub(crate) struct Args {
     #[arg(short = 'd', long = "directory", value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them: namespace labels, nodes, pod ranges
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them: nodes, pod ranges, namespace labels, and
+    /// policies that are in force (repeatable)
     #[arg(long, value_name = "FILE")]
-    inventory: Option<PathBuf>,
+    inventory: Vec<PathBuf>,
 
-    /// Policies that exist already: a file or directory (repeatable)
+    /// Policies that are in force already: a file or directory (repeatable)
     #[arg(long, value_name = "PATH")]
     policies: Vec<PathBuf>,
 
@@ -65,16 +76,22 @@ fn declared(text: &str) -> Result<(String, IpNet), String> {
     Ok((name.to_ascii_lowercase(), range))
 }
 
-impl Args {
-    /// Reads and merges the snapshots.
-    pub(crate) fn snapshot(&self) -> anyhow::Result<Snapshot> {
-        let [one] = self.snapshots.as_slice() else { bail!("several snapshots cannot be merged yet") };
-        let text = std::fs::read_to_string(one).with_context(|| format!("cannot read {one}"))?;
-        serde_json::from_str(&text).with_context(|| format!("{one} is no snapshot"))
-    }
-
+/// What the arguments name, read and checked.
+pub(crate) struct Input {
+    /// The merged snapshot.
+    pub(crate) snapshot: Snapshot,
     /// What the generator needs to know.
-    pub(crate) fn options(&self) -> anyhow::Result<Options> {
+    pub(crate) options: Options,
+    /// Policies that are in force and that nobody evaluates: the proof says nothing of them.
+    pub(crate) unevaluated: Vec<Unevaluated>,
+}
+
+impl Args {
+    /// Reads everything that the arguments name.
+    pub(crate) fn input(&self) -> anyhow::Result<Input> {
+        let snapshot = input::snapshots(&self.snapshots)?;
+        let inventory = input::inventory(&self.inventory)?;
+        let policies = input::policies(&self.policies)?;
         let mut options = Options::new(self.phase);
         options.egress = self.egress;
         options.namespaces.extend(self.namespaces.iter().cloned());
@@ -85,6 +102,25 @@ impl Args {
         for (name, range) in &self.declare {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);
         }
-        Ok(options)
+        options.cluster = Cluster::from_objects(&inventory.objects);
+        let mut unevaluated = inventory.policies.unevaluated;
+        unevaluated.extend(policies.unevaluated);
+        options.existing = joined(policies.policies, inventory.policies.policies)?;
+        Ok(Input { snapshot, options, unevaluated })
     }
+}
+
+/// `--policies` and the inventory may hold the same policy; two different ones of one name are bad input (POLICY-SEMANTICS A33).
+fn joined(mut named: Vec<NetworkPolicy>, inventory: Vec<NetworkPolicy>) -> anyhow::Result<Vec<NetworkPolicy>> {
+    for policy in inventory {
+        match named.iter().find(|p| p.key() == policy.key()) {
+            None => named.push(policy),
+            Some(same) if same.same_spec(&policy) => {}
+            Some(other) => {
+                let place = |p: &NetworkPolicy| p.location.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+                anyhow::bail!("{}: policy {} differs from the one at {}; keep one of them", place(&policy), policy.key(), place(other));
+            }
+        }
+    }
+    Ok(named)
 }

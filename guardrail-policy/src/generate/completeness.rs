@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use guardrail_graph::{
     Peer, Timestamp,
-    snapshot::{EdgeRecord, Interval, Side, WorkloadEntry},
+    snapshot::{EdgeRecord, Interval, PodEntry, Side, WorkloadEntry},
 };
 use serde::Serialize;
 
@@ -75,8 +75,9 @@ impl<'a> Completeness<'a> {
                 reasons.insert("incomplete".to_owned());
             }
         }
-        let hosts: BTreeSet<&str> =
-            entry.pods.iter().filter(|(node, pods)| !node.is_empty() && !pods.is_empty()).map(|(node, _)| node.as_str()).collect();
+        // A pod without a node that has no address does not run yet.
+        let runs = |(node, pods): &(&String, &Vec<PodEntry>)| pods.iter().any(|p| !node.is_empty() || !p.addresses.is_empty());
+        let hosts: BTreeSet<&str> = entry.pods.iter().filter(runs).map(|(node, _)| node.as_str()).collect();
         let mut hosted = true;
         for node in &hosts {
             if !observed.contains(*node) {

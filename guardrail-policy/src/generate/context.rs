@@ -47,9 +47,8 @@ impl<'a> Context<'a> {
         for node in &options.cluster.nodes {
             node_addresses.entry(&node.name).or_default().extend(&node.addresses);
         }
-        // A loopback address is no peer of a pod; link-local ones are only NodeLocal DNS, which has its own rule.
         for addresses in node_addresses.values_mut() {
-            addresses.retain(|a| !a.is_loopback() && !is_link_local(*a) && !a.is_unspecified());
+            addresses.retain(|a| !a.is_loopback() && !a.is_unspecified());
         }
 
         let mut inside = BTreeSet::new();
@@ -116,7 +115,16 @@ impl<'a> Context<'a> {
 
     /// Current addresses of a node, never link-local.
     pub(crate) fn addresses_of_node(&self, name: &str) -> BTreeSet<IpAddr> {
-        self.node_addresses.get(name).cloned().unwrap_or_default()
+        self.all_addresses_of_node(name).filter(|a| !is_link_local(*a)).collect()
+    }
+
+    /// Link-local addresses of a node: where NodeLocal DNS listens.
+    pub(crate) fn link_local_addresses_of_node(&self, name: &str) -> impl Iterator<Item = IpAddr> {
+        self.all_addresses_of_node(name).filter(|a| a.is_ipv4() && is_link_local(*a))
+    }
+
+    fn all_addresses_of_node(&self, name: &str) -> impl Iterator<Item = IpAddr> {
+        self.node_addresses.get(name).into_iter().flatten().copied()
     }
 
     /// Nodes that host the host-network workloads behind a node end (`namespace/Owner/name`), so that a rule does not break when another

@@ -26,6 +26,9 @@ impl Dns {
         for (edge, _) in context.body.edges.iter().zip(uses).filter(|(_, used)| used.must_be_allowed()) {
             if is_node_local_dns(edge) {
                 dns.node_local.extend(external_address(&edge.server.peer));
+            } else if let (Peer::Node { name }, 53) = (&edge.server.peer, edge.port) {
+                // A resolver in the host's network; NodeLocal DNS if the node owns a link-local address.
+                dns.node_local.extend(context.link_local_addresses_of_node(name));
             } else if let (Peer::Workload(server), true) = (&edge.server.peer, asks_for_names(edge)) {
                 dns.pods.entry(server.clone()).or_default().insert(edge.port);
             }

@@ -51,7 +51,7 @@ pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
         Unused::Ignored
     } else if is_not_routable(edge) && !is_node_local_dns(edge) {
         Unused::NotRoutable
-    } else if !edge.supported {
+    } else if !edge.supported && !is_node_local_dns(edge) {
         Unused::Failed
     } else if edge.marks.contains("inferred") && !context.options.accept_inferred {
         Unused::Inferred
@@ -63,7 +63,7 @@ pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
 
 /// NodeLocal DNS answers on a link-local address; the only link-local peer that a rule may name (B15).
 pub(crate) fn is_node_local_dns(edge: &EdgeRecord) -> bool {
-    edge.port == 53 && external_address(&edge.server.peer).is_some_and(is_link_local)
+    edge.port == 53 && edge.counts.bytes_received > 0 && external_address(&edge.server.peer).is_some_and(is_link_local)
 }
 
 fn is_not_routable(edge: &EdgeRecord) -> bool {
@@ -97,8 +97,8 @@ pub(crate) enum Need {
         /// The real client is hidden behind a node's address, so nothing inside may be left out.
         identity_lost: bool,
     },
-    /// Allowed whatever the policies say: between a pod and its own node (A29), or to itself (A28).
-    Implicit(&'static str),
+    /// Allowed whatever the policies say: between a pod and its own node (A29), above all probes (B14).
+    Implicit,
     /// No rule can name it; why, and what to do.
     Inexpressible(String),
 }
@@ -106,12 +106,7 @@ pub(crate) enum Need {
 /// Who calls: the peer of an ingress rule of the server, which is a workload.
 pub(crate) fn caller(edge: &EdgeRecord, policy_namespace: &str, context: &Context<'_>) -> Need {
     match &edge.client.peer {
-        Peer::Workload(client) => {
-            if edge.server.peer == edge.client.peer && edge.marks.contains("same-pod") {
-                return Need::Implicit("a pod's connection to itself cannot be blocked");
-            }
-            pods(client, policy_namespace, context)
-        }
+        Peer::Workload(client) => pods(client, policy_namespace, context),
         Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
         Peer::External { address } => external(address, context),
         Peer::Node { name } => node_caller(edge, name, context),
@@ -121,12 +116,7 @@ pub(crate) fn caller(edge: &EdgeRecord, policy_namespace: &str, context: &Contex
 /// Who is called: the peer of an egress rule of the client, which is a workload.
 pub(crate) fn callee(edge: &EdgeRecord, policy_namespace: &str, context: &Context<'_>) -> Need {
     match &edge.server.peer {
-        Peer::Workload(server) => {
-            if edge.server.peer == edge.client.peer && edge.marks.contains("same-pod") {
-                return Need::Implicit("a pod's connection to itself cannot be blocked");
-            }
-            pods(server, policy_namespace, context)
-        }
+        Peer::Workload(server) => pods(server, policy_namespace, context),
         Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
         Peer::External { address } => external(address, context),
         Peer::Node { name } => node(edge, name, Role::Server, context),
@@ -182,7 +172,7 @@ fn node_caller(edge: &EdgeRecord, node_name: &str, context: &Context<'_>) -> Nee
         return Need::Anywhere { identity_lost: true };
     }
     if own_node_only && edge.node_workloads.is_empty() {
-        return Need::Implicit("a pod's own node may always call it (probes)");
+        return Need::Implicit;
     }
     node(edge, node_name, Role::Client, context)
 }

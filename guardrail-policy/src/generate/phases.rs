@@ -348,7 +348,7 @@ impl<'a> Builder<'a> {
                     gathered.anywhere.push(index);
                     gathered.identity_lost |= identity_lost;
                 }
-                Need::Implicit(_) => {}
+                Need::Implicit => {}
                 Need::Inexpressible(why) => {
                     self.inexpressible.insert(index);
                     let side = if direction == Direction::Ingress { "ingress" } else { "egress" };
