@@ -90,6 +90,8 @@ pub struct Pod {
     pub node: usize,
     /// `status.podIPs`: IPv4, then IPv6.
     pub addresses: (Ipv4Addr, Ipv6Addr),
+    /// It exists now: the inventory shows it, and the lab gives it a namespace.
+    pub present: bool,
 }
 
 impl Pod {
@@ -242,6 +244,7 @@ impl Cluster {
                 workload,
                 node,
                 addresses,
+                present: true,
             };
             keys.push(pod.key());
             self.pods.push(pod);
@@ -308,7 +311,8 @@ impl Cluster {
     pub fn endpoints<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Pod> {
         self.pods.iter().filter(|pod| {
             let workload = &self.workloads[pod.workload];
-            workload.namespace == service.namespace
+            pod.present
+                && workload.namespace == service.namespace
                 && self.labels(workload).get(&service.selector.0) == Some(&service.selector.1)
         })
     }

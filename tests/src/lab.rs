@@ -136,7 +136,7 @@ impl Lab {
             .cluster
             .pods
             .iter()
-            .filter(|p| !self.cluster.workloads[p.workload].host_network)
+            .filter(|p| p.present && !self.cluster.workloads[p.workload].host_network)
             .cloned()
             .collect();
         for pod in pods {
@@ -178,7 +178,7 @@ impl Lab {
         netns.ip(&lines)?;
         let cgroup = self.cgroup.join(&name);
         fs::create_dir_all(cgroup.join("system.slice"))?;
-        let driver = if index % 2 == 0 {
+        let driver = if index.is_multiple_of(2) {
             Driver::NestedSystemd
         } else {
             Driver::Cgroupfs
@@ -219,25 +219,24 @@ impl Lab {
         ))
     }
 
-    /// Takes a pod off the network and puts another one, with the same addresses, in its place. The other pod must not be attached yet.
+    /// Takes a pod off the network and puts another one, which was not present, in its place with the same addresses. The inventory on disk
+    /// stays as it is: whoever reads it learns of the change later ([`Lab::write_inventory`]).
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn move_addresses(&mut self, from: &str, to: &str) -> Result<()> {
-        let (old, new) = (self.cluster.pod(from).clone(), self.cluster.pod(to).clone());
-        let number = self
-            .cluster
-            .pods
-            .iter()
-            .position(|p| p.uid == old.uid)
-            .context("a pod of this cluster")?;
-        self.nodes[old.node]
-            .netns
-            .ip(&format!("link del veth{number}\n"))?;
-        let netns = Netns::new(false)?;
-        self.attach(&new, &netns)?;
-        self.pods.insert(to.to_owned(), netns);
-        Ok(())
+        let old = self.index_of(from)?;
+        let new = self.index_of(to)?;
+        self.cluster.pods[new].addresses = self.cluster.pods[old].addresses;
+        self.cluster.pods[old].present = false;
+        self.cluster.pods[new].present = true;
+        let node = &self.nodes[self.cluster.pods[old].node];
+        node.netns.ip(&format!("link del veth{old}\n"))?;
+        self.build_pod(&self.cluster.pods[new].clone())
+    }
+
+    fn index_of(&self, key: &str) -> Result<usize> {
+        self.cluster.pods.iter().position(|p| p.key() == key).with_context(|| format!("no pod {key} in the lab"))
     }
 
     /// Writes the inventory of the cluster as it is now, in one step.

@@ -15,3 +15,8 @@ pub mod cluster;
 pub mod lab;
 pub mod shop;
 pub mod truth;
+pub mod agent;
+pub mod compare;
+pub mod policies;
+pub mod small;
+pub mod prometheus;

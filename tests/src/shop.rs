@@ -549,7 +549,7 @@ impl Shop {
             },
         ));
         let mut customer = Call::new(&format!("{node}:{WEB_NODE_PORT}"), How::Tcp, 5);
-        customer.sources = Some(crate::app::scenario::SourceRange {
+        customer.sources = Some(crate::app::scenario::AddressRange {
             first: EXTERNAL_CLIENT.parse().expect("an address"),
             count: 1,
         });

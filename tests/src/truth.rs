@@ -265,7 +265,7 @@ impl<'a> Table<'a> {
             .cluster
             .pods
             .iter()
-            .filter(|p| !self.cluster.workloads[p.workload].host_network)
+            .filter(|p| p.present && !self.cluster.workloads[p.workload].host_network)
         {
             if address == pod.addresses.0 || address == pod.addresses.1 {
                 return Ok(self.cluster.peer_of_pod(pod));

@@ -17,7 +17,7 @@ use super::{
     dns,
     log::{Log, Outcome, Record, Side},
     random::Random,
-    scenario::{Call, Family, How, Scenario, SourceRange},
+    scenario::{Call, Family, How, Scenario, AddressRange},
     serve::{MPTCP, Served, read_frame, write_frame},
 };
 
@@ -105,6 +105,12 @@ impl Caller {
         let Some(to) = self.resolve(&call.to, call.family, random, call.timeout_ms, before) else {
             panic!("{}: {} does not resolve", self.log.process(), call.to);
         };
+        let to = if call.spread == 0 {
+            to
+        } else {
+            let range = AddressRange { first: to.ip(), count: call.spread };
+            SocketAddr::new(nth_address(range, round), to.port())
+        };
         let id = format!(
             "{}#{}",
             self.log.process(),
@@ -112,7 +118,7 @@ impl Caller {
         );
         let payload = payload(&id, random.between(call.payload_bytes) as usize);
         let timeout = Duration::from_millis(call.timeout_ms.into());
-        let source = call.sources.map(|range| nth_source(range, round));
+        let source = call.sources.map(|range| nth_address(range, round));
         let exchange = match call.how {
             How::Tcp | How::Held | How::HeldMptcp => {
                 self.over_tcp(call.how, to, source, timeout, &id, &payload)
@@ -120,7 +126,7 @@ impl Caller {
             How::UdpConnected => over_udp(to, source, timeout, &payload, true),
             How::UdpUnconnected => over_udp(to, source, timeout, &payload, false),
             How::UdpMapped => over_udp(mapped(to), None, timeout, &payload, false),
-            How::UdpFromServed => self.from_served(to, &payload),
+            How::UdpFromServed => self.send_from_served(to, &payload),
             How::Multicast => multicast(to, &payload),
             How::DnsMusl | How::DnsTcp => unreachable!("handled above"),
         };
@@ -205,7 +211,7 @@ impl Caller {
         }
     }
 
-    fn from_served(&self, to: SocketAddr, payload: &[u8]) -> Exchange {
+    fn send_from_served(&self, to: SocketAddr, payload: &[u8]) -> Exchange {
         let socket = self
             .served
             .udp(to.port())
@@ -362,7 +368,7 @@ fn payload(id: &str, length: usize) -> Vec<u8> {
     bytes
 }
 
-fn nth_source(SourceRange { first, count }: SourceRange, n: u32) -> IpAddr {
+fn nth_address(AddressRange { first, count }: AddressRange, n: u32) -> IpAddr {
     let n = n % count.max(1);
     match first {
         IpAddr::V4(a) => Ipv4Addr::from(u32::from(a).wrapping_add(n)).into(),

@@ -113,7 +113,9 @@ pub struct Call {
     /// Give up after this many milliseconds.
     pub timeout_ms: u32,
     /// Source addresses to bind in turn (they need not be configured: `IP_FREEBIND`); empty: the kernel chooses.
-    pub sources: Option<SourceRange>,
+    pub sources: Option<AddressRange>,
+    /// Call number `n` goes to the address in `to` plus `n` modulo this; 0: always to the same.
+    pub spread: u32,
 }
 
 impl Call {
@@ -129,6 +131,7 @@ impl Call {
             family: Family::V4,
             timeout_ms: 3000,
             sources: None,
+            spread: 0,
         }
     }
 
@@ -157,9 +160,9 @@ impl Call {
     }
 }
 
-/// A run of consecutive source addresses.
+/// A run of consecutive addresses.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct SourceRange {
+pub struct AddressRange {
     /// First address.
     pub first: IpAddr,
     /// How many; call `n` uses `first + n % count`.

@@ -50,7 +50,7 @@ impl Served {
                         .with_context(|| format!("cannot listen on {bind}"))?;
                     let log = log.clone();
                     thread::spawn(move || {
-                        accept_all(&listener, &log, |stream, peer, log| echo(stream, peer, log))
+                        accept_all(&listener, &log, echo)
                     });
                 }
                 Serve::Udp {

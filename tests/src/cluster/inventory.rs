@@ -33,7 +33,7 @@ pub fn objects(cluster: &Cluster) -> Vec<Value> {
     for (index, workload) in cluster.workloads.iter().enumerate() {
         controllers(cluster, index, workload, &mut out);
     }
-    for entry in &cluster.pods {
+    for entry in cluster.pods.iter().filter(|p| p.present) {
         out.push(pod(cluster, entry));
     }
     for service in &cluster.services {

@@ -141,11 +141,8 @@ fn install_signal_handler() {
     ONCE.call_once(|| {
         let mut ends = [0; 2];
         // SAFETY: `ends` has room for two descriptors.
-        assert_eq!(
-            unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) },
-            0,
-            "cannot make a pipe"
-        );
+        let made = unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) };
+        assert_eq!(made, 0, "cannot make a pipe");
         SIGNAL_PIPE.store(ends[1], Ordering::Relaxed);
         // SAFETY: pipe2 just gave us this descriptor and nobody else has it.
         let reader = unsafe { OwnedFd::from_raw_fd(ends[0]) };

@@ -1,0 +1,134 @@
+//! Small labs for one question each: a few plain workloads on one or two nodes.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::{
+    agent::Agent,
+    app::scenario::Scenario,
+    bins,
+    cluster::{Cluster, Kind, Port},
+    compare::{Difference, compare},
+    lab::{Lab, process::AppProcess, wait_until},
+    truth::Truth,
+};
+
+/// How long processes may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An empty cluster with a salt of its own.
+#[must_use]
+pub fn cluster(nodes: &[&str]) -> Cluster {
+    Cluster::new(nodes, crate::app::log::now_ns())
+}
+
+/// Adds a Deployment with one pod on a node, serving `port` over TCP, and gives the pod's key.
+pub fn deployment(cluster: &mut Cluster, name: &str, port: u16, node: usize) -> String {
+    let ports = [Port { name: "main", protocol: "TCP", number: port }];
+    cluster.workload("lab", Kind::Deployment, name, &ports, &[node]).remove(0)
+}
+
+/// Makes the lab.
+///
+/// # Errors
+/// As [`Lab::start`].
+pub fn lab(cluster: Cluster) -> Result<Lab> {
+    Lab::start(cluster, &bins::find("guardrail-lab-app"))
+}
+
+/// Starts processes in pods and waits until they are ready.
+///
+/// # Errors
+/// One is not ready in time.
+pub fn start(lab: &Lab, all: Vec<(&str, Scenario)>) -> Result<Vec<AppProcess>> {
+    let processes: Vec<_> =
+        all.into_iter().map(|(key, scenario)| lab.start_in_pod(key, "", scenario)).collect::<Result<_>>()?;
+    wait(&processes, "ready")?;
+    Ok(processes)
+}
+
+/// Tells processes to go, and waits until all are done.
+///
+/// # Errors
+/// One is not done in time.
+pub fn go(processes: &mut [AppProcess]) -> Result<()> {
+    processes.iter_mut().try_for_each(AppProcess::go)?;
+    wait(processes, "done")
+}
+
+fn wait(processes: &[AppProcess], word: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    processes.iter().try_for_each(|p| p.wait_for(word, deadline))
+}
+
+/// The truth of a lab so far.
+///
+/// # Errors
+/// The logs contradict each other.
+pub fn truth(lab: &Lab) -> Result<Truth> {
+    Truth::from_records(&lab.cluster, &lab.records()?)
+}
+
+/// Polls `snapshot` until it has what `wanted` asks for, and gives it.
+///
+/// # Errors
+/// It does not within `limit`; the message has the last complaint.
+pub fn eventually(
+    limit: Duration,
+    snapshot: impl Fn() -> Result<Value>,
+    wanted: impl Fn(&Value) -> std::result::Result<(), String>,
+) -> Result<Value> {
+    let mut last = String::new();
+    wait_until(limit, "the graph is as it must be", || {
+        let current = match snapshot() {
+            Ok(current) => current,
+            Err(error) => {
+                last = format!("{error:#}");
+                return None;
+            }
+        };
+        match wanted(&current) {
+            Ok(()) => Some(current),
+            Err(complaint) => {
+                last = format!("{complaint}\ncoverage: {}", current["coverage"]);
+                None
+            }
+        }
+    })
+    .with_context(|| last.clone())
+}
+
+/// Waits until an agent's graph equals the truth, and gives it.
+///
+/// # Errors
+/// It does not; the message lists every difference with the log lines behind it.
+pub fn eventually_true(agent: &Agent, truth: &Truth) -> Result<Value> {
+    eventually(
+        Duration::from_secs(20),
+        || agent.snapshot(),
+        |snapshot| same(&compare(snapshot, truth)),
+    )
+}
+
+/// No difference, or the list as text.
+///
+/// # Errors
+/// The list.
+pub fn same(difference: &Difference) -> std::result::Result<(), String> {
+    if difference.is_empty() { Ok(()) } else { Err(difference.to_string()) }
+}
+
+/// The state file of an agent, as JSON.
+///
+/// # Errors
+/// It is not there, or no JSON.
+pub fn state(directory: &Path) -> Result<Value> {
+    let path = directory.join("state.json");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+}
