@@ -21,18 +21,33 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::IpAddr,
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     str::FromStr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::Duration,
 };
 
 use guardrail_graph::observe::{LossReason, Observation};
 use tokio::sync::mpsc;
 
+mod btf;
 mod cgroup;
+mod dns;
 mod error;
+mod fold;
+mod inventory;
+mod load;
+mod offsets;
+mod preflight;
+mod reader;
+mod sys;
 
+use self::reader::{Command, Maps, Out, Reader, State};
 pub use self::{cgroup::find_cgroup2_root, error::KernelError};
 
 /// How much the programs write through aya-log. A load-time constant: what is off is removed by the verifier and costs nothing.
@@ -80,7 +95,10 @@ impl FromStr for BpfLogLevel {
 /// What to load, and with which bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelConfig {
-    /// Mount point of cgroup v2 (its root: the programs attach there). See [`find_cgroup2_root`].
+    /// The cgroup v2 directory whose subtree is observed: the mount point ([`find_cgroup2_root`]), or a directory below it. cgroup_skb attaches here; the
+    /// tracepoints and the socket iterator see the whole kernel, so when this is not the mount point they must drop (in the kernel, on the slow path for new keys, by the
+    /// ancestor's id at this directory's level) what belongs to a cgroup outside the subtree: two agents with disjoint subtrees on one machine see nothing of each other.
+    /// Reported paths start at this directory. (Lab nodes are such subtrees.)
     pub cgroup_root: PathBuf,
     /// Observe UDP and DNS answers (per-packet hooks). Off: nothing runs per packet.
     pub udp: bool,
@@ -148,11 +166,15 @@ pub struct KernelStats {
     pub sweeps: u64,
 }
 
-/// The loaded, attached and read kernel side. Dropping it without [`Kernel::shutdown`] detaches everything too, but without a final sweep.
+/// The loaded, attached and read kernel side. Dropping it without [`Kernel::shutdown`] detaches everything too, but what the final sweep finds may be lost.
 #[derive(Debug)]
 pub struct Kernel {
     stats: Arc<Mutex<KernelStats>>,
     warnings: Vec<String>,
+    commands: std::sync::mpsc::Sender<Command>,
+    wake: Arc<OwnedFd>,
+    abandoned: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Kernel {
@@ -164,8 +186,62 @@ impl Kernel {
     /// # Errors
     /// [`KernelError`], one sentence each: missing privilege, BTF, cgroup v2, kernel member, or a refusal of the kernel. Nothing stays attached.
     pub fn start(config: KernelConfig) -> Result<(Self, mpsc::Receiver<Vec<Observation>>), KernelError> {
-        drop(config);
-        Err(KernelError::NoPrograms)
+        let KernelConfig { cgroup_root, udp: _, ring_bytes: _, flow_entries, new_keys_per_cgroup: _, bpf_log_level, sweep_interval, idle, channel_batches } =
+            config.clone();
+        preflight::capabilities()?;
+        let root_cgroup = preflight::cgroup2(&cgroup_root)?;
+        let mut warnings = Vec::new();
+        let mut loaded = load::Loaded::load(&config, root_cgroup)?;
+        loaded.attach(&cgroup_root)?;
+        let inventory = match loaded.open_inventory() {
+            Ok(iterator) => {
+                inventory::read(iterator).map_err(|source| KernelError::System { what: "reading the socket iterator".to_owned(), source })?
+            }
+            Err(error) => {
+                warnings.push(format!("connections older than the agent are seen only when they end: {error}"));
+                inventory::Inventory::default()
+            }
+        };
+        if preflight::in_host_pid_namespace() == Some(false) {
+            warnings.push(
+                "connections older than the agent are seen only when they end, because it does not see the node's processes: set hostPID: true".to_owned(),
+            );
+        }
+        let maps = maps(&mut loaded)?;
+        let mut programs = loaded.into_programs();
+        let logger = match bpf_log_level {
+            BpfLogLevel::Off => None,
+            _ => match aya_log::EbpfLogger::init_with_logger(programs.ebpf_mut(), log::logger()) {
+                Ok(logger) => Some(logger),
+                Err(error) => {
+                    warnings.push(format!("the programs' log cannot be read: {error}"));
+                    None
+                }
+            },
+        };
+        let wake = Arc::new(sys::eventfd().map_err(|source| KernelError::System { what: "making an event counter".to_owned(), source })?);
+        let (channel, observations) = mpsc::channel(channel_batches.max(1));
+        let (commands, received) = std::sync::mpsc::channel();
+        let stats = Arc::new(Mutex::new(KernelStats::default()));
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let reader = Reader {
+            programs: Some(programs),
+            logger,
+            maps,
+            cgroup_root,
+            sweep_interval,
+            idle,
+            commands: received,
+            wake: Arc::clone(&wake),
+            out: Out { channel, batch: Vec::new(), abandoned: Arc::clone(&abandoned) },
+            state: State::new(flow_entries, Arc::clone(&stats)),
+        };
+        let thread = std::thread::Builder::new()
+            .name("kernel-reader".to_owned())
+            .spawn(move || reader.run(&inventory))
+            .map_err(|source| KernelError::System { what: "starting the reading thread".to_owned(), source })?;
+        sys::trim_heap();
+        Ok((Self { stats, warnings, commands, wake, abandoned, thread: Some(thread) }, observations))
     }
 
     /// What is not as it should be but did not stop the start (no hostPID, a kernel without an optional hook).
@@ -183,13 +259,59 @@ impl Kernel {
     /// These addresses changed owner: fold every entry with such a remote and delete it, so that the next connection is a new key with a time of its own.
     /// An entry with open connections is folded, not deleted. Returns at once; the deltas come through the channel.
     pub fn evict(&self, addresses: Vec<IpAddr>) {
-        drop(addresses);
+        self.command(Command::Evict(addresses));
     }
 
     /// Detach, sweep once more, drain the rings, send what came of it, end the thread. Blocking: receive until the channel gives `None`, or drop the receiver.
     /// Nothing stays in the kernel.
     #[must_use]
-    pub fn shutdown(self) -> KernelStats {
+    pub fn shutdown(mut self) -> KernelStats {
+        self.command(Command::Shutdown);
+        self.join();
         self.stats()
     }
+
+    fn command(&self, command: Command) {
+        // If the thread has ended there is nobody to ask, and nothing left to do.
+        if self.commands.send(command).is_ok() {
+            sys::notify(self.wake.as_fd());
+        }
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that reads the kernel's maps panicked");
+        }
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.abandoned.store(true, Ordering::Release);
+            self.command(Command::Shutdown);
+            self.join();
+        }
+    }
+}
+
+/// Takes rings and maps out of the loaded object.
+fn maps(loaded: &mut load::Loaded) -> Result<Maps, KernelError> {
+    fn table<const K: usize, const V: usize>(loaded: &mut load::Loaded, name: &str) -> Result<sys::Table<K, V>, KernelError> {
+        let data = loaded.map(name)?;
+        sys::Table::new(data.fd().as_fd()).map_err(|source| KernelError::System { what: format!("opening the map {name}"), source })
+    }
+    Ok(Maps {
+        flow_ring: loaded.ring("FLOW_RING")?,
+        cgroup_ring: loaded.ring("CGROUP_RING")?,
+        dns_ring: loaded.ring("DNS_RING")?,
+        flows: table(loaded, "FLOWS")?,
+        counters: table(loaded, "COUNTERS")?,
+        cgroup_losses: table(loaded, "CGROUP_LOSSES")?,
+        cgroups: table(loaded, "CGROUPS")?,
+        keys_inserted: table(loaded, "KEYS_INSERTED")?,
+        keys_removed: table(loaded, "KEYS_REMOVED")?,
+    })
 }

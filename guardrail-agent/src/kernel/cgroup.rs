@@ -1,6 +1,10 @@
 //! The cgroup v2 mount, and the cgroups that exist already.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use super::KernelError;
 
@@ -12,6 +16,22 @@ pub fn find_cgroup2_root() -> Result<PathBuf, KernelError> {
     let table = fs::read_to_string("/proc/self/mountinfo")
         .map_err(|source| KernelError::System { what: "reading /proc/self/mountinfo".to_owned(), source })?;
     cgroup2_mount(&table).ok_or_else(|| KernelError::NoCgroup2 { reason: "/proc/self/mountinfo names none".to_owned() })
+}
+
+/// Calls `each` with id and path (from the root, starting with `/`) of every cgroup below `root`, itself included. A directory that goes away meanwhile is
+/// left out.
+pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) {
+    let mut pending = vec![(root.to_owned(), String::new())];
+    while let Some((directory, path)) = pending.pop() {
+        let Ok(metadata) = fs::metadata(&directory) else { continue };
+        each(metadata.ino(), if path.is_empty() { "/".to_owned() } else { path.clone() });
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let name = entry.file_name();
+                pending.push((entry.path(), format!("{path}/{}", name.to_string_lossy())));
+            }
+        }
+    }
 }
 
 /// The best cgroup2 mount point in a mountinfo table: one whose root is `/` before one that shows only a subtree, then the first.
@@ -69,6 +89,20 @@ mod tests {
     fn a_mount_of_the_whole_tree_is_preferred_and_escapes_are_undone() {
         let table = "1 0 0:1 /kubepods /sub rw - cgroup2 c rw\n2 0 0:1 / /my\\040root rw - cgroup2 c rw\n3 0 0:1 / /late rw - cgroup2 c rw\n";
         assert_eq!(cgroup2_mount(table), Some(PathBuf::from("/my root")));
+    }
+
+    #[test]
+    fn the_walk_gives_every_directory_its_inode_and_its_path_from_the_root() {
+        let root = tempfile::tempdir().expect("a directory");
+        fs::create_dir_all(root.path().join("kubepods/pod1")).expect("made");
+        fs::write(root.path().join("kubepods/cgroup.procs"), "").expect("made");
+        let mut seen = std::collections::BTreeMap::new();
+        walk(root.path(), &mut |id, path| {
+            seen.insert(path, id);
+        });
+        let inode = |path: &str| fs::metadata(root.path().join(path)).expect("there").ino();
+        let expected = [("/", ""), ("/kubepods", "kubepods"), ("/kubepods/pod1", "kubepods/pod1")].map(|(path, below)| (path.to_owned(), inode(below)));
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -1,0 +1,229 @@
+//! From values of FLOWS, whose counters only grow, to what each entry gained since it was last looked at.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use guardrail_common::{
+    address::{Address, UNSPECIFIED},
+    flow::{FLAG_BIND_SEEN, FlowKey, FlowRole, FlowValue, PROTOCOL_TCP},
+};
+use guardrail_graph::{
+    observe::{CgroupId, FlowCounts, FlowDelta, NetnsId, Remote, Role},
+    peer::Protocol,
+    time::Timestamp,
+};
+
+/// What was folded of one entry.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    counts: FlowCounts,
+    /// `first_open` was told.
+    first_told: bool,
+    /// Number of the last sweep that found a gain.
+    gained_in: u32,
+}
+
+/// What was folded of every live entry.
+#[derive(Debug, Default)]
+pub(crate) struct Fold {
+    seen: HashMap<FlowKey, Seen>,
+    sweep: u32,
+}
+
+impl Fold {
+    /// A new sweep begins.
+    pub(crate) fn next_sweep(&mut self) {
+        self.sweep = self.sweep.wrapping_add(1);
+        if self.seen.capacity() > 4 * self.seen.len().max(1024) {
+            self.seen.shrink_to(2 * self.seen.len());
+        }
+    }
+
+    /// Live entries.
+    pub(crate) fn len(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// Whether this entry is known.
+    pub(crate) fn knows(&self, key: &FlowKey) -> bool {
+        self.seen.contains_key(key)
+    }
+
+    /// Folds a value: up to two deltas go to `out` (what was opened; what failed, which has a time of its own). Gives the number of sweeps since the last gain.
+    pub(crate) fn fold(&mut self, key: &FlowKey, value: &FlowValue, wall: impl Fn(u64) -> Timestamp, out: &mut impl FnMut(FlowDelta)) -> u32 {
+        let sweep = self.sweep;
+        let seen = self.seen.entry(*key).or_insert(Seen { gained_in: sweep, ..Seen::default() });
+        let now = counts(value);
+        let gain = difference(&now, &seen.counts);
+        if gain == FlowCounts::default() {
+            return sweep.wrapping_sub(seen.gained_in);
+        }
+        seen.gained_in = sweep;
+        seen.counts = now;
+        let failed = FlowCounts { refused: gain.refused, unanswered: gain.unanswered, unreachable: gain.unreachable, ..FlowCounts::default() };
+        let rest = FlowCounts { refused: 0, unanswered: 0, unreachable: 0, ..gain };
+        if rest != FlowCounts::default() {
+            let opened = rest.opened > 0 || rest.found > 0;
+            let first_open = (opened && !seen.first_told && value.first_open != 0).then(|| wall(value.first_open));
+            seen.first_told |= opened;
+            let last_open = (opened && value.last_open != 0).then(|| wall(value.last_open));
+            out(delta(key, value, rest, first_open, last_open));
+        }
+        if failed != FlowCounts::default() {
+            let last = (value.last_failed != 0).then(|| wall(value.last_failed));
+            out(delta(key, value, failed, None, last));
+        }
+        0
+    }
+
+    /// The entry is gone from the map.
+    pub(crate) fn forget(&mut self, key: &FlowKey) {
+        self.seen.remove(key);
+    }
+}
+
+fn delta(key: &FlowKey, value: &FlowValue, counts: FlowCounts, first_open: Option<Timestamp>, last_open: Option<Timestamp>) -> FlowDelta {
+    let role = match FlowRole::try_from(key.role) {
+        Ok(FlowRole::Client) => Role::Client,
+        Ok(FlowRole::Server) => Role::Server,
+        // The decoder admits no other byte.
+        Ok(FlowRole::Undecided) | Err(_) => Role::Undecided,
+    };
+    FlowDelta {
+        cgroup: CgroupId(key.cgroup_id),
+        netns: (value.netns != 0).then_some(NetnsId(value.netns)),
+        local: ip(&key.local),
+        remote: if key.remote == UNSPECIFIED { Remote::Many } else { Remote::Addr(ip(&key.remote)) },
+        protocol: if key.protocol == PROTOCOL_TCP { Protocol::Tcp } else { Protocol::Udp },
+        role,
+        server_port: key.server_port,
+        local_port: (key.local_port != 0).then_some(key.local_port),
+        bind_seen: value.flags & FLAG_BIND_SEEN != 0,
+        first_open,
+        last_open,
+        counts,
+    }
+}
+
+/// An address as the observer sees it: IPv4 unmapped.
+pub(crate) fn ip(address: &Address) -> IpAddr {
+    Ipv6Addr::from(*address).to_canonical()
+}
+
+/// An address as the kernel side keeps it: IPv4 mapped.
+#[cfg(test)]
+pub(crate) fn address(ip: IpAddr) -> Address {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+const fn counts(value: &FlowValue) -> FlowCounts {
+    FlowCounts {
+        opened: value.opened,
+        found: value.found,
+        refused: value.refused,
+        unanswered: value.unanswered,
+        unreachable: value.unreachable,
+        closed: value.closed,
+        bytes_sent: value.bytes_sent,
+        bytes_received: value.bytes_received,
+    }
+}
+
+/// Saturating: a value read while it changes, or twice, must not become a huge gain.
+fn difference(now: &FlowCounts, before: &FlowCounts) -> FlowCounts {
+    FlowCounts {
+        opened: now.opened.saturating_sub(before.opened),
+        found: now.found.saturating_sub(before.found),
+        refused: now.refused.saturating_sub(before.refused),
+        unanswered: now.unanswered.saturating_sub(before.unanswered),
+        unreachable: now.unreachable.saturating_sub(before.unreachable),
+        closed: now.closed.saturating_sub(before.closed),
+        bytes_sent: now.bytes_sent.saturating_sub(before.bytes_sent),
+        bytes_received: now.bytes_received.saturating_sub(before.bytes_received),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> FlowKey {
+        FlowKey {
+            cgroup_id: 9,
+            local: address("10.0.0.1".parse().expect("ip")),
+            remote: address("10.0.0.2".parse().expect("ip")),
+            server_port: 80,
+            local_port: 0,
+            protocol: PROTOCOL_TCP,
+            role: FlowRole::Client as u8,
+            pad: [0; 2],
+        }
+    }
+
+    fn wall(boot: u64) -> Timestamp {
+        Timestamp::from_unix_ns(boot.cast_signed())
+    }
+
+    fn fold(fold: &mut Fold, value: &FlowValue) -> Vec<FlowDelta> {
+        let mut out = Vec::new();
+        fold.fold(&key(), value, wall, &mut |delta| out.push(delta));
+        out
+    }
+
+    #[test]
+    fn only_the_gain_is_told_and_the_first_open_once() {
+        let mut f = Fold::default();
+        let mut value = FlowValue { netns: 5, first_open: 10, last_open: 20, opened: 2, ..FlowValue::default() };
+        let first = fold(&mut f, &value);
+        assert_eq!(first.len(), 1);
+        assert_eq!((first[0].first_open, first[0].last_open, first[0].counts.opened), (Some(wall(10)), Some(wall(20)), 2));
+        assert_eq!((first[0].netns, first[0].local.to_string()), (Some(NetnsId(5)), "10.0.0.1".to_owned()));
+        assert!(fold(&mut f, &value).is_empty());
+        value.closed = 1;
+        value.bytes_sent = 7;
+        let closed = fold(&mut f, &value);
+        assert_eq!((closed[0].first_open, closed[0].last_open, closed[0].counts.closed, closed[0].counts.bytes_sent), (None, None, 1, 7));
+        value.opened = 3;
+        value.last_open = 30;
+        let again = fold(&mut f, &value);
+        assert_eq!((again[0].first_open, again[0].last_open, again[0].counts.opened), (None, Some(wall(30)), 1));
+    }
+
+    #[test]
+    fn failed_attempts_have_a_delta_and_a_time_of_their_own() {
+        let mut f = Fold::default();
+        let value = FlowValue { refused: 2, last_failed: 40, first_open: 10, last_open: 10, opened: 1, ..FlowValue::default() };
+        let deltas = fold(&mut f, &value);
+        assert_eq!(deltas.len(), 2);
+        assert_eq!((deltas[0].counts.opened, deltas[0].counts.refused), (1, 0));
+        assert_eq!((deltas[1].counts.opened, deltas[1].counts.refused, deltas[1].last_open, deltas[1].first_open), (0, 2, Some(wall(40)), None));
+    }
+
+    #[test]
+    fn a_first_open_after_failures_is_still_the_first_open() {
+        let mut f = Fold::default();
+        let mut value = FlowValue { unanswered: 1, last_failed: 5, ..FlowValue::default() };
+        assert_eq!(fold(&mut f, &value)[0].first_open, None);
+        value.opened = 1;
+        (value.first_open, value.last_open) = (8, 8);
+        assert_eq!(fold(&mut f, &value)[0].first_open, Some(wall(8)));
+    }
+
+    #[test]
+    fn an_entry_that_gains_nothing_grows_idle_sweep_by_sweep() {
+        let mut f = Fold::default();
+        let value = FlowValue { opened: 1, ..FlowValue::default() };
+        let mut idle = |f: &mut Fold| f.fold(&key(), &value, wall, &mut |_| ());
+        assert_eq!(idle(&mut f), 0);
+        f.next_sweep();
+        f.next_sweep();
+        assert_eq!(idle(&mut f), 2);
+        f.forget(&key());
+        assert_eq!((f.len(), idle(&mut f)), (0, 0));
+    }
+}

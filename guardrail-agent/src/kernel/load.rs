@@ -1,0 +1,264 @@
+//! Loads the programs with the running kernel's offsets, and attaches them.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+};
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
+    maps::{Map, MapData, MapError, RingBuf},
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Iter, ProgramError},
+};
+
+use super::{KernelConfig, KernelError, btf, offsets};
+
+/// The programs' object file.
+#[cfg(not(guardrail_no_programs))]
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guardrail"));
+/// This build has none.
+#[cfg(guardrail_no_programs)]
+static OBJECT: &[u8] = &[];
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug)]
+enum Hook {
+    /// `tp_btf/…`
+    Tracepoint(&'static str),
+    /// `cgroup_skb/…`
+    Packet(CgroupSkbAttachType),
+    /// `cgroup/bind4` and the like.
+    SockAddr,
+}
+
+/// A program of ours: name, hook, only with UDP.
+const PROGRAMS: [(&str, Hook, bool); 9] = [
+    ("cgroup_mkdir", Hook::Tracepoint("cgroup_mkdir"), false),
+    ("cgroup_rmdir", Hook::Tracepoint("cgroup_rmdir"), false),
+    ("tcp_state", Hook::Tracepoint("inet_sock_set_state"), false),
+    ("bind4", Hook::SockAddr, true),
+    ("bind6", Hook::SockAddr, true),
+    ("sendmsg4", Hook::SockAddr, true),
+    ("sendmsg6", Hook::SockAddr, true),
+    ("udp_egress", Hook::Packet(CgroupSkbAttachType::Egress), true),
+    ("udp_ingress", Hook::Packet(CgroupSkbAttachType::Ingress), true),
+];
+
+/// Name of the socket iterator.
+const INVENTORY: &str = "open_sockets";
+
+/// A ring buffer of ours.
+pub(crate) type Ring = RingBuf<MapData>;
+
+/// Loaded programs. Dropping it detaches and unloads them.
+pub(crate) struct Loaded {
+    pub(crate) ebpf: Ebpf,
+    /// Names of the attached programs.
+    pub(crate) attached: Vec<&'static str>,
+    btf: Btf,
+}
+
+impl Loaded {
+    /// Loads maps and programs. Attaches nothing yet.
+    pub(crate) fn load(config: &KernelConfig, root_cgroup: u64) -> Result<Self, KernelError> {
+        if OBJECT.is_empty() {
+            return Err(KernelError::NoPrograms);
+        }
+        let globals = offsets::resolve(&btf::Btf::running()?)?;
+        raise_memlock();
+        let kernel_btf = Btf::from_sys_fs().map_err(|error| KernelError::BadBtf { reason: error.to_string() })?;
+        let log_level = config.bpf_log_level as u8;
+        let log_ring = if log_level == 0 { page_bytes() } else { 1 << 17 };
+        let mut loader = EbpfLoader::new();
+        loader
+            .btf(Some(&kernel_btf))
+            .verifier_log_level(VerifierLogLevel::DISABLE)
+            .override_global("AYA_LOG_LEVEL", &log_level, false)
+            .override_global("ROOT_CGROUP", &root_cgroup, true)
+            .override_global("KEYS_PER_CGROUP", &config.new_keys_per_cgroup, true)
+            .override_global("FLOW_ENTRIES", &config.flow_entries, true)
+            .map_max_entries("FLOWS", config.flow_entries)
+            .map_max_entries("FLOW_RING", ring_bytes(config.ring_bytes))
+            .map_max_entries("AYA_LOGS", log_ring);
+        for (name, value) in &globals {
+            loader.override_global(name, value, true);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| object_error(&error))?;
+        drop(loader);
+        let mut attached = Vec::new();
+        for (name, hook, udp) in PROGRAMS {
+            if udp && !config.udp {
+                continue;
+            }
+            load_one(&mut ebpf, name, hook, &kernel_btf).map_err(|error| program_error(name, &error))?;
+            attached.push(name);
+        }
+        Ok(Self { ebpf, attached, btf: kernel_btf })
+    }
+
+    /// Attaches every loaded program: names of cgroups first, packets last.
+    pub(crate) fn attach(&mut self, cgroup_root: &Path) -> Result<(), KernelError> {
+        let root = File::open(cgroup_root)
+            .map_err(|source| KernelError::System { what: format!("opening {}", cgroup_root.display()), source })?;
+        for (name, hook, _) in PROGRAMS {
+            if !self.attached.contains(&name) {
+                continue;
+            }
+            attach_one(&mut self.ebpf, name, hook, &root).map_err(|error| match (&error, hook) {
+                (ProgramError::SyscallError(call), Hook::Packet(_) | Hook::SockAddr) if is_denied(&call.io_error) => {
+                    KernelError::CgroupHeld { program: name, path: cgroup_root.to_owned() }
+                }
+                _ => program_error(name, &error),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Loads the socket iterator and opens one pass over it. It needs nothing later and is unloaded with the rest.
+    pub(crate) fn open_inventory(&mut self) -> Result<File, KernelError> {
+        let refused = |error: ProgramError| program_error(INVENTORY, &error);
+        let program: &mut Iter = self.ebpf.program_mut(INVENTORY).ok_or_else(no_such_program)?.try_into().map_err(refused)?;
+        program.load("task_file", &self.btf).map_err(refused)?;
+        let link = program.attach().map_err(refused)?;
+        let link = program.take_link(link).map_err(refused)?;
+        link.into_file().map_err(|error| KernelError::Refused { what: format!("starting {INVENTORY}"), reason: error.to_string() })
+    }
+
+    /// Takes a ring out.
+    pub(crate) fn ring(&mut self, name: &str) -> Result<Ring, KernelError> {
+        let map = self.ebpf.take_map(name).ok_or_else(|| no_such_map(name))?;
+        RingBuf::try_from(map).map_err(|error: MapError| KernelError::Refused { what: format!("opening the ring {name}"), reason: error.to_string() })
+    }
+
+    /// Takes another map out; its data holds the descriptor.
+    pub(crate) fn map(&mut self, name: &str) -> Result<MapData, KernelError> {
+        match self.ebpf.take_map(name) {
+            Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data)) => Ok(data),
+            _ => Err(no_such_map(name)),
+        }
+    }
+
+    /// Drops what only loading needed: the kernel's type information is some tens of megabytes.
+    pub(crate) fn into_programs(self) -> Programs {
+        Programs { ebpf: self.ebpf, attached: self.attached }
+    }
+}
+
+/// The attached programs. Dropping it detaches and unloads them.
+pub(crate) struct Programs {
+    ebpf: Ebpf,
+    attached: Vec<&'static str>,
+}
+
+impl Programs {
+    /// Calls `each` with name and descriptor of every attached program.
+    pub(crate) fn for_each(&self, mut each: impl FnMut(&'static str, BorrowedFd<'_>)) {
+        for name in &self.attached {
+            if let Some(Ok(fd)) = self.ebpf.program(name).map(aya::programs::Program::fd) {
+                each(name, fd.as_fd());
+            }
+        }
+    }
+
+    /// For aya-log.
+    pub(crate) fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}
+
+fn load_one(ebpf: &mut Ebpf, name: &str, hook: Hook, kernel_btf: &Btf) -> Result<(), ProgramError> {
+    let program = ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?;
+    match hook {
+        Hook::Tracepoint(tracepoint) => <&mut BtfTracePoint>::try_from(program)?.load(tracepoint, kernel_btf),
+        Hook::Packet(_) => <&mut CgroupSkb>::try_from(program)?.load(),
+        Hook::SockAddr => <&mut CgroupSockAddr>::try_from(program)?.load(),
+    }
+}
+
+fn attach_one(ebpf: &mut Ebpf, name: &str, hook: Hook, root: &File) -> Result<(), ProgramError> {
+    let program = ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?;
+    // Links are multi by themselves; AllowMultiple is EINVAL for them since 5.7.
+    let mode = CgroupAttachMode::Single;
+    match hook {
+        Hook::Tracepoint(_) => <&mut BtfTracePoint>::try_from(program)?.attach().map(drop),
+        Hook::Packet(direction) => <&mut CgroupSkb>::try_from(program)?.attach(root, direction, mode).map(drop),
+        Hook::SockAddr => <&mut CgroupSockAddr>::try_from(program)?.attach(root, mode).map(drop),
+    }
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPERM)
+}
+
+fn no_such_program() -> KernelError {
+    KernelError::Refused { what: "reading the programs".to_owned(), reason: format!("the object has no {INVENTORY}") }
+}
+
+fn no_such_map(name: &str) -> KernelError {
+    KernelError::Refused { what: "reading the programs".to_owned(), reason: format!("the object has no map {name}") }
+}
+
+fn object_error(error: &EbpfError) -> KernelError {
+    if let EbpfError::MapError(MapError::CreateError { name, io_error }) = error {
+        return if is_denied(io_error) {
+            KernelError::Denied { what: format!("the map {name}") }
+        } else {
+            KernelError::Refused { what: format!("making the map {name}"), reason: io_error.to_string() }
+        };
+    }
+    KernelError::Refused { what: "reading the programs".to_owned(), reason: error.to_string() }
+}
+
+fn program_error(name: &str, error: &ProgramError) -> KernelError {
+    let denied = match error {
+        ProgramError::LoadError { io_error, .. } => is_denied(io_error),
+        ProgramError::SyscallError(call) => is_denied(&call.io_error),
+        _ => false,
+    };
+    if denied {
+        return KernelError::Denied { what: format!("the program {name}") };
+    }
+    let reason = match error {
+        // The last line names the instruction that the verifier refused; the rest is for GUARDRAIL_VERIFIER_LOG-less reading with bpftool.
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let mut tail: Vec<&str> = log.lines().rev().filter(|line| !line.trim().is_empty() && !line.starts_with("processed")).take(3).collect();
+            tail.reverse();
+            format!("{io_error}: {}", tail.join("; "))
+        }
+        ProgramError::SyscallError(call) => format!("{}: {}", call.call, call.io_error),
+        other => other.to_string(),
+    };
+    KernelError::Refused { what: format!("loading or attaching the program {name}"), reason }
+}
+
+/// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK. Failing to raise it shows when a map is refused.
+fn raise_memlock() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the structure is read only.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+}
+
+fn page_bytes() -> u32 {
+    // SAFETY: no pointers.
+    u32::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// What the kernel takes: a power of two of at least one page.
+fn ring_bytes(wanted: u32) -> u32 {
+    wanted.max(page_bytes()).checked_next_power_of_two().unwrap_or(1 << 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ring_sizes_are_rounded_to_what_the_kernel_takes() {
+        assert_eq!(ring_bytes(0), page_bytes());
+        assert_eq!(ring_bytes(5000), page_bytes().max(8192));
+        assert_eq!(ring_bytes(u32::MAX), 1 << 31);
+    }
+}

@@ -1,0 +1,175 @@
+//! Entries of FLOWS: find, make, count. The known key is the hot path and has no event.
+
+use aya_ebpf::{
+    bindings::{BPF_NOEXIST, BPF_RB_FORCE_WAKEUP},
+    helpers::{bpf_ktime_get_boot_ns, generated::bpf_jiffies64},
+};
+use guardrail_common::{
+    budget::{Tally, must_be_coarse},
+    counter::{self, LossKey, LossKind},
+    flow::{FlowKey, FlowRole, FlowValue},
+    record::{FlowHint, RecordKind},
+};
+
+use crate::{
+    maps::{CGROUP_LOSSES, COUNTERS, FLOWS, FLOW_RING, KEYS_INSERTED, KEYS_REMOVED, add, count},
+    offsets as o,
+};
+
+/// `EEXIST`, as map helpers return it.
+const EEXIST: i32 = -17;
+
+/// The entry of a key.
+#[inline(always)]
+pub(crate) fn find(key: &FlowKey) -> Option<*mut FlowValue> {
+    FLOWS.get_ptr_mut(key)
+}
+
+/// Counts one open on a known entry. The clock is read once a tick: a read costs more than all the rest.
+///
+/// # Safety
+/// `value` comes from FLOWS in this run.
+#[inline(always)]
+pub(crate) unsafe fn open(value: *mut FlowValue) {
+    // SAFETY: the caller's; the plain stores race only with others of the same tick.
+    unsafe {
+        let jiffies = bpf_jiffies64();
+        if (*value).jiffies != jiffies {
+            let now = bpf_ktime_get_boot_ns();
+            (*value).jiffies = jiffies;
+            (*value).last_open = now;
+            if (*value).first_open == 0 {
+                (*value).first_open = now;
+            }
+        }
+        add(&raw mut (*value).opened, 1);
+    }
+}
+
+/// Makes the entry of a new key with this first value and says so on the ring. Over the budget, or if the map is nearly full, the coarse key instead.
+/// If another CPU was first, or the coarse key is there already: adds to what is there.
+#[inline(never)]
+pub(crate) fn insert(key: &FlowKey, value: &FlowValue) -> i32 {
+    let cgroup = Tally { inserted: tally(&KEYS_INSERTED, key.cgroup_id), removed: tally(&KEYS_REMOVED, key.cgroup_id) };
+    let map = Tally { inserted: counter(counter::KEYS_INSERTED), removed: counter(counter::KEYS_REMOVED) };
+    if !must_be_coarse(cgroup, o::KEYS_PER_CGROUP.load(), map, o::FLOW_ENTRIES.load()) && put(key, value) {
+        return 0;
+    }
+    let coarse = key.coarse();
+    if !put(&coarse, value) {
+        lose(key.cgroup_id, LossKind::MapFull, counter::MAP_FULL);
+    } else if key.role != FlowRole::Server as u8 {
+        // For a server "many peers" is the whole truth; a client's rules need the addresses.
+        lose(key.cgroup_id, LossKind::CoarseClient, counter::COARSE_CLIENT);
+    }
+    0
+}
+
+/// Puts this very key in, or adds to it. False: FLOWS has no room.
+#[inline(always)]
+fn put(key: &FlowKey, value: &FlowValue) -> bool {
+    if let Some(there) = find(key) {
+        // SAFETY: from FLOWS, in this run.
+        unsafe { merge(there, value) };
+        return true;
+    }
+    match FLOWS.insert(key, value, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {
+            inserted(key.cgroup_id);
+            hint(key);
+            true
+        }
+        Err(EEXIST) => {
+            if let Some(there) = find(key) {
+                // SAFETY: from FLOWS, in this run.
+                unsafe { merge(there, value) };
+            }
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// Adds a first value to an entry that is there already.
+///
+/// # Safety
+/// `there` comes from FLOWS in this run.
+#[inline(always)]
+unsafe fn merge(there: *mut FlowValue, value: &FlowValue) {
+    // SAFETY: the caller's.
+    unsafe {
+        add(&raw mut (*there).opened, value.opened);
+        add(&raw mut (*there).found, value.found);
+        add(&raw mut (*there).refused, value.refused);
+        add(&raw mut (*there).unanswered, value.unanswered);
+        add(&raw mut (*there).unreachable, value.unreachable);
+        add(&raw mut (*there).closed, value.closed);
+        add(&raw mut (*there).bytes_sent, value.bytes_sent);
+        add(&raw mut (*there).bytes_received, value.bytes_received);
+        if value.last_open != 0 {
+            if (*there).first_open == 0 {
+                (*there).first_open = value.first_open;
+            }
+            (*there).jiffies = value.jiffies;
+            (*there).last_open = value.last_open;
+        }
+        if value.last_failed != 0 {
+            (*there).last_failed = value.last_failed;
+        }
+    }
+}
+
+/// Tells user space that a key is new. A full ring is only counted: the sweep finds the entry.
+#[inline(always)]
+fn hint(key: &FlowKey) {
+    match FLOW_RING.reserve::<FlowHint>(0) {
+        Some(mut entry) => {
+            entry.write(FlowHint { kind: RecordKind::Flow as u8, pad: [0; 7], key: *key });
+            entry.submit(0);
+        }
+        None => count(counter::RING_FULL),
+    }
+}
+
+fn inserted(cgroup_id: u64) {
+    count(counter::KEYS_INSERTED);
+    bump(&KEYS_INSERTED, &cgroup_id);
+}
+
+/// Counts a loss of class edge for its cgroup, and in total.
+#[inline(always)]
+fn lose(cgroup_id: u64, kind: LossKind, total: u32) {
+    // The cgroup's share first: user space takes what the total has beyond the shares for anyone's.
+    if !bump(&CGROUP_LOSSES, &LossKey { cgroup_id, kind: kind as u32, pad: 0 }) {
+        count(counter::UNNAMED_LOSS);
+    }
+    count(total);
+}
+
+/// Adds one to a counter of a hash, making it if need be. False: no room.
+#[inline(always)]
+fn bump<K>(map: &aya_ebpf::maps::LruHashMap<K, u64>, key: &K) -> bool {
+    if map.get_ptr_mut(key).is_none() {
+        // EEXIST: another CPU made it.
+        let _ = map.insert(key, &0, u64::from(BPF_NOEXIST));
+    }
+    let Some(counter) = map.get_ptr_mut(key) else { return false };
+    // SAFETY: from the map, in this run.
+    unsafe { add(counter, 1) };
+    true
+}
+
+#[inline(always)]
+fn tally(map: &aya_ebpf::maps::LruHashMap<u64, u64>, cgroup_id: u64) -> u64 {
+    // SAFETY: one aligned word.
+    map.get_ptr(cgroup_id).map_or(0, |n| unsafe { n.read_volatile() })
+}
+
+#[inline(always)]
+fn counter(index: u32) -> u64 {
+    // SAFETY: one aligned word.
+    COUNTERS.get_ptr(index).map_or(0, |n| unsafe { n.read_volatile() })
+}
+
+/// Wake the reader at once: a cgroup's name is wanted before its first flow.
+pub(crate) const WAKE: u64 = BPF_RB_FORCE_WAKEUP as u64;

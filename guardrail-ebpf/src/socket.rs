@@ -1,0 +1,110 @@
+//! Reading kernel structures: through typed pointers where the verifier knows the type, else through `bpf_probe_read_kernel`.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use guardrail_common::address::{Address, map_v4};
+
+use crate::offsets as o;
+
+/// `AF_INET`.
+pub(crate) const AF_INET: u16 = 2;
+/// `AF_INET6`.
+pub(crate) const AF_INET6: u16 = 10;
+/// `SOCK_BINDPORT_LOCK` in `sk_userlocks`.
+pub(crate) const SOCK_BINDPORT_LOCK: u8 = 8;
+
+/// Where to read from.
+pub(crate) trait Memory: Copy {
+    /// Reads a `T` at `offset` bytes; zero if the kernel cannot.
+    fn read<T: Copy + Default>(self, offset: u32) -> T;
+    /// The memory behind the pointer at `offset`.
+    fn follow(self, offset: u32) -> Self;
+}
+
+/// A pointer whose type the verifier knows (a tracepoint argument, and what it leads to): plain loads.
+#[derive(Clone, Copy)]
+pub(crate) struct Typed(pub(crate) *const c_void);
+
+impl Memory for Typed {
+    #[inline(always)]
+    fn read<T: Copy + Default>(self, offset: u32) -> T {
+        // SAFETY: the verifier checks the access against the kernel's BTF; a fault reads as zero.
+        unsafe { self.0.byte_add(offset as usize).cast::<T>().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn follow(self, offset: u32) -> Self {
+        // SAFETY: as above.
+        Self(unsafe { self.0.byte_add(offset as usize).cast::<*const c_void>().read_volatile() })
+    }
+}
+
+/// An address that is only a number to the verifier.
+#[derive(Clone, Copy)]
+pub(crate) struct Raw(pub(crate) u64);
+
+impl Memory for Raw {
+    #[inline(always)]
+    fn read<T: Copy + Default>(self, offset: u32) -> T {
+        // SAFETY: the helper checks the address.
+        unsafe { bpf_probe_read_kernel((self.0 + u64::from(offset)) as *const T) }.unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn follow(self, offset: u32) -> Self {
+        Self(self.read(offset))
+    }
+}
+
+/// The socket's cgroup v2 id. Never `current`'s: most TCP transitions run in softirq.
+#[inline(always)]
+pub(crate) fn cgroup_id<M: Memory>(sk: M) -> u64 {
+    if o::SK_CGROUP_TAGGED.load() != 0 {
+        let word: u64 = sk.read(o::SK_CGROUP.load());
+        if word == 0 || word & 3 != 0 {
+            return o::ROOT_CGROUP.load();
+        }
+        return Raw(word).follow(o::CGROUP_KN.load()).read(o::KN_ID.load());
+    }
+    sk.follow(o::SK_CGROUP.load()).follow(o::CGROUP_KN.load()).read(o::KN_ID.load())
+}
+
+/// The socket's network namespace, as the inode that `/proc/PID/ns/net` shows.
+#[inline(always)]
+pub(crate) fn netns<M: Memory>(sk: M) -> u32 {
+    sk.follow(o::SKC_NET.load()).read(o::NET_INUM.load())
+}
+
+/// `sk_userlocks`.
+#[inline(always)]
+pub(crate) fn userlocks<M: Memory>(sk: M) -> u8 {
+    sk.read::<u8>(o::SK_USERLOCKS.load()) >> (o::SK_USERLOCKS_SHIFT.load() & 7)
+}
+
+/// Two native words as the sixteen bytes they are.
+#[inline(always)]
+pub(crate) fn address(words: [u64; 2]) -> Address {
+    // SAFETY: both are sixteen bytes without invalid values.
+    unsafe { core::mem::transmute::<[u64; 2], Address>(words) }
+}
+
+/// Sixteen bytes as two native words.
+#[inline(always)]
+pub(crate) fn words(address: Address) -> [u64; 2] {
+    // SAFETY: both are sixteen bytes without invalid values.
+    unsafe { core::mem::transmute::<Address, [u64; 2]>(address) }
+}
+
+/// Local and remote address; `None` if the family is neither IPv4 nor IPv6.
+#[inline(always)]
+pub(crate) fn addresses<M: Memory>(sk: M) -> Option<(Address, Address)> {
+    match sk.read::<u16>(o::SKC_FAMILY.load()) {
+        AF_INET => Some((map_v4(sk.read(o::SKC_RCV_SADDR.load())), map_v4(sk.read(o::SKC_DADDR.load())))),
+        AF_INET6 => {
+            let (local, remote) = (o::SKC_V6_RCV_SADDR.load(), o::SKC_V6_DADDR.load());
+            Some((address([sk.read(local), sk.read(local + 8)]), address([sk.read(remote), sk.read(remote + 8)])))
+        }
+        _ => None,
+    }
+}

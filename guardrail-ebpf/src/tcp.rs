@@ -1,0 +1,263 @@
+//! TCP: `tp_btf/inet_sock_set_state`. Nothing runs per packet.
+//!
+//! Kernel prototype: `void (*btf_trace_inet_sock_set_state)(void *, const struct sock *sk, const int oldstate, const int newstate)`.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    helpers::{
+        bpf_ktime_get_boot_ns,
+        generated::{bpf_jiffies64, bpf_skc_to_tcp_sock},
+    },
+    macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
+use aya_log_ebpf::{debug, info};
+use guardrail_common::{
+    address::{is_local_talk, is_loopback},
+    counter,
+    flow::{FlowKey, FlowRole, FlowValue, PROTOCOL_TCP},
+    record::{ListenRecord, RecordKind},
+};
+
+use crate::{
+    flows,
+    maps::{CGROUP_RING, add, count},
+    offsets as o,
+    socket::{Memory as _, SOCK_BINDPORT_LOCK, Typed, addresses, cgroup_id, netns, userlocks},
+};
+
+const TCP_ESTABLISHED: i32 = 1;
+const TCP_SYN_SENT: i32 = 2;
+const TCP_SYN_RECV: i32 = 3;
+const TCP_CLOSE: i32 = 7;
+const TCP_LISTEN: i32 = 10;
+
+const ECONNABORTED: i32 = 103;
+const ECONNRESET: i32 = 104;
+const ETIMEDOUT: i32 = 110;
+const ECONNREFUSED: i32 = 111;
+
+/// `RCV_SHUTDOWN` in `sk_shutdown`: the peer's FIN arrived, and was counted as a received byte.
+const RCV_SHUTDOWN: u8 = 1;
+
+/// Entry.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn tcp_state(ctx: BtfTracePointContext) -> i32 {
+    let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
+    let sk = Typed(ctx.arg::<*const c_void>(0));
+    let _: Option<()> = match (old, new) {
+        (TCP_SYN_SENT, TCP_ESTABLISHED) => try_open(&ctx, sk, FlowRole::Client),
+        (TCP_SYN_RECV, TCP_ESTABLISHED) => try_open(&ctx, sk, FlowRole::Server),
+        (TCP_LISTEN, TCP_CLOSE) => try_listen(sk, false),
+        (_, TCP_LISTEN) => try_listen(sk, true),
+        (TCP_SYN_RECV | TCP_CLOSE, TCP_CLOSE) => None,
+        (TCP_SYN_SENT, TCP_CLOSE) => try_failed(&ctx, sk),
+        (_, TCP_CLOSE) => try_closed(&ctx, sk),
+        _ => None,
+    };
+    0
+}
+
+/// The key with `server_port` and `role` still open; `None` if this is no TCP, or of no interest.
+#[inline(always)]
+fn key(sk: Typed) -> Option<FlowKey> {
+    if sk.read::<u16>(o::SK_PROTOCOL.load()) != u16::from(PROTOCOL_TCP) {
+        return None;
+    }
+    let (local, remote) = addresses(sk)?;
+    if is_local_talk(&local, &remote) {
+        return None;
+    }
+    Some(FlowKey { cgroup_id: cgroup_id(sk), local, remote, server_port: 0, local_port: 0, protocol: PROTOCOL_TCP, role: 0, pad: [0; 2] })
+}
+
+#[inline(always)]
+fn remote_port(sk: Typed) -> u16 {
+    u16::from_be(sk.read(o::SKC_DPORT.load()))
+}
+
+#[inline(always)]
+fn try_open(ctx: &BtfTracePointContext, sk: Typed, role: FlowRole) -> Option<()> {
+    let mut key = key(sk)?;
+    key.role = role as u8;
+    key.server_port = match role {
+        FlowRole::Server => sk.read(o::SKC_NUM.load()),
+        _ => remote_port(sk),
+    };
+    if let Some(value) = flows::find(&key) {
+        // SAFETY: from FLOWS, in this run.
+        unsafe { flows::open(value) };
+        return Some(());
+    }
+    info!(ctx, "new TCP flow of cgroup {}: port {}, role {}", key.cgroup_id, key.server_port, key.role);
+    // SAFETY: helpers without arguments.
+    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
+    flows::insert(&key, &FlowValue { netns: netns(sk), jiffies, first_open: now, last_open: now, opened: 1, ..FlowValue::default() });
+    Some(())
+}
+
+#[inline(always)]
+fn try_failed(ctx: &BtfTracePointContext, sk: Typed) -> Option<()> {
+    let mut key = key(sk)?;
+    key.role = FlowRole::Client as u8;
+    key.server_port = remote_port(sk);
+    let error: i32 = sk.read(o::SK_ERR.load());
+    debug!(ctx, "attempt to port {} failed: {}", key.server_port, error);
+    // SAFETY: a helper without arguments.
+    let mut value = FlowValue { last_failed: unsafe { bpf_ktime_get_boot_ns() }, ..FlowValue::default() };
+    match error {
+        ECONNREFUSED => value.refused = 1,
+        // Given up by the application, or by us (tcp_abort): nobody had answered.
+        0 | ETIMEDOUT | ECONNRESET | ECONNABORTED => value.unanswered = 1,
+        _ => value.unreachable = 1,
+    }
+    if let Some(there) = flows::find(&key) {
+        // SAFETY: from FLOWS, in this run.
+        unsafe {
+            add(&raw mut (*there).refused, value.refused);
+            add(&raw mut (*there).unanswered, value.unanswered);
+            add(&raw mut (*there).unreachable, value.unreachable);
+            (*there).last_failed = value.last_failed;
+        }
+        return Some(());
+    }
+    value.netns = netns(sk);
+    flows::insert(&key, &value);
+    Some(())
+}
+
+#[inline(always)]
+fn try_closed(ctx: &BtfTracePointContext, sk: Typed) -> Option<()> {
+    let mut key = key(sk)?;
+    // SAFETY: the argument is a socket; the helper checks that it is TCP.
+    let tcp = unsafe { bpf_skc_to_tcp_sock(sk.0.cast_mut()) };
+    if tcp.is_null() {
+        return None;
+    }
+    let tcp = Typed(tcp.cast());
+    // `skc_num` is 0 by now.
+    let local_port = u16::from_be(tcp.read(o::INET_SPORT.load()));
+    let remote_port = remote_port(sk);
+    let retransmitted: u64 = tcp.read(o::TCP_BYTES_RETRANS.load());
+    let sent = tcp.read::<u64>(o::TCP_BYTES_SENT.load()).saturating_sub(retransmitted);
+    let fin = u64::from(sk.read::<u8>(o::SK_SHUTDOWN.load()) & RCV_SHUTDOWN);
+    let received = tcp.read::<u64>(o::TCP_BYTES_RECEIVED.load()).saturating_sub(fin);
+
+    // An accepted child mostly inherits its listener's backlog: a hint where to look first, no proof.
+    let backlog: u32 = sk.read(o::SK_MAX_ACK_BACKLOG.load());
+    let roles = if backlog > 0 { [FlowRole::Server, FlowRole::Client] } else { [FlowRole::Client, FlowRole::Server] };
+    for role in roles {
+        key.role = role as u8;
+        key.server_port = if role as u8 == FlowRole::Server as u8 { local_port } else { remote_port };
+        if let Some(value) = flows::find(&key) {
+            // SAFETY: from FLOWS, in this run.
+            unsafe { close(value, sent, received) };
+            return Some(());
+        }
+    }
+    try_closed_late(ctx, sk, key, local_port, remote_port, backlog, sent, received)
+}
+
+/// The entry is coarse, or there is none: the connection is older than the programs and no process had its descriptor at start.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "all of it is at hand in registers")]
+fn try_closed_late(
+    ctx: &BtfTracePointContext,
+    sk: Typed,
+    mut key: FlowKey,
+    local_port: u16,
+    remote_port: u16,
+    backlog: u32,
+    sent: u64,
+    received: u64,
+) -> Option<()> {
+    for role in [FlowRole::Client, FlowRole::Server] {
+        key.role = role as u8;
+        key.server_port = if role as u8 == FlowRole::Server as u8 { local_port } else { remote_port };
+        if let Some(value) = flows::find(&key.coarse()) {
+            // SAFETY: from FLOWS, in this run.
+            unsafe { close(value, sent, received) };
+            return Some(());
+        }
+    }
+    let role = if backlog > 0 {
+        FlowRole::Server
+    } else if userlocks(sk) & SOCK_BINDPORT_LOCK != 0 {
+        // Cleared when a child is cloned: so this one connected.
+        FlowRole::Client
+    } else {
+        FlowRole::Undecided
+    };
+    key.role = role as u8;
+    (key.server_port, key.local_port) = match role {
+        FlowRole::Server => (local_port, 0),
+        FlowRole::Client => (remote_port, 0),
+        FlowRole::Undecided => (remote_port, local_port),
+    };
+    debug!(ctx, "a connection of cgroup {} is seen at its end only: role {}", key.cgroup_id, key.role);
+    // SAFETY: helpers without arguments.
+    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
+    flows::insert(
+        &key,
+        &FlowValue {
+            netns: netns(sk),
+            jiffies,
+            first_open: now,
+            last_open: now,
+            found: 1,
+            closed: 1,
+            bytes_sent: sent,
+            bytes_received: received,
+            ..FlowValue::default()
+        },
+    );
+    Some(())
+}
+
+/// # Safety
+/// `value` comes from FLOWS in this run.
+#[inline(always)]
+unsafe fn close(value: *mut FlowValue, sent: u64, received: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        add(&raw mut (*value).closed, 1);
+        add(&raw mut (*value).bytes_sent, sent);
+        add(&raw mut (*value).bytes_received, received);
+    }
+}
+
+#[inline(always)]
+fn try_listen(sk: Typed, listening: bool) -> Option<()> {
+    if sk.read::<u16>(o::SK_PROTOCOL.load()) != u16::from(PROTOCOL_TCP) {
+        return None;
+    }
+    let (local, _) = addresses(sk)?;
+    if is_loopback(&local) {
+        return None;
+    }
+    let mut port: u16 = sk.read(o::SKC_NUM.load());
+    if port == 0 {
+        // SAFETY: the argument is a socket; the helper checks that it is TCP.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(sk.0.cast_mut()) };
+        if !tcp.is_null() {
+            port = u16::from_be(Typed(tcp.cast()).read(o::INET_SPORT.load()));
+        }
+    }
+    let Some(mut entry) = CGROUP_RING.reserve::<ListenRecord>(0) else {
+        count(counter::CGROUP_RING_FULL);
+        return None;
+    };
+    entry.write(ListenRecord {
+        kind: RecordKind::Listen as u8,
+        listening: u8::from(listening),
+        port,
+        netns: netns(sk),
+        cgroup_id: cgroup_id(sk),
+        // SAFETY: a helper without arguments.
+        at: unsafe { bpf_ktime_get_boot_ns() },
+        local,
+    });
+    entry.submit(0);
+    Some(())
+}

@@ -1,0 +1,433 @@
+//! UDP and DNS answers: `cgroup_skb` at the root of cgroup v2. TCP returns after a few loads. Always 1: no packet is ever dropped.
+//!
+//! The role comes from the socket (table in ARCHITECTURE.md). Egress packets are seen after NAT, ingress packets after un-NAT, so the remote is taken
+//! from what the application asked for: `sendmsg`'s address, else the connected socket's, else the packet's.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::{
+        bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
+        generated::{bpf_get_current_task, bpf_jiffies64, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_skb_load_bytes},
+    },
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use aya_log_ebpf::info;
+use guardrail_common::{
+    address::{Address, is_local_talk, map_v4},
+    counter,
+    flow::{FLAG_BIND_SEEN, FlowKey, FlowRole, FlowValue, PROTOCOL_UDP},
+    record::{DNS_BYTES, DnsRecord, RecordKind},
+};
+
+use crate::{
+    flows,
+    maps::{DNS_RING, UDP_BIND_SEEN, UDP_PROBED, UDP_SERVED, UDP_SOCKETS, UdpSocket, add, count},
+    offsets as o,
+    socket::{AF_INET6, Raw, SOCK_BINDPORT_LOCK, address, userlocks, words},
+};
+
+/// Bytes of an IPv4 header without options, of an IPv6 header, of a UDP header.
+const IPV4_BYTES: usize = 20;
+const IPV6_BYTES: usize = 40;
+const UDP_BYTES: usize = 8;
+const DNS_PORT: u16 = 53;
+
+/// Entry.
+#[cgroup_skb(egress)]
+pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
+    let _: Option<()> = try_egress(&ctx);
+    1
+}
+
+/// Entry.
+#[cgroup_skb(ingress)]
+pub(crate) fn udp_ingress(ctx: SkBuffContext) -> i32 {
+    let _: Option<()> = try_ingress(&ctx);
+    1
+}
+
+/// A UDP packet: source and destination as its headers show them.
+struct Packet {
+    source: Address,
+    destination: Address,
+    source_port: u16,
+    destination_port: u16,
+    /// Where the payload begins, from the network header.
+    payload_at: u32,
+    /// Payload bytes (of all segments, if the packet is to be cut later).
+    payload: u32,
+}
+
+/// The packet, if it is UDP.
+#[inline(always)]
+fn packet(skb: *mut __sk_buff) -> Option<Packet> {
+    // SAFETY: every access to packet memory stands behind a comparison with its end, which the verifier checks.
+    unsafe {
+        let (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
+        if data + IPV4_BYTES + UDP_BYTES > end {
+            return None;
+        }
+        let first = (data as *const u8).read();
+        let (source, destination, header) = if first >> 4 == 4 {
+            if ((data + 9) as *const u8).read() != PROTOCOL_UDP {
+                return None;
+            }
+            (map_v4(load(data + 12)), map_v4(load(data + 16)), usize::from(first & 0xf) << 2)
+        } else {
+            // An extension header before UDP is not looked behind: such a datagram is not observed.
+            if ((data + 6) as *const u8).read() != PROTOCOL_UDP || data + IPV6_BYTES + UDP_BYTES > end {
+                return None;
+            }
+            (load(data + 8), load(data + 24), IPV6_BYTES)
+        };
+        let ports = data + header;
+        if ports + UDP_BYTES > end {
+            return None;
+        }
+        let payload_at = (header + UDP_BYTES) as u32;
+        Some(Packet {
+            source,
+            destination,
+            source_port: u16::from_be(load(ports)),
+            destination_port: u16::from_be(load(ports + 2)),
+            payload_at,
+            payload: (*skb).len.saturating_sub(payload_at),
+        })
+    }
+}
+
+/// # Safety
+/// `at` to `at + size_of::<T>()` lies in the packet.
+#[inline(always)]
+unsafe fn load<T>(at: usize) -> T {
+    // SAFETY: the caller's. BPF loads from packets need no alignment.
+    unsafe { (at as *const T).read_unaligned() }
+}
+
+/// Both ends as the local socket means them.
+struct Ends {
+    local: Address,
+    remote: Address,
+    local_port: u16,
+    remote_port: u16,
+}
+
+/// The ends of a connected socket; `None` if it is not connected.
+#[inline(always)]
+fn connected(sk: *const bpf_sock) -> Option<Ends> {
+    // SAFETY: the verifier checks accesses to the socket.
+    unsafe {
+        let remote_port = u16::from_be((&raw const (*sk).dst_port).read_volatile());
+        if remote_port == 0 {
+            return None;
+        }
+        let (local, remote) = if (&raw const (*sk).family).read_volatile() == u32::from(AF_INET6) {
+            (v6(&raw const (*sk).src_ip6), v6(&raw const (*sk).dst_ip6))
+        } else {
+            (map_v4((&raw const (*sk).src_ip4).read_volatile()), map_v4((&raw const (*sk).dst_ip4).read_volatile()))
+        };
+        Some(Ends { local, remote, local_port: (&raw const (*sk).src_port).read_volatile() as u16, remote_port })
+    }
+}
+
+/// # Safety
+/// A member of a socket that the verifier knows: only four-byte loads are allowed there.
+#[inline(always)]
+unsafe fn v6(words: *const [u32; 4]) -> Address {
+    // SAFETY: the caller's.
+    let w = unsafe {
+        [
+            (&raw const (*words)[0]).read_volatile(),
+            (&raw const (*words)[1]).read_volatile(),
+            (&raw const (*words)[2]).read_volatile(),
+            (&raw const (*words)[3]).read_volatile(),
+        ]
+    };
+    address([u64::from(w[0]) | u64::from(w[1]) << 32, u64::from(w[2]) | u64::from(w[3]) << 32])
+}
+
+/// What we keep of the socket, if anything.
+#[inline(always)]
+fn storage(sk: *mut bpf_sock) -> Option<*mut UdpSocket> {
+    // SAFETY: the socket is the packet's.
+    let socket = unsafe { bpf_sk_storage_get((&raw const UDP_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) };
+    (!socket.is_null()).then_some(socket.cast())
+}
+
+/// `UDP_*` of the socket. A bind that was not seen is read from the socket itself.
+#[inline(always)]
+fn flags(skb: *mut __sk_buff, socket: Option<*mut UdpSocket>) -> u32 {
+    if let Some(socket) = socket {
+        // SAFETY: from the socket's storage, in this run.
+        let flags = unsafe { (*socket).flags };
+        if flags & (UDP_BIND_SEEN | UDP_PROBED) != 0 {
+            return flags;
+        }
+    }
+    // The typed pointer may not be offset; the context's address may, and the kernel's sk_buff is what it really is.
+    // SAFETY: the helper checks the address.
+    let sk = unsafe { bpf_probe_read_kernel::<u64>(skb.byte_add(o::SKB_SK.load() as usize).cast()) }.unwrap_or(0);
+    let flags = if userlocks(Raw(sk)) & SOCK_BINDPORT_LOCK != 0 { UDP_PROBED | UDP_SERVED } else { UDP_PROBED };
+    if let Some(socket) = socket {
+        // SAFETY: as above.
+        unsafe { (*socket).flags = flags };
+    }
+    flags
+}
+
+/// # Safety
+/// `value` comes from FLOWS in this run.
+#[inline(always)]
+unsafe fn sent(value: *mut FlowValue, bytes: u32) {
+    // SAFETY: the caller's.
+    unsafe { add(&raw mut (*value).bytes_sent, u64::from(bytes)) };
+}
+
+/// # Safety
+/// `value` comes from FLOWS in this run.
+#[inline(always)]
+unsafe fn received(value: *mut FlowValue, bytes: u32) {
+    // SAFETY: the caller's.
+    unsafe { add(&raw mut (*value).bytes_received, u64::from(bytes)) };
+}
+
+/// A first value with one open.
+#[inline(always)]
+fn first(flags: u32, bytes_sent: u32, bytes_received: u32) -> FlowValue {
+    // SAFETY: helpers without arguments.
+    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
+    FlowValue {
+        flags: if flags & UDP_BIND_SEEN != 0 { FLAG_BIND_SEEN } else { 0 },
+        jiffies,
+        first_open: now,
+        last_open: now,
+        opened: 1,
+        bytes_sent: u64::from(bytes_sent),
+        bytes_received: u64::from(bytes_received),
+        ..FlowValue::default()
+    }
+}
+
+#[inline(always)]
+fn client(cgroup_id: u64, ends: &Ends, served: bool) -> FlowKey {
+    FlowKey {
+        cgroup_id,
+        local: ends.local,
+        remote: ends.remote,
+        server_port: ends.remote_port,
+        local_port: if served { ends.local_port } else { 0 },
+        protocol: PROTOCOL_UDP,
+        role: FlowRole::Client as u8,
+        pad: [0; 2],
+    }
+}
+
+#[inline(always)]
+fn into_server(key: &mut FlowKey, ends: &Ends) {
+    key.server_port = ends.local_port;
+    key.local_port = 0;
+    key.role = FlowRole::Server as u8;
+}
+
+#[inline(always)]
+fn into_client(key: &mut FlowKey, ends: &Ends) {
+    key.server_port = ends.remote_port;
+    key.local_port = ends.local_port;
+    key.role = FlowRole::Client as u8;
+}
+
+/// The packet's ends for a socket that is not connected, or asked otherwise in `sendmsg`.
+#[inline(always)]
+fn sender_ends(packet: &Packet, sk: *const bpf_sock, socket: Option<*mut UdpSocket>) -> Ends {
+    if let Some(socket) = socket {
+        // SAFETY: from the socket's storage, in this run.
+        unsafe {
+            // Another thread's question on the same socket is not ours: then the packet itself is the better witness.
+            if (*socket).asked_by != 0 && (*socket).asked_by == bpf_get_current_task() {
+                (*socket).asked_by = 0;
+                return Ends {
+                    local: packet.source,
+                    remote: address((*socket).asked),
+                    local_port: packet.source_port,
+                    remote_port: (*socket).asked_port as u16,
+                };
+            }
+        }
+    }
+    connected(sk).unwrap_or(Ends {
+        local: packet.source,
+        remote: packet.destination,
+        local_port: packet.source_port,
+        remote_port: packet.destination_port,
+    })
+}
+
+#[inline(always)]
+fn try_egress(ctx: &SkBuffContext) -> Option<()> {
+    let skb = ctx.skb.skb;
+    let packet = packet(skb)?;
+    // SAFETY: the verifier checks accesses to the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    let socket = storage(sk);
+    let ends = sender_ends(&packet, sk, socket);
+    if is_local_talk(&ends.local, &ends.remote) {
+        return None;
+    }
+    let flags = flags(skb, socket);
+    let served = flags & UDP_SERVED != 0;
+    // SAFETY: the context is the packet's.
+    let mut key = client(unsafe { bpf_skb_cgroup_id(skb) }, &ends, served);
+    if served && ends.local_port != ends.remote_port {
+        into_server(&mut key, &ends);
+        if let Some(value) = flows::find(&key) {
+            // SAFETY: from FLOWS, in this run.
+            unsafe { sent(value, packet.payload) };
+            return Some(());
+        }
+        if let Some(value) = reply_from_elsewhere(&key, socket) {
+            // SAFETY: from FLOWS, in this run.
+            unsafe { sent(value, packet.payload) };
+            return Some(());
+        }
+        into_client(&mut key, &ends);
+        if let Some(value) = flows::find(&key) {
+            // SAFETY: from FLOWS, in this run.
+            unsafe {
+                sent(value, packet.payload);
+                flows::open(value);
+            }
+            return Some(());
+        }
+        into_server(&mut key, &ends);
+        // A server over its budget: this remote is most likely one of its many.
+        if let Some(value) = flows::find(&key.coarse()) {
+            // SAFETY: from FLOWS, in this run.
+            unsafe { sent(value, packet.payload) };
+            return Some(());
+        }
+        into_client(&mut key, &ends);
+    } else if let Some(value) = flows::find(&key) {
+        // SAFETY: from FLOWS, in this run.
+        unsafe {
+            sent(value, packet.payload);
+            flows::open(value);
+        }
+        return Some(());
+    }
+    if !served && let Some(socket) = socket {
+        // SAFETY: from the socket's storage, in this run.
+        unsafe { (*socket).local = words(ends.local) };
+    }
+    info!(ctx, "new UDP flow of cgroup {}: to port {}", key.cgroup_id, key.server_port);
+    flows::insert(&key, &first(flags, packet.payload, 0));
+    Some(())
+}
+
+/// The record under the local address that the other direction shows, when NAT changes it.
+#[inline(always)]
+fn reply_from_elsewhere(key: &FlowKey, socket: Option<*mut UdpSocket>) -> Option<*mut FlowValue> {
+    // SAFETY: from the socket's storage, in this run.
+    let local = unsafe { (*socket?).local };
+    if local == [0, 0] || local == words(key.local) {
+        return None;
+    }
+    let mut key = *key;
+    key.local = address(local);
+    flows::find(&key)
+}
+
+#[inline(always)]
+fn try_ingress(ctx: &SkBuffContext) -> Option<()> {
+    let skb = ctx.skb.skb;
+    let packet = packet(skb)?;
+    // SAFETY: the verifier checks accesses to the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    let socket = storage(sk);
+    let ends = connected(sk).unwrap_or(Ends {
+        local: packet.destination,
+        remote: packet.source,
+        local_port: packet.destination_port,
+        remote_port: packet.source_port,
+    });
+    if is_local_talk(&ends.local, &ends.remote) {
+        return None;
+    }
+    let flags = flags(skb, socket);
+    let served = flags & UDP_SERVED != 0;
+    // SAFETY: the context is the packet's.
+    let mut key = client(unsafe { bpf_skb_cgroup_id(skb) }, &ends, served);
+    if !served {
+        if ends.remote_port == DNS_PORT {
+            dns(skb, key.cgroup_id, &packet);
+        }
+        let value = flows::find(&key).or_else(|| reply_from_elsewhere(&key, socket)).or_else(|| flows::find(&key.coarse()))?;
+        // SAFETY: from FLOWS, in this run.
+        unsafe { received(value, packet.payload) };
+        return Some(());
+    }
+    if ends.local_port == ends.remote_port {
+        if let Some(value) = flows::find(&key) {
+            // SAFETY: from FLOWS, in this run.
+            unsafe { received(value, packet.payload) };
+            return Some(());
+        }
+        into_server(&mut key, &ends);
+    } else {
+        into_server(&mut key, &ends);
+    }
+    if let Some(value) = flows::find(&key) {
+        // SAFETY: from FLOWS, in this run.
+        unsafe {
+            received(value, packet.payload);
+            flows::open(value);
+        }
+        return Some(());
+    }
+    if ends.local_port != ends.remote_port {
+        into_client(&mut key, &ends);
+        if let Some(value) = flows::find(&key) {
+            // SAFETY: from FLOWS, in this run.
+            unsafe { received(value, packet.payload) };
+            return Some(());
+        }
+        into_server(&mut key, &ends);
+    }
+    if let Some(socket) = socket {
+        // SAFETY: from the socket's storage, in this run.
+        unsafe { (*socket).local = words(ends.local) };
+    }
+    info!(ctx, "new UDP flow of cgroup {}: on port {}", key.cgroup_id, key.server_port);
+    flows::insert(&key, &first(flags, 0, packet.payload));
+    Some(())
+}
+
+/// Copies a DNS answer to its ring.
+#[inline(always)]
+fn dns(skb: *mut __sk_buff, cgroup_id: u64, packet: &Packet) {
+    let length = packet.payload;
+    if length == 0 || length as usize > DNS_BYTES {
+        return;
+    }
+    let Some(mut entry) = DNS_RING.reserve::<DnsRecord>(0) else {
+        count(counter::DNS_RING_FULL);
+        return;
+    };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the record lies in the reserved entry; the helper writes at most `length` bytes, which the verifier bounds.
+    let copied = unsafe {
+        (*record).kind = RecordKind::Dns as u8;
+        (*record).pad = [0; 5];
+        (*record).payload_len = length as u16;
+        (*record).cgroup_id = cgroup_id;
+        (*record).at = bpf_ktime_get_boot_ns();
+        bpf_skb_load_bytes(skb.cast(), packet.payload_at, (&raw mut (*record).payload).cast(), length)
+    };
+    if copied == 0 { entry.submit(0) } else { entry.discard(0) }
+}
