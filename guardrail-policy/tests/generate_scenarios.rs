@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use generate_support::{Scenario, parse_edge};
 use guardrail_policy::{
-    evaluate::{Cluster, Evaluator},
+    evaluate::Evaluator,
     generate::{self, EVIDENCE_FILE, Generated, REPORT_FILE},
     read,
 };
@@ -107,7 +107,7 @@ fn every_scenario_allows_and_denies_what_it_says() {
         for (file, text) in generated.files.iter().filter(|(file, _)| file.contains(".guardrail-")) {
             policies.extend(read::policies(file, text.as_bytes()).unwrap().policies);
         }
-        let evaluator = Evaluator::new(Cluster::default().with_snapshot(&snapshot), policies);
+        let evaluator = Evaluator::new(options.cluster.clone().with_snapshot(&snapshot), policies);
         for (list, expected) in [(&scenario.allowed, true), (&scenario.denied, false)] {
             for line in list {
                 let (client, server, protocol, port) = parse_edge(line);

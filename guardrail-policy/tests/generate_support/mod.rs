@@ -316,6 +316,7 @@ impl Scenario {
             api_version: API_VERSION.to_owned(),
             kind: KIND.to_owned(),
             body: Body {
+                sources: observed.iter().map(|n| source(n)).collect(),
                 window: Window { from: Some(at(0)), to: Some(at(100)), nodes: window_nodes },
                 coverage,
                 workloads,
@@ -360,6 +361,7 @@ fn workload(name: &str, w: &Workload) -> WorkloadEntry {
         labels: w.labels.clone(),
         host_network: w.host_network,
         pods,
+        as_of: at(100),
     }
 }
 
@@ -368,7 +370,7 @@ fn service(name: &str, s: &Service) -> ServiceEntry {
     let backends = s.backends.iter().map(|b| {
         let (owner, socket) = b.rsplit_once(' ').unwrap();
         let socket: std::net::SocketAddr = socket.parse().unwrap();
-        BackendEntry { address: socket.ip(), port: socket.port(), peer: peer(owner), node: None }
+        BackendEntry { address: socket.ip(), port: socket.port(), peer: peer(owner), node: None, from: None, to: None }
     });
     ServiceEntry {
         namespace: namespace.to_owned(),
@@ -376,6 +378,7 @@ fn service(name: &str, s: &Service) -> ServiceEntry {
         service_type: s.service_type.clone(),
         addresses: s.addresses.clone(),
         external_name: None,
+        as_of: at(100),
         ports: vec![ServicePortEntry {
             port: s.port,
             protocol: s.protocol.clone(),
