@@ -68,55 +68,23 @@ fn main() -> Result<()> {
         Command::Demo { seconds } => {
             setup::run()?;
             run::build_binaries()?;
-            run::interactive(
-                run::target_dir()?.join("debug/guardrail-demo"),
-                ["--seconds", &seconds.to_string()],
-            )
+            run::interactive(run::target_dir()?.join("debug/guardrail-demo"), ["--seconds", &seconds.to_string()])
         }
         Command::Test { filter } => verify::run(filter.as_deref()),
         Command::VmTest { kernel, filter } => vm::run(kernel, filter.as_deref()),
         Command::Bench { what } => {
             setup::run()?;
             match what {
-                Bench::Kernel => run::cargo([
-                    "run",
-                    "--release",
-                    "--package",
-                    "guardrail-tests",
-                    "--bin",
-                    "bench-kernel",
-                ]),
+                Bench::Kernel => {
+                    run::cargo(["run", "--release", "--package", "guardrail-tests", "--bin", "bench-kernel"])
+                }
                 Bench::Agent => {
-                    run::cargo([
-                        "build",
-                        "--release",
-                        "--package",
-                        "guardrail-agent",
-                        "--package",
-                        "guardrail-tests",
-                    ])?;
-                    run::interactive(
-                        run::target_dir()?.join("release/bench-agent"),
-                        [] as [&str; 0],
-                    )
+                    run::cargo(["build", "--release", "--package", "guardrail-agent", "--package", "guardrail-tests"])?;
+                    run::interactive(run::target_dir()?.join("release/bench-agent"), [] as [&str; 0])
                 }
                 Bench::Policy => {
-                    run::cargo([
-                        "run",
-                        "--release",
-                        "--package",
-                        "guardrail-policy",
-                        "--example",
-                        "bench-policy",
-                    ])?;
-                    run::cargo([
-                        "run",
-                        "--release",
-                        "--package",
-                        "guardrail-policy",
-                        "--example",
-                        "bench-export",
-                    ])
+                    run::cargo(["run", "--release", "--package", "guardrail-policy", "--example", "bench-policy"])?;
+                    run::cargo(["run", "--release", "--package", "guardrail-policy", "--example", "bench-export"])
                 }
             }
         }

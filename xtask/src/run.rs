@@ -10,10 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 /// The repository's root.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies in the workspace")
-        .to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
 }
 
 /// Where cargo puts what it builds.
@@ -48,10 +45,7 @@ pub(crate) fn build_binaries() -> Result<()> {
 }
 
 /// Shows and runs another program.
-pub(crate) fn program<S: AsRef<OsStr>>(
-    program: impl AsRef<OsStr>,
-    args: impl IntoIterator<Item = S>,
-) -> Result<()> {
+pub(crate) fn program<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>) -> Result<()> {
     let mut command = Command::new(program);
     command.current_dir(root()).args(args);
     show_and_run(command)
@@ -70,33 +64,23 @@ pub(crate) fn interactive<S: AsRef<OsStr>>(
 
 /// Whether a program of this name is on the PATH.
 pub(crate) fn on_path(program: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
 /// Standard output of a command that succeeds, or `None` if it cannot run or fails.
 pub(crate) fn output(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn show_and_run(mut command: Command) -> Result<()> {
-    let shown = std::iter::once(
-        Path::new(command.get_program())
-            .file_name()
-            .unwrap_or_default(),
-    )
-    .chain(command.get_args())
-    .map(|part| part.to_string_lossy().into_owned())
-    .collect::<Vec<_>>()
-    .join(" ");
+    let shown = std::iter::once(Path::new(command.get_program()).file_name().unwrap_or_default())
+        .chain(command.get_args())
+        .map(|part| part.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ");
     eprintln!("$ {shown}");
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run `{shown}`"))?;
+    let status = command.status().with_context(|| format!("cannot run `{shown}`"))?;
     if !status.success() {
         bail!("`{shown}` failed ({status})");
     }

@@ -14,45 +14,17 @@ type Package = (&'static str, &'static str, Option<&'static str>);
 const PACKAGES: [Package; 6] = [
     ("iproute2", "network namespaces and veths of the lab", None),
     ("iptables", "the lab's kube-proxy", None),
-    (
-        "prometheus",
-        "the demo and a test scrape the agent with it",
-        None,
-    ),
-    (
-        "bpftool",
-        "tests look for programs left in the kernel",
-        None,
-    ),
-    (
-        "python3-yaml",
-        "a YAML 1.1 reader that must read what guardrail writes",
-        None,
-    ),
-    (
-        "kubernetes-client",
-        "kubectl kustomize must accept what guardrail writes",
-        Some("kubectl"),
-    ),
+    ("prometheus", "the demo and a test scrape the agent with it", None),
+    ("bpftool", "tests look for programs left in the kernel", None),
+    ("python3-yaml", "a YAML 1.1 reader that must read what guardrail writes", None),
+    ("kubernetes-client", "kubectl kustomize must accept what guardrail writes", Some("kubectl")),
 ];
 
 /// What `vm-test` needs besides; nobody else does.
 const VM_PACKAGES: [Package; 3] = [
-    (
-        "qemu-system-x86",
-        "vm-test boots other kernels with it",
-        Some("qemu-system-x86_64"),
-    ),
-    (
-        "binutils",
-        "vm-test strips what it puts into the guest",
-        Some("strip"),
-    ),
-    (
-        "debian-archive-keyring",
-        "vm-test checks the kernels that it fetches",
-        None,
-    ),
+    ("qemu-system-x86", "vm-test boots other kernels with it", Some("qemu-system-x86_64")),
+    ("binutils", "vm-test strips what it puts into the guest", Some("strip")),
+    ("debian-archive-keyring", "vm-test checks the kernels that it fetches", None),
 ];
 
 /// Installs what is missing.
@@ -69,27 +41,13 @@ pub(crate) fn vm() -> Result<()> {
 }
 
 fn toolchain() -> Result<()> {
-    let installed = run::output(
-        "rustup",
-        &["component", "list", "--toolchain", NIGHTLY, "--installed"],
-    )
-    .is_some_and(|components| components.lines().any(|c| c == "rust-src"));
+    let installed = run::output("rustup", &["component", "list", "--toolchain", NIGHTLY, "--installed"])
+        .is_some_and(|components| components.lines().any(|c| c == "rust-src"));
     if installed {
         return Ok(());
     }
     eprintln!("setup: installing {NIGHTLY} with rust-src (compiles the kernel programs)");
-    run::program(
-        "rustup",
-        [
-            "toolchain",
-            "install",
-            NIGHTLY,
-            "--profile",
-            "minimal",
-            "--component",
-            "rust-src",
-        ],
-    )
+    run::program("rustup", ["toolchain", "install", NIGHTLY, "--profile", "minimal", "--component", "rust-src"])
 }
 
 fn linker() -> Result<()> {
@@ -100,17 +58,7 @@ fn linker() -> Result<()> {
     eprintln!("setup: installing bpf-linker {BPF_LINKER} (links the kernel programs; about 75 s)");
     run::program(
         "rustup",
-        [
-            "run",
-            NIGHTLY,
-            "cargo",
-            "install",
-            "--quiet",
-            "bpf-linker",
-            "--version",
-            BPF_LINKER,
-            "--locked",
-        ],
+        ["run", NIGHTLY, "cargo", "install", "--quiet", "bpf-linker", "--version", BPF_LINKER, "--locked"],
     )
 }
 
@@ -118,10 +66,7 @@ fn packages(wanted: &[Package]) -> Result<()> {
     let missing: Vec<_> = wanted
         .iter()
         .filter(|(package, _, instead)| {
-            let installed = run::output(
-                "dpkg-query",
-                &["--show", "--showformat=${db:Status-Status}", package],
-            );
+            let installed = run::output("dpkg-query", &["--show", "--showformat=${db:Status-Status}", package]);
             installed.as_deref() != Some("installed") && !instead.is_some_and(run::on_path)
         })
         .collect();
@@ -141,15 +86,8 @@ fn packages(wanted: &[Package]) -> Result<()> {
     run::program("apt-get", ["update", "--quiet=2"])?;
     run::program(
         "env",
-        [
-            "DEBIAN_FRONTEND=noninteractive",
-            "apt-get",
-            "install",
-            "--quiet=2",
-            "--yes",
-            "--no-install-recommends",
-        ]
-        .into_iter()
-        .chain(names),
+        ["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--quiet=2", "--yes", "--no-install-recommends"]
+            .into_iter()
+            .chain(names),
     )
 }

@@ -12,16 +12,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let start = Instant::now();
     if filter.is_none() {
         step("format", || run::cargo(["fmt", "--all", "--check"]))?;
-        step("lints", || {
-            run::cargo([
-                "clippy",
-                "--quiet",
-                "--all-targets",
-                "--",
-                "--deny",
-                "warnings",
-            ])
-        })?;
+        step("lints", || run::cargo(["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"]))?;
     }
     step("binaries", run::build_binaries)?;
     step("tests", || {
@@ -29,10 +20,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
         args.extend(filter);
         run::cargo(args)
     })?;
-    eprintln!(
-        "xtask: all checks passed in {:.0} s",
-        start.elapsed().as_secs_f64()
-    );
+    eprintln!("xtask: all checks passed in {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
 }
 

@@ -44,11 +44,7 @@ pub(crate) enum Choice {
 impl Choice {
     /// Versions with the Debian release that carries them, oldest first.
     fn kernels(self) -> &'static [(&'static str, &'static str)] {
-        const KERNELS: [(&str, &str); 3] = [
-            ("5.10", "bullseye"),
-            ("6.1", "bookworm"),
-            ("6.12", "trixie"),
-        ];
+        const KERNELS: [(&str, &str); 3] = [("5.10", "bullseye"), ("6.1", "bookworm"), ("6.12", "trixie")];
         match self {
             Self::V5_10 => &KERNELS[0..1],
             Self::V6_1 => &KERNELS[1..2],
@@ -80,24 +76,14 @@ pub(crate) fn run(choice: Choice, filter: Option<&str>) -> Result<()> {
         let image = dir.join("initramfs.cpio");
         initramfs::write(&image, &busybox, &modules, &suite, &shim)
             .with_context(|| format!("cannot write {}", image.display()))?;
-        eprintln!(
-            "vm-test: {version} (Debian {release}): {} tests",
-            suite.tests.len()
-        );
-        results.push((
-            version,
-            machine::boot(&kernel.image, &image, &dir.join("console.log"), &suite)?,
-        ));
+        eprintln!("vm-test: {version} (Debian {release}): {} tests", suite.tests.len());
+        results.push((version, machine::boot(&kernel.image, &image, &dir.join("console.log"), &suite)?));
     }
     print!("{}", report::table(&suite.tests, &results));
     eprintln!("vm-test: {:.0} s in all", start.elapsed().as_secs_f64());
     let problems = report::problems(&suite.tests, &results);
     if !problems.is_empty() {
-        bail!(
-            "vm-test found {} problems:\n  {}",
-            problems.len(),
-            problems.join("\n  ")
-        );
+        bail!("vm-test found {} problems:\n  {}", problems.len(), problems.join("\n  "));
     }
     Ok(())
 }

@@ -36,32 +36,14 @@ pub(super) fn kernel(cache: &Path, release: &str, busybox: &Path) -> Result<Kern
         let apt = Apt::new(&dir, release)?;
         let package = apt.dependency_of("linux-image-cloud-amd64", "linux-image-")?;
         let deb = apt.download(&package)?;
-        unpack(
-            &deb,
-            &unpacked,
-            &[
-                "./boot/vmlinuz-*",
-                "*/kernel/net/*",
-                "*/kernel/drivers/net/*",
-                "*/kernel/lib/*",
-            ],
-        )?;
+        unpack(&deb, &unpacked, &["./boot/vmlinuz-*", "*/kernel/net/*", "*/kernel/drivers/net/*", "*/kernel/lib/*"])?;
     }
     let boot = unpacked.join("boot");
     let image = fs::read_dir(&boot)
         .with_context(|| format!("cannot read {}", boot.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
-        })
-        .ok_or_else(|| {
-            anyhow!(
-                "no kernel image in {}: delete {} and try again",
-                boot.display(),
-                dir.display()
-            )
-        })?;
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
+        .ok_or_else(|| anyhow!("no kernel image in {}: delete {} and try again", boot.display(), dir.display()))?;
     let mut modules = BTreeMap::new();
     collect_modules(&unpacked, busybox, &mut modules)?;
     Ok(Kernel { image, modules })
@@ -79,19 +61,11 @@ pub(super) fn busybox(cache: &Path) -> Result<PathBuf> {
         .map(|path| unpacked.join(path))
         .into_iter()
         .find(|path| path.is_file())
-        .ok_or_else(|| {
-            anyhow!(
-                "busybox-static has no busybox: delete {} and try again",
-                dir.display()
-            )
-        })
+        .ok_or_else(|| anyhow!("busybox-static has no busybox: delete {} and try again", dir.display()))
 }
 
 /// The wanted modules and everything they depend on, each after what it depends on. A wanted name that is no module is taken to be built in.
-pub(super) fn modules_in_load_order(
-    modules: &BTreeMap<String, PathBuf>,
-    wanted: &[&str],
-) -> Result<Vec<PathBuf>> {
+pub(super) fn modules_in_load_order(modules: &BTreeMap<String, PathBuf>, wanted: &[&str]) -> Result<Vec<PathBuf>> {
     let mut order = Vec::new();
     for name in wanted.iter().filter(|name| modules.contains_key(**name)) {
         add_module(modules, name, &mut order)?;
@@ -99,11 +73,7 @@ pub(super) fn modules_in_load_order(
     Ok(order)
 }
 
-fn add_module(
-    modules: &BTreeMap<String, PathBuf>,
-    name: &str,
-    order: &mut Vec<PathBuf>,
-) -> Result<()> {
+fn add_module(modules: &BTreeMap<String, PathBuf>, name: &str, order: &mut Vec<PathBuf>) -> Result<()> {
     let Some(path) = modules.get(&name.replace('-', "_")) else {
         bail!("the kernel package has no module {name} where it was looked for");
     };
@@ -133,11 +103,7 @@ fn depends(module: &[u8]) -> Vec<String> {
 }
 
 /// Finds `.ko` files, unpacking `.ko.xz` in place.
-fn collect_modules(
-    dir: &Path,
-    busybox: &Path,
-    modules: &mut BTreeMap<String, PathBuf>,
-) -> Result<()> {
+fn collect_modules(dir: &Path, busybox: &Path, modules: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
         let mut path = entry?.path();
         if path.is_dir() {
@@ -145,20 +111,12 @@ fn collect_modules(
             continue;
         }
         if path.to_string_lossy().ends_with(".ko.xz") {
-            let status = Command::new(busybox)
-                .arg("unxz")
-                .arg(&path)
-                .status()
-                .context("cannot run busybox")?;
+            let status = Command::new(busybox).arg("unxz").arg(&path).status().context("cannot run busybox")?;
             ensure!(status.success(), "cannot uncompress {}", path.display());
             path.set_extension("");
         }
         if path.extension().is_some_and(|extension| extension == "ko") {
-            let name = path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .replace('-', "_");
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().replace('-', "_");
             modules.insert(name, path);
         }
     }
@@ -186,11 +144,7 @@ fn unpack(deb: &Path, to: &Path, patterns: &[&str]) -> Result<()> {
         .status()
         .context("cannot run tar")?;
     let data = data.wait().context("cannot wait for dpkg-deb")?;
-    ensure!(
-        tar.success() && data.success(),
-        "cannot unpack {}: delete it and try again",
-        deb.display()
-    );
+    ensure!(tar.success() && data.success(), "cannot unpack {}: delete it and try again", deb.display());
     fs::rename(&part, to).with_context(|| format!("cannot rename {}", part.display()))
 }
 
@@ -209,21 +163,14 @@ impl Apt {
         let apt = dir.join("apt");
         for sub in ["state/lists/partial", "cache/archives/partial"] {
             let path = apt.join(sub);
-            fs::create_dir_all(&path)
-                .with_context(|| format!("cannot create {}", path.display()))?;
+            fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
         let write = |name: &str, text: String| {
             let path = apt.join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
         };
         write("status", String::new())?;
-        write(
-            "sources.list",
-            format!(
-                "deb [arch=amd64 signed-by={KEYRING}] {} {release} main\n",
-                mirror()
-            ),
-        )?;
+        write("sources.list", format!("deb [arch=amd64 signed-by={KEYRING}] {} {release} main\n", mirror()))?;
         let path = |name: &str| apt.join(name).display().to_string();
         let options = [
             format!("Dir::Etc::SourceList={}", path("sources.list")),
@@ -239,19 +186,11 @@ impl Apt {
         ];
         let this = Self {
             dir: dir.to_owned(),
-            options: options
-                .into_iter()
-                .flat_map(|option| ["-o".to_owned(), option])
-                .collect(),
+            options: options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect(),
         };
         eprintln!("vm-test: reading the package lists of Debian {release}");
         this.run("apt-get", &["--quiet=2", "update"])
-            .with_context(|| {
-                format!(
-                    "cannot read the package lists of Debian {release} at {}",
-                    mirror()
-                )
-            })?;
+            .with_context(|| format!("cannot read the package lists of Debian {release} at {}", mirror()))?;
         Ok(this)
     }
 
@@ -278,16 +217,9 @@ impl Apt {
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| {
                 path.extension().is_some_and(|extension| extension == "deb")
-                    && path
-                        .file_name()
-                        .is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
+                    && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
             })
-            .ok_or_else(|| {
-                anyhow!(
-                    "apt-get download {package} left no file in {}",
-                    self.dir.display()
-                )
-            })
+            .ok_or_else(|| anyhow!("apt-get download {package} left no file in {}", self.dir.display()))
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Result<String> {
@@ -309,22 +241,12 @@ impl Apt {
 
 /// Where this machine's apt gets Debian itself from.
 fn mirror() -> String {
-    run::output(
-        "apt-get",
-        &[
-            "indextargets",
-            "--format",
-            "$(ORIGIN)|$(LABEL)|$(REPO_URI)",
-            "Created-By: Packages",
-        ],
-    )
-    .and_then(|targets| {
-        let line = targets
-            .lines()
-            .find_map(|line| line.strip_prefix("Debian|Debian|"))?;
-        Some(line.trim_end_matches('/').to_owned())
-    })
-    .unwrap_or_else(|| DEFAULT_MIRROR.to_owned())
+    run::output("apt-get", &["indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)", "Created-By: Packages"])
+        .and_then(|targets| {
+            let line = targets.lines().find_map(|line| line.strip_prefix("Debian|Debian|"))?;
+            Some(line.trim_end_matches('/').to_owned())
+        })
+        .unwrap_or_else(|| DEFAULT_MIRROR.to_owned())
 }
 
 #[cfg(test)]
@@ -333,10 +255,7 @@ mod tests {
 
     #[test]
     fn dependencies_are_read_from_modinfo() {
-        assert_eq!(
-            depends(b"\x7fELF\0license=GPL\0depends=stp,llc\0name=bridge\0"),
-            ["stp", "llc"]
-        );
+        assert_eq!(depends(b"\x7fELF\0license=GPL\0depends=stp,llc\0name=bridge\0"), ["stp", "llc"]);
         assert!(depends(b"license=GPL\0depends=\0name=veth\0").is_empty());
     }
 
@@ -350,10 +269,7 @@ mod tests {
             modules.insert(name.to_owned(), path);
         }
         let order = modules_in_load_order(&modules, &["bridge", "built-in"]).unwrap();
-        let names: Vec<_> = order
-            .iter()
-            .map(|path| path.file_name().unwrap().to_str().unwrap())
-            .collect();
+        let names: Vec<_> = order.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["llc", "stp", "bridge"]);
     }
 }

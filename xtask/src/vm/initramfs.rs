@@ -18,13 +18,7 @@ const INIT: &str = include_str!("guest.sh");
 const TOOLS: [&str; 2] = ["ip", "bpftool"];
 
 /// Writes the archive: init, busybox, modules numbered in load order, the tests and their programs and libraries, and the plan.
-pub(super) fn write(
-    image: &Path,
-    busybox: &Path,
-    modules: &[PathBuf],
-    suite: &Suite,
-    shim: &Path,
-) -> Result<()> {
+pub(super) fn write(image: &Path, busybox: &Path, modules: &[PathBuf], suite: &Suite, shim: &Path) -> Result<()> {
     let mut tree = Tree::default();
     tree.add("/init", 0o755, INIT.into());
     tree.add_file("/busybox", busybox)?;
@@ -41,13 +35,7 @@ pub(super) fn write(
         }
     }
     tree.add("/tools", 0o644, tools.into_bytes());
-    for program in suite
-        .tests
-        .iter()
-        .map(|test| &test.binary)
-        .chain(&suite.programs)
-        .collect::<BTreeSet<_>>()
-    {
+    for program in suite.tests.iter().map(|test| &test.binary).chain(&suite.programs).collect::<BTreeSet<_>>() {
         tree.add_program(program)?;
     }
     tree.add_libraries(shim)?;
@@ -56,12 +44,7 @@ pub(super) fn write(
         .iter()
         .enumerate()
         .map(|(number, test)| {
-            format!(
-                "{number} {} {} {}\n",
-                super::machine::TEST_LIMIT.as_secs(),
-                test.binary.display(),
-                test.name
-            )
+            format!("{number} {} {} {}\n", super::machine::TEST_LIMIT.as_secs(), test.binary.display(), test.name)
         })
         .collect();
     tree.add("/plan", 0o644, plan.into_bytes());
@@ -107,10 +90,7 @@ impl Tree {
 
     /// What `ldd` names, the dynamic loader included, at the paths where the loader looks.
     fn add_libraries(&mut self, path: &Path) -> Result<()> {
-        let output = Command::new("ldd")
-            .arg(path)
-            .output()
-            .context("cannot run ldd")?;
+        let output = Command::new("ldd").arg(path).output().context("cannot run ldd")?;
         for library in libraries(&String::from_utf8_lossy(&output.stdout)) {
             if !self.0.contains_key(library) {
                 self.add_file(library, Path::new(library))?;
@@ -141,23 +121,9 @@ impl Tree {
             entry(&mut out, next(), directory, DIRECTORY | 0o755, (0, 0), &[])?;
         }
         // The kernel opens it for init before devtmpfs is there.
-        entry(
-            &mut out,
-            next(),
-            "dev/console",
-            CHARACTER_DEVICE | 0o600,
-            (5, 1),
-            &[],
-        )?;
+        entry(&mut out, next(), "dev/console", CHARACTER_DEVICE | 0o600, (5, 1), &[])?;
         for (path, (mode, content)) in &self.0 {
-            entry(
-                &mut out,
-                next(),
-                path.trim_start_matches('/'),
-                REGULAR | mode,
-                (0, 0),
-                content,
-            )?;
+            entry(&mut out, next(), path.trim_start_matches('/'), REGULAR | mode, (0, 0), content)?;
         }
         entry(&mut out, 0, "TRAILER!!!", 0, (0, 0), &[])?;
         out.flush()
@@ -174,13 +140,10 @@ fn entry(
     device: (u32, u32),
     content: &[u8],
 ) -> io::Result<()> {
-    let size = u32::try_from(content.len())
-        .map_err(|_| io::Error::other(format!("{name} is over 4 GiB")))?;
+    let size = u32::try_from(content.len()).map_err(|_| io::Error::other(format!("{name} is over 4 GiB")))?;
     let name_size = name.len() as u32 + 1;
     write!(out, "070701")?;
-    for field in [
-        inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0,
-    ] {
+    for field in [inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0] {
         write!(out, "{field:08x}")?;
     }
     out.write_all(name.as_bytes())?;
@@ -198,16 +161,12 @@ fn padding(length: usize) -> usize {
 fn libraries(ldd: &str) -> impl Iterator<Item = &str> {
     ldd.lines().filter_map(|line| {
         let found = line.split_once("=>").map_or(line, |(_, path)| path);
-        found
-            .split_whitespace()
-            .next()
-            .filter(|path| path.starts_with('/'))
+        found.split_whitespace().next().filter(|path| path.starts_with('/'))
     })
 }
 
 fn text(path: &Path) -> Result<&str> {
-    path.to_str()
-        .ok_or_else(|| anyhow!("{} is not valid UTF-8", path.display()))
+    path.to_str().ok_or_else(|| anyhow!("{} is not valid UTF-8", path.display()))
 }
 
 #[cfg(test)]
@@ -219,10 +178,7 @@ mod tests {
         let ldd = "\tlinux-vdso.so.1 (0x00007ffe)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
         assert_eq!(
             libraries(ldd).collect::<Vec<_>>(),
-            [
-                "/lib/x86_64-linux-gnu/libc.so.6",
-                "/lib64/ld-linux-x86-64.so.2"
-            ]
+            ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]
         );
         assert_eq!(libraries("\tnot a dynamic executable\n").count(), 0);
     }
@@ -245,9 +201,6 @@ mod tests {
             names.push(String::from_utf8(rest[110..110 + name_size - 1].to_vec()).unwrap());
             rest = &rest[(110 + name_size).next_multiple_of(4) + size.next_multiple_of(4)..];
         }
-        assert_eq!(
-            names,
-            ["a", "a/b", "dev", "dev/console", "a/b/c", "TRAILER!!!"]
-        );
+        assert_eq!(names, ["a", "a/b", "dev", "dev/console", "a/b/c", "TRAILER!!!"]);
     }
 }

@@ -99,12 +99,7 @@ impl Report {
                 };
                 self.outcomes.insert(number, outcome);
                 let test = suite.tests.get(number)?;
-                let mut shown = format!(
-                    "  {}::{} {}",
-                    test.target,
-                    test.name,
-                    super::report::cell(Some(&outcome))
-                );
+                let mut shown = format!("  {}::{} {}", test.target, test.name, super::report::cell(Some(&outcome)));
                 if let Some(output) = self.outputs.get(&number) {
                     shown.push('\n');
                     shown.push_str(output);
@@ -132,12 +127,7 @@ impl Report {
 }
 
 /// Boots, runs the suite, waits for the end.
-pub(super) fn boot(
-    kernel: &Path,
-    initramfs: &Path,
-    console: &Path,
-    suite: &Suite,
-) -> Result<Report> {
+pub(super) fn boot(kernel: &Path, initramfs: &Path, console: &Path, suite: &Suite) -> Result<Report> {
     let start = Instant::now();
     let mut qemu = Qemu::start(kernel, initramfs, console)?;
     let stdout = qemu.0.stdout.take().context("qemu has no output")?;
@@ -145,13 +135,8 @@ pub(super) fn boot(
     let reader = thread::spawn(move || {
         let mut reader = BufReader::new(stdout);
         let mut line = Vec::new();
-        while reader
-            .read_until(b'\n', &mut line)
-            .is_ok_and(|read| read > 0)
-        {
-            let text = String::from_utf8_lossy(&line)
-                .trim_end_matches(['\r', '\n'])
-                .to_owned();
+        while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned();
             if sender.send(text).is_err() {
                 break;
             }
@@ -172,10 +157,7 @@ pub(super) fn boot(
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                report.broken.push(format!(
-                    "said nothing for {} s and was stopped",
-                    limit.as_secs()
-                ));
+                report.broken.push(format!("said nothing for {} s and was stopped", limit.as_secs()));
                 break;
             }
             Err(RecvTimeoutError::Disconnected) => break,
@@ -185,10 +167,7 @@ pub(super) fn boot(
     reader.join().expect("the reader does not panic");
     report.total = start.elapsed();
     if !report.done {
-        report.broken.push(format!(
-            "did not reach its end; the kernel's messages are in {}",
-            console.display()
-        ));
+        report.broken.push(format!("did not reach its end; the kernel's messages are in {}", console.display()));
     }
     Ok(report)
 }
@@ -232,10 +211,7 @@ impl Qemu {
                 Ok(())
             });
         }
-        command
-            .spawn()
-            .map(Self)
-            .context("cannot run qemu-system-x86_64")
+        command.spawn().map(Self).context("cannot run qemu-system-x86_64")
     }
 }
 
@@ -244,5 +220,55 @@ impl Drop for Qemu {
         // It may have ended by itself; both calls then say so, and there is nothing left to do.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{super::suite::Test, *};
+
+    fn read(lines: &str) -> Report {
+        let test = |name: &str| Test { binary: "/t".into(), target: "kernel".to_owned(), name: name.to_owned() };
+        let suite = Suite { tests: ["a", "b", "c"].map(test).into(), programs: BTreeSet::new() };
+        let mut report = Report::default();
+        for line in lines.lines() {
+            report.line(line, &suite);
+        }
+        report
+    }
+
+    #[test]
+    fn a_report_is_read_line_by_line() {
+        let report = read(
+            "@@ kernel 6.1.0\n@@ start 0\n@@ end 0 0 150\n@@ start 1\n@@ output\nwhy\n@@ end 1 101 5\n\
+             @@ verifier tcp 5\n@@ verifier tcp 9\n@@ verifier tcp 7\n@@ done",
+        );
+        assert_eq!(report.release, "6.1.0");
+        assert_eq!(report.outcomes[&0], Outcome::Passed(Duration::from_millis(1500)));
+        assert_eq!(report.outcomes[&1], Outcome::Failed(101, Duration::from_millis(50)));
+        assert_eq!(report.outputs[&1], "why\n");
+        assert_eq!(report.instructions["tcp"], 9);
+        assert!(report.done && report.broken.is_empty());
+    }
+
+    #[test]
+    fn a_test_without_an_end_has_no_outcome() {
+        let report = read("@@ kernel 6.1.0\n@@ start 0\n@@ end 0 0 1\n@@ start 1");
+        assert_eq!(report.outcomes.len(), 1);
+        assert!(!report.done);
+    }
+
+    #[test]
+    fn a_test_that_was_stopped_at_its_limit_timed_out() {
+        let hundredths = TEST_LIMIT.as_millis() / 10 + 2;
+        let report = read(&format!("@@ start 2\n@@ output\n@@ end 2 137 {hundredths}"));
+        assert_eq!(report.outcomes[&2], Outcome::TimedOut);
+    }
+
+    #[test]
+    fn a_module_that_does_not_load_makes_the_guest_broken() {
+        assert_eq!(read("@@ broken veth.ko does not load").broken, ["veth.ko does not load"]);
     }
 }

@@ -22,44 +22,21 @@ pub(super) fn cell(outcome: Option<&Outcome>) -> String {
 pub(super) fn table(tests: &[Test], results: &[(&str, Report)]) -> String {
     let mut rows = vec![header("test", results, |report| report.release.clone())];
     for (index, test) in tests.iter().enumerate() {
-        let cells = results
-            .iter()
-            .map(|(_, report)| cell(report.outcomes.get(&index)));
-        rows.push(
-            std::iter::once(format!("{}::{}", test.target, test.name))
-                .chain(cells)
-                .collect(),
-        );
+        let cells = results.iter().map(|(_, report)| cell(report.outcomes.get(&index)));
+        rows.push(std::iter::once(format!("{}::{}", test.target, test.name)).chain(cells).collect());
     }
     let seconds = |of: fn(&Report) -> std::time::Duration| {
-        results
-            .iter()
-            .map(move |(_, report)| format!("{:.1} s", of(report).as_secs_f64()))
+        results.iter().map(move |(_, report)| format!("{:.1} s", of(report).as_secs_f64()))
     };
-    rows.push(
-        std::iter::once("(boot)".to_owned())
-            .chain(seconds(|report| report.boot))
-            .collect(),
-    );
-    rows.push(
-        std::iter::once("(boot and all tests)".to_owned())
-            .chain(seconds(|report| report.total))
-            .collect(),
-    );
+    rows.push(std::iter::once("(boot)".to_owned()).chain(seconds(|report| report.boot)).collect());
+    rows.push(std::iter::once("(boot and all tests)".to_owned()).chain(seconds(|report| report.total)).collect());
     let mut text = aligned(&rows);
 
-    let mut rows = vec![header(
-        "program: instructions the verifier walked",
-        results,
-        |_| String::new(),
-    )];
+    let mut rows = vec![header("program: instructions the verifier walked", results, |_| String::new())];
     for program in programs(results) {
-        let counts = results.iter().map(|(_, report)| {
-            report
-                .instructions
-                .get(program)
-                .map_or_else(|| "-".to_owned(), u32::to_string)
-        });
+        let counts = results
+            .iter()
+            .map(|(_, report)| report.instructions.get(program).map_or_else(|| "-".to_owned(), u32::to_string));
         rows.push(std::iter::once(program.to_owned()).chain(counts).collect());
     }
     text.push('\n');
@@ -72,21 +49,11 @@ pub(super) fn table(tests: &[Test], results: &[(&str, Report)]) -> String {
 pub(super) fn problems(tests: &[Test], results: &[(&str, Report)]) -> Vec<String> {
     let mut problems = Vec::new();
     for (version, report) in results {
-        problems.extend(
-            report
-                .broken
-                .iter()
-                .map(|what| format!("{version}: the guest: {what}")),
-        );
+        problems.extend(report.broken.iter().map(|what| format!("{version}: the guest: {what}")));
         for (index, test) in tests.iter().enumerate() {
             let outcome = report.outcomes.get(&index);
             if !matches!(outcome, Some(Outcome::Passed(_))) {
-                problems.push(format!(
-                    "{version}: {}::{}: {}",
-                    test.target,
-                    test.name,
-                    cell(outcome)
-                ));
+                problems.push(format!("{version}: {}::{}: {}", test.target, test.name, cell(outcome)));
             }
         }
         for (program, count) in &report.instructions {
@@ -95,53 +62,32 @@ pub(super) fn problems(tests: &[Test], results: &[(&str, Report)]) -> Vec<String
             }
         }
         if report.done && report.instructions.is_empty() {
-            problems.push(format!(
-                "{version}: no program was loaded, so there is no instruction count"
-            ));
+            problems.push(format!("{version}: no program was loaded, so there is no instruction count"));
         }
     }
     problems
 }
 
 fn programs<'a>(results: &'a [(&str, Report)]) -> BTreeSet<&'a str> {
-    results
-        .iter()
-        .flat_map(|(_, report)| report.instructions.keys().map(String::as_str))
-        .collect()
+    results.iter().flat_map(|(_, report)| report.instructions.keys().map(String::as_str)).collect()
 }
 
-fn header(
-    first: &str,
-    results: &[(&str, Report)],
-    detail: impl Fn(&Report) -> String,
-) -> Vec<String> {
-    let kernels = results
-        .iter()
-        .map(|(version, report)| match detail(report) {
-            detail if detail.is_empty() => (*version).to_owned(),
-            detail => detail,
-        });
+fn header(first: &str, results: &[(&str, Report)], detail: impl Fn(&Report) -> String) -> Vec<String> {
+    let kernels = results.iter().map(|(version, report)| match detail(report) {
+        detail if detail.is_empty() => (*version).to_owned(),
+        detail => detail,
+    });
     std::iter::once(first.to_owned()).chain(kernels).collect()
 }
 
 fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
-        .map(|column| {
-            rows.iter()
-                .filter_map(|row| row.get(column))
-                .map(|cell| cell.chars().count())
-                .max()
-                .unwrap_or(0)
-        })
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
         .collect();
     let mut text = String::new();
     for row in rows {
-        let line: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
+        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         text.push_str(line.join("  ").trim_end());
         text.push('\n');
     }
@@ -155,25 +101,13 @@ mod tests {
     use super::*;
 
     fn test(name: &str) -> Test {
-        Test {
-            binary: "/t".into(),
-            target: "kernel".to_owned(),
-            name: name.to_owned(),
-        }
+        Test { binary: "/t".into(), target: "kernel".to_owned(), name: name.to_owned() }
     }
 
     fn good() -> Report {
-        let mut report = Report {
-            release: "6.1.0".to_owned(),
-            done: true,
-            ..Report::default()
-        };
-        report
-            .outcomes
-            .insert(0, Outcome::Passed(Duration::from_millis(1500)));
-        report
-            .instructions
-            .insert("tcp_state".to_owned(), INSTRUCTION_CEILING);
+        let mut report = Report { release: "6.1.0".to_owned(), done: true, ..Report::default() };
+        report.outcomes.insert(0, Outcome::Passed(Duration::from_millis(1500)));
+        report.instructions.insert("tcp_state".to_owned(), INSTRUCTION_CEILING);
         report
     }
 
@@ -190,13 +124,9 @@ mod tests {
     #[test]
     fn each_kind_of_failure_is_a_problem() {
         let mut report = good();
-        report
-            .outcomes
-            .insert(1, Outcome::Failed(101, Duration::ZERO));
+        report.outcomes.insert(1, Outcome::Failed(101, Duration::ZERO));
         report.outcomes.insert(2, Outcome::TimedOut);
-        report
-            .instructions
-            .insert("big".to_owned(), INSTRUCTION_CEILING + 1);
+        report.instructions.insert("big".to_owned(), INSTRUCTION_CEILING + 1);
         report.broken.push("no BTF".to_owned());
         let tests = ["a", "b", "c", "never-ran"].map(test);
         assert_eq!(problems(&tests, &[("6.1", report)]).len(), 5);

@@ -54,13 +54,9 @@ pub(super) fn build(filter: Option<&str>) -> Result<Suite> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot run cargo")?;
-    let mut suite = Suite {
-        tests: Vec::new(),
-        programs: BTreeSet::new(),
-    };
+    let mut suite = Suite { tests: Vec::new(), programs: BTreeSet::new() };
     for line in BufReader::new(cargo.stdout.take().context("cargo has no output")?).lines() {
-        let message: Value =
-            serde_json::from_str(&line?).context("cargo wrote something that is no JSON")?;
+        let message: Value = serde_json::from_str(&line?).context("cargo wrote something that is no JSON")?;
         let Some(executable) = message["executable"].as_str().map(PathBuf::from) else {
             continue;
         };
@@ -73,16 +69,9 @@ pub(super) fn build(filter: Option<&str>) -> Result<Suite> {
             _ => {}
         }
     }
-    ensure!(
-        cargo.wait().context("cannot wait for cargo")?.success(),
-        "the kernel tests do not build"
-    );
-    suite.tests.retain(|test| {
-        filter.is_none_or(|filter| test.name.contains(filter) || test.target.contains(filter))
-    });
-    suite
-        .tests
-        .sort_by(|a, b| (&a.target, &a.name).cmp(&(&b.target, &b.name)));
+    ensure!(cargo.wait().context("cannot wait for cargo")?.success(), "the kernel tests do not build");
+    suite.tests.retain(|test| filter.is_none_or(|filter| test.name.contains(filter) || test.target.contains(filter)));
+    suite.tests.sort_by(|a, b| (&a.target, &a.name).cmp(&(&b.target, &b.name)));
     if suite.tests.is_empty() {
         match filter {
             Some(filter) => bail!("no kernel test has a name with '{filter}'"),
@@ -94,30 +83,16 @@ pub(super) fn build(filter: Option<&str>) -> Result<Suite> {
 
 fn list(binary: &Path, target: &str) -> Result<Vec<Test>> {
     let names = |args: &[&str]| -> Result<BTreeSet<String>> {
-        let output = Command::new(binary)
-            .args(args)
-            .output()
-            .with_context(|| format!("cannot run {}", binary.display()))?;
-        ensure!(
-            output.status.success(),
-            "{} cannot list its tests",
-            binary.display()
-        );
+        let output =
+            Command::new(binary).args(args).output().with_context(|| format!("cannot run {}", binary.display()))?;
+        ensure!(output.status.success(), "{} cannot list its tests", binary.display());
         let text = String::from_utf8_lossy(&output.stdout);
-        Ok(text
-            .lines()
-            .filter_map(|line| line.strip_suffix(": test"))
-            .map(str::to_owned)
-            .collect())
+        Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
     };
     let ignored = names(&["--list", "--format=terse", "--ignored"])?;
     Ok(names(&["--list", "--format=terse"])?
         .difference(&ignored)
-        .map(|name| Test {
-            binary: binary.to_owned(),
-            target: target.to_owned(),
-            name: name.clone(),
-        })
+        .map(|name| Test { binary: binary.to_owned(), target: target.to_owned(), name: name.clone() })
         .collect())
 }
 

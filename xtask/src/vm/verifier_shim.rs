@@ -105,7 +105,7 @@ unsafe fn load(attr: *mut c_void, size: usize) -> c_long {
     fd
 }
 
-/// Appends `name instructions`; probes without a name are left out.
+/// Appends `name instructions`; the library's probes of the kernel (no name, or `aya_…`) are left out.
 fn note(name: &[u8; 16], log: &[u8]) {
     let text =
         |bytes: &[u8]| String::from_utf8_lossy(bytes.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned();
@@ -116,7 +116,7 @@ fn note(name: &[u8; 16], log: &[u8]) {
     let Ok(path) = std::env::var(FILE) else {
         return;
     };
-    if name.is_empty() {
+    if name.is_empty() || name.starts_with("aya_") {
         return;
     }
     if let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path) {
