@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, completions, export, graph, merge};
+use crate::{check, completions, explain, export, graph, merge};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks nothing.
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Merge(merge::Args),
     /// Judge observed edges or listed flows by policies
     Check(check::Args),
+    /// Say why one connection is allowed or denied
+    Explain(explain::Args),
     /// Write NetworkPolicy files that allow what was observed
     Export(export::Args),
     /// Print a shell completion script
@@ -38,6 +40,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Merge(args) => merge::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Check(args) => check::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Export(args) => export::run(args),
     }
 }

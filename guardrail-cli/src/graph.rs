@@ -9,7 +9,6 @@ use std::{
 };
 
 use clap::ValueEnum;
-use comfy_table::{Cell, CellAlignment, Color};
 use guardrail_graph::{
     Peer, Snapshot, Timestamp,
     snapshot::{Counts, EdgeRecord, Window},
@@ -19,7 +18,7 @@ use crate::{
     coverage,
     exit::{Outcome, finish},
     input::{self, tell},
-    output,
+    output::{self, Cell, Paint, Table},
 };
 use names::Names;
 
@@ -96,7 +95,7 @@ fn restrict(snapshot: &mut Snapshot, namespaces: &[String]) {
 
 fn table(out: &mut impl Write, snapshot: &Snapshot) -> anyhow::Result<()> {
     let names = Names::new(snapshot);
-    let mut table = output::table(&["CLIENT", "SERVER", "PORT", "VIA", "CONNS", "FAILED", "LAST SEEN", "MARKS"]);
+    let mut table = Table::new(&["CLIENT", "SERVER", "PORT", "VIA", "CONNS", "FAILED", "LAST SEEN", "MARKS"]);
     let mut edges: Vec<&EdgeRecord> = snapshot.body.edges.iter().collect();
     edges.sort_by(|a, b| (&a.client, &a.server, a.protocol, a.port).cmp(&(&b.client, &b.server, b.protocol, b.port)));
     for edge in &edges {
@@ -110,23 +109,18 @@ fn table(out: &mut impl Write, snapshot: &Snapshot) -> anyhow::Result<()> {
         if !edge.supported {
             marks.push("no-evidence".to_owned());
         }
-        let server = names.via_shortened(edge);
-        let failures = Cell::new(blank_zero(failed)).set_alignment(CellAlignment::Right);
-        table.add_row([
+        table.row([
             Cell::new(names.of(&edge.client)),
             Cell::new(names.of(&edge.server)),
             Cell::new(port),
-            Cell::new(server),
-            Cell::new(blank_zero(opened + found)).set_alignment(CellAlignment::Right),
-            if failed > 0 { failures.fg(Color::Yellow) } else { failures },
+            Cell::new(names.via_shortened(edge)),
+            Cell::number(blank_zero(opened + found)),
+            Cell::number(blank_zero(failed)).paint(if failed > 0 { Paint::Doubtful } else { Paint::Plain }),
             Cell::new(last_seen(edge.last_seen, &snapshot.body.window)),
             Cell::new(marks.join(" ")),
         ]);
     }
-    for (column, width) in [(0, 24), (1, 24), (2, 10), (4, 8), (5, 8), (6, 11)] {
-        output::at_least(&mut table, column, width);
-    }
-    output::print_table(out, &table)?;
+    table.print(out, output::colour())?;
     let workloads = snapshot.body.workloads.len();
     writeln!(out, "\n{} edges, {workloads} workloads, {}", edges.len(), window(&snapshot.body.window))?;
     Ok(())
@@ -146,8 +140,9 @@ fn last_seen(at: Timestamp, window: &Window) -> String {
 
 fn window(window: &Window) -> String {
     let second = |t: Timestamp| t.to_string().split(['.', 'Z']).next().unwrap_or_default().replace('T', " ");
+    let nodes = window.nodes.len();
     match (window.from, window.to) {
-        (Some(from), Some(to)) => format!("{} to {} UTC on {} nodes.", second(from), second(to), window.nodes.len()),
+        (Some(from), Some(to)) => format!("{} to {} UTC on {nodes} node{}.", second(from), second(to), if nodes == 1 { "" } else { "s" }),
         _ => "nothing observed yet.".to_owned(),
     }
 }

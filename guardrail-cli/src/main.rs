@@ -7,11 +7,13 @@ mod cli;
 mod completions;
 mod coverage;
 mod exit;
+mod explain;
 mod export;
 mod graph;
 mod input;
 mod merge;
 mod output;
+mod policies;
 
 use std::process::ExitCode;
 

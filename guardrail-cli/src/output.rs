@@ -5,48 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use comfy_table::{Attribute, Cell, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use serde::Serialize;
 
-/// Widest table.
-const MAX_WIDTH: u16 = 100;
+mod table;
+
+pub(crate) use table::{Cell, Paint, Table};
 
 /// Whether stdout takes colour: a terminal, and neither NO_COLOR nor TERM=dumb.
 pub(crate) fn colour() -> bool {
     anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never
-}
-
-/// An empty table with these headings.
-pub(crate) fn table(headings: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    let width = if std::io::stdout().is_terminal() { table.width().unwrap_or(MAX_WIDTH).min(MAX_WIDTH) } else { MAX_WIDTH };
-    table.set_width(width);
-    if colour() {
-        table.enforce_styling();
-    } else {
-        table.force_no_tty();
-    }
-    table.set_header(headings.iter().map(|h| Cell::new(h).add_attribute(Attribute::Bold)));
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table
-}
-
-/// Never narrower than this many characters, so that short words stay whole.
-pub(crate) fn at_least(table: &mut Table, column: usize, width: u16) {
-    if let Some(column) = table.column_mut(column) {
-        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
-    }
-}
-
-/// Prints a table without trailing blanks.
-pub(crate) fn print_table(out: &mut impl Write, table: &Table) -> std::io::Result<()> {
-    for line in table.lines() {
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
 }
 
 /// Prints JSON with a newline at its end.

@@ -19,7 +19,7 @@ mod ends;
 
 pub use cluster::{Cluster, ClusterNode, ClusterPod};
 pub use edge::EdgeVerdict;
-pub use ends::{End, UnknownEnd};
+pub use ends::{End, UnknownEnd, common_addresses};
 
 use compile::Compiled;
 

@@ -6,6 +6,7 @@
 pub mod check;
 pub mod emit;
 pub mod evaluate;
+pub mod explain;
 pub mod generate;
 pub mod model;
 pub mod prove;

@@ -2,11 +2,10 @@
 
 use std::io::{BufWriter, Write};
 
-use comfy_table::{Cell, Color};
 use guardrail_policy::check::Idle;
 
 use super::run::{Answer, Report};
-use crate::output;
+use crate::output::{self, Cell, Paint, Table};
 
 /// Most lines of one section; `-o json` has all.
 const MAX_LINES: usize = 200;
@@ -35,14 +34,13 @@ pub(super) fn table(report: &Report<'_>) -> anyhow::Result<()> {
     let findings = &report.findings;
     if !findings.newly_isolated.is_empty() {
         writeln!(out, "\nNewly isolated ({}):", findings.newly_isolated.len())?;
-        let mut table = output::table(&["WHO", "DIRECTION", "ALLOWED", "DENIED", "BY"]);
+        let mut table = Table::new(&["WHO", "DIRECTION", "ALLOWED", "DENIED", "BY"]);
         for newly in findings.newly_isolated.iter().take(MAX_LINES) {
-            let denied = Cell::new(newly.denied);
-            let denied = if newly.denied > 0 { denied.fg(Color::Red) } else { denied };
-            let cells = [Cell::new(&newly.subject), Cell::new(newly.direction), Cell::new(newly.allowed), denied, Cell::new(newly.policies.join(", "))];
-            table.add_row(cells);
+            let denied = Cell::number(newly.denied).paint(if newly.denied > 0 { Paint::Bad } else { Paint::Plain });
+            let cells = [Cell::new(&newly.subject), Cell::new(newly.direction), Cell::number(newly.allowed), denied, Cell::new(newly.policies.join(", "))];
+            table.row(cells);
         }
-        output::print_table(&mut out, &table)?;
+        table.print(&mut out, output::colour())?;
         cut(&mut out, findings.newly_isolated.len())?;
     }
     idle(&mut out, "Policies that select nothing", &findings.select_nothing)?;
@@ -56,11 +54,11 @@ fn flows(out: &mut impl Write, report: &Report<'_>) -> anyhow::Result<()> {
     let total = report.flows.len();
     let broken: Vec<_> = report.flows.iter().filter(|r| r.verdict != Answer::Allowed).collect();
     if !broken.is_empty() {
-        let mut table = output::table(&["VERDICT", "SOURCE", "DESTINATION", "PORT", "INGRESS", "EGRESS"]);
+        let mut table = Table::new(&["VERDICT", "SOURCE", "DESTINATION", "PORT", "INGRESS", "EGRESS"]);
         for row in broken.iter().take(MAX_LINES) {
-            let colour = if row.verdict == Answer::Denied { Color::Red } else { Color::Yellow };
-            table.add_row([
-                Cell::new(row.verdict.as_str()).fg(colour),
+            let paint = if row.verdict == Answer::Denied { Paint::Bad } else { Paint::Doubtful };
+            table.row([
+                Cell::new(row.verdict.as_str()).paint(paint),
                 Cell::new(&row.src),
                 Cell::new(&row.dst),
                 Cell::new(format!("{}/{}", row.protocol, row.port)),
@@ -68,8 +66,7 @@ fn flows(out: &mut impl Write, report: &Report<'_>) -> anyhow::Result<()> {
                 Cell::new(row.egress_by.replace(';', ", ")),
             ]);
         }
-        output::at_least(&mut table, 3, 12);
-        output::print_table(out, &table)?;
+        table.print(out, output::colour())?;
         cut(out, broken.len())?;
         writeln!(out)?;
     }
@@ -84,13 +81,13 @@ fn idle(out: &mut impl Write, title: &str, idle: &[Idle]) -> anyhow::Result<()> 
         return Ok(());
     }
     writeln!(out, "\n{title} ({}):", idle.len())?;
-    let mut table = output::table(&["NAME", "DIRECTION", "AT"]);
+    let mut table = Table::new(&["NAME", "DIRECTION", "AT"]);
     for item in idle.iter().take(MAX_LINES) {
         let direction = item.direction.map_or("-".to_owned(), |d| d.to_string());
         let at = item.location.as_ref().map_or("-".to_owned(), ToString::to_string);
-        table.add_row([item.name.clone(), direction, at]);
+        table.row([Cell::new(&item.name), Cell::new(direction), Cell::new(at)]);
     }
-    output::print_table(out, &table)?;
+    table.print(out, output::colour())?;
     cut(out, idle.len())?;
     Ok(())
 }

@@ -6,8 +6,8 @@ use anyhow::bail;
 use guardrail_graph::Snapshot;
 use guardrail_policy::{
     check::{Check, Findings},
-    evaluate::{Cluster, End, Evaluator, Exemption, Side, UnknownEnd},
-    model::{NetworkPolicy, Protocol},
+    evaluate::{End, Evaluator, Exemption, Side, UnknownEnd},
+    model::Protocol,
     read,
 };
 use serde::Serialize;
@@ -18,6 +18,7 @@ use crate::{
     exit::Outcome,
     input::{self, tell},
     output::Progress,
+    policies::{self, Loaded},
 };
 
 /// Largest flow file, bytes.
@@ -77,30 +78,8 @@ pub(super) struct Report<'a> {
 
 pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
     let Args { snapshots, flows, policies, inventory, output, allow_partial, allow_unproven } = args;
-    let mut proposed = input::policies(policies)?;
-    let inventory = input::inventory(inventory)?;
-    let in_force = inventory.policies.policies;
-    let mut unevaluated = std::mem::take(&mut proposed.unevaluated);
-    unevaluated.extend(inventory.policies.unevaluated);
-    let kept: Vec<NetworkPolicy> =
-        in_force.iter().filter(|old| !proposed.policies.iter().any(|new| new.namespace == old.namespace && new.name == old.name)).cloned().collect();
-    if !kept.is_empty() {
-        tell("note", &format!("{} NetworkPolicies of the inventory are not in --policies and apply too", kept.len()));
-    }
-
     let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots)?) };
-    let mut cluster = Cluster::from_objects(&inventory.objects);
-    if let Some(snapshot) = &snapshot {
-        cluster = cluster.with_snapshot(snapshot);
-    }
-    let before = Evaluator::new(cluster.clone(), in_force);
-    let evaluator = Evaluator::new(cluster, proposed.policies.into_iter().chain(kept).collect());
-
-    let mut unproven: Vec<String> = unevaluated.iter().map(|u| format!("{u} is not evaluated")).collect();
-    for policy in evaluator.needs_namespace_labels() {
-        let namespaces: Vec<&str> = evaluator.cluster().namespaces_without_labels().take(3).collect();
-        unproven.push(format!("{} selects namespaces by labels, and the labels of {} are not known: add the Namespaces to --inventory", policy.key(), namespaces.join(", ")));
-    }
+    let Loaded { evaluator, before, unproven } = policies::load(policies, inventory, snapshot.as_ref())?;
     let accept = unproven.is_empty() || *allow_unproven;
     for reason in &unproven {
         tell("warning", reason);

@@ -244,7 +244,8 @@ pub(super) fn exemption(src: &End, dst: &End) -> Option<Exemption> {
 }
 
 /// The addresses between which the connection runs: one family that both have, the destination's first one if they share both.
-pub(super) fn common_addresses(src: &End, dst: &End) -> (Option<IpAddr>, Option<IpAddr>) {
+#[must_use]
+pub fn common_addresses(src: &End, dst: &End) -> (Option<IpAddr>, Option<IpAddr>) {
     let four = src.v4.zip(dst.v4);
     let six = src.v6.zip(dst.v6);
     let pair = if dst.v6_first { six.or(four) } else { four.or(six) };

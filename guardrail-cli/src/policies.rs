@@ -1,0 +1,50 @@
+//! Policies and cluster, ready to be judged by: what `check` and `explain` have in common.
+
+use std::path::PathBuf;
+
+use guardrail_graph::Snapshot;
+use guardrail_policy::{
+    evaluate::{Cluster, Evaluator},
+    model::NetworkPolicy,
+};
+
+use crate::input::{self, tell};
+
+/// Everything that verdicts follow from.
+pub(crate) struct Loaded {
+    /// The policies of `--policies`, and those of the inventory that they do not replace.
+    pub(crate) evaluator: Evaluator,
+    /// The inventory's own policies: what is in force already.
+    pub(crate) before: Evaluator,
+    /// Why verdicts are not proven (A34), one sentence each.
+    pub(crate) unproven: Vec<String>,
+}
+
+/// Reads policies and inventory.
+pub(crate) fn load(policies: &[PathBuf], inventory: &[PathBuf], snapshot: Option<&Snapshot>) -> anyhow::Result<Loaded> {
+    let mut proposed = input::policies(policies)?;
+    let inventory = input::inventory(inventory)?;
+    let in_force = inventory.policies.policies;
+    let mut unevaluated = std::mem::take(&mut proposed.unevaluated);
+    unevaluated.extend(inventory.policies.unevaluated);
+
+    let replaced = |old: &NetworkPolicy| proposed.policies.iter().any(|new| new.namespace == old.namespace && new.name == old.name);
+    let kept: Vec<NetworkPolicy> = in_force.iter().filter(|old| !replaced(old)).cloned().collect();
+    if !kept.is_empty() {
+        tell("note", &format!("{} NetworkPolicies of the inventory are not in --policies and apply too", kept.len()));
+    }
+    let mut cluster = Cluster::from_objects(&inventory.objects);
+    if let Some(snapshot) = snapshot {
+        cluster = cluster.with_snapshot(snapshot);
+    }
+    let before = Evaluator::new(cluster.clone(), in_force);
+    let evaluator = Evaluator::new(cluster, proposed.policies.into_iter().chain(kept).collect());
+
+    let mut unproven: Vec<String> = unevaluated.iter().map(|u| format!("{u} is not evaluated")).collect();
+    let namespaces = evaluator.cluster().namespaces_without_labels().take(3).collect::<Vec<_>>().join(", ");
+    for policy in evaluator.needs_namespace_labels() {
+        let key = policy.key();
+        unproven.push(format!("{key} selects namespaces by label, and the labels of {namespaces} are not known: add these Namespaces to --inventory"));
+    }
+    Ok(Loaded { evaluator, before, unproven })
+}
