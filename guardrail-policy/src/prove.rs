@@ -273,6 +273,10 @@ impl<'a> Pairs<'a> {
         if !server_is_closed {
             return announced.dns.contains(&(server.clone(), protocol, port)) || announced.to_anywhere.contains(&(client.clone(), protocol, port));
         }
+        let over_either = |p: Protocol| self.expected.contains(&(client, server, p, port));
+        if announced.dns.contains(&(server.clone(), protocol, port)) && (over_either(Protocol::Udp) || over_either(Protocol::Tcp)) {
+            return true;
+        }
         if announced.from_anywhere.contains(&(server.clone(), protocol, port)) {
             return true;
         }

@@ -52,14 +52,14 @@ impl Dns {
     }
 
     /// The peers with their ports (always UDP and TCP), for a policy in this namespace; and the workloads that no label names.
-    pub(crate) fn allowed(&self, namespace: &str, context: &Context<'_>) -> (Vec<(RulePeer, Vec<RulePort>)>, Vec<&WorkloadRef>) {
+    pub(crate) fn allowed(&self, namespace: &str, context: &Context<'_>) -> (Vec<(RulePeer, Vec<RulePort>)>, Vec<WorkloadRef>) {
         let mut allowed = Vec::new();
         let mut nameless = Vec::new();
         for (workload, ports) in &self.pods {
             match context.pods_peer(workload, namespace) {
                 Some((peer, _)) => allowed.push((peer, ports.iter().flat_map(|port| both(*port)).collect())),
                 None if context.workloads.get(workload).is_some_and(|w| w.host_network) => {}
-                None => nameless.push(workload),
+                None => nameless.push(workload.clone()),
             }
         }
         allowed.extend(self.node_local.iter().map(|address| (single(*address), both(53).to_vec())));

@@ -42,11 +42,14 @@ pub struct RuleEvidence {
     pub edges: BTreeSet<usize>,
 }
 
+/// Which edge asks for which peer on which port.
+type Support = Vec<(RulePeer, RulePort, usize)>;
+
 /// Rules of one direction while they are collected.
 #[derive(Default)]
 struct Draft {
     rules: RuleSet,
-    support: Vec<(RulePeer, RulePort, usize)>,
+    support: Support,
     notes: BTreeSet<String>,
 }
 
@@ -76,9 +79,10 @@ struct Builder<'a> {
     context: &'a Context<'a>,
     uses: Vec<EdgeUse>,
     completeness: Completeness<'a>,
+    dns: Dns,
     /// The whole export is incomplete, whatever the single namespaces are.
     whole: Option<String>,
-    policies: Vec<(PlannedPolicy, Vec<(RulePeer, RulePort, usize)>, Vec<(RulePeer, RulePort, usize)>)>,
+    policies: Vec<(PlannedPolicy, Support, Support)>,
     closed_without_evidence: BTreeSet<WorkloadRef>,
     inexpressible: BTreeSet<usize>,
     announced: Announced,
@@ -104,29 +108,31 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
     }
     let completeness = Completeness::new(context);
     let verdicts = completeness.verdicts(&uses);
+    let dns = Dns::in_use(context, &uses);
+    let mut announced = Announced::default();
+    if context.options.egress {
+        announced.dns = dns.servers().map(|(workload, protocol, port)| (workload.clone(), protocol.into(), port)).collect();
+    }
     let mut builder = Builder {
         context,
+        dns,
         uses,
         completeness,
         whole: None,
         policies: Vec::new(),
         closed_without_evidence: BTreeSet::new(),
         inexpressible: BTreeSet::new(),
-        announced: Announced::default(),
+        announced,
         problems: BTreeSet::new(),
         warnings: BTreeSet::new(),
         inbound,
         outbound,
     };
     builder.judge_evidence(&verdicts);
-    let dns = Dns::in_use(context, &builder.uses);
-    if context.options.egress {
-        builder.announced.dns = dns.servers().map(|(workload, protocol, port)| (workload.clone(), protocol.into(), port)).collect();
-    }
     for verdict in &verdicts {
         match context.options.phase {
-            Phase::Observe | Phase::Constrain => builder.constrain(verdict, &dns),
-            Phase::DefaultDeny => builder.default_deny(verdict, &dns),
+            Phase::Observe | Phase::Constrain => builder.constrain(verdict),
+            Phase::DefaultDeny => builder.default_deny(verdict),
         }
     }
     builder.explain_what_has_no_policy();
@@ -180,7 +186,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Phase constrain: one boundary around the namespace.
-    fn constrain(&mut self, verdict: &NamespaceVerdict, dns: &Dns) {
+    fn constrain(&mut self, verdict: &NamespaceVerdict) {
         let namespace = verdict.namespace.as_str();
         let mut draft = Draft::default();
         let inside = RulePeer::Pods { namespace: None, selector: LabelSelector::default() };
@@ -197,13 +203,13 @@ impl<'a> Builder<'a> {
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
         self.push(namespace, names::BOUNDARY, Purpose::Boundary, LabelSelector::default(), Some(draft), None, &everything);
         if self.context.options.egress {
-            self.close_egress(namespace, dns);
-            self.allow_per_workload(namespace, dns, false, true);
+            self.close_egress(namespace);
+            self.allow_per_workload(namespace, false, true);
         }
     }
 
     /// Phase default-deny: everything closed, then one policy per workload for what it needs.
-    fn default_deny(&mut self, verdict: &NamespaceVerdict, dns: &Dns) {
+    fn default_deny(&mut self, verdict: &NamespaceVerdict) {
         let namespace = verdict.namespace.as_str();
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
         for entry in &everything {
@@ -219,9 +225,9 @@ impl<'a> Builder<'a> {
             self.warn_stranded(namespace, &stranded, "ingress");
         }
         if self.context.options.egress {
-            self.close_egress(namespace, dns);
+            self.close_egress(namespace);
         }
-        self.allow_per_workload(namespace, dns, true, self.context.options.egress);
+        self.allow_per_workload(namespace, true, self.context.options.egress);
     }
 
     /// Workloads that talk but that no selector names: a namespace-wide deny would cut them off.
@@ -239,23 +245,23 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn close_egress(&mut self, namespace: &str, dns: &Dns) {
+    fn close_egress(&mut self, namespace: &str) {
         let stranded = self.stranded(namespace, &self.outbound);
         if !stranded.is_empty() {
             self.warn_stranded(namespace, &stranded, "egress");
             return;
         }
         let mut draft = Draft::default();
-        self.allow_dns(&mut draft, namespace, dns);
+        self.allow_dns(&mut draft, namespace);
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
         self.push(namespace, names::DENY_EGRESS, Purpose::DenyEgress, LabelSelector::default(), None, Some(draft), &everything);
     }
 
-    fn allow_dns(&mut self, draft: &mut Draft, namespace: &str, dns: &Dns) {
-        if dns.is_empty() {
+    fn allow_dns(&mut self, draft: &mut Draft, namespace: &str) {
+        if self.dns.is_empty() {
             self.warnings.insert("no pod was seen asking for names: the egress policies hold no DNS rule".to_owned());
         }
-        let (allowed, nameless) = dns.allowed(namespace, self.context);
+        let (allowed, nameless) = self.dns.allowed(namespace, self.context);
         for (peer, ports) in allowed {
             let edges: Vec<usize> = self
                 .context
@@ -263,7 +269,7 @@ impl<'a> Builder<'a> {
                 .filter_map(|w| self.outbound.get(&w.workload))
                 .flatten()
                 .copied()
-                .filter(|index| dns.covers(self.edge(*index)))
+                .filter(|index| self.dns.covers(self.edge(*index)))
                 .filter(|index| match callee(self.edge(*index), namespace, self.context) {
                     Need::Peers { peers, .. } => peers.contains(&peer),
                     Need::ExternalAddress(address) => single(address) == peer,
@@ -280,7 +286,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn allow_per_workload(&mut self, namespace: &str, dns: &Dns, ingress: bool, egress: bool) {
+    fn allow_per_workload(&mut self, namespace: &str, ingress: bool, egress: bool) {
         let entries: Vec<&WorkloadEntry> = self.context.covered(namespace).filter(|w| w.selector.is_some()).collect();
         let names = names::workload_policies(entries.iter().map(|w| &w.workload));
         let close_each_ingress = ingress && !self.stranded(namespace, &self.inbound).is_empty();
@@ -300,11 +306,11 @@ impl<'a> Builder<'a> {
                     .into_iter()
                     .flatten()
                     .copied()
-                    .filter(|index| !dns.covers(self.edge(*index)))
+                    .filter(|index| !self.dns.covers(self.edge(*index)))
                     .collect();
                 self.collect(&mut outbound, &indices, namespace, Direction::Egress);
                 if close_each_egress {
-                    self.allow_dns(&mut outbound, namespace, dns);
+                    self.allow_dns(&mut outbound, namespace);
                 }
             }
             let inbound = (ingress && (close_each_ingress || !inbound.support.is_empty())).then_some(inbound);
@@ -443,6 +449,11 @@ impl<'a> Builder<'a> {
         if self.context.options.also_service_ports {
             let service_ports = edge.via.iter().filter_map(|via| via.rsplit_once(':')?.1.parse().ok());
             ports.extend(service_ports.map(|number| RulePort { protocol: edge.protocol, port: PortRef::Number(number) }));
+        }
+        if self.context.options.egress && self.dns.covers(edge) {
+            // A resolver turns to TCP when an answer is long (B15).
+            let protocols = [Protocol::Tcp, Protocol::Udp];
+            ports.extend(protocols.map(|protocol| RulePort { protocol, port: PortRef::Number(edge.port) }));
         }
         if edge.marks.contains("proxied") {
             // An ambient mesh carries the connection to the same pod inside HBONE.
