@@ -1,35 +1,83 @@
 //! The observer: observations and inventory changes in, a snapshot out.
 //!
 //! One task owns it. It reads no clock: each call takes the time. Every table is bounded, and what does not fit is counted.
+//! What is counted comes from kernel state; who is behind it is decided here, as of the event's time (`ends`); the edges behind Services follow
+//! when the snapshot is made (`snapshot::derive`).
 
 mod config;
+mod ends;
+mod flows;
+mod names;
+mod pods;
+mod publish;
+mod restore;
+mod services;
 mod stats;
+mod table;
+mod watch;
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 pub use config::ObserverConfig;
+use flows::{Last, Step};
+use ipnet::IpNet;
+use names::Names;
+use pods::{PodId, Pods};
+pub use restore::RestoreError;
 pub use stats::{EdgeCounter, Stats, UnresolvedReason};
-use thiserror::Error;
+use table::{Edges, Flow, PeerId, Peers};
 
 use crate::{
-    inventory::{Change, Inventory},
-    observe::Observation,
-    peer::Protocol,
-    snapshot::Snapshot,
+    identity::{addresses::AddressIndex, cgroups::Cgroups},
+    inventory::{Inventory, Service, VirtualTarget},
+    observe::{LossClass, LossReason, NetnsId, Observation},
+    peer::{Peer, Protocol, WorkloadRef},
+    snapshot::{
+        Interval, WorkloadEntry,
+        facts::{MAX_EXAMPLES, ServiceFacts},
+    },
     time::Timestamp,
 };
 
-/// Why a state cannot be continued.
-#[derive(Debug, Error, Clone, PartialEq, Eq)]
-pub enum RestoreError {
-    /// It was written on another node, or is a merge of several.
-    #[error("the state is of {found}, not of node {node} alone: remove the file to start anew")]
-    OtherSource {
-        /// This node.
-        node: String,
-        /// The nodes whose counts are in it.
-        found: String,
-    },
+/// How long before the first word of a pod's address its traffic may have begun.
+const ADDRESS_LEAD: Duration = Duration::from_secs(60);
+/// Waiting flows are tried again at most this often while changes of the inventory pour in.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Tables are swept of what is too old this often.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Who may own an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AddressOwner {
+    Pod(PodId),
+    Node(PeerId),
+}
+
+/// Short texts that many records share: Service names, port names.
+#[derive(Debug, Default)]
+struct Texts(HashSet<Arc<str>>);
+
+impl Texts {
+    fn intern(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(text) {
+            return Arc::clone(known);
+        }
+        let text: Arc<str> = text.into();
+        self.0.insert(Arc::clone(&text));
+        text
+    }
+}
+
+/// An observation that waits.
+#[derive(Debug)]
+struct Pending {
+    observation: Observation,
+    since: Timestamp,
 }
 
 /// Names flows and keeps the graph.
@@ -37,22 +85,93 @@ pub enum RestoreError {
 pub struct Observer {
     config: ObserverConfig,
     inventory: Inventory,
+    cgroups: Cgroups,
+    addresses: AddressIndex<AddressOwner>,
+    pods: Pods,
+    peers: Peers,
+    this_node: PeerId,
+    many: PeerId,
+    edges: Edges,
+    service_flows: HashMap<(PeerId, Arc<str>, Protocol, u16), Flow>,
+    texts: Texts,
+    names: Names,
+    /// Listening TCP sockets: (namespace, port, address or any) → how many.
+    listeners: HashMap<(NetnsId, u16, Option<IpAddr>), u32>,
+    /// Local UDP ports on which a server record was seen.
+    served: HashSet<(IpAddr, u16)>,
+    /// Addresses that nodes own by their pod range (network and first host address), unless a pod has them.
+    range_nodes: HashMap<IpAddr, PeerId>,
+    pod_ranges: Vec<IpNet>,
+    /// Ports that host-network pods declare → their workload, if it is one.
+    host_ports: HashMap<(PeerId, u16, Protocol), Option<Arc<str>>>,
+    /// Virtual addresses of Services that are gone.
+    gone_services: HashMap<IpAddr, (Arc<Service>, Timestamp)>,
+    services: BTreeMap<(String, String), ServiceFacts>,
+    endpoint_ports: HashSet<(IpAddr, u16, Protocol)>,
+    dirty_services: BTreeSet<(String, String)>,
+    pending: VecDeque<Pending>,
+    unresolved: [u64; UnresolvedReason::ALL.len()],
+    /// Those that Services left open, as of the last snapshot.
+    service_unresolved: [u64; UnresolvedReason::ALL.len()],
+    examples: [BTreeSet<String>; UnresolvedReason::ALL.len()],
+    losses: [u64; LossReason::ALL.len()],
+    incomplete: HashMap<PeerId, BTreeSet<Arc<str>>>,
+    /// Losses that concern anyone on this node.
+    node_wide: BTreeSet<Arc<str>>,
+    /// Earlier intervals of observation, of the restored state.
+    earlier: Vec<Interval>,
+    workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
+    workloads_version: Option<u64>,
+    gone_workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
+    saw_flow: bool,
+    last_retry: Timestamp,
+    last_expire: Timestamp,
 }
 
 impl Observer {
     /// An empty graph.
     #[must_use]
     pub fn new(config: ObserverConfig) -> Self {
-        Self { config, inventory: Inventory::default() }
-    }
-
-    /// Continues from a snapshot that this node's agent wrote: same instance, counts go on, the time in between is a gap in the window.
-    ///
-    /// # Errors
-    /// If the snapshot has counts of another node.
-    pub fn restore(config: ObserverConfig, state: &Snapshot) -> Result<Self, RestoreError> {
-        let _ = state;
-        Ok(Self::new(config))
+        let mut peers = Peers::default();
+        let this_node = peers.id(Peer::Node { name: config.node.clone() });
+        let many = peers.id(Peer::many());
+        Self {
+            addresses: AddressIndex::new(config.guard, ADDRESS_LEAD),
+            edges: Edges::new(many, config.max_external_clients, config.max_external_servers, config.max_edges),
+            last_retry: config.started,
+            last_expire: config.started,
+            config,
+            inventory: Inventory::default(),
+            cgroups: Cgroups::default(),
+            pods: Pods::default(),
+            peers,
+            this_node,
+            many,
+            service_flows: HashMap::new(),
+            texts: Texts::default(),
+            names: Names::default(),
+            listeners: HashMap::new(),
+            served: HashSet::new(),
+            range_nodes: HashMap::new(),
+            pod_ranges: Vec::new(),
+            host_ports: HashMap::new(),
+            gone_services: HashMap::new(),
+            services: BTreeMap::new(),
+            endpoint_ports: HashSet::new(),
+            dirty_services: BTreeSet::new(),
+            pending: VecDeque::new(),
+            unresolved: Default::default(),
+            service_unresolved: Default::default(),
+            examples: Default::default(),
+            losses: Default::default(),
+            incomplete: HashMap::new(),
+            node_wide: BTreeSet::new(),
+            earlier: Vec::new(),
+            workloads: BTreeMap::new(),
+            workloads_version: None,
+            gone_workloads: BTreeMap::new(),
+            saw_flow: false,
+        }
     }
 
     /// The inventory as it stands.
@@ -67,45 +186,198 @@ impl Observer {
         &self.config
     }
 
-    /// Takes a change of the inventory. Flows that waited for it are named now.
-    pub fn apply(&mut self, change: Change, now: Timestamp) {
-        let _ = now;
-        self.inventory.change(change);
-    }
-
     /// Takes one observation. `now` is the time of the call; events carry their own time.
     pub fn observe(&mut self, observation: Observation, now: Timestamp) {
-        let _ = (observation, now);
+        match observation {
+            Observation::Flow(_) | Observation::DnsAnswer { .. } => {
+                self.saw_flow = true;
+                if self.try_observation(&observation, now, Last { pod: false, role: false }) != Step::Done {
+                    self.wait(Pending { observation, since: now }, now);
+                }
+            }
+            Observation::CgroupCreated { id, path, at } => {
+                self.cgroups.created(id, &path, at);
+                self.retry_soon(now);
+            }
+            Observation::CgroupRemoved { id, at } => self.cgroups.removed(id, at),
+            Observation::Listening { netns, address, port, listening, .. } => {
+                let key = (netns, port, (!address.is_unspecified()).then_some(address));
+                if !listening {
+                    if let Some(count) = self.listeners.get_mut(&key) {
+                        *count -= 1;
+                        if *count == 0 {
+                            self.listeners.remove(&key);
+                        }
+                    }
+                } else if self.listeners.len() < self.config.max_listeners || self.listeners.contains_key(&key) {
+                    let count = self.listeners.entry(key).or_default();
+                    *count = count.saturating_add(1);
+                }
+            }
+            Observation::Lost { reason, cgroup, count, at } => {
+                self.count_loss(reason, count);
+                if reason.class() == LossClass::Edge {
+                    let local = cgroup.map(|id| self.local_end(id, IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), at, true));
+                    match local {
+                        Some(ends::Found::Yes(local)) => self.incomplete_peer(local.peer, reason.as_str()),
+                        _ => self.node_incomplete(reason.as_str()),
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_observation(&mut self, observation: &Observation, now: Timestamp, last: Last) -> Step {
+        match observation {
+            Observation::Flow(delta) => self.flow(delta, now, last),
+            Observation::DnsAnswer { cgroup, name, addresses, at } => {
+                match self.local_end(*cgroup, IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), *at, last.pod) {
+                    ends::Found::Wait => return Step::WaitPod,
+                    // A name without a client is no loss: the address stands for itself.
+                    ends::Found::No(_) => {}
+                    ends::Found::Yes(local) => {
+                        let name: Arc<str> = name.as_str().into();
+                        for address in addresses {
+                            self.names.learn(local.peer, *address, &name, self.config.max_names);
+                        }
+                    }
+                }
+                Step::Done
+            }
+            _ => Step::Done,
+        }
+    }
+
+    fn wait(&mut self, pending: Pending, now: Timestamp) {
+        if self.pending.len() >= self.config.max_pending
+            && let Some(oldest) = self.pending.pop_front()
+        {
+            self.count_loss(LossReason::PendingOverflow, 1);
+            self.node_incomplete(LossReason::PendingOverflow.as_str());
+            self.try_observation(&oldest.observation, now, Last { pod: true, role: true });
+        }
+        self.pending.push_back(pending);
+    }
+
+    /// Tries waiting flows again, but not with every one of thousands of changes.
+    fn retry_soon(&mut self, now: Timestamp) {
+        if !self.pending.is_empty() && (self.pending.len() < 64 || now.since(self.last_retry) >= RETRY_INTERVAL) {
+            self.retry(now);
+        }
+    }
+
+    fn retry(&mut self, now: Timestamp) {
+        self.last_retry = now;
+        for pending in std::mem::take(&mut self.pending) {
+            let waited = now.since(pending.since);
+            let last = Last { pod: waited >= self.config.pod_timeout, role: waited >= self.config.role_timeout };
+            if self.try_observation(&pending.observation, now, last) != Step::Done {
+                self.pending.push_back(pending);
+            }
+        }
     }
 
     /// Ends waits that are over and forgets what is too old. Call it about once a second.
     pub fn tick(&mut self, now: Timestamp) {
-        let _ = now;
+        self.settle_services(now);
+        if !self.pending.is_empty() {
+            self.retry(now);
+        }
+        if now.since(self.last_expire) >= EXPIRE_INTERVAL {
+            self.last_expire = now;
+            let before = now.before(self.config.tombstone_ttl);
+            self.pods.expire(before);
+            self.addresses.expire(before);
+            self.cgroups.expire(before, self.config.max_cgroups);
+            self.gone_services.retain(|_, (_, at)| *at >= before);
+        }
     }
 
     /// Addresses that changed their owner since the last call: fold and delete kernel entries with these remotes, so that the next
     /// connection is a new key with a `first_open` of its own.
     pub fn take_reassigned_addresses(&mut self) -> Vec<IpAddr> {
-        Vec::new()
+        self.addresses.take_reassigned()
     }
 
     /// Whether `address:port` is a port that something is known to serve: a Service (cluster, external, load-balancer address, node port),
-    /// a declared container port, an endpoint's port.
+    /// a host port, a declared container port, an endpoint's port.
     #[must_use]
     pub fn is_server_address(&self, address: IpAddr, port: u16, protocol: Protocol) -> bool {
-        let _ = (address, port, protocol);
-        false
+        self.is_server_at(address, port, protocol, Timestamp::MAX)
     }
 
-    /// The graph as a document, with everything derived. Ends no wait.
-    pub fn snapshot(&mut self, now: Timestamp) -> Snapshot {
-        let _ = now;
-        Snapshot::empty()
+    fn is_server_at(&self, address: IpAddr, port: u16, protocol: Protocol, at: Timestamp) -> bool {
+        if self.endpoint_ports.contains(&(address, port, protocol)) {
+            return true;
+        }
+        let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
+        if self.inventory.pods_by_address(address).any(|pod| pod.ports.iter().any(|p| p.port == port && p.protocol == text)) {
+            return true;
+        }
+        if self.node_at(address, at).is_some_and(|node| self.host_ports.contains_key(&(node, port, protocol))) {
+            return true;
+        }
+        matches!(
+            self.virtual_target(address, port, protocol, at),
+            Some(VirtualTarget::Service { .. } | VirtualTarget::HostPort { .. })
+        )
     }
 
-    /// Counters for `/metrics`; for those of edges see [`Snapshot::edge_counters`].
+    fn count_loss(&mut self, reason: LossReason, count: u64) {
+        if let Some(index) = LossReason::ALL.iter().position(|r| *r == reason) {
+            self.losses[index] = self.losses[index].saturating_add(count);
+        }
+    }
+
+    fn wants_example(&self, reason: UnresolvedReason) -> bool {
+        self.examples[reason as usize].len() < MAX_EXAMPLES
+    }
+
+    fn count_unresolved(&mut self, reason: UnresolvedReason, count: u64, example: impl FnOnce() -> String) {
+        let index = reason as usize;
+        self.unresolved[index] = self.unresolved[index].saturating_add(count);
+        if reason == UnresolvedReason::PodUnknown {
+            self.count_loss(LossReason::PendingOverflow, 1);
+        }
+        if self.examples[index].len() < MAX_EXAMPLES {
+            self.examples[index].insert(example());
+        }
+    }
+
+    fn incomplete_peer(&mut self, peer: PeerId, reason: &str) {
+        let reasons = self.incomplete.entry(peer).or_default();
+        if !reasons.contains(reason) {
+            reasons.insert(reason.into());
+        }
+    }
+
+    fn node_incomplete(&mut self, reason: &str) {
+        self.node_wide.insert(reason.into());
+    }
+
+    /// No room for another edge.
+    fn table_full(&mut self, local: &ends::Local) {
+        self.count_loss(LossReason::QueueFull, 1);
+        self.incomplete_peer(local.peer, LossReason::QueueFull.as_str());
+    }
+
+    /// Counters for `/metrics`; for those of edges see [`crate::Snapshot::edge_counters`].
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        Stats {
+            edges: self.edges.len(),
+            service_flows: self.service_flows.len(),
+            pending: self.pending.len(),
+            unresolved: UnresolvedReason::ALL.iter().map(|r| (r.as_str(), self.unresolved[*r as usize].saturating_add(self.service_unresolved[*r as usize]))).collect(),
+            losses: LossReason::ALL.iter().zip(self.losses).map(|(r, count)| (*r, r.class(), count)).collect(),
+            identity_entries: vec![
+                ("address", self.addresses.len()),
+                ("cgroup", self.cgroups.len()),
+                ("listener", self.listeners.len() + self.served.len()),
+                ("name", self.names.len()),
+                ("peer", self.peers.len()),
+                ("pod", self.pods.len()),
+            ],
+        }
     }
 }

@@ -296,4 +296,9 @@ impl Inventory {
     pub fn controller(&self, namespace: &str, kind: &str, name: &str) -> Option<&Arc<Controller>> {
         self.controllers.get(namespace)?.get(&(kind.to_owned(), name.to_owned()))
     }
+
+    /// The Service that an EndpointSlice belongs to.
+    pub(crate) fn slices_service(&self, namespace: &str, name: &str) -> Option<String> {
+        self.slices.get(&(namespace.to_owned(), name.to_owned()))?.service.clone()
+    }
 }

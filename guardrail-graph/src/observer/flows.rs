@@ -1,0 +1,381 @@
+//! From one flow delta to edges.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{
+    AddressOwner, Observer, UnresolvedReason,
+    ends::{Found, Local, Remote, special},
+    table::{Gain, Ref, mark_bit},
+};
+use crate::{
+    identity::addresses::Lookup,
+    observe::{self, FlowCounts, FlowDelta, Role},
+    peer::{Peer, Protocol},
+    snapshot::{Counts, Side, facts::Seen, marks},
+    time::Timestamp,
+};
+
+/// What became of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Done,
+    WaitPod,
+    WaitRole,
+}
+
+/// What is no longer waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Last {
+    pub(super) pod: bool,
+    pub(super) role: bool,
+}
+
+/// What the evidence says of a UDP or undecided flow.
+enum Decided {
+    Client,
+    Server(u16),
+    /// An answer to an exchange that began before the agent: no edge.
+    Reply,
+    Wait,
+    Unknown,
+}
+
+fn weight(counts: &FlowCounts) -> u64 {
+    counts.opened.saturating_add(counts.found).saturating_add(counts.refused).saturating_add(counts.unanswered).saturating_add(counts.unreachable)
+}
+
+/// Counts as the client sees them.
+fn as_client(counts: &FlowCounts, role: Role) -> Counts {
+    let (bytes_sent, bytes_received) = match role {
+        Role::Server => (counts.bytes_received, counts.bytes_sent),
+        _ => (counts.bytes_sent, counts.bytes_received),
+    };
+    Counts {
+        opened: counts.opened,
+        found: counts.found,
+        refused: counts.refused,
+        unanswered: counts.unanswered,
+        unreachable: counts.unreachable,
+        bytes_sent,
+        bytes_received,
+    }
+}
+
+impl Observer {
+    /// Names a flow and adds it to the graph, or says what it waits for.
+    pub(super) fn flow(&mut self, delta: &FlowDelta, now: Timestamp, last: Last) -> Step {
+        let at = delta.last_open.or(delta.first_open).unwrap_or(now);
+        let remote = match delta.remote {
+            observe::Remote::Addr(address) if address.is_loopback() => return Step::Done,
+            remote => remote,
+        };
+        let local = match self.local_end(delta.cgroup, delta.local, at, last.pod) {
+            Found::Yes(local) => local,
+            Found::Wait => return Step::WaitPod,
+            Found::No(reason) => {
+                self.lost_local(delta, reason, at);
+                return Step::Done;
+            }
+        };
+        let (role, port) = match self.role(delta, &local, at, last.role) {
+            Decided::Client => (Role::Client, delta.server_port),
+            Decided::Server(port) => (Role::Server, port),
+            Decided::Reply => return Step::Done,
+            Decided::Wait => return Step::WaitRole,
+            Decided::Unknown => {
+                self.unresolved_flow(UnresolvedReason::RoleUnknown, delta, &local, weight(&delta.counts));
+                return Step::Done;
+            }
+        };
+        if role == Role::Server {
+            self.learn_served(delta, &local, port);
+        }
+        let address = match remote {
+            observe::Remote::Addr(address) => address,
+            observe::Remote::Many => {
+                self.many_peers(delta, &local, role, port, at);
+                return Step::Done;
+            }
+        };
+        self.instants(delta, role, port, address, local, at, last)
+    }
+
+    /// `first_open` and `last_open` each prove an edge to the owner at that instant.
+    #[expect(clippy::too_many_arguments, reason = "everything that is known of the flow by then")]
+    fn instants(&mut self, delta: &FlowDelta, role: Role, port: u16, address: IpAddr, local: Local, at: Timestamp, last: Last) -> Step {
+        let end = |this: &mut Self, at| match role {
+            Role::Server => this.remote_peer(address, at, last.pod),
+            _ => this.remote_server(address, port, delta.protocol, at, last.pod),
+        };
+        let remote = end(self, at);
+        if remote == Found::Wait {
+            return Step::WaitPod;
+        }
+        let counts = as_client(&delta.counts, role);
+        let total = weight(&delta.counts);
+        if let Some(first) = delta.first_open.filter(|f| *f < at)
+            && (self.addresses.changed_between(address, first, at) || self.addresses.changed_between(delta.local, first, at))
+        {
+            let first_local = match self.local_end(delta.cgroup, delta.local, first, last.pod) {
+                Found::Wait => return Step::WaitPod,
+                Found::Yes(found) => found,
+                Found::No(_) => local.clone(),
+            };
+            let first_remote = end(self, first);
+            if first_remote == Found::Wait {
+                return Step::WaitPod;
+            }
+            if first_remote != remote || first_local.peer != local.peer {
+                self.split(delta, role, port, address, [(first_local, first_remote, first), (local, remote, at)], counts);
+                return Step::Done;
+            }
+        } else if delta.first_open.is_none() && total > 1 {
+            // All but the last of these came some time since the last sweep, and the address may have been another's then.
+            let since = at.before(self.config.sweep_interval);
+            if self.addresses.changed_between(address, since, at) && !self.same_peer_since(address, since, at) {
+                let one = Counts { opened: counts.opened.min(1), found: 0, refused: 0, unanswered: 0, unreachable: 0, ..counts };
+                self.unresolved_flow(UnresolvedReason::IpReuse, delta, &local, total - one.opened);
+                self.record(delta, role, port, address, &local, remote, Seen { counts: one, first: at, last: at });
+                return Step::Done;
+            }
+        }
+        let first = delta.first_open.unwrap_or(at).min(at);
+        self.record(delta, role, port, address, &local, remote, Seen { counts, first, last: at });
+        Step::Done
+    }
+
+    fn same_peer_since(&self, address: IpAddr, since: Timestamp, at: Timestamp) -> bool {
+        let peer = |at| match self.addresses.lookup(address, at) {
+            Lookup::Owner(owner) => self.peer_of(owner),
+            _ => None,
+        };
+        peer(since).is_some() && peer(since) == peer(at)
+    }
+
+    /// One kernel entry whose remote (or local) address had two owners: one connection is proven for each, the rest belongs to the later one unless a
+    /// third owner came between.
+    fn split(&mut self, delta: &FlowDelta, role: Role, port: u16, address: IpAddr, ends: [(Local, Found<Remote>, Timestamp); 2], counts: Counts) {
+        let [(first_local, first_remote, first), (last_local, last_remote, at)] = ends;
+        if counts.opened < 2 || counts.found > 0 {
+            // One connection and one failed attempt: which of the two owners was reached cannot be told.
+            self.unresolved_flow(UnresolvedReason::IpReuse, delta, &last_local, weight(&delta.counts));
+            return;
+        }
+        let one = Counts { opened: 1, ..Counts::default() };
+        let owners = [first, at].map(|t| match self.addresses.lookup(address, t) {
+            Lookup::Owner(owner) => owner,
+            _ => AddressOwner::Node(self.this_node),
+        });
+        let mut rest = Counts { opened: counts.opened - 1, ..counts };
+        if rest.opened > 1 && self.addresses.others_between(address, first, at, owners) {
+            self.unresolved_flow(UnresolvedReason::IpReuse, delta, &last_local, rest.opened - 1);
+            rest.opened = 1;
+        }
+        self.record(delta, role, port, address, &first_local, first_remote, Seen { counts: one, first, last: first });
+        self.record(delta, role, port, address, &last_local, last_remote, Seen { counts: rest, first: at, last: at });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything that is known of the flow by then")]
+    fn record(&mut self, delta: &FlowDelta, role: Role, port: u16, address: IpAddr, local: &Local, remote: Found<Remote>, seen: Seen) {
+        let remote = match remote {
+            Found::Yes(remote) => remote,
+            Found::Wait => return,
+            Found::No(reason) => {
+                let counts = &seen.counts;
+                self.unresolved_flow(reason, delta, local, counts.established().saturating_add(counts.failed()));
+                return;
+            }
+        };
+        let mut gain = Gain {
+            side: if role == Role::Server { Side::Server } else { Side::Client },
+            seen,
+            marks: local.marks | special(delta.local),
+            node_workload: local.node_workload.clone(),
+            port_name: None,
+        };
+        let local_ref = Ref::Peer(local.peer);
+        let (remote_ref, port) = match remote {
+            // A pod that reaches itself (through its Service, or by its own address) is no edge.
+            Remote::Peer { pod: Some(pod), .. } if local.pod == Some(pod) => return,
+            Remote::Peer { peer, pod } => {
+                if role != Role::Server {
+                    gain.port_name = pod.and_then(|id| self.port_name(id, port, delta.protocol));
+                    if gain.node_workload.is_none() && pod.is_none() {
+                        gain.node_workload = self.host_network_server(peer, port, delta.protocol);
+                    }
+                }
+                (Ref::Peer(peer), port)
+            }
+            Remote::HostPort { peer, port } => {
+                gain.marks |= mark_bit(marks::HOST_PORT);
+                (Ref::Peer(peer), port)
+            }
+            Remote::External { marks } => {
+                gain.marks |= marks;
+                (Ref::External(address), port)
+            }
+            Remote::Service { service, port } => {
+                let room = self.service_flows.len() < self.config.max_edges;
+                let key = (local.peer, service, delta.protocol, port);
+                if gain.seen.counts.established() == 0 && gain.seen.counts.failed() == 0 && !self.service_flows.contains_key(&key) {
+                    return;
+                }
+                if room || self.service_flows.contains_key(&key) {
+                    self.service_flows.entry(key).or_default().gain(&gain);
+                } else {
+                    self.table_full(local);
+                }
+                return;
+            }
+        };
+        if role == Role::Server {
+            gain.port_name = local.pod.and_then(|id| self.port_name(id, port, delta.protocol));
+        }
+        let (client, server) = if role == Role::Server { (remote_ref, local_ref) } else { (local_ref, remote_ref) };
+        if !self.edges.gain(client, server, delta.protocol, port, &gain, &mut self.peers) {
+            self.table_full(local);
+        }
+    }
+
+    fn port_name(&mut self, pod: super::pods::PodId, port: u16, protocol: Protocol) -> Option<Arc<str>> {
+        let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
+        let name = self.pods.get(pod)?.pod.port_name(port, text)?;
+        Some(self.texts.intern(name))
+    }
+
+    /// The workload of the one host-network pod of a node that declares a port.
+    fn host_network_server(&self, node: super::table::PeerId, port: u16, protocol: Protocol) -> Option<Arc<str>> {
+        let Peer::Node { .. } = self.peers.get(node) else { return None };
+        self.host_ports.get(&(node, port, protocol)).cloned().flatten()
+    }
+
+    /// The coarse key: whoever they were, a server's clients are "many", and complete; a client's servers are unknown.
+    fn many_peers(&mut self, delta: &FlowDelta, local: &Local, role: Role, port: u16, at: Timestamp) {
+        let first = delta.first_open.unwrap_or(at).min(at);
+        let seen = Seen { counts: as_client(&delta.counts, role), first, last: at };
+        if role == Role::Server {
+            let mut gain =
+                Gain { side: Side::Server, seen, marks: local.marks, node_workload: local.node_workload.clone(), port_name: None };
+            gain.port_name = local.pod.and_then(|id| self.port_name(id, port, delta.protocol));
+            if !self.edges.gain(Ref::Peer(self.many), Ref::Peer(local.peer), delta.protocol, port, &gain, &mut self.peers) {
+                self.table_full(local);
+            }
+        } else if weight(&delta.counts) > 0 {
+            self.incomplete_peer(local.peer, observe::LossReason::CoarseClient.as_str());
+        }
+    }
+
+    /// The role of the local socket. Socket state has decided already for TCP but for sockets found at start whose state does not tell.
+    fn role(&self, delta: &FlowDelta, local: &Local, at: Timestamp, last: bool) -> Decided {
+        let observe::Remote::Addr(remote) = delta.remote else {
+            return match delta.role {
+                Role::Client => Decided::Client,
+                Role::Server => Decided::Server(delta.server_port),
+                Role::Undecided => Decided::Unknown,
+            };
+        };
+        match delta.role {
+            Role::Server => Decided::Server(delta.server_port),
+            Role::Client => match delta.local_port {
+                Some(local_port) if delta.protocol == Protocol::Udp => self.served_udp_client(delta, local, local_port, remote, at, last),
+                _ => Decided::Client,
+            },
+            Role::Undecided => {
+                if let Some(local_port) = delta.local_port
+                    && self.listens(delta, local_port)
+                {
+                    Decided::Server(local_port)
+                } else if self.is_server_at(remote, delta.server_port, delta.protocol, at) {
+                    Decided::Client
+                } else if last {
+                    Decided::Unknown
+                } else {
+                    Decided::Wait
+                }
+            }
+        }
+    }
+
+    /// UDP sent from a port that the application chose: its own initiative, or a reply in an exchange that is older than the agent?
+    fn served_udp_client(&self, delta: &FlowDelta, local: &Local, local_port: u16, remote: IpAddr, at: Timestamp, last: bool) -> Decided {
+        let is_server_of_remote = match self.remote_peer(remote, at, true) {
+            Found::Yes(Remote::Peer { peer, .. }) => self.edges.contains(&(peer, local.peer, Protocol::Udp, local_port)),
+            Found::Yes(Remote::External { .. }) => {
+                self.peers.known_external(remote).is_some_and(|peer| self.edges.contains(&(peer, local.peer, Protocol::Udp, local_port)))
+            }
+            _ => false,
+        };
+        if delta.bind_seen && !is_server_of_remote {
+            return Decided::Client;
+        }
+        let local_serves = self.served.contains(&(delta.local, local_port)) || self.declares(local, local_port, Protocol::Udp);
+        let remote_serves = self.is_server_at(remote, delta.server_port, Protocol::Udp, at) || self.served.contains(&(remote, delta.server_port));
+        match (local_serves, remote_serves) {
+            // Gossip and NTP: both ports are fixed, and each side's own sends make an edge.
+            _ if local_port == delta.server_port => Decided::Client,
+            (_, true) => Decided::Client,
+            (true, false) => Decided::Reply,
+            (false, false) if last => Decided::Unknown,
+            (false, false) => Decided::Wait,
+        }
+    }
+
+    fn declares(&self, local: &Local, port: u16, protocol: Protocol) -> bool {
+        let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
+        local.pod.and_then(|id| self.pods.get(id)).is_some_and(|r| r.pod.ports.iter().any(|p| p.port == port && p.protocol == text))
+    }
+
+    fn listens(&self, delta: &FlowDelta, port: u16) -> bool {
+        let Some(netns) = delta.netns else { return false };
+        // A socket that listens on `::` accepts IPv4 as well, so "any" is one entry.
+        self.listeners.contains_key(&(netns, port, None)) || self.listeners.contains_key(&(netns, port, Some(delta.local)))
+    }
+
+    fn learn_served(&mut self, delta: &FlowDelta, local: &Local, port: u16) {
+        if delta.protocol == Protocol::Udp && special(delta.local) == 0 && self.served.len() < self.config.max_listeners {
+            let _ = local;
+            self.served.insert((delta.local, port));
+        }
+    }
+
+    /// A flow whose local end never became known: the other end, if it is known, misses an edge.
+    pub(super) fn lost_local(&mut self, delta: &FlowDelta, reason: UnresolvedReason, at: Timestamp) {
+        let count = weight(&delta.counts);
+        if count == 0 {
+            return;
+        }
+        self.count_unresolved(reason, count, || format!("cgroup {} ({}) -> {}/{}", delta.cgroup.0, delta.local, remote_text(delta), delta.protocol));
+        let this_node = self.this_node;
+        self.incomplete_peer(this_node, reason.as_str());
+        if let observe::Remote::Addr(address) = delta.remote
+            && let Found::Yes(Remote::Peer { peer, .. }) = self.remote_peer(address, at, true)
+        {
+            self.incomplete_peer(peer, reason.as_str());
+        }
+    }
+
+    fn unresolved_flow(&mut self, reason: UnresolvedReason, delta: &FlowDelta, local: &Local, count: u64) {
+        if count == 0 {
+            return;
+        }
+        let peer = local.peer;
+        if self.wants_example(reason) {
+            let text = format!("{} -> {}/{}", self.peers.get(peer), remote_text(delta), delta.protocol);
+            self.count_unresolved(reason, count, || text);
+        } else {
+            self.count_unresolved(reason, count, String::new);
+        }
+        // Failed attempts support nothing, so nothing is missing without them.
+        if delta.counts.opened > 0 || delta.counts.found > 0 {
+            self.incomplete_peer(peer, reason.as_str());
+        }
+    }
+}
+
+fn remote_text(delta: &FlowDelta) -> String {
+    match delta.remote {
+        observe::Remote::Addr(IpAddr::V6(address)) => format!("[{address}]:{}", delta.server_port),
+        observe::Remote::Addr(address) => format!("{address}:{}", delta.server_port),
+        observe::Remote::Many => format!("many:{}", delta.server_port),
+    }
+}

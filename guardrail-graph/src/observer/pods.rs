@@ -1,0 +1,164 @@
+//! Pods as the observer remembers them, deleted ones included.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::table::{PeerId, Peers};
+use crate::{
+    inventory::{Inventory, Pod},
+    peer::Peer,
+    time::Timestamp,
+};
+
+/// A pod's number; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct PodId(pub(super) u32);
+
+/// What the observer needs of a pod.
+#[derive(Debug)]
+pub(super) struct PodRecord {
+    pub(super) pod: Arc<Pod>,
+    pub(super) peer: PeerId,
+    /// `namespace/Owner/name` of a host-network pod's workload.
+    pub(super) node_workload: Option<Arc<str>>,
+    /// The name of its workload may still change.
+    pub(super) provisional: bool,
+    pub(super) deleted: Option<Timestamp>,
+}
+
+/// A change of addresses that follows from a pod's change.
+pub(super) struct AddressChanges {
+    pub(super) id: PodId,
+    pub(super) claimed: Vec<IpAddr>,
+    pub(super) released: Vec<IpAddr>,
+}
+
+/// All pods.
+#[derive(Debug, Default)]
+pub(super) struct Pods {
+    records: HashMap<PodId, PodRecord>,
+    /// Namespace → name → the live pod (or the last one of that name).
+    by_name: BTreeMap<Arc<str>, HashMap<Arc<str>, PodId>>,
+    by_uid: HashMap<Arc<str>, PodId>,
+    next: u32,
+}
+
+/// The addresses that are a pod's alone.
+fn own_addresses(pod: &Pod) -> &[IpAddr] {
+    if pod.host_network || pod.finished { &[] } else { &pod.addresses }
+}
+
+impl Pods {
+    pub(super) fn get(&self, id: PodId) -> Option<&PodRecord> {
+        self.records.get(&id)
+    }
+
+    pub(super) fn by_uid(&self, uid: &str) -> Option<(PodId, &PodRecord)> {
+        let id = *self.by_uid.get(uid)?;
+        Some((id, self.records.get(&id)?))
+    }
+
+    pub(super) fn by_name(&self, namespace: &str, name: &str) -> Option<(PodId, &PodRecord)> {
+        let id = *self.by_name.get(namespace)?.get(name)?;
+        Some((id, self.records.get(&id)?))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PodId, &PodRecord)> {
+        self.records.iter().map(|(id, r)| (*id, r))
+    }
+
+    fn identity(pod: &Pod, inventory: &Inventory, peers: &mut Peers, this_node: &str) -> (PeerId, Option<Arc<str>>, bool) {
+        let owner = inventory.owner_of(pod);
+        if pod.host_network {
+            let name = pod.node.as_deref().unwrap_or(this_node).to_owned();
+            return (peers.id(Peer::Node { name }), Some(owner.workload.to_string().into()), owner.provisional);
+        }
+        (peers.id(Peer::Workload(owner.workload)), None, owner.provisional)
+    }
+
+    /// A pod was added or changed. `inventory` already holds it.
+    pub(super) fn apply(&mut self, pod: &Arc<Pod>, inventory: &Inventory, peers: &mut Peers, this_node: &str, now: Timestamp) -> Vec<AddressChanges> {
+        let mut changes = Vec::new();
+        let known = self.by_name.get(pod.namespace.as_str()).and_then(|pods| pods.get(pod.name.as_str())).copied();
+        let same = known.filter(|id| {
+            // Pods of a file may lack a uid, and so do those of a restored state.
+            self.records.get(id).is_some_and(|r| r.pod.uid == pod.uid || r.pod.uid.is_empty() || pod.uid.is_empty())
+        });
+        if let Some(old) = known.filter(|_| same.is_none()) {
+            changes.extend(self.end(old, now));
+        }
+        let (peer, node_workload, provisional) = Self::identity(pod, inventory, peers, this_node);
+        let id = same.unwrap_or_else(|| {
+            let id = PodId(self.next);
+            self.next += 1;
+            id
+        });
+        let before: Vec<IpAddr> = self.records.get(&id).filter(|r| r.deleted.is_none()).map(|r| own_addresses(&r.pod).to_vec()).unwrap_or_default();
+        let after = own_addresses(pod);
+        changes.push(AddressChanges {
+            id,
+            claimed: after.to_vec(),
+            released: before.into_iter().filter(|a| !after.contains(a)).collect(),
+        });
+        self.records.insert(id, PodRecord { pod: Arc::clone(pod), peer, node_workload, provisional, deleted: None });
+        self.by_name.entry(pod.namespace.as_str().into()).or_default().insert(pod.name.as_str().into(), id);
+        for uid in std::iter::once(&pod.uid).chain(&pod.config_hash).filter(|u| !u.is_empty()) {
+            self.by_uid.insert(uid.as_str().into(), id);
+        }
+        changes
+    }
+
+    fn end(&mut self, id: PodId, now: Timestamp) -> Option<AddressChanges> {
+        let record = self.records.get_mut(&id).filter(|r| r.deleted.is_none())?;
+        record.deleted = Some(now);
+        Some(AddressChanges { id, claimed: Vec::new(), released: own_addresses(&record.pod).to_vec() })
+    }
+
+    /// A pod was deleted.
+    pub(super) fn delete(&mut self, namespace: &str, name: &str, now: Timestamp) -> Option<AddressChanges> {
+        let id = *self.by_name.get(namespace)?.get(name)?;
+        self.end(id, now)
+    }
+
+    /// A controller became known: pods that waited for it get their name.
+    pub(super) fn rename_provisional(&mut self, inventory: &Inventory, peers: &mut Peers, this_node: &str) {
+        for record in self.records.values_mut().filter(|r| r.provisional) {
+            let (peer, node_workload, provisional) = Self::identity(&record.pod, inventory, peers, this_node);
+            (record.peer, record.node_workload, record.provisional) = (peer, node_workload, provisional);
+        }
+    }
+
+    /// A pod of a stored state, of which only name and peer are known.
+    pub(super) fn restore(&mut self, namespace: &str, name: &str, peer: PeerId, at: Timestamp) -> PodId {
+        if let Some((id, _)) = self.by_name(namespace, name) {
+            return id;
+        }
+        let id = PodId(self.next);
+        self.next += 1;
+        let pod = Arc::new(Pod { namespace: namespace.to_owned(), name: name.to_owned(), ..Pod::default() });
+        self.records.insert(id, PodRecord { pod, peer, node_workload: None, provisional: false, deleted: Some(at) });
+        self.by_name.entry(namespace.into()).or_default().insert(name.into(), id);
+        id
+    }
+
+    /// Forgets pods deleted before `before`.
+    pub(super) fn expire(&mut self, before: Timestamp) {
+        let records = &mut self.records;
+        let old = records.len();
+        records.retain(|_, r| r.deleted.is_none_or(|at| at >= before));
+        if records.len() < old {
+            self.by_uid.retain(|_, id| records.contains_key(id));
+            for pods in self.by_name.values_mut() {
+                pods.retain(|_, id| records.contains_key(id));
+            }
+            self.by_name.retain(|_, pods| !pods.is_empty());
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The snapshot of an observer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Observer, UnresolvedReason, table::MARKS};
+use crate::{
+    inventory::Pod,
+    observe::LossReason,
+    peer::{Peer, WorkloadRef},
+    snapshot::{
+        Interval, NamedPort, PodEntry, Side, Snapshot, Source, WorkloadEntry,
+        facts::{EdgeFacts, Facts, FlowFacts},
+    },
+    time::Timestamp,
+};
+
+/// Workloads remembered after they are gone.
+const MAX_GONE_WORKLOADS: usize = 10_000;
+
+fn marks_of(bits: u8) -> BTreeSet<String> {
+    MARKS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, m)| (*m).to_owned()).collect()
+}
+
+fn pod_entry(pod: &Pod) -> PodEntry {
+    let mut ports: Vec<NamedPort> = pod
+        .ports
+        .iter()
+        .filter_map(|p| Some(NamedPort { name: p.name.clone()?, protocol: p.protocol.clone(), port: p.port }))
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    PodEntry { name: pod.name.clone(), addresses: pod.addresses.iter().copied().collect(), ports }
+}
+
+impl Observer {
+    /// The graph as a document, with everything derived. Ends no wait.
+    pub fn snapshot(&mut self, now: Timestamp) -> Snapshot {
+        self.settle_services(now);
+        self.refresh_workloads(now);
+        let source = Source { node: self.config.node.clone(), instance: self.config.instance.clone() };
+        let mut facts = Facts { expected: self.expected_nodes(), ..Facts::default() };
+        facts.sources.insert(source.clone());
+        facts.observed.insert(self.config.node.clone());
+        let mut intervals = self.earlier.clone();
+        intervals.push(Interval { from: self.config.started, to: now.max(self.config.started) });
+        facts.window.insert(self.config.node.clone(), intervals);
+        for (reason, count) in LossReason::ALL.iter().zip(self.losses).filter(|(_, count)| *count > 0) {
+            facts.losses.insert((source.clone(), reason.as_str().to_owned()), (reason.class(), count));
+        }
+        for reason in UnresolvedReason::ALL {
+            let (count, examples) = (self.unresolved[reason as usize], &self.examples[reason as usize]);
+            if count > 0 {
+                facts.unresolved.insert((source.clone(), reason.as_str().to_owned()), (count, examples.clone()));
+            }
+        }
+        for (peer, reasons) in &self.incomplete {
+            facts.incomplete.insert(self.peers.get(*peer).clone(), reasons.iter().map(|r| r.to_string()).collect());
+        }
+        if !self.node_wide.is_empty() {
+            let here = self.workloads.values().filter(|w| w.pods.contains_key(&self.config.node)).map(|w| Peer::Workload(w.workload.clone()));
+            for peer in here.chain([Peer::Node { name: self.config.node.clone() }]) {
+                facts.incomplete.entry(peer).or_default().extend(self.node_wide.iter().map(|r| r.to_string()));
+            }
+        }
+        for entry in self.gone_workloads.values().chain(self.workloads.values()) {
+            facts.workloads.insert(entry.workload.clone(), entry.clone());
+        }
+        facts.services = self.services.clone();
+        self.address_facts(&mut facts);
+        for ((client, service, protocol, port), flow) in &self.service_flows {
+            let Some(seen) = flow.seen else { continue };
+            let key = (self.peers.get(*client).clone(), service.to_string(), *protocol, *port);
+            let mut flow_facts = FlowFacts { marks: marks_of(flow.marks), ..FlowFacts::default() };
+            flow_facts.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
+            flow_facts.sources.insert((source.clone(), Side::Client), seen);
+            facts.service_flows.insert(key, flow_facts);
+        }
+        self.edge_facts(&mut facts, &source);
+        let snapshot = facts.finish();
+        // What Services left open is computed with the snapshot; the counters of `/metrics` show it.
+        for reason in [UnresolvedReason::ServiceBackendUnknown, UnresolvedReason::ServiceAttemptFailed] {
+            let counts = snapshot.body.coverage.unresolved.iter().filter(|u| u.reason == reason.as_str()).map(|u| u.count);
+            self.service_unresolved[reason as usize] = counts.sum::<u64>();
+        }
+        snapshot
+    }
+
+    fn edge_facts(&self, facts: &mut Facts, source: &Source) {
+        for ((client, server, protocol, port), edge) in self.edges.iter() {
+            let mut edge_facts = EdgeFacts { marks: marks_of(edge.marks), ..EdgeFacts::default() };
+            edge_facts.node_workloads.extend(edge.node_workloads.iter().map(|w| w.to_string()));
+            edge_facts.port_name = edge.port_name.as_ref().map(|n| n.to_string());
+            for (side, seen) in [Side::Client, Side::Server].into_iter().zip(edge.sides) {
+                if let Some(seen) = seen {
+                    edge_facts.sources.insert((source.clone(), side), seen);
+                }
+            }
+            let server_peer = self.peers.get(*server);
+            if let Peer::External { address } = server_peer
+                && let Ok(address) = address.parse()
+            {
+                edge_facts.server_names.extend(self.names.of(*client, address).iter().map(|n| n.to_string()));
+            }
+            facts.edges.insert((self.peers.get(*client).clone(), server_peer.clone(), *protocol, *port), edge_facts);
+        }
+    }
+
+    fn address_facts(&self, facts: &mut Facts) {
+        let bound = |at: Timestamp| (at != Timestamp::MIN && at != Timestamp::MAX).then_some(at);
+        for (address, tenure) in self.addresses.iter() {
+            let (peer, pod) = match tenure.owner {
+                super::AddressOwner::Node(peer) => (peer, None),
+                super::AddressOwner::Pod(id) => match self.pods.get(id) {
+                    Some(record) => (record.peer, Some(format!("{}/{}", record.pod.namespace, record.pod.name))),
+                    None => continue,
+                },
+            };
+            let key = (address, bound(tenure.from), self.peers.get(peer).clone(), pod);
+            facts.addresses.insert(key, (bound(tenure.to), tenure.proven.is_some()));
+        }
+        for (address, peer) in &self.range_nodes {
+            if self.addresses.lookup(*address, Timestamp::MAX) == crate::identity::addresses::Lookup::Unknown {
+                facts.addresses.insert((*address, None, self.peers.get(*peer).clone(), None), (None, false));
+            }
+        }
+    }
+
+    /// Workloads change with the inventory only.
+    fn refresh_workloads(&mut self, now: Timestamp) {
+        let version = self.inventory.version();
+        if self.workloads_version != Some(version) {
+            self.workloads_version = Some(version);
+            let fresh = self.workload_entries();
+            for (name, entry) in std::mem::take(&mut self.workloads) {
+                if !fresh.contains_key(&name) {
+                    self.gone_workloads.insert(name, WorkloadEntry { pods: BTreeMap::new(), as_of: now, ..entry });
+                }
+            }
+            self.gone_workloads.retain(|name, _| !fresh.contains_key(name));
+            while self.gone_workloads.len() > MAX_GONE_WORKLOADS {
+                let oldest = self.gone_workloads.iter().min_by_key(|(name, w)| (w.as_of, *name)).map(|(name, _)| name.clone());
+                let Some(oldest) = oldest else { break };
+                self.gone_workloads.remove(&oldest);
+            }
+            self.workloads = fresh;
+        }
+        for entry in self.workloads.values_mut() {
+            entry.as_of = now;
+        }
+    }
+
+    fn workload_entries(&self) -> BTreeMap<WorkloadRef, WorkloadEntry> {
+        let mut entries: BTreeMap<WorkloadRef, WorkloadEntry> = self
+            .inventory
+            .workloads()
+            .into_iter()
+            .map(|(workload, s)| {
+                let entry = WorkloadEntry {
+                    workload: workload.clone(),
+                    selector: s.selector,
+                    selector_advice: s.advice,
+                    labels: s.labels,
+                    host_network: false,
+                    pods: BTreeMap::new(),
+                    as_of: Timestamp::default(),
+                };
+                (workload, entry)
+            })
+            .collect();
+        for pod in self.inventory.pods() {
+            let Some(entry) = entries.get_mut(&self.inventory.owner_of(pod).workload) else { continue };
+            entry.host_network |= pod.host_network;
+            if !pod.finished {
+                entry.pods.entry(pod.node.clone().unwrap_or_default()).or_default().push(pod_entry(pod));
+            }
+        }
+        for pods in entries.values_mut().flat_map(|e| e.pods.values_mut()) {
+            pods.sort_unstable();
+        }
+        entries
+    }
+}

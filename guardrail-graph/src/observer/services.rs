@@ -1,0 +1,114 @@
+//! The endpoints of Services over time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Observer,
+    ends::{Found, Remote},
+};
+use crate::{
+    inventory::Backend,
+    peer::{Peer, Protocol},
+    snapshot::{ServiceEntry, facts::ServiceFacts},
+    time::Timestamp,
+};
+
+/// Endpoints remembered per Service port; of more the oldest ended ones are forgotten.
+const MAX_BACKENDS: usize = 4_096;
+
+impl Observer {
+    /// Brings the endpoints of changed Services up to date.
+    pub(super) fn settle_services(&mut self, now: Timestamp) {
+        if self.dirty_services.is_empty() {
+            return;
+        }
+        for (namespace, name) in std::mem::take(&mut self.dirty_services) {
+            self.settle_service(&namespace, &name, now);
+        }
+        self.endpoint_ports.clear();
+        for facts in self.services.values() {
+            for ((_, protocol, ..), backends) in &facts.ports {
+                let protocol = match protocol.as_str() {
+                    "TCP" => Protocol::Tcp,
+                    "UDP" => Protocol::Udp,
+                    _ => continue,
+                };
+                let current = backends.iter().filter(|(_, to)| to.is_none()).map(|((address, port, ..), _)| (*address, *port, protocol));
+                self.endpoint_ports.extend(current);
+            }
+        }
+    }
+
+    fn settle_service(&mut self, namespace: &str, name: &str, now: Timestamp) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let mut current: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        if let Some(service) = self.inventory.service(namespace, name).cloned() {
+            let port_key = |index: usize| {
+                let port = &service.ports[index];
+                (port.port, port.protocol.clone(), port.name.clone(), port.node_port)
+            };
+            for index in 0..service.ports.len() {
+                current.entry(port_key(index)).or_default();
+            }
+            for backend in self.inventory.backends(&service) {
+                match self.backend_peer(&backend, now) {
+                    Some(peer) => {
+                        let entry = (backend.address, backend.port, peer, backend.node);
+                        current.entry(port_key(backend.service_port)).or_default().insert(entry);
+                    }
+                    // Its pod is not known yet.
+                    None => {
+                        self.dirty_services.insert(key.clone());
+                    }
+                }
+            }
+            let base = ServiceEntry {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                service_type: service.service_type.clone(),
+                addresses: service.cluster_ips.iter().chain(&service.external_ips).copied().collect(),
+                external_name: service.external_name.clone(),
+                ports: Vec::new(),
+                as_of: now,
+            };
+            let facts = self.services.entry(key.clone()).or_insert_with(|| ServiceFacts { base: base.clone(), ports: BTreeMap::new() });
+            facts.base = base;
+        }
+        let since = (self.saw_flow && now > self.config.started).then_some(now);
+        let Some(facts) = self.services.get_mut(&key) else { return };
+        for (port, known) in &mut facts.ports {
+            let now_there = current.get(port);
+            for ((address, number, peer, node, _), to) in known.iter_mut().filter(|(_, to)| to.is_none()) {
+                if !now_there.is_some_and(|c| c.contains(&(*address, *number, peer.clone(), node.clone()))) {
+                    *to = Some(now);
+                }
+            }
+        }
+        for (port, backends) in current {
+            let known = facts.ports.entry(port).or_default();
+            for (address, number, peer, node) in backends {
+                let open = known.iter().any(|((a, n, p, o, _), to)| to.is_none() && (a, n, p, o) == (&address, &number, &peer, &node));
+                if !open {
+                    known.insert((address, number, peer, node, since), None);
+                }
+            }
+            while known.len() > MAX_BACKENDS {
+                let oldest = known.iter().filter_map(|(k, to)| Some((*to.as_ref()?, k.clone()))).min();
+                let Some((_, oldest)) = oldest else { break };
+                known.remove(&oldest);
+            }
+        }
+    }
+
+    fn backend_peer(&self, backend: &Backend, now: Timestamp) -> Option<Peer> {
+        if let Some((namespace, name)) = &backend.pod {
+            let (_, record) = self.pods.by_name(namespace, name)?;
+            return (!record.provisional).then(|| self.peers.get(record.peer).clone());
+        }
+        match self.remote_peer(backend.address, now, true) {
+            Found::Yes(Remote::Peer { peer, .. }) => Some(self.peers.get(peer).clone()),
+            Found::Yes(_) => Some(Peer::External { address: backend.address.to_string() }),
+            Found::Wait | Found::No(_) => None,
+        }
+    }
+}

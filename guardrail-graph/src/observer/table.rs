@@ -1,0 +1,290 @@
+//! The edges and service flows of one observer, with peers and names as small numbers.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use crate::{
+    peer::{Peer, Protocol},
+    snapshot::{Side, facts::Seen},
+};
+
+/// A peer's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct PeerId(u32);
+
+/// Peers by number.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    peers: Vec<Arc<Peer>>,
+    ids: HashMap<Arc<Peer>, PeerId>,
+    external: HashMap<IpAddr, PeerId>,
+}
+
+impl Peers {
+    pub(super) fn id(&mut self, peer: Peer) -> PeerId {
+        if let Some(id) = self.ids.get(&peer) {
+            return *id;
+        }
+        let id = PeerId(u32::try_from(self.peers.len()).unwrap_or(u32::MAX));
+        let peer = Arc::new(peer);
+        self.peers.push(Arc::clone(&peer));
+        self.ids.insert(peer, id);
+        id
+    }
+
+    pub(super) fn external(&mut self, address: IpAddr) -> PeerId {
+        if let Some(id) = self.external.get(&address) {
+            return *id;
+        }
+        let id = self.id(Peer::External { address: address.to_string() });
+        self.external.insert(address, id);
+        id
+    }
+
+    /// The external peer of that address, if it was ever used.
+    pub(super) fn known_external(&self, address: IpAddr) -> Option<PeerId> {
+        self.external.get(&address).copied()
+    }
+
+    pub(super) fn get(&self, id: PeerId) -> &Peer {
+        &self.peers[id.0 as usize]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.peers.len()
+    }
+}
+
+/// Marks as bits, in the order of [`MARKS`].
+pub(super) const MARKS: [&str; 5] = [
+    crate::snapshot::marks::PROXIED,
+    crate::snapshot::marks::MULTICAST,
+    crate::snapshot::marks::BROADCAST,
+    crate::snapshot::marks::LINK_LOCAL,
+    crate::snapshot::marks::HOST_PORT,
+];
+
+/// The bit of a mark, 0 for those that are computed.
+pub(super) fn mark_bit(mark: &str) -> u8 {
+    MARKS.iter().position(|m| *m == mark).map_or(0, |i| 1 << i)
+}
+
+/// `(client, server, protocol, port)`.
+pub(super) type Key = (PeerId, PeerId, Protocol, u16);
+
+/// What is known of an edge.
+#[derive(Debug, Default)]
+pub(super) struct Edge {
+    /// Seen at the client, at the server.
+    pub(super) sides: [Option<Seen>; 2],
+    pub(super) marks: u8,
+    pub(super) node_workloads: Vec<Arc<str>>,
+    pub(super) port_name: Option<Arc<str>>,
+}
+
+pub(super) const fn side_index(side: Side) -> usize {
+    match side {
+        Side::Client => 0,
+        Side::Server => 1,
+    }
+}
+
+/// An addition to an edge.
+#[derive(Clone, Debug)]
+pub(super) struct Gain {
+    pub(super) side: Side,
+    pub(super) seen: Seen,
+    pub(super) marks: u8,
+    pub(super) node_workload: Option<Arc<str>>,
+    pub(super) port_name: Option<Arc<str>>,
+}
+
+fn add(slot: &mut Option<Seen>, seen: &Seen) {
+    match slot {
+        Some(kept) => kept.add(seen),
+        None => *slot = Some(*seen),
+    }
+}
+
+impl Edge {
+    fn gain(&mut self, gain: &Gain) {
+        add(&mut self.sides[side_index(gain.side)], &gain.seen);
+        self.marks |= gain.marks;
+        if let Some(workload) = &gain.node_workload
+            && !self.node_workloads.contains(workload)
+        {
+            self.node_workloads.push(Arc::clone(workload));
+        }
+        if gain.port_name.is_some() {
+            self.port_name.clone_from(&gain.port_name);
+        }
+    }
+
+    fn absorb(&mut self, other: Self) {
+        for (slot, seen) in self.sides.iter_mut().zip(other.sides) {
+            if let Some(seen) = seen {
+                add(slot, &seen);
+            }
+        }
+        self.marks |= other.marks;
+        for workload in other.node_workloads {
+            if !self.node_workloads.contains(&workload) {
+                self.node_workloads.push(workload);
+            }
+        }
+        self.port_name = self.port_name.take().or(other.port_name);
+    }
+}
+
+/// What is known of a client's use of a Service port.
+#[derive(Debug, Default)]
+pub(super) struct Flow {
+    pub(super) seen: Option<Seen>,
+    pub(super) marks: u8,
+    pub(super) node_workloads: Vec<Arc<str>>,
+}
+
+impl Flow {
+    pub(super) fn gain(&mut self, gain: &Gain) {
+        add(&mut self.seen, &gain.seen);
+        self.marks |= gain.marks;
+        if let Some(workload) = &gain.node_workload
+            && !self.node_workloads.contains(workload)
+        {
+            self.node_workloads.push(Arc::clone(workload));
+        }
+    }
+}
+
+/// External peers at one end of what is otherwise one edge.
+#[derive(Debug)]
+enum Externals {
+    Apart(HashSet<PeerId>),
+    /// Too many: they are one peer, `*`.
+    Many,
+}
+
+/// Which end the external peers are at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum End {
+    Client,
+    Server,
+}
+
+/// All edges.
+#[derive(Debug)]
+pub(super) struct Edges {
+    edges: HashMap<Key, Edge>,
+    externals: HashMap<(End, PeerId, Protocol, u16), Externals>,
+    many: PeerId,
+    max_clients: usize,
+    max_servers: usize,
+    max_edges: usize,
+}
+
+impl Edges {
+    pub(super) fn new(many: PeerId, max_clients: usize, max_servers: usize, max_edges: usize) -> Self {
+        Self { edges: HashMap::new(), externals: HashMap::new(), many, max_clients, max_servers, max_edges }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.edges.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Edge)> {
+        self.edges.iter()
+    }
+
+    pub(super) fn contains(&self, key: &Key) -> bool {
+        self.edges.contains_key(key)
+    }
+
+    /// Adds to an edge. An external end is given by its address, so that one which will not be kept apart is never named.
+    /// False if the edge is new and there is no room.
+    pub(super) fn gain(&mut self, client: Ref, server: Ref, protocol: Protocol, port: u16, gain: &Gain, peers: &mut Peers) -> bool {
+        let client = match (client, &server) {
+            (Ref::Peer(id), _) => id,
+            (Ref::External(address), Ref::Peer(server)) => self.external(End::Client, address, *server, protocol, port, peers),
+            // Two external ends: neither is ours to keep apart.
+            (Ref::External(_), Ref::External(_)) => self.many,
+        };
+        let server = match server {
+            Ref::Peer(id) => id,
+            Ref::External(address) => self.external(End::Server, address, client, protocol, port, peers),
+        };
+        let key = (client, server, protocol, port);
+        if let Some(edge) = self.edges.get_mut(&key) {
+            edge.gain(gain);
+            return true;
+        }
+        // Bytes and ends of connections whose beginning stands elsewhere make no edge.
+        if gain.seen.counts.established() == 0 && gain.seen.counts.failed() == 0 {
+            return true;
+        }
+        if self.edges.len() >= self.max_edges {
+            return false;
+        }
+        self.edges.entry(key).or_default().gain(gain);
+        true
+    }
+
+    /// The peer that stands for an external address at this end.
+    fn external(&mut self, end: End, address: IpAddr, other: PeerId, protocol: Protocol, port: u16, peers: &mut Peers) -> PeerId {
+        let max = if end == End::Client { self.max_clients } else { self.max_servers };
+        let state = self.externals.entry((end, other, protocol, port)).or_insert_with(|| Externals::Apart(HashSet::new()));
+        let Externals::Apart(apart) = state else { return self.many };
+        if let Some(known) = peers.known_external(address).filter(|id| apart.contains(id)) {
+            return known;
+        }
+        if apart.len() < max {
+            let id = peers.external(address);
+            apart.insert(id);
+            return id;
+        }
+        let Externals::Apart(apart) = std::mem::replace(state, Externals::Many) else { return self.many };
+        let key = |external| match end {
+            End::Client => (external, other, protocol, port),
+            End::Server => (other, external, protocol, port),
+        };
+        let mut joined = self.edges.remove(&key(self.many)).unwrap_or_default();
+        for id in apart {
+            if let Some(edge) = self.edges.remove(&key(id)) {
+                joined.absorb(edge);
+            }
+        }
+        self.edges.insert(key(self.many), joined);
+        self.many
+    }
+
+    /// Puts an edge back, as a stored state has it.
+    pub(super) fn restore(&mut self, key: Key, edge: Edge, peers: &Peers) {
+        let many = self.many;
+        for (end, external, other) in [(End::Client, key.0, key.1), (End::Server, key.1, key.0)] {
+            if matches!(peers.get(external), Peer::External { .. }) {
+                let state = self.externals.entry((end, other, key.2, key.3)).or_insert_with(|| Externals::Apart(HashSet::new()));
+                if external == many {
+                    *state = Externals::Many;
+                } else if let Externals::Apart(apart) = state {
+                    apart.insert(external);
+                }
+            }
+        }
+        self.edges.insert(key, edge);
+    }
+
+    /// Takes out the edges to one server (an external address that turned out to be a Service's).
+    pub(super) fn take_server(&mut self, server: PeerId) -> Vec<(Key, Edge)> {
+        let keys: Vec<Key> = self.edges.keys().filter(|k| k.1 == server).copied().collect();
+        keys.into_iter().filter_map(|k| Some((k, self.edges.remove(&k)?))).collect()
+    }
+}
+
+/// An end of an edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ref {
+    Peer(PeerId),
+    External(IpAddr),
+}

@@ -1,0 +1,241 @@
+//! Changes of the inventory, and what identity makes of them.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+
+use super::{AddressOwner, Observer, pods::AddressChanges, table::Gain};
+use crate::{
+    identity::addresses::{Lookup, Tenure},
+    inventory::{Change, Kind, Object, ObjectKey, Pod, Service},
+    peer::{Peer, Protocol},
+    snapshot::Side,
+    time::Timestamp,
+};
+
+/// How long before the word of its end a pod that is first heard of as finished may have had its address.
+const FINISHED_LEAD: Duration = Duration::from_secs(60);
+
+impl Observer {
+    /// Takes a change of the inventory. Flows that waited for it are named now.
+    pub fn apply(&mut self, change: Change, now: Timestamp) {
+        match change {
+            Change::Apply(object) => self.apply_object(object, now),
+            Change::Delete(key) => self.delete_object(&key, now),
+            Change::Replace { kind, objects } => {
+                for gone in self.inventory.missing_after(&kind, &objects) {
+                    self.delete_object(&gone, now);
+                }
+                for object in objects {
+                    self.apply_object(object, now);
+                }
+            }
+        }
+        self.retry_soon(now);
+    }
+
+    /// What is known before anything was observed has been so since before the window.
+    fn known_since(&self, now: Timestamp) -> Timestamp {
+        if !self.saw_flow || now <= self.config.started { Timestamp::MIN } else { now }
+    }
+
+    fn apply_object(&mut self, object: Object, now: Timestamp) {
+        match object {
+            Object::Pod(pod) => {
+                let before = self.inventory.pod(&pod.namespace, &pod.name).cloned();
+                self.inventory.apply(Object::Pod(Arc::clone(&pod)));
+                let first_heard_finished = pod.finished && before.is_none();
+                for changed in before.iter().chain([&pod]) {
+                    self.pod_services_dirty(changed);
+                }
+                let changes = self.pods.apply(&pod, &self.inventory, &mut self.peers, &self.config.node, now);
+                for change in changes {
+                    if first_heard_finished && !pod.host_network {
+                        self.finished_pod(&pod, change.id, now);
+                    }
+                    self.address_changes(&change, self.known_since(now), now);
+                }
+                if pod.host_network || before.is_some_and(|p| p.host_network) {
+                    self.index_host_ports();
+                }
+            }
+            Object::Node(node) => {
+                let before = self.inventory.node(&node.name).map(|n| n.addresses.clone()).unwrap_or_default();
+                let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
+                for address in before.iter().filter(|a| !node.addresses.contains(a)) {
+                    self.addresses.release(*address, owner, now);
+                }
+                for address in &node.addresses {
+                    self.addresses.claim(*address, owner, self.known_since(now));
+                }
+                self.inventory.apply(Object::Node(node));
+                self.index_nodes();
+            }
+            Object::Service(service) => {
+                if let Some(before) = self.inventory.service(&service.namespace, &service.name).cloned() {
+                    self.service_gone(&before, now);
+                }
+                for address in service.cluster_ips.iter().chain(&service.external_ips) {
+                    self.gone_services.remove(address);
+                }
+                self.dirty_services.insert((service.namespace.clone(), service.name.clone()));
+                self.inventory.apply(Object::Service(Arc::clone(&service)));
+                self.adopt_edges(&service);
+            }
+            Object::EndpointSlice(slice) => {
+                let before = self.inventory.slices_service(&slice.namespace, &slice.name);
+                for service in before.into_iter().chain(slice.service.clone()) {
+                    self.dirty_services.insert((slice.namespace.clone(), service));
+                }
+                self.inventory.apply(Object::EndpointSlice(slice));
+            }
+            Object::Controller(controller) => {
+                let may_be_controlled = matches!(controller.kind.as_str(), "Job" | "ReplicaSet");
+                self.inventory.apply(Object::Controller(controller));
+                if may_be_controlled {
+                    self.pods.rename_provisional(&self.inventory, &mut self.peers, &self.config.node);
+                }
+            }
+            Object::Namespace(namespace) => self.inventory.apply(Object::Namespace(namespace)),
+        }
+    }
+
+    fn delete_object(&mut self, key: &ObjectKey, now: Timestamp) {
+        match &key.kind {
+            Kind::Pod => {
+                if let Some(pod) = self.inventory.pod(&key.namespace, &key.name).cloned() {
+                    self.pod_services_dirty(&pod);
+                    if let Some(change) = self.pods.delete(&key.namespace, &key.name, now) {
+                        self.address_changes(&change, now, now);
+                    }
+                    self.inventory.delete(key);
+                    if pod.host_network {
+                        self.index_host_ports();
+                    }
+                }
+            }
+            Kind::Node => {
+                if let Some(node) = self.inventory.node(&key.name).cloned() {
+                    let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
+                    for address in &node.addresses {
+                        self.addresses.release(*address, owner, now);
+                    }
+                }
+                self.inventory.delete(key);
+                self.index_nodes();
+            }
+            Kind::Service => {
+                if let Some(service) = self.inventory.service(&key.namespace, &key.name).cloned() {
+                    self.service_gone(&service, now);
+                    self.dirty_services.insert((key.namespace.clone(), key.name.clone()));
+                }
+                self.inventory.delete(key);
+            }
+            Kind::EndpointSlice => {
+                if let Some(service) = self.inventory.slices_service(&key.namespace, &key.name) {
+                    self.dirty_services.insert((key.namespace.clone(), service));
+                }
+                self.inventory.delete(key);
+            }
+            _ => self.inventory.delete(key),
+        }
+    }
+
+    fn address_changes(&mut self, change: &AddressChanges, since: Timestamp, now: Timestamp) {
+        let owner = AddressOwner::Pod(change.id);
+        for address in &change.released {
+            self.addresses.release(*address, owner, now);
+        }
+        for address in &change.claimed {
+            self.addresses.claim(*address, owner, since);
+        }
+    }
+
+    /// A pod of a second may be over before the API server tells of it: it had its address until now.
+    fn finished_pod(&mut self, pod: &Pod, id: super::pods::PodId, now: Timestamp) {
+        for address in &pod.addresses {
+            if matches!(self.addresses.lookup(*address, now), Lookup::Unknown) {
+                let tenure = Tenure { owner: AddressOwner::Pod(id), from: now.before(FINISHED_LEAD), to: now, proven: None };
+                self.addresses.restore(*address, tenure);
+            }
+        }
+    }
+
+    fn pod_services_dirty(&mut self, pod: &Pod) {
+        let names: Vec<_> = self.inventory.services_selecting(pod).map(|s| (s.namespace.clone(), s.name.clone())).collect();
+        self.dirty_services.extend(names);
+    }
+
+    fn service_gone(&mut self, service: &Arc<Service>, now: Timestamp) {
+        for address in service.cluster_ips.iter().chain(&service.external_ips) {
+            self.gone_services.insert(*address, (Arc::clone(service), now));
+        }
+    }
+
+    /// Edges to a Service's address that were taken for edges to an external peer because the Service was not known yet.
+    fn adopt_edges(&mut self, service: &Service) {
+        for address in service.cluster_ips.iter().chain(&service.external_ips) {
+            let Some(peer) = self.peers.known_external(*address) else { continue };
+            for (key, edge) in self.edges.take_server(peer) {
+                let text = key.2.to_string();
+                let [Some(seen), _] = edge.sides else { continue };
+                if !service.ports.iter().any(|p| p.port == key.3 && p.protocol == text) {
+                    continue;
+                }
+                let name = self.texts.intern(&format!("{}/{}:{}", service.namespace, service.name, key.3));
+                let gain = Gain { side: Side::Client, seen, marks: edge.marks, node_workload: edge.node_workloads.first().cloned(), port_name: None };
+                self.service_flows.entry((key.0, name, key.2, key.3)).or_default().gain(&gain);
+            }
+        }
+    }
+
+    fn index_nodes(&mut self) {
+        self.range_nodes.clear();
+        self.pod_ranges.clear();
+        let nodes: Vec<_> = self.inventory.nodes().cloned().collect();
+        for node in nodes {
+            let peer = self.peers.id(Peer::Node { name: node.name.clone() });
+            for range in &node.pod_cidrs {
+                self.pod_ranges.push(*range);
+                let network = range.network();
+                self.range_nodes.insert(network, peer);
+                if let Some(first) = next(network).filter(|a| range.contains(a)) {
+                    self.range_nodes.insert(first, peer);
+                }
+            }
+        }
+    }
+
+    fn index_host_ports(&mut self) {
+        self.host_ports.clear();
+        for (_, record) in self.pods.iter().filter(|(_, r)| r.pod.host_network && r.deleted.is_none() && !r.pod.finished) {
+            for port in &record.pod.ports {
+                let protocol = match port.protocol.as_str() {
+                    "TCP" => Protocol::Tcp,
+                    "UDP" => Protocol::Udp,
+                    _ => continue,
+                };
+                let name = record.node_workload.clone();
+                self.host_ports
+                    .entry((record.peer, port.port, protocol))
+                    .and_modify(|known| {
+                        if *known != name {
+                            *known = None;
+                        }
+                    })
+                    .or_insert(name);
+            }
+        }
+    }
+
+    /// Nodes that the cluster has, as far as the inventory shows.
+    pub(super) fn expected_nodes(&self) -> BTreeSet<String> {
+        let of_pods = self.inventory.pods().filter(|p| !p.finished).filter_map(|p| p.node.clone());
+        self.inventory.nodes().map(|n| n.name.clone()).chain(of_pods).collect()
+    }
+}
+
+fn next(address: IpAddr) -> Option<IpAddr> {
+    Some(match address {
+        IpAddr::V4(v4) => IpAddr::V4(u32::from(v4).checked_add(1)?.into()),
+        IpAddr::V6(v6) => IpAddr::V6(u128::from(v6).checked_add(1)?.into()),
+    })
+}
