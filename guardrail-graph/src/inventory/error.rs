@@ -22,7 +22,7 @@ pub enum InventoryError {
         limit: usize,
     },
     /// Not YAML or JSON, or an object that the API server would not have taken.
-    #[error("{file}: document {document}, line {line}: {message}")]
+    #[error("{file}: document {document}{}: {message}", at_line(*line))]
     Invalid {
         /// The file.
         file: String,
@@ -43,4 +43,8 @@ pub enum InventoryError {
         /// `namespace/name`.
         name: String,
     },
+}
+
+fn at_line(line: usize) -> String {
+    if line == 0 { String::new() } else { format!(", line {line}") }
 }

@@ -11,6 +11,8 @@ use serde::{
     de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 
+use serde_saphyr::{Location, Spanned};
+
 use super::types::{
     ContainerPort, Controller, Endpoint, EndpointPort, EndpointSlice, Kind, Labels, Namespace, Node, Object, OwnerRef, Pod, Service, ServicePort, TargetPort,
 };
@@ -215,6 +217,10 @@ enum Status {
     Generic(serde_json::Value),
 }
 
+fn line(location: Location) -> usize {
+    usize::try_from(location.line()).unwrap_or(0)
+}
+
 /// An object or a `List`, read as far as its kind allowed.
 #[derive(Debug)]
 pub(super) struct Item {
@@ -225,6 +231,8 @@ pub(super) struct Item {
     endpoints: Late<Vec<RawEndpoint>>,
     ports: Late<Vec<RawEndpointPort>>,
     items: Option<Vec<Item>>,
+    /// Line of its kind or metadata, 0 if not known.
+    pub(super) line: usize,
 }
 
 /// What a list of its kind says of its items, which then lack `kind` (the API server prints lists so).
@@ -295,15 +303,25 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
             endpoints: Late::Absent,
             ports: Late::Absent,
             items: None,
+            line: 0,
         };
         while let Some(key) = map.next_key::<String>()? {
             let kind = item.kind.as_deref().map(|k| (Kind::from_name(k), k));
             match (key.as_str(), kind) {
-                ("kind", _) => item.kind = map.next_value::<Option<String>>()?,
+                ("kind", _) => {
+                    let kind: Option<Spanned<String>> = map.next_value()?;
+                    item.line = kind.as_ref().map_or(0, |k| line(k.referenced));
+                    item.kind = kind.map(|k| k.value);
+                }
                 ("metadata", Some((None, _))) => {
                     map.next_value::<IgnoredAny>()?;
                 }
-                ("metadata", _) => item.meta = map.next_value::<Option<Meta>>()?.unwrap_or_default(),
+                ("metadata", _) => {
+                    if let Some(meta) = map.next_value::<Option<Spanned<Meta>>>()? {
+                        item.line = line(meta.referenced);
+                        item.meta = meta.value;
+                    }
+                }
                 ("spec", Some((kind, _))) => {
                     item.spec = match kind {
                         Some(Kind::Pod) => Spec::Pod(map.next_value::<Option<_>>()?.unwrap_or_default()),
@@ -345,7 +363,10 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
                 }
             }
         }
-        item.check().map_err(A::Error::custom)?;
+        // The JSON reader tells no lines but with its errors.
+        if item.line == 0 {
+            item.check().map_err(A::Error::custom)?;
+        }
         Ok(item)
     }
 }

@@ -72,7 +72,8 @@ struct Collected<'a> {
 
 impl Collected<'_> {
     fn take(&mut self, document: usize, item: Item, kind: Option<&str>, depth: usize) -> Result<(), InventoryError> {
-        let invalid = |message| InventoryError::Invalid { file: self.file.to_owned(), document, line: 0, message };
+        let line = item.line;
+        let invalid = |message| InventoryError::Invalid { file: self.file.to_owned(), document, line, message };
         let of = item.item_kind();
         match item.convert(kind).map_err(invalid)? {
             Converted::Object(object) => {
@@ -175,6 +176,8 @@ fn options(bytes: usize) -> Options {
     let mut options = Options::default();
     options.budget = Some(budget);
     options.with_snippet = false;
+    // YAML 1.2, as kubectl prints it: `n`, `yes` and `off` are words.
+    options.strict_booleans = true;
     options
 }
 
