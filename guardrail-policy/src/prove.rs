@@ -171,6 +171,9 @@ impl<'a> Pairs<'a> {
         if self.options.also_service_ports {
             ports.extend(edge.via.iter().filter_map(|via| Some((protocol, via.rsplit_once(':')?.1.parse().ok()?))));
         }
+        if self.decision.announced.dns.contains(&(server.clone(), protocol, edge.port)) {
+            ports.extend([(Protocol::Tcp, edge.port), (Protocol::Udp, edge.port)]);
+        }
         if edge.marks.contains("proxied") {
             ports.insert((Protocol::Tcp, 15008));
         }
@@ -272,10 +275,6 @@ impl<'a> Pairs<'a> {
         let announced = &self.decision.announced;
         if !server_is_closed {
             return announced.dns.contains(&(server.clone(), protocol, port)) || announced.to_anywhere.contains(&(client.clone(), protocol, port));
-        }
-        let over_either = |p: Protocol| self.expected.contains(&(client, server, p, port));
-        if announced.dns.contains(&(server.clone(), protocol, port)) && (over_either(Protocol::Udp) || over_either(Protocol::Tcp)) {
-            return true;
         }
         if announced.from_anywhere.contains(&(server.clone(), protocol, port)) {
             return true;

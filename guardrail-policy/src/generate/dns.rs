@@ -23,7 +23,11 @@ impl Dns {
     /// Finds the servers in use: pods that were asked on port 53, or on the pod port behind a Service's port 53.
     pub(crate) fn in_use(context: &Context<'_>, uses: &[EdgeUse]) -> Self {
         let mut dns = Self::default();
-        for (edge, _) in context.body.edges.iter().zip(uses).filter(|(_, used)| used.must_be_allowed()) {
+        for (edge, used) in context.body.edges.iter().zip(uses) {
+            // What an external resolver or a node asks makes no pod the cluster's DNS.
+            if !used.must_be_allowed() || edge.client.peer.workload().is_none() {
+                continue;
+            }
             if is_node_local_dns(edge) {
                 dns.node_local.extend(external_address(&edge.server.peer));
             } else if let (Peer::Node { name }, 53) = (&edge.server.peer, edge.port) {

@@ -1,0 +1,447 @@
+//! Properties of the generator over random clusters and flows, judged pod by pod. What must pass and what must not is worked out here
+//! anew, from the flows alone; neither the generator's plan nor its own proof is asked.
+
+mod generate_support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use generate_support::{Edge, Export, Pod, Scenario, Service, Workload};
+use guardrail_policy::{
+    evaluate::{End, Evaluator},
+    generate::{self, EVIDENCE_FILE, Generated, REPORT_FILE},
+    model::{Direction, NetworkPolicy, PeerKind, PortMatch, Protocol},
+    read,
+};
+use proptest::prelude::*;
+
+const PORTS: [u16; 5] = [53, 80, 443, 8080, 9999];
+const NODE_PORT: u16 = 30080;
+
+#[derive(Clone, Debug)]
+struct World {
+    namespaces: usize,
+    nodes: usize,
+    /// Per workload: namespace, pods as (node, number of port `http`, has IPv6), behind a node port.
+    workloads: Vec<(usize, Vec<(usize, Option<bool>, bool)>, bool)>,
+    flows: Vec<Flow>,
+    phase: usize,
+    egress: bool,
+    accept_inferred: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Flow {
+    client: usize,
+    server: usize,
+    kind: Kind,
+    port: usize,
+    udp: bool,
+    failed: bool,
+    inferred: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Pods,
+    FromAddress(u8),
+    FromMany,
+    FromNode,
+    ToAddress(u8),
+    ToNode,
+}
+
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        8 => Just(Kind::Pods),
+        1 => (1u8..20).prop_map(Kind::FromAddress),
+        1 => Just(Kind::FromMany),
+        1 => Just(Kind::FromNode),
+        1 => (1u8..20).prop_map(Kind::ToAddress),
+        1 => Just(Kind::ToNode),
+    ]
+}
+
+fn flow() -> impl Strategy<Value = Flow> {
+    (0usize..6, 0usize..6, kind(), 0usize..4, any::<bool>(), prop::bool::weighted(0.15), prop::bool::weighted(0.15)).prop_map(
+        |(client, server, kind, port, udp, failed, inferred)| Flow { client, server, kind, port, udp, failed, inferred },
+    )
+}
+
+fn world() -> impl Strategy<Value = World> {
+    let pod = (0usize..3, prop::option::of(any::<bool>()), any::<bool>());
+    let workload = (0usize..3, prop::collection::vec(pod, 1..3), prop::bool::weighted(0.2));
+    (1usize..4, 1usize..4, prop::collection::vec(workload, 1..6), prop::collection::vec(flow(), 0..14), 0usize..3, any::<bool>(), any::<bool>()).prop_map(
+        |(namespaces, nodes, workloads, flows, phase, egress, accept_inferred)| World {
+            namespaces,
+            nodes,
+            workloads,
+            flows,
+            phase,
+            egress,
+            accept_inferred,
+        },
+    )
+}
+
+impl World {
+    fn name(&self, workload: usize) -> String {
+        let index = workload % self.workloads.len();
+        format!("ns{}/Deployment/w{index}", self.workloads[index].0 % self.namespaces)
+    }
+
+    fn node(&self, node: usize) -> String {
+        format!("node-{}", node % self.nodes)
+    }
+
+    /// The name `http` at port 80 or 8080, if the edge's port is the one that this pod or another calls so.
+    fn port_name(&self, workload: usize, port: u16) -> Option<String> {
+        let pods = &self.workloads[workload % self.workloads.len()].1;
+        pods.iter().any(|(_, http, _)| http.map(number) == Some(port)).then(|| "http".to_owned())
+    }
+
+    fn edge(&self, flow: &Flow) -> String {
+        let (client, server) = match flow.kind {
+            Kind::Pods => (self.name(flow.client), self.name(flow.server)),
+            Kind::FromAddress(n) => (format!("198.51.100.{n}"), self.name(flow.server)),
+            Kind::FromMany => ("*".to_owned(), self.name(flow.server)),
+            Kind::FromNode => (format!("node/{}", self.node(flow.client)), self.name(flow.server)),
+            Kind::ToAddress(n) => (self.name(flow.client), format!("203.0.113.{n}")),
+            Kind::ToNode => (self.name(flow.client), format!("node/{}", self.node(flow.server))),
+        };
+        format!("{client} -> {server} {}/{}", PORTS[flow.port], if flow.udp { "UDP" } else { "TCP" })
+    }
+
+    fn supports(&self, flow: &Flow) -> bool {
+        !flow.failed && (!flow.inferred || self.accept_inferred)
+    }
+
+    /// The flows as a snapshot has them: one edge per key, the last word counts.
+    fn flows(&self) -> Vec<&Flow> {
+        let by_key: BTreeMap<String, &Flow> = self.flows.iter().map(|f| (self.edge(f), f)).collect();
+        by_key.into_values().collect()
+    }
+
+    fn scenario(&self) -> Scenario {
+        let mut workloads = BTreeMap::new();
+        let mut services = BTreeMap::new();
+        for (index, (_, pods, behind_node_port)) in self.workloads.iter().enumerate() {
+            let name = self.name(index);
+            let mut entry = Workload { labels: BTreeMap::from([("app".to_owned(), format!("w{index}")), ("tier".to_owned(), "all".to_owned())]), ..Workload::default() };
+            for (nth, (node, http, v6)) in pods.iter().enumerate() {
+                let mut addresses: BTreeSet<IpAddr> = BTreeSet::from([format!("10.244.{index}.{}", nth + 10).parse().unwrap()]);
+                if *v6 {
+                    addresses.insert(format!("fd00:10:244:{index}::{}", nth + 10).parse().unwrap());
+                }
+                let ports = http.map(|h| ("http".to_owned(), number(h).to_string())).into_iter().collect();
+                entry.pods.insert(format!("w{index}-{nth}"), Pod { node: self.node(*node), addresses, ports });
+            }
+            if *behind_node_port {
+                let backends = (0..pods.len()).flat_map(|nth| PORTS.map(|port| format!("{name} 10.244.{index}.{}:{port}", nth + 10))).collect();
+                let service = Service {
+                    service_type: "NodePort".to_owned(),
+                    addresses: BTreeSet::new(),
+                    port: 80,
+                    protocol: "TCP".to_owned(),
+                    node_port: Some(NODE_PORT),
+                    backends,
+                };
+                services.insert(format!("default/s{index}"), service);
+            }
+            workloads.insert(name, entry);
+        }
+        let edges = self
+            .flows()
+            .into_iter()
+            .map(|flow| {
+                let seen = match flow.kind {
+                    // Only the server's nodes see what a node port let through.
+                    Kind::FromNode => self.server_nodes(flow).into_iter().map(|n| format!("server@{n}")).collect(),
+                    _ => Vec::new(),
+                };
+                Edge {
+                    edge: self.edge(flow),
+                    port_name: matches!(flow.kind, Kind::Pods | Kind::FromAddress(_) | Kind::FromMany | Kind::FromNode)
+                        .then(|| self.port_name(flow.server, PORTS[flow.port]))
+                        .flatten(),
+                    via: BTreeSet::new(),
+                    marks: if flow.inferred { BTreeSet::from(["inferred".to_owned()]) } else { BTreeSet::new() },
+                    names: BTreeSet::new(),
+                    seen,
+                    failed: flow.failed,
+                    unanswered: false,
+                    node_workloads: BTreeSet::new(),
+                    addresses: None,
+                }
+            })
+            .collect();
+        Scenario {
+            about: "random".to_owned(),
+            export: Export {
+                phase: ["observe", "constrain", "default-deny"][self.phase].to_owned(),
+                egress: self.egress,
+                namespaces: BTreeSet::new(),
+                accept_inferred: self.accept_inferred,
+                also_service_ports: false,
+                force: false,
+                ignore_clients: Vec::new(),
+                declare: BTreeMap::new(),
+            },
+            nodes: (0..self.nodes).map(|n| (format!("node-{n}"), vec![node_address(n), tunnel_address(n)])).collect(),
+            observed: None,
+            pod_ranges: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
+            workloads,
+            services,
+            edges,
+            incomplete: BTreeMap::new(),
+            gaps: BTreeSet::new(),
+            allowed: Vec::new(),
+            denied: Vec::new(),
+            existing: None,
+        }
+    }
+
+    fn server_nodes(&self, flow: &Flow) -> BTreeSet<String> {
+        self.workloads[flow.server % self.workloads.len()].1.iter().map(|(node, ..)| self.node(*node)).collect()
+    }
+
+    /// A node that calls only pods of its own needs no rule: those are exempt.
+    fn is_probe(&self, flow: &Flow) -> bool {
+        flow.kind == Kind::FromNode && self.server_nodes(flow) == BTreeSet::from([self.node(flow.client)]) && !self.identity_lost(flow)
+    }
+
+    /// The node stands for whoever came through the node port.
+    fn identity_lost(&self, flow: &Flow) -> bool {
+        flow.kind == Kind::FromNode && !flow.udp && self.workloads[flow.server % self.workloads.len()].2
+    }
+
+    /// Whether a flow justifies that this port of the server's pods is open to whom it was open for.
+    fn opens(&self, flow: &Flow, server: usize, port: u16, udp: bool) -> bool {
+        if flow.udp != udp {
+            return false;
+        }
+        let seen = PORTS[flow.port];
+        let pods = &self.workloads[server].1;
+        // The same name at another number, if the name is every pod's (B2).
+        let by_name = |wanted: u16| pods.iter().any(|(_, http, _)| http.map(number) == Some(wanted));
+        seen == port || (!udp && pods.iter().all(|(_, http, _)| http.is_some()) && by_name(seen) && by_name(port))
+    }
+
+    fn may_pass(&self, client: usize, server: usize, port: u16, udp: bool) -> bool {
+        self.ingress_may_pass(client, server, port, udp) && (!self.egress || self.egress_may_pass(client, server, port, udp))
+    }
+
+    fn supported(&self) -> impl Iterator<Item = &Flow> {
+        self.flows().into_iter().filter(|f| self.supports(f))
+    }
+
+    fn namespace(&self, workload: usize) -> usize {
+        self.workloads[workload].0 % self.namespaces
+    }
+
+    fn ingress_may_pass(&self, client: usize, server: usize, port: u16, udp: bool) -> bool {
+        let boundary = self.phase != 2;
+        if boundary && self.namespace(client) == self.namespace(server) {
+            return true;
+        }
+        self.supported().any(|f| {
+            let to = f.server % self.workloads.len();
+            // A boundary opens a port for every pod behind it.
+            let same_target = to == server || (boundary && self.namespace(to) == self.namespace(server));
+            let from_client = f.kind == Kind::Pods && f.client % self.workloads.len() == client;
+            let port_fits = self.opens(f, to, port, udp) || (same_target && self.opens(f, server, port, udp));
+            same_target && (from_client || self.identity_lost(f)) && (port_fits || (self.egress && dns(f, port)))
+        })
+    }
+
+    fn egress_may_pass(&self, client: usize, server: usize, port: u16, udp: bool) -> bool {
+        let asked_for_names = |f: &Flow| dns(f, port) && f.kind == Kind::Pods && f.server % self.workloads.len() == server;
+        self.supported().any(|f| asked_for_names(f) || (self.calls(f, client, server) && self.opens(f, server, port, udp)))
+    }
+
+    fn calls(&self, flow: &Flow, client: usize, server: usize) -> bool {
+        flow.kind == Kind::Pods && flow.client % self.workloads.len() == client && flow.server % self.workloads.len() == server
+    }
+}
+
+/// Whoever may ask for names over one transport may do so over both.
+fn dns(flow: &Flow, port: u16) -> bool {
+    PORTS[flow.port] == 53 && port == 53
+}
+
+fn number(eighty: bool) -> u16 {
+    if eighty { 80 } else { 8080 }
+}
+
+fn node_address(node: usize) -> IpAddr {
+    format!("192.0.2.{}", node + 1).parse().unwrap()
+}
+
+fn tunnel_address(node: usize) -> IpAddr {
+    format!("10.244.{}.0", node + 200).parse().unwrap()
+}
+
+fn policies(generated: &Generated) -> Vec<NetworkPolicy> {
+    let texts = generated.files.iter().filter(|(name, _)| name.contains(".guardrail-"));
+    texts.flat_map(|(name, text)| read::policies(name, text.as_bytes()).unwrap().policies).collect()
+}
+
+/// Every pod of a workload, with the number of its port `http`.
+fn pods(world: &World, evaluator: &Evaluator, workload: usize) -> Vec<(End, Option<u16>)> {
+    let namespace = world.workloads[workload].0 % world.namespaces;
+    let pods = world.workloads[workload].1.iter().enumerate();
+    pods.map(|(nth, (_, http, _))| (evaluator.end(&format!("ns{namespace}/w{workload}-{nth}")).unwrap(), http.map(number))).collect()
+}
+
+fn check(world: &World) -> Result<(), TestCaseError> {
+    let scenario = world.scenario();
+    let snapshot = scenario.snapshot();
+    let options = scenario.options();
+    let generated = generate::generate(&snapshot, &options);
+    prop_assert!(generated.problems.is_empty(), "{:?}", generated.problems);
+    let policies = policies(&generated);
+    check_form(world, &policies)?;
+    let evaluator = Evaluator::new(options.cluster.clone().with_snapshot(&snapshot), policies);
+
+    let address = |text: &str| evaluator.end_of_address(text.parse().unwrap());
+    for flow in world.flows().into_iter().filter(|f| world.supports(f) && !world.is_probe(f)) {
+        let client = flow.client % world.workloads.len();
+        let server = flow.server % world.workloads.len();
+        let (port, protocol) = (PORTS[flow.port], if flow.udp { Protocol::Udp } else { Protocol::Tcp });
+        let node_ends = |node: usize| vec![evaluator.end_of_address(node_address(node % world.nodes))];
+        let all = |w: usize| pods(world, &evaluator, w).into_iter().map(|(end, _)| end).collect::<Vec<_>>();
+        let clients = match flow.kind {
+            Kind::Pods | Kind::ToAddress(_) | Kind::ToNode => all(client),
+            Kind::FromAddress(n) => vec![address(&format!("198.51.100.{n}"))],
+            Kind::FromMany => vec![address("198.51.100.200"), address("2001:db8::77")],
+            Kind::FromNode => [node_ends(flow.client), vec![evaluator.end_of_address(tunnel_address(flow.client % world.nodes))]].concat(),
+        };
+        let servers = match flow.kind {
+            Kind::ToAddress(n) => vec![address(&format!("203.0.113.{n}"))],
+            Kind::ToNode => node_ends(flow.server),
+            _ => {
+                let pods = pods(world, &evaluator, server);
+                // A pod that calls another number `http` is not asked on this one.
+                let named = world.port_name(server, port).is_some() && pods.iter().all(|(_, http)| http.is_some());
+                pods.into_iter().filter(|(_, http)| !(named && !flow.udp && *http != Some(port))).map(|(end, _)| end).collect()
+            }
+        };
+        for (from, to) in clients.iter().flat_map(|c| servers.iter().map(move |s| (c, s))) {
+            let verdict = evaluator.evaluate(from, to, protocol, port);
+            prop_assert!(verdict.allowed(), "{} was observed and is denied: {verdict:?}", world.edge(flow));
+        }
+    }
+
+    let names: Vec<_> = (0..world.workloads.len()).map(|w| (w, pods(world, &evaluator, w))).collect();
+    for ((client, client_pods), (server, server_pods)) in names.iter().flat_map(|c| names.iter().map(move |s| (c, s))) {
+        for (port, udp) in PORTS.iter().chain(&[NODE_PORT]).flat_map(|p| [(*p, false), (*p, true)]) {
+            let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+            let passes = client_pods
+                .iter()
+                .flat_map(|(c, _)| server_pods.iter().map(move |(s, _)| (c, s)))
+                .filter(|(c, s)| c != s)
+                .any(|(c, s)| evaluator.evaluate(c, s, protocol, port).allowed());
+            prop_assert!(
+                !passes || world.may_pass(*client, *server, port, udp),
+                "{} -> {} {port}/{protocol} passes and was never observed",
+                world.name(*client),
+                world.name(*server)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// DESIGN §6, 3: ports of pods, no address of the cluster but a node's, explicit types.
+fn check_form(world: &World, policies: &[NetworkPolicy]) -> Result<(), TestCaseError> {
+    let node_addresses: BTreeSet<IpAddr> = (0..world.nodes).flat_map(|n| [node_address(n), tunnel_address(n)]).collect();
+    for policy in policies {
+        prop_assert!(policy.policy_types.explicit);
+        for rule in Direction::BOTH.into_iter().flat_map(|d| policy.rules(d)) {
+            prop_assert!(!rule.peers.is_empty());
+            for port in &rule.ports {
+                match &port.port {
+                    PortMatch::Range { first, last } => prop_assert!(first == last && PORTS.contains(first), "{policy:?}"),
+                    PortMatch::Named(name) => prop_assert_eq!(name, "http"),
+                    PortMatch::Any => prop_assert!(false, "a rule names its ports: {:?}", policy),
+                }
+            }
+            for peer in &rule.peers {
+                let PeerKind::IpBlock(block) = &peer.kind else { continue };
+                let inside = block.cidr.to_string().starts_with("10.244.") || block.cidr.to_string().starts_with("fd00:10:244");
+                prop_assert!(!inside || node_addresses.contains(&block.cidr.addr()), "{policy:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn cases(default: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(cases(10_000))]
+
+    #[test]
+    fn every_supported_flow_is_allowed_and_no_unobserved_pair_is(world in world()) {
+        check(&world)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(1_000))]
+
+    #[test]
+    fn generation_depends_neither_on_the_run_nor_on_the_order_of_records(world in world(), seed in any::<u64>()) {
+        let scenario = world.scenario();
+        let snapshot = scenario.snapshot();
+        let mut shuffled = snapshot.clone();
+        let by = |index: usize| (index as u64 + 1).wrapping_mul(seed | 1).rotate_left(17);
+        shuffle(&mut shuffled.body.edges, by);
+        shuffle(&mut shuffled.body.workloads, by);
+        shuffle(&mut shuffled.body.services, by);
+        shuffle(&mut shuffled.body.addresses, by);
+        let files = |s| {
+            let mut files = generate::generate(s, &scenario.options()).files;
+            files.remove(EVIDENCE_FILE);
+            files.remove(REPORT_FILE);
+            files
+        };
+        prop_assert_eq!(files(&snapshot), files(&snapshot));
+        prop_assert_eq!(files(&snapshot), files(&shuffled));
+    }
+
+    #[test]
+    fn counts_and_times_change_the_sidecars_alone(world in world(), more in 1u64..1000) {
+        let scenario = world.scenario();
+        let snapshot = scenario.snapshot();
+        let mut later = snapshot.clone();
+        for edge in &mut later.body.edges {
+            edge.counts.bytes_sent += more;
+            if edge.counts.opened > 0 {
+                edge.counts.opened += more;
+            }
+            edge.last_seen = edge.last_seen.after(std::time::Duration::from_secs(more));
+        }
+        let policies = |s| {
+            let mut files = generate::generate(s, &scenario.options()).files;
+            let sidecars = (files.remove(EVIDENCE_FILE), files.remove(REPORT_FILE));
+            (files, sidecars)
+        };
+        let (before, before_sidecars) = policies(&snapshot);
+        let (after, after_sidecars) = policies(&later);
+        prop_assert_eq!(before, after);
+        let mentioned = snapshot.body.edges.iter().any(|e| before_sidecars.0.as_ref().is_some_and(|text| text.contains(&e.last_seen.to_string())));
+        prop_assert!(!mentioned || before_sidecars != after_sidecars);
+    }
+}
+
+fn shuffle<T: Clone>(items: &mut [T], key: impl Fn(usize) -> u64) {
+    let mut keyed: Vec<(u64, T)> = items.iter().cloned().enumerate().map(|(index, item)| (key(index), item)).collect();
+    keyed.sort_by_key(|(key, _)| *key);
+    for (slot, (_, item)) in items.iter_mut().zip(keyed) {
+        *slot = item;
+    }
+}
