@@ -103,9 +103,13 @@ pub(super) struct Gain {
 }
 
 fn add(slot: &mut Option<Seen>, seen: &Seen) {
+    let opens = seen.counts.established() > 0 || seen.counts.failed() > 0;
     match slot {
-        Some(kept) => kept.add(seen),
-        None => *slot = Some(*seen),
+        Some(kept) if opens => kept.add(seen),
+        // First and last seen are times of opens and attempts, not of bytes.
+        Some(kept) => kept.counts = kept.counts.plus(&seen.counts),
+        None if opens => *slot = Some(*seen),
+        None => {}
     }
 }
 

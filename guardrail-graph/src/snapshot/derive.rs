@@ -106,23 +106,25 @@ impl Facts {
         };
         let own_client = side(Side::Client);
         let at_server = side(Side::Server);
-        let bare_support = facts.bare.as_ref().is_some_and(|b| b.2);
+        // Numbers without a source count only as long as there are none with one: else joining would depend on the order.
+        let bare = facts.bare.as_ref().filter(|_| facts.sources.is_empty());
+        let bare_support = bare.is_some_and(|b| b.2);
         let own_support = self.supported(key, own_client, at_server);
         let mut at_client = own_client;
-        if let Some(extra) = derived.extra {
+        if let Some(extra) = derived.extra.filter(|_| bare.is_none()) {
             match &mut at_client {
                 Some(seen) => seen.add(&extra),
                 None => at_client = Some(extra),
             }
         }
-        let total = [at_client, at_server, facts.bare.as_ref().map(|b| b.0)].into_iter().flatten().reduce(|mut a, b| {
+        let total = [at_client, at_server, bare.map(|b| b.0)].into_iter().flatten().reduce(|mut a, b| {
             a.max(&b);
             a
         });
         // An edge without any count cannot exist: it is made of at least one of the three.
         let total = total.unwrap_or(Seen { counts: Counts::default(), first: Timestamp::default(), last: Timestamp::default() });
         let mut inherited = derived.certain;
-        if facts.sources.is_empty() && facts.bare.is_none() {
+        if facts.sources.is_empty() && bare.is_none() {
             inherited.take(derived.inferred);
         }
         let mut seen_by: BTreeSet<Side> = facts.sources.keys().map(|(_, side)| *side).collect();
@@ -131,7 +133,7 @@ impl Facts {
         }
         let mut all_marks: BTreeSet<String> = facts.marks.union(&inherited.marks).cloned().collect();
         // A record of its own makes an edge certain, whatever Services say.
-        if own_support == Support::No && !bare_support {
+        if own_support == Support::No && bare.is_none() {
             all_marks.extend(derived.marks.iter().map(|m| (*m).to_owned()));
         }
         if total.counts.found > 0 {
@@ -141,7 +143,7 @@ impl Facts {
         if let Support::OneWay = supported {
             all_marks.insert(marks::ONE_WAY.to_owned());
         }
-        if let Some((_, sides, _)) = &facts.bare {
+        if let Some((_, sides, _)) = bare {
             seen_by.extend(sides);
         }
         if bare_support {

@@ -172,12 +172,12 @@ impl Facts {
         for (node, intervals) in window.nodes {
             self.window.entry(node).or_default().extend(intervals);
         }
-        for loss in coverage.losses {
+        for loss in coverage.losses.into_iter().filter(|l| l.count > 0) {
             let kept = self.losses.entry((loss.source, loss.reason)).or_insert((loss.class, 0));
             *kept = (kept.0.max(loss.class), kept.1.max(loss.count));
         }
         let derived = [UnresolvedReason::ServiceBackendUnknown.as_str(), UnresolvedReason::ServiceAttemptFailed.as_str()];
-        for entry in coverage.unresolved.into_iter().filter(|u| !derived.contains(&u.reason.as_str())) {
+        for entry in coverage.unresolved.into_iter().filter(|u| u.count > 0 && !derived.contains(&u.reason.as_str())) {
             let kept = self.unresolved.entry((entry.source, entry.reason)).or_default();
             kept.0 = kept.0.max(entry.count);
             kept.1.extend(entry.examples);

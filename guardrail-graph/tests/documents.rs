@@ -1,0 +1,352 @@
+//! Snapshots as documents: errors, restore, merge and its laws.
+
+mod common;
+
+use common::{CLUSTER, Lab, apply_text, delta, edges, pod, t, tcp_client, tcp_server};
+use guardrail_graph::{
+    Observation, Observer, ObserverConfig, Peer, Protocol, Snapshot, Timestamp, WorkloadRef,
+    observe::{CgroupId, FlowCounts, LossClass, LossReason, Role},
+    observer::RestoreError,
+    snapshot::{
+        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, Interval, LossEntry, NodeView, ServiceEntry, ServiceFlow, ServicePortEntry, Side, Source,
+        SourceCounts, UnresolvedEntry, WorkloadCoverage, WorkloadEntry, merge,
+    },
+};
+use proptest::prelude::*;
+
+#[test]
+fn a_text_that_is_no_snapshot_gives_one_sentence() {
+    let good = Snapshot::empty().to_json();
+    for (text, expected) in [
+        (" \n", "s.json: the file is empty"),
+        (&good[..good.len() / 2], "s.json: the file ends in the middle (line "),
+        ("nonsense", "s.json: line 1: expected"),
+        (r#"{"kind":"Pod","apiVersion":"v1"}"#, "s.json: this is v1 Pod, not guardrail.dev/v1 GraphSnapshot"),
+        ("{}", "without apiVersion without kind"),
+        (r#"{"kind":"GraphSnapshot","apiVersion":"guardrail.dev/v1"}"#, "missing field"),
+        (&good.replace("\"edges\": []", "\"edges\": 5"), "invalid type: integer `5`"),
+    ] {
+        let message = Snapshot::from_json(text, "s.json").expect_err(text).to_string();
+        assert!(message.contains(expected), "{message}");
+        assert!(!message.contains('\n'));
+    }
+    assert_eq!(Snapshot::from_json(&good, "f").unwrap(), Snapshot::empty());
+}
+
+fn busy(node: &str) -> Lab {
+    let inventory = [
+        pod("shop", "web", 0, "node-a", "10.244.1.2", &[]),
+        pod("shop", "api", 0, "node-a", "10.244.1.3", &["http:8080"]),
+        pod("shop", "api", 1, "node-b", "10.244.2.3", &["http:8080"]),
+        "---\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {clusterIP: 10.96.0.7, selector: {app: api}, ports: [{port: 80, targetPort: http}]}\n".to_owned(),
+    ];
+    let mut lab = Lab::new(node, &inventory);
+    lab.pod_cgroup(1, "web", 0);
+    lab.pod_cgroup(2, "api", 0);
+    lab.pod_cgroup(3, "api", 1);
+    lab
+}
+
+#[test]
+fn a_restored_state_continues_its_counts_and_its_gap_is_incompleteness() {
+    let mut lab = busy("node-a");
+    lab.flow(tcp_client(1, "10.244.1.2", "10.96.0.7", 80, t(5)));
+    lab.flow(tcp_server(2, "10.244.1.3", "10.244.1.2", 8080, t(5)));
+    for i in 0..100u32 {
+        lab.flow(tcp_server(2, "10.244.1.3", &std::net::Ipv4Addr::from(0xc612_0000 + i).to_string(), 8080, t(6)));
+    }
+    lab.flow(tcp_client(1, "10.244.1.2", "203.0.113.4", 443, t(6)));
+    lab.observer.observe(Observation::DnsAnswer { cgroup: CgroupId(1), name: "x.example".into(), addresses: vec![common::ip("203.0.113.4")], at: t(6) }, t(6));
+    lab.observer.observe(Observation::Lost { reason: LossReason::MapFull, cgroup: Some(CgroupId(1)), count: 2, at: t(6) }, t(6));
+    let state = lab.at(50).snapshot();
+    let stored = Snapshot::from_json(&state.to_json(), "state").unwrap();
+
+    let mut config = ObserverConfig::new("node-a", "another-instance", t(60));
+    let mut observer = Observer::restore(config.clone(), &stored).unwrap();
+    assert_eq!(observer.config().instance, "instance-node-a");
+    let inventory = [
+        pod("shop", "web", 0, "node-a", "10.244.1.2", &[]),
+        pod("shop", "api", 0, "node-a", "10.244.1.3", &["http:8080"]),
+        pod("shop", "api", 1, "node-b", "10.244.2.3", &["http:8080"]),
+    ];
+    apply_text(&mut observer, &format!("{CLUSTER}{}", inventory.concat()), t(60));
+    observer.observe(Observation::CgroupCreated { id: CgroupId(11), path: common::cgroup_path("web", 0), at: t(60) }, t(60));
+    observer.observe(Observation::Flow(tcp_client(11, "10.244.1.2", "203.0.113.4", 443, t(70))), t(70));
+    let next = observer.snapshot(t(80));
+    let opened = |s: &Snapshot, edge: &str| s.body.edges.iter().find(|e| common::edge_text(e) == edge).map(|e| e.counts.opened);
+    assert_eq!(edges(&next), edges(&state));
+    assert_eq!(opened(&next, "web -> external/203.0.113.4 TCP/443"), Some(2));
+    assert_eq!(opened(&next, "external/* -> api TCP/8080"), Some(100));
+    assert!(next.body.edges.iter().any(|e| e.server.names.contains("x.example")));
+    assert_eq!(next.body.window.nodes["node-a"], [Interval { from: t(0), to: t(50) }, Interval { from: t(60), to: t(80) }]);
+    assert!(next.body.coverage.losses.iter().any(|l| l.reason == "map_full" && l.count == 2));
+    let web = next.body.coverage.workloads.iter().find(|w| w.peer.to_string() == "shop/Deployment/web").unwrap();
+    assert!(web.reasons.contains("window_gap:node-a") && web.reasons.contains("map_full"), "{web:?}");
+    assert_eq!(edges(&merge(vec![state.clone(), next.clone()])), edges(&next), "two states of one instance are not added up");
+    assert_eq!(opened(&merge(vec![next, state.clone()]), "web -> external/203.0.113.4 TCP/443"), Some(2));
+
+    config.node = "node-b".into();
+    let error = Observer::restore(config, &state).unwrap_err();
+    assert!(matches!(error, RestoreError::OtherSource { .. }));
+    assert!(error.to_string().contains("node-a/instance-node-a"), "{error}");
+}
+
+#[test]
+fn one_nodes_view_is_partial_where_another_node_hosts_a_pod_and_merge_lifts_it() {
+    let (mut a, mut b) = (busy("node-a"), busy("node-b"));
+    let workload = |name: &str| WorkloadRef { namespace: "shop".into(), owner: "Deployment".into(), name: name.into() };
+    let (a, b) = (a.snapshot(), b.snapshot());
+    assert_eq!(a.node_view(&workload("web")), NodeView::Whole);
+    let NodeView::Partial { missing, .. } = a.node_view(&workload("api")) else { panic!("api runs on node-b as well") };
+    assert_eq!(missing.into_iter().collect::<Vec<_>>(), ["node-b"]);
+    assert!(!a.body.coverage.complete);
+    let merged = merge(vec![a, b]);
+    assert_eq!(merged.node_view(&workload("api")), NodeView::Whole);
+    assert!(merged.body.coverage.complete);
+}
+
+#[test]
+fn edge_counters_bound_external_addresses() {
+    let mut lab = busy("node-a");
+    for remote in ["203.0.113.4", "203.0.113.5"] {
+        lab.flow(tcp_client(1, "10.244.1.2", remote, 443, t(5)));
+    }
+    let counters = lab.snapshot().edge_counters();
+    assert_eq!(counters.len(), 1);
+    assert_eq!((counters[0].server_workload.as_str(), counters[0].client_workload.as_str()), ("external", "Deployment/web"));
+    assert_eq!(counters[0].outcomes[0], ("opened", 2));
+}
+
+// ---- laws, over snapshots that observers made ----
+
+#[derive(Clone, Debug)]
+struct Step {
+    kind: u8,
+    remote: u8,
+    port: u16,
+    counts: (u64, u64, u64),
+    at: i64,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    (0u8..5, 0u8..8, prop_oneof![Just(80u16), Just(8080), Just(443)], (0u64..3, 0u64..2, 0u64..2), 0i64..100)
+        .prop_map(|(kind, remote, port, counts, at)| Step { kind, remote, port, counts, at })
+}
+
+fn run(node: &str, steps: &[Step], cut: usize) -> [Snapshot; 2] {
+    let mut lab = busy(node);
+    let remotes = ["10.244.1.2", "10.244.1.3", "10.244.2.3", "10.96.0.7", "203.0.113.4", "192.0.2.12", "10.244.2.50", "239.0.0.1"];
+    let mut early = None;
+    for (i, step) in steps.iter().enumerate() {
+        if i == cut {
+            early = Some(lab.snapshot());
+        }
+        let (cgroup, local) = if node == "node-a" {
+            if step.kind.is_multiple_of(2) { (1, "10.244.1.2") } else { (2, "10.244.1.3") }
+        } else {
+            (3, "10.244.2.3")
+        };
+        let (role, protocol) = match step.kind {
+            0 | 1 => (Role::Client, Protocol::Tcp),
+            2 | 3 => (Role::Server, Protocol::Tcp),
+            _ => (Role::Client, Protocol::Udp),
+        };
+        let mut flow = delta(cgroup, role, local, remotes[usize::from(step.remote)], protocol, step.port, t(step.at));
+        flow.counts = FlowCounts { opened: step.counts.0, refused: step.counts.1, found: step.counts.2, bytes_sent: step.counts.0, ..FlowCounts::default() };
+        lab.flow(flow);
+    }
+    lab.at(200);
+    [early.unwrap_or_else(|| lab.snapshot()), lab.snapshot()]
+}
+
+#[track_caller]
+fn same(left: &str, right: &str, law: &str) {
+    if let Some((l, r)) = left.lines().zip(right.lines()).enumerate().find(|(_, (l, r))| l != r).map(|(i, _)| (i, i)) {
+        let around = |text: &str| text.lines().skip(l.saturating_sub(12)).take(16).collect::<Vec<_>>().join("\n");
+        panic!("{law}: line {r}\n--- left\n{}\n--- right\n{}", around(left), around(right));
+    }
+    assert_eq!(left.len(), right.len(), "{law}");
+}
+
+fn laws(snapshots: &[Snapshot]) {
+    let all = merge(snapshots.to_vec());
+    let text = all.to_json();
+    let mut reversed = snapshots.to_vec();
+    reversed.reverse();
+    same(&merge(reversed).to_json(), &text, "commutative");
+    for split in 1..snapshots.len() {
+        let (left, right) = snapshots.split_at(split);
+        let nested = merge(vec![merge(left.to_vec()), merge(right.to_vec())]);
+        same(&nested.to_json(), &text, "associative");
+    }
+    same(&merge(vec![all.clone(), all.clone()]).to_json(), &text, "idempotent");
+    same(&merge(snapshots.iter().cloned().chain([all.clone()]).collect()).to_json(), &text, "absorbing");
+    assert_eq!(Snapshot::from_json(&text, "f").unwrap(), all, "read back");
+}
+
+// ---- laws, over documents that no observer would write ----
+
+fn peer() -> impl Strategy<Value = Peer> {
+    prop_oneof![
+        "[ab]".prop_map(|name| Peer::Workload(WorkloadRef { namespace: "n".into(), owner: "Deployment".into(), name })),
+        "[xy]".prop_map(|name| Peer::Node { name }),
+        "[12]".prop_map(|last| Peer::External { address: format!("203.0.113.{last}") }),
+    ]
+}
+
+fn time() -> impl Strategy<Value = Timestamp> {
+    (0i64..200).prop_map(t)
+}
+
+fn source() -> impl Strategy<Value = Source> {
+    ("[xy]", "[12]").prop_map(|(node, instance)| Source { node, instance })
+}
+
+fn counts() -> impl Strategy<Value = Counts> {
+    (0u64..4, 0u64..2, 0u64..3, 0u64..2, 0u64..9, 0u64..9).prop_map(|(opened, found, refused, unanswered, bytes_sent, bytes_received)| Counts {
+        opened,
+        found,
+        refused,
+        unanswered,
+        unreachable: 0,
+        bytes_sent,
+        bytes_received,
+    })
+}
+
+fn source_counts(client_only: bool) -> impl Strategy<Value = Vec<SourceCounts>> {
+    let one = (source(), any::<bool>(), counts(), time(), time()).prop_map(move |(source, server, counts, a, b)| SourceCounts {
+        source,
+        side: if server && !client_only { Side::Server } else { Side::Client },
+        counts,
+        first_seen: a.min(b),
+        last_seen: a.max(b),
+    });
+    prop::collection::vec(one, 0..3)
+}
+
+fn protocol() -> impl Strategy<Value = Protocol> {
+    prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)]
+}
+
+fn words() -> impl Strategy<Value = std::collections::BTreeSet<String>> {
+    prop::collection::btree_set(
+        prop_oneof![Just("inferred"), Just("proxied"), Just("one-way"), Just("multicast"), Just("via-service")].prop_map(str::to_owned),
+        0..3,
+    )
+}
+
+fn edge() -> impl Strategy<Value = EdgeRecord> {
+    let sides = prop::collection::btree_set(prop_oneof![Just(Side::Client), Just(Side::Server)], 0..2);
+    (peer(), peer(), protocol(), 1u16..3, source_counts(false), words(), counts(), (time(), time()), (any::<bool>(), sides, prop::option::of("[pq]"))).prop_map(
+        |(client, server, protocol, port, sources, marks, counts, (a, b), (supported, seen_by, port_name))| EdgeRecord {
+            client: EdgePeer { peer: client, names: Default::default() },
+            server: EdgePeer { peer: server, names: Default::default() },
+            protocol,
+            port,
+            port_name,
+            via: Default::default(),
+            seen_by,
+            counts,
+            first_seen: a.min(b),
+            last_seen: a.max(b),
+            supported,
+            marks,
+            node_workloads: Default::default(),
+            sources,
+        },
+    )
+}
+
+fn service() -> impl Strategy<Value = ServiceEntry> {
+    let backend = (0u8..3, 1u16..3, peer(), prop::option::of("[xyz]"), prop::option::of(time()), prop::option::of(time())).prop_map(
+        |(last, port, peer, node, from, to)| BackendEntry { address: [10, 0, 0, last].into(), port, peer, node, from, to },
+    );
+    (prop::collection::vec(backend, 0..4), time(), "[st]").prop_map(|(backends, as_of, service_type)| ServiceEntry {
+        namespace: "n".into(),
+        name: "s".into(),
+        service_type,
+        addresses: Default::default(),
+        external_name: None,
+        ports: vec![ServicePortEntry { port: 80, protocol: "TCP".into(), name: None, node_port: None, backends }],
+        as_of,
+    })
+}
+
+fn document() -> impl Strategy<Value = Snapshot> {
+    let interval = (time(), time()).prop_map(|(a, b)| Interval { from: a.min(b), to: a.max(b) });
+    let windows = prop::collection::btree_map("[xy]", prop::collection::vec(interval, 0..3), 0..2);
+    let flow = (peer(), source_counts(true)).prop_map(|(client, sources)| ServiceFlow {
+        client,
+        service: "n/s:80".into(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        marks: Default::default(),
+        node_workloads: Default::default(),
+        sources,
+    });
+    let loss = (source(), 0u64..3).prop_map(|(source, count)| LossEntry { source, reason: "map_full".into(), class: LossClass::Edge, count });
+    let unresolved = (source(), prop_oneof![Just("ip_reuse"), Just("service_backend_unknown")], 0u64..4, prop::collection::btree_set("[a-z]{1,2}", 0..9))
+        .prop_map(|(source, reason, count, examples)| UnresolvedEntry { source, reason: reason.into(), count, examples });
+    let incomplete = (peer(), prop::collection::btree_set("map_full|node_unobserved:z|ip_reuse", 0..3))
+        .prop_map(|(peer, reasons)| WorkloadCoverage { peer, complete: false, reasons });
+    let workload = ("[ab]", time(), prop::collection::btree_set("[xyz]", 0..3)).prop_map(|(name, as_of, nodes)| WorkloadEntry {
+        workload: WorkloadRef { namespace: "n".into(), owner: "Deployment".into(), name },
+        selector: None,
+        selector_advice: None,
+        labels: Default::default(),
+        host_network: false,
+        pods: nodes.into_iter().map(|n| (n, Vec::new())).collect(),
+        as_of,
+    });
+    let address = (0u8..3, prop::option::of(time()), prop::option::of(time()), peer(), any::<bool>())
+        .prop_map(|(last, from, to, peer, proven)| AddressEntry { address: [10, 0, 0, last].into(), from, to, peer, pod: None, proven });
+    (
+        (windows, prop::collection::vec(flow, 0..3), prop::collection::vec(loss, 0..2), prop::collection::vec(unresolved, 0..2)),
+        prop::collection::vec(incomplete, 0..2),
+        prop::collection::vec(workload, 0..2),
+        prop::collection::vec(address, 0..3),
+        prop::collection::vec(service(), 0..2),
+        prop::collection::vec(edge(), 0..4),
+        prop::collection::btree_set(source(), 0..2),
+        prop::collection::btree_set("[xyz]", 0..3),
+    )
+        .prop_map(|((windows, flows, losses, unresolved), incomplete, workloads, addresses, services, edges, sources, expected)| {
+            let mut snapshot = Snapshot::empty();
+            let body = &mut snapshot.body;
+            body.window.nodes = windows;
+            (body.service_flows, body.coverage.losses, body.coverage.unresolved) = (flows, losses, unresolved);
+            (body.coverage.workloads, body.workloads, body.addresses) = (incomplete, workloads, addresses);
+            (body.services, body.edges, body.sources) = (services, edges, sources);
+            body.coverage.nodes.expected = expected;
+            snapshot
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn merge_of_observed_snapshots_obeys_its_laws(
+        a in prop::collection::vec(step(), 0..12),
+        b in prop::collection::vec(step(), 0..12),
+        cut in 0usize..12,
+    ) {
+        let [early, late] = run("node-a", &a, cut);
+        let [first, second] = run("node-b", &b, cut);
+        same(&merge(vec![late.clone()]).to_json(), &late.to_json(), "a snapshot is canonical");
+        laws(&[early, late, first, second]);
+    }
+
+    #[test]
+    fn the_order_of_flows_within_a_node_does_not_matter(steps in prop::collection::vec(step(), 0..12)) {
+        let mut reversed = steps.clone();
+        reversed.reverse();
+        same(&run("node-a", &steps, 99)[1].to_json(), &run("node-a", &reversed, 99)[1].to_json(), "order");
+    }
+
+    #[test]
+    fn merge_of_any_documents_obeys_its_laws(a in document(), b in document(), c in document()) {
+        laws(&[a, b, c]);
+    }
+}
