@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, completions, explain, export, graph, merge};
+use crate::{check, completions, explain, export, graph, lint, merge};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks nothing.
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Check(check::Args),
     /// Say why one connection is allowed or denied
     Explain(explain::Args),
+    /// Find what is valid and still wrong in policies
+    Lint(lint::Args),
     /// Write NetworkPolicy files that allow what was observed
     Export(export::Args),
     /// Print a shell completion script
@@ -41,6 +43,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Completions(args) => completions::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Lint(args) => lint::run(args),
         Command::Export(args) => export::run(args),
     }
 }

@@ -10,7 +10,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Context as _;
 use clap::ValueEnum;
 use guardrail_policy::{
-    evaluate::{Exemption, UnknownEnd},
+    evaluate::Exemption,
     explain::{Explanation, Question, SideExplanation},
     model::{Location, Protocol},
 };

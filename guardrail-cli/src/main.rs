@@ -11,6 +11,7 @@ mod explain;
 mod export;
 mod graph;
 mod input;
+mod lint;
 mod merge;
 mod output;
 mod policies;

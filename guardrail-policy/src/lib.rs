@@ -8,6 +8,7 @@ pub mod emit;
 pub mod evaluate;
 pub mod explain;
 pub mod generate;
+pub mod lint;
 pub mod model;
 pub mod prove;
 pub mod read;
