@@ -117,11 +117,13 @@ pub enum LossReason {
     QueueFull,
     /// Flows that waited for their pod were pushed out or timed out.
     PendingOverflow,
+    /// The observer's table of edges was full.
+    GraphFull,
 }
 
 impl LossReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::RingFull,
         Self::DnsRingFull,
         Self::CgroupRingFull,
@@ -131,6 +133,7 @@ impl LossReason {
         Self::Decode,
         Self::QueueFull,
         Self::PendingOverflow,
+        Self::GraphFull,
     ];
 
     /// Label value.
@@ -146,6 +149,7 @@ impl LossReason {
             Self::Decode => "decode",
             Self::QueueFull => "queue_full",
             Self::PendingOverflow => "pending_overflow",
+            Self::GraphFull => "graph_full",
         }
     }
 

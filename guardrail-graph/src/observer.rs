@@ -108,6 +108,8 @@ pub struct Observer {
     gone_services: HashMap<IpAddr, (Arc<Service>, Timestamp)>,
     services: BTreeMap<(String, String), ServiceFacts>,
     endpoint_ports: HashSet<(IpAddr, u16, Protocol)>,
+    /// Virtual addresses that were asked for, until a Service or node changes.
+    service_cache: HashMap<(IpAddr, u16, Protocol), (Arc<str>, u16)>,
     dirty_services: BTreeSet<(String, String)>,
     pending: VecDeque<Pending>,
     unresolved: [u64; UnresolvedReason::ALL.len()],
@@ -158,6 +160,7 @@ impl Observer {
             gone_services: HashMap::new(),
             services: BTreeMap::new(),
             endpoint_ports: HashSet::new(),
+            service_cache: HashMap::new(),
             dirty_services: BTreeSet::new(),
             pending: VecDeque::new(),
             unresolved: Default::default(),
@@ -217,7 +220,8 @@ impl Observer {
             Observation::Lost { reason, cgroup, count, at } => {
                 self.count_loss(reason, count);
                 if reason.class() == LossClass::Edge {
-                    let local = cgroup.map(|id| self.local_end(id, IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), at, true));
+                    let local =
+                        cgroup.map(|id| self.local_end(id, IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), at, true));
                     match local {
                         Some(ends::Found::Yes(local)) => self.incomplete_peer(local.peer, reason.as_str()),
                         _ => self.node_incomplete(reason.as_str()),
@@ -290,6 +294,16 @@ impl Observer {
             self.addresses.expire(before);
             self.cgroups.expire(before, self.config.max_cgroups);
             self.gone_services.retain(|_, (_, at)| *at >= before);
+            self.service_cache.clear();
+            self.forget_services(before);
+        }
+    }
+
+    /// Ends every wait: what has no name or role by now is counted. Call it before the last snapshot.
+    pub fn flush(&mut self, now: Timestamp) {
+        self.settle_services(now);
+        for pending in std::mem::take(&mut self.pending) {
+            self.try_observation(&pending.observation, now, Last { pod: true, role: true });
         }
     }
 
@@ -311,7 +325,11 @@ impl Observer {
             return true;
         }
         let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
-        if self.inventory.pods_by_address(address).any(|pod| pod.ports.iter().any(|p| p.port == port && p.protocol == text)) {
+        if self
+            .inventory
+            .pods_by_address(address)
+            .any(|pod| pod.ports.iter().any(|p| p.port == port && p.protocol == text))
+        {
             return true;
         }
         if self.node_at(address, at).is_some_and(|node| self.host_ports.contains_key(&(node, port, protocol))) {
@@ -357,8 +375,8 @@ impl Observer {
 
     /// No room for another edge.
     fn table_full(&mut self, local: &ends::Local) {
-        self.count_loss(LossReason::QueueFull, 1);
-        self.incomplete_peer(local.peer, LossReason::QueueFull.as_str());
+        self.count_loss(LossReason::GraphFull, 1);
+        self.incomplete_peer(local.peer, LossReason::GraphFull.as_str());
     }
 
     /// Counters for `/metrics`; for those of edges see [`crate::Snapshot::edge_counters`].
@@ -368,7 +386,12 @@ impl Observer {
             edges: self.edges.len(),
             service_flows: self.service_flows.len(),
             pending: self.pending.len(),
-            unresolved: UnresolvedReason::ALL.iter().map(|r| (r.as_str(), self.unresolved[*r as usize].saturating_add(self.service_unresolved[*r as usize]))).collect(),
+            unresolved: UnresolvedReason::ALL
+                .iter()
+                .map(|r| {
+                    (r.as_str(), self.unresolved[*r as usize].saturating_add(self.service_unresolved[*r as usize]))
+                })
+                .collect(),
             losses: LossReason::ALL.iter().zip(self.losses).map(|(r, count)| (*r, r.class(), count)).collect(),
             identity_entries: vec![
                 ("address", self.addresses.len()),

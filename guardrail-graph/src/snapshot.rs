@@ -16,8 +16,8 @@ use std::net::IpAddr;
 
 pub use merge::merge;
 pub use read::SnapshotError;
-pub use view::NodeView;
 use serde::{Deserialize, Serialize};
+pub use view::NodeView;
 
 use crate::{
     observe::LossClass,

@@ -8,8 +8,9 @@ use guardrail_graph::{
     observe::{CgroupId, FlowCounts, LossClass, LossReason, Role},
     observer::RestoreError,
     snapshot::{
-        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, Interval, LossEntry, NodeView, ServiceEntry, ServiceFlow, ServicePortEntry, Side, Source,
-        SourceCounts, UnresolvedEntry, WorkloadCoverage, WorkloadEntry, merge,
+        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, Interval, LossEntry, NodeView, ServiceEntry,
+        ServiceFlow, ServicePortEntry, Side, Source, SourceCounts, UnresolvedEntry, WorkloadCoverage, WorkloadEntry,
+        merge,
     },
 };
 use proptest::prelude::*;
@@ -56,8 +57,19 @@ fn a_restored_state_continues_its_counts_and_its_gap_is_incompleteness() {
         lab.flow(tcp_server(2, "10.244.1.3", &std::net::Ipv4Addr::from(0xc612_0000 + i).to_string(), 8080, t(6)));
     }
     lab.flow(tcp_client(1, "10.244.1.2", "203.0.113.4", 443, t(6)));
-    lab.observer.observe(Observation::DnsAnswer { cgroup: CgroupId(1), name: "x.example".into(), addresses: vec![common::ip("203.0.113.4")], at: t(6) }, t(6));
-    lab.observer.observe(Observation::Lost { reason: LossReason::MapFull, cgroup: Some(CgroupId(1)), count: 2, at: t(6) }, t(6));
+    lab.observer.observe(
+        Observation::DnsAnswer {
+            cgroup: CgroupId(1),
+            name: "x.example".into(),
+            addresses: vec![common::ip("203.0.113.4")],
+            at: t(6),
+        },
+        t(6),
+    );
+    lab.observer.observe(
+        Observation::Lost { reason: LossReason::MapFull, cgroup: Some(CgroupId(1)), count: 2, at: t(6) },
+        t(6),
+    );
     let state = lab.at(50).snapshot();
     let stored = Snapshot::from_json(&state.to_json(), "state").unwrap();
 
@@ -70,19 +82,30 @@ fn a_restored_state_continues_its_counts_and_its_gap_is_incompleteness() {
         pod("shop", "api", 1, "node-b", "10.244.2.3", &["http:8080"]),
     ];
     apply_text(&mut observer, &format!("{CLUSTER}{}", inventory.concat()), t(60));
-    observer.observe(Observation::CgroupCreated { id: CgroupId(11), path: common::cgroup_path("web", 0), at: t(60) }, t(60));
+    observer.observe(
+        Observation::CgroupCreated { id: CgroupId(11), path: common::cgroup_path("web", 0), at: t(60) },
+        t(60),
+    );
     observer.observe(Observation::Flow(tcp_client(11, "10.244.1.2", "203.0.113.4", 443, t(70))), t(70));
     let next = observer.snapshot(t(80));
-    let opened = |s: &Snapshot, edge: &str| s.body.edges.iter().find(|e| common::edge_text(e) == edge).map(|e| e.counts.opened);
+    let opened =
+        |s: &Snapshot, edge: &str| s.body.edges.iter().find(|e| common::edge_text(e) == edge).map(|e| e.counts.opened);
     assert_eq!(edges(&next), edges(&state));
     assert_eq!(opened(&next, "web -> external/203.0.113.4 TCP/443"), Some(2));
     assert_eq!(opened(&next, "external/* -> api TCP/8080"), Some(100));
     assert!(next.body.edges.iter().any(|e| e.server.names.contains("x.example")));
-    assert_eq!(next.body.window.nodes["node-a"], [Interval { from: t(0), to: t(50) }, Interval { from: t(60), to: t(80) }]);
+    assert_eq!(
+        next.body.window.nodes["node-a"],
+        [Interval { from: t(0), to: t(50) }, Interval { from: t(60), to: t(80) }]
+    );
     assert!(next.body.coverage.losses.iter().any(|l| l.reason == "map_full" && l.count == 2));
     let web = next.body.coverage.workloads.iter().find(|w| w.peer.to_string() == "shop/Deployment/web").unwrap();
     assert!(web.reasons.contains("window_gap:node-a") && web.reasons.contains("map_full"), "{web:?}");
-    assert_eq!(edges(&merge(vec![state.clone(), next.clone()])), edges(&next), "two states of one instance are not added up");
+    assert_eq!(
+        edges(&merge(vec![state.clone(), next.clone()])),
+        edges(&next),
+        "two states of one instance are not added up"
+    );
     assert_eq!(opened(&merge(vec![next, state.clone()]), "web -> external/203.0.113.4 TCP/443"), Some(2));
 
     config.node = "node-b".into();
@@ -113,7 +136,10 @@ fn edge_counters_bound_external_addresses() {
     }
     let counters = lab.snapshot().edge_counters();
     assert_eq!(counters.len(), 1);
-    assert_eq!((counters[0].server_workload.as_str(), counters[0].client_workload.as_str()), ("external", "Deployment/web"));
+    assert_eq!(
+        (counters[0].server_workload.as_str(), counters[0].client_workload.as_str()),
+        ("external", "Deployment/web")
+    );
     assert_eq!(counters[0].outcomes[0], ("opened", 2));
 }
 
@@ -135,7 +161,16 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn run(node: &str, steps: &[Step], cut: usize) -> [Snapshot; 2] {
     let mut lab = busy(node);
-    let remotes = ["10.244.1.2", "10.244.1.3", "10.244.2.3", "10.96.0.7", "203.0.113.4", "192.0.2.12", "10.244.2.50", "239.0.0.1"];
+    let remotes = [
+        "10.244.1.2",
+        "10.244.1.3",
+        "10.244.2.3",
+        "10.96.0.7",
+        "203.0.113.4",
+        "192.0.2.12",
+        "10.244.2.50",
+        "239.0.0.1",
+    ];
     let mut early = None;
     for (i, step) in steps.iter().enumerate() {
         if i == cut {
@@ -152,7 +187,13 @@ fn run(node: &str, steps: &[Step], cut: usize) -> [Snapshot; 2] {
             _ => (Role::Client, Protocol::Udp),
         };
         let mut flow = delta(cgroup, role, local, remotes[usize::from(step.remote)], protocol, step.port, t(step.at));
-        flow.counts = FlowCounts { opened: step.counts.0, refused: step.counts.1, found: step.counts.2, bytes_sent: step.counts.0, ..FlowCounts::default() };
+        flow.counts = FlowCounts {
+            opened: step.counts.0,
+            refused: step.counts.1,
+            found: step.counts.2,
+            bytes_sent: step.counts.0,
+            ..FlowCounts::default()
+        };
         lab.flow(flow);
     }
     lab.at(200);
@@ -203,24 +244,28 @@ fn source() -> impl Strategy<Value = Source> {
 }
 
 fn counts() -> impl Strategy<Value = Counts> {
-    (0u64..4, 0u64..2, 0u64..3, 0u64..2, 0u64..9, 0u64..9).prop_map(|(opened, found, refused, unanswered, bytes_sent, bytes_received)| Counts {
-        opened,
-        found,
-        refused,
-        unanswered,
-        unreachable: 0,
-        bytes_sent,
-        bytes_received,
-    })
+    (0u64..4, 0u64..2, 0u64..3, 0u64..2, 0u64..9, 0u64..9).prop_map(
+        |(opened, found, refused, unanswered, bytes_sent, bytes_received)| Counts {
+            opened,
+            found,
+            refused,
+            unanswered,
+            unreachable: 0,
+            bytes_sent,
+            bytes_received,
+        },
+    )
 }
 
 fn source_counts(client_only: bool) -> impl Strategy<Value = Vec<SourceCounts>> {
-    let one = (source(), any::<bool>(), counts(), time(), time()).prop_map(move |(source, server, counts, a, b)| SourceCounts {
-        source,
-        side: if server && !client_only { Side::Server } else { Side::Client },
-        counts,
-        first_seen: a.min(b),
-        last_seen: a.max(b),
+    let one = (source(), any::<bool>(), counts(), time(), time()).prop_map(move |(source, server, counts, a, b)| {
+        SourceCounts {
+            source,
+            side: if server && !client_only { Side::Server } else { Side::Client },
+            counts,
+            first_seen: a.min(b),
+            last_seen: a.max(b),
+        }
     });
     prop::collection::vec(one, 0..3)
 }
@@ -231,37 +276,58 @@ fn protocol() -> impl Strategy<Value = Protocol> {
 
 fn words() -> impl Strategy<Value = std::collections::BTreeSet<String>> {
     prop::collection::btree_set(
-        prop_oneof![Just("inferred"), Just("proxied"), Just("one-way"), Just("multicast"), Just("via-service")].prop_map(str::to_owned),
+        prop_oneof![Just("inferred"), Just("proxied"), Just("one-way"), Just("multicast"), Just("via-service")]
+            .prop_map(str::to_owned),
         0..3,
     )
 }
 
 fn edge() -> impl Strategy<Value = EdgeRecord> {
     let sides = prop::collection::btree_set(prop_oneof![Just(Side::Client), Just(Side::Server)], 0..2);
-    (peer(), peer(), protocol(), 1u16..3, source_counts(false), words(), counts(), (time(), time()), (any::<bool>(), sides, prop::option::of("[pq]"))).prop_map(
-        |(client, server, protocol, port, sources, marks, counts, (a, b), (supported, seen_by, port_name))| EdgeRecord {
-            client: EdgePeer { peer: client, names: Default::default() },
-            server: EdgePeer { peer: server, names: Default::default() },
-            protocol,
-            port,
-            port_name,
-            via: Default::default(),
-            seen_by,
-            counts,
-            first_seen: a.min(b),
-            last_seen: a.max(b),
-            supported,
-            marks,
-            node_workloads: Default::default(),
-            sources,
-        },
+    (
+        peer(),
+        peer(),
+        protocol(),
+        1u16..3,
+        source_counts(false),
+        words(),
+        counts(),
+        (time(), time()),
+        (any::<bool>(), sides, prop::option::of("[pq]")),
     )
+        .prop_map(
+            |(client, server, protocol, port, sources, marks, counts, (a, b), (supported, seen_by, port_name))| {
+                EdgeRecord {
+                    client: EdgePeer { peer: client, names: Default::default() },
+                    server: EdgePeer { peer: server, names: Default::default() },
+                    protocol,
+                    port,
+                    port_name,
+                    via: Default::default(),
+                    seen_by,
+                    counts,
+                    first_seen: a.min(b),
+                    last_seen: a.max(b),
+                    supported,
+                    marks,
+                    node_workloads: Default::default(),
+                    sources,
+                }
+            },
+        )
 }
 
 fn service() -> impl Strategy<Value = ServiceEntry> {
-    let backend = (0u8..3, 1u16..3, peer(), prop::option::of("[xyz]"), prop::option::of(time()), prop::option::of(time())).prop_map(
-        |(last, port, peer, node, from, to)| BackendEntry { address: [10, 0, 0, last].into(), port, peer, node, from, to },
-    );
+    let backend =
+        (0u8..3, 1u16..3, peer(), prop::option::of("[xyz]"), prop::option::of(time()), prop::option::of(time()))
+            .prop_map(|(last, port, peer, node, from, to)| BackendEntry {
+                address: [10, 0, 0, last].into(),
+                port,
+                peer,
+                node,
+                from,
+                to,
+            });
     (prop::collection::vec(backend, 0..4), time(), "[st]").prop_map(|(backends, as_of, service_type)| ServiceEntry {
         namespace: "n".into(),
         name: "s".into(),
@@ -285,24 +351,53 @@ fn document() -> impl Strategy<Value = Snapshot> {
         node_workloads: Default::default(),
         sources,
     });
-    let loss = (source(), 0u64..3).prop_map(|(source, count)| LossEntry { source, reason: "map_full".into(), class: LossClass::Edge, count });
-    let unresolved = (source(), prop_oneof![Just("ip_reuse"), Just("service_backend_unknown")], 0u64..4, prop::collection::btree_set("[a-z]{1,2}", 0..9))
-        .prop_map(|(source, reason, count, examples)| UnresolvedEntry { source, reason: reason.into(), count, examples });
+    let loss = (source(), 0u64..3).prop_map(|(source, count)| LossEntry {
+        source,
+        reason: "map_full".into(),
+        class: LossClass::Edge,
+        count,
+    });
+    let unresolved = (
+        source(),
+        prop_oneof![Just("ip_reuse"), Just("service_backend_unknown")],
+        0u64..4,
+        prop::collection::btree_set("[a-z]{1,2}", 0..9),
+    )
+        .prop_map(|(source, reason, count, examples)| UnresolvedEntry {
+            source,
+            reason: reason.into(),
+            count,
+            examples,
+        });
     let incomplete = (peer(), prop::collection::btree_set("map_full|node_unobserved:z|ip_reuse", 0..3))
         .prop_map(|(peer, reasons)| WorkloadCoverage { peer, complete: false, reasons });
-    let workload = ("[ab]", time(), prop::collection::btree_set("[xyz]", 0..3)).prop_map(|(name, as_of, nodes)| WorkloadEntry {
-        workload: WorkloadRef { namespace: "n".into(), owner: "Deployment".into(), name },
-        selector: None,
-        selector_advice: None,
-        labels: Default::default(),
-        host_network: false,
-        pods: nodes.into_iter().map(|n| (n, Vec::new())).collect(),
-        as_of,
-    });
-    let address = (0u8..3, prop::option::of(time()), prop::option::of(time()), peer(), any::<bool>())
-        .prop_map(|(last, from, to, peer, proven)| AddressEntry { address: [10, 0, 0, last].into(), from, to, peer, pod: None, proven });
+    let workload =
+        ("[ab]", time(), prop::collection::btree_set("[xyz]", 0..3)).prop_map(|(name, as_of, nodes)| WorkloadEntry {
+            workload: WorkloadRef { namespace: "n".into(), owner: "Deployment".into(), name },
+            selector: None,
+            selector_advice: None,
+            labels: Default::default(),
+            host_network: false,
+            pods: nodes.into_iter().map(|n| (n, Vec::new())).collect(),
+            as_of,
+        });
+    let address = (0u8..3, prop::option::of(time()), prop::option::of(time()), peer(), any::<bool>()).prop_map(
+        |(last, from, to, peer, proven)| AddressEntry {
+            address: [10, 0, 0, last].into(),
+            from,
+            to,
+            peer,
+            pod: None,
+            proven,
+        },
+    );
     (
-        (windows, prop::collection::vec(flow, 0..3), prop::collection::vec(loss, 0..2), prop::collection::vec(unresolved, 0..2)),
+        (
+            windows,
+            prop::collection::vec(flow, 0..3),
+            prop::collection::vec(loss, 0..2),
+            prop::collection::vec(unresolved, 0..2),
+        ),
         prop::collection::vec(incomplete, 0..2),
         prop::collection::vec(workload, 0..2),
         prop::collection::vec(address, 0..3),
@@ -311,20 +406,31 @@ fn document() -> impl Strategy<Value = Snapshot> {
         prop::collection::btree_set(source(), 0..2),
         prop::collection::btree_set("[xyz]", 0..3),
     )
-        .prop_map(|((windows, flows, losses, unresolved), incomplete, workloads, addresses, services, edges, sources, expected)| {
-            let mut snapshot = Snapshot::empty();
-            let body = &mut snapshot.body;
-            body.window.nodes = windows;
-            (body.service_flows, body.coverage.losses, body.coverage.unresolved) = (flows, losses, unresolved);
-            (body.coverage.workloads, body.workloads, body.addresses) = (incomplete, workloads, addresses);
-            (body.services, body.edges, body.sources) = (services, edges, sources);
-            body.coverage.nodes.expected = expected;
-            snapshot
-        })
+        .prop_map(
+            |(
+                (windows, flows, losses, unresolved),
+                incomplete,
+                workloads,
+                addresses,
+                services,
+                edges,
+                sources,
+                expected,
+            )| {
+                let mut snapshot = Snapshot::empty();
+                let body = &mut snapshot.body;
+                body.window.nodes = windows;
+                (body.service_flows, body.coverage.losses, body.coverage.unresolved) = (flows, losses, unresolved);
+                (body.coverage.workloads, body.workloads, body.addresses) = (incomplete, workloads, addresses);
+                (body.services, body.edges, body.sources) = (services, edges, sources);
+                body.coverage.nodes.expected = expected;
+                snapshot
+            },
+        )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn merge_of_observed_snapshots_obeys_its_laws(

@@ -20,7 +20,11 @@ const LISTS: [(&str, &str); 11] = [
 ];
 
 fn objects(leave_out: &[&str]) -> Vec<Object> {
-    LISTS.iter().filter(|(name, _)| !leave_out.contains(name)).flat_map(|(name, text)| read::objects(text, name).unwrap().objects).collect()
+    LISTS
+        .iter()
+        .filter(|(name, _)| !leave_out.contains(name))
+        .flat_map(|(name, text)| read::objects(text, name).unwrap().objects)
+        .collect()
 }
 
 fn cluster() -> Inventory {
@@ -135,7 +139,10 @@ fn slices_and_selectors_give_the_same_backends() {
         }
     }
     let manual = with.backends(with.service("data", "legacy-db").unwrap());
-    assert_eq!((manual.len(), manual[0].address.to_string().as_str(), manual[0].port, &manual[0].pod), (1, "203.0.113.40", 3306, &None));
+    assert_eq!(
+        (manual.len(), manual[0].address.to_string().as_str(), manual[0].port, &manual[0].pod),
+        (1, "203.0.113.40", 3306, &None)
+    );
     let api = with.backends(with.service("default", "kubernetes").unwrap());
     assert_eq!((api[0].address.to_string().as_str(), api[0].port), ("192.0.2.2", 6443));
 }
@@ -143,8 +150,15 @@ fn slices_and_selectors_give_the_same_backends() {
 #[test]
 fn virtual_addresses_lead_to_their_service_port() {
     let inventory = cluster();
-    let target = |address: &str, port, protocol| match inventory.virtual_target(address.parse().unwrap(), port, protocol, None) {
-        Some(VirtualTarget::Service { service, port }) => format!("{}/{} {:?}", service.namespace, service.name, service.ports[port].name),
+    let target = |address: &str, port, protocol| match inventory.virtual_target(
+        address.parse().unwrap(),
+        port,
+        protocol,
+        None,
+    ) {
+        Some(VirtualTarget::Service { service, port }) => {
+            format!("{}/{} {:?}", service.namespace, service.name, service.ports[port].name)
+        }
         Some(VirtualTarget::NoSuchPort { service }) => format!("no port of {}", service.name),
         Some(VirtualTarget::HostPort { .. }) => "host port".to_owned(),
         None => "-".to_owned(),
@@ -181,7 +195,12 @@ fn a_snapshot_of_the_recorded_cluster_lists_workloads_services_and_addresses() {
     }
     let snapshot = observer.snapshot(Timestamp::from_unix_seconds(60));
     let body = &snapshot.body;
-    assert_eq!(body.workloads.len(), 12, "{:?}", body.workloads.iter().map(|w| w.workload.to_string()).collect::<Vec<_>>());
+    assert_eq!(
+        body.workloads.len(),
+        12,
+        "{:?}",
+        body.workloads.iter().map(|w| w.workload.to_string()).collect::<Vec<_>>()
+    );
     assert_eq!(body.services.len(), 10);
     assert_eq!(body.coverage.nodes.expected.len(), 2);
     let exporter = body.workloads.iter().find(|w| w.workload.name == "node-exporter").unwrap();
@@ -190,7 +209,13 @@ fn a_snapshot_of_the_recorded_cluster_lists_workloads_services_and_addresses() {
     assert_eq!(node.peer.to_string(), "node/node-a");
     let gateway = body.addresses.iter().find(|a| a.address.to_string() == "10.244.1.1").unwrap();
     assert_eq!(gateway.peer.to_string(), "node/node-a", "the first host address of a pod range is the node's");
-    assert!(observer.is_server_address("192.0.2.11".parse().unwrap(), 9100, Protocol::Tcp), "a host-network pod's declared port");
-    assert!(observer.is_server_address("10.244.1.23".parse().unwrap(), 3001, Protocol::Tcp), "an endpoint's port that no container declares");
+    assert!(
+        observer.is_server_address("192.0.2.11".parse().unwrap(), 9100, Protocol::Tcp),
+        "a host-network pod's declared port"
+    );
+    assert!(
+        observer.is_server_address("10.244.1.23".parse().unwrap(), 3001, Protocol::Tcp),
+        "an endpoint's port that no container declares"
+    );
     assert_eq!(guardrail_graph::Snapshot::from_json(&snapshot.to_json(), "f").unwrap(), snapshot);
 }

@@ -17,8 +17,7 @@ fn api(index: u32, node: &str, address: &str) -> String {
     pod("shop", "api", index, node, address, &["http:8080"])
 }
 
-const API_SERVICE: &str =
-    "---\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {type: NodePort, clusterIP: 10.96.0.7, selector: {app: api}, ports: [{name: http, port: 80, targetPort: http, nodePort: 30080}]}\n";
+const API_SERVICE: &str = "---\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {type: NodePort, clusterIP: 10.96.0.7, selector: {app: api}, ports: [{name: http, port: 80, targetPort: http, nodePort: 30080}]}\n";
 
 #[test]
 fn a_connection_is_one_edge_seen_from_both_sides_at_the_pod_port_with_its_name() {
@@ -32,14 +31,19 @@ fn a_connection_is_one_edge_seen_from_both_sides_at_the_pod_port_with_its_name()
     let snapshot = lab.snapshot();
     let [edge] = &snapshot.body.edges[..] else { panic!("{:?}", edges(&snapshot)) };
     assert_eq!(common::edge_text(edge), "web -> api TCP/8080");
-    assert_eq!((edge.counts.opened, edge.counts.bytes_sent, edge.counts.bytes_received), (1, 10, 20), "the greater side, as the client sees it");
+    assert_eq!(
+        (edge.counts.opened, edge.counts.bytes_sent, edge.counts.bytes_received),
+        (1, 10, 20),
+        "the greater side, as the client sees it"
+    );
     assert_eq!((edge.port_name.as_deref(), edge.seen_by.len()), (Some("http"), 2));
     assert_eq!(edge.first_seen, t(5));
 }
 
 #[test]
 fn a_flow_before_pod_ip_reuse_keeps_the_old_owner() {
-    let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), pod("shop", "old", 0, "node-b", "10.244.2.9", &[])]);
+    let mut lab =
+        Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), pod("shop", "old", 0, "node-b", "10.244.2.9", &[])]);
     lab.pod_cgroup(1, "web", 0);
     lab.flow(tcp_client(1, "10.244.1.2", "10.244.2.9", 80, t(10)));
     lab.at(100).delete_pod("shop", "old-5d9c-0");
@@ -60,7 +64,8 @@ fn a_flow_before_pod_ip_reuse_keeps_the_old_owner() {
 
 #[test]
 fn an_owner_between_two_proven_ones_is_counted_and_never_invented() {
-    let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), pod("shop", "one", 0, "node-b", "10.244.2.9", &[])]);
+    let mut lab =
+        Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), pod("shop", "one", 0, "node-b", "10.244.2.9", &[])]);
     lab.pod_cgroup(1, "web", 0);
     lab.flow(tcp_client(1, "10.244.1.2", "10.244.2.9", 80, t(1)));
     lab.at(100).delete_pod("shop", "one-5d9c-0");
@@ -161,7 +166,14 @@ fn an_address_in_the_pod_range_that_nobody_has_is_never_external() {
 
 #[test]
 fn a_recycled_cgroup_id_names_the_pod_of_its_time() {
-    let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), pod("shop", "cron", 0, "node-a", "10.244.1.4", &[]), api(0, "node-a", "10.244.1.3")]);
+    let mut lab = Lab::new(
+        "node-a",
+        &[
+            web(0, "node-a", "10.244.1.2"),
+            pod("shop", "cron", 0, "node-a", "10.244.1.4", &[]),
+            api(0, "node-a", "10.244.1.3"),
+        ],
+    );
     lab.pod_cgroup(7, "web", 0);
     lab.observer.observe(Observation::CgroupRemoved { id: CgroupId(7), at: t(20) }, t(20));
     lab.at(30).pod_cgroup(7, "cron", 0);
@@ -172,8 +184,10 @@ fn a_recycled_cgroup_id_names_the_pod_of_its_time() {
 
 #[test]
 fn of_two_workloads_behind_a_service_only_the_one_that_was_reached_is_an_edge() {
-    let green = pod("shop", "green", 0, "node-a", "10.244.1.4", &["http:9090"]).replace("app: green", "app: green, role: front");
-    let blue = pod("shop", "blue", 0, "node-a", "10.244.1.3", &["http:8080"]).replace("app: blue", "app: blue, role: front");
+    let green = pod("shop", "green", 0, "node-a", "10.244.1.4", &["http:9090"])
+        .replace("app: green", "app: green, role: front");
+    let blue =
+        pod("shop", "blue", 0, "node-a", "10.244.1.3", &["http:8080"]).replace("app: blue", "app: blue, role: front");
     let service = API_SERVICE.replace("app: api", "role: front");
     let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), blue, green, service]);
     lab.pod_cgroup(1, "web", 0);
@@ -195,9 +209,13 @@ fn of_two_workloads_behind_a_service_only_the_one_that_was_reached_is_an_edge() 
 
 #[test]
 fn failed_attempts_through_a_service_belong_to_its_only_workload_and_support_nothing() {
-    let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), API_SERVICE.into()]);
+    let mut lab =
+        Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), API_SERVICE.into()]);
     lab.pod_cgroup(1, "web", 0);
-    lab.flow(failed(tcp_client(1, "10.244.1.2", "10.96.0.7", 80, t(5)), FlowCounts { refused: 2, ..FlowCounts::default() }));
+    lab.flow(failed(
+        tcp_client(1, "10.244.1.2", "10.96.0.7", 80, t(5)),
+        FlowCounts { refused: 2, ..FlowCounts::default() },
+    ));
     assert_eq!(lab.edges(), ["web -> api TCP/8080 via shop/api:80 [via-service] unsupported"]);
     assert_eq!(lab.snapshot().body.edges[0].counts.refused, 2);
 }
@@ -222,25 +240,32 @@ fn a_backend_on_a_node_that_nobody_observes_is_inferred_and_certain_after_merge(
 #[test]
 fn a_node_port_leads_to_the_pods_behind_it() {
     for address in ["192.0.2.11", "192.0.2.12", "10.244.2.1"] {
-        let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), API_SERVICE.into()]);
+        let mut lab =
+            Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), API_SERVICE.into()]);
         lab.pod_cgroup(1, "web", 0);
         lab.pod_cgroup(2, "api", 0);
         lab.flow(tcp_client(1, "10.244.1.2", address, 30080, t(5)));
         lab.flow(tcp_server(2, "10.244.1.3", "10.244.1.2", 8080, t(5)));
         assert_eq!(lab.edges(), ["web -> api TCP/8080 via shop/api:80"], "{address}");
         // Masqueraded: the server saw a node.
-        let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), API_SERVICE.into()]);
+        let mut lab =
+            Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), API_SERVICE.into()]);
         lab.pod_cgroup(1, "web", 0);
         lab.pod_cgroup(2, "api", 0);
         lab.flow(tcp_client(1, "10.244.1.2", address, 30080, t(5)));
         lab.flow(tcp_server(2, "10.244.1.3", "192.0.2.12", 8080, t(5)));
-        assert_eq!(lab.edges(), ["web -> api TCP/8080 via shop/api:80 [inferred,masqueraded]", "node/node-b -> api TCP/8080"], "{address}");
+        assert_eq!(
+            lab.edges(),
+            ["web -> api TCP/8080 via shop/api:80 [inferred,masqueraded]", "node/node-b -> api TCP/8080"],
+            "{address}"
+        );
     }
 }
 
 #[test]
 fn a_host_network_client_through_a_cluster_ip_is_its_node_with_its_workload_beside_it() {
-    let exporter = pod("shop", "agent", 0, "node-a", "192.0.2.11", &[]).replace("nodeName:", "hostNetwork: true\n  nodeName:");
+    let exporter =
+        pod("shop", "agent", 0, "node-a", "192.0.2.11", &[]).replace("nodeName:", "hostNetwork: true\n  nodeName:");
     let dns = pod("shop", "dns", 0, "node-a", "10.244.1.3", &["dns:53/UDP"]);
     let service = "---\nkind: Service\nmetadata: {name: dns, namespace: shop}\nspec: {clusterIP: 10.96.0.10, selector: {app: dns}, ports: [{port: 53, protocol: UDP, targetPort: dns}]}\n";
     let mut lab = Lab::new("node-a", &[exporter, dns, service.into()]);
@@ -266,7 +291,14 @@ fn host_processes_are_their_node() {
 
 #[test]
 fn a_socket_of_a_node_proxy_in_a_pods_namespace_stands_for_that_pod() {
-    let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), pod("mesh", "ztunnel", 0, "node-a", "10.244.1.8", &[]), api(0, "node-a", "10.244.1.3")]);
+    let mut lab = Lab::new(
+        "node-a",
+        &[
+            web(0, "node-a", "10.244.1.2"),
+            pod("mesh", "ztunnel", 0, "node-a", "10.244.1.8", &[]),
+            api(0, "node-a", "10.244.1.3"),
+        ],
+    );
     lab.pod_cgroup(8, "ztunnel", 0);
     lab.flow(tcp_client(8, "10.244.1.2", "10.244.1.3", 15008, t(5)));
     assert_eq!(lab.edges(), ["web -> api TCP/15008 [proxied]"]);
@@ -275,7 +307,8 @@ fn a_socket_of_a_node_proxy_in_a_pods_namespace_stands_for_that_pod() {
 #[test]
 fn gossip_on_one_fixed_port_is_an_edge_each_way_only_where_each_side_sent() {
     let gossip = |index, address| pod("shop", "ring", index, "node-a", address, &["gossip:7946/UDP"]);
-    let mut lab = Lab::new("node-a", &[gossip(0, "10.244.1.2"), gossip(1, "10.244.1.3"), web(0, "node-a", "10.244.1.4")]);
+    let mut lab =
+        Lab::new("node-a", &[gossip(0, "10.244.1.2"), gossip(1, "10.244.1.3"), web(0, "node-a", "10.244.1.4")]);
     lab.pod_cgroup(1, "ring", 0);
     lab.pod_cgroup(2, "ring", 1);
     for (cgroup, local, remote) in [(1, "10.244.1.2", "10.244.1.3"), (2, "10.244.1.3", "10.244.1.2")] {
@@ -291,7 +324,8 @@ fn gossip_on_one_fixed_port_is_an_edge_each_way_only_where_each_side_sent() {
 #[test]
 fn a_udp_answer_from_a_served_port_in_an_exchange_older_than_the_agent_is_no_edge() {
     let dns = pod("shop", "dns", 0, "node-a", "10.244.1.3", &["dns:53/UDP"]);
-    let mut lab = Lab::new("node-a", &[dns, web(0, "node-a", "10.244.1.2"), pod("shop", "odd", 0, "node-a", "10.244.1.5", &[])]);
+    let mut lab =
+        Lab::new("node-a", &[dns, web(0, "node-a", "10.244.1.2"), pod("shop", "odd", 0, "node-a", "10.244.1.5", &[])]);
     lab.pod_cgroup(2, "dns", 0);
     lab.pod_cgroup(5, "odd", 0);
     let mut answer = delta(2, Role::Client, "10.244.1.3", "10.244.1.2", Protocol::Udp, 40_001, t(5));
@@ -320,7 +354,14 @@ fn a_udp_answer_from_a_served_port_in_an_exchange_older_than_the_agent_is_no_edg
 
 #[test]
 fn the_role_of_a_socket_found_at_start_comes_from_listeners_and_known_ports_only() {
-    let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), pod("shop", "db", 0, "node-a", "10.244.1.4", &[])]);
+    let mut lab = Lab::new(
+        "node-a",
+        &[
+            web(0, "node-a", "10.244.1.2"),
+            api(0, "node-a", "10.244.1.3"),
+            pod("shop", "db", 0, "node-a", "10.244.1.4", &[]),
+        ],
+    );
     for (id, name) in [(1, "web"), (2, "api"), (3, "db")] {
         lab.pod_cgroup(id, name, 0);
     }
@@ -331,7 +372,14 @@ fn the_role_of_a_socket_found_at_start_comes_from_listeners_and_known_ports_only
         d
     };
     lab.observer.observe(
-        Observation::Listening { cgroup: CgroupId(3), netns: NetnsId(3), address: ip("::"), port: 5432, listening: true, at: t(1) },
+        Observation::Listening {
+            cgroup: CgroupId(3),
+            netns: NetnsId(3),
+            address: ip("::"),
+            port: 5432,
+            listening: true,
+            at: t(1),
+        },
         t(1),
     );
     lab.flow(found(3, "10.244.1.4", 5432, "10.244.1.2", 40_000));
@@ -361,9 +409,17 @@ fn multicast_broadcast_and_link_local_are_reported_and_support_nothing() {
 
 #[test]
 fn udp_needs_an_answer_or_a_receiver_unless_it_is_sent_repeatedly_to_somebody_nobody_observes() {
-    let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), pod("shop", "far", 0, "node-b", "10.244.2.3", &[])]);
+    let mut lab = Lab::new(
+        "node-a",
+        &[
+            web(0, "node-a", "10.244.1.2"),
+            api(0, "node-a", "10.244.1.3"),
+            pod("shop", "far", 0, "node-b", "10.244.2.3", &[]),
+        ],
+    );
     lab.pod_cgroup(1, "web", 0);
-    let sent = |remote, port, counts| failed(delta(1, Role::Client, "10.244.1.2", remote, Protocol::Udp, port, t(5)), counts);
+    let sent =
+        |remote, port, counts| failed(delta(1, Role::Client, "10.244.1.2", remote, Protocol::Udp, port, t(5)), counts);
     let one_way = FlowCounts { opened: 5, bytes_sent: 50, ..FlowCounts::default() };
     lab.flow(sent("10.244.1.3", 1000, one_way));
     lab.flow(sent("10.244.2.3", 1000, one_way));
@@ -402,7 +458,10 @@ fn twenty_thousand_external_clients_are_one_complete_edge() {
     assert_eq!(snapshot.body.edges[1].counts.opened, 20_500);
     let reasons: Vec<_> = snapshot.body.coverage.workloads.iter().flat_map(|w| &w.reasons).collect();
     assert!(reasons.is_empty(), "{reasons:?}");
-    assert!(lab.observer.stats().identity_entries.iter().find(|(k, _)| *k == "peer").unwrap().1 < 100, "addresses beyond the bound are never kept");
+    assert!(
+        lab.observer.stats().identity_entries.iter().find(|(k, _)| *k == "peer").unwrap().1 < 100,
+        "addresses beyond the bound are never kept"
+    );
 }
 
 #[test]
@@ -443,7 +502,10 @@ fn a_client_over_its_budget_makes_only_its_workload_incomplete() {
 #[test]
 fn a_loss_of_class_hint_leaves_the_window_complete() {
     let mut lab = Lab::new("node-a", &[]);
-    lab.observer.apply(guardrail_graph::inventory::Change::Replace { kind: guardrail_graph::inventory::Kind::Node, objects: vec![] }, t(1));
+    lab.observer.apply(
+        guardrail_graph::inventory::Change::Replace { kind: guardrail_graph::inventory::Kind::Node, objects: vec![] },
+        t(1),
+    );
     lab.observer.observe(Observation::Lost { reason: LossReason::RingFull, cgroup: None, count: 9, at: t(5) }, t(5));
     assert!(lab.snapshot().body.coverage.complete);
     lab.observer.observe(Observation::Lost { reason: LossReason::MapFull, cgroup: None, count: 1, at: t(5) }, t(5));
@@ -452,7 +514,8 @@ fn a_loss_of_class_hint_leaves_the_window_complete() {
 
 #[test]
 fn a_pod_that_reaches_itself_through_its_service_is_no_edge_and_another_replica_is_a_self_edge() {
-    let mut lab = Lab::new("node-a", &[api(0, "node-a", "10.244.1.3"), api(1, "node-a", "10.244.1.4"), API_SERVICE.into()]);
+    let mut lab =
+        Lab::new("node-a", &[api(0, "node-a", "10.244.1.3"), api(1, "node-a", "10.244.1.4"), API_SERVICE.into()]);
     lab.pod_cgroup(1, "api", 0);
     lab.pod_cgroup(2, "api", 1);
     lab.flow(tcp_client(1, "10.244.1.3", "10.96.0.7", 80, t(5)));
@@ -495,7 +558,12 @@ fn an_external_server_carries_the_names_that_its_client_had_asked_for() {
     let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2")]);
     lab.pod_cgroup(1, "web", 0);
     lab.observer.observe(
-        Observation::DnsAnswer { cgroup: CgroupId(1), name: "cdn.example.org".into(), addresses: vec![ip("203.0.113.7"), ip("2001:db8::7")], at: t(4) },
+        Observation::DnsAnswer {
+            cgroup: CgroupId(1),
+            name: "cdn.example.org".into(),
+            addresses: vec![ip("203.0.113.7"), ip("2001:db8::7")],
+            at: t(4),
+        },
         t(4),
     );
     lab.flow(tcp_client(1, "10.244.1.2", "203.0.113.7", 443, t(5)));
@@ -508,6 +576,9 @@ fn an_external_server_carries_the_names_that_its_client_had_asked_for() {
 fn bytes_alone_make_no_edge() {
     let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2")]);
     lab.pod_cgroup(1, "web", 0);
-    lab.flow(failed(tcp_client(1, "10.244.1.2", "203.0.113.7", 443, t(5)), FlowCounts { closed: 1, bytes_sent: 9, ..FlowCounts::default() }));
+    lab.flow(failed(
+        tcp_client(1, "10.244.1.2", "203.0.113.7", 443, t(5)),
+        FlowCounts { closed: 1, bytes_sent: 9, ..FlowCounts::default() },
+    ));
     assert_eq!(lab.edges(), [] as [&str; 0]);
 }

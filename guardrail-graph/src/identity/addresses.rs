@@ -62,7 +62,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
             return;
         }
         let others = tenures.iter().any(|t| t.owner != owner);
-        let mut from = if others && from == Timestamp::MIN { tenures.iter().map(|t| t.from).max().unwrap_or(from) } else { from };
+        let mut from =
+            if others && from == Timestamp::MIN { tenures.iter().map(|t| t.from).max().unwrap_or(from) } else { from };
         for tenure in tenures.iter_mut().filter(|t| t.to == Timestamp::MAX) {
             tenure.to = from.max(tenure.proven.map_or(Timestamp::MIN, |p| p.1));
             from = from.max(tenure.from);
@@ -124,18 +125,27 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     #[must_use]
     pub fn lookup(&self, address: IpAddr, at: Timestamp) -> Lookup<O> {
         let Some(tenures) = self.tenures.get(&address) else { return Lookup::Unknown };
+        if let [only] = &tenures[..] {
+            let there = only.from.before(self.guard.max(self.lead)) <= at
+                && (only.to == Timestamp::MAX || at <= only.to.after(self.guard));
+            return if there { Lookup::Owner(only.owner) } else { Lookup::Vacant };
+        }
         if let Some(proven) = tenures.iter().rev().find(|t| t.proven.is_some_and(|(a, b)| a <= at && at <= b)) {
             return Lookup::Owner(proven.owner);
         }
-        let mut possible: Vec<&Tenure<O>> =
-            tenures.iter().filter(|t| t.from.before(self.guard) <= at && (t.to == Timestamp::MAX || at <= t.to.after(self.guard))).collect();
+        let mut possible: Vec<&Tenure<O>> = tenures
+            .iter()
+            .filter(|t| t.from.before(self.guard) <= at && (t.to == Timestamp::MAX || at <= t.to.after(self.guard)))
+            .collect();
         // A proof settles who came before and who after it.
         if possible.len() > 1 {
             let all = possible.clone();
             possible.retain(|t| {
                 !all.iter().any(|o| {
                     o.owner != t.owner
-                        && o.proven.is_some_and(|(first, last)| (t.from <= o.from && first <= at) || (t.from >= o.from && at <= last && t.from > first))
+                        && o.proven.is_some_and(|(first, last)| {
+                            (t.from <= o.from && first <= at) || (t.from >= o.from && at <= last && t.from > first)
+                        })
                 })
             });
         }

@@ -91,11 +91,17 @@ mod tests {
     #[test]
     fn pods_of_every_driver_runtime_and_class_are_recognised() {
         let systemd = [
-            format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope"),
+            format!(
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope"
+            ),
             format!("/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SYSTEMD}.slice/crio-{ID}.scope"),
             format!("/kubepods.slice/kubepods-pod{SYSTEMD}.slice/docker-{ID}.scope"),
-            format!("/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope"),
-            format!("/system.slice/docker-{ID}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope"),
+            format!(
+                "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope"
+            ),
+            format!(
+                "/system.slice/docker-{ID}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope"
+            ),
             format!("/kubepods.slice/kubepods-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope/init.scope/app.slice"),
             format!("/kubepods.slice/kubepods-pod{SYSTEMD}.slice/crio-{ID}.scope/container"),
             format!("/system.slice/containerd.service/kubepods-besteffort-pod{SYSTEMD}.slice:cri-containerd:{ID}"),
@@ -133,7 +139,9 @@ mod tests {
     fn a_static_pod_shows_its_config_hash() {
         let hash = "0123456789abcdef0123456789abcdef";
         for path in [
-            format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{hash}.slice/cri-containerd-{ID}.scope"),
+            format!(
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{hash}.slice/cri-containerd-{ID}.scope"
+            ),
             format!("/kubepods/burstable/pod{hash}/{ID}"),
         ] {
             assert_eq!(parse(&path), CgroupOwner::Pod { uid: hash.into(), container: Some(ID.into()) }, "{path}");

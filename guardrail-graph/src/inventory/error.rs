@@ -6,13 +6,17 @@ use thiserror::Error;
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum InventoryError {
     /// Nothing but white space and comments.
-    #[error("{file}: the file holds no Kubernetes objects: write one with `kubectl get pods,nodes,namespaces,services,endpointslices -A -o yaml`")]
+    #[error(
+        "{file}: the file holds no Kubernetes objects: write one with `kubectl get pods,nodes,namespaces,services,endpointslices -A -o yaml`"
+    )]
     Empty {
         /// The file.
         file: String,
     },
     /// Larger than [`crate::inventory::read::MAX_BYTES`].
-    #[error("{file}: {bytes} bytes are more than the {limit} that are read: leave out what is not needed, or split the file")]
+    #[error(
+        "{file}: {bytes} bytes are more than the {limit} that are read: leave out what is not needed, or split the file"
+    )]
     TooLarge {
         /// The file.
         file: String,

@@ -14,7 +14,8 @@ use serde::{
 use serde_saphyr::{Location, Spanned};
 
 use super::types::{
-    ContainerPort, Controller, Endpoint, EndpointPort, EndpointSlice, Kind, Labels, Namespace, Node, Object, OwnerRef, Pod, Service, ServicePort, TargetPort,
+    ContainerPort, Controller, Endpoint, EndpointPort, EndpointSlice, Kind, Labels, Namespace, Node, Object, OwnerRef,
+    Pod, Service, ServicePort, TargetPort,
 };
 use crate::snapshot::LabelSelector;
 
@@ -53,7 +54,9 @@ impl<'de> Deserialize<'de> for MaybeIp {
         }
         match IpAddr::from_str(&text) {
             Ok(address) => Ok(Self(Some(canonical(address)))),
-            Err(_) => Err(D::Error::custom(format!("`{text}` is not an IP address: write it like 10.244.1.7 or fd00::7"))),
+            Err(_) => {
+                Err(D::Error::custom(format!("`{text}` is not an IP address: write it like 10.244.1.7 or fd00::7")))
+            }
         }
     }
 }
@@ -191,7 +194,9 @@ impl<T: DeserializeOwned + Default> Late<T> {
         match self {
             Self::Absent => Ok(T::default()),
             Self::Typed(value) => Ok(value),
-            Self::Generic(value) => serde_json::from_value::<Option<T>>(value).map(Option::unwrap_or_default).map_err(|e| e.to_string()),
+            Self::Generic(value) => {
+                serde_json::from_value::<Option<T>>(value).map(Option::unwrap_or_default).map_err(|e| e.to_string())
+            }
         }
     }
 }
@@ -200,7 +205,7 @@ impl<T: DeserializeOwned + Default> Late<T> {
 enum Spec {
     Absent,
     Ignored,
-    Pod(Box<PodSpec>),
+    Pod(PodSpec),
     Node(NodeSpec),
     Service(Box<ServiceSpec>),
     Controller(Box<ControllerSpec>),
@@ -327,7 +332,9 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
                         Some(Kind::Pod) => Spec::Pod(map.next_value::<Option<_>>()?.unwrap_or_default()),
                         Some(Kind::Node) => Spec::Node(map.next_value::<Option<_>>()?.unwrap_or_default()),
                         Some(Kind::Service) => Spec::Service(map.next_value::<Option<_>>()?.unwrap_or_default()),
-                        Some(Kind::Controller(_)) => Spec::Controller(map.next_value::<Option<_>>()?.unwrap_or_default()),
+                        Some(Kind::Controller(_)) => {
+                            Spec::Controller(map.next_value::<Option<_>>()?.unwrap_or_default())
+                        }
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                             Spec::Ignored
@@ -351,7 +358,9 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
                     item.endpoints = Late::Typed(map.next_value::<Option<_>>()?.unwrap_or_default());
                 }
                 ("endpoints", None) => item.endpoints = Late::Generic(map.next_value()?),
-                ("ports", Some((Some(Kind::EndpointSlice), _))) => item.ports = Late::Typed(map.next_value::<Option<_>>()?.unwrap_or_default()),
+                ("ports", Some((Some(Kind::EndpointSlice), _))) => {
+                    item.ports = Late::Typed(map.next_value::<Option<_>>()?.unwrap_or_default())
+                }
                 ("ports", None) => item.ports = Late::Generic(map.next_value()?),
                 ("items", None) => item.items = Some(map.next_value_seed(ItemsSeed { kind: None })?),
                 ("items", Some((None, name))) if name.ends_with("List") => {
@@ -402,7 +411,9 @@ impl Item {
             return Ok(Converted::List(items));
         }
         let Some(name) = self.kind.take().or_else(|| default_kind.map(str::to_owned)) else {
-            return Err("not a Kubernetes object: it has no `kind`; expected what `kubectl get -o yaml` prints".to_owned());
+            return Err(
+                "not a Kubernetes object: it has no `kind`; expected what `kubectl get -o yaml` prints".to_owned()
+            );
         };
         if name == "List" {
             return Ok(Converted::List(Vec::new()));
@@ -414,7 +425,9 @@ impl Item {
             Some(namespace) => format!("{name} {namespace}/{}", self.meta.name),
             None => format!("{name} {}", self.meta.name),
         };
-        self.object(&kind).map(|o| o.map_or(Converted::Ignored(name), Converted::Object)).map_err(|e| format!("{subject}: {e}"))
+        self.object(&kind)
+            .map(|o| o.map_or(Converted::Ignored(name), Converted::Object))
+            .map_err(|e| format!("{subject}: {e}"))
     }
 
     fn object(self, kind: &Kind) -> Result<Option<Object>, String> {
@@ -428,11 +441,34 @@ impl Item {
             }
             Kind::Node => Object::Node(Arc::new(node(meta, node_spec(spec)?, node_status(status)?)?)),
             Kind::Pod => Object::Pod(Arc::new(pod(namespace, meta, pod_spec(spec)?, pod_status(status)?)?)),
-            Kind::Service => Object::Service(Arc::new(service(namespace, meta, service_spec(spec)?, service_status(status)?)?)),
-            Kind::EndpointSlice => Object::EndpointSlice(Arc::new(slice(namespace, meta, endpoints.resolve()?, ports.resolve()?)?)),
-            Kind::Controller(kind) => Object::Controller(Arc::new(controller(kind, namespace, meta, controller_spec(spec)?)?)),
+            Kind::Service => {
+                Object::Service(Arc::new(service(namespace, meta, service_spec(spec)?, service_status(status)?)?))
+            }
+            Kind::EndpointSlice => {
+                Object::EndpointSlice(Arc::new(slice(namespace, meta, endpoints.resolve()?, ports.resolve()?)?))
+            }
+            Kind::Controller(kind) => {
+                Object::Controller(Arc::new(controller(kind, namespace, meta, controller_spec(spec)?)?))
+            }
             Kind::NetworkPolicy => return Ok(None),
         }))
+    }
+}
+
+/// The variants of an enum are boxed where they are large.
+trait Unboxed<T> {
+    fn unboxed(self) -> T;
+}
+
+impl<T> Unboxed<T> for T {
+    fn unboxed(self) -> T {
+        self
+    }
+}
+
+impl<T> Unboxed<T> for Box<T> {
+    fn unboxed(self) -> T {
+        *self
     }
 }
 
@@ -440,17 +476,19 @@ macro_rules! late {
     ($name:ident, $from:ident, $variant:ident, $type:ty) => {
         fn $name(value: $from) -> Result<$type, String> {
             match value {
-                $from::$variant(v) => Ok(v.into()),
-                $from::Generic(v) => serde_json::from_value::<Option<$type>>(v).map(Option::unwrap_or_default).map_err(|e| e.to_string()),
+                $from::$variant(v) => Ok(v.unboxed()),
+                $from::Generic(v) => {
+                    serde_json::from_value::<Option<$type>>(v).map(Option::unwrap_or_default).map_err(|e| e.to_string())
+                }
                 _ => Ok(<$type>::default()),
             }
         }
     };
 }
-late!(pod_spec, Spec, Pod, Box<PodSpec>);
+late!(pod_spec, Spec, Pod, PodSpec);
 late!(node_spec, Spec, Node, NodeSpec);
-late!(service_spec, Spec, Service, Box<ServiceSpec>);
-late!(controller_spec, Spec, Controller, Box<ControllerSpec>);
+late!(service_spec, Spec, Service, ServiceSpec);
+late!(controller_spec, Spec, Controller, ControllerSpec);
 late!(pod_status, Status, Pod, PodStatus);
 late!(node_status, Status, Node, NodeStatus);
 late!(service_status, Status, Service, ServiceStatus);
@@ -466,31 +504,47 @@ fn protocol(text: Option<String>) -> String {
 fn node(meta: Meta, spec: NodeSpec, status: NodeStatus) -> Result<Node, String> {
     let mut addresses = Vec::new();
     for entry in status.addresses.iter().filter(|a| matches!(a.r#type.as_str(), "InternalIP" | "ExternalIP")) {
-        let address: IpAddr = entry.address.parse().map_err(|_| format!("status.addresses: `{}` is not an IP address", entry.address))?;
+        let address: IpAddr =
+            entry.address.parse().map_err(|_| format!("status.addresses: `{}` is not an IP address", entry.address))?;
         addresses.push(canonical(address));
     }
     for annotation in NODE_ADDRESS_ANNOTATIONS {
         // An annotation is nobody's contract: what does not parse is not an address.
-        if let Some(address) = meta.annotations.get(annotation).and_then(|v| v.split('/').next()).and_then(|v| v.parse::<IpAddr>().ok()) {
+        if let Some(address) =
+            meta.annotations.get(annotation).and_then(|v| v.split('/').next()).and_then(|v| v.parse::<IpAddr>().ok())
+        {
             addresses.push(canonical(address));
         }
     }
     addresses.sort_unstable();
     addresses.dedup();
-    let texts = if spec.pod_cidrs.is_empty() { spec.pod_cidr.into_iter().filter(|c| !c.is_empty()).collect() } else { spec.pod_cidrs };
+    let texts = if spec.pod_cidrs.is_empty() {
+        spec.pod_cidr.into_iter().filter(|c| !c.is_empty()).collect()
+    } else {
+        spec.pod_cidrs
+    };
     let pod_cidrs = texts
         .iter()
-        .map(|c| c.parse::<IpNet>().map_err(|_| format!("spec.podCIDR: `{c}` is not a range: write it like 10.244.1.0/24")))
+        .map(|c| {
+            c.parse::<IpNet>().map_err(|_| format!("spec.podCIDR: `{c}` is not a range: write it like 10.244.1.0/24"))
+        })
         .collect::<Result<_, _>>()?;
     Ok(Node { name: meta.name, labels: meta.labels, addresses, pod_cidrs })
 }
 
-fn pod(namespace: String, meta: Meta, spec: Box<PodSpec>, status: PodStatus) -> Result<Pod, String> {
+fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatus) -> Result<Pod, String> {
     let restartable = spec.init_containers.into_iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let mut ports = Vec::new();
     for raw in spec.containers.into_iter().chain(restartable).flat_map(|c| c.ports) {
-        let Some(Port(port)) = raw.container_port else { return Err("a container port without containerPort: give its number".to_owned()) };
-        ports.push(ContainerPort { name: raw.name, port, protocol: protocol(raw.protocol), host_port: raw.host_port.and_then(|p| p.0) });
+        let Some(Port(port)) = raw.container_port else {
+            return Err("a container port without containerPort: give its number".to_owned());
+        };
+        ports.push(ContainerPort {
+            name: raw.name,
+            port,
+            protocol: protocol(raw.protocol),
+            host_port: raw.host_port.and_then(|p| p.0),
+        });
     }
     let mut addresses: Vec<IpAddr> = status.pod_ips.into_iter().filter_map(|i| i.ip?.0).collect();
     if let Some(MaybeIp(Some(address))) = status.pod_ip
@@ -516,20 +570,23 @@ fn pod(namespace: String, meta: Meta, spec: Box<PodSpec>, status: PodStatus) -> 
     })
 }
 
-fn service(namespace: String, meta: Meta, spec: Box<ServiceSpec>, status: ServiceStatus) -> Result<Service, String> {
+fn service(namespace: String, meta: Meta, spec: ServiceSpec, status: ServiceStatus) -> Result<Service, String> {
     let mut cluster_ips: Vec<IpAddr> = spec.cluster_ips.into_iter().filter_map(|i| i.0).collect();
     if let Some(MaybeIp(Some(address))) = spec.cluster_ip
         && !cluster_ips.contains(&address)
     {
         cluster_ips.insert(0, address);
     }
-    let mut external_ips: Vec<IpAddr> = spec.external_ips.into_iter().chain(spec.load_balancer_ip).filter_map(|i| i.0).collect();
+    let mut external_ips: Vec<IpAddr> =
+        spec.external_ips.into_iter().chain(spec.load_balancer_ip).filter_map(|i| i.0).collect();
     external_ips.extend(status.load_balancer.ingress.into_iter().filter_map(|i| i.ip?.0));
     external_ips.sort_unstable();
     external_ips.dedup();
     let mut ports = Vec::new();
     for raw in spec.ports {
-        let Some(Port(port)) = raw.port else { return Err("a Service port without `port`: give its number".to_owned()) };
+        let Some(Port(port)) = raw.port else {
+            return Err("a Service port without `port`: give its number".to_owned());
+        };
         ports.push(ServicePort {
             name: raw.name.filter(|n| !n.is_empty()),
             port,
@@ -550,7 +607,12 @@ fn service(namespace: String, meta: Meta, spec: Box<ServiceSpec>, status: Servic
     })
 }
 
-fn slice(namespace: String, meta: Meta, endpoints: Vec<RawEndpoint>, ports: Vec<RawEndpointPort>) -> Result<EndpointSlice, String> {
+fn slice(
+    namespace: String,
+    meta: Meta,
+    endpoints: Vec<RawEndpoint>,
+    ports: Vec<RawEndpointPort>,
+) -> Result<EndpointSlice, String> {
     let mut converted = Vec::new();
     for raw in endpoints {
         // addressType FQDN: names are no addresses, and kube-proxy ignores them as well.
@@ -570,19 +632,23 @@ fn slice(namespace: String, meta: Meta, endpoints: Vec<RawEndpoint>, ports: Vec<
         endpoints: converted,
         ports: ports
             .into_iter()
-            .filter_map(|p| Some(EndpointPort { name: p.name.unwrap_or_default(), protocol: protocol(p.protocol), port: p.port?.0 }))
+            .filter_map(|p| {
+                Some(EndpointPort { name: p.name.unwrap_or_default(), protocol: protocol(p.protocol), port: p.port?.0 })
+            })
             .collect(),
     })
 }
 
-fn controller(kind: &str, namespace: String, meta: Meta, spec: Box<ControllerSpec>) -> Result<Controller, String> {
+fn controller(kind: &str, namespace: String, meta: Meta, spec: ControllerSpec) -> Result<Controller, String> {
     // A Job's selector names its uid. A ReplicationController's is a plain map of labels.
     let selector = match (kind, spec.selector) {
         ("Job" | "CronJob", _) | (_, None) => None,
         ("ReplicationController", Some(value)) => {
             Some(LabelSelector::of_labels(serde_json::from_value(value).map_err(|e| format!("spec.selector: {e}"))?))
         }
-        (_, Some(value)) => Some(serde_json::from_value::<LabelSelector>(value).map_err(|e| format!("spec.selector: {e}"))?),
+        (_, Some(value)) => {
+            Some(serde_json::from_value::<LabelSelector>(value).map_err(|e| format!("spec.selector: {e}"))?)
+        }
     };
     let template = if kind == "CronJob" { spec.job_template.spec.template } else { spec.template };
     Ok(Controller {

@@ -43,7 +43,11 @@ pub fn objects(text: &str, file: &str) -> Result<ReadObjects, InventoryError> {
     for (document, item) in items {
         collected.take(document, item, None, 0)?;
     }
-    let warnings = collected.ignored.into_iter().map(|(kind, count)| format!("{file}: {count} {kind} ignored: this kind is not read")).collect();
+    let warnings = collected
+        .ignored
+        .into_iter()
+        .map(|(kind, count)| format!("{file}: {count} {kind} ignored: this kind is not read"))
+        .collect();
     Ok(ReadObjects { objects: collected.objects, warnings })
 }
 
@@ -89,12 +93,18 @@ impl Collected<'_> {
                         return Err(InventoryError::Conflict {
                             file: self.file.to_owned(),
                             kind: key.kind.as_str().to_owned(),
-                            name: if key.namespace.is_empty() { key.name.clone() } else { format!("{}/{}", key.namespace, key.name) },
+                            name: if key.namespace.is_empty() {
+                                key.name.clone()
+                            } else {
+                                format!("{}/{}", key.namespace, key.name)
+                            },
                         });
                     }
                 }
             }
-            Converted::List(_) if depth > 4 => return Err(invalid("lists inside lists inside lists: flatten them".to_owned())),
+            Converted::List(_) if depth > 4 => {
+                return Err(invalid("lists inside lists inside lists: flatten them".to_owned()));
+            }
             Converted::List(items) => {
                 for item in items {
                     self.take(document, item, of.as_deref(), depth + 1)?;
@@ -126,7 +136,12 @@ fn json_items(text: &str, file: &str) -> Result<Vec<(usize, Item)>, InventoryErr
     let mut items = Vec::new();
     for item in serde_json::Deserializer::from_str(text).into_iter::<Item>() {
         let document = items.len() + 1;
-        let item = item.map_err(|e| InventoryError::Invalid { file: file.to_owned(), document, line: e.line(), message: json_message(&e) })?;
+        let item = item.map_err(|e| InventoryError::Invalid {
+            file: file.to_owned(),
+            document,
+            line: e.line(),
+            message: json_message(&e),
+        })?;
         items.push((document, item));
     }
     Ok(items)
@@ -197,14 +212,26 @@ mod tests {
             ("# nothing\n---\n", "inv.yaml: the file holds no Kubernetes objects"),
             ("just text\n", "inv.yaml: document 1, line 1"),
             ("a: b\n", "it has no `kind`"),
-            ("kind: Namespace\nmetadata: {name: a}\n---\nkind: Pod\nmetadata: {namespace: x}\n", "inv.yaml: document 2, line "),
+            (
+                "kind: Namespace\nmetadata: {name: a}\n---\nkind: Pod\nmetadata: {namespace: x}\n",
+                "inv.yaml: document 2, line ",
+            ),
             ("kind: Pod\nmetadata: {namespace: x}\n", "a Pod without metadata.name"),
-            ("kind: Pod\nmetadata: {name: x}\nspec: {}\nstatus:\n  podIP: 10.0.0\n", "inv.yaml: document 1, line 5: `10.0.0` is not an IP address"),
+            (
+                "kind: Pod\nmetadata: {name: x}\nspec: {}\nstatus:\n  podIP: 10.0.0\n",
+                "inv.yaml: document 1, line 5: `10.0.0` is not an IP address",
+            ),
             ("kind: Service\nmetadata: {name: x}\nspec:\n  ports:\n  - port: 70000\n", "line 5: 70000 is not a port"),
-            ("{\"kind\": \"Pod\",\n \"metadata\": {\"name\": \"x\"},\n \"status\": {\"podIP\": \"nope\"}}", "line 3: `nope` is not an IP address"),
+            (
+                "{\"kind\": \"Pod\",\n \"metadata\": {\"name\": \"x\"},\n \"status\": {\"podIP\": \"nope\"}}",
+                "line 3: `nope` is not an IP address",
+            ),
             ("{\"kind\": \"Pod\", \"metadata\": {\"name\"", "line 1: EOF"),
             ("kind: Pod\nmetadata: {name: x\n", "inv.yaml: document 1, line "),
-            ("kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/64}\n", "Node n: spec.podCIDR: `10.0.0.0/64` is not a range"),
+            (
+                "kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/64}\n",
+                "Node n: spec.podCIDR: `10.0.0.0/64` is not a range",
+            ),
         ] {
             let message = error(text);
             assert!(message.contains(expected), "{text:?}\n gave {message:?}\n not {expected:?}");
@@ -225,7 +252,10 @@ mod tests {
         let text = "kind: Odd\nspec: [1, 2]\nmetadata: 7\n---\nkind: ConfigMap\nmetadata: {name: a}\nitems: 3\n---\nkind: Namespace\nmetadata: {name: a}\n";
         let read = objects(text, "f").unwrap();
         assert_eq!(read.objects.len(), 1);
-        assert_eq!(read.warnings, ["f: 1 ConfigMap ignored: this kind is not read", "f: 1 Odd ignored: this kind is not read"]);
+        assert_eq!(
+            read.warnings,
+            ["f: 1 ConfigMap ignored: this kind is not read", "f: 1 Odd ignored: this kind is not read"]
+        );
     }
 
     #[test]

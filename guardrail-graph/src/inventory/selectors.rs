@@ -58,7 +58,8 @@ impl LabelSelector {
     /// Whether a requirement names a generated label.
     #[must_use]
     pub fn names_generated_label(&self) -> bool {
-        self.match_labels.keys().any(|k| is_generated_label(k)) || self.match_expressions.iter().any(|r| is_generated_label(&r.key))
+        self.match_labels.keys().any(|k| is_generated_label(k))
+            || self.match_expressions.iter().any(|r| is_generated_label(&r.key))
     }
 }
 
@@ -74,7 +75,11 @@ mod tests {
     fn requirement(operator: SelectorOperator, values: &[&str]) -> LabelSelector {
         LabelSelector {
             match_labels: Labels::new(),
-            match_expressions: vec![SelectorRequirement { key: "a".into(), operator, values: values.iter().map(|v| (*v).to_owned()).collect() }],
+            match_expressions: vec![SelectorRequirement {
+                key: "a".into(),
+                operator,
+                values: values.iter().map(|v| (*v).to_owned()).collect(),
+            }],
         }
     }
 
@@ -89,7 +94,11 @@ mod tests {
             (SelectorOperator::DoesNotExist, &[][..], false, true),
         ] {
             let selector = requirement(operator, values);
-            assert_eq!((selector.matches(&with), selector.matches(&without)), (on_with, on_without), "{operator:?} {values:?}");
+            assert_eq!(
+                (selector.matches(&with), selector.matches(&without)),
+                (on_with, on_without),
+                "{operator:?} {values:?}"
+            );
         }
     }
 
@@ -100,7 +109,13 @@ mod tests {
 
     #[test]
     fn generated_labels_are_recognised_and_stable_ones_kept() {
-        let all = labels(&[("app", "x"), ("pod-template-hash", "1"), ("batch.kubernetes.io/job-name", "j"), ("job-name", "j"), ("version", "2")]);
+        let all = labels(&[
+            ("app", "x"),
+            ("pod-template-hash", "1"),
+            ("batch.kubernetes.io/job-name", "j"),
+            ("job-name", "j"),
+            ("version", "2"),
+        ]);
         assert_eq!(stable_labels(&all), labels(&[("app", "x"), ("version", "2")]));
         assert!(LabelSelector::of_labels(all).names_generated_label());
     }

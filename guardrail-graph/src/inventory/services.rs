@@ -55,7 +55,13 @@ impl Inventory {
     /// Where `address:port` leads, if it is a Service's address, a node's address at a node port, or a node's address at a host port.
     /// `is_node` says whether the address is one of a node (an observer knows more of them than the inventory), and of which.
     #[must_use]
-    pub fn virtual_target(&self, address: IpAddr, port: u16, protocol: Protocol, is_node: Option<&str>) -> Option<VirtualTarget> {
+    pub fn virtual_target(
+        &self,
+        address: IpAddr,
+        port: u16,
+        protocol: Protocol,
+        is_node: Option<&str>,
+    ) -> Option<VirtualTarget> {
         let find = |matches: &dyn Fn(&ServicePort) -> bool, names: Option<&BTreeSet<(String, String)>>| {
             names.into_iter().flatten().filter_map(|name| self.services.get(name)).find_map(|service| {
                 let index = service.ports.iter().position(|p| same_protocol(protocol, &p.protocol) && matches(p))?;
@@ -77,7 +83,8 @@ impl Inventory {
                     && pod.node.as_deref() == Some(node)
                     && !pod.host_network
                     && !pod.finished
-                    && let Some(found) = pod.ports.iter().find(|p| p.host_port == Some(port) && same_protocol(protocol, &p.protocol))
+                    && let Some(found) =
+                        pod.ports.iter().find(|p| p.host_port == Some(port) && same_protocol(protocol, &p.protocol))
                 {
                     return Some(VirtualTarget::HostPort { pod: Arc::clone(pod), port: found.port });
                 }
@@ -97,7 +104,9 @@ impl Inventory {
             Some(names) => {
                 for slice in names.iter().filter_map(|n| self.slices.get(&(service.namespace.clone(), n.clone()))) {
                     for (service_port, declared) in service.ports.iter().enumerate() {
-                        let named = slice.ports.iter().filter(|p| p.name == declared.name.as_deref().unwrap_or("") && p.protocol == declared.protocol);
+                        let named = slice.ports.iter().filter(|p| {
+                            p.name == declared.name.as_deref().unwrap_or("") && p.protocol == declared.protocol
+                        });
                         for port in named {
                             for endpoint in slice.endpoints.iter().filter(|e| e.ready) {
                                 for address in &endpoint.addresses {
@@ -120,9 +129,11 @@ impl Inventory {
                     for (service_port, declared) in service.ports.iter().enumerate() {
                         let port = match &declared.target_port {
                             TargetPort::Number(number) => Some(*number),
-                            TargetPort::Name(name) => {
-                                pod.ports.iter().find(|p| p.name.as_ref() == Some(name) && p.protocol == declared.protocol).map(|p| p.port)
-                            }
+                            TargetPort::Name(name) => pod
+                                .ports
+                                .iter()
+                                .find(|p| p.name.as_ref() == Some(name) && p.protocol == declared.protocol)
+                                .map(|p| p.port),
                         };
                         let Some(port) = port else { continue };
                         backends.extend(pod.addresses.iter().map(|address| Backend {

@@ -98,7 +98,10 @@ impl Inventory {
             }
             Object::EndpointSlice(o) => {
                 if let Some(service) = &o.service {
-                    self.slices_by_service.entry((o.namespace.clone(), service.clone())).or_default().insert(o.name.clone());
+                    self.slices_by_service
+                        .entry((o.namespace.clone(), service.clone()))
+                        .or_default()
+                        .insert(o.name.clone());
                 }
                 self.slices.insert((o.namespace.clone(), o.name.clone()), o);
             }
@@ -208,14 +211,20 @@ impl Inventory {
     }
 
     fn keys(&self, kind: &Kind) -> Vec<ObjectKey> {
-        let key = |namespace: &str, name: &str| ObjectKey { kind: kind.clone(), namespace: namespace.to_owned(), name: name.to_owned() };
+        let key = |namespace: &str, name: &str| ObjectKey {
+            kind: kind.clone(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
         match kind {
             Kind::Namespace => self.namespaces.keys().map(|n| key("", n)).collect(),
             Kind::Node => self.nodes.keys().map(|n| key("", n)).collect(),
             Kind::Pod => self.pods().map(|p| key(&p.namespace, &p.name)).collect(),
             Kind::Service => self.services.keys().map(|(ns, n)| key(ns, n)).collect(),
             Kind::EndpointSlice => self.slices.keys().map(|(ns, n)| key(ns, n)).collect(),
-            Kind::Controller(kind) => self.controllers().filter(|c| &c.kind == kind).map(|c| key(&c.namespace, &c.name)).collect(),
+            Kind::Controller(kind) => {
+                self.controllers().filter(|c| &c.kind == kind).map(|c| key(&c.namespace, &c.name)).collect()
+            }
             Kind::NetworkPolicy => Vec::new(),
         }
     }
@@ -282,7 +291,11 @@ impl Inventory {
 
     /// Live pods that list this address (not host-network ones): normally at most one.
     pub fn pods_by_address(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Pod>> {
-        self.pods_by_address.get(&address).into_iter().flatten().filter_map(|(namespace, name)| self.pod(namespace, name))
+        self.pods_by_address
+            .get(&address)
+            .into_iter()
+            .flatten()
+            .filter_map(|(namespace, name)| self.pod(namespace, name))
     }
 
     /// The Service of that name.

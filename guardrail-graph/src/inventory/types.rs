@@ -275,7 +275,11 @@ impl Object {
     /// What it is called.
     #[must_use]
     pub fn key(&self) -> ObjectKey {
-        let key = |kind, namespace: &str, name: &str| ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
+        let key = |kind, namespace: &str, name: &str| ObjectKey {
+            kind,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
         match self {
             Self::Namespace(o) => key(Kind::Namespace, "", &o.name),
             Self::Node(o) => key(Kind::Node, "", &o.name),
@@ -291,6 +295,9 @@ impl Pod {
     /// The name of container port `port`, if a container names it.
     #[must_use]
     pub fn port_name(&self, port: u16, protocol: &str) -> Option<&str> {
-        self.ports.iter().find(|p| p.port == port && p.protocol == protocol && p.name.is_some()).and_then(|p| p.name.as_deref())
+        self.ports
+            .iter()
+            .find(|p| p.port == port && p.protocol == protocol && p.name.is_some())
+            .and_then(|p| p.name.as_deref())
     }
 }

@@ -8,8 +8,6 @@ use super::{
 };
 use crate::{peer::WorkloadRef, snapshot::LabelSelector};
 
-
-
 /// The workload of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -35,7 +33,11 @@ impl Inventory {
     /// no controller → the pod itself. A ReplicaSet that is not in the inventory stands for its Deployment if the pod carries its hash.
     #[must_use]
     pub fn owner_of(&self, pod: &Pod) -> Owner {
-        let named = |kind: &str, name: &str| WorkloadRef { namespace: pod.namespace.clone(), owner: kind.to_owned(), name: name.to_owned() };
+        let named = |kind: &str, name: &str| WorkloadRef {
+            namespace: pod.namespace.clone(),
+            owner: kind.to_owned(),
+            name: name.to_owned(),
+        };
         let Some(controller) = &pod.controller else {
             return Owner { workload: named("Pod", &pod.name), provisional: false };
         };
@@ -49,7 +51,9 @@ impl Inventory {
             },
             ("ReplicaSet", None) => {
                 let hash = pod.labels.get("pod-template-hash");
-                let deployment = hash.and_then(|hash| controller.name.strip_suffix(hash.as_str())?.strip_suffix('-')).filter(|n| !n.is_empty());
+                let deployment = hash
+                    .and_then(|hash| controller.name.strip_suffix(hash.as_str())?.strip_suffix('-'))
+                    .filter(|n| !n.is_empty());
                 match deployment {
                     Some(deployment) => Owner { workload: named("Deployment", deployment), provisional: false },
                     None => Owner { workload: named("ReplicaSet", &controller.name), provisional: true },
@@ -63,7 +67,13 @@ impl Inventory {
     /// Every workload: those of live pods, and controllers that stand for themselves (a CronJob between two runs, a Deployment at 0 replicas).
     #[must_use]
     pub fn workloads(&self) -> BTreeMap<WorkloadRef, WorkloadSelector> {
-        self.pods.keys().chain(self.controllers.keys()).collect::<BTreeSet<_>>().into_iter().flat_map(|ns| self.workloads_in(ns)).collect()
+        self.pods
+            .keys()
+            .chain(self.controllers.keys())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .flat_map(|ns| self.workloads_in(ns))
+            .collect()
     }
 
     /// The workloads of one namespace with their selectors.
@@ -79,8 +89,14 @@ impl Inventory {
             let owner = self.owner_of(pod).workload;
             sets.entry(owner).or_insert_with(|| BTreeSet::from([stable_labels(&pod.labels)]));
         }
-        for controller in self.controllers.get(namespace).into_iter().flat_map(BTreeMap::values).filter(|c| c.controller.is_none()) {
-            let workload = WorkloadRef { namespace: namespace.to_owned(), owner: controller.kind.clone(), name: controller.name.clone() };
+        for controller in
+            self.controllers.get(namespace).into_iter().flat_map(BTreeMap::values).filter(|c| c.controller.is_none())
+        {
+            let workload = WorkloadRef {
+                namespace: namespace.to_owned(),
+                owner: controller.kind.clone(),
+                name: controller.name.clone(),
+            };
             // An old ReplicaSet without pods whose Deployment is missing would be a workload of nobody.
             if controller.kind != "ReplicaSet" || sets.contains_key(&workload) {
                 sets.entry(workload).or_default().insert(stable_labels(&controller.template_labels));
@@ -89,12 +105,18 @@ impl Inventory {
         sets.iter().map(|(workload, own)| (workload.clone(), self.select(workload, own, &sets))).collect()
     }
 
-    fn select(&self, workload: &WorkloadRef, own: &BTreeSet<Labels>, all: &BTreeMap<WorkloadRef, BTreeSet<Labels>>) -> WorkloadSelector {
+    fn select(
+        &self,
+        workload: &WorkloadRef,
+        own: &BTreeSet<Labels>,
+        all: &BTreeMap<WorkloadRef, BTreeSet<Labels>>,
+    ) -> WorkloadSelector {
         let labels = shared(own);
         let controller = self.controller(&workload.namespace, &workload.owner, &workload.name);
         // A Job's or ReplicaSet's own selector may name generated labels: then the template's labels are all there is.
-        let from_controller =
-            controller.and_then(|c| c.selector.clone()).filter(|s| !s.is_empty() && !s.names_generated_label() && own.iter().all(|l| s.matches(l)));
+        let from_controller = controller
+            .and_then(|c| c.selector.clone())
+            .filter(|s| !s.is_empty() && !s.names_generated_label() && own.iter().all(|l| s.matches(l)));
         let from_template = controller.map(|c| stable_labels(&c.template_labels)).filter(|l| !l.is_empty());
         let mut candidates: Vec<LabelSelector> = from_controller.into_iter().collect();
         candidates.extend(from_template.map(LabelSelector::of_labels));

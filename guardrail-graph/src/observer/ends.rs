@@ -38,11 +38,22 @@ pub(super) struct Local {
 /// The remote end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Remote {
-    Peer { peer: PeerId, pod: Option<PodId> },
+    Peer {
+        peer: PeerId,
+        pod: Option<PodId>,
+    },
     /// A host port: the pod behind it, at its own port.
-    HostPort { peer: PeerId, port: u16 },
-    Service { service: Arc<str>, port: u16 },
-    External { marks: u8 },
+    HostPort {
+        peer: PeerId,
+        port: u16,
+    },
+    Service {
+        service: Arc<str>,
+        port: u16,
+    },
+    External {
+        marks: u8,
+    },
 }
 
 /// Multicast, broadcast and link-local addresses are no peers; the bit of their mark, 0 for all others.
@@ -88,9 +99,17 @@ impl Observer {
                 Some((id, record)) => {
                     // A socket in another pod's namespace (a node proxy) stands for that pod. Without addresses of its own the pod is too new
                     // for the API server to know them, and its cgroup is the better word.
-                    let own = !usable || record.pod.addresses.contains(&address) || (record.pod.addresses.is_empty() && !record.pod.host_network);
-                    match pod_at_address {
-                        Some((other, its)) if !own && other != id && its.deleted.is_none() => self.pod_local(other, its, proxied, last),
+                    let own = !usable
+                        || record.pod.addresses.contains(&address)
+                        || (record.pod.addresses.is_empty() && !record.pod.host_network);
+                    match (pod_at_address, &owner) {
+                        (Some((other, its)), _) if !own && other != id && its.deleted.is_none() => {
+                            self.pod_local(other, its, proxied, last)
+                        }
+                        // A privileged pod's process in the node's own namespace.
+                        (None, Lookup::Owner(AddressOwner::Node(node))) if !own && !record.pod.host_network => {
+                            Found::Yes(Local { peer: *node, pod: None, marks: proxied, node_workload: None })
+                        }
                         _ => self.pod_local(id, record, 0, last),
                     }
                 }
@@ -102,7 +121,9 @@ impl Observer {
                 (None, Lookup::Ambiguous(_)) if !last => Found::Wait,
                 (None, Lookup::Ambiguous(_)) => Found::No(UnresolvedReason::IpReuse),
                 // Without cgroup v2 of their own, pods' processes are in the root cgroup, and this pod may not be known yet.
-                (None, Lookup::Unknown | Lookup::Vacant) if *root && !last && usable && self.in_pod_range(address) => Found::Wait,
+                (None, Lookup::Unknown | Lookup::Vacant) if *root && !last && usable && self.in_pod_range(address) => {
+                    Found::Wait
+                }
                 _ => self.host_local(),
             },
             None if !last => Found::Wait,
@@ -146,7 +167,13 @@ impl Observer {
     }
 
     /// Where a virtual address leads.
-    pub(super) fn virtual_target(&self, address: IpAddr, port: u16, protocol: Protocol, at: Timestamp) -> Option<VirtualTarget> {
+    pub(super) fn virtual_target(
+        &self,
+        address: IpAddr,
+        port: u16,
+        protocol: Protocol,
+        at: Timestamp,
+    ) -> Option<VirtualTarget> {
         let node = self.node_at(address, at).and_then(|id| match self.peers.get(id) {
             Peer::Node { name } => Some(name.as_str()),
             _ => None,
@@ -164,16 +191,29 @@ impl Observer {
     }
 
     /// The server behind a remote address and port, at the time of the flow.
-    pub(super) fn remote_server(&mut self, address: IpAddr, port: u16, protocol: Protocol, at: Timestamp, last: bool) -> Found<Remote> {
+    pub(super) fn remote_server(
+        &mut self,
+        address: IpAddr,
+        port: u16,
+        protocol: Protocol,
+        at: Timestamp,
+        last: bool,
+    ) -> Found<Remote> {
         let marks = special(address);
         if marks != 0 {
             return Found::Yes(Remote::External { marks });
         }
+        if let Some((service, port)) = self.service_cache.get(&(address, port, protocol)) {
+            return Found::Yes(Remote::Service { service: Arc::clone(service), port: *port });
+        }
         match self.virtual_target(address, port, protocol, at) {
-            Some(VirtualTarget::Service { service, port }) => {
-                let port = service.ports[port].port;
-                let service = self.texts.intern(&format!("{}/{}:{port}", service.namespace, service.name));
-                return Found::Yes(Remote::Service { service, port });
+            Some(VirtualTarget::Service { service, port: index }) => {
+                let service_port = service.ports[index].port;
+                let service = self.texts.intern(&format!("{}/{}:{service_port}", service.namespace, service.name));
+                if self.service_cache.len() < self.config.max_edges {
+                    self.service_cache.insert((address, port, protocol), (Arc::clone(&service), service_port));
+                }
+                return Found::Yes(Remote::Service { service, port: service_port });
             }
             Some(VirtualTarget::NoSuchPort { .. }) => return Found::No(UnresolvedReason::ServicePortUnknown),
             Some(VirtualTarget::HostPort { pod, port }) => match self.pods.by_name(&pod.namespace, &pod.name) {
@@ -199,7 +239,9 @@ impl Observer {
                 let peers: Vec<_> = owners.iter().filter_map(|o| self.peer_of(*o)).collect();
                 match peers[..] {
                     // Replicas of one workload may pass an address among themselves.
-                    [first, ..] if peers.len() == owners.len() && peers.iter().all(|p| *p == first) => self.remote_owner(owners[0], last),
+                    [first, ..] if peers.len() == owners.len() && peers.iter().all(|p| *p == first) => {
+                        self.remote_owner(owners[0], last)
+                    }
                     _ if last => Found::No(UnresolvedReason::IpReuse),
                     _ => Found::Wait,
                 }

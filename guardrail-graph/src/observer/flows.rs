@@ -41,7 +41,12 @@ enum Decided {
 }
 
 fn weight(counts: &FlowCounts) -> u64 {
-    counts.opened.saturating_add(counts.found).saturating_add(counts.refused).saturating_add(counts.unanswered).saturating_add(counts.unreachable)
+    counts
+        .opened
+        .saturating_add(counts.found)
+        .saturating_add(counts.refused)
+        .saturating_add(counts.unanswered)
+        .saturating_add(counts.unreachable)
 }
 
 /// Counts as the client sees them.
@@ -102,7 +107,16 @@ impl Observer {
 
     /// `first_open` and `last_open` each prove an edge to the owner at that instant.
     #[expect(clippy::too_many_arguments, reason = "everything that is known of the flow by then")]
-    fn instants(&mut self, delta: &FlowDelta, role: Role, port: u16, address: IpAddr, local: Local, at: Timestamp, last: Last) -> Step {
+    fn instants(
+        &mut self,
+        delta: &FlowDelta,
+        role: Role,
+        port: u16,
+        address: IpAddr,
+        local: Local,
+        at: Timestamp,
+        last: Last,
+    ) -> Step {
         let end = |this: &mut Self, at| match role {
             Role::Server => this.remote_peer(address, at, last.pod),
             _ => this.remote_server(address, port, delta.protocol, at, last.pod),
@@ -114,7 +128,8 @@ impl Observer {
         let counts = as_client(&delta.counts, role);
         let total = weight(&delta.counts);
         if let Some(first) = delta.first_open.filter(|f| *f < at)
-            && (self.addresses.changed_between(address, first, at) || self.addresses.changed_between(delta.local, first, at))
+            && (self.addresses.changed_between(address, first, at)
+                || self.addresses.changed_between(delta.local, first, at))
         {
             let first_local = match self.local_end(delta.cgroup, delta.local, first, last.pod) {
                 Found::Wait => return Step::WaitPod,
@@ -126,14 +141,28 @@ impl Observer {
                 return Step::WaitPod;
             }
             if first_remote != remote || first_local.peer != local.peer {
-                self.split(delta, role, port, address, [(first_local, first_remote, first), (local, remote, at)], counts);
+                self.split(
+                    delta,
+                    role,
+                    port,
+                    address,
+                    [(first_local, first_remote, first), (local, remote, at)],
+                    counts,
+                );
                 return Step::Done;
             }
         } else if delta.first_open.is_none() && total > 1 {
             // All but the last of these came some time since the last sweep, and the address may have been another's then.
             let since = at.before(self.config.sweep_interval);
             if self.addresses.changed_between(address, since, at) && !self.same_peer_since(address, since, at) {
-                let one = Counts { opened: counts.opened.min(1), found: 0, refused: 0, unanswered: 0, unreachable: 0, ..counts };
+                let one = Counts {
+                    opened: counts.opened.min(1),
+                    found: 0,
+                    refused: 0,
+                    unanswered: 0,
+                    unreachable: 0,
+                    ..counts
+                };
                 self.unresolved_flow(UnresolvedReason::IpReuse, delta, &local, total - one.opened);
                 self.record(delta, role, port, address, &local, remote, Seen { counts: one, first: at, last: at });
                 return Step::Done;
@@ -154,7 +183,15 @@ impl Observer {
 
     /// One kernel entry whose remote (or local) address had two owners: one connection is proven for each, the rest belongs to the later one unless a
     /// third owner came between.
-    fn split(&mut self, delta: &FlowDelta, role: Role, port: u16, address: IpAddr, ends: [(Local, Found<Remote>, Timestamp); 2], counts: Counts) {
+    fn split(
+        &mut self,
+        delta: &FlowDelta,
+        role: Role,
+        port: u16,
+        address: IpAddr,
+        ends: [(Local, Found<Remote>, Timestamp); 2],
+        counts: Counts,
+    ) {
         let [(first_local, first_remote, first), (last_local, last_remote, at)] = ends;
         if counts.opened < 2 || counts.found > 0 {
             // One connection and one failed attempt: which of the two owners was reached cannot be told.
@@ -176,7 +213,16 @@ impl Observer {
     }
 
     #[expect(clippy::too_many_arguments, reason = "everything that is known of the flow by then")]
-    fn record(&mut self, delta: &FlowDelta, role: Role, port: u16, address: IpAddr, local: &Local, remote: Found<Remote>, seen: Seen) {
+    fn record(
+        &mut self,
+        delta: &FlowDelta,
+        role: Role,
+        port: u16,
+        address: IpAddr,
+        local: &Local,
+        remote: Found<Remote>,
+        seen: Seen,
+    ) {
         let remote = match remote {
             Found::Yes(remote) => remote,
             Found::Wait => return,
@@ -217,7 +263,10 @@ impl Observer {
             Remote::Service { service, port } => {
                 let room = self.service_flows.len() < self.config.max_edges;
                 let key = (local.peer, service, delta.protocol, port);
-                if gain.seen.counts.established() == 0 && gain.seen.counts.failed() == 0 && !self.service_flows.contains_key(&key) {
+                if gain.seen.counts.established() == 0
+                    && gain.seen.counts.failed() == 0
+                    && !self.service_flows.contains_key(&key)
+                {
                     return;
                 }
                 if room || self.service_flows.contains_key(&key) {
@@ -254,10 +303,22 @@ impl Observer {
         let first = delta.first_open.unwrap_or(at).min(at);
         let seen = Seen { counts: as_client(&delta.counts, role), first, last: at };
         if role == Role::Server {
-            let mut gain =
-                Gain { side: Side::Server, seen, marks: local.marks, node_workload: local.node_workload.clone(), port_name: None };
+            let mut gain = Gain {
+                side: Side::Server,
+                seen,
+                marks: local.marks,
+                node_workload: local.node_workload.clone(),
+                port_name: None,
+            };
             gain.port_name = local.pod.and_then(|id| self.port_name(id, port, delta.protocol));
-            if !self.edges.gain(Ref::Peer(self.many), Ref::Peer(local.peer), delta.protocol, port, &gain, &mut self.peers) {
+            if !self.edges.gain(
+                Ref::Peer(self.many),
+                Ref::Peer(local.peer),
+                delta.protocol,
+                port,
+                &gain,
+                &mut self.peers,
+            ) {
                 self.table_full(local);
             }
         } else if weight(&delta.counts) > 0 {
@@ -277,7 +338,9 @@ impl Observer {
         match delta.role {
             Role::Server => Decided::Server(delta.server_port),
             Role::Client => match delta.local_port {
-                Some(local_port) if delta.protocol == Protocol::Udp => self.served_udp_client(delta, local, local_port, remote, at, last),
+                Some(local_port) if delta.protocol == Protocol::Udp => {
+                    self.served_udp_client(delta, local, local_port, remote, at, last)
+                }
                 _ => Decided::Client,
             },
             Role::Undecided => {
@@ -297,19 +360,32 @@ impl Observer {
     }
 
     /// UDP sent from a port that the application chose: its own initiative, or a reply in an exchange that is older than the agent?
-    fn served_udp_client(&self, delta: &FlowDelta, local: &Local, local_port: u16, remote: IpAddr, at: Timestamp, last: bool) -> Decided {
+    fn served_udp_client(
+        &self,
+        delta: &FlowDelta,
+        local: &Local,
+        local_port: u16,
+        remote: IpAddr,
+        at: Timestamp,
+        last: bool,
+    ) -> Decided {
         let is_server_of_remote = match self.remote_peer(remote, at, true) {
-            Found::Yes(Remote::Peer { peer, .. }) => self.edges.contains(&(peer, local.peer, Protocol::Udp, local_port)),
-            Found::Yes(Remote::External { .. }) => {
-                self.peers.known_external(remote).is_some_and(|peer| self.edges.contains(&(peer, local.peer, Protocol::Udp, local_port)))
+            Found::Yes(Remote::Peer { peer, .. }) => {
+                self.edges.contains(&(peer, local.peer, Protocol::Udp, local_port))
             }
+            Found::Yes(Remote::External { .. }) => self
+                .peers
+                .known_external(remote)
+                .is_some_and(|peer| self.edges.contains(&(peer, local.peer, Protocol::Udp, local_port))),
             _ => false,
         };
         if delta.bind_seen && !is_server_of_remote {
             return Decided::Client;
         }
-        let local_serves = self.served.contains(&(delta.local, local_port)) || self.declares(local, local_port, Protocol::Udp);
-        let remote_serves = self.is_server_at(remote, delta.server_port, Protocol::Udp, at) || self.served.contains(&(remote, delta.server_port));
+        let local_serves =
+            self.served.contains(&(delta.local, local_port)) || self.declares(local, local_port, Protocol::Udp);
+        let remote_serves = self.is_server_at(remote, delta.server_port, Protocol::Udp, at)
+            || self.served.contains(&(remote, delta.server_port));
         match (local_serves, remote_serves) {
             // Gossip and NTP: both ports are fixed, and each side's own sends make an edge.
             _ if local_port == delta.server_port => Decided::Client,
@@ -322,17 +398,22 @@ impl Observer {
 
     fn declares(&self, local: &Local, port: u16, protocol: Protocol) -> bool {
         let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
-        local.pod.and_then(|id| self.pods.get(id)).is_some_and(|r| r.pod.ports.iter().any(|p| p.port == port && p.protocol == text))
+        local
+            .pod
+            .and_then(|id| self.pods.get(id))
+            .is_some_and(|r| r.pod.ports.iter().any(|p| p.port == port && p.protocol == text))
     }
 
     fn listens(&self, delta: &FlowDelta, port: u16) -> bool {
         let Some(netns) = delta.netns else { return false };
         // A socket that listens on `::` accepts IPv4 as well, so "any" is one entry.
-        self.listeners.contains_key(&(netns, port, None)) || self.listeners.contains_key(&(netns, port, Some(delta.local)))
+        self.listeners.contains_key(&(netns, port, None))
+            || self.listeners.contains_key(&(netns, port, Some(delta.local)))
     }
 
     fn learn_served(&mut self, delta: &FlowDelta, local: &Local, port: u16) {
-        if delta.protocol == Protocol::Udp && special(delta.local) == 0 && self.served.len() < self.config.max_listeners {
+        if delta.protocol == Protocol::Udp && special(delta.local) == 0 && self.served.len() < self.config.max_listeners
+        {
             let _ = local;
             self.served.insert((delta.local, port));
         }
@@ -344,7 +425,9 @@ impl Observer {
         if count == 0 {
             return;
         }
-        self.count_unresolved(reason, count, || format!("cgroup {} ({}) -> {}/{}", delta.cgroup.0, delta.local, remote_text(delta), delta.protocol));
+        self.count_unresolved(reason, count, || {
+            format!("cgroup {} ({}) -> {}/{}", delta.cgroup.0, delta.local, remote_text(delta), delta.protocol)
+        });
         let this_node = self.this_node;
         self.incomplete_peer(this_node, reason.as_str());
         if let observe::Remote::Addr(address) = delta.remote

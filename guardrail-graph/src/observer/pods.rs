@@ -74,7 +74,12 @@ impl Pods {
         self.records.iter().map(|(id, r)| (*id, r))
     }
 
-    fn identity(pod: &Pod, inventory: &Inventory, peers: &mut Peers, this_node: &str) -> (PeerId, Option<Arc<str>>, bool) {
+    fn identity(
+        pod: &Pod,
+        inventory: &Inventory,
+        peers: &mut Peers,
+        this_node: &str,
+    ) -> (PeerId, Option<Arc<str>>, bool) {
         let owner = inventory.owner_of(pod);
         if pod.host_network {
             let name = pod.node.as_deref().unwrap_or(this_node).to_owned();
@@ -84,7 +89,14 @@ impl Pods {
     }
 
     /// A pod was added or changed. `inventory` already holds it.
-    pub(super) fn apply(&mut self, pod: &Arc<Pod>, inventory: &Inventory, peers: &mut Peers, this_node: &str, now: Timestamp) -> Vec<AddressChanges> {
+    pub(super) fn apply(
+        &mut self,
+        pod: &Arc<Pod>,
+        inventory: &Inventory,
+        peers: &mut Peers,
+        this_node: &str,
+        now: Timestamp,
+    ) -> Vec<AddressChanges> {
         let mut changes = Vec::new();
         let known = self.by_name.get(pod.namespace.as_str()).and_then(|pods| pods.get(pod.name.as_str())).copied();
         let same = known.filter(|id| {
@@ -100,7 +112,12 @@ impl Pods {
             self.next += 1;
             id
         });
-        let before: Vec<IpAddr> = self.records.get(&id).filter(|r| r.deleted.is_none()).map(|r| own_addresses(&r.pod).to_vec()).unwrap_or_default();
+        let before: Vec<IpAddr> = self
+            .records
+            .get(&id)
+            .filter(|r| r.deleted.is_none())
+            .map(|r| own_addresses(&r.pod).to_vec())
+            .unwrap_or_default();
         let after = own_addresses(pod);
         changes.push(AddressChanges {
             id,

@@ -57,7 +57,11 @@ impl Observer {
             facts.incomplete.insert(self.peers.get(*peer).clone(), reasons.iter().map(|r| r.to_string()).collect());
         }
         if !self.node_wide.is_empty() {
-            let here = self.workloads.values().filter(|w| w.pods.contains_key(&self.config.node)).map(|w| Peer::Workload(w.workload.clone()));
+            let here = self
+                .workloads
+                .values()
+                .filter(|w| w.pods.contains_key(&self.config.node))
+                .map(|w| Peer::Workload(w.workload.clone()));
             for peer in here.chain([Peer::Node { name: self.config.node.clone() }]) {
                 facts.incomplete.entry(peer).or_default().extend(self.node_wide.iter().map(|r| r.to_string()));
             }
@@ -79,7 +83,8 @@ impl Observer {
         let snapshot = facts.finish();
         // What Services left open is computed with the snapshot; the counters of `/metrics` show it.
         for reason in [UnresolvedReason::ServiceBackendUnknown, UnresolvedReason::ServiceAttemptFailed] {
-            let counts = snapshot.body.coverage.unresolved.iter().filter(|u| u.reason == reason.as_str()).map(|u| u.count);
+            let counts =
+                snapshot.body.coverage.unresolved.iter().filter(|u| u.reason == reason.as_str()).map(|u| u.count);
             self.service_unresolved[reason as usize] = counts.sum::<u64>();
         }
         snapshot
@@ -138,7 +143,8 @@ impl Observer {
             }
             self.gone_workloads.retain(|name, _| !fresh.contains_key(name));
             while self.gone_workloads.len() > MAX_GONE_WORKLOADS {
-                let oldest = self.gone_workloads.iter().min_by_key(|(name, w)| (w.as_of, *name)).map(|(name, _)| name.clone());
+                let oldest =
+                    self.gone_workloads.iter().min_by_key(|(name, w)| (w.as_of, *name)).map(|(name, _)| name.clone());
                 let Some(oldest) = oldest else { break };
                 self.gone_workloads.remove(&oldest);
             }

@@ -48,7 +48,8 @@ impl Observer {
             (Some(source), None) if source.node == config.node => config.instance.clone_from(&source.instance),
             (None, _) => {}
             _ => {
-                let found: Vec<String> = state.body.sources.iter().map(|s| format!("{}/{}", s.node, s.instance)).collect();
+                let found: Vec<String> =
+                    state.body.sources.iter().map(|s| format!("{}/{}", s.node, s.instance)).collect();
                 return Err(RestoreError::OtherSource { node: config.node, found: found.join(", ") });
             }
         }
@@ -67,7 +68,9 @@ impl Observer {
         }
         let computed = [UnresolvedReason::ServiceBackendUnknown, UnresolvedReason::ServiceAttemptFailed];
         for entry in &body.coverage.unresolved {
-            if let Some(reason) = UnresolvedReason::ALL.iter().find(|r| r.as_str() == entry.reason && !computed.contains(r)) {
+            if let Some(reason) =
+                UnresolvedReason::ALL.iter().find(|r| r.as_str() == entry.reason && !computed.contains(r))
+            {
                 self.unresolved[*reason as usize] = entry.count;
                 self.examples[*reason as usize].clone_from(&entry.examples);
             }

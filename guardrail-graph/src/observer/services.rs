@@ -33,7 +33,10 @@ impl Observer {
                     "UDP" => Protocol::Udp,
                     _ => continue,
                 };
-                let current = backends.iter().filter(|(_, to)| to.is_none()).map(|((address, port, ..), _)| (*address, *port, protocol));
+                let current = backends
+                    .iter()
+                    .filter(|(_, to)| to.is_none())
+                    .map(|((address, port, ..), _)| (*address, *port, protocol));
                 self.endpoint_ports.extend(current);
             }
         }
@@ -71,7 +74,10 @@ impl Observer {
                 ports: Vec::new(),
                 as_of: now,
             };
-            let facts = self.services.entry(key.clone()).or_insert_with(|| ServiceFacts { base: base.clone(), ports: BTreeMap::new() });
+            let facts = self
+                .services
+                .entry(key.clone())
+                .or_insert_with(|| ServiceFacts { base: base.clone(), ports: BTreeMap::new() });
             facts.base = base;
         }
         let since = (self.saw_flow && now > self.config.started).then_some(now);
@@ -87,7 +93,9 @@ impl Observer {
         for (port, backends) in current {
             let known = facts.ports.entry(port).or_default();
             for (address, number, peer, node) in backends {
-                let open = known.iter().any(|((a, n, p, o, _), to)| to.is_none() && (a, n, p, o) == (&address, &number, &peer, &node));
+                let open = known
+                    .iter()
+                    .any(|((a, n, p, o, _), to)| to.is_none() && (a, n, p, o) == (&address, &number, &peer, &node));
                 if !open {
                     known.insert((address, number, peer, node, since), None);
                 }
@@ -98,6 +106,18 @@ impl Observer {
                 known.remove(&oldest);
             }
         }
+    }
+
+    /// Forgets Services that are long gone and that no flow went through.
+    pub(super) fn forget_services(&mut self, before: Timestamp) {
+        let used: BTreeSet<&str> =
+            self.service_flows.keys().filter_map(|(_, service, ..)| Some(service.rsplit_once(':')?.0)).collect();
+        let inventory = &self.inventory;
+        self.services.retain(|(namespace, name), facts| {
+            inventory.service(namespace, name).is_some()
+                || facts.base.as_of >= before
+                || used.contains(format!("{namespace}/{name}").as_str())
+        });
     }
 
     fn backend_peer(&self, backend: &Backend, now: Timestamp) -> Option<Peer> {

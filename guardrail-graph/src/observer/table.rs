@@ -208,10 +208,27 @@ impl Edges {
 
     /// Adds to an edge. An external end is given by its address, so that one which will not be kept apart is never named.
     /// False if the edge is new and there is no room.
-    pub(super) fn gain(&mut self, client: Ref, server: Ref, protocol: Protocol, port: u16, gain: &Gain, peers: &mut Peers) -> bool {
+    pub(super) fn gain(
+        &mut self,
+        client: Ref,
+        server: Ref,
+        protocol: Protocol,
+        port: u16,
+        gain: &Gain,
+        peers: &mut Peers,
+    ) -> bool {
+        let opens = gain.seen.counts.established() > 0 || gain.seen.counts.failed() > 0;
+        // Bytes and ends of connections whose beginning stands elsewhere make no edge, and no external peer.
+        if !opens
+            && [client, server].iter().any(|end| matches!(end, Ref::External(a) if peers.known_external(*a).is_none()))
+        {
+            return true;
+        }
         let client = match (client, &server) {
             (Ref::Peer(id), _) => id,
-            (Ref::External(address), Ref::Peer(server)) => self.external(End::Client, address, *server, protocol, port, peers),
+            (Ref::External(address), Ref::Peer(server)) => {
+                self.external(End::Client, address, *server, protocol, port, peers)
+            }
             // Two external ends: neither is ours to keep apart.
             (Ref::External(_), Ref::External(_)) => self.many,
         };
@@ -224,8 +241,7 @@ impl Edges {
             edge.gain(gain);
             return true;
         }
-        // Bytes and ends of connections whose beginning stands elsewhere make no edge.
-        if gain.seen.counts.established() == 0 && gain.seen.counts.failed() == 0 {
+        if !opens {
             return true;
         }
         if self.edges.len() >= self.max_edges {
@@ -236,9 +252,18 @@ impl Edges {
     }
 
     /// The peer that stands for an external address at this end.
-    fn external(&mut self, end: End, address: IpAddr, other: PeerId, protocol: Protocol, port: u16, peers: &mut Peers) -> PeerId {
+    fn external(
+        &mut self,
+        end: End,
+        address: IpAddr,
+        other: PeerId,
+        protocol: Protocol,
+        port: u16,
+        peers: &mut Peers,
+    ) -> PeerId {
         let max = if end == End::Client { self.max_clients } else { self.max_servers };
-        let state = self.externals.entry((end, other, protocol, port)).or_insert_with(|| Externals::Apart(HashSet::new()));
+        let state =
+            self.externals.entry((end, other, protocol, port)).or_insert_with(|| Externals::Apart(HashSet::new()));
         let Externals::Apart(apart) = state else { return self.many };
         if let Some(known) = peers.known_external(address).filter(|id| apart.contains(id)) {
             return known;
@@ -259,7 +284,9 @@ impl Edges {
                 joined.absorb(edge);
             }
         }
-        self.edges.insert(key(self.many), joined);
+        if joined.sides.iter().any(Option::is_some) {
+            self.edges.insert(key(self.many), joined);
+        }
         self.many
     }
 
@@ -268,7 +295,10 @@ impl Edges {
         let many = self.many;
         for (end, external, other) in [(End::Client, key.0, key.1), (End::Server, key.1, key.0)] {
             if matches!(peers.get(external), Peer::External { .. }) {
-                let state = self.externals.entry((end, other, key.2, key.3)).or_insert_with(|| Externals::Apart(HashSet::new()));
+                let state = self
+                    .externals
+                    .entry((end, other, key.2, key.3))
+                    .or_insert_with(|| Externals::Apart(HashSet::new()));
                 if external == many {
                     *state = Externals::Many;
                 } else if let Externals::Apart(apart) = state {

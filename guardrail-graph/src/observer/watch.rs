@@ -58,6 +58,7 @@ impl Observer {
                 }
             }
             Object::Node(node) => {
+                self.service_cache.clear();
                 let before = self.inventory.node(&node.name).map(|n| n.addresses.clone()).unwrap_or_default();
                 let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
                 for address in before.iter().filter(|a| !node.addresses.contains(a)) {
@@ -70,6 +71,7 @@ impl Observer {
                 self.index_nodes();
             }
             Object::Service(service) => {
+                self.service_cache.clear();
                 if let Some(before) = self.inventory.service(&service.namespace, &service.name).cloned() {
                     self.service_gone(&before, now);
                 }
@@ -113,6 +115,7 @@ impl Observer {
                 }
             }
             Kind::Node => {
+                self.service_cache.clear();
                 if let Some(node) = self.inventory.node(&key.name).cloned() {
                     let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
                     for address in &node.addresses {
@@ -123,6 +126,7 @@ impl Observer {
                 self.index_nodes();
             }
             Kind::Service => {
+                self.service_cache.clear();
                 if let Some(service) = self.inventory.service(&key.namespace, &key.name).cloned() {
                     self.service_gone(&service, now);
                     self.dirty_services.insert((key.namespace.clone(), key.name.clone()));
@@ -153,14 +157,16 @@ impl Observer {
     fn finished_pod(&mut self, pod: &Pod, id: super::pods::PodId, now: Timestamp) {
         for address in &pod.addresses {
             if matches!(self.addresses.lookup(*address, now), Lookup::Unknown) {
-                let tenure = Tenure { owner: AddressOwner::Pod(id), from: now.before(FINISHED_LEAD), to: now, proven: None };
+                let tenure =
+                    Tenure { owner: AddressOwner::Pod(id), from: now.before(FINISHED_LEAD), to: now, proven: None };
                 self.addresses.restore(*address, tenure);
             }
         }
     }
 
     fn pod_services_dirty(&mut self, pod: &Pod) {
-        let names: Vec<_> = self.inventory.services_selecting(pod).map(|s| (s.namespace.clone(), s.name.clone())).collect();
+        let names: Vec<_> =
+            self.inventory.services_selecting(pod).map(|s| (s.namespace.clone(), s.name.clone())).collect();
         self.dirty_services.extend(names);
     }
 
@@ -181,7 +187,13 @@ impl Observer {
                     continue;
                 }
                 let name = self.texts.intern(&format!("{}/{}:{}", service.namespace, service.name, key.3));
-                let gain = Gain { side: Side::Client, seen, marks: edge.marks, node_workload: edge.node_workloads.first().cloned(), port_name: None };
+                let gain = Gain {
+                    side: Side::Client,
+                    seen,
+                    marks: edge.marks,
+                    node_workload: edge.node_workloads.first().cloned(),
+                    port_name: None,
+                };
                 self.service_flows.entry((key.0, name, key.2, key.3)).or_default().gain(&gain);
             }
         }
@@ -206,7 +218,9 @@ impl Observer {
 
     fn index_host_ports(&mut self) {
         self.host_ports.clear();
-        for (_, record) in self.pods.iter().filter(|(_, r)| r.pod.host_network && r.deleted.is_none() && !r.pod.finished) {
+        for (_, record) in
+            self.pods.iter().filter(|(_, r)| r.pod.host_network && r.deleted.is_none() && !r.pod.finished)
+        {
             for port in &record.pod.ports {
                 let protocol = match port.protocol.as_str() {
                     "TCP" => Protocol::Tcp,

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    AddressEntry, BackendEntry, Body, Counts, Coverage, EdgePeer, EdgeRecord, Interval, LossEntry, NodeCoverage, ServiceFlow, ServicePortEntry, Side,
-    Snapshot, Source, SourceCounts, UnresolvedEntry, Window, WorkloadCoverage,
+    AddressEntry, BackendEntry, Body, Counts, Coverage, EdgePeer, EdgeRecord, Interval, LossEntry, NodeCoverage,
+    ServiceFlow, ServicePortEntry, Side, Snapshot, Source, SourceCounts, UnresolvedEntry, Window, WorkloadCoverage,
     facts::{EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, MAX_EXAMPLES, NODE_UNOBSERVED, Seen, WINDOW_GAP},
     marks,
 };
@@ -73,7 +73,12 @@ impl Facts {
         for intervals in self.window.values_mut() {
             *intervals = joined(std::mem::take(intervals));
         }
-        let mut deriver = Deriver { facts: &self, derived: BTreeMap::new(), unresolved: self.unresolved.clone(), incomplete: self.incomplete.clone() };
+        let mut deriver = Deriver {
+            facts: &self,
+            derived: BTreeMap::new(),
+            unresolved: self.unresolved.clone(),
+            incomplete: self.incomplete.clone(),
+        };
         for (key, flow) in &self.service_flows {
             deriver.service_flow(key, flow);
         }
@@ -91,8 +96,12 @@ impl Facts {
             edges.push(self.edge(key, facts, extra));
         }
         let none = EdgeFacts::default();
-        edges.extend(derived.into_iter().filter(|(_, d)| d.extra.is_some()).map(|(key, extra)| self.edge(&key, &none, extra)));
-        edges.sort_by(|a, b| (&a.client, &a.server, a.protocol, a.port).cmp(&(&b.client, &b.server, b.protocol, b.port)));
+        edges.extend(
+            derived.into_iter().filter(|(_, d)| d.extra.is_some()).map(|(key, extra)| self.edge(&key, &none, extra)),
+        );
+        edges.sort_by(|a, b| {
+            (&a.client, &a.server, a.protocol, a.port).cmp(&(&b.client, &b.server, b.protocol, b.port))
+        });
         edges
     }
 
@@ -122,7 +131,11 @@ impl Facts {
             a
         });
         // An edge without any count cannot exist: it is made of at least one of the three.
-        let total = total.unwrap_or(Seen { counts: Counts::default(), first: Timestamp::default(), last: Timestamp::default() });
+        let total = total.unwrap_or(Seen {
+            counts: Counts::default(),
+            first: Timestamp::default(),
+            last: Timestamp::default(),
+        });
         let mut inherited = derived.certain;
         if facts.sources.is_empty() && bare.is_none() {
             inherited.take(derived.inferred);
@@ -158,7 +171,11 @@ impl Facts {
             server: EdgePeer { peer: server.clone(), names: facts.server_names.clone() },
             protocol: *protocol,
             port: *port,
-            port_name: if facts.sources.is_empty() && facts.bare.is_none() { self.port_name(server, *protocol, *port) } else { facts.port_name.clone() },
+            port_name: if facts.sources.is_empty() && facts.bare.is_none() {
+                self.port_name(server, *protocol, *port)
+            } else {
+                facts.port_name.clone()
+            },
             via: facts.via.union(&inherited.via).cloned().collect(),
             seen_by,
             counts: total.counts,
@@ -198,14 +215,22 @@ impl Facts {
     }
 
     fn all_nodes_observed(&self, workload: &WorkloadRef) -> bool {
-        self.workloads.get(workload).is_none_or(|w| w.pods.keys().all(|node| node.is_empty() || self.observed.contains(node)))
+        self.workloads
+            .get(workload)
+            .is_none_or(|w| w.pods.keys().all(|node| node.is_empty() || self.observed.contains(node)))
     }
 
     /// The one name that the server's pods give the port.
     fn port_name(&self, server: &Peer, protocol: Protocol, port: u16) -> Option<String> {
         let entry = self.workloads.get(server.workload()?)?;
         let protocol = protocol.to_string();
-        let mut names = entry.pods.values().flatten().flat_map(|p| &p.ports).filter(|p| p.port == port && p.protocol == protocol).map(|p| &p.name);
+        let mut names = entry
+            .pods
+            .values()
+            .flatten()
+            .flat_map(|p| &p.ports)
+            .filter(|p| p.port == port && p.protocol == protocol)
+            .map(|p| &p.name);
         let first = names.next()?;
         names.all(|n| n == first).then(|| first.clone())
     }
@@ -224,20 +249,29 @@ impl Facts {
                 .losses
                 .iter()
                 .filter(|(_, (_, count))| *count > 0)
-                .map(|((source, reason), (class, count))| LossEntry { source: source.clone(), reason: reason.clone(), class: *class, count: *count })
+                .map(|((source, reason), (class, count))| LossEntry {
+                    source: source.clone(),
+                    reason: reason.clone(),
+                    class: *class,
+                    count: *count,
+                })
                 .collect(),
             unresolved: unresolved
                 .into_iter()
                 .filter(|(_, (count, _))| *count > 0)
                 .map(|((source, reason), (count, examples))| UnresolvedEntry { source, reason, count, examples })
                 .collect(),
-            workloads: incomplete.into_iter().map(|(peer, reasons)| WorkloadCoverage { peer, complete: false, reasons }).collect(),
+            workloads: incomplete
+                .into_iter()
+                .map(|(peer, reasons)| WorkloadCoverage { peer, complete: false, reasons })
+                .collect(),
         }
     }
 
     fn document(self, edges: Vec<EdgeRecord>, coverage: Coverage) -> Snapshot {
         let times = || self.window.values().flatten();
-        let window = Window { from: times().map(|i| i.from).min(), to: times().map(|i| i.to).max(), nodes: self.window.clone() };
+        let window =
+            Window { from: times().map(|i| i.from).min(), to: times().map(|i| i.to).max(), nodes: self.window.clone() };
         let services = self.services.into_values().map(|facts| {
             let mut entry = facts.base;
             entry.ports = facts
@@ -250,7 +284,14 @@ impl Facts {
                     node_port,
                     backends: backends
                         .into_iter()
-                        .map(|((address, port, peer, node, from), to)| BackendEntry { address, port, peer, node, from, to })
+                        .map(|((address, port, peer, node, from), to)| BackendEntry {
+                            address,
+                            port,
+                            peer,
+                            node,
+                            from,
+                            to,
+                        })
                         .collect(),
                 })
                 .collect();
@@ -352,7 +393,8 @@ impl Deriver<'_> {
         let targets: Vec<&Target> = targets.iter().filter(|t| t.current).collect();
         if !resolved && answered {
             // The server's node may have seen a node's address in the client's place.
-            let masqueraded: Vec<_> = targets.iter().filter(|t| self.a_node_reached(t, *protocol)).map(|t| edge_key(t)).collect();
+            let masqueraded: Vec<_> =
+                targets.iter().filter(|t| self.a_node_reached(t, *protocol)).map(|t| edge_key(t)).collect();
             let hairpin = targets.iter().any(|t| t.peer == *client);
             for key in &masqueraded {
                 self.attach(key.clone(), service, flow, Some(total), Some(marks::INFERRED));
@@ -363,7 +405,10 @@ impl Deriver<'_> {
             // A pod that reached itself leaves no edge.
             if masqueraded.is_empty() && !hairpin {
                 self.count(key, flow, UnresolvedReason::ServiceBackendUnknown, Counts::established);
-                self.incomplete.entry(client.clone()).or_default().insert(UnresolvedReason::ServiceBackendUnknown.as_str().to_owned());
+                self.incomplete
+                    .entry(client.clone())
+                    .or_default()
+                    .insert(UnresolvedReason::ServiceBackendUnknown.as_str().to_owned());
             }
         }
         if total.counts.failed() > 0 && !(single && resolved) {
@@ -380,7 +425,14 @@ impl Deriver<'_> {
     }
 
     /// Adds a flow to the edge behind it; without a `mark` a server-side record shows that it is this one.
-    fn attach(&mut self, key: EdgeKey, service: &str, flow: &FlowFacts, extra: Option<Seen>, mark: Option<&'static str>) {
+    fn attach(
+        &mut self,
+        key: EdgeKey,
+        service: &str,
+        flow: &FlowFacts,
+        extra: Option<Seen>,
+        mark: Option<&'static str>,
+    ) {
         let derived = self.derived.entry(key).or_default();
         let inherited = if mark.is_none() { &mut derived.certain } else { &mut derived.inferred };
         inherited.via.insert(service.to_owned());
@@ -409,14 +461,15 @@ impl Deriver<'_> {
 
     /// Whether the server's own node recorded this edge.
     fn server_saw(&self, key: &EdgeKey) -> bool {
-        self.facts
-            .edges
-            .get(key)
-            .is_some_and(|e| e.sources.iter().any(|((_, side), seen)| *side == Side::Server && seen.counts.established() > 0))
+        self.facts.edges.get(key).is_some_and(|e| {
+            e.sources.iter().any(|((_, side), seen)| *side == Side::Server && seen.counts.established() > 0)
+        })
     }
 
     fn a_node_reached(&self, target: &Target, protocol: Protocol) -> bool {
-        self.facts.expected.iter().any(|node| self.server_saw(&(Peer::Node { name: node.clone() }, target.peer.clone(), protocol, target.port)))
+        self.facts.expected.iter().any(|node| {
+            self.server_saw(&(Peer::Node { name: node.clone() }, target.peer.clone(), protocol, target.port))
+        })
     }
 
     fn targets(&self, service: &str, protocol: Protocol, port: u16, flow: &Seen) -> Vec<Target> {
@@ -424,9 +477,16 @@ impl Deriver<'_> {
         let Some((namespace, name)) = name.split_once('/') else { return Vec::new() };
         let Some(facts) = self.facts.services.get(&(namespace.to_owned(), name.to_owned())) else { return Vec::new() };
         let protocol = protocol.to_string();
-        let all = || facts.ports.iter().filter(|((p, proto, ..), _)| *p == port && *proto == protocol).flat_map(|(_, backends)| backends);
+        let all = || {
+            facts
+                .ports
+                .iter()
+                .filter(|((p, proto, ..), _)| *p == port && *proto == protocol)
+                .flat_map(|(_, backends)| backends)
+        };
         let at_that_time = |from: &Option<Timestamp>, to: &Option<Timestamp>| {
-            from.is_none_or(|f| f.before(ENDPOINT_SLACK) <= flow.last) && to.is_none_or(|t| t.after(ENDPOINT_SLACK) >= flow.first)
+            from.is_none_or(|f| f.before(ENDPOINT_SLACK) <= flow.last)
+                && to.is_none_or(|t| t.after(ENDPOINT_SLACK) >= flow.first)
         };
         let mut targets: BTreeMap<(&Peer, u16), (bool, bool)> = BTreeMap::new();
         for ((_, port, peer, node, from), to) in all() {
@@ -438,12 +498,16 @@ impl Deriver<'_> {
             let target = targets.entry((peer, *port)).or_default();
             *target = (target.0 | (unobserved && current), target.1 | current);
         }
-        targets.into_iter().map(|((peer, port), (unobserved, current))| Target { peer: peer.clone(), port, unobserved, current }).collect()
+        targets
+            .into_iter()
+            .map(|((peer, port), (unobserved, current))| Target { peer: peer.clone(), port, unobserved, current })
+            .collect()
     }
 
     /// Workloads on nodes that nobody watched, or not all the time.
     fn coverage_of_nodes(&mut self) {
-        let gaps: BTreeSet<&String> = self.facts.window.iter().filter(|(_, i)| i.len() > 1).map(|(node, _)| node).collect();
+        let gaps: BTreeSet<&String> =
+            self.facts.window.iter().filter(|(_, i)| i.len() > 1).map(|(node, _)| node).collect();
         for (name, workload) in &self.facts.workloads {
             for node in workload.pods.keys().filter(|n| !n.is_empty()) {
                 let reason = if !self.facts.observed.contains(node) {

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, ServiceEntry, Side, Snapshot, Source, SourceCounts, WorkloadEntry, marks,
+    AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, ServiceEntry, Side, Snapshot, Source, SourceCounts,
+    WorkloadEntry, marks,
 };
 use crate::{
     observe::LossClass,
@@ -118,6 +119,9 @@ pub(crate) struct FlowFacts {
 type PortKey = (u16, String, Option<String>, Option<u16>);
 type BackendKey = (IpAddr, u16, Peer, Option<String>, Option<Timestamp>);
 
+/// `(address, from, owner, pod)`.
+pub(crate) type TenureKey = (IpAddr, Option<Timestamp>, Peer, Option<String>);
+
 /// Facts of a Service: its latest description without ports, and every port and endpoint it ever had.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceFacts {
@@ -137,7 +141,8 @@ pub(crate) struct Facts {
     pub(crate) incomplete: BTreeMap<Peer, BTreeSet<String>>,
     pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
     pub(crate) services: BTreeMap<(String, String), ServiceFacts>,
-    pub(crate) addresses: BTreeMap<(IpAddr, Option<Timestamp>, Peer, Option<String>), (Option<Timestamp>, bool)>,
+    /// Tenures with their end, and whether one was proven.
+    pub(crate) addresses: BTreeMap<TenureKey, (Option<Timestamp>, bool)>,
     pub(crate) service_flows: BTreeMap<FlowKey, FlowFacts>,
     pub(crate) edges: BTreeMap<EdgeKey, EdgeFacts>,
 }
@@ -159,7 +164,9 @@ fn keep_later<T: serde::Serialize + PartialEq>(kept: &mut T, other: T, as_of: im
 }
 
 fn seen_of(counts: &[SourceCounts]) -> impl Iterator<Item = ((Source, Side), Seen)> + '_ {
-    counts.iter().map(|c| ((c.source.clone(), c.side), Seen { counts: c.counts, first: c.first_seen, last: c.last_seen }))
+    counts
+        .iter()
+        .map(|c| ((c.source.clone(), c.side), Seen { counts: c.counts, first: c.first_seen, last: c.last_seen }))
 }
 
 impl Facts {
@@ -176,7 +183,8 @@ impl Facts {
             let kept = self.losses.entry((loss.source, loss.reason)).or_insert((loss.class, 0));
             *kept = (kept.0.max(loss.class), kept.1.max(loss.count));
         }
-        let derived = [UnresolvedReason::ServiceBackendUnknown.as_str(), UnresolvedReason::ServiceAttemptFailed.as_str()];
+        let derived =
+            [UnresolvedReason::ServiceBackendUnknown.as_str(), UnresolvedReason::ServiceAttemptFailed.as_str()];
         for entry in coverage.unresolved.into_iter().filter(|u| u.count > 0 && !derived.contains(&u.reason.as_str())) {
             let kept = self.unresolved.entry((entry.source, entry.reason)).or_default();
             kept.0 = kept.0.max(entry.count);
@@ -188,7 +196,9 @@ impl Facts {
         for entry in coverage.workloads {
             let reasons = entry.reasons.into_iter();
             let raw: Vec<_> = reasons
-                .filter(|r| !r.starts_with(NODE_UNOBSERVED) && !r.starts_with(WINDOW_GAP) && !derived.contains(&r.as_str()))
+                .filter(|r| {
+                    !r.starts_with(NODE_UNOBSERVED) && !r.starts_with(WINDOW_GAP) && !derived.contains(&r.as_str())
+                })
                 .collect();
             if !raw.is_empty() {
                 self.incomplete.entry(entry.peer).or_default().extend(raw);
@@ -226,7 +236,9 @@ impl Facts {
         let ports = std::mem::take(&mut entry.ports);
         let key = (entry.namespace.clone(), entry.name.clone());
         let facts = match self.services.entry(key) {
-            std::collections::btree_map::Entry::Vacant(v) => v.insert(ServiceFacts { base: entry, ports: BTreeMap::new() }),
+            std::collections::btree_map::Entry::Vacant(v) => {
+                v.insert(ServiceFacts { base: entry, ports: BTreeMap::new() })
+            }
             std::collections::btree_map::Entry::Occupied(o) => {
                 let facts = o.into_mut();
                 keep_later(&mut facts.base, entry, |s| s.as_of);
@@ -236,7 +248,10 @@ impl Facts {
         for port in ports {
             let backends = facts.ports.entry((port.port, port.protocol, port.name, port.node_port)).or_default();
             for BackendEntry { address, port, peer, node, from, to } in port.backends {
-                backends.entry((address, port, peer, node, from)).and_modify(|kept| *kept = earlier_end(*kept, to)).or_insert(to);
+                backends
+                    .entry((address, port, peer, node, from))
+                    .and_modify(|kept| *kept = earlier_end(*kept, to))
+                    .or_insert(to);
             }
         }
     }

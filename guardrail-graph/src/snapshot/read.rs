@@ -32,7 +32,9 @@ pub enum SnapshotError {
         message: String,
     },
     /// Another document.
-    #[error("{file}: this is {found}, not {API_VERSION} {KIND}: give a file that `/v1/graph`, --state-dir or `guardrail merge` wrote")]
+    #[error(
+        "{file}: this is {found}, not {API_VERSION} {KIND}: give a file that `/v1/graph`, --state-dir or `guardrail merge` wrote"
+    )]
     WrongKind {
         /// The file.
         file: String,
@@ -70,7 +72,8 @@ impl Snapshot {
         };
         let head: Head = serde_json::from_str(text).map_err(|e| error(&e))?;
         if head.api_version != API_VERSION || head.kind != KIND {
-            let word = |v: &serde_json::Value, what| v.as_str().map_or_else(|| format!("without {what}"), str::to_owned);
+            let word =
+                |v: &serde_json::Value, what| v.as_str().map_or_else(|| format!("without {what}"), str::to_owned);
             let found = format!("{} {}", word(&head.api_version, "apiVersion"), word(&head.kind, "kind"));
             return Err(SnapshotError::WrongKind { file: file(), found });
         }

@@ -32,7 +32,9 @@ impl Snapshot {
         let missing: BTreeSet<String> = entry
             .pods
             .iter()
-            .filter(|(node, pods)| !observed.contains(*node) && (!node.is_empty() || pods.iter().any(|p| !p.addresses.is_empty())))
+            .filter(|(node, pods)| {
+                !observed.contains(*node) && (!node.is_empty() || pods.iter().any(|p| !p.addresses.is_empty()))
+            })
             .map(|(node, _)| node.clone())
             .collect();
         if missing.is_empty() { NodeView::Whole } else { NodeView::Partial { observed: observed.clone(), missing } }
@@ -53,7 +55,9 @@ impl Snapshot {
             let (client, server) = (label(&edge.client.peer), label(&edge.server.peer));
             let counts: &mut [u64; 4] = lines.entry((client, server, edge.protocol, edge.port)).or_default();
             let c = &edge.counts;
-            for (sum, gain) in counts.iter_mut().zip([c.opened.saturating_add(c.found), c.refused, c.unanswered, c.unreachable]) {
+            for (sum, gain) in
+                counts.iter_mut().zip([c.opened.saturating_add(c.found), c.refused, c.unanswered, c.unreachable])
+            {
                 *sum = sum.saturating_add(gain);
             }
         }
@@ -66,7 +70,12 @@ impl Snapshot {
                 server_workload: server.1,
                 protocol,
                 port,
-                outcomes: [("opened", opened), ("refused", refused), ("unanswered", unanswered), ("unreachable", unreachable)],
+                outcomes: [
+                    ("opened", opened),
+                    ("refused", refused),
+                    ("unanswered", unanswered),
+                    ("unreachable", unreachable),
+                ],
             })
             .collect()
     }

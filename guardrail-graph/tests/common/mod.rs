@@ -44,7 +44,8 @@ pub(crate) fn pod(namespace: &str, deployment: &str, index: u32, node: &str, add
             format!("{{name: {name}, containerPort: {number}, protocol: {protocol}}}")
         })
         .collect();
-    let status = if address.is_empty() { String::new() } else { format!("status: {{phase: Running, podIP: {address:?}}}\n") };
+    let status =
+        if address.is_empty() { String::new() } else { format!("status: {{phase: Running, podIP: {address:?}}}\n") };
     format!(
         "---\nkind: Pod\nmetadata:\n  name: {deployment}-5d9c-{index}\n  namespace: {namespace}\n  uid: {}\n  labels: {{app: {deployment}, pod-template-hash: 5d9c}}\n  \
          ownerReferences: [{{kind: ReplicaSet, name: {deployment}-5d9c, uid: rs, controller: true}}]\nspec:\n  nodeName: {node}\n  \
@@ -97,7 +98,8 @@ impl Lab {
     }
 
     pub(crate) fn cgroup(&mut self, id: u64, path: &str) {
-        self.observer.observe(Observation::CgroupCreated { id: CgroupId(id), path: path.into(), at: self.now }, self.now);
+        self.observer
+            .observe(Observation::CgroupCreated { id: CgroupId(id), path: path.into(), at: self.now }, self.now);
     }
 
     pub(crate) fn pod_cgroup(&mut self, id: u64, deployment: &str, index: u32) {
@@ -122,7 +124,15 @@ impl Lab {
 }
 
 /// A delta of one open at `at`.
-pub(crate) fn delta(cgroup: u64, role: Role, local: &str, remote: &str, protocol: Protocol, server_port: u16, at: Timestamp) -> FlowDelta {
+pub(crate) fn delta(
+    cgroup: u64,
+    role: Role,
+    local: &str,
+    remote: &str,
+    protocol: Protocol,
+    server_port: u16,
+    at: Timestamp,
+) -> FlowDelta {
     FlowDelta {
         cgroup: CgroupId(cgroup),
         netns: Some(NetnsId(u32::try_from(cgroup).unwrap())),
@@ -162,7 +172,8 @@ fn short(peer: &Peer) -> String {
 pub(crate) fn edge_text(edge: &EdgeRecord) -> String {
     let marks: Vec<&str> = edge.marks.iter().map(String::as_str).collect();
     let via: Vec<&str> = edge.via.iter().map(String::as_str).collect();
-    let mut text = format!("{} -> {} {}/{}", short(&edge.client.peer), short(&edge.server.peer), edge.protocol, edge.port);
+    let mut text =
+        format!("{} -> {} {}/{}", short(&edge.client.peer), short(&edge.server.peer), edge.protocol, edge.port);
     if !via.is_empty() {
         text += &format!(" via {}", via.join(","));
     }
