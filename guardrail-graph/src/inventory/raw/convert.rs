@@ -1,0 +1,211 @@
+//! From raw fields to [`crate::inventory::types`].
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::fields::*;
+use crate::{
+    inventory::types::{
+        ContainerPort, Controller, Endpoint, EndpointPort, EndpointSlice, Node, OwnerRef, Pod, Service, ServicePort,
+        TargetPort,
+    },
+    snapshot::LabelSelector,
+};
+
+/// Annotations that hold a node address (Calico, flannel, Cilium): tunnel ends, and interfaces of the node inside the pod network.
+const NODE_ADDRESS_ANNOTATIONS: [&str; 14] = [
+    "projectcalico.org/IPv4IPIPTunnelAddr",
+    "projectcalico.org/IPv4VXLANTunnelAddr",
+    "projectcalico.org/IPv6VXLANTunnelAddr",
+    "projectcalico.org/IPv4WireguardInterfaceAddr",
+    "projectcalico.org/IPv6WireguardInterfaceAddr",
+    "projectcalico.org/IPv4Address",
+    "projectcalico.org/IPv6Address",
+    "flannel.alpha.coreos.com/public-ip",
+    "flannel.alpha.coreos.com/public-ipv6",
+    "network.cilium.io/ipv4-cilium-host",
+    "network.cilium.io/ipv6-cilium-host",
+    "network.cilium.io/ipv4-health-ip",
+    "io.cilium.network.ipv4-cilium-host",
+    "io.cilium.network.ipv4-health-ip",
+];
+
+fn owner(references: Vec<RawOwner>) -> Option<OwnerRef> {
+    references.into_iter().find(|o| o.controller).map(|o| OwnerRef { kind: o.kind, name: o.name, uid: o.uid })
+}
+
+fn protocol(text: Option<String>) -> String {
+    text.filter(|p| !p.is_empty()).unwrap_or_else(|| "TCP".to_owned())
+}
+
+pub(super) fn node(meta: Meta, spec: NodeSpec, status: NodeStatus) -> Result<Node, String> {
+    let mut addresses = Vec::new();
+    for entry in status.addresses.iter().filter(|a| matches!(a.r#type.as_str(), "InternalIP" | "ExternalIP")) {
+        let address: IpAddr =
+            entry.address.parse().map_err(|_| format!("status.addresses: `{}` is not an IP address", entry.address))?;
+        addresses.push(canonical(address));
+    }
+    for annotation in NODE_ADDRESS_ANNOTATIONS {
+        // An annotation is nobody's contract: what does not parse is not an address.
+        if let Some(address) =
+            meta.annotations.get(annotation).and_then(|v| v.split('/').next()).and_then(|v| v.parse::<IpAddr>().ok())
+        {
+            addresses.push(canonical(address));
+        }
+    }
+    addresses.sort_unstable();
+    addresses.dedup();
+    let texts = if spec.pod_cidrs.is_empty() {
+        spec.pod_cidr.into_iter().filter(|c| !c.is_empty()).collect()
+    } else {
+        spec.pod_cidrs
+    };
+    let pod_cidrs = texts
+        .iter()
+        .map(|c| {
+            c.parse::<IpNet>().map_err(|_| format!("spec.podCIDR: `{c}` is not a range: write it like 10.244.1.0/24"))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Node { name: meta.name, labels: meta.labels, addresses, pod_cidrs })
+}
+
+pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatus) -> Result<Pod, String> {
+    let restartable = spec.init_containers.into_iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let mut ports = Vec::new();
+    for raw in spec.containers.into_iter().chain(restartable).flat_map(|c| c.ports) {
+        let Some(Port(port)) = raw.container_port else {
+            return Err("a container port without containerPort: give its number".to_owned());
+        };
+        ports.push(ContainerPort {
+            name: raw.name,
+            port,
+            protocol: protocol(raw.protocol),
+            host_port: raw.host_port.and_then(|p| p.0),
+        });
+    }
+    let mut addresses: Vec<IpAddr> = status.pod_ips.into_iter().filter_map(|i| i.ip?.0).collect();
+    if let Some(MaybeIp(Some(address))) = status.pod_ip
+        && !addresses.contains(&address)
+    {
+        addresses.insert(0, address);
+    }
+    let annotation = |key: &str| meta.annotations.get(key).cloned();
+    Ok(Pod {
+        config_hash: annotation("kubernetes.io/config.hash").or_else(|| annotation("kubernetes.io/config.mirror")),
+        namespace,
+        name: meta.name,
+        uid: meta.uid,
+        labels: meta.labels,
+        controller: owner(meta.owner_references),
+        node: spec.node_name.filter(|n| !n.is_empty()),
+        host_network: spec.host_network,
+        addresses,
+        finished: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
+        terminating: meta.deletion_timestamp.is_some(),
+        ready: status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True"),
+        ports,
+    })
+}
+
+pub(super) fn service(
+    namespace: String,
+    meta: Meta,
+    spec: ServiceSpec,
+    status: ServiceStatus,
+) -> Result<Service, String> {
+    let mut cluster_ips: Vec<IpAddr> = spec.cluster_ips.into_iter().filter_map(|i| i.0).collect();
+    if let Some(MaybeIp(Some(address))) = spec.cluster_ip
+        && !cluster_ips.contains(&address)
+    {
+        cluster_ips.insert(0, address);
+    }
+    let mut external_ips: Vec<IpAddr> =
+        spec.external_ips.into_iter().chain(spec.load_balancer_ip).filter_map(|i| i.0).collect();
+    external_ips.extend(status.load_balancer.ingress.into_iter().filter_map(|i| i.ip?.0));
+    external_ips.sort_unstable();
+    external_ips.dedup();
+    let mut ports = Vec::new();
+    for raw in spec.ports {
+        let Some(Port(port)) = raw.port else {
+            return Err("a Service port without `port`: give its number".to_owned());
+        };
+        ports.push(ServicePort {
+            name: raw.name.filter(|n| !n.is_empty()),
+            port,
+            protocol: protocol(raw.protocol),
+            target_port: raw.target_port.map_or(TargetPort::Number(port), |t| t.0),
+            node_port: raw.node_port.and_then(|p| p.0),
+        });
+    }
+    Ok(Service {
+        namespace,
+        name: meta.name,
+        service_type: spec.r#type.unwrap_or_else(|| "ClusterIP".to_owned()),
+        cluster_ips,
+        external_ips,
+        external_name: spec.external_name,
+        selector: spec.selector,
+        ports,
+    })
+}
+
+pub(super) fn slice(
+    namespace: String,
+    meta: Meta,
+    endpoints: Vec<RawEndpoint>,
+    ports: Vec<RawEndpointPort>,
+) -> Result<EndpointSlice, String> {
+    let mut converted = Vec::new();
+    for raw in endpoints {
+        // addressType FQDN: names are no addresses, and kube-proxy ignores them as well.
+        let addresses = raw.addresses.iter().filter_map(|a| a.parse().ok()).map(canonical).collect();
+        let EndpointConditions { ready, serving, terminating } = raw.conditions;
+        converted.push(Endpoint {
+            addresses,
+            ready: ready.unwrap_or(true) || (terminating == Some(true) && serving.unwrap_or(true)),
+            node: raw.node_name,
+            pod: raw.target_ref.filter(|t| t.kind == "Pod").map(|t| t.name),
+        });
+    }
+    Ok(EndpointSlice {
+        namespace,
+        service: meta.labels.get("kubernetes.io/service-name").cloned(),
+        name: meta.name,
+        endpoints: converted,
+        ports: ports
+            .into_iter()
+            .filter_map(|p| {
+                Some(EndpointPort { name: p.name.unwrap_or_default(), protocol: protocol(p.protocol), port: p.port?.0 })
+            })
+            .collect(),
+    })
+}
+
+pub(super) fn controller(
+    kind: &str,
+    namespace: String,
+    meta: Meta,
+    spec: ControllerSpec,
+) -> Result<Controller, String> {
+    // A Job's selector names its uid. A ReplicationController's is a plain map of labels.
+    let selector = match (kind, spec.selector) {
+        ("Job" | "CronJob", _) | (_, None) => None,
+        ("ReplicationController", Some(value)) => {
+            Some(LabelSelector::of_labels(serde_json::from_value(value).map_err(|e| format!("spec.selector: {e}"))?))
+        }
+        (_, Some(value)) => {
+            Some(serde_json::from_value::<LabelSelector>(value).map_err(|e| format!("spec.selector: {e}"))?)
+        }
+    };
+    let template = if kind == "CronJob" { spec.job_template.spec.template } else { spec.template };
+    Ok(Controller {
+        kind: kind.to_owned(),
+        namespace,
+        name: meta.name,
+        uid: meta.uid,
+        controller: owner(meta.owner_references),
+        selector,
+        template_labels: template.metadata.labels,
+    })
+}
