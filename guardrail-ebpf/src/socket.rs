@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use guardrail_common::address::{Address, map_v4};
 
 use crate::offsets as o;
@@ -47,8 +47,17 @@ pub(crate) struct Raw(pub(crate) u64);
 impl Memory for Raw {
     #[inline(always)]
     fn read<T: Copy + Default>(self, offset: u32) -> T {
+        let mut value = T::default();
+        // The result is of no interest: on a fault the kernel fills with zeros, and a branch here would double the verifier's paths at every read.
         // SAFETY: the helper checks the address.
-        unsafe { bpf_probe_read_kernel((self.0 + u64::from(offset)) as *const T) }.unwrap_or_default()
+        unsafe {
+            bpf_probe_read_kernel(
+                (&raw mut value).cast(),
+                size_of::<T>() as u32,
+                (self.0 + u64::from(offset)) as *const c_void,
+            );
+        }
+        value
     }
 
     #[inline(always)]

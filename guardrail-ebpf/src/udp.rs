@@ -3,11 +3,13 @@
 //! The role comes from the socket (table in ARCHITECTURE.md). Egress packets are seen after NAT, ingress packets after un-NAT, so the remote is taken
 //! from what the application asked for: `sendmsg`'s address, else the connected socket's, else the packet's.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     helpers::{
         bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
-        generated::{bpf_get_current_task, bpf_jiffies64, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_skb_load_bytes},
+        generated::{bpf_get_current_task, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_skb_load_bytes},
     },
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -113,45 +115,60 @@ struct Ends {
     remote_port: u16,
 }
 
+/// A four-byte load from the socket at a constant offset. In assembly, because the verifier allows no other form: a pointer to a socket must not be
+/// moved, and the compiler likes to move it where two branches load from different members.
+macro_rules! sock_word {
+    ($sk:expr, $offset:expr) => {{
+        let word: u64;
+        core::arch::asm!(
+            "{word} = *(u32 *)({sk} + {offset})",
+            word = out(reg) word,
+            sk = in(reg) $sk,
+            offset = const $offset,
+            options(nostack, preserves_flags),
+        );
+        word
+    }};
+}
+
+/// An address member of four words.
+macro_rules! sock_address {
+    ($sk:expr, $offset:expr) => {
+        address([
+            sock_word!($sk, $offset) | sock_word!($sk, $offset + 4) << 32,
+            sock_word!($sk, $offset + 8) | sock_word!($sk, $offset + 12) << 32,
+        ])
+    };
+}
+
 /// The ends of a connected socket; `None` if it is not connected.
 #[inline(always)]
 fn connected(sk: *const bpf_sock) -> Option<Ends> {
-    // SAFETY: the verifier checks accesses to the socket.
+    // SAFETY: loads from members of a socket that the verifier knows.
     unsafe {
-        let remote_port = u16::from_be((&raw const (*sk).dst_port).read_volatile());
+        // The port is two bytes with two bytes of zeros behind (one word before 5.18): in network order either way.
+        let remote_port = u16::from_be(sock_word!(sk, offset_of!(bpf_sock, dst_port)) as u16);
         if remote_port == 0 {
             return None;
         }
-        let (local, remote) = if (&raw const (*sk).family).read_volatile() == u32::from(AF_INET6) {
-            (v6(&raw const (*sk).src_ip6), v6(&raw const (*sk).dst_ip6))
+        let (local, remote) = if sock_word!(sk, offset_of!(bpf_sock, family)) == u64::from(AF_INET6) {
+            (sock_address!(sk, offset_of!(bpf_sock, src_ip6)), sock_address!(sk, offset_of!(bpf_sock, dst_ip6)))
         } else {
-            (map_v4((&raw const (*sk).src_ip4).read_volatile()), map_v4((&raw const (*sk).dst_ip4).read_volatile()))
+            (
+                map_v4(sock_word!(sk, offset_of!(bpf_sock, src_ip4)) as u32),
+                map_v4(sock_word!(sk, offset_of!(bpf_sock, dst_ip4)) as u32),
+            )
         };
-        Some(Ends { local, remote, local_port: (&raw const (*sk).src_port).read_volatile() as u16, remote_port })
+        Some(Ends { local, remote, local_port: sock_word!(sk, offset_of!(bpf_sock, src_port)) as u16, remote_port })
     }
-}
-
-/// # Safety
-/// A member of a socket that the verifier knows: only four-byte loads are allowed there.
-#[inline(always)]
-unsafe fn v6(words: *const [u32; 4]) -> Address {
-    // SAFETY: the caller's.
-    let w = unsafe {
-        [
-            (&raw const (*words)[0]).read_volatile(),
-            (&raw const (*words)[1]).read_volatile(),
-            (&raw const (*words)[2]).read_volatile(),
-            (&raw const (*words)[3]).read_volatile(),
-        ]
-    };
-    address([u64::from(w[0]) | u64::from(w[1]) << 32, u64::from(w[2]) | u64::from(w[3]) << 32])
 }
 
 /// What we keep of the socket, if anything.
 #[inline(always)]
 fn storage(sk: *mut bpf_sock) -> Option<*mut UdpSocket> {
     // SAFETY: the socket is the packet's.
-    let socket = unsafe { bpf_sk_storage_get((&raw const UDP_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) };
+    let socket =
+        unsafe { bpf_sk_storage_get((&raw const UDP_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) };
     (!socket.is_null()).then_some(socket.cast())
 }
 
@@ -192,20 +209,18 @@ unsafe fn received(value: *mut FlowValue, bytes: u32) {
     unsafe { add(&raw mut (*value).bytes_received, u64::from(bytes)) };
 }
 
-/// A first value with one open.
+/// Makes the entry of a new key and counts its first datagram.
 #[inline(always)]
-fn first(flags: u32, bytes_sent: u32, bytes_received: u32) -> FlowValue {
-    // SAFETY: helpers without arguments.
-    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
-    FlowValue {
-        flags: if flags & UDP_BIND_SEEN != 0 { FLAG_BIND_SEEN } else { 0 },
-        jiffies,
-        first_open: now,
-        last_open: now,
-        opened: 1,
-        bytes_sent: u64::from(bytes_sent),
-        bytes_received: u64::from(bytes_received),
-        ..FlowValue::default()
+fn insert(key: &FlowKey, flags: u32, bytes_sent: u32, bytes_received: u32) {
+    let Some(value) = entry(flows::make(key)) else { return };
+    // SAFETY: from FLOWS, in this run.
+    unsafe {
+        if flags & UDP_BIND_SEEN != 0 {
+            (*value).flags = FLAG_BIND_SEEN;
+        }
+        flows::open(value);
+        sent(value, bytes_sent);
+        received(value, bytes_received);
     }
 }
 
@@ -304,7 +319,7 @@ fn try_egress(ctx: &SkBuffContext) -> Option<()> {
         }
         into_server(&mut key, &ends);
         // A server over its budget: this remote is most likely one of its many.
-        if let Some(value) = flows::find(&key.coarse()) {
+        if let Some(value) = entry(coarse(&key)) {
             // SAFETY: from FLOWS, in this run.
             unsafe { sent(value, packet.payload) };
             return Some(());
@@ -323,7 +338,7 @@ fn try_egress(ctx: &SkBuffContext) -> Option<()> {
         unsafe { (*socket).local = words(ends.local) };
     }
     info!(ctx, "new UDP flow of cgroup {}: to port {}", key.cgroup_id, key.server_port);
-    flows::insert(&key, &first(flags, packet.payload, 0));
+    insert(&key, flags, packet.payload, 0);
     Some(())
 }
 
@@ -335,9 +350,26 @@ fn reply_from_elsewhere(key: &FlowKey, socket: Option<*mut UdpSocket>) -> Option
     if local == [0, 0] || local == words(key.local) {
         return None;
     }
+    entry(elsewhere(key, local[0], local[1]))
+}
+
+/// The entry of the same key with this local address, or null. A function of its own for its stack.
+#[inline(never)]
+fn elsewhere(key: &FlowKey, first: u64, second: u64) -> *mut FlowValue {
     let mut key = *key;
-    key.local = address(local);
-    flows::find(&key)
+    key.local = address([first, second]);
+    flows::find(&key).unwrap_or(core::ptr::null_mut())
+}
+
+/// The entry of the coarse key, or null. A function of its own for its stack.
+#[inline(never)]
+fn coarse(key: &FlowKey) -> *mut FlowValue {
+    flows::find(&key.coarse()).unwrap_or(core::ptr::null_mut())
+}
+
+#[inline(always)]
+fn entry(value: *mut FlowValue) -> Option<*mut FlowValue> {
+    (!value.is_null()).then_some(value)
 }
 
 #[inline(always)]
@@ -367,7 +399,7 @@ fn try_ingress(ctx: &SkBuffContext) -> Option<()> {
         if ends.remote_port == DNS_PORT {
             dns(skb, key.cgroup_id, &packet);
         }
-        let value = flows::find(&key).or_else(|| reply_from_elsewhere(&key, socket)).or_else(|| flows::find(&key.coarse()))?;
+        let value = flows::find(&key).or_else(|| reply_from_elsewhere(&key, socket)).or_else(|| entry(coarse(&key)))?;
         // SAFETY: from FLOWS, in this run.
         unsafe { received(value, packet.payload) };
         return Some(());
@@ -404,15 +436,24 @@ fn try_ingress(ctx: &SkBuffContext) -> Option<()> {
         unsafe { (*socket).local = words(ends.local) };
     }
     info!(ctx, "new UDP flow of cgroup {}: on port {}", key.cgroup_id, key.server_port);
-    flows::insert(&key, &first(flags, 0, packet.payload));
+    insert(&key, flags, 0, packet.payload);
     Some(())
+}
+
+/// The same value, of which the compiler knows nothing.
+#[inline(always)]
+fn opaque(value: &mut u64) -> u64 {
+    // SAFETY: a move of the register to itself. (With no instruction at all two lines would claim one, which the kernel refuses.)
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) * value, options(nomem, nostack, preserves_flags)) };
+    *value
 }
 
 /// Copies a DNS answer to its ring.
 #[inline(always)]
 fn dns(skb: *mut __sk_buff, cgroup_id: u64, packet: &Packet) {
-    let length = packet.payload;
-    if length == 0 || length as usize > DNS_BYTES {
+    // Two comparisons of this very register: joined into one, the verifier would learn nothing of it.
+    let mut length = u64::from(packet.payload);
+    if opaque(&mut length) > DNS_BYTES as u64 || opaque(&mut length) == 0 {
         return;
     }
     let Some(mut entry) = DNS_RING.reserve::<DnsRecord>(0) else {
@@ -427,7 +468,7 @@ fn dns(skb: *mut __sk_buff, cgroup_id: u64, packet: &Packet) {
         (*record).payload_len = length as u16;
         (*record).cgroup_id = cgroup_id;
         (*record).at = bpf_ktime_get_boot_ns();
-        bpf_skb_load_bytes(skb.cast(), packet.payload_at, (&raw mut (*record).payload).cast(), length)
+        bpf_skb_load_bytes(skb.cast(), packet.payload_at, (&raw mut (*record).payload).cast(), length as u32)
     };
     if copied == 0 { entry.submit(0) } else { entry.discard(0) }
 }

@@ -74,7 +74,7 @@ impl Loaded {
         let mut loader = EbpfLoader::new();
         loader
             .btf(Some(&kernel_btf))
-            .verifier_log_level(VerifierLogLevel::DISABLE)
+            .verifier_log_level(VerifierLogLevel::DEBUG)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
             .override_global("ROOT_CGROUP", &root_cgroup, true)
             .override_global("KEYS_PER_CGROUP", &config.new_keys_per_cgroup, true)
