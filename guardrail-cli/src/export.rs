@@ -42,7 +42,10 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
             write::replace_set(directory, &generated.files)
                 .with_context(|| format!("cannot write the export to {}", directory.display()))?;
             let policies = generated.plan.policies.len();
-            anstream::eprintln!("{policies} policies, {KUSTOMIZATION_FILE}, {EVIDENCE_FILE} and {REPORT_FILE} in {}", directory.display());
+            anstream::eprintln!(
+                "{policies} policies, {KUSTOMIZATION_FILE}, {EVIDENCE_FILE} and {REPORT_FILE} in {}",
+                directory.display()
+            );
         }
         None => print(&generated)?,
     }

@@ -102,7 +102,8 @@ fn one_nodes_view_writes_nothing_and_exits_2_and_the_merge_of_both_nodes_lifts_i
 fn equal_graphs_give_equal_bytes_whatever_the_order_of_the_files() {
     let run = Run::new();
     run.snapshot("a.json", "node-a").snapshot("b.json", "node-b");
-    for (first, second, out) in [("a.json", "b.json", "one"), ("b.json", "a.json", "two"), ("a.json", "b.json", "one")] {
+    for (first, second, out) in [("a.json", "b.json", "one"), ("b.json", "a.json", "two"), ("a.json", "b.json", "one")]
+    {
         let output = run.export(&[first, second, "--phase", "default-deny", "--egress", "-d", out]);
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     }
@@ -115,7 +116,11 @@ fn kustomize_reads_the_directory() {
     run.snapshot("all.json", "node-a, node-b");
     let output = run.export(&["all.json", "--phase", "default-deny", "--egress", "-d", "out"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let built = Command::new("kubectl").arg("kustomize").arg(run.path("out")).output().expect("kubectl is needed (cargo xtask setup)");
+    let built = Command::new("kubectl")
+        .arg("kustomize")
+        .arg(run.path("out"))
+        .output()
+        .expect("kubectl is needed (cargo xtask setup)");
     assert!(built.status.success(), "{}", stderr(&built));
     let text = String::from_utf8(built.stdout).unwrap();
     assert_eq!(text.matches("kind: NetworkPolicy").count(), 4, "{text}");

@@ -61,7 +61,10 @@ fn header(policy: &PlannedPolicy, phase: Phase, options: &Options) -> String {
 
 /// A comment stays on its line, whatever the names in it hold.
 fn comment(text: &mut String, line: &str) {
-    let line: String = line.chars().map(|c| if c.is_control() || matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}' | '\u{feff}') { ' ' } else { c }).collect();
+    let line: String = line
+        .chars()
+        .map(|c| if c.is_control() || matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}' | '\u{feff}') { ' ' } else { c })
+        .collect();
     let _ = writeln!(text, "# {line}");
 }
 

@@ -18,6 +18,7 @@ pub mod edge;
 mod ends;
 
 pub use cluster::{Cluster, ClusterNode, ClusterPod};
+pub use compile::Admission;
 pub use edge::EdgeVerdict;
 pub use ends::{End, UnknownEnd, common_addresses};
 
@@ -157,13 +158,19 @@ impl Evaluator {
         if let Some(exemption) = ends::exemption(src, dst) {
             return Verdict { exemption: Some(exemption), egress: Side::NotIsolated, ingress: Side::NotIsolated };
         }
-        let (src_address, dst_address) = ends::common_addresses(src, dst);
+        let (src_address, dst_address) = common_addresses(src, dst);
         let c = &self.compiled;
         Verdict {
             exemption: None,
             egress: c.side(Direction::Egress, src.class, dst.class, dst_address, dst.class, protocol, port),
             ingress: c.side(Direction::Ingress, dst.class, src.class, src_address, dst.class, protocol, port),
         }
+    }
+
+    /// Prepares to ask about many clients of one server's port. Exempt pairs (A28, A29) are not considered.
+    #[must_use]
+    pub fn admission(&self, server: &End, protocol: Protocol, port: u16) -> Admission<'_> {
+        self.compiled.admission(server.class, protocol, port)
     }
 
     /// Indices of the policies that select this end and isolate it in this direction.

@@ -264,7 +264,8 @@ pub fn plan_for(snapshot: &Snapshot, options: &Options) -> Decision {
 pub fn generate(snapshot: &Snapshot, options: &Options) -> Generated {
     let mut decision = plan_for(snapshot, options);
     let mut files = crate::emit::files(&decision.plan, options);
-    let policies = files.iter().filter(|(name, _)| *name != KUSTOMIZATION_FILE).map(|(name, text)| (name.as_str(), text.as_str()));
+    let policies =
+        files.iter().filter(|(name, _)| *name != KUSTOMIZATION_FILE).map(|(name, text)| (name.as_str(), text.as_str()));
     let proof = crate::prove::prove(snapshot, options, &decision, policies);
     decision.problems.extend(proof.problems.iter().cloned());
     decision.warnings.extend(proof.warnings.iter().cloned());

@@ -50,7 +50,12 @@ pub struct Proof {
 
 /// Proves the policies in `files` (text by file name).
 #[must_use]
-pub fn prove<'a>(snapshot: &Snapshot, options: &Options, decision: &Decision, files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Proof {
+pub fn prove<'a>(
+    snapshot: &Snapshot,
+    options: &Options,
+    decision: &Decision,
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Proof {
     let mut proof = Proof::default();
     let mut reader = read::Reader::new();
     for (name, text) in files {
@@ -67,8 +72,12 @@ pub fn prove<'a>(snapshot: &Snapshot, options: &Options, decision: &Decision, fi
     let cluster = options.cluster.clone().with_snapshot(snapshot);
     // What we write replaces what has the same name.
     let replaced: BTreeSet<(&str, &str)> = generated.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
-    let kept: Vec<NetworkPolicy> =
-        options.existing.iter().filter(|p| !replaced.contains(&(p.namespace.as_str(), p.name.as_str()))).cloned().collect();
+    let kept: Vec<NetworkPolicy> = options
+        .existing
+        .iter()
+        .filter(|p| !replaced.contains(&(p.namespace.as_str(), p.name.as_str())))
+        .cloned()
+        .collect();
     let alone = Evaluator::new(cluster.clone(), generated.clone());
     let before = (!options.existing.is_empty()).then(|| Evaluator::new(cluster.clone(), options.existing.clone()));
     let together = (!kept.is_empty()).then(|| Evaluator::new(cluster, kept.into_iter().chain(generated).collect()));
@@ -78,7 +87,13 @@ pub fn prove<'a>(snapshot: &Snapshot, options: &Options, decision: &Decision, fi
     proof
 }
 
-fn supported_flows_are_allowed(snapshot: &Snapshot, decision: &Decision, alone: &Evaluator, together: Option<&Evaluator>, proof: &mut Proof) {
+fn supported_flows_are_allowed(
+    snapshot: &Snapshot,
+    decision: &Decision,
+    alone: &Evaluator,
+    together: Option<&Evaluator>,
+    proof: &mut Proof,
+) {
     for (index, (edge, used)) in snapshot.body.edges.iter().zip(&decision.uses).enumerate() {
         if !used.must_be_allowed() || decision.inexpressible.contains(&index) {
             continue;
@@ -87,7 +102,10 @@ fn supported_flows_are_allowed(snapshot: &Snapshot, decision: &Decision, alone: 
         proof.edges_judged += 1;
         if !verdict.allowed() {
             let side = denied_side(&verdict.verdict.ingress);
-            let message = format!("{} was observed and would be denied by the generated {side} policies: this is a bug, nothing may be applied", edge_name(edge));
+            let message = format!(
+                "{} was observed and would be denied by the generated {side} policies: this is a bug, nothing may be applied",
+                edge_name(edge)
+            );
             proof.problems.insert(Problem { kind: ProblemKind::Denied, message });
             continue;
         }
@@ -111,6 +129,12 @@ fn denied_side(ingress: &Side) -> &'static str {
 
 /// Two workloads and a port.
 type Triple<'a> = (&'a WorkloadRef, &'a WorkloadRef, Protocol, u16);
+
+/// What passes and should not: the clients by server and port.
+type Excess<'a> = BTreeMap<(&'a WorkloadRef, Protocol, u16), BTreeSet<&'a WorkloadRef>>;
+
+/// A workload with its ends as a client and as a server.
+type Ends<'a> = (&'a WorkloadRef, Vec<End>, Vec<End>);
 
 /// The second claim.
 struct Pairs<'a> {
@@ -165,7 +189,8 @@ impl<'a> Pairs<'a> {
         if let (Some(name), Some(entry)) = (&edge.port_name, self.entry(server)) {
             // A port that pods know by one name and different numbers is one port (B2).
             let pods = entry.pods.values().flatten();
-            let named = pods.flat_map(|p| &p.ports).filter(|p| p.name == *name && p.protocol == edge.protocol.to_string());
+            let named =
+                pods.flat_map(|p| &p.ports).filter(|p| p.name == *name && p.protocol == edge.protocol.to_string());
             ports.extend(named.map(|p| (protocol, p.port)));
         }
         if self.options.also_service_ports {
@@ -186,16 +211,21 @@ impl<'a> Pairs<'a> {
 
     /// The workload itself; and, if no selector names it alone, those of its namespace that share all its labels (announced as a warning).
     fn indistinguishable(&self, workload: &'a WorkloadRef) -> Vec<&'a WorkloadRef> {
-        let Some(entry) = self.entry(workload).filter(|e| e.selector.is_none() && !e.labels.is_empty()) else { return vec![workload] };
+        let Some(entry) = self.entry(workload).filter(|e| e.selector.is_none() && !e.labels.is_empty()) else {
+            return vec![workload];
+        };
         let selector = LabelSelector { match_labels: entry.labels.clone(), match_expressions: Vec::new() };
-        let alike = self.snapshot.body.workloads.iter().filter(|w| {
-            w.workload.namespace == workload.namespace && selector_matches(&selector, &w.labels)
-        });
+        let alike = self
+            .snapshot
+            .body
+            .workloads
+            .iter()
+            .filter(|w| w.workload.namespace == workload.namespace && selector_matches(&selector, &w.labels));
         alike.map(|w| &w.workload).collect()
     }
 
     fn judge(&self, proof: &mut Proof) {
-        let workloads: Vec<(&WorkloadRef, Vec<End>, Vec<End>)> = self
+        let workloads: Vec<Ends<'_>> = self
             .snapshot
             .body
             .workloads
@@ -212,25 +242,42 @@ impl<'a> Pairs<'a> {
         let covered_egress: BTreeSet<&WorkloadRef> = self.isolated(&workloads, Direction::Egress);
         let egress_ports: BTreeMap<&WorkloadRef, BTreeSet<(Protocol, u16)>> =
             workloads.iter().map(|(w, ends, _)| (*w, self.rule_ports(ends, Direction::Egress))).collect();
-        let mut excess: BTreeMap<(&WorkloadRef, Protocol, u16), Vec<&WorkloadRef>> = BTreeMap::new();
+        let mut excess = Excess::new();
         for (server, _, server_ends) in &workloads {
             let ingress = covered_ingress.contains(server);
             let mut ports = self.rule_ports(server_ends, Direction::Ingress);
             ports.extend(self.observed_ports.get(server).into_iter().flatten());
-            ports.extend([(Protocol::Tcp, NOBODYS_PORT), (Protocol::Udp, NOBODYS_PORT), (Protocol::Tcp, 1), (Protocol::Udp, 65535)]);
-            for (client, client_ends, _) in &workloads {
-                let egress = covered_egress.contains(client);
-                if !ingress && !egress {
-                    continue;
-                }
-                let more = if ingress { None } else { egress_ports.get(client) };
-                for &(protocol, port) in ports.iter().chain(more.into_iter().flatten()) {
+            ports.extend([
+                (Protocol::Tcp, NOBODYS_PORT),
+                (Protocol::Udp, NOBODYS_PORT),
+                (Protocol::Tcp, 1),
+                (Protocol::Udp, 65535),
+            ]);
+            if !ingress {
+                self.judge_open_server(
+                    server,
+                    server_ends,
+                    &ports,
+                    &workloads,
+                    &covered_egress,
+                    &egress_ports,
+                    &mut excess,
+                    proof,
+                );
+                continue;
+            }
+            for &(protocol, port) in &ports {
+                // Few of many clients come into question; those are judged in full.
+                let admissions: Vec<_> =
+                    server_ends.iter().map(|end| self.evaluator.admission(end, protocol, port)).collect();
+                for (client, client_ends, _) in &workloads {
                     proof.pairs_judged += 1;
-                    if self.passes(client_ends, server_ends, protocol, port) && !self.may_pass(client, server, protocol, port, ingress) {
-                        let callers = excess.entry((server, protocol, port)).or_default();
-                        if callers.last() != Some(client) {
-                            callers.push(client);
-                        }
+                    let in_question = client_ends.iter().any(|end| admissions.iter().any(|a| a.may_admit(end)));
+                    if in_question
+                        && self.passes(client_ends, server_ends, protocol, port)
+                        && !self.may_pass(client, server, protocol, port, true)
+                    {
+                        excess.entry((server, protocol, port)).or_default().insert(client);
                     }
                 }
             }
@@ -247,7 +294,32 @@ impl<'a> Pairs<'a> {
         }
     }
 
-    fn isolated(&self, workloads: &[(&'a WorkloadRef, Vec<End>, Vec<End>)], direction: Direction) -> BTreeSet<&'a WorkloadRef> {
+    /// A server that no generated policy closes: only what closes the client's egress is judged.
+    #[expect(clippy::too_many_arguments, reason = "the other half of one loop")]
+    fn judge_open_server(
+        &self,
+        server: &'a WorkloadRef,
+        server_ends: &[End],
+        ports: &BTreeSet<(Protocol, u16)>,
+        workloads: &[Ends<'a>],
+        covered_egress: &BTreeSet<&WorkloadRef>,
+        egress_ports: &BTreeMap<&WorkloadRef, BTreeSet<(Protocol, u16)>>,
+        excess: &mut Excess<'a>,
+        proof: &mut Proof,
+    ) {
+        for (client, client_ends, _) in workloads.iter().filter(|(client, ..)| covered_egress.contains(client)) {
+            for &(protocol, port) in ports.iter().chain(egress_ports.get(client).into_iter().flatten()) {
+                proof.pairs_judged += 1;
+                if self.passes(client_ends, server_ends, protocol, port)
+                    && !self.may_pass(client, server, protocol, port, false)
+                {
+                    excess.entry((server, protocol, port)).or_default().insert(client);
+                }
+            }
+        }
+    }
+
+    fn isolated(&self, workloads: &[Ends<'a>], direction: Direction) -> BTreeSet<&'a WorkloadRef> {
         let isolated = |ends: &[End]| ends.iter().any(|end| !self.evaluator.isolating(end, direction).is_empty());
         workloads.iter().filter(|(_, ends, _)| isolated(ends)).map(|(w, ..)| *w).collect()
     }
@@ -255,53 +327,81 @@ impl<'a> Pairs<'a> {
     /// Every port that a rule of a policy selecting these pods names.
     fn rule_ports(&self, ends: &[End], direction: Direction) -> BTreeSet<(Protocol, u16)> {
         let policies: BTreeSet<u32> = ends.iter().flat_map(|end| self.evaluator.isolating(end, direction)).collect();
-        let ports = policies.iter().flat_map(|p| self.evaluator.policies()[*p as usize].rules(direction)).flat_map(|rule| &rule.ports);
-        ports.flat_map(|PolicyPort { protocol, port, .. }| match port {
-            PortMatch::Range { first, last } => vec![(*protocol, *first), (*protocol, *last)],
-            // A name's numbers are among the observed ports.
-            PortMatch::Any | PortMatch::Named(_) => vec![],
-        })
-        .collect()
+        let ports = policies
+            .iter()
+            .flat_map(|p| self.evaluator.policies()[*p as usize].rules(direction))
+            .flat_map(|rule| &rule.ports);
+        ports
+            .flat_map(|PolicyPort { protocol, port, .. }| match port {
+                PortMatch::Range { first, last } => vec![(*protocol, *first), (*protocol, *last)],
+                // A name's numbers are among the observed ports.
+                PortMatch::Any | PortMatch::Named(_) => vec![],
+            })
+            .collect()
     }
 
     fn passes(&self, clients: &[End], servers: &[End], protocol: Protocol, port: u16) -> bool {
-        clients.iter().any(|client| servers.iter().any(|server| self.evaluator.evaluate(client, server, protocol, port).allowed()))
+        clients.iter().any(|client| {
+            servers.iter().any(|server| self.evaluator.evaluate(client, server, protocol, port).allowed())
+        })
     }
 
-    fn may_pass(&self, client: &'a WorkloadRef, server: &'a WorkloadRef, protocol: Protocol, port: u16, server_is_closed: bool) -> bool {
+    fn may_pass(
+        &self,
+        client: &'a WorkloadRef,
+        server: &'a WorkloadRef,
+        protocol: Protocol,
+        port: u16,
+        server_is_closed: bool,
+    ) -> bool {
         if self.expected.contains(&(client, server, protocol, port)) {
             return true;
         }
         let announced = &self.decision.announced;
         if !server_is_closed {
-            return announced.dns.contains(&(server.clone(), protocol, port)) || announced.to_anywhere.contains(&(client.clone(), protocol, port));
+            return announced.dns.contains(&(server.clone(), protocol, port))
+                || announced.to_anywhere.contains(&(client.clone(), protocol, port));
         }
         if announced.from_anywhere.contains(&(server.clone(), protocol, port)) {
             return true;
         }
         self.decision.plan.phase != Phase::DefaultDeny
-            && (client.namespace == server.namespace || self.into_namespace.contains(&(client, &server.namespace, protocol, port)))
+            && (client.namespace == server.namespace
+                || self.into_namespace.contains(&(client, &server.namespace, protocol, port)))
     }
 }
 
-fn newly_judged(snapshot: &Snapshot, alone: &Evaluator, before: Option<&Evaluator>, together: Option<&Evaluator>, proof: &mut Proof) {
+fn newly_judged(
+    snapshot: &Snapshot,
+    alone: &Evaluator,
+    before: Option<&Evaluator>,
+    together: Option<&Evaluator>,
+    proof: &mut Proof,
+) {
     let after = together.unwrap_or(alone);
     let isolates = |evaluator: &Evaluator, peer: &Peer, direction: Direction| {
-        evaluator.peer_ends(peer, direction == Direction::Egress).is_ok_and(|ends| ends.iter().any(|e| !evaluator.isolating(e, direction).is_empty()))
+        evaluator
+            .peer_ends(peer, direction == Direction::Egress)
+            .is_ok_and(|ends| ends.iter().any(|e| !evaluator.isolating(e, direction).is_empty()))
     };
     let mut newly: BTreeMap<(Direction, &WorkloadRef), bool> = BTreeMap::new();
     let mut found = BTreeSet::new();
     for edge in &snapshot.body.edges {
         for (direction, peer) in [(Direction::Ingress, &edge.server.peer), (Direction::Egress, &edge.client.peer)] {
             let Peer::Workload(workload) = peer else { continue };
-            let new = *newly
-                .entry((direction, workload))
-                .or_insert_with(|| isolates(alone, peer, direction) && !before.is_some_and(|b| isolates(b, peer, direction)));
+            let new = *newly.entry((direction, workload)).or_insert_with(|| {
+                isolates(alone, peer, direction) && !before.is_some_and(|b| isolates(b, peer, direction))
+            });
             if !new {
                 continue;
             }
             let Ok(verdict) = after.evaluate_edge(edge) else { continue };
-            found.insert(NewlyJudged { direction, workload: workload.to_string(), flow: edge_name(edge), allowed: verdict.allowed() });
+            found.insert(NewlyJudged {
+                direction,
+                workload: workload.to_string(),
+                flow: edge_name(edge),
+                allowed: verdict.allowed(),
+            });
         }
     }
     proof.newly_judged = found.into_iter().collect();

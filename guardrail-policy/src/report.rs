@@ -11,10 +11,11 @@ use guardrail_graph::{
 use serde::Serialize;
 
 use crate::emit::file_name;
-use crate::prove::{NewlyJudged, Proof};
 use crate::generate::{
-    Decision, Direction, EVIDENCE_FILE, EdgeUse, NamespaceVerdict, Options, Phase, PlannedRule, PortRef, Problem, REPORT_FILE, RulePeer, Unused,
+    Decision, Direction, EVIDENCE_FILE, EdgeUse, NamespaceVerdict, Options, Phase, PlannedRule, PortRef, Problem,
+    REPORT_FILE, RulePeer, Unused,
 };
+use crate::prove::{NewlyJudged, Proof};
 
 /// A client that reached far more servers than others (POLICY-SEMANTICS B36).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -103,7 +104,13 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
         .plan
         .policies
         .iter()
-        .map(|p| PolicyEvidence { file: file_name(p), namespace: &p.namespace, name: &p.name, complete: p.complete, rules: Vec::new() })
+        .map(|p| PolicyEvidence {
+            file: file_name(p),
+            namespace: &p.namespace,
+            name: &p.name,
+            complete: p.complete,
+            rules: Vec::new(),
+        })
         .collect();
     for entry in &decision.evidence {
         let policy = &decision.plan.policies[entry.policy];
@@ -203,7 +210,9 @@ fn peer_text(peer: &RulePeer) -> String {
     match peer {
         RulePeer::Pods { namespace, selector } => {
             let mut labels: Vec<String> = selector.match_labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-            labels.extend(selector.match_expressions.iter().map(|e| format!("{} {:?} {}", e.key, e.operator, e.values.join(","))));
+            labels.extend(
+                selector.match_expressions.iter().map(|e| format!("{} {:?} {}", e.key, e.operator, e.values.join(","))),
+            );
             let labels = if labels.is_empty() { "all pods".to_owned() } else { labels.join(",") };
             namespace.as_ref().map_or_else(|| labels.clone(), |ns| format!("{labels} in {ns}"))
         }
@@ -225,7 +234,13 @@ fn markdown(evidence: &Evidence<'_>) -> String {
     let show = |t: Option<Timestamp>| t.map_or_else(|| "unknown".to_owned(), |t| t.to_string());
     let _ = writeln!(out, "Window: {} to {}.", show(evidence.window.from), show(evidence.window.to));
     let names: Vec<&str> = evidence.nodes.observed.iter().map(String::as_str).collect();
-    let _ = writeln!(out, "Nodes observed: {} of {} ({}).", names.len(), evidence.nodes.expected.union(&evidence.nodes.observed).count(), names.join(", "));
+    let _ = writeln!(
+        out,
+        "Nodes observed: {} of {} ({}).",
+        names.len(),
+        evidence.nodes.expected.union(&evidence.nodes.observed).count(),
+        names.join(", ")
+    );
 
     section(out, "Problems", evidence.problems.iter().map(|p| p.message.clone()));
     section(out, "Warnings", evidence.warnings.iter().cloned());
@@ -234,7 +249,10 @@ fn markdown(evidence: &Evidence<'_>) -> String {
     section(out, "Closed without evidence", evidence.closed_without_evidence.iter().cloned());
     unused(out, &evidence.unused);
     newly_judged(out, evidence.newly_judged);
-    let wide = evidence.wide_clients.iter().map(|w| format!("{} reached or tried {} servers and ports: make sure it is meant to", w.client, w.servers));
+    let wide = evidence
+        .wide_clients
+        .iter()
+        .map(|w| format!("{} reached or tried {} servers and ports: make sure it is meant to", w.client, w.servers));
     section(out, "Clients with unusually many servers", wide);
     text
 }
@@ -252,7 +270,10 @@ fn section(out: &mut String, title: &str, lines: impl Iterator<Item = String>) {
 
 fn namespaces(out: &mut String, verdicts: &[NamespaceVerdict]) {
     let _ = writeln!(out, "\n## Namespaces\n");
-    let _ = writeln!(out, "| namespace | evidence | why not | observed | since the last new edge | without evidence | seen from one side | inferred |");
+    let _ = writeln!(
+        out,
+        "| namespace | evidence | why not | observed | since the last new edge | without evidence | seen from one side | inferred |"
+    );
     let _ = writeln!(out, "|---|---|---|---|---|---|---|---|");
     let seconds = |s: Option<u64>| s.map_or_else(|| "-".to_owned(), |s| format!("{s} s"));
     for v in verdicts {
@@ -283,7 +304,11 @@ fn rules(out: &mut String, evidence: &Evidence<'_>) {
                     out,
                     &[
                         format!("{}/{}", policy.namespace, policy.name),
-                        format!("{} {}", if rule.direction == Direction::Ingress { "ingress" } else { "egress" }, rule.rule),
+                        format!(
+                            "{} {}",
+                            if rule.direction == Direction::Ingress { "ingress" } else { "egress" },
+                            rule.rule
+                        ),
                         rule.allows.clone(),
                         edge_text(edge),
                         (edge.counts.opened + edge.counts.found).to_string(),
@@ -327,7 +352,17 @@ fn unused(out: &mut String, unused: &[UnusedEdge<'_>]) {
             Unused::Ignored => "client ignored",
         };
         let c = edge.counts;
-        row(out, &[why.to_owned(), edge_text(edge), c.refused.to_string(), c.unanswered.to_string(), c.unreachable.to_string(), edge.last_seen.to_string()]);
+        row(
+            out,
+            &[
+                why.to_owned(),
+                edge_text(edge),
+                c.refused.to_string(),
+                c.unanswered.to_string(),
+                c.unreachable.to_string(),
+                edge.last_seen.to_string(),
+            ],
+        );
     }
 }
 

@@ -18,12 +18,14 @@ use proptest::prelude::*;
 const PORTS: [u16; 5] = [53, 80, 443, 8080, 9999];
 const NODE_PORT: u16 = 30080;
 
+/// A workload: namespace, pods as (node, number of port `http`, has IPv6), behind a node port.
+type Shape = (usize, Vec<(usize, Option<bool>, bool)>, bool);
+
 #[derive(Clone, Debug)]
 struct World {
     namespaces: usize,
     nodes: usize,
-    /// Per workload: namespace, pods as (node, number of port `http`, has IPv6), behind a node port.
-    workloads: Vec<(usize, Vec<(usize, Option<bool>, bool)>, bool)>,
+    workloads: Vec<Shape>,
     flows: Vec<Flow>,
     phase: usize,
     egress: bool,
@@ -63,16 +65,31 @@ fn kind() -> impl Strategy<Value = Kind> {
 }
 
 fn flow() -> impl Strategy<Value = Flow> {
-    (0usize..6, 0usize..6, kind(), 0usize..4, any::<bool>(), prop::bool::weighted(0.15), prop::bool::weighted(0.15)).prop_map(
-        |(client, server, kind, port, udp, failed, inferred)| Flow { client, server, kind, port, udp, failed, inferred },
-    )
+    (0usize..6, 0usize..6, kind(), 0usize..4, any::<bool>(), prop::bool::weighted(0.15), prop::bool::weighted(0.15))
+        .prop_map(|(client, server, kind, port, udp, failed, inferred)| Flow {
+            client,
+            server,
+            kind,
+            port,
+            udp,
+            failed,
+            inferred,
+        })
 }
 
 fn world() -> impl Strategy<Value = World> {
     let pod = (0usize..3, prop::option::of(any::<bool>()), any::<bool>());
     let workload = (0usize..3, prop::collection::vec(pod, 1..3), prop::bool::weighted(0.2));
-    (1usize..4, 1usize..4, prop::collection::vec(workload, 1..6), prop::collection::vec(flow(), 0..14), 0usize..3, any::<bool>(), any::<bool>()).prop_map(
-        |(namespaces, nodes, workloads, flows, phase, egress, accept_inferred)| World {
+    (
+        1usize..4,
+        1usize..4,
+        prop::collection::vec(workload, 1..6),
+        prop::collection::vec(flow(), 0..14),
+        0usize..3,
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(|(namespaces, nodes, workloads, flows, phase, egress, accept_inferred)| World {
             namespaces,
             nodes,
             workloads,
@@ -80,8 +97,7 @@ fn world() -> impl Strategy<Value = World> {
             phase,
             egress,
             accept_inferred,
-        },
-    )
+        })
 }
 
 impl World {
@@ -127,9 +143,16 @@ impl World {
         let mut services = BTreeMap::new();
         for (index, (_, pods, behind_node_port)) in self.workloads.iter().enumerate() {
             let name = self.name(index);
-            let mut entry = Workload { labels: BTreeMap::from([("app".to_owned(), format!("w{index}")), ("tier".to_owned(), "all".to_owned())]), ..Workload::default() };
+            let mut entry = Workload {
+                labels: BTreeMap::from([
+                    ("app".to_owned(), format!("w{index}")),
+                    ("tier".to_owned(), "all".to_owned()),
+                ]),
+                ..Workload::default()
+            };
             for (nth, (node, http, v6)) in pods.iter().enumerate() {
-                let mut addresses: BTreeSet<IpAddr> = BTreeSet::from([format!("10.244.{index}.{}", nth + 10).parse().unwrap()]);
+                let mut addresses: BTreeSet<IpAddr> =
+                    BTreeSet::from([format!("10.244.{index}.{}", nth + 10).parse().unwrap()]);
                 if *v6 {
                     addresses.insert(format!("fd00:10:244:{index}::{}", nth + 10).parse().unwrap());
                 }
@@ -137,7 +160,9 @@ impl World {
                 entry.pods.insert(format!("w{index}-{nth}"), Pod { node: self.node(*node), addresses, ports });
             }
             if *behind_node_port {
-                let backends = (0..pods.len()).flat_map(|nth| PORTS.map(|port| format!("{name} 10.244.{index}.{}:{port}", nth + 10))).collect();
+                let backends = (0..pods.len())
+                    .flat_map(|nth| PORTS.map(|port| format!("{name} 10.244.{index}.{}:{port}", nth + 10)))
+                    .collect();
                 let service = Service {
                     service_type: "NodePort".to_owned(),
                     addresses: BTreeSet::new(),
@@ -207,7 +232,9 @@ impl World {
 
     /// A node that calls only pods of its own needs no rule: those are exempt.
     fn is_probe(&self, flow: &Flow) -> bool {
-        flow.kind == Kind::FromNode && self.server_nodes(flow) == BTreeSet::from([self.node(flow.client)]) && !self.identity_lost(flow)
+        flow.kind == Kind::FromNode
+            && self.server_nodes(flow) == BTreeSet::from([self.node(flow.client)])
+            && !self.identity_lost(flow)
     }
 
     /// The node stands for whoever came through the node port.
@@ -228,7 +255,8 @@ impl World {
     }
 
     fn may_pass(&self, client: usize, server: usize, port: u16, udp: bool) -> bool {
-        self.ingress_may_pass(client, server, port, udp) && (!self.egress || self.egress_may_pass(client, server, port, udp))
+        self.ingress_may_pass(client, server, port, udp)
+            && (!self.egress || self.egress_may_pass(client, server, port, udp))
     }
 
     fn supported(&self) -> impl Iterator<Item = &Flow> {
@@ -255,12 +283,16 @@ impl World {
     }
 
     fn egress_may_pass(&self, client: usize, server: usize, port: u16, udp: bool) -> bool {
-        let asked_for_names = |f: &Flow| dns(f, port) && f.kind == Kind::Pods && f.server % self.workloads.len() == server;
-        self.supported().any(|f| asked_for_names(f) || (self.calls(f, client, server) && self.opens(f, server, port, udp)))
+        let asked_for_names =
+            |f: &Flow| dns(f, port) && f.kind == Kind::Pods && f.server % self.workloads.len() == server;
+        self.supported()
+            .any(|f| asked_for_names(f) || (self.calls(f, client, server) && self.opens(f, server, port, udp)))
     }
 
     fn calls(&self, flow: &Flow, client: usize, server: usize) -> bool {
-        flow.kind == Kind::Pods && flow.client % self.workloads.len() == client && flow.server % self.workloads.len() == server
+        flow.kind == Kind::Pods
+            && flow.client % self.workloads.len() == client
+            && flow.server % self.workloads.len() == server
     }
 }
 
@@ -290,7 +322,10 @@ fn policies(generated: &Generated) -> Vec<NetworkPolicy> {
 fn pods(world: &World, evaluator: &Evaluator, workload: usize) -> Vec<(End, Option<u16>)> {
     let namespace = world.workloads[workload].0 % world.namespaces;
     let pods = world.workloads[workload].1.iter().enumerate();
-    pods.map(|(nth, (_, http, _))| (evaluator.end(&format!("ns{namespace}/w{workload}-{nth}")).unwrap(), http.map(number))).collect()
+    pods.map(|(nth, (_, http, _))| {
+        (evaluator.end(&format!("ns{namespace}/w{workload}-{nth}")).unwrap(), http.map(number))
+    })
+    .collect()
 }
 
 fn check(world: &World) -> Result<(), TestCaseError> {
@@ -314,7 +349,10 @@ fn check(world: &World) -> Result<(), TestCaseError> {
             Kind::Pods | Kind::ToAddress(_) | Kind::ToNode => all(client),
             Kind::FromAddress(n) => vec![address(&format!("198.51.100.{n}"))],
             Kind::FromMany => vec![address("198.51.100.200"), address("2001:db8::77")],
-            Kind::FromNode => [node_ends(flow.client), vec![evaluator.end_of_address(tunnel_address(flow.client % world.nodes))]].concat(),
+            Kind::FromNode => {
+                [node_ends(flow.client), vec![evaluator.end_of_address(tunnel_address(flow.client % world.nodes))]]
+                    .concat()
+            }
         };
         let servers = match flow.kind {
             Kind::ToAddress(n) => vec![address(&format!("203.0.113.{n}"))],
@@ -323,7 +361,10 @@ fn check(world: &World) -> Result<(), TestCaseError> {
                 let pods = pods(world, &evaluator, server);
                 // A pod that calls another number `http` is not asked on this one.
                 let named = world.port_name(server, port).is_some() && pods.iter().all(|(_, http)| http.is_some());
-                pods.into_iter().filter(|(_, http)| !(named && !flow.udp && *http != Some(port))).map(|(end, _)| end).collect()
+                pods.into_iter()
+                    .filter(|(_, http)| !(named && !flow.udp && *http != Some(port)))
+                    .map(|(end, _)| end)
+                    .collect()
             }
         };
         for (from, to) in clients.iter().flat_map(|c| servers.iter().map(move |s| (c, s))) {
@@ -354,21 +395,25 @@ fn check(world: &World) -> Result<(), TestCaseError> {
 
 /// DESIGN §6, 3: ports of pods, no address of the cluster but a node's, explicit types.
 fn check_form(world: &World, policies: &[NetworkPolicy]) -> Result<(), TestCaseError> {
-    let node_addresses: BTreeSet<IpAddr> = (0..world.nodes).flat_map(|n| [node_address(n), tunnel_address(n)]).collect();
+    let node_addresses: BTreeSet<IpAddr> =
+        (0..world.nodes).flat_map(|n| [node_address(n), tunnel_address(n)]).collect();
     for policy in policies {
         prop_assert!(policy.policy_types.explicit);
         for rule in Direction::BOTH.into_iter().flat_map(|d| policy.rules(d)) {
             prop_assert!(!rule.peers.is_empty());
             for port in &rule.ports {
                 match &port.port {
-                    PortMatch::Range { first, last } => prop_assert!(first == last && PORTS.contains(first), "{policy:?}"),
+                    PortMatch::Range { first, last } => {
+                        prop_assert!(first == last && PORTS.contains(first), "{policy:?}")
+                    }
                     PortMatch::Named(name) => prop_assert_eq!(name, "http"),
                     PortMatch::Any => prop_assert!(false, "a rule names its ports: {:?}", policy),
                 }
             }
             for peer in &rule.peers {
                 let PeerKind::IpBlock(block) = &peer.kind else { continue };
-                let inside = block.cidr.to_string().starts_with("10.244.") || block.cidr.to_string().starts_with("fd00:10:244");
+                let inside =
+                    block.cidr.to_string().starts_with("10.244.") || block.cidr.to_string().starts_with("fd00:10:244");
                 prop_assert!(!inside || node_addresses.contains(&block.cidr.addr()), "{policy:?}");
             }
         }

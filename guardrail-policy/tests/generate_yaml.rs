@@ -38,16 +38,82 @@ fn pyyaml(texts: &[String]) -> Vec<Value> {
 
 /// Strings that a YAML 1.1 or 1.2 reader could take for something else.
 const HOSTILE: [&str; 66] = [
-    "", "~", "null", "Null", "NULL", "on", "On", "ON", "off", "Off", "yes", "Yes", "YES", "no", "No", "n", "N", "y", "Y", "true", "True", "false", "0", "1",
-    "-1", "+1", "007", "0o17", "0x1F", "0b101", "1_000", "1_0.5", "1.5", "1.", ".5", "-.5", "1e3", "1E3", "1.0e+3", "12:30", "12:30:45", "190:20:30.15",
-    "2001-12-14", "2001-12-14T21:59:43Z", ".inf", "-.INF", ".NaN", ".nan", "<<", "=", "!x", "&a", "*a", "- a", "? a", "a: b", "a #b", "#a", "%a", "@a", "`a", "'", "\"",
-    "{", "[", "|",
+    "",
+    "~",
+    "null",
+    "Null",
+    "NULL",
+    "on",
+    "On",
+    "ON",
+    "off",
+    "Off",
+    "yes",
+    "Yes",
+    "YES",
+    "no",
+    "No",
+    "n",
+    "N",
+    "y",
+    "Y",
+    "true",
+    "True",
+    "false",
+    "0",
+    "1",
+    "-1",
+    "+1",
+    "007",
+    "0o17",
+    "0x1F",
+    "0b101",
+    "1_000",
+    "1_0.5",
+    "1.5",
+    "1.",
+    ".5",
+    "-.5",
+    "1e3",
+    "1E3",
+    "1.0e+3",
+    "12:30",
+    "12:30:45",
+    "190:20:30.15",
+    "2001-12-14",
+    "2001-12-14T21:59:43Z",
+    ".inf",
+    "-.INF",
+    ".NaN",
+    ".nan",
+    "<<",
+    "=",
+    "!x",
+    "&a",
+    "*a",
+    "- a",
+    "? a",
+    "a: b",
+    "a #b",
+    "#a",
+    "%a",
+    "@a",
+    "`a",
+    "'",
+    "\"",
+    "{",
+    "[",
+    "|",
 ];
 
 fn policy(key: &str, value: &str) -> PlannedPolicy {
     let selector = LabelSelector {
         match_labels: BTreeMap::from([(key.to_owned(), value.to_owned())]),
-        match_expressions: vec![SelectorRequirement { key: key.to_owned(), operator: SelectorOperator::In, values: vec![value.to_owned()] }],
+        match_expressions: vec![SelectorRequirement {
+            key: key.to_owned(),
+            operator: SelectorOperator::In,
+            values: vec![value.to_owned()],
+        }],
     };
     let peer = RulePeer::Pods { namespace: Some(value.to_owned()), selector: selector.clone() };
     let port = RulePort { protocol: guardrail_graph::Protocol::Tcp, port: PortRef::Name(value.to_owned()) };
@@ -106,7 +172,8 @@ fn scenario_files() -> Vec<(String, BTreeMap<String, String>)> {
     let mut all = Vec::new();
     for entry in fs::read_dir(root).unwrap() {
         let path = entry.unwrap().path();
-        let scenario: Scenario = serde_saphyr::from_str(&fs::read_to_string(path.join("scenario.yaml")).unwrap()).unwrap();
+        let scenario: Scenario =
+            serde_saphyr::from_str(&fs::read_to_string(path.join("scenario.yaml")).unwrap()).unwrap();
         let files = generate::generate(&scenario.snapshot(), &scenario.options()).files;
         all.push((path.file_name().unwrap().to_str().unwrap().to_owned(), files));
     }
@@ -129,7 +196,10 @@ fn every_file_is_exactly_what_the_kubernetes_types_hold() {
         let spec = typed.spec.unwrap();
         assert!(!spec.policy_types.unwrap_or_default().is_empty(), "policyTypes are explicit:\n{text}");
         for peer in spec.ingress.unwrap_or_default().into_iter().flat_map(|r| r.from.unwrap_or_default()) {
-            assert!(peer.namespace_selector.is_none() || peer.pod_selector.is_some(), "a namespace without its pods:\n{text}");
+            assert!(
+                peer.namespace_selector.is_none() || peer.pod_selector.is_some(),
+                "a namespace without its pods:\n{text}"
+            );
         }
     }
 }
@@ -143,7 +213,8 @@ fn kustomize_builds_every_scenarios_directory() {
             fs::write(directory.path().join(file), text).unwrap();
             policies += usize::from(file.contains(".guardrail-"));
         }
-        let output = Command::new("kubectl").arg("kustomize").arg(directory.path()).output().expect("kubectl is needed");
+        let output =
+            Command::new("kubectl").arg("kustomize").arg(directory.path()).output().expect("kubectl is needed");
         let built = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(built.matches("kind: NetworkPolicy").count(), policies, "{name}");

@@ -118,7 +118,12 @@ fn joined(mut named: Vec<NetworkPolicy>, inventory: Vec<NetworkPolicy>) -> anyho
             Some(same) if same.same_spec(&policy) => {}
             Some(other) => {
                 let place = |p: &NetworkPolicy| p.location.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
-                anyhow::bail!("{}: policy {} differs from the one at {}; keep one of them", place(&policy), policy.key(), place(other));
+                anyhow::bail!(
+                    "{}: policy {} differs from the one at {}; keep one of them",
+                    place(&policy),
+                    policy.key(),
+                    place(other)
+                );
             }
         }
     }

@@ -31,7 +31,9 @@ pub(crate) fn replace_set(directory: &Path, files: &BTreeMap<String, String>) ->
     }
     for stale in before.iter().filter(|name| !now.contains(name.as_str()) && is_below(name)) {
         match fs::remove_file(directory.join(stale)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(|| format!("cannot remove {stale}")),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {stale}"));
+            }
             _ => {}
         }
     }
@@ -79,7 +81,8 @@ mod tests {
     }
 
     fn names(directory: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }

@@ -103,8 +103,16 @@ impl From<&PlannedPolicy> for NetworkPolicy {
                 pod_selector: policy.subject.clone(),
                 policy_types,
                 // A list without rules and a missing list mean the same with explicit policyTypes; the missing one reads better.
-                ingress: policy.ingress.as_ref().filter(|r| !r.is_empty()).map(|rules| rules.iter().map(ingress).collect()),
-                egress: policy.egress.as_ref().filter(|r| !r.is_empty()).map(|rules| rules.iter().map(egress).collect()),
+                ingress: policy
+                    .ingress
+                    .as_ref()
+                    .filter(|r| !r.is_empty())
+                    .map(|rules| rules.iter().map(ingress).collect()),
+                egress: policy
+                    .egress
+                    .as_ref()
+                    .filter(|r| !r.is_empty())
+                    .map(|rules| rules.iter().map(egress).collect()),
             },
         }
     }
@@ -127,7 +135,10 @@ fn peer(peer: &RulePeer) -> Peer {
         RulePeer::Block { cidr, except } => Peer {
             namespace_selector: None,
             pod_selector: None,
-            ip_block: Some(IpBlock { cidr: cidr.to_string(), except: except.iter().map(ToString::to_string).collect() }),
+            ip_block: Some(IpBlock {
+                cidr: cidr.to_string(),
+                except: except.iter().map(ToString::to_string).collect(),
+            }),
         },
     }
 }

@@ -60,8 +60,12 @@ impl<'a> Completeness<'a> {
         let missing: BTreeSet<&str> =
             coverage.nodes.expected.difference(&coverage.nodes.observed).map(String::as_str).collect();
         let window = &context.body.window;
-        let gaps: BTreeMap<&str, Duration> =
-            window.nodes.iter().map(|(node, intervals)| (node.as_str(), gap(intervals))).filter(|(_, g)| !g.is_zero()).collect();
+        let gaps: BTreeMap<&str, Duration> = window
+            .nodes
+            .iter()
+            .map(|(node, intervals)| (node.as_str(), gap(intervals)))
+            .filter(|(_, g)| !g.is_zero())
+            .collect();
         let unattributed = !coverage.complete && listed.is_empty() && missing.is_empty() && gaps.is_empty();
         Self { context, listed, missing, gaps, unattributed }
     }
@@ -76,7 +80,8 @@ impl<'a> Completeness<'a> {
             }
         }
         // A pod without a node that has no address does not run yet.
-        let runs = |(node, pods): &(&String, &Vec<PodEntry>)| pods.iter().any(|p| !node.is_empty() || !p.addresses.is_empty());
+        let runs =
+            |(node, pods): &(&String, &Vec<PodEntry>)| pods.iter().any(|p| !node.is_empty() || !p.addresses.is_empty());
         let hosts: BTreeSet<&str> = entry.pods.iter().filter(runs).map(|(node, _)| node.as_str()).collect();
         let mut hosted = true;
         for node in &hosts {

@@ -62,7 +62,10 @@ impl<'a> Context<'a> {
             inside.extend(&service.addresses);
             for port in &service.ports {
                 let Some(protocol) = protocol_of(&port.protocol) else { continue };
-                if port.node_port.is_none() && service.service_type != "NodePort" && service.service_type != "LoadBalancer" {
+                if port.node_port.is_none()
+                    && service.service_type != "NodePort"
+                    && service.service_type != "LoadBalancer"
+                {
                     continue;
                 }
                 for backend in &port.backends {
@@ -76,7 +79,16 @@ impl<'a> Context<'a> {
         let pods = body.workloads.iter().filter(|w| !w.host_network).flat_map(|w| w.pods.values().flatten());
         let in_a_range = |address: &IpAddr| pod_ranges.iter().any(|range| range.contains(address));
         let all_pods_in_ranges = !pod_ranges.is_empty() && pods.flat_map(|pod| &pod.addresses).all(in_a_range);
-        Self { body, options, workloads, node_addresses, inside, reachable_from_outside, pod_ranges, all_pods_in_ranges }
+        Self {
+            body,
+            options,
+            workloads,
+            node_addresses,
+            inside,
+            reachable_from_outside,
+            pod_ranges,
+            all_pods_in_ranges,
+        }
     }
 
     /// Whether policies are wanted for this namespace.
@@ -166,14 +178,17 @@ impl<'a> Context<'a> {
     /// Current addresses of a node at which somebody would call it: its tunnel addresses lie where pods live.
     pub(crate) fn called_addresses_of_node(&self, name: &str) -> BTreeSet<IpAddr> {
         let all = self.addresses_of_node(name);
-        let called: BTreeSet<IpAddr> = all.iter().copied().filter(|a| !self.pod_ranges.iter().any(|r| r.contains(a))).collect();
+        let called: BTreeSet<IpAddr> =
+            all.iter().copied().filter(|a| !self.pod_ranges.iter().any(|r| r.contains(a))).collect();
         if called.is_empty() { all } else { called }
     }
 
     /// How a rule names this port of a workload (B2): by name if every pod defines the name and the numbers differ, else by number.
     pub(crate) fn port_of(&self, workload: &WorkloadRef, protocol: Protocol, port: u16, name: Option<&str>) -> PortRef {
         match name {
-            Some(name) if matches!(self.name_in_pods(workload, protocol, name), NameInPods::Varies) => PortRef::Name(name.to_owned()),
+            Some(name) if matches!(self.name_in_pods(workload, protocol, name), NameInPods::Varies) => {
+                PortRef::Name(name.to_owned())
+            }
             _ => PortRef::Number(port),
         }
     }
@@ -185,7 +200,10 @@ impl<'a> Context<'a> {
             PortRef::Name(name) => {
                 let protocol = port.protocol.to_string();
                 let pods = self.workloads.get(workload).into_iter().flat_map(|w| w.pods.values().flatten());
-                pods.flat_map(|pod| &pod.ports).filter(|p| p.name == *name && p.protocol == protocol).map(|p| p.port).collect()
+                pods.flat_map(|pod| &pod.ports)
+                    .filter(|p| p.name == *name && p.protocol == protocol)
+                    .map(|p| p.port)
+                    .collect()
             }
         }
     }

@@ -56,7 +56,11 @@ impl Dns {
     }
 
     /// The peers with their ports (always UDP and TCP), for a policy in this namespace; and the workloads that no label names.
-    pub(crate) fn allowed(&self, namespace: &str, context: &Context<'_>) -> (Vec<(RulePeer, Vec<RulePort>)>, Vec<WorkloadRef>) {
+    pub(crate) fn allowed(
+        &self,
+        namespace: &str,
+        context: &Context<'_>,
+    ) -> (Vec<(RulePeer, Vec<RulePort>)>, Vec<WorkloadRef>) {
         let mut allowed = Vec::new();
         let mut nameless = Vec::new();
         for (workload, ports) in &self.pods {
@@ -72,7 +76,9 @@ impl Dns {
 
     /// The pods that may be asked, with their ports.
     pub(crate) fn servers(&self) -> impl Iterator<Item = (&WorkloadRef, Protocol, u16)> {
-        let port = |(workload, ports): (_, &BTreeSet<u16>)| ports.iter().flat_map(move |p| both(*p).map(|b| (workload, b.protocol, *p))).collect::<Vec<_>>();
+        let port = |(workload, ports): (_, &BTreeSet<u16>)| {
+            ports.iter().flat_map(move |p| both(*p).map(|b| (workload, b.protocol, *p))).collect::<Vec<_>>()
+        };
         self.pods.iter().flat_map(port)
     }
 

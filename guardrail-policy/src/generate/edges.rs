@@ -47,17 +47,18 @@ impl EdgeUse {
 
 /// Classifies an edge.
 pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
-    let unused = if edge.client.peer.workload().is_some_and(|w| context.options.ignore_clients.iter().any(|p| p.matches(w))) {
-        Unused::Ignored
-    } else if is_not_routable(edge) && !is_node_local_dns(edge) {
-        Unused::NotRoutable
-    } else if !edge.supported && !is_node_local_dns(edge) {
-        Unused::Failed
-    } else if edge.marks.contains("inferred") && !context.options.accept_inferred {
-        Unused::Inferred
-    } else {
-        return EdgeUse::Supports;
-    };
+    let unused =
+        if edge.client.peer.workload().is_some_and(|w| context.options.ignore_clients.iter().any(|p| p.matches(w))) {
+            Unused::Ignored
+        } else if is_not_routable(edge) && !is_node_local_dns(edge) {
+            Unused::NotRoutable
+        } else if !edge.supported && !is_node_local_dns(edge) {
+            Unused::Failed
+        } else if edge.marks.contains("inferred") && !context.options.accept_inferred {
+            Unused::Inferred
+        } else {
+            return EdgeUse::Supports;
+        };
     EdgeUse::Unused(unused)
 }
 
@@ -69,7 +70,11 @@ pub(crate) fn is_node_local_dns(edge: &EdgeRecord) -> bool {
 fn is_not_routable(edge: &EdgeRecord) -> bool {
     let marked = ["multicast", "broadcast", "link-local"].iter().any(|m| edge.marks.contains(*m));
     let by_address = [&edge.client.peer, &edge.server.peer].into_iter().filter_map(external_address).any(|a| {
-        a.is_multicast() || a.is_loopback() || a.is_unspecified() || is_link_local(a) || a == std::net::Ipv4Addr::BROADCAST
+        a.is_multicast()
+            || a.is_loopback()
+            || a.is_unspecified()
+            || is_link_local(a)
+            || a == std::net::Ipv4Addr::BROADCAST
     });
     marked || by_address
 }
@@ -86,10 +91,7 @@ pub(crate) fn external_address(peer: &Peer) -> Option<std::net::IpAddr> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     /// These peers.
-    Peers {
-        peers: BTreeSet<RulePeer>,
-        note: Option<String>,
-    },
+    Peers { peers: BTreeSet<RulePeer>, note: Option<String> },
     /// One external address among those of this port; names as observed.
     ExternalAddress(std::net::IpAddr),
     /// Any external address.
@@ -127,7 +129,12 @@ fn pods(workload: &guardrail_graph::WorkloadRef, policy_namespace: &str, context
     match context.pods_peer(workload, policy_namespace) {
         Some((peer, wider)) => Need::Peers {
             peers: BTreeSet::from([peer]),
-            note: wider.then(|| format!("the labels of {workload} may select other pods of {} too: give it a label of its own", workload.namespace)),
+            note: wider.then(|| {
+                format!(
+                    "the labels of {workload} may select other pods of {} too: give it a label of its own",
+                    workload.namespace
+                )
+            }),
         },
         None => {
             let advice = context
@@ -142,9 +149,9 @@ fn pods(workload: &guardrail_graph::WorkloadRef, policy_namespace: &str, context
 
 fn external(address: &str, context: &Context<'_>) -> Need {
     match address.parse::<std::net::IpAddr>() {
-        Ok(parsed) if context.is_inside_cluster(parsed.to_canonical()) => {
-            Need::Inexpressible(format!("{address} lies inside the cluster's pod or Service addresses but nobody is known to own it"))
-        }
+        Ok(parsed) if context.is_inside_cluster(parsed.to_canonical()) => Need::Inexpressible(format!(
+            "{address} lies inside the cluster's pod or Service addresses but nobody is known to own it"
+        )),
         Ok(parsed) => Need::ExternalAddress(parsed.to_canonical()),
         Err(_) => Need::Inexpressible(format!("`{address}` is no address")),
     }
@@ -191,7 +198,9 @@ fn node(edge: &EdgeRecord, name: &str, role: Role, context: &Context<'_>) -> Nee
         Role::Server => context.called_addresses_of_node(node),
     };
     if addresses(name).is_empty() {
-        return Need::Inexpressible(format!("no address of node {name} is known: export with an inventory that has it"));
+        return Need::Inexpressible(format!(
+            "no address of node {name} is known: export with an inventory that has it"
+        ));
     }
     let peers: BTreeSet<RulePeer> = nodes.iter().flat_map(|n| addresses(n)).map(single).collect();
     let plural = if role == Role::Client { "clients" } else { "servers" };

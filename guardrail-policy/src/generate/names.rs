@@ -15,9 +15,13 @@ pub(crate) const BOUNDARY: &str = "guardrail-namespace-boundary";
 const MAX: usize = 180;
 
 /// A name for the policy of each of these workloads, which share a namespace.
-pub(crate) fn workload_policies<'a>(workloads: impl IntoIterator<Item = &'a WorkloadRef>) -> BTreeMap<&'a WorkloadRef, String> {
-    let plain: Vec<(&WorkloadRef, String)> =
-        workloads.into_iter().map(|w| (w, format!("guardrail-allow-{}-{}", dns_part(&w.owner), dns_part(&w.name)))).collect();
+pub(crate) fn workload_policies<'a>(
+    workloads: impl IntoIterator<Item = &'a WorkloadRef>,
+) -> BTreeMap<&'a WorkloadRef, String> {
+    let plain: Vec<(&WorkloadRef, String)> = workloads
+        .into_iter()
+        .map(|w| (w, format!("guardrail-allow-{}-{}", dns_part(&w.owner), dns_part(&w.name))))
+        .collect();
     let mut seen = BTreeSet::new();
     let mut twice = BTreeSet::new();
     for (_, name) in &plain {
@@ -44,7 +48,8 @@ fn dns_part(text: &str) -> String {
         })
         .collect();
     // `a..b` and `a.-b` are no DNS-1123 subdomains; a name that holds them loses its dots.
-    let mapped = if ["..", ".-", "-."].iter().any(|bad| mapped.contains(bad)) { mapped.replace('.', "-") } else { mapped };
+    let mapped =
+        if ["..", ".-", "-."].iter().any(|bad| mapped.contains(bad)) { mapped.replace('.', "-") } else { mapped };
     let trimmed = mapped.trim_matches(['-', '.']);
     if trimmed.is_empty() { "x".to_owned() } else { trimmed.to_owned() }
 }
@@ -79,7 +84,12 @@ mod tests {
 
     #[test]
     fn workloads_of_different_kinds_with_one_name_get_different_policies() {
-        let refs = [workload("Deployment", "web"), workload("StatefulSet", "web"), workload("Rollout", "web"), workload("RollOut", "web")];
+        let refs = [
+            workload("Deployment", "web"),
+            workload("StatefulSet", "web"),
+            workload("Rollout", "web"),
+            workload("RollOut", "web"),
+        ];
         let names = workload_policies(&refs);
         assert_eq!(names.values().collect::<BTreeSet<_>>().len(), 4, "{names:?}");
         assert_eq!(names[&refs[0]], "guardrail-allow-deployment-web");

@@ -1,20 +1,21 @@
 //! Which policies a phase writes, and which rules they hold (POLICY-SEMANTICS part C).
 
+mod rules;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use guardrail_graph::{
-    Peer, Protocol, WorkloadRef,
+    Peer, WorkloadRef,
     snapshot::{EdgeRecord, LabelSelector, WorkloadEntry},
 };
 use serde::Serialize;
 
 use super::{
-    Announced, Decision, Phase, Plan, PlannedPolicy, PortRef, Problem, ProblemKind, Purpose, RulePeer, RulePort,
-    completeness::{Completeness, NamespaceVerdict, edge_name},
+    Announced, Decision, Phase, Plan, PlannedPolicy, Problem, ProblemKind, Purpose, RulePeer, RulePort,
+    completeness::{Completeness, NamespaceVerdict},
     context::{Context, single},
     dns::Dns,
-    edges::{EdgeUse, Need, callee, caller, classify},
+    edges::{EdgeUse, Need, callee, classify},
     names,
     plan::RuleSet,
 };
@@ -64,16 +65,6 @@ impl Draft {
     }
 }
 
-/// External ends of one port, gathered before it is known whether they stay single addresses.
-#[derive(Default)]
-struct Outside {
-    ports: BTreeSet<RulePort>,
-    addresses: BTreeMap<IpAddr, Vec<usize>>,
-    anywhere: Vec<usize>,
-    identity_lost: bool,
-    names: BTreeSet<String>,
-}
-
 /// Where the export stands while it is made.
 struct Builder<'a> {
     context: &'a Context<'a>,
@@ -111,7 +102,8 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
     let dns = Dns::in_use(context, &uses);
     let mut announced = Announced::default();
     if context.options.egress {
-        announced.dns = dns.servers().map(|(workload, protocol, port)| (workload.clone(), protocol.into(), port)).collect();
+        announced.dns =
+            dns.servers().map(|(workload, protocol, port)| (workload.clone(), protocol.into(), port)).collect();
     }
     let mut builder = Builder {
         context,
@@ -158,7 +150,11 @@ impl<'a> Builder<'a> {
         if !coverage.complete && self.context.options.namespaces.is_empty() {
             let missing: Vec<&str> =
                 coverage.nodes.expected.difference(&coverage.nodes.observed).map(String::as_str).collect();
-            let why = if missing.is_empty() { "losses or gaps".to_owned() } else { format!("nodes not observed: {}", missing.join(", ")) };
+            let why = if missing.is_empty() {
+                "losses or gaps".to_owned()
+            } else {
+                format!("nodes not observed: {}", missing.join(", "))
+            };
             self.whole = Some(why.clone());
             if verdicts.iter().all(|v| v.complete) {
                 self.problem(
@@ -169,11 +165,14 @@ impl<'a> Builder<'a> {
         }
         for namespace in &self.context.options.namespaces {
             if !verdicts.iter().any(|v| v.namespace == *namespace) {
-                self.warnings.insert(format!("namespace {namespace} has no workload that a policy could select: nothing is written for it"));
+                self.warnings.insert(format!(
+                    "namespace {namespace} has no workload that a policy could select: nothing is written for it"
+                ));
             }
         }
         if self.context.options.namespaces.is_empty() && verdicts.is_empty() {
-            self.warnings.insert("the snapshot has no workload that a policy could select: nothing is written".to_owned());
+            self.warnings
+                .insert("the snapshot has no workload that a policy could select: nothing is written".to_owned());
         }
     }
 
@@ -201,7 +200,15 @@ impl<'a> Builder<'a> {
             .collect();
         self.collect(&mut draft, &indices, namespace, Direction::Ingress);
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
-        self.push(namespace, names::BOUNDARY, Purpose::Boundary, LabelSelector::default(), Some(draft), None, &everything);
+        self.push(
+            namespace,
+            names::BOUNDARY,
+            Purpose::Boundary,
+            LabelSelector::default(),
+            Some(draft),
+            None,
+            &everything,
+        );
         if self.context.options.egress {
             self.close_egress(namespace);
             self.allow_per_workload(namespace, false, true);
@@ -220,7 +227,15 @@ impl<'a> Builder<'a> {
         let stranded = self.stranded(namespace, &self.inbound);
         if stranded.is_empty() {
             let draft = Some(Draft::default());
-            self.push(namespace, names::DENY_INGRESS, Purpose::DenyIngress, LabelSelector::default(), draft, None, &everything);
+            self.push(
+                namespace,
+                names::DENY_INGRESS,
+                Purpose::DenyIngress,
+                LabelSelector::default(),
+                draft,
+                None,
+                &everything,
+            );
         } else {
             self.warn_stranded(namespace, &stranded, "ingress");
         }
@@ -254,7 +269,15 @@ impl<'a> Builder<'a> {
         let mut draft = Draft::default();
         self.allow_dns(&mut draft, namespace);
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
-        self.push(namespace, names::DENY_EGRESS, Purpose::DenyEgress, LabelSelector::default(), None, Some(draft), &everything);
+        self.push(
+            namespace,
+            names::DENY_EGRESS,
+            Purpose::DenyEgress,
+            LabelSelector::default(),
+            None,
+            Some(draft),
+            &everything,
+        );
     }
 
     fn allow_dns(&mut self, draft: &mut Draft, namespace: &str) {
@@ -323,146 +346,10 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Turns edges into rules of one direction.
-    fn collect(&mut self, draft: &mut Draft, indices: &[usize], namespace: &str, direction: Direction) {
-        let mut outside: BTreeMap<(Option<WorkloadRef>, Protocol, u16, String), Outside> = BTreeMap::new();
-        for &index in indices {
-            let edge = self.edge(index);
-            let need = match direction {
-                Direction::Ingress => caller(edge, namespace, self.context),
-                Direction::Egress => callee(edge, namespace, self.context),
-            };
-            let ports = self.ports(edge);
-            match need {
-                Need::Peers { peers, note } => {
-                    draft.allow(peers, &ports, &[index]);
-                    if let Some(note) = note {
-                        self.warnings.insert(format!("{}: {note}", edge_name(edge)));
-                        draft.notes.insert(note);
-                    }
-                }
-                Need::ExternalAddress(address) => {
-                    let gathered = outside.entry(outside_key(edge, direction)).or_default();
-                    gathered.ports.extend(ports);
-                    gathered.addresses.entry(address).or_default().push(index);
-                    let end = if direction == Direction::Ingress { &edge.client } else { &edge.server };
-                    gathered.names.extend(end.names.iter().cloned());
-                }
-                Need::Anywhere { identity_lost } => {
-                    let gathered = outside.entry(outside_key(edge, direction)).or_default();
-                    gathered.ports.extend(ports);
-                    gathered.anywhere.push(index);
-                    gathered.identity_lost |= identity_lost;
-                }
-                Need::Implicit => {}
-                Need::Inexpressible(why) => {
-                    self.inexpressible.insert(index);
-                    let side = if direction == Direction::Ingress { "ingress" } else { "egress" };
-                    self.problem(
-                        ProblemKind::Inexpressible,
-                        format!("{} would be denied, no {side} rule can allow it: {why}; --force leaves it out", edge_name(edge)),
-                    );
-                    draft.notes.insert(format!("not allowed although observed: {} ({side})", edge_name(edge)));
-                }
-            }
-        }
-        for (key, gathered) in outside {
-            self.allow_outside(draft, &key, gathered, namespace, direction);
-        }
-    }
-
-    fn allow_outside(&mut self, draft: &mut Draft, key: &(Option<WorkloadRef>, Protocol, u16, String), gathered: Outside, namespace: &str, direction: Direction) {
-        let (workload, protocol, port, name) = key;
-        let Outside { ports, addresses, anywhere, identity_lost, names } = gathered;
-        let who = workload.as_ref().map_or_else(String::new, |w| format!("{w} "));
-        if anywhere.is_empty() && addresses.len() <= self.context.options.max_external_addresses {
-            for (address, edges) in &addresses {
-                draft.allow([single(*address)], &ports, edges);
-            }
-            return;
-        }
-        let mut edges: Vec<usize> = addresses.values().flatten().copied().chain(anywhere).collect();
-        edges.sort_unstable();
-        if let (Direction::Egress, Some(declared)) = (direction, self.context.options.declared_ranges.get(name))
-            && addresses.keys().all(|a| declared.iter().any(|range| range.contains(a)))
-        {
-            let peers = declared.iter().map(|cidr| RulePeer::Block { cidr: cidr.trunc(), except: BTreeSet::new() });
-            draft.allow(peers, &ports, &edges);
-            draft.notes.insert(format!("{name}: ranges as declared"));
-            return;
-        }
-        draft.allow(self.context.anywhere(!identity_lost), &ports, &edges);
-        let label = format!("{who}{port}/{protocol}");
-        if identity_lost || !self.context.knows_pod_ranges() {
-            self.announce(workload.as_ref(), &ports, namespace, direction);
-        }
-        match direction {
-            Direction::Ingress if identity_lost => {
-                let note = format!("{label}: client identity lost behind node addresses (node port or load balancer), open to any address");
-                self.warnings.insert(note.clone());
-                draft.notes.insert(note);
-            }
-            Direction::Ingress => {
-                draft.notes.insert(format!("{label}: many external clients, open to any external address"));
-            }
-            Direction::Egress => {
-                let known = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-                let known = if known.is_empty() { "many external servers".to_owned() } else { known };
-                let note = format!("{label}: {known} has too many addresses, open to any external address; declare its ranges with --declare NAME=CIDR");
-                self.warnings.insert(note.clone());
-                draft.notes.insert(note);
-            }
-        }
-        if !identity_lost && !self.context.knows_pod_ranges() {
-            let note = format!("{label}: the ranges where pods live are not known, so \"any external address\" includes them; give --inventory");
-            self.warnings.insert(note.clone());
-            draft.notes.insert(note);
-        }
-    }
-
-    /// Remembers that any address, those of pods included, passes these ports.
-    fn announce(&mut self, workload: Option<&WorkloadRef>, ports: &BTreeSet<RulePort>, namespace: &str, direction: Direction) {
-        for port in ports {
-            match direction {
-                Direction::Ingress => {
-                    // A namespace's boundary opens the port for all of its pods.
-                    let boundary = self.context.options.phase != Phase::DefaultDeny;
-                    let opened = self.context.covered(namespace).map(|w| &w.workload).filter(|w| boundary || Some(*w) == workload);
-                    let triples = opened.flat_map(|w| self.context.numbers_of(w, port).into_iter().map(|n| (w.clone(), port.protocol.into(), n)));
-                    self.announced.from_anywhere.extend(triples);
-                }
-                Direction::Egress => {
-                    let PortRef::Number(number) = port.port else { continue };
-                    self.announced.to_anywhere.extend(workload.map(|w| (w.clone(), port.protocol.into(), number)));
-                }
-            }
-        }
-    }
-
-    /// The ports that allow this edge.
-    fn ports(&self, edge: &EdgeRecord) -> BTreeSet<RulePort> {
-        let port = match &edge.server.peer {
-            Peer::Workload(server) => self.context.port_of(server, edge.protocol, edge.port, edge.port_name.as_deref()),
-            _ => PortRef::Number(edge.port),
-        };
-        let mut ports = BTreeSet::from([RulePort { protocol: edge.protocol, port }]);
-        if self.context.options.also_service_ports {
-            let service_ports = edge.via.iter().filter_map(|via| via.rsplit_once(':')?.1.parse().ok());
-            ports.extend(service_ports.map(|number| RulePort { protocol: edge.protocol, port: PortRef::Number(number) }));
-        }
-        if self.context.options.egress && self.dns.covers(edge) {
-            // A resolver turns to TCP when an answer is long (B15).
-            let protocols = [Protocol::Tcp, Protocol::Udp];
-            ports.extend(protocols.map(|protocol| RulePort { protocol, port: PortRef::Number(edge.port) }));
-        }
-        if edge.marks.contains("proxied") {
-            // An ambient mesh carries the connection to the same pod inside HBONE.
-            ports.insert(RulePort { protocol: Protocol::Tcp, port: PortRef::Number(15008) });
-        }
-        ports
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "one call per kind of policy; a struct would only repeat PlannedPolicy")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call per kind of policy; a struct would only repeat PlannedPolicy"
+    )]
     fn push(
         &mut self,
         namespace: &str,
@@ -509,10 +396,14 @@ impl<'a> Builder<'a> {
                 continue;
             }
             if entry.host_network {
-                self.warnings.insert(format!("{workload} uses the host's network: NetworkPolicy does not apply to it, it gets no policy"));
+                self.warnings.insert(format!(
+                    "{workload} uses the host's network: NetworkPolicy does not apply to it, it gets no policy"
+                ));
             } else if entry.selector.is_none() {
                 let advice = entry.selector_advice.as_deref().unwrap_or("give its pod template a label of its own");
-                self.warnings.insert(format!("{workload} gets no policy of its own, no stable label selects it alone: {advice}"));
+                self.warnings.insert(format!(
+                    "{workload} gets no policy of its own, no stable label selects it alone: {advice}"
+                ));
             }
         }
     }
@@ -523,9 +414,10 @@ impl<'a> Builder<'a> {
         let mut evidence = Vec::new();
         let mut planned = Vec::with_capacity(policies.len());
         for (index, (policy, ingress_support, egress_support)) in policies.into_iter().enumerate() {
-            for (direction, rules, support) in
-                [(Direction::Ingress, &policy.ingress, ingress_support), (Direction::Egress, &policy.egress, egress_support)]
-            {
+            for (direction, rules, support) in [
+                (Direction::Ingress, &policy.ingress, ingress_support),
+                (Direction::Egress, &policy.egress, egress_support),
+            ] {
                 let mut by_rule: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
                 let rules = rules.as_deref().unwrap_or_default();
                 for (peer, port, edge) in support {
@@ -533,7 +425,12 @@ impl<'a> Builder<'a> {
                         by_rule.entry(rule).or_default().insert(edge);
                     }
                 }
-                evidence.extend(by_rule.into_iter().map(|(rule, edges)| RuleEvidence { policy: index, direction, rule, edges }));
+                evidence.extend(by_rule.into_iter().map(|(rule, edges)| RuleEvidence {
+                    policy: index,
+                    direction,
+                    rule,
+                    edges,
+                }));
             }
             planned.push(policy);
         }
@@ -548,18 +445,5 @@ impl<'a> Builder<'a> {
             problems: self.problems,
             warnings: self.warnings,
         }
-    }
-}
-
-/// External ends are counted per port of a workload (ingress), or per name and port (egress).
-fn outside_key(edge: &EdgeRecord, direction: Direction) -> (Option<WorkloadRef>, Protocol, u16, String) {
-    match direction {
-        Direction::Ingress => (edge.server.peer.workload().cloned(), edge.protocol, edge.port, String::new()),
-        Direction::Egress => (
-            edge.client.peer.workload().cloned(),
-            edge.protocol,
-            edge.port,
-            edge.server.names.iter().next().cloned().unwrap_or_default(),
-        ),
     }
 }

@@ -5,10 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use guardrail_graph::{
-    Protocol, WorkloadRef,
-    snapshot::LabelSelector,
-};
+use guardrail_graph::{Protocol, WorkloadRef, snapshot::LabelSelector};
 use ipnet::IpNet;
 
 use super::Phase;

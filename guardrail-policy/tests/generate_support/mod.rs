@@ -9,8 +9,9 @@ use guardrail_graph::{
     Peer, Protocol, Snapshot, Timestamp, WorkloadRef,
     observe::LossClass,
     snapshot::{
-        API_VERSION, AddressEntry, BackendEntry, Body, Counts, Coverage, EdgePeer, EdgeRecord, Interval, KIND, LabelSelector, LossEntry,
-        NamedPort, NodeCoverage, PodEntry, ServiceEntry, ServicePortEntry, Side, Source, SourceCounts, Window, WorkloadCoverage, WorkloadEntry,
+        API_VERSION, AddressEntry, BackendEntry, Body, Counts, Coverage, EdgePeer, EdgeRecord, Interval, KIND,
+        LabelSelector, LossEntry, NamedPort, NodeCoverage, PodEntry, ServiceEntry, ServicePortEntry, Side, Source,
+        SourceCounts, Window, WorkloadCoverage, WorkloadEntry,
     },
 };
 use guardrail_policy::generate::{Options, Phase};
@@ -165,9 +166,11 @@ pub fn peer(text: &str) -> Peer {
         return Peer::Node { name: name.to_owned() };
     }
     match text.split('/').collect::<Vec<_>>().as_slice() {
-        [namespace, owner, name] => {
-            Peer::Workload(WorkloadRef { namespace: (*namespace).to_owned(), owner: (*owner).to_owned(), name: (*name).to_owned() })
-        }
+        [namespace, owner, name] => Peer::Workload(WorkloadRef {
+            namespace: (*namespace).to_owned(),
+            owner: (*owner).to_owned(),
+            name: (*name).to_owned(),
+        }),
         _ => Peer::External { address: text.to_owned() },
     }
 }
@@ -249,7 +252,13 @@ impl Scenario {
                 };
                 let sources = seen
                     .iter()
-                    .map(|(side, node)| SourceCounts { source: source(node), side: *side, counts, first_seen: at(10), last_seen: at(20) })
+                    .map(|(side, node)| SourceCounts {
+                        source: source(node),
+                        side: *side,
+                        counts,
+                        first_seen: at(10),
+                        last_seen: at(20),
+                    })
                     .collect();
                 let external = |p: &Peer| matches!(p, Peer::External { .. });
                 let names = |p: &Peer| if external(p) { e.names.clone() } else { BTreeSet::new() };
@@ -271,7 +280,9 @@ impl Scenario {
                 }
             })
             .collect();
-        edges.sort_by(|a, b| (&a.client, &a.server, a.protocol, a.port).cmp(&(&b.client, &b.server, b.protocol, b.port)));
+        edges.sort_by(|a, b| {
+            (&a.client, &a.server, a.protocol, a.port).cmp(&(&b.client, &b.server, b.protocol, b.port))
+        });
         let mut addresses: Vec<AddressEntry> = self
             .nodes
             .iter()
@@ -303,7 +314,12 @@ impl Scenario {
                 .incomplete
                 .values()
                 .flatten()
-                .map(|reason| LossEntry { source: source("node-a"), reason: reason.clone(), class: LossClass::Edge, count: 7 })
+                .map(|reason| LossEntry {
+                    source: source("node-a"),
+                    reason: reason.clone(),
+                    class: LossClass::Edge,
+                    count: 7,
+                })
                 .collect(),
             unresolved: Vec::new(),
             workloads: self
@@ -352,7 +368,11 @@ fn workload(name: &str, w: &Workload) -> WorkloadEntry {
             let (number, protocol) = port.split_once('/').unwrap_or((port, "TCP"));
             NamedPort { name: name.clone(), protocol: protocol.to_owned(), port: number.parse().unwrap() }
         });
-        pods.entry(p.node.clone()).or_default().push(PodEntry { name: pod.clone(), addresses: p.addresses.clone(), ports: ports.collect() });
+        pods.entry(p.node.clone()).or_default().push(PodEntry {
+            name: pod.clone(),
+            addresses: p.addresses.clone(),
+            ports: ports.collect(),
+        });
     }
     WorkloadEntry {
         workload,

@@ -1,0 +1,210 @@
+//! From edges to the rules of one direction of one policy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use guardrail_graph::{Peer, Protocol, WorkloadRef, snapshot::EdgeRecord};
+
+use super::{Builder, Direction, Draft};
+use crate::generate::{
+    Phase, PortRef, ProblemKind, RulePeer, RulePort,
+    completeness::edge_name,
+    context::single,
+    edges::{Need, callee, caller},
+};
+
+/// Of whom the external ends are counted together: per port of a workload (ingress), or per name and port (egress).
+type OutsideKey = (Option<WorkloadRef>, Protocol, u16, String);
+
+/// External ends of one port, gathered before it is known whether they stay single addresses.
+#[derive(Default)]
+struct Outside {
+    ports: BTreeSet<RulePort>,
+    addresses: BTreeMap<IpAddr, Vec<usize>>,
+    anywhere: Vec<usize>,
+    identity_lost: bool,
+    names: BTreeSet<String>,
+}
+
+impl Builder<'_> {
+    /// Turns edges into rules of one direction.
+    pub(super) fn collect(&mut self, draft: &mut Draft, indices: &[usize], namespace: &str, direction: Direction) {
+        let mut outside: BTreeMap<OutsideKey, Outside> = BTreeMap::new();
+        for &index in indices {
+            let edge = self.edge(index);
+            let need = match direction {
+                Direction::Ingress => caller(edge, namespace, self.context),
+                Direction::Egress => callee(edge, namespace, self.context),
+            };
+            let ports = self.ports(edge);
+            match need {
+                Need::Peers { peers, note } => {
+                    draft.allow(peers, &ports, &[index]);
+                    if let Some(note) = note {
+                        self.warnings.insert(format!("{}: {note}", edge_name(edge)));
+                        draft.notes.insert(note);
+                    }
+                }
+                Need::ExternalAddress(address) => {
+                    let gathered = outside.entry(outside_key(edge, direction)).or_default();
+                    gathered.ports.extend(ports);
+                    gathered.addresses.entry(address).or_default().push(index);
+                    let end = if direction == Direction::Ingress { &edge.client } else { &edge.server };
+                    gathered.names.extend(end.names.iter().cloned());
+                }
+                Need::Anywhere { identity_lost } => {
+                    let gathered = outside.entry(outside_key(edge, direction)).or_default();
+                    gathered.ports.extend(ports);
+                    gathered.anywhere.push(index);
+                    gathered.identity_lost |= identity_lost;
+                }
+                Need::Implicit => {}
+                Need::Inexpressible(why) => {
+                    self.inexpressible.insert(index);
+                    let side = if direction == Direction::Ingress { "ingress" } else { "egress" };
+                    self.problem(
+                        ProblemKind::Inexpressible,
+                        format!(
+                            "{} would be denied, no {side} rule can allow it: {why}; --force leaves it out",
+                            edge_name(edge)
+                        ),
+                    );
+                    draft.notes.insert(format!("not allowed although observed: {} ({side})", edge_name(edge)));
+                }
+            }
+        }
+        for (key, gathered) in outside {
+            self.allow_outside(draft, &key, gathered, namespace, direction);
+        }
+    }
+
+    fn allow_outside(
+        &mut self,
+        draft: &mut Draft,
+        key: &OutsideKey,
+        gathered: Outside,
+        namespace: &str,
+        direction: Direction,
+    ) {
+        let (workload, protocol, port, name) = key;
+        let Outside { ports, addresses, anywhere, identity_lost, names } = gathered;
+        let who = workload.as_ref().map_or_else(String::new, |w| format!("{w} "));
+        if anywhere.is_empty() && addresses.len() <= self.context.options.max_external_addresses {
+            for (address, edges) in &addresses {
+                draft.allow([single(*address)], &ports, edges);
+            }
+            return;
+        }
+        let mut edges: Vec<usize> = addresses.values().flatten().copied().chain(anywhere).collect();
+        edges.sort_unstable();
+        if let (Direction::Egress, Some(declared)) = (direction, self.context.options.declared_ranges.get(name))
+            && addresses.keys().all(|a| declared.iter().any(|range| range.contains(a)))
+        {
+            let peers = declared.iter().map(|cidr| RulePeer::Block { cidr: cidr.trunc(), except: BTreeSet::new() });
+            draft.allow(peers, &ports, &edges);
+            draft.notes.insert(format!("{name}: ranges as declared"));
+            return;
+        }
+        draft.allow(self.context.anywhere(!identity_lost), &ports, &edges);
+        let label = format!("{who}{port}/{protocol}");
+        if identity_lost || !self.context.knows_pod_ranges() {
+            self.announce(workload.as_ref(), &ports, namespace, direction);
+        }
+        match direction {
+            Direction::Ingress if identity_lost => {
+                let note = format!(
+                    "{label}: client identity lost behind node addresses (node port or load balancer), open to any address"
+                );
+                self.warnings.insert(note.clone());
+                draft.notes.insert(note);
+            }
+            Direction::Ingress => {
+                draft.notes.insert(format!("{label}: many external clients, open to any external address"));
+            }
+            Direction::Egress => {
+                let known = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+                let known = if known.is_empty() { "many external servers".to_owned() } else { known };
+                let note = format!(
+                    "{label}: {known} has too many addresses, open to any external address; declare its ranges with --declare NAME=CIDR"
+                );
+                self.warnings.insert(note.clone());
+                draft.notes.insert(note);
+            }
+        }
+        if !identity_lost && !self.context.knows_pod_ranges() {
+            let note = format!(
+                "{label}: the ranges where pods live are not known, so \"any external address\" includes them; give --inventory"
+            );
+            self.warnings.insert(note.clone());
+            draft.notes.insert(note);
+        }
+    }
+
+    /// Remembers that any address, those of pods included, passes these ports.
+    fn announce(
+        &mut self,
+        workload: Option<&WorkloadRef>,
+        ports: &BTreeSet<RulePort>,
+        namespace: &str,
+        direction: Direction,
+    ) {
+        for port in ports {
+            match direction {
+                Direction::Ingress => {
+                    // A namespace's boundary opens the port for all of its pods.
+                    let boundary = self.context.options.phase != Phase::DefaultDeny;
+                    let opened = self
+                        .context
+                        .covered(namespace)
+                        .map(|w| &w.workload)
+                        .filter(|w| boundary || Some(*w) == workload);
+                    let triples = opened.flat_map(|w| {
+                        self.context.numbers_of(w, port).into_iter().map(|n| (w.clone(), port.protocol.into(), n))
+                    });
+                    self.announced.from_anywhere.extend(triples);
+                }
+                Direction::Egress => {
+                    let PortRef::Number(number) = port.port else { continue };
+                    self.announced.to_anywhere.extend(workload.map(|w| (w.clone(), port.protocol.into(), number)));
+                }
+            }
+        }
+    }
+
+    /// The ports that allow this edge.
+    fn ports(&self, edge: &EdgeRecord) -> BTreeSet<RulePort> {
+        let port = match &edge.server.peer {
+            Peer::Workload(server) => self.context.port_of(server, edge.protocol, edge.port, edge.port_name.as_deref()),
+            _ => PortRef::Number(edge.port),
+        };
+        let mut ports = BTreeSet::from([RulePort { protocol: edge.protocol, port }]);
+        if self.context.options.also_service_ports {
+            let service_ports = edge.via.iter().filter_map(|via| via.rsplit_once(':')?.1.parse().ok());
+            ports.extend(
+                service_ports.map(|number| RulePort { protocol: edge.protocol, port: PortRef::Number(number) }),
+            );
+        }
+        if self.context.options.egress && self.dns.covers(edge) {
+            // A resolver turns to TCP when an answer is long (B15).
+            let protocols = [Protocol::Tcp, Protocol::Udp];
+            ports.extend(protocols.map(|protocol| RulePort { protocol, port: PortRef::Number(edge.port) }));
+        }
+        if edge.marks.contains("proxied") {
+            // An ambient mesh carries the connection to the same pod inside HBONE.
+            ports.insert(RulePort { protocol: Protocol::Tcp, port: PortRef::Number(15008) });
+        }
+        ports
+    }
+}
+
+fn outside_key(edge: &EdgeRecord, direction: Direction) -> OutsideKey {
+    match direction {
+        Direction::Ingress => (edge.server.peer.workload().cloned(), edge.protocol, edge.port, String::new()),
+        Direction::Egress => (
+            edge.client.peer.workload().cloned(),
+            edge.protocol,
+            edge.port,
+            edge.server.names.iter().next().cloned().unwrap_or_default(),
+        ),
+    }
+}
