@@ -82,12 +82,11 @@ fn table(out: &mut impl Write, findings: &[Finding], policies: usize) -> anyhow:
                 Severity::Warning => Paint::Doubtful,
                 Severity::Note => Paint::Plain,
             };
-            let policy = finding.policy.as_ref().map_or_else(String::new, |p| format!("{p}: "));
             table.row([
                 Cell::new(finding.severity.as_str()).paint(paint),
                 Cell::new(format!("{} {}", finding.rule, finding.name)),
                 Cell::new(finding.location.as_ref().map_or("-".to_owned(), ToString::to_string)),
-                Cell::new(format!("{policy}{}. {}", finding.message, finding.fix)),
+                Cell::new(finding.text()),
             ]);
         }
         table.print(out, output::colour())?;
@@ -95,6 +94,9 @@ fn table(out: &mut impl Write, findings: &[Finding], policies: usize) -> anyhow:
     }
     let of = |severity| findings.iter().filter(|f| f.severity == severity).count();
     let (errors, warnings, notes) = (of(Severity::Error), of(Severity::Warning), of(Severity::Note));
-    writeln!(out, "{policies} policies: {errors} errors, {warnings} warnings, {notes} notes.")?;
+    let counted = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
+    let policies = counted(policies, "policy", "policies");
+    let findings = [counted(errors, "error", "errors"), counted(warnings, "warning", "warnings"), counted(notes, "note", "notes")];
+    writeln!(out, "{policies}: {}.", findings.join(", "))?;
     Ok(())
 }

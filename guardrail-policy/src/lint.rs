@@ -111,6 +111,16 @@ pub struct Finding {
     pub fix: &'static str,
 }
 
+impl Finding {
+    /// What is wrong and what to do, as one text. A reader's message says both already.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let policy = self.policy.as_ref().map_or_else(String::new, |p| format!("{p}: "));
+        let told = [INVALID, QUOTED_PORT, CONFLICT, UNKNOWN_FIELD].iter().any(|r| r.id == self.rule);
+        if told { format!("{policy}{}.", self.message).replace("?.", "?") } else { format!("{policy}{}. {}", self.message, self.fix) }
+    }
+}
+
 /// What the linter knows beside the policies.
 #[derive(Debug, Default)]
 pub struct Context {

@@ -32,14 +32,15 @@ impl Linter<'_> {
         for (known, index) in evaluator.policies().iter().zip(0..) {
             let dns = known.isolates(Direction::Egress) && known.egress.iter().any(may_be_dns);
             if known.key() == policy.key() {
-                evaluator.selected_pods(index).into_iter().for_each(|p| drop(opened.entry(p).or_default()));
+                for pod in evaluator.selected_pods(index) {
+                    opened.entry(pod).or_default();
+                }
             } else if dns {
                 evaluator.selected_pods(index).into_iter().for_each(|p| *opened.entry(p).or_default() = true);
             }
         }
-        let own = evaluator.policies().iter().position(|p| p.key() == policy.key());
-        let selected = own.and_then(|i| u32::try_from(i).ok()).map(|i| evaluator.selected_pods(i)).unwrap_or_default();
-        selected.iter().all(|pod| opened[pod])
+        let own = evaluator.policies().iter().zip(0..).find(|(p, _)| p.key() == policy.key());
+        own.is_none_or(|(_, index)| evaluator.selected_pods(index).iter().all(|pod| opened[pod]))
     }
 }
 

@@ -17,15 +17,11 @@ pub fn sarif(findings: &[Finding]) -> Value {
         })
     };
     let result = |finding: &Finding| {
-        let message = match &finding.policy {
-            Some(policy) => format!("{policy}: {}. {}", finding.message, finding.fix),
-            None => format!("{}. {}", finding.message, finding.fix),
-        };
         let mut result = json!({
             "ruleId": finding.rule,
             "ruleIndex": RULES.iter().position(|r| r.id == finding.rule),
             "level": finding.severity.as_str(),
-            "message": { "text": message },
+            "message": { "text": finding.text() },
         });
         if let Some(location) = &finding.location {
             result["locations"] = json!([{

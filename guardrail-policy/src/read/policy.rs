@@ -33,7 +33,7 @@ const METADATA: &[&str] = &[
 
 /// What became of one object.
 pub(super) struct Decoded {
-    /// The policy, if it is valid.
+    /// The policy, if it is valid but for quoted ports.
     pub(super) policy: Option<NetworkPolicy>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
@@ -49,8 +49,9 @@ pub(super) struct Decoder<'a> {
 pub(super) fn decode(file: &Arc<str>, node: &Node) -> Decoded {
     let mut decoder = Decoder { file, policy: None, problems: Vec::new(), warnings: Vec::new() };
     let policy = decoder.policy(node);
-    let valid = decoder.problems.is_empty();
-    Decoded { policy: policy.filter(|_| valid), problems: decoder.problems, warnings: decoder.warnings }
+    // A policy whose only fault is a quoted port is kept for the linter; the problem stops everybody else.
+    let usable = decoder.problems.iter().all(|p| p.kind == ProblemKind::QuotedPort);
+    Decoded { policy: policy.filter(|_| usable), problems: decoder.problems, warnings: decoder.warnings }
 }
 
 impl Decoder<'_> {
@@ -265,9 +266,7 @@ impl Decoder<'_> {
                 PortMatch::Range { first, last }
             }
             Value::Str(name) => {
-                if !self.port_name(name, wanted.line, field) {
-                    return None;
-                }
+                self.port_name(name, wanted.line, field)?;
                 if let Some(end) = end {
                     self.invalid(end.line, format!("`{field}` has endPort beside the port name `{name}`; a range needs a number"));
                     return None;
@@ -290,17 +289,21 @@ impl Decoder<'_> {
         port
     }
 
-    fn port_name(&mut self, name: &str, line: u32, field: &str) -> bool {
+    /// `None` if the name is invalid in a way that leaves nothing to judge.
+    fn port_name(&mut self, name: &str, line: u32, field: &str) -> Option<()> {
         if is_port_name(name) {
-            return true;
+            return Some(());
         }
         if !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
             let message = format!("`{field}.port` is \"{name}\" in quotes, which means a port *named* {name}; remove the quotes");
             self.problem(ProblemKind::QuotedPort, line, message);
-        } else {
-            self.invalid(line, format!("`{name}` is no valid port name: at most 15 lower case letters, digits and `-`, one letter at least"));
+            return Some(());
         }
-        false
+        self.invalid(
+            line,
+            format!("`{name}` is no valid port name: at most 15 lower case letters, digits and `-`, one letter at least"),
+        );
+        None
     }
 
     /// Whether it is a mapping; warns of fields that the API does not have.
