@@ -136,14 +136,15 @@ fn pods(workload: &guardrail_graph::WorkloadRef, policy_namespace: &str, context
                 )
             }),
         },
-        None => {
-            let advice = context
-                .workloads
-                .get(workload)
-                .and_then(|w| w.selector_advice.clone())
-                .unwrap_or_else(|| "give its pod template a label of its own".to_owned());
-            Need::Inexpressible(format!("{workload} has no label that a rule could name: {advice}"))
-        }
+        None => Need::Inexpressible(match context.workloads.get(workload) {
+            Some(entry) => {
+                let advice = entry.selector_advice.as_deref().unwrap_or("give its pod template a label of its own");
+                format!("{workload} has no label that a rule could name: {advice}")
+            }
+            None => format!(
+                "nothing is known of {workload} but its name, it was gone before its labels were seen: observe it again"
+            ),
+        }),
     }
 }
 

@@ -390,6 +390,13 @@ impl<'a> Builder<'a> {
 
     /// Names what stays without a policy and why (B12, B6).
     fn explain_what_has_no_policy(&mut self) {
+        for workload in self.inbound.keys().chain(self.outbound.keys()) {
+            if self.context.in_scope(&workload.namespace) && !self.context.workloads.contains_key(workload) {
+                self.warnings.insert(format!(
+                    "{workload} is gone and nothing but its name is known: it gets no policy of its own"
+                ));
+            }
+        }
         for entry in &self.context.body.workloads {
             let workload = &entry.workload;
             if !self.context.in_scope(&workload.namespace) {
