@@ -35,33 +35,41 @@ pub const fn map_v4(be: u32) -> Address {
 #[inline(always)]
 #[must_use]
 pub const fn is_v4(a: &Address) -> bool {
-    high(a) == 0 && word(a, 8) == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    high(a) == 0 && low(a) & u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]) == u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0])
 }
 
-/// The first eight bytes, native order.
+/// The first eight bytes, native order. A whole word: byte by byte the kernel programs would not fit their stack.
 #[inline(always)]
 const fn high(a: &Address) -> u64 {
-    u64::from_ne_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]])
+    match a.first_chunk() {
+        Some(bytes) => u64::from_ne_bytes(*bytes),
+        None => 0,
+    }
 }
 
-/// Four bytes from `at` (at most 12), native order.
+/// The last eight bytes, native order.
 #[inline(always)]
-const fn word(a: &Address, at: usize) -> u32 {
-    u32::from_ne_bytes([a[at], a[at + 1], a[at + 2], a[at + 3]])
+const fn low(a: &Address) -> u64 {
+    match a.last_chunk() {
+        Some(bytes) => u64::from_ne_bytes(*bytes),
+        None => 0,
+    }
 }
 
 /// Whether nothing to or from this address leaves the host's loopback: `127.0.0.0/8` or `::1`. The kernel side drops such flows.
 #[inline(always)]
 #[must_use]
 pub const fn is_loopback(a: &Address) -> bool {
-    if is_v4(a) { a[12] == 127 } else { high(a) == 0 && word(a, 8) == 0 && word(a, 12) == u32::from_ne_bytes([0, 0, 0, 1]) }
+    high(a) == 0
+        && (low(a) & u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0]) == u64::from_ne_bytes([0, 0, 0xff, 0xff, 127, 0, 0, 0])
+            || low(a) == u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, 1]))
 }
 
 /// Whether a flow between these two is of no interest: loopback, or a host that talks to itself.
 #[inline(always)]
 #[must_use]
 pub const fn is_local_talk(local: &Address, remote: &Address) -> bool {
-    is_loopback(remote) || (high(local) == high(remote) && word(local, 8) == word(remote, 8) && word(local, 12) == word(remote, 12))
+    is_loopback(remote) || (high(local) == high(remote) && low(local) == low(remote))
 }
 
 /// The class of an address.
@@ -83,7 +91,7 @@ pub const fn classify(a: &Address) -> AddressClass {
     match (a[0], a[1]) {
         (0xff, _) => AddressClass::Multicast,
         (0xfe, 0x80..=0xbf) => AddressClass::LinkLocal,
-        (0, 0) if high(a) == 0 && word(a, 8) == 0 && word(a, 12) == 0 => AddressClass::Unspecified,
+        (0, 0) if high(a) == 0 && low(a) == 0 => AddressClass::Unspecified,
         _ => AddressClass::Unicast,
     }
 }

@@ -4,7 +4,7 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::{bpf_seq_write, bpf_sock_from_file};
+use aya_ebpf::helpers::generated::bpf_seq_write;
 use guardrail_common::{
     flow::{PROTOCOL_MPTCP, PROTOCOL_TCP, PROTOCOL_UDP},
     record::{RecordKind, SocketRecord},
@@ -14,6 +14,9 @@ use crate::{
     offsets as o,
     socket::{Memory as _, Raw, Typed, addresses, cgroup_id, netns, userlocks},
 };
+
+/// `SOCKFS_MAGIC` (`include/uapi/linux/magic.h`).
+const SOCKFS_MAGIC: u64 = 0x534F_434B;
 
 /// `struct bpf_iter__task_file`; `task` and `fd` are not used.
 #[repr(C)]
@@ -47,12 +50,12 @@ fn try_record(ctx: *const TaskFile) -> Option<()> {
     }
     // SAFETY: as above.
     let seq = unsafe { (&raw const (*meta).seq).read_volatile() };
-    // SAFETY: `file` is the iterator's.
-    let socket = unsafe { bpf_sock_from_file(file.cast()) };
-    if socket.is_null() {
+    let file = Typed(file.cast());
+    // `bpf_sock_from_file` exists since 5.11 only. A file of the socket file system has its `struct socket` behind it, or null if it was opened with O_PATH.
+    if file.follow(o::FILE_INODE.load()).follow(o::INODE_SB.load()).read::<u64>(o::SB_MAGIC.load()) != SOCKFS_MAGIC {
         return None;
     }
-    let sk = Raw(Typed(socket.cast()).read::<u64>(o::SOCKET_SK.load()));
+    let sk = Raw(file.read(o::FILE_PRIVATE_DATA.load())).follow(o::SOCKET_SK.load());
     if sk.0 == 0 {
         return None;
     }

@@ -2,11 +2,10 @@
 //!
 //! One hook family a file. FLOWS is the truth, rings carry hints; see ARCHITECTURE.md, "The kernel side". Thin entries call a fallible `try_*`; nothing
 //! here knows policy or Kubernetes.
-#![feature(asm_experimental_arch)]
 #![no_std]
 #![no_main]
 // The BPF target has no compare-and-swap, so the standard atomics lack `fetch_add`; the toolchain is pinned by date.
-#![feature(core_intrinsics)]
+#![feature(core_intrinsics, asm_experimental_arch)]
 #![expect(internal_features, reason = "the only way to an atomic add on this target")]
 
 mod cgroup;
@@ -15,8 +14,8 @@ mod flows;
 mod inventory;
 mod maps;
 mod offsets;
-mod sockaddr;
 mod socket;
+mod sockaddr;
 mod tcp;
 mod udp;
 

@@ -68,6 +68,14 @@ globals! {
     ICSK_BIND_HASH: u32 = 0;
     /// `inet_bind_bucket.fastreuse`.
     BUCKET_FASTREUSE: u32 = 0;
+    /// `file.f_inode`.
+    FILE_INODE: u32 = 0;
+    /// `file.private_data`.
+    FILE_PRIVATE_DATA: u32 = 0;
+    /// `inode.i_sb`.
+    INODE_SB: u32 = 0;
+    /// `super_block.s_magic`.
+    SB_MAGIC: u32 = 0;
     /// `socket.sk`.
     SOCKET_SK: u32 = 0;
     /// `sk_buff.sk`.

@@ -7,11 +7,11 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use guardrail_common::{address::map_v4, flow::PROTOCOL_UDP};
+use guardrail_common::flow::PROTOCOL_UDP;
 
 use crate::{
     maps::{UDP_BIND_SEEN, UDP_SERVED, UDP_SOCKETS, UdpSocket},
-    socket::{address, words},
+    socket::{address, map_v4, words},
 };
 
 /// Entry.

@@ -2,8 +2,8 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
-use guardrail_common::address::{Address, map_v4};
+use aya_ebpf::helpers::generated;
+use guardrail_common::address::Address;
 
 use crate::offsets as o;
 
@@ -48,16 +48,16 @@ impl Memory for Raw {
     #[inline(always)]
     fn read<T: Copy + Default>(self, offset: u32) -> T {
         let mut value = T::default();
-        // The result is of no interest: on a fault the kernel fills with zeros, and a branch here would double the verifier's paths at every read.
-        // SAFETY: the helper checks the address.
+        // No branch on the result: the kernel writes zeroes on a fault (`bpf_probe_read_kernel_common`), and each branch would double the verifier's paths.
+        // SAFETY: the helper checks the address and writes `size_of::<T>()` bytes.
         unsafe {
-            bpf_probe_read_kernel(
+            generated::bpf_probe_read_kernel(
                 (&raw mut value).cast(),
                 size_of::<T>() as u32,
                 (self.0 + u64::from(offset)) as *const c_void,
             );
+            (&raw const value).read_volatile()
         }
-        value
     }
 
     #[inline(always)]
@@ -89,6 +89,13 @@ pub(crate) fn netns<M: Memory>(sk: M) -> u32 {
 #[inline(always)]
 pub(crate) fn userlocks<M: Memory>(sk: M) -> u8 {
     sk.read::<u8>(o::SK_USERLOCKS.load()) >> (o::SK_USERLOCKS_SHIFT.load() & 7)
+}
+
+/// An IPv4 address as the kernel's `__be32` loads, mapped into IPv6. As words, so that the compiler keeps it in two registers.
+#[inline(always)]
+pub(crate) fn map_v4(be: u32) -> Address {
+    let [a, b, c, d] = be.to_ne_bytes();
+    address([0, u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d])])
 }
 
 /// Two native words as the sixteen bytes they are.

@@ -5,7 +5,10 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    helpers::{bpf_ktime_get_boot_ns, generated::bpf_skc_to_tcp_sock},
+    helpers::{
+        bpf_ktime_get_boot_ns,
+        generated::{bpf_jiffies64, bpf_skc_to_tcp_sock},
+    },
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
@@ -66,16 +69,7 @@ fn key(sk: Typed) -> Option<FlowKey> {
     if is_local_talk(&local, &remote) {
         return None;
     }
-    Some(FlowKey {
-        cgroup_id: cgroup_id(sk),
-        local,
-        remote,
-        server_port: 0,
-        local_port: 0,
-        protocol: PROTOCOL_TCP,
-        role: 0,
-        pad: [0; 2],
-    })
+    Some(FlowKey { cgroup_id: cgroup_id(sk), local, remote, server_port: 0, local_port: 0, protocol: PROTOCOL_TCP, role: 0, pad: [0; 2] })
 }
 
 #[inline(always)]
@@ -91,28 +85,16 @@ fn try_open(ctx: &BtfTracePointContext, sk: Typed, role: FlowRole) -> Option<()>
         FlowRole::Server => sk.read(o::SKC_NUM.load()),
         _ => remote_port(sk),
     };
-    let value = match flows::find(&key) {
-        Some(value) => value,
-        None => {
-            info!(ctx, "new TCP flow of cgroup {}: port {}, role {}", key.cgroup_id, key.server_port, key.role);
-            make(&key, sk)?
-        }
-    };
-    // SAFETY: from FLOWS, in this run.
-    unsafe { flows::open(value) };
-    Some(())
-}
-
-/// The entry of a new key, with the socket's network namespace.
-#[inline(always)]
-fn make(key: &FlowKey, sk: Typed) -> Option<*mut FlowValue> {
-    let value = flows::make(key);
-    if value.is_null() {
-        return None;
+    if let Some(value) = flows::find(&key) {
+        // SAFETY: from FLOWS, in this run.
+        unsafe { flows::open(value) };
+        return Some(());
     }
-    // SAFETY: from FLOWS, in this run.
-    unsafe { (*value).netns = netns(sk) };
-    Some(value)
+    info!(ctx, "new TCP flow of cgroup {}: port {}, role {}", key.cgroup_id, key.server_port, key.role);
+    // SAFETY: helpers without arguments.
+    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
+    flows::insert(&key, &FlowValue { netns: netns(sk), jiffies, first_open: now, last_open: now, opened: 1, ..FlowValue::default() });
+    Some(())
 }
 
 #[inline(always)]
@@ -122,20 +104,26 @@ fn try_failed(ctx: &BtfTracePointContext, sk: Typed) -> Option<()> {
     key.server_port = remote_port(sk);
     let error: i32 = sk.read(o::SK_ERR.load());
     debug!(ctx, "attempt to port {} failed: {}", key.server_port, error);
-    let value = match flows::find(&key) {
-        Some(value) => value,
-        None => make(&key, sk)?,
-    };
-    // SAFETY: from FLOWS, in this run; a helper without arguments.
-    unsafe {
-        (*value).last_failed = bpf_ktime_get_boot_ns();
-        match error {
-            ECONNREFUSED => add(&raw mut (*value).refused, 1),
-            // Given up by the application, or by us (tcp_abort): nobody had answered.
-            0 | ETIMEDOUT | ECONNRESET | ECONNABORTED => add(&raw mut (*value).unanswered, 1),
-            _ => add(&raw mut (*value).unreachable, 1),
-        }
+    // SAFETY: a helper without arguments.
+    let mut value = FlowValue { last_failed: unsafe { bpf_ktime_get_boot_ns() }, ..FlowValue::default() };
+    match error {
+        ECONNREFUSED => value.refused = 1,
+        // Given up by the application, or by us (tcp_abort): nobody had answered.
+        0 | ETIMEDOUT | ECONNRESET | ECONNABORTED => value.unanswered = 1,
+        _ => value.unreachable = 1,
     }
+    if let Some(there) = flows::find(&key) {
+        // SAFETY: from FLOWS, in this run.
+        unsafe {
+            add(&raw mut (*there).refused, value.refused);
+            add(&raw mut (*there).unanswered, value.unanswered);
+            add(&raw mut (*there).unreachable, value.unreachable);
+            (*there).last_failed = value.last_failed;
+        }
+        return Some(());
+    }
+    value.netns = netns(sk);
+    flows::insert(&key, &value);
     Some(())
 }
 
@@ -208,13 +196,22 @@ fn try_closed_late(
         FlowRole::Undecided => (remote_port, local_port),
     };
     debug!(ctx, "a connection of cgroup {} is seen at its end only: role {}", key.cgroup_id, key.role);
-    let value = make(&key, sk)?;
-    // SAFETY: from FLOWS, in this run.
-    unsafe {
-        flows::stamp(value);
-        add(&raw mut (*value).found, 1);
-        close(value, sent, received);
-    }
+    // SAFETY: helpers without arguments.
+    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
+    flows::insert(
+        &key,
+        &FlowValue {
+            netns: netns(sk),
+            jiffies,
+            first_open: now,
+            last_open: now,
+            found: 1,
+            closed: 1,
+            bytes_sent: sent,
+            bytes_received: received,
+            ..FlowValue::default()
+        },
+    );
     Some(())
 }
 

@@ -3,20 +3,20 @@
 //! The role comes from the socket (table in ARCHITECTURE.md). Egress packets are seen after NAT, ingress packets after un-NAT, so the remote is taken
 //! from what the application asked for: `sendmsg`'s address, else the connected socket's, else the packet's.
 
-use core::mem::offset_of;
+use core::{arch::asm, mem::offset_of};
 
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     helpers::{
         bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
-        generated::{bpf_get_current_task, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_skb_load_bytes},
+        generated::{bpf_get_current_task, bpf_jiffies64, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_skb_load_bytes},
     },
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
 use aya_log_ebpf::info;
 use guardrail_common::{
-    address::{Address, is_local_talk, map_v4},
+    address::{Address, is_local_talk},
     counter,
     flow::{FLAG_BIND_SEEN, FlowKey, FlowRole, FlowValue, PROTOCOL_UDP},
     record::{DNS_BYTES, DnsRecord, RecordKind},
@@ -26,7 +26,7 @@ use crate::{
     flows,
     maps::{DNS_RING, UDP_BIND_SEEN, UDP_PROBED, UDP_SERVED, UDP_SOCKETS, UdpSocket, add, count},
     offsets as o,
-    socket::{AF_INET6, Raw, SOCK_BINDPORT_LOCK, address, userlocks, words},
+    socket::{AF_INET6, Raw, SOCK_BINDPORT_LOCK, address, map_v4, userlocks, words},
 };
 
 /// Bytes of an IPv4 header without options, of an IPv6 header, of a UDP header.
@@ -75,13 +75,13 @@ fn packet(skb: *mut __sk_buff) -> Option<Packet> {
             if ((data + 9) as *const u8).read() != PROTOCOL_UDP {
                 return None;
             }
-            (map_v4(load(data + 12)), map_v4(load(data + 16)), usize::from(first & 0xf) << 2)
+            (map_v4(load::<u32>(data + 12)), map_v4(load::<u32>(data + 16)), usize::from(first & 0xf) << 2)
         } else {
             // An extension header before UDP is not looked behind: such a datagram is not observed.
             if ((data + 6) as *const u8).read() != PROTOCOL_UDP || data + IPV6_BYTES + UDP_BYTES > end {
                 return None;
             }
-            (load(data + 8), load(data + 24), IPV6_BYTES)
+            (load_v6(data + 8), load_v6(data + 24), IPV6_BYTES)
         };
         let ports = data + header;
         if ports + UDP_BYTES > end {
@@ -99,12 +99,22 @@ fn packet(skb: *mut __sk_buff) -> Option<Packet> {
     }
 }
 
+/// A whole word: loads byte by byte would cost registers that spill to the stack.
+///
 /// # Safety
-/// `at` to `at + size_of::<T>()` lies in the packet.
+/// `at` to `at + size_of::<T>()` lies in the packet. BPF loads from packets need no alignment.
 #[inline(always)]
 unsafe fn load<T>(at: usize) -> T {
-    // SAFETY: the caller's. BPF loads from packets need no alignment.
-    unsafe { (at as *const T).read_unaligned() }
+    // SAFETY: the caller's.
+    unsafe { (at as *const T).read() }
+}
+
+/// # Safety
+/// The sixteen bytes from `at` lie in the packet.
+#[inline(always)]
+unsafe fn load_v6(at: usize) -> Address {
+    // SAFETY: the caller's.
+    unsafe { address([load(at), load(at + 8)]) }
 }
 
 /// Both ends as the local socket means them.
@@ -115,60 +125,55 @@ struct Ends {
     remote_port: u16,
 }
 
-/// A four-byte load from the socket at a constant offset. In assembly, because the verifier allows no other form: a pointer to a socket must not be
-/// moved, and the compiler likes to move it where two branches load from different members.
-macro_rules! sock_word {
-    ($sk:expr, $offset:expr) => {{
-        let word: u64;
-        core::arch::asm!(
-            "{word} = *(u32 *)({sk} + {offset})",
-            word = out(reg) word,
-            sk = in(reg) $sk,
-            offset = const $offset,
-            options(nostack, preserves_flags),
-        );
-        word
+/// Reads a four-byte member of a socket that the verifier knows. Written out, because the register must be the very pointer that the kernel gave: the compiler likes to
+/// share the address of an array's beginning between its elements, and the verifier prohibits that arithmetic.
+macro_rules! member {
+    ($sk:expr, $member:ident $(, $index:literal)?) => {{
+        let value: u64;
+        // SAFETY: the verifier checks the access; a u32 load clears the upper half.
+        unsafe {
+            asm!(
+                "{value} = *(u32 *)({sk} + {offset})",
+                value = out(reg) value,
+                sk = in(reg) $sk,
+                offset = const offset_of!(bpf_sock, $member) $(+ 4 * $index)?,
+                options(readonly, nostack, pure),
+            );
+        }
+        value
     }};
-}
-
-/// An address member of four words.
-macro_rules! sock_address {
-    ($sk:expr, $offset:expr) => {
-        address([
-            sock_word!($sk, $offset) | sock_word!($sk, $offset + 4) << 32,
-            sock_word!($sk, $offset + 8) | sock_word!($sk, $offset + 12) << 32,
-        ])
-    };
 }
 
 /// The ends of a connected socket; `None` if it is not connected.
 #[inline(always)]
 fn connected(sk: *const bpf_sock) -> Option<Ends> {
-    // SAFETY: loads from members of a socket that the verifier knows.
-    unsafe {
-        // The port is two bytes with two bytes of zeros behind (one word before 5.18): in network order either way.
-        let remote_port = u16::from_be(sock_word!(sk, offset_of!(bpf_sock, dst_port)) as u16);
-        if remote_port == 0 {
-            return None;
-        }
-        let (local, remote) = if sock_word!(sk, offset_of!(bpf_sock, family)) == u64::from(AF_INET6) {
-            (sock_address!(sk, offset_of!(bpf_sock, src_ip6)), sock_address!(sk, offset_of!(bpf_sock, dst_ip6)))
-        } else {
-            (
-                map_v4(sock_word!(sk, offset_of!(bpf_sock, src_ip4)) as u32),
-                map_v4(sock_word!(sk, offset_of!(bpf_sock, dst_ip4)) as u32),
-            )
-        };
-        Some(Ends { local, remote, local_port: sock_word!(sk, offset_of!(bpf_sock, src_port)) as u16, remote_port })
+    // SAFETY: the verifier checks accesses to the socket. Two bytes: the member has been that wide since 5.18, and before it the upper half was zero.
+    let remote_port = u16::from_be(unsafe { (&raw const (*sk).dst_port).read_volatile() });
+    if remote_port == 0 {
+        return None;
     }
+    let (local, remote) = if member!(sk, family) == u64::from(AF_INET6) {
+        (
+            address([
+                member!(sk, src_ip6, 0) | member!(sk, src_ip6, 1) << 32,
+                member!(sk, src_ip6, 2) | member!(sk, src_ip6, 3) << 32,
+            ]),
+            address([
+                member!(sk, dst_ip6, 0) | member!(sk, dst_ip6, 1) << 32,
+                member!(sk, dst_ip6, 2) | member!(sk, dst_ip6, 3) << 32,
+            ]),
+        )
+    } else {
+        (map_v4(member!(sk, src_ip4) as u32), map_v4(member!(sk, dst_ip4) as u32))
+    };
+    Some(Ends { local, remote, local_port: member!(sk, src_port) as u16, remote_port })
 }
 
 /// What we keep of the socket, if anything.
 #[inline(always)]
 fn storage(sk: *mut bpf_sock) -> Option<*mut UdpSocket> {
     // SAFETY: the socket is the packet's.
-    let socket =
-        unsafe { bpf_sk_storage_get((&raw const UDP_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) };
+    let socket = unsafe { bpf_sk_storage_get((&raw const UDP_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) };
     (!socket.is_null()).then_some(socket.cast())
 }
 
@@ -209,18 +214,20 @@ unsafe fn received(value: *mut FlowValue, bytes: u32) {
     unsafe { add(&raw mut (*value).bytes_received, u64::from(bytes)) };
 }
 
-/// Makes the entry of a new key and counts its first datagram.
+/// A first value with one open.
 #[inline(always)]
-fn insert(key: &FlowKey, flags: u32, bytes_sent: u32, bytes_received: u32) {
-    let Some(value) = entry(flows::make(key)) else { return };
-    // SAFETY: from FLOWS, in this run.
-    unsafe {
-        if flags & UDP_BIND_SEEN != 0 {
-            (*value).flags = FLAG_BIND_SEEN;
-        }
-        flows::open(value);
-        sent(value, bytes_sent);
-        received(value, bytes_received);
+fn first(flags: u32, bytes_sent: u32, bytes_received: u32) -> FlowValue {
+    // SAFETY: helpers without arguments.
+    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
+    FlowValue {
+        flags: if flags & UDP_BIND_SEEN != 0 { FLAG_BIND_SEEN } else { 0 },
+        jiffies,
+        first_open: now,
+        last_open: now,
+        opened: 1,
+        bytes_sent: u64::from(bytes_sent),
+        bytes_received: u64::from(bytes_received),
+        ..FlowValue::default()
     }
 }
 
@@ -319,7 +326,7 @@ fn try_egress(ctx: &SkBuffContext) -> Option<()> {
         }
         into_server(&mut key, &ends);
         // A server over its budget: this remote is most likely one of its many.
-        if let Some(value) = entry(coarse(&key)) {
+        if let Some(value) = flows::find(&key.coarse()) {
             // SAFETY: from FLOWS, in this run.
             unsafe { sent(value, packet.payload) };
             return Some(());
@@ -338,7 +345,7 @@ fn try_egress(ctx: &SkBuffContext) -> Option<()> {
         unsafe { (*socket).local = words(ends.local) };
     }
     info!(ctx, "new UDP flow of cgroup {}: to port {}", key.cgroup_id, key.server_port);
-    insert(&key, flags, packet.payload, 0);
+    flows::insert(&key, &first(flags, packet.payload, 0));
     Some(())
 }
 
@@ -350,26 +357,9 @@ fn reply_from_elsewhere(key: &FlowKey, socket: Option<*mut UdpSocket>) -> Option
     if local == [0, 0] || local == words(key.local) {
         return None;
     }
-    entry(elsewhere(key, local[0], local[1]))
-}
-
-/// The entry of the same key with this local address, or null. A function of its own for its stack.
-#[inline(never)]
-fn elsewhere(key: &FlowKey, first: u64, second: u64) -> *mut FlowValue {
     let mut key = *key;
-    key.local = address([first, second]);
-    flows::find(&key).unwrap_or(core::ptr::null_mut())
-}
-
-/// The entry of the coarse key, or null. A function of its own for its stack.
-#[inline(never)]
-fn coarse(key: &FlowKey) -> *mut FlowValue {
-    flows::find(&key.coarse()).unwrap_or(core::ptr::null_mut())
-}
-
-#[inline(always)]
-fn entry(value: *mut FlowValue) -> Option<*mut FlowValue> {
-    (!value.is_null()).then_some(value)
+    key.local = address(local);
+    flows::find(&key)
 }
 
 #[inline(always)]
@@ -399,7 +389,7 @@ fn try_ingress(ctx: &SkBuffContext) -> Option<()> {
         if ends.remote_port == DNS_PORT {
             dns(skb, key.cgroup_id, &packet);
         }
-        let value = flows::find(&key).or_else(|| reply_from_elsewhere(&key, socket)).or_else(|| entry(coarse(&key)))?;
+        let value = flows::find(&key).or_else(|| reply_from_elsewhere(&key, socket)).or_else(|| flows::find(&key.coarse()))?;
         // SAFETY: from FLOWS, in this run.
         unsafe { received(value, packet.payload) };
         return Some(());
@@ -436,26 +426,21 @@ fn try_ingress(ctx: &SkBuffContext) -> Option<()> {
         unsafe { (*socket).local = words(ends.local) };
     }
     info!(ctx, "new UDP flow of cgroup {}: on port {}", key.cgroup_id, key.server_port);
-    insert(&key, flags, 0, packet.payload);
+    flows::insert(&key, &first(flags, 0, packet.payload));
     Some(())
-}
-
-/// The same value, of which the compiler knows nothing.
-#[inline(always)]
-fn opaque(value: &mut u64) -> u64 {
-    // SAFETY: a move of the register to itself. (With no instruction at all two lines would claim one, which the kernel refuses.)
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) * value, options(nomem, nostack, preserves_flags)) };
-    *value
 }
 
 /// Copies a DNS answer to its ring.
 #[inline(always)]
 fn dns(skb: *mut __sk_buff, cgroup_id: u64, packet: &Packet) {
-    // Two comparisons of this very register: joined into one, the verifier would learn nothing of it.
-    let mut length = u64::from(packet.payload);
-    if opaque(&mut length) > DNS_BYTES as u64 || opaque(&mut length) == 0 {
+    // Opaque to the compiler, so that the register that is compared is the one that is used: the verifier must see its bounds at the copy.
+    let last: u64;
+    // SAFETY: a move.
+    unsafe { asm!("{0} = {1}", out(reg) last, in(reg) u64::from(packet.payload.wrapping_sub(1)), options(pure, nomem, nostack)) };
+    if last >= DNS_BYTES as u64 {
         return;
     }
+    let length = (last + 1) as u32;
     let Some(mut entry) = DNS_RING.reserve::<DnsRecord>(0) else {
         count(counter::DNS_RING_FULL);
         return;
@@ -468,7 +453,7 @@ fn dns(skb: *mut __sk_buff, cgroup_id: u64, packet: &Packet) {
         (*record).payload_len = length as u16;
         (*record).cgroup_id = cgroup_id;
         (*record).at = bpf_ktime_get_boot_ns();
-        bpf_skb_load_bytes(skb.cast(), packet.payload_at, (&raw mut (*record).payload).cast(), length as u32)
+        bpf_skb_load_bytes(skb.cast(), packet.payload_at, (&raw mut (*record).payload).cast(), length)
     };
     if copied == 0 { entry.submit(0) } else { entry.discard(0) }
 }

@@ -48,6 +48,10 @@ const WANTED: &[Wanted] = &[
     wanted("TCP_BYTES_RETRANS", &[("tcp_sock", "bytes_retrans")], TCP),
     wanted("ICSK_BIND_HASH", &[("inet_connection_sock", "icsk_bind_hash")], ITER),
     wanted("BUCKET_FASTREUSE", &[("inet_bind_bucket", "fastreuse")], ITER),
+    wanted("FILE_INODE", &[("file", "f_inode")], ITER),
+    wanted("FILE_PRIVATE_DATA", &[("file", "private_data")], ITER),
+    wanted("INODE_SB", &[("inode", "i_sb")], ITER),
+    wanted("SB_MAGIC", &[("super_block", "s_magic")], ITER),
     wanted("SOCKET_SK", &[("socket", "sk")], ITER),
     wanted("SKB_SK", &[("sk_buff", "sk")], UDP),
 ];
