@@ -290,6 +290,23 @@ fn host_processes_are_their_node() {
 }
 
 #[test]
+fn the_nodes_end_of_a_pods_link_is_the_node_though_its_address_is_link_local() {
+    let mut lab = Lab::new("node-a", &[api(0, "node-a", "10.244.1.3")]);
+    lab.pod_cgroup(2, "api", 0);
+    lab.cgroup(5, "/system.slice/kubelet.service");
+    // The server's record comes first, and waits for the proof.
+    lab.flow(tcp_server(2, "10.244.1.3", "169.254.1.1", 8080, t(5)));
+    assert_eq!(lab.edges(), [] as [&str; 0]);
+    lab.flow(tcp_client(5, "169.254.1.1", "10.244.1.3", 8080, t(5)));
+    lab.at(6);
+    assert_eq!(lab.edges(), ["node/node-a -> api TCP/8080"]);
+    assert_eq!(lab.snapshot().body.edges[0].seen_by.len(), 2);
+    // As a server, a link-local address stays what it is (node-local DNS, metadata services).
+    lab.flow(tcp_client(2, "10.244.1.3", "169.254.1.1", 53, t(7)));
+    assert!(lab.edges().contains(&"api -> external/169.254.1.1 TCP/53 [link-local] unsupported".to_owned()));
+}
+
+#[test]
 fn a_socket_of_a_node_proxy_in_a_pods_namespace_stands_for_that_pod() {
     let mut lab = Lab::new(
         "node-a",

@@ -130,6 +130,13 @@ impl Observer {
             None => self.by_address(pod_at_address, &owner),
         };
         if let Found::Yes(local) = &found
+            && local.peer == self.this_node
+            && special(address) == mark_bit(marks::LINK_LOCAL)
+        {
+            // The node's end of a pod's link. As a client's address it can only be this node's, see `remote_peer`.
+            self.addresses.prove(address, AddressOwner::Node(self.this_node), at);
+        }
+        if let Found::Yes(local) = &found
             && usable
         {
             let owner = match local.pod.and_then(|id| self.pods.get(id)) {
@@ -229,6 +236,14 @@ impl Observer {
     /// Whoever had a remote address at the time of the flow.
     pub(super) fn remote_peer(&self, address: IpAddr, at: Timestamp, last: bool) -> Found<Remote> {
         let marks = special(address);
+        if marks == mark_bit(marks::LINK_LOCAL) {
+            // Nobody forwards a link-local address, so a client that has one is the node, if a record shows that the node has it.
+            return match self.addresses.lookup(address, at) {
+                Lookup::Owner(AddressOwner::Node(peer)) => Found::Yes(Remote::Peer { peer, pod: None }),
+                _ if last => Found::Yes(Remote::External { marks }),
+                _ => Found::Wait,
+            };
+        }
         if marks != 0 {
             return Found::Yes(Remote::External { marks });
         }

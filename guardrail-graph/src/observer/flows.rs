@@ -235,7 +235,8 @@ impl Observer {
         let mut gain = Gain {
             side: if role == Role::Server { Side::Server } else { Side::Client },
             seen,
-            marks: local.marks | special(delta.local),
+            // A group's address is the local one at its receivers.
+            marks: local.marks | (special(delta.local) & !mark_bit(marks::LINK_LOCAL)),
             node_workload: local.node_workload.clone(),
             port_name: None,
         };
