@@ -179,11 +179,13 @@ impl Qemu {
     fn start(kernel: &Path, initramfs: &Path, console: &Path) -> Result<Self> {
         let mut command = Command::new("qemu-system-x86_64");
         command
+            // Without cmpxchg16b: emulated on several processors it stops them all, and qemu 7.2 now and then leaves wrong flags behind it, which crashes the guest in
+            // its allocator. Kernels do without.
             .args([
                 "-accel",
                 "tcg",
                 "-cpu",
-                "max",
+                "max,-cx16",
                 "-smp",
                 "2",
                 "-m",
