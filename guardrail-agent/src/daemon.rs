@@ -369,7 +369,7 @@ impl Daemon {
             Some(Written::Export(Ok(changed))) => {
                 self.stats.export_last_success_seconds = seconds;
                 if changed {
-                    tracing::info!("allow-lists changed");
+                    tracing::debug!("allow-lists changed");
                 }
             }
             Some(Written::Export(Err(e))) => {

@@ -95,10 +95,9 @@ impl FromStr for BpfLogLevel {
 /// What to load, and with which bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelConfig {
-    /// The cgroup v2 directory whose subtree is observed: the mount point ([`find_cgroup2_root`]), or a directory below it. cgroup_skb attaches here; the
-    /// tracepoints and the socket iterator see the whole kernel, so when this is not the mount point they must drop (in the kernel, on the slow path for new keys, by the
-    /// ancestor's id at this directory's level) what belongs to a cgroup outside the subtree: two agents with disjoint subtrees on one machine see nothing of each other.
-    /// Reported paths start at this directory. (Lab nodes are such subtrees.)
+    /// The cgroup v2 directory whose subtree is observed: the mount point ([`find_cgroup2_root`]), or a directory below it. Everything else belongs to
+    /// somebody else and is ignored in the kernel: two agents with disjoint subtrees on one machine see nothing of each other. Paths of cgroups
+    /// that are there at the start begin at this directory, those of later ones at the hierarchy's root.
     pub cgroup_root: PathBuf,
     /// Observe UDP and DNS answers (per-packet hooks). Off: nothing runs per packet.
     pub udp: bool,
@@ -186,17 +185,25 @@ impl Kernel {
     /// # Errors
     /// [`KernelError`], one sentence each: missing privilege, BTF, cgroup v2, kernel member, or a refusal of the kernel. Nothing stays attached.
     pub fn start(config: KernelConfig) -> Result<(Self, mpsc::Receiver<Vec<Observation>>), KernelError> {
-        let KernelConfig { cgroup_root, udp: _, ring_bytes: _, flow_entries, new_keys_per_cgroup: _, bpf_log_level, sweep_interval, idle, channel_batches } =
-            config.clone();
+        let KernelConfig {
+            cgroup_root,
+            udp: _,
+            ring_bytes: _,
+            flow_entries,
+            new_keys_per_cgroup: _,
+            bpf_log_level,
+            sweep_interval,
+            idle,
+            channel_batches,
+        } = config.clone();
         preflight::capabilities()?;
         let root_cgroup = preflight::cgroup2(&cgroup_root)?;
         let mut warnings = Vec::new();
         let mut loaded = load::Loaded::load(&config, root_cgroup)?;
         loaded.attach(&cgroup_root)?;
         let inventory = match loaded.open_inventory() {
-            Ok(iterator) => {
-                inventory::read(iterator).map_err(|source| KernelError::System { what: "reading the socket iterator".to_owned(), source })?
-            }
+            Ok(iterator) => inventory::read(iterator)
+                .map_err(|source| KernelError::System { what: "reading the socket iterator".to_owned(), source })?,
             Err(error) => {
                 warnings.push(format!("connections older than the agent are seen only when they end: {error}"));
                 inventory::Inventory::default()
@@ -219,7 +226,10 @@ impl Kernel {
                 }
             },
         };
-        let wake = Arc::new(sys::eventfd().map_err(|source| KernelError::System { what: "making an event counter".to_owned(), source })?);
+        let wake = Arc::new(
+            sys::eventfd()
+                .map_err(|source| KernelError::System { what: "making an event counter".to_owned(), source })?,
+        );
         let (channel, observations) = mpsc::channel(channel_batches.max(1));
         let (commands, received) = std::sync::mpsc::channel();
         let stats = Arc::new(Mutex::new(KernelStats::default()));
@@ -299,9 +309,13 @@ impl Drop for Kernel {
 
 /// Takes rings and maps out of the loaded object.
 fn maps(loaded: &mut load::Loaded) -> Result<Maps, KernelError> {
-    fn table<const K: usize, const V: usize>(loaded: &mut load::Loaded, name: &str) -> Result<sys::Table<K, V>, KernelError> {
+    fn table<const K: usize, const V: usize>(
+        loaded: &mut load::Loaded,
+        name: &str,
+    ) -> Result<sys::Table<K, V>, KernelError> {
         let data = loaded.map(name)?;
-        sys::Table::new(data.fd().as_fd()).map_err(|source| KernelError::System { what: format!("opening the map {name}"), source })
+        sys::Table::new(data.fd().as_fd())
+            .map_err(|source| KernelError::System { what: format!("opening the map {name}"), source })
     }
     Ok(Maps {
         flow_ring: loaded.ring("FLOW_RING")?,

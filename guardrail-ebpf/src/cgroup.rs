@@ -19,7 +19,7 @@ use crate::{
     flows::WAKE,
     maps::{CGROUP_RING, CGROUPS, SCRATCH, count},
     offsets as o,
-    socket::{Memory as _, Typed},
+    socket::{Memory as _, Typed, is_foreign_cgroup},
 };
 
 /// Entry.
@@ -39,7 +39,7 @@ pub(crate) fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn try_record(ctx: &BtfTracePointContext, kind: RecordKind) -> Option<()> {
     let cgroup = Typed(ctx.arg::<*const c_void>(0));
-    if cgroup.follow(o::CGROUP_ROOT.load()).read::<i32>(o::CGROUP_ROOT_ID.load()) != 0 {
+    if cgroup.follow(o::CGROUP_ROOT.load()).read::<i32>(o::CGROUP_ROOT_ID.load()) != 0 || is_foreign_cgroup(cgroup) {
         return None;
     }
     let record = SCRATCH.get_ptr_mut(0)?;
@@ -49,7 +49,8 @@ fn try_record(ctx: &BtfTracePointContext, kind: RecordKind) -> Option<()> {
         (*record).pad = [0; 5];
         (*record).cgroup_id = cgroup.follow(o::CGROUP_KN.load()).read(o::KN_ID.load());
         (*record).at = bpf_ktime_get_boot_ns();
-        let length = bpf_probe_read_kernel_str((&raw mut (*record).path).cast(), PATH_BYTES as u32, ctx.arg::<*const c_void>(1));
+        let length =
+            bpf_probe_read_kernel_str((&raw mut (*record).path).cast(), PATH_BYTES as u32, ctx.arg::<*const c_void>(1));
         (*record).path_len = if length > 0 { (length - 1) as u16 } else { 0 };
         if kind as u8 == RecordKind::CgroupCreated as u8 {
             let _ = CGROUPS.insert(&(*record).cgroup_id, &*record, u64::from(BPF_ANY));

@@ -12,7 +12,7 @@ use guardrail_common::{
 };
 
 use crate::{
-    maps::{CGROUP_LOSSES, COUNTERS, FLOWS, FLOW_RING, KEYS_INSERTED, KEYS_REMOVED, add, count},
+    maps::{CGROUP_LOSSES, COUNTERS, FLOW_RING, FLOWS, KEYS_INSERTED, KEYS_REMOVED, add, count},
     offsets as o,
 };
 

@@ -12,7 +12,7 @@ use guardrail_common::{
 
 use crate::{
     offsets as o,
-    socket::{Memory as _, Raw, Typed, addresses, cgroup_id, netns, userlocks},
+    socket::{Memory as _, Raw, Typed, addresses, cgroup_id, is_foreign, netns, userlocks},
 };
 
 /// `SOCKFS_MAGIC` (`include/uapi/linux/magic.h`).
@@ -63,6 +63,9 @@ fn try_record(ctx: *const TaskFile) -> Option<()> {
     let (local, remote) = addresses(sk)?;
     let protocol: u16 = sk.read(o::SK_PROTOCOL.load());
     if protocol != u16::from(PROTOCOL_TCP) && protocol != u16::from(PROTOCOL_UDP) && protocol != PROTOCOL_MPTCP {
+        return None;
+    }
+    if is_foreign(sk) {
         return None;
     }
     let mut record = SocketRecord {

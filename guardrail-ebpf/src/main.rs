@@ -14,8 +14,8 @@ mod flows;
 mod inventory;
 mod maps;
 mod offsets;
-mod socket;
 mod sockaddr;
+mod socket;
 mod tcp;
 mod udp;
 

@@ -80,7 +80,11 @@ globals! {
     SOCKET_SK: u32 = 0;
     /// `sk_buff.sk`.
     SKB_SK: u32 = 0;
-    /// Inode of the root cgroup: the id of sockets that belong to no other.
+    /// `cgroup.self` + `cgroup_subsys_state.parent`: the parent's state.
+    CGROUP_PARENT: u32 = 0;
+    /// `cgroup_subsys_state.cgroup`.
+    CSS_CGROUP: u32 = 0;
+    /// Id of the observed cgroup; 1 is the root of the hierarchy. Sockets and cgroups that are not below it are somebody else's.
     ROOT_CGROUP: u64 = 1;
     /// Live keys one cgroup may have.
     KEYS_PER_CGROUP: u32 = 4096;

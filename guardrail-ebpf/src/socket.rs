@@ -14,6 +14,11 @@ pub(crate) const AF_INET6: u16 = 10;
 /// `SOCK_BINDPORT_LOCK` in `sk_userlocks`.
 pub(crate) const SOCK_BINDPORT_LOCK: u8 = 8;
 
+/// Id of the root of the cgroup v2 hierarchy, which sockets have that belong to no other (`kernfs_create_root`).
+const HIERARCHY_ROOT: u64 = 1;
+/// Levels below the observed cgroup that are looked at. (Kubernetes uses five; nested clusters ten.)
+const DEPTH: u32 = 16;
+
 /// Where to read from.
 pub(crate) trait Memory: Copy {
     /// Reads a `T` at `offset` bytes; zero if the kernel cannot.
@@ -72,11 +77,41 @@ pub(crate) fn cgroup_id<M: Memory>(sk: M) -> u64 {
     if o::SK_CGROUP_TAGGED.load() != 0 {
         let word: u64 = sk.read(o::SK_CGROUP.load());
         if word == 0 || word & 3 != 0 {
-            return o::ROOT_CGROUP.load();
+            return HIERARCHY_ROOT;
         }
         return Raw(word).follow(o::CGROUP_KN.load()).read(o::KN_ID.load());
     }
     sk.follow(o::SK_CGROUP.load()).follow(o::CGROUP_KN.load()).read(o::KN_ID.load())
+}
+
+/// Whether the socket's cgroup is neither the observed one nor below it. Not cheap unless the whole hierarchy is observed: for new keys only.
+#[inline(always)]
+pub(crate) fn is_foreign<M: Memory>(sk: M) -> bool {
+    if o::ROOT_CGROUP.load() == HIERARCHY_ROOT {
+        return false;
+    }
+    if o::SK_CGROUP_TAGGED.load() != 0 {
+        let word: u64 = sk.read(o::SK_CGROUP.load());
+        return word == 0 || word & 3 != 0 || is_foreign_cgroup(Raw(word));
+    }
+    is_foreign_cgroup(sk.follow(o::SK_CGROUP.load()))
+}
+
+/// Whether a cgroup is neither the observed one nor at most [`DEPTH`] levels below it.
+#[inline(always)]
+pub(crate) fn is_foreign_cgroup<M: Memory>(mut cgroup: M) -> bool {
+    let root: u64 = o::ROOT_CGROUP.load();
+    if root == HIERARCHY_ROOT {
+        return false;
+    }
+    // Above the hierarchy's root everything reads as zero.
+    for _ in 0..DEPTH {
+        if cgroup.follow(o::CGROUP_KN.load()).read::<u64>(o::KN_ID.load()) == root {
+            return false;
+        }
+        cgroup = cgroup.follow(o::CGROUP_PARENT.load()).follow(o::CSS_CGROUP.load());
+    }
+    true
 }
 
 /// The socket's network namespace, as the inode that `/proc/PID/ns/net` shows.

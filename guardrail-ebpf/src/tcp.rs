@@ -24,7 +24,7 @@ use crate::{
     flows,
     maps::{CGROUP_RING, add, count},
     offsets as o,
-    socket::{Memory as _, SOCK_BINDPORT_LOCK, Typed, addresses, cgroup_id, netns, userlocks},
+    socket::{Memory as _, SOCK_BINDPORT_LOCK, Typed, addresses, cgroup_id, is_foreign, netns, userlocks},
 };
 
 const TCP_ESTABLISHED: i32 = 1;
@@ -69,7 +69,16 @@ fn key(sk: Typed) -> Option<FlowKey> {
     if is_local_talk(&local, &remote) {
         return None;
     }
-    Some(FlowKey { cgroup_id: cgroup_id(sk), local, remote, server_port: 0, local_port: 0, protocol: PROTOCOL_TCP, role: 0, pad: [0; 2] })
+    Some(FlowKey {
+        cgroup_id: cgroup_id(sk),
+        local,
+        remote,
+        server_port: 0,
+        local_port: 0,
+        protocol: PROTOCOL_TCP,
+        role: 0,
+        pad: [0; 2],
+    })
 }
 
 #[inline(always)]
@@ -90,10 +99,16 @@ fn try_open(ctx: &BtfTracePointContext, sk: Typed, role: FlowRole) -> Option<()>
         unsafe { flows::open(value) };
         return Some(());
     }
+    if is_foreign(sk) {
+        return None;
+    }
     info!(ctx, "new TCP flow of cgroup {}: port {}, role {}", key.cgroup_id, key.server_port, key.role);
     // SAFETY: helpers without arguments.
     let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
-    flows::insert(&key, &FlowValue { netns: netns(sk), jiffies, first_open: now, last_open: now, opened: 1, ..FlowValue::default() });
+    flows::insert(
+        &key,
+        &FlowValue { netns: netns(sk), jiffies, first_open: now, last_open: now, opened: 1, ..FlowValue::default() },
+    );
     Some(())
 }
 
@@ -121,6 +136,9 @@ fn try_failed(ctx: &BtfTracePointContext, sk: Typed) -> Option<()> {
             (*there).last_failed = value.last_failed;
         }
         return Some(());
+    }
+    if is_foreign(sk) {
+        return None;
     }
     value.netns = netns(sk);
     flows::insert(&key, &value);
@@ -181,6 +199,9 @@ fn try_closed_late(
             return Some(());
         }
     }
+    if is_foreign(sk) {
+        return None;
+    }
     let role = if backlog > 0 {
         FlowRole::Server
     } else if userlocks(sk) & SOCK_BINDPORT_LOCK != 0 {
@@ -233,7 +254,7 @@ fn try_listen(sk: Typed, listening: bool) -> Option<()> {
         return None;
     }
     let (local, _) = addresses(sk)?;
-    if is_loopback(&local) {
+    if is_loopback(&local) || is_foreign(sk) {
         return None;
     }
     let mut port: u16 = sk.read(o::SKC_NUM.load());

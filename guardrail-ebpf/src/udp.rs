@@ -173,7 +173,8 @@ fn connected(sk: *const bpf_sock) -> Option<Ends> {
 #[inline(always)]
 fn storage(sk: *mut bpf_sock) -> Option<*mut UdpSocket> {
     // SAFETY: the socket is the packet's.
-    let socket = unsafe { bpf_sk_storage_get((&raw const UDP_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) };
+    let socket =
+        unsafe { bpf_sk_storage_get((&raw const UDP_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) };
     (!socket.is_null()).then_some(socket.cast())
 }
 
@@ -389,7 +390,8 @@ fn try_ingress(ctx: &SkBuffContext) -> Option<()> {
         if ends.remote_port == DNS_PORT {
             dns(skb, key.cgroup_id, &packet);
         }
-        let value = flows::find(&key).or_else(|| reply_from_elsewhere(&key, socket)).or_else(|| flows::find(&key.coarse()))?;
+        let value =
+            flows::find(&key).or_else(|| reply_from_elsewhere(&key, socket)).or_else(|| flows::find(&key.coarse()))?;
         // SAFETY: from FLOWS, in this run.
         unsafe { received(value, packet.payload) };
         return Some(());
@@ -436,7 +438,9 @@ fn dns(skb: *mut __sk_buff, cgroup_id: u64, packet: &Packet) {
     // Opaque to the compiler, so that the register that is compared is the one that is used: the verifier must see its bounds at the copy.
     let last: u64;
     // SAFETY: a move.
-    unsafe { asm!("{0} = {1}", out(reg) last, in(reg) u64::from(packet.payload.wrapping_sub(1)), options(pure, nomem, nostack)) };
+    unsafe {
+        asm!("{0} = {1}", out(reg) last, in(reg) u64::from(packet.payload.wrapping_sub(1)), options(pure, nomem, nostack))
+    };
     if last >= DNS_BYTES as u64 {
         return;
     }

@@ -80,7 +80,8 @@ impl Btf {
             return Err("it does not begin with the BTF magic of this machine's byte order".to_owned());
         }
         let field = |at: usize| word(&bytes, at).map(|w| w as usize).ok_or_else(|| "its header is cut".to_owned());
-        let (header, type_at, type_len, string_at, string_len) = (field(4)?, field(8)?, field(12)?, field(16)?, field(20)?);
+        let (header, type_at, type_len, string_at, string_len) =
+            (field(4)?, field(8)?, field(12)?, field(16)?, field(20)?);
         let section = |at: usize, len: usize, what: &str| {
             let from = header.checked_add(at);
             let to = from.and_then(|from| from.checked_add(len)).filter(|to| *to <= bytes.len());
@@ -131,7 +132,8 @@ impl Btf {
         }
         (0..t.vlen).find_map(|i| {
             let at = t.at + TYPE_BYTES + i * MEMBER_BYTES;
-            let (member_name, of, raw) = (word(&self.bytes, at)?, word(&self.bytes, at + 4)?, word(&self.bytes, at + 8)?);
+            let (member_name, of, raw) =
+                (word(&self.bytes, at)?, word(&self.bytes, at + 4)?, word(&self.bytes, at + 8)?);
             let offset = if t.flag { raw & 0x00ff_ffff } else { raw };
             match self.name(member_name)? {
                 [] => {
@@ -210,7 +212,13 @@ mod tests {
     /// `struct s { int a; union { struct { int b; int c:3, d:4; }; } ; struct t { int e; } t; }` by hand.
     fn sample() -> Vec<u8> {
         let strings = b"\0s\0a\0b\0c\0d\0t\0e\0int\0";
-        let at = |name: &str| strings.windows(name.len() + 2).position(|w| w[0] == 0 && w[name.len() + 1] == 0 && &w[1..=name.len()] == name.as_bytes()).expect("a name") as u32 + 1;
+        let at = |name: &str| {
+            strings
+                .windows(name.len() + 2)
+                .position(|w| w[0] == 0 && w[name.len() + 1] == 0 && &w[1..=name.len()] == name.as_bytes())
+                .expect("a name") as u32
+                + 1
+        };
         let mut types: Vec<u32> = Vec::new();
         // 1: int
         types.extend([at("int"), 1 << 24, 4, 32]);

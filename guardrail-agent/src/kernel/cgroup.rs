@@ -59,7 +59,10 @@ fn unescape(field: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
-        let octal = bytes.get(i + 1..i + 4).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        let octal = bytes
+            .get(i + 1..i + 4)
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
         match (bytes[i], octal) {
             (b'\\', Some(byte)) => {
                 out.push(byte);
@@ -101,7 +104,8 @@ mod tests {
             seen.insert(path, id);
         });
         let inode = |path: &str| fs::metadata(root.path().join(path)).expect("there").ino();
-        let expected = [("/", ""), ("/kubepods", "kubepods"), ("/kubepods/pod1", "kubepods/pod1")].map(|(path, below)| (path.to_owned(), inode(below)));
+        let expected = [("/", ""), ("/kubepods", "kubepods"), ("/kubepods/pod1", "kubepods/pod1")]
+            .map(|(path, below)| (path.to_owned(), inode(below)));
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), expected);
     }
 

@@ -44,7 +44,10 @@ mod tests {
 
     #[test]
     fn the_name_is_the_one_asked_for_and_the_addresses_are_those_behind_its_aliases() {
-        assert_eq!(answer(&message(true)), Some(("api.example.org".to_owned(), vec!["192.0.2.1".parse().expect("ip")])));
+        assert_eq!(
+            answer(&message(true)),
+            Some(("api.example.org".to_owned(), vec!["192.0.2.1".parse().expect("ip")]))
+        );
     }
 
     #[test]

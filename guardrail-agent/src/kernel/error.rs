@@ -6,10 +6,14 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// The build skipped the eBPF programs (`AYA_BUILD_SKIP=1`).
-    #[error("this build of guardrail-agent has no eBPF programs (it was built with AYA_BUILD_SKIP=1): build it again without that variable")]
+    #[error(
+        "this build of guardrail-agent has no eBPF programs (it was built with AYA_BUILD_SKIP=1): build it again without that variable"
+    )]
     NoPrograms,
     /// A capability is missing.
-    #[error("guardrail-agent lacks {capability} ({why}): run it as root, or add {capability} to the container's securityContext.capabilities")]
+    #[error(
+        "guardrail-agent lacks {capability} ({why}): run it as root, or add {capability} to the container's securityContext.capabilities"
+    )]
     MissingCapability {
         /// `CAP_BPF`, `CAP_PERFMON`, `CAP_NET_ADMIN` or `CAP_SYS_ADMIN`.
         capability: &'static str,
@@ -31,7 +35,9 @@ pub enum KernelError {
         reason: String,
     },
     /// A structure member that a hook reads does not exist in this kernel.
-    #[error("this kernel has no {member}, which the hook {hook} reads: guardrail does not support this kernel; please report its version (uname -r)")]
+    #[error(
+        "this kernel has no {member}, which the hook {hook} reads: guardrail does not support this kernel; please report its version (uname -r)"
+    )]
     MissingMember {
         /// `struct.member`.
         member: String,
@@ -39,7 +45,9 @@ pub enum KernelError {
         hook: &'static str,
     },
     /// No cgroup v2 is mounted.
-    #[error("no cgroup v2 file system is mounted ({reason}): mount one (mount -t cgroup2 none DIR) and pass it as --cgroup-root")]
+    #[error(
+        "no cgroup v2 file system is mounted ({reason}): mount one (mount -t cgroup2 none DIR) and pass it as --cgroup-root"
+    )]
     NoCgroup2 {
         /// What was looked at.
         reason: String,

@@ -52,7 +52,13 @@ impl Fold {
     }
 
     /// Folds a value: up to two deltas go to `out` (what was opened; what failed, which has a time of its own). Gives the number of sweeps since the last gain.
-    pub(crate) fn fold(&mut self, key: &FlowKey, value: &FlowValue, wall: impl Fn(u64) -> Timestamp, out: &mut impl FnMut(FlowDelta)) -> u32 {
+    pub(crate) fn fold(
+        &mut self,
+        key: &FlowKey,
+        value: &FlowValue,
+        wall: impl Fn(u64) -> Timestamp,
+        out: &mut impl FnMut(FlowDelta),
+    ) -> u32 {
         let sweep = self.sweep;
         let seen = self.seen.entry(*key).or_insert(Seen { gained_in: sweep, ..Seen::default() });
         let now = counts(value);
@@ -62,7 +68,12 @@ impl Fold {
         }
         seen.gained_in = sweep;
         seen.counts = now;
-        let failed = FlowCounts { refused: gain.refused, unanswered: gain.unanswered, unreachable: gain.unreachable, ..FlowCounts::default() };
+        let failed = FlowCounts {
+            refused: gain.refused,
+            unanswered: gain.unanswered,
+            unreachable: gain.unreachable,
+            ..FlowCounts::default()
+        };
         let rest = FlowCounts { refused: 0, unanswered: 0, unreachable: 0, ..gain };
         if rest != FlowCounts::default() {
             let opened = rest.opened > 0 || rest.found > 0;
@@ -84,7 +95,13 @@ impl Fold {
     }
 }
 
-fn delta(key: &FlowKey, value: &FlowValue, counts: FlowCounts, first_open: Option<Timestamp>, last_open: Option<Timestamp>) -> FlowDelta {
+fn delta(
+    key: &FlowKey,
+    value: &FlowValue,
+    counts: FlowCounts,
+    first_open: Option<Timestamp>,
+    last_open: Option<Timestamp>,
+) -> FlowDelta {
     let role = match FlowRole::try_from(key.role) {
         Ok(FlowRole::Client) => Role::Client,
         Ok(FlowRole::Server) => Role::Server,
@@ -181,13 +198,19 @@ mod tests {
         let mut value = FlowValue { netns: 5, first_open: 10, last_open: 20, opened: 2, ..FlowValue::default() };
         let first = fold(&mut f, &value);
         assert_eq!(first.len(), 1);
-        assert_eq!((first[0].first_open, first[0].last_open, first[0].counts.opened), (Some(wall(10)), Some(wall(20)), 2));
+        assert_eq!(
+            (first[0].first_open, first[0].last_open, first[0].counts.opened),
+            (Some(wall(10)), Some(wall(20)), 2)
+        );
         assert_eq!((first[0].netns, first[0].local.to_string()), (Some(NetnsId(5)), "10.0.0.1".to_owned()));
         assert!(fold(&mut f, &value).is_empty());
         value.closed = 1;
         value.bytes_sent = 7;
         let closed = fold(&mut f, &value);
-        assert_eq!((closed[0].first_open, closed[0].last_open, closed[0].counts.closed, closed[0].counts.bytes_sent), (None, None, 1, 7));
+        assert_eq!(
+            (closed[0].first_open, closed[0].last_open, closed[0].counts.closed, closed[0].counts.bytes_sent),
+            (None, None, 1, 7)
+        );
         value.opened = 3;
         value.last_open = 30;
         let again = fold(&mut f, &value);
@@ -197,11 +220,15 @@ mod tests {
     #[test]
     fn failed_attempts_have_a_delta_and_a_time_of_their_own() {
         let mut f = Fold::default();
-        let value = FlowValue { refused: 2, last_failed: 40, first_open: 10, last_open: 10, opened: 1, ..FlowValue::default() };
+        let value =
+            FlowValue { refused: 2, last_failed: 40, first_open: 10, last_open: 10, opened: 1, ..FlowValue::default() };
         let deltas = fold(&mut f, &value);
         assert_eq!(deltas.len(), 2);
         assert_eq!((deltas[0].counts.opened, deltas[0].counts.refused), (1, 0));
-        assert_eq!((deltas[1].counts.opened, deltas[1].counts.refused, deltas[1].last_open, deltas[1].first_open), (0, 2, Some(wall(40)), None));
+        assert_eq!(
+            (deltas[1].counts.opened, deltas[1].counts.refused, deltas[1].last_open, deltas[1].first_open),
+            (0, 2, Some(wall(40)), None)
+        );
     }
 
     #[test]

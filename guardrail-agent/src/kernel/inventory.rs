@@ -68,15 +68,23 @@ fn classify(bytes: &[u8]) -> Inventory {
         }
     }
     let is_tcp = |s: &SocketRecord| s.protocol == u16::from(PROTOCOL_TCP) || s.protocol == PROTOCOL_MPTCP;
-    let ports: HashSet<(u32, Address, u16)> =
-        sockets.iter().filter(|s| is_tcp(s) && s.state == TCP_LISTEN).map(|s| (s.netns, any_as_one(s.local), s.local_port)).collect();
+    let ports: HashSet<(u32, Address, u16)> = sockets
+        .iter()
+        .filter(|s| is_tcp(s) && s.state == TCP_LISTEN)
+        .map(|s| (s.netns, any_as_one(s.local), s.local_port))
+        .collect();
     for socket in sockets.iter().filter(|s| is_tcp(s)) {
         match socket.state {
             TCP_LISTEN if !is_loopback(&socket.local) => inventory.listening.push(*socket),
-            TCP_ESTABLISHED | TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_CLOSE_WAIT if !is_local_talk(&socket.local, &socket.remote) => {
-                let served = [socket.local, UNSPECIFIED].iter().any(|local| ports.contains(&(socket.netns, *local, socket.local_port)));
+            TCP_ESTABLISHED | TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_CLOSE_WAIT
+                if !is_local_talk(&socket.local, &socket.remote) =>
+            {
+                let served = [socket.local, UNSPECIFIED]
+                    .iter()
+                    .any(|local| ports.contains(&(socket.netns, *local, socket.local_port)));
                 let key = key(socket, role(socket, served));
-                let found = inventory.connections.entry(bytes_of(&key)).or_insert(Found { key, netns: socket.netns, count: 0 });
+                let found =
+                    inventory.connections.entry(bytes_of(&key)).or_insert(Found { key, netns: socket.netns, count: 0 });
                 found.count += 1;
             }
             _ => {}
@@ -200,14 +208,30 @@ mod tests {
 
     #[test]
     fn a_socket_that_bound_its_port_and_does_not_listen_is_a_client() {
-        assert_eq!(roles(&[SocketRecord { userlocks: SOCK_BINDPORT_LOCK, ..socket(1) }]), [(FlowRole::Client, 5432, 0, 1)]);
+        assert_eq!(
+            roles(&[SocketRecord { userlocks: SOCK_BINDPORT_LOCK, ..socket(1) }]),
+            [(FlowRole::Client, 5432, 0, 1)]
+        );
     }
 
     #[test]
     fn a_listening_port_makes_servers_even_with_backlog_zero_and_over_mptcp() {
         let any = address("0.0.0.0".parse().expect("ip"));
-        let listener = SocketRecord { state: TCP_LISTEN, local_port: 8080, local: any, protocol: PROTOCOL_MPTCP, userlocks: SOCK_BINDPORT_LOCK, ..socket(1) };
-        let child = SocketRecord { local_port: 8080, remote_port: 40_001, protocol: PROTOCOL_MPTCP, has_bucket: 0, ..socket(2) };
+        let listener = SocketRecord {
+            state: TCP_LISTEN,
+            local_port: 8080,
+            local: any,
+            protocol: PROTOCOL_MPTCP,
+            userlocks: SOCK_BINDPORT_LOCK,
+            ..socket(1)
+        };
+        let child = SocketRecord {
+            local_port: 8080,
+            remote_port: 40_001,
+            protocol: PROTOCOL_MPTCP,
+            has_bucket: 0,
+            ..socket(2)
+        };
         assert_eq!(roles(&[child, listener]), [(FlowRole::Server, 8080, 0, 1)]);
         // In another namespace the listener proves nothing.
         let elsewhere = SocketRecord { netns: 2, ..child };
@@ -216,7 +240,10 @@ mod tests {
 
     #[test]
     fn a_backlog_alone_makes_a_server() {
-        assert_eq!(roles(&[SocketRecord { backlog: 128, local_port: 80, ..socket(1) }]), [(FlowRole::Server, 80, 0, 1)]);
+        assert_eq!(
+            roles(&[SocketRecord { backlog: 128, local_port: 80, ..socket(1) }]),
+            [(FlowRole::Server, 80, 0, 1)]
+        );
     }
 
     #[test]

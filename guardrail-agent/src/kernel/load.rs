@@ -119,17 +119,22 @@ impl Loaded {
     /// Loads the socket iterator and opens one pass over it. It needs nothing later and is unloaded with the rest.
     pub(crate) fn open_inventory(&mut self) -> Result<File, KernelError> {
         let refused = |error: ProgramError| program_error(INVENTORY, &error);
-        let program: &mut Iter = self.ebpf.program_mut(INVENTORY).ok_or_else(no_such_program)?.try_into().map_err(refused)?;
+        let program: &mut Iter =
+            self.ebpf.program_mut(INVENTORY).ok_or_else(no_such_program)?.try_into().map_err(refused)?;
         program.load("task_file", &self.btf).map_err(refused)?;
         let link = program.attach().map_err(refused)?;
         let link = program.take_link(link).map_err(refused)?;
-        link.into_file().map_err(|error| KernelError::Refused { what: format!("starting {INVENTORY}"), reason: error.to_string() })
+        link.into_file()
+            .map_err(|error| KernelError::Refused { what: format!("starting {INVENTORY}"), reason: error.to_string() })
     }
 
     /// Takes a ring out.
     pub(crate) fn ring(&mut self, name: &str) -> Result<Ring, KernelError> {
         let map = self.ebpf.take_map(name).ok_or_else(|| no_such_map(name))?;
-        RingBuf::try_from(map).map_err(|error: MapError| KernelError::Refused { what: format!("opening the ring {name}"), reason: error.to_string() })
+        RingBuf::try_from(map).map_err(|error: MapError| KernelError::Refused {
+            what: format!("opening the ring {name}"),
+            reason: error.to_string(),
+        })
     }
 
     /// Takes another map out; its data holds the descriptor.
@@ -224,7 +229,12 @@ fn program_error(name: &str, error: &ProgramError) -> KernelError {
         // The last line names the instruction that the verifier refused; the rest is for GUARDRAIL_VERIFIER_LOG-less reading with bpftool.
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
-            let mut tail: Vec<&str> = log.lines().rev().filter(|line| !line.trim().is_empty() && !line.starts_with("processed")).take(3).collect();
+            let mut tail: Vec<&str> = log
+                .lines()
+                .rev()
+                .filter(|line| !line.trim().is_empty() && !line.starts_with("processed"))
+                .take(3)
+                .collect();
             tail.reverse();
             format!("{io_error}: {}", tail.join("; "))
         }

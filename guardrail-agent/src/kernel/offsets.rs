@@ -41,6 +41,8 @@ const WANTED: &[Wanted] = &[
     wanted("CGROUP_KN", &[("cgroup", "kn")], CGROUP),
     wanted("CGROUP_ROOT", &[("cgroup", "root")], CGROUP),
     wanted("CGROUP_ROOT_ID", &[("cgroup_root", "hierarchy_id")], CGROUP),
+    wanted("CGROUP_PARENT", &[("cgroup", "self.parent")], CGROUP),
+    wanted("CSS_CGROUP", &[("cgroup_subsys_state", "cgroup")], CGROUP),
     wanted("KN_ID", &[("kernfs_node", "id")], CGROUP),
     wanted("INET_SPORT", &[("inet_sock", "inet_sport")], TCP),
     wanted("TCP_BYTES_RECEIVED", &[("tcp_sock", "bytes_received")], TCP),
@@ -68,7 +70,10 @@ pub(crate) fn resolve(btf: &Btf) -> Result<Vec<(&'static str, u32)>, KernelError
         globals.push((*global, member.byte()));
         match *global {
             "SK_USERLOCKS" => globals.push(("SK_USERLOCKS_SHIFT", member.shift())),
-            "SK_CGROUP" => globals.push(("SK_CGROUP_TAGGED", u32::from(path.ends_with(".val") || btf.member("sock_cgroup_data", "val").is_some()))),
+            "SK_CGROUP" => globals.push((
+                "SK_CGROUP_TAGGED",
+                u32::from(path.ends_with(".val") || btf.member("sock_cgroup_data", "val").is_some()),
+            )),
             _ => {}
         }
     }

@@ -28,8 +28,7 @@ use tokio::sync::mpsc::{Sender, error::TrySendError};
 use tracing::{debug, warn};
 
 use super::{
-    KernelStats, ProgramStats,
-    cgroup, dns,
+    KernelStats, ProgramStats, cgroup, dns,
     fold::{Fold, ip},
     inventory::{Found, Inventory, bytes_of},
     load::{Programs, Ring},
@@ -132,7 +131,8 @@ pub(crate) struct State {
 }
 
 /// Kinds of events, all shown from the start.
-const EVENTS: [&str; 8] = ["flow_hint", "flow_delta", "cgroup_created", "cgroup_removed", "listen", "dns_answer", "socket_found", "sweep"];
+const EVENTS: [&str; 8] =
+    ["flow_hint", "flow_delta", "cgroup_created", "cgroup_removed", "listen", "dns_answer", "socket_found", "sweep"];
 /// Losses that this side can meet.
 const LOSSES: [LossReason; 7] = [
     LossReason::RingFull,
@@ -224,7 +224,8 @@ impl Reader {
     fn found(&mut self, found: &Found) {
         let bytes = bytes_of(&found.key);
         let at = u64::try_from(sys::boot_ns()).unwrap_or(0);
-        let value = FlowValue { netns: found.netns, first_open: at, last_open: at, found: found.count, ..FlowValue::default() };
+        let value =
+            FlowValue { netns: found.netns, first_open: at, last_open: at, found: found.count, ..FlowValue::default() };
         match self.maps.flows.set(&bytes, &value_bytes(&value), sys::NOEXIST) {
             Ok(()) => {
                 // Put in from this side: as if one fewer had been removed.
@@ -232,7 +233,14 @@ impl Reader {
                 self.emit(&found.key, &value);
             }
             Err(_) => {
-                let live = self.maps.flows.get(&bytes).ok().flatten().and_then(|bytes| decode::value(&bytes).ok()).unwrap_or_default();
+                let live = self
+                    .maps
+                    .flows
+                    .get(&bytes)
+                    .ok()
+                    .flatten()
+                    .and_then(|bytes| decode::value(&bytes).ok())
+                    .unwrap_or_default();
                 let missed = found.count.saturating_sub(live.opened.saturating_sub(live.closed));
                 if missed > 0 {
                     // The map's entry is the live hook's, or there is no room: told, but not kept.
@@ -262,7 +270,8 @@ impl Reader {
             ];
             // The logger has no descriptor to offer; while it is on, it is looked at ten times a second.
             let until_sweep = next_sweep.saturating_duration_since(Instant::now());
-            let patience = if self.logger.is_some() { until_sweep.min(Duration::from_millis(100)) } else { until_sweep };
+            let patience =
+                if self.logger.is_some() { until_sweep.min(Duration::from_millis(100)) } else { until_sweep };
             if let Err(error) = sys::wait(&fds, patience) {
                 warn!("waiting for the kernel's rings failed: {error}");
                 std::thread::sleep(RETRY);
@@ -526,10 +535,18 @@ impl Reader {
         // Totals first: the programs count a cgroup's loss before the total, so no named loss is missing from what follows.
         let mut totals = [0u64; counter::COUNT as usize];
         for (index, total) in (0u32..).zip(&mut totals) {
-            *total = self.maps.counters.get(&index.to_ne_bytes()).ok().flatten().map_or(self.state.counters[index as usize], u64::from_ne_bytes);
+            *total = self
+                .maps
+                .counters
+                .get(&index.to_ne_bytes())
+                .ok()
+                .flatten()
+                .map_or(self.state.counters[index as usize], u64::from_ne_bytes);
         }
         let mut named = Vec::new();
-        if let Err(error) = self.maps.cgroup_losses.for_each(|key, count| named.push((*key, u64::from_ne_bytes(*count)))) {
+        if let Err(error) =
+            self.maps.cgroup_losses.for_each(|key, count| named.push((*key, u64::from_ne_bytes(*count))))
+        {
             warn!("reading the losses of cgroups failed: {error}");
         }
         for (key, count) in named {
@@ -583,7 +600,11 @@ impl Reader {
         programs.for_each(|name, fd| match sys::program_info(fd) {
             Ok(info) => {
                 recursion += info.recursion_misses;
-                let entry = ProgramStats { runs: info.run_cnt, run_ns: info.run_time_ns, recursion_misses: info.recursion_misses };
+                let entry = ProgramStats {
+                    runs: info.run_cnt,
+                    run_ns: info.run_time_ns,
+                    recursion_misses: info.recursion_misses,
+                };
                 published.insert(name.to_owned(), entry);
             }
             Err(error) => warn!("reading the statistics of {name} failed: {error}"),
@@ -609,7 +630,9 @@ fn next(ring: &mut Ring) -> Option<Result<Event, DecodeError>> {
     let item = ring.next()?;
     Some(decode::ring(&item).map(|decoded| match decoded {
         Decoded::Flow(key) => Event::Flow(key),
-        Decoded::Cgroup { created, id, at, path } => Event::Cgroup { created, id, at, path: String::from_utf8_lossy(path).into_owned() },
+        Decoded::Cgroup { created, id, at, path } => {
+            Event::Cgroup { created, id, at, path: String::from_utf8_lossy(path).into_owned() }
+        }
         Decoded::Listen(listen) => Event::Listen(listen),
         Decoded::Dns { cgroup_id, at, payload } => Event::Dns { cgroup_id, at, answer: dns::answer(payload) },
     }))
@@ -663,7 +686,16 @@ mod tests {
             bytes_received: 14,
         };
         assert_eq!(decode::value(&value_bytes(&value)), Ok(value));
-        let key = FlowKey { cgroup_id: 1, local: [2; 16], remote: [3; 16], server_port: 4, local_port: 5, protocol: 6, role: 1, pad: [0; 2] };
+        let key = FlowKey {
+            cgroup_id: 1,
+            local: [2; 16],
+            remote: [3; 16],
+            server_port: 4,
+            local_port: 5,
+            protocol: 6,
+            role: 1,
+            pad: [0; 2],
+        };
         assert_eq!(decode::key(&bytes_of(&key)), Ok(key));
     }
 }

@@ -264,12 +264,14 @@ pub(crate) fn acknowledge(fd: BorrowedFd<'_>) {
 
 /// Waits until one of the descriptors is readable, or the time is over.
 pub(crate) fn wait(fds: &[libc::c_int], timeout: Duration) -> io::Result<()> {
-    let mut polled: Vec<libc::pollfd> = fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
+    let mut polled: Vec<libc::pollfd> =
+        fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: the array has as many elements as said.
     let result = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, timeout) };
     match result {
-        -1 => Err(io::Error::last_os_error()).or_else(|error| if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }),
+        -1 => Err(io::Error::last_os_error())
+            .or_else(|error| if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }),
         _ => Ok(()),
     }
 }
