@@ -216,6 +216,12 @@ fn try_closed_late(
         FlowRole::Client => (remote_port, 0),
         FlowRole::Undecided => (remote_port, local_port),
     };
+    // An undecided connection that the inventory found is there under this very key.
+    if let Some(value) = flows::find(&key) {
+        // SAFETY: from FLOWS, in this run.
+        unsafe { close(value, sent, received) };
+        return Some(());
+    }
     debug!(ctx, "a connection of cgroup {} is seen at its end only: role {}", key.cgroup_id, key.role);
     // SAFETY: helpers without arguments.
     let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
