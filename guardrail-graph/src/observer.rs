@@ -224,6 +224,7 @@ impl Observer {
                         cgroup.map(|id| self.local_end(id, IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), at, true));
                     match local {
                         Some(ends::Found::Yes(local)) => self.incomplete_peer(local.peer, reason.as_str()),
+                        Some(ends::Found::No(UnresolvedReason::OtherNode)) => {}
                         _ => self.node_incomplete(reason.as_str()),
                     }
                 }

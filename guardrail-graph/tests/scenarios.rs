@@ -307,6 +307,23 @@ fn the_nodes_end_of_a_pods_link_is_the_node_though_its_address_is_link_local() {
 }
 
 #[test]
+fn what_another_node_on_the_same_kernel_does_is_left_to_that_nodes_agent() {
+    let far = pod("shop", "far", 0, "node-b", "10.244.2.3", &[]);
+    let mut lab = Lab::new("node-a", &[api(0, "node-a", "10.244.1.3"), far]);
+    lab.pod_cgroup(2, "far", 0);
+    lab.cgroup(5, "/system.slice/kubelet.service");
+    // By its cgroup, by its address alone (the cgroup is not known here), and a host process of that node.
+    lab.flow(tcp_client(2, "10.244.2.3", "10.244.1.3", 8080, t(5)));
+    lab.flow(tcp_client(99, "10.244.2.3", "10.244.1.3", 8080, t(5)));
+    lab.flow(tcp_client(5, "192.0.2.12", "10.244.1.3", 8080, t(5)));
+    lab.observer.flush(t(6));
+    assert_eq!(lab.edges(), [] as [&str; 0]);
+    assert_eq!((lab.unresolved("other_node"), lab.unresolved("pod_unknown")), (3, 0));
+    let reasons: Vec<_> = lab.snapshot().body.coverage.workloads.into_iter().flat_map(|w| w.reasons).collect();
+    assert!(reasons.iter().all(|r| r == "node_unobserved:node-b"), "{reasons:?}");
+}
+
+#[test]
 fn a_socket_of_a_node_proxy_in_a_pods_namespace_stands_for_that_pod() {
     let mut lab = Lab::new(
         "node-a",

@@ -75,13 +75,20 @@ pub(super) fn special(address: IpAddr) -> u8 {
 
 impl Observer {
     fn pod_local(&self, id: PodId, record: &PodRecord, marks: u8, last: bool) -> Found<Local> {
+        if record.pod.node.as_ref().is_some_and(|node| *node != self.config.node) {
+            return Found::No(UnresolvedReason::OtherNode);
+        }
         if record.provisional && !last {
             return Found::Wait;
         }
         Found::Yes(Local { peer: record.peer, pod: Some(id), marks, node_workload: record.node_workload.clone() })
     }
 
-    fn host_local(&self) -> Found<Local> {
+    /// A process of the node; `owner` has the local address.
+    fn host_local(&self, owner: &Lookup<AddressOwner>) -> Found<Local> {
+        if matches!(owner, Lookup::Owner(AddressOwner::Node(node)) if *node != self.this_node) {
+            return Found::No(UnresolvedReason::OtherNode);
+        }
         Found::Yes(Local { peer: self.this_node, pod: None, marks: 0, node_workload: None })
     }
 
@@ -107,7 +114,9 @@ impl Observer {
                             self.pod_local(other, its, proxied, last)
                         }
                         // A privileged pod's process in the node's own namespace.
-                        (None, Lookup::Owner(AddressOwner::Node(node))) if !own && !record.pod.host_network => {
+                        (None, Lookup::Owner(AddressOwner::Node(node)))
+                            if !own && *node == self.this_node && !record.pod.host_network =>
+                        {
                             Found::Yes(Local { peer: *node, pod: None, marks: proxied, node_workload: None })
                         }
                         _ => self.pod_local(id, record, 0, last),
@@ -124,7 +133,7 @@ impl Observer {
                 (None, Lookup::Unknown | Lookup::Vacant) if *root && !last && usable && self.in_pod_range(address) => {
                     Found::Wait
                 }
-                _ => self.host_local(),
+                _ => self.host_local(&owner),
             },
             None if !last => Found::Wait,
             None => self.by_address(pod_at_address, &owner),
@@ -154,7 +163,7 @@ impl Observer {
     fn by_address(&self, pod: Option<(PodId, &PodRecord)>, owner: &Lookup<AddressOwner>) -> Found<Local> {
         match (pod, owner) {
             (Some((id, record)), _) => self.pod_local(id, record, 0, true),
-            (None, Lookup::Owner(AddressOwner::Node(_))) => self.host_local(),
+            (None, Lookup::Owner(AddressOwner::Node(_))) => self.host_local(owner),
             _ => Found::No(UnresolvedReason::PodUnknown),
         }
     }

@@ -426,6 +426,12 @@ impl Observer {
         if count == 0 {
             return;
         }
+        if reason == UnresolvedReason::OtherNode {
+            self.count_unresolved(reason, count, || {
+                format!("{} -> {}/{}", delta.local, remote_text(delta), delta.protocol)
+            });
+            return;
+        }
         self.count_unresolved(reason, count, || {
             format!("cgroup {} ({}) -> {}/{}", delta.cgroup.0, delta.local, remote_text(delta), delta.protocol)
         });

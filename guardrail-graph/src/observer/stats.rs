@@ -22,11 +22,13 @@ pub enum UnresolvedReason {
     ServiceAttemptFailed,
     /// A Service address at a port that the Service does not have.
     ServicePortUnknown,
+    /// The local end is on another node: several nodes share this kernel, and that node's own agent counts the flow.
+    OtherNode,
 }
 
 impl UnresolvedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::IpReuse,
         Self::PodRangeNoOwner,
         Self::RoleUnknown,
@@ -34,6 +36,7 @@ impl UnresolvedReason {
         Self::ServiceBackendUnknown,
         Self::ServiceAttemptFailed,
         Self::ServicePortUnknown,
+        Self::OtherNode,
     ];
 
     /// Label value.
@@ -47,6 +50,7 @@ impl UnresolvedReason {
             Self::ServiceBackendUnknown => "service_backend_unknown",
             Self::ServiceAttemptFailed => "service_attempt_failed",
             Self::ServicePortUnknown => "service_port_unknown",
+            Self::OtherNode => "other_node",
         }
     }
 }
