@@ -1,0 +1,239 @@
+//! Hand-written cases beside the truth tables, by POLICY-SEMANTICS number.
+
+use super::*;
+use crate::{evaluate::cluster::ClusterPod, model::Labels, read};
+
+fn labels(text: &str) -> Labels {
+    text.split_whitespace().filter_map(|l| l.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+}
+
+fn pod(name: &str, own: &str, addresses: &[&str], node: &str) -> ClusterPod {
+    let (namespace, name) = name.split_once('/').unwrap();
+    ClusterPod {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        labels: labels(own),
+        addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        node: Some(node.to_owned()).filter(|n| !n.is_empty()),
+        ..ClusterPod::default()
+    }
+}
+
+/// Namespaces a and b; a/web and a/db with different numbers for the port `http`, b/client of both families, a/host on node n1.
+fn cluster() -> Cluster {
+    let mut cluster = Cluster::default();
+    cluster.set_namespace("a", labels("team=x"));
+    cluster.set_namespace("b", Labels::new());
+    let port = |name: &str, protocol, number| (name.to_owned(), protocol, number);
+    let web = pod("a/web", "app=web", &["10.0.0.1", "fd00::1"], "n1");
+    cluster.push_pod(ClusterPod { ports: vec![port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53)], ..web });
+    let db = pod("a/db", "app=db", &["10.0.0.2"], "n2");
+    cluster.push_pod(ClusterPod { ports: vec![port("http", Protocol::Tcp, 8080)], ..db });
+    cluster.push_pod(pod("b/client", "app=client", &["10.0.1.1", "fd00::2"], "n2"));
+    cluster.push_pod(ClusterPod { host_network: true, ..pod("a/host", "app=web", &["192.168.0.1"], "n1") });
+    cluster.push_pod(ClusterPod { finished: true, ..pod("a/done", "app=web", &["10.0.0.9"], "n1") });
+    for (name, addresses) in [("n1", ["192.168.0.1", "10.0.0.0"]), ("n2", ["192.168.0.2", "10.0.1.0"])] {
+        let addresses = addresses.map(|a| a.parse().unwrap()).into();
+        cluster.nodes.push(ClusterNode { name: name.to_owned(), addresses });
+    }
+    cluster.virtual_addresses.insert("10.96.0.1".parse().unwrap(), "a/web".to_owned());
+    cluster
+}
+
+/// Judges flows `src dst PROTOCOL/port verdict` by policies whose `spec`s are given, all in namespace a.
+#[track_caller]
+fn check(specs: &[&str], flows: &[&str]) {
+    let text: String = specs
+        .iter()
+        .zip(1..)
+        .map(|(spec, n)| format!("---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p{n}, namespace: a}}, spec: {spec}}}\n"))
+        .collect();
+    let set = read::policies("t.yaml", text.as_bytes()).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let evaluator = Evaluator::new(cluster(), set.policies);
+    for flow in flows {
+        let [src, dst, port, expected] = flow.split_whitespace().collect::<Vec<_>>().try_into().unwrap();
+        let (protocol, port) = port.split_once('/').unwrap();
+        let (src, dst) = (evaluator.end(src).unwrap(), evaluator.end(dst).unwrap());
+        let verdict = evaluator.evaluate(&src, &dst, protocol.parse().unwrap(), port.parse().unwrap());
+        assert_eq!(if verdict.allowed() { "allowed" } else { "denied" }, expected, "{flow}\n{text}{verdict:?}");
+    }
+}
+
+#[test]
+fn a1_no_pod_selector_in_any_spelling_means_all_pods_of_the_namespace() {
+    for spec in ["{}", "{podSelector: {}}", "{podSelector: null}", "{podSelector: {matchLabels: null}}", "null"] {
+        check(&[spec], &["b/client a/web TCP/80 denied", "b/client a/db TCP/80 denied", "a/web b/client TCP/80 allowed"]);
+    }
+}
+
+#[test]
+fn a2_a3_egress_is_isolated_by_default_only_if_it_has_a_rule() {
+    for spec in ["{egress: []}", "{egress: null}", "{policyTypes: [], egress: []}", "{policyTypes: null}"] {
+        check(&[spec], &["a/web b/client TCP/80 allowed", "b/client a/web TCP/80 denied"]);
+    }
+    let spec = "{egress: [{ports: [{port: 443}]}]}";
+    check(&[spec], &["a/web b/client TCP/80 denied", "a/web b/client TCP/443 allowed", "b/client a/web TCP/443 denied"]);
+}
+
+#[test]
+fn a4_rules_of_a_direction_that_is_not_listed_are_ignored() {
+    let spec = "{policyTypes: [Egress], ingress: [], egress: [{}]}";
+    check(&[spec], &["b/client a/web TCP/80 allowed", "a/web b/client TCP/80 allowed"]);
+}
+
+#[test]
+fn a7_an_empty_rule_allows_external_addresses_too() {
+    check(&["{ingress: [{}]}"], &["203.0.113.1 a/web SCTP/9 allowed"]);
+    check(&["{ingress: [null]}"], &["203.0.113.1 a/web TCP/9 allowed"]);
+    check(&["{ingress: [{from: null, ports: []}]}"], &["203.0.113.1 a/web TCP/9 allowed"]);
+}
+
+#[test]
+fn a13_to_a16_peers_mean_what_the_api_says() {
+    check(&["{ingress: [{from: [{podSelector: {}}]}]}"], &["a/db a/web TCP/1 allowed", "b/client a/web TCP/1 denied"]);
+    check(&["{ingress: [{from: [{namespaceSelector: {}}]}]}"], &["b/client a/web TCP/1 allowed", "203.0.113.1 a/web TCP/1 denied"]);
+    let both = "{ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: b}}, podSelector: {matchLabels: {app: db}}}]}]}";
+    check(&[both], &["b/client a/web TCP/1 denied", "a/db a/web TCP/1 denied"]);
+    let either = "{ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: b}}}, {podSelector: {matchLabels: {app: db}}}]}]}";
+    check(&[either], &["b/client a/web TCP/1 allowed", "a/db a/web TCP/1 allowed"]);
+    // null is absent, not empty
+    let null = "{ingress: [{from: [{namespaceSelector: null, podSelector: {}}]}]}";
+    check(&[null], &["b/client a/web TCP/1 denied", "a/db a/web TCP/1 allowed"]);
+}
+
+#[test]
+fn a18_another_rule_may_allow_what_a_block_excepts() {
+    let block = "{ipBlock: {cidr: 10.0.0.0/16, except: [10.0.0.0/24]}}";
+    check(&[&format!("{{ingress: [{{from: [{block}]}}]}}")], &["a/db a/web TCP/1 denied", "b/client a/web TCP/1 allowed"]);
+    let other = "{ipBlock: {cidr: 10.0.0.2/32}}";
+    check(&[&format!("{{ingress: [{{from: [{block}, {other}]}}]}}")], &["a/db a/web TCP/1 allowed"]);
+}
+
+#[test]
+fn a19_families_never_match_each_other_and_dual_stack_pods_are_judged_by_the_family_in_use() {
+    let six = "{ingress: [{from: [{ipBlock: {cidr: \"::/0\"}}]}]}";
+    check(
+        &[six],
+        &[
+            "10.0.1.1 a/web TCP/1 denied",
+            "fd00::2 a/web TCP/1 allowed",
+            "b/client fd00::1 TCP/1 allowed",
+            "b/client 10.0.0.1 TCP/1 denied",
+            // by name: the destination's first address is IPv4
+            "b/client a/web TCP/1 denied",
+            "::ffff:10.0.1.1 a/web TCP/1 denied",
+            "2001:db8::1 a/web TCP/1 allowed",
+        ],
+    );
+    // host bits are cleared, as older API servers do
+    check(&["{ingress: [{from: [{ipBlock: {cidr: 10.0.1.77/24}}]}]}"], &["10.0.1.1 a/web TCP/1 allowed", "10.0.2.1 a/web TCP/1 denied"]);
+}
+
+#[test]
+fn a21_selector_operators_treat_absent_keys_as_documented() {
+    let from = |e: &str| format!("{{podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{from: [{{podSelector: {{matchExpressions: [{e}]}}}}]}}]}}");
+    check(&[&from("{key: zone, operator: NotIn, values: [x]}")], &["a/db a/web TCP/1 allowed"]);
+    check(&[&from("{key: zone, operator: DoesNotExist}")], &["a/db a/web TCP/1 allowed"]);
+    check(&[&from("{key: zone, operator: In, values: [x]}")], &["a/db a/web TCP/1 denied"]);
+    check(&[&from("{key: app, operator: Exists}")], &["a/db a/web TCP/1 allowed"]);
+    check(&[&from("{key: app, operator: Exists}, {key: app, operator: NotIn, values: [db]}")], &["a/db a/web TCP/1 denied"]);
+}
+
+#[test]
+fn a23_to_a25_ports_have_a_protocol_and_ranges_are_inclusive() {
+    check(&["{ingress: [{ports: [{port: 53}]}]}"], &["b/client a/web TCP/53 allowed", "b/client a/web UDP/53 denied"]);
+    check(&["{ingress: [{ports: [{protocol: UDP}]}]}"], &["b/client a/web UDP/9 allowed", "b/client a/web TCP/9 denied"]);
+    check(
+        &["{ingress: [{ports: [{port: 100, endPort: 200}]}]}"],
+        &[
+            "b/client a/web TCP/99 denied",
+            "b/client a/web TCP/100 allowed",
+            "b/client a/web TCP/150 allowed",
+            "b/client a/web TCP/200 allowed",
+            "b/client a/web TCP/201 denied",
+            "b/client a/web UDP/150 denied",
+        ],
+    );
+}
+
+#[test]
+fn a26_one_port_name_has_each_destination_pods_own_number() {
+    check(
+        &["{ingress: [{ports: [{port: http}]}]}", "{egress: [{ports: [{port: http}]}], policyTypes: [Egress]}"],
+        &[
+            "b/client a/web TCP/80 allowed",
+            "b/client a/web TCP/8080 denied",
+            "b/client a/db TCP/8080 allowed",
+            "b/client a/db TCP/80 denied",
+            // egress: the name is the destination's, who may have none, or be no pod
+            "a/db a/web TCP/80 allowed",
+            "a/web b/client TCP/80 denied",
+            "a/web 203.0.113.1 TCP/80 denied",
+            "a/web 192.168.0.2 TCP/80 denied",
+        ],
+    );
+    check(&["{ingress: [{ports: [{port: dns}]}]}"], &["b/client a/web UDP/53 denied", "b/client a/web TCP/53 denied"]);
+    check(&["{ingress: [{ports: [{port: dns, protocol: UDP}]}]}"], &["b/client a/web UDP/53 allowed"]);
+}
+
+#[test]
+fn a27_a_service_address_is_no_destination_of_a_policy() {
+    let evaluator = Evaluator::new(cluster(), Vec::new());
+    let error = evaluator.end("10.96.0.1").unwrap_err();
+    assert!(error.is_unproven());
+    assert_eq!(error.to_string(), "10.96.0.1 is the virtual address of Service a/web: policies are judged at the pod behind it");
+}
+
+#[test]
+fn a28_a_pod_reaches_itself_whatever_the_policies_say() {
+    let deny = "{policyTypes: [Ingress, Egress]}";
+    check(&[deny], &["a/web a/web TCP/80 allowed", "a/web 10.0.0.1 TCP/80 allowed", "fd00::1 a/web TCP/80 allowed", "a/web a/db TCP/80 denied"]);
+}
+
+#[test]
+fn a29_a_pod_and_its_own_node_talk_and_other_nodes_are_judged() {
+    let deny = "{policyTypes: [Ingress, Egress]}";
+    check(
+        &[deny],
+        &[
+            "192.168.0.1 a/web TCP/80 allowed",
+            "a/web 192.168.0.1 TCP/10250 allowed",
+            "10.0.0.0 a/web TCP/80 allowed",
+            "a/host a/web TCP/80 allowed",
+            "a/web a/host TCP/80 allowed",
+            "192.168.0.2 a/web TCP/80 denied",
+            "10.0.1.0 a/web TCP/80 denied",
+            "a/web 192.168.0.2 TCP/80 denied",
+            // NodeLocal DNSCache
+            "a/web 169.254.20.10 UDP/53 allowed",
+            "a/web 169.254.169.254 TCP/80 denied",
+        ],
+    );
+}
+
+#[test]
+fn a30_host_network_pods_are_neither_subject_nor_peer_by_labels() {
+    // a/host bears app=web: it is not isolated, and it does not count as a pod of namespace a
+    check(&["{podSelector: {matchLabels: {app: web}}}"], &["b/client a/host TCP/80 allowed", "b/client a/web TCP/80 denied"]);
+    check(&["{ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}"], &["a/host a/db TCP/80 denied", "a/web a/db TCP/80 allowed"]);
+    check(&["{ingress: [{from: [{ipBlock: {cidr: 192.168.0.0/16}}]}]}"], &["a/host a/db TCP/80 allowed"]);
+    check(&["{ingress: [{}]}"], &["a/host a/db TCP/80 allowed"]);
+}
+
+#[test]
+fn a32_finished_pods_have_no_live_endpoint() {
+    let evaluator = Evaluator::new(cluster(), Vec::new());
+    assert_eq!(evaluator.end("a/done").unwrap_err(), UnknownEnd::Finished("a/done".to_owned()));
+    assert!(!evaluator.end("10.0.0.9").unwrap().is_pod(), "its address belongs to nobody");
+}
+
+#[test]
+fn deciding_rules_of_all_policies_are_named_and_counted_from_one() {
+    let text = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: a}, spec: {ingress: [{ports: [{port: 1}]}, {ports: [{port: 2}]}, {}]}}";
+    let evaluator = Evaluator::new(cluster(), read::policies("t.yaml", text.as_bytes()).unwrap().policies);
+    let (src, dst) = (evaluator.end("b/client").unwrap(), evaluator.end("a/web").unwrap());
+    let verdict = evaluator.evaluate(&src, &dst, Protocol::Tcp, 2);
+    let names: Vec<String> = verdict.ingress.rules().iter().map(|r| evaluator.rule_name(*r)).collect();
+    assert_eq!(names, ["a/p#2", "a/p#3"]);
+    assert_eq!(verdict.egress, Side::NotIsolated);
+}

@@ -1,0 +1,213 @@
+//! What the reader accepts, refuses and warns of.
+
+use super::*;
+
+fn spec(spec: &str) -> String {
+    format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p}}\nspec:\n  {spec}\n")
+}
+
+/// The first problem.
+#[track_caller]
+fn refused(text: &str) -> Problem {
+    match policies("f.yaml", text.as_bytes()) {
+        Ok(set) => panic!("accepted: {set:?}\n{text}"),
+        Err(error) => error.problems[0].clone(),
+    }
+}
+
+#[test]
+fn what_the_api_server_rejects_is_refused_with_its_line() {
+    let cases = [
+        ("ingress: [{from: [{}]}]", "names no peer"),
+        ("ingress: [{from: [null]}]", "names no peer"),
+        ("ingress: [{from: [{podSelector: null}]}]", "names no peer"),
+        ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8}, podSelector: {}}]}]", "ipBlock beside a selector"),
+        ("ingress: [{from: [{ipBlock: {}}]}]", "lacks `cidr`"),
+        ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.300/8}}]}]", "no valid CIDR"),
+        ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.1}}]}]", "write 10.0.0.1/32"),
+        ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/33}}]}]", "no valid CIDR"),
+        ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/8]}}]}]", "not inside"),
+        ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}]}]", "not inside"),
+        ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/16, except: [10.0.0.0/8]}}]}]", "not inside"),
+        ("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [\"fd00::/64\"]}}]}]", "not inside"),
+        ("ingress: [{ports: [{port: 0}]}]", "from 1 to 65535"),
+        ("ingress: [{ports: [{port: 70000}]}]", "from 1 to 65535"),
+        ("ingress: [{ports: [{port: -1}]}]", "from 1 to 65535"),
+        ("ingress: [{ports: [{port: 80.5}]}]", "a fraction"),
+        ("ingress: [{ports: [{port: true}]}]", "a boolean"),
+        ("ingress: [{ports: [{port: HTTP}]}]", "no valid port name"),
+        ("ingress: [{ports: [{port: a-name-that-is-too-long}]}]", "no valid port name"),
+        ("ingress: [{ports: [{protocol: tcp}]}]", "in capitals"),
+        ("ingress: [{ports: [{protocol: ICMP}]}]", "TCP, UDP or SCTP"),
+        ("ingress: [{ports: [{endPort: 90}]}]", "endPort without port"),
+        ("ingress: [{ports: [{port: http, endPort: 90}]}]", "a range needs a number"),
+        ("ingress: [{ports: [{port: 90, endPort: 80}]}]", "less than port"),
+        ("ingress: [{ports: [{port: 90, endPort: \"91\"}]}]", "from 1 to 65535"),
+        ("ingress: [{ports: 80}]", "is a list"),
+        ("ingress: {from: []}", "is a list"),
+        ("ingress: [from]", "is a mapping"),
+        ("policyTypes: [ingress]", "write Ingress or Egress"),
+        ("policyTypes: [Ingress, Egress, Ingress]", "more than two"),
+        ("podSelector: app", "is a mapping"),
+        ("podSelector: {matchLabels: {app: 1}}", "labels are strings"),
+        ("podSelector: {matchLabels: {app: yes}}", "labels are strings"),
+        ("podSelector: {matchLabels: {app: on}}", "labels are strings"),
+        ("podSelector: {matchLabels: {app: 1_000}}", "labels are strings"),
+        ("podSelector: {matchLabels: {app: \"a b\"}}", "no valid value"),
+        ("podSelector: {matchLabels: {\"-a\": b}}", "no valid label key"),
+        ("podSelector: {matchLabels: {a/b/c: b}}", "no valid label key"),
+        ("podSelector: {matchExpressions: [{key: a, operator: Is}]}", "write In, NotIn"),
+        ("podSelector: {matchExpressions: [{key: a, operator: In}]}", "add at least one"),
+        ("podSelector: {matchExpressions: [{key: a, operator: NotIn, values: []}]}", "add at least one"),
+        ("podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}", "remove the values"),
+        ("podSelector: {matchExpressions: [{operator: Exists}]}", "lacks `key`"),
+    ];
+    for (text, expected) in cases {
+        let problem = refused(&spec(text));
+        assert_eq!(problem.kind, ProblemKind::Invalid, "{text}: {problem}");
+        assert!(problem.to_string().starts_with("f.yaml:5: default/p: "), "{text}: {problem}");
+        assert!(problem.message.contains(expected), "{text}: {problem}");
+    }
+}
+
+#[test]
+fn a_quoted_port_is_a_name_and_not_coerced() {
+    let problem = refused(&spec("ingress: [{ports: [{port: \"80\"}]}]"));
+    assert_eq!(problem.kind, ProblemKind::QuotedPort);
+    assert!(problem.to_string().starts_with("f.yaml:5: default/p: "), "{problem}");
+}
+
+#[test]
+fn values_that_only_look_special_are_strings() {
+    let set = policies("f.yaml", spec("podSelector: {matchLabels: {a: y, b: \"on\", c: \"1\", d: null, e: n}}").as_bytes()).unwrap();
+    let labels: Vec<&str> = set.policies[0].pod_selector.match_labels.values().map(String::as_str).collect();
+    assert_eq!(labels, ["y", "on", "1", "", "n"]);
+}
+
+#[test]
+fn problems_of_all_policies_are_told_at_once_with_their_own_lines() {
+    let text = format!("{}---\n{}", spec("ingress: [{ports: [{port: 0}]}]"), spec("\n  ingress:\n  - ports:\n    - port: 99999"));
+    let error = policies("f.yaml", text.as_bytes()).unwrap_err();
+    let lines: Vec<u32> = error.problems.iter().map(|p| p.location.line).collect();
+    assert_eq!(lines, [5, 14], "{error}");
+}
+
+#[test]
+fn unknown_fields_warn_and_say_which_was_meant() {
+    let set = policies("f.yaml", spec("ingress: [{from: [{podSelector: {}, namespaceselector: {}}]}]").as_bytes()).unwrap();
+    let warning = &set.warnings[0];
+    assert_eq!((warning.kind, warning.location.line), (ProblemKind::UnknownField, 5));
+    assert!(warning.message.ends_with("did you mean `namespaceSelector`?"), "{warning}");
+    assert_eq!(set.policies.len(), 1);
+}
+
+#[test]
+fn lists_json_and_several_documents_are_opened() {
+    let item = r#"{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"j","namespace":"x"},"spec":{}}"#;
+    let raw = r#"{"metadata":{"name":"r","namespace":"x"},"spec":{}}"#;
+    let text = format!(
+        "# nothing\n---\n---\n{}---\n{{\"apiVersion\":\"v1\",\"kind\":\"List\",\"items\":[{item}]}}\n---\n{{\"apiVersion\":\"networking.k8s.io/v1\",\"kind\":\"NetworkPolicyList\",\"items\":[{raw}]}}\n",
+        spec("{}")
+    );
+    let set = policies("f.yaml", text.as_bytes()).unwrap_or_else(|e| panic!("{e}"));
+    let names: Vec<String> = set.policies.iter().map(NetworkPolicy::key).collect();
+    assert_eq!(names, ["default/p", "x/j", "x/r"]);
+}
+
+#[test]
+fn an_empty_file_means_no_policies() {
+    for text in ["", "\n", "# comment\n", "---\n", "---\n---\n", "apiVersion: v1\nkind: List\nitems: []\n"] {
+        let set = policies("f.yaml", text.as_bytes()).unwrap_or_else(|e| panic!("{text:?}: {e}"));
+        assert!(set.policies.is_empty(), "{text:?}");
+    }
+}
+
+#[test]
+fn the_same_policy_twice_is_one_and_two_different_ones_conflict() {
+    let twice = format!("{}---\n{}", spec("{}"), spec("{}"));
+    assert_eq!(policies("f.yaml", twice.as_bytes()).unwrap().policies.len(), 1);
+    let problem = refused(&format!("{}---\n{}", spec("{}"), spec("ingress: [{}]")));
+    assert_eq!((problem.kind, problem.location.line), (ProblemKind::Conflict, 7));
+}
+
+#[test]
+fn policies_that_nobody_evaluates_are_named() {
+    let object = |version: &str, kind: &str| format!("---\napiVersion: {version}\nkind: {kind}\nmetadata: {{name: n}}\n");
+    let kinds = [
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
+        ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"),
+        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
+        ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"),
+        ("cilium.io/v2", "CiliumNetworkPolicy"),
+        ("projectcalico.org/v3", "NetworkPolicy"),
+        ("crd.projectcalico.org/v1", "GlobalNetworkPolicy"),
+    ];
+    for (version, kind) in kinds {
+        let set = policies("f.yaml", object(version, kind).as_bytes()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(set.unevaluated.len(), 1, "{version} {kind}");
+        assert_eq!(set.unevaluated[0].to_string(), format!("{kind} n (f.yaml:2)"));
+    }
+}
+
+#[test]
+fn objects_that_are_no_policies_are_wrong_in_a_policy_file_and_passed_over_elsewhere() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n";
+    for text in [pod, "just text\n", "- a\n", "kind: NetworkPolicy\n", "apiVersion: extensions/v1beta1\nkind: NetworkPolicy\n", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolice\n"] {
+        assert_eq!(refused(text).kind, ProblemKind::WrongKind, "{text}");
+    }
+    let mut reader = Reader::new();
+    reader.add("values.yaml", b"replicas: 3\n", Expect::Anything);
+    reader.add("pod.yaml", pod.as_bytes(), Expect::Anything);
+    assert_eq!(reader.finish().unwrap().others.get("Pod"), Some(&1));
+}
+
+#[test]
+fn hostile_files_are_refused_with_a_line_and_quickly() {
+    let started = std::time::Instant::now();
+    let mut bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for (name, before) in ["b", "c", "d", "e", "f", "g", "h", "i"].iter().zip(["a", "b", "c", "d", "e", "f", "g", "h"]) {
+        bomb.push_str(&format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(",")));
+    }
+    let nested: String = (0..5_000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
+    let cases: Vec<(Vec<u8>, u32)> = vec![
+        (bomb.into_bytes(), 2),
+        (vec![b'['; 100_000], 1),
+        (format!("a: {}", "{a: ".repeat(50_000)).into_bytes(), 1),
+        (nested.into_bytes(), 2),
+        (b"a: b\n\x00\x01".to_vec(), 2),
+        (b"a: b\nc: \xff\xfe".to_vec(), 2),
+        (b"\x7fELF\x02\x01\x01".to_vec(), 1),
+        (b"a: [1\nb: 2\n".to_vec(), 1),
+        (b"a: 1\na: 2\n".to_vec(), 2),
+        (b"a: *nowhere\n".to_vec(), 1),
+        (vec![b'#'; MAX_FILE_BYTES + 1], 1),
+    ];
+    for (bytes, at_least) in cases {
+        let head = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
+        let error = policies("f.yaml", &bytes).expect_err(&head);
+        let problem = &error.problems[0];
+        assert_eq!(problem.kind, ProblemKind::Syntax, "{head}: {problem}");
+        assert!(problem.location.line >= at_least, "{head}: {problem}");
+        assert!(!problem.message.contains('\n') && problem.message.len() < 300, "{head}: {problem}");
+    }
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_bytes_give_policies_or_problems_with_a_line(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+        if let Err(error) = policies("f.yaml", &bytes) {
+            proptest::prop_assert!(error.problems.iter().all(|p| p.location.line > 0));
+        }
+    }
+
+    #[test]
+    fn any_change_of_one_character_is_survived(at in 0usize..400, with in "[\\[\\]{}:,&*\"' \n\t|>-]") {
+        let mut text = spec("podSelector: {matchLabels: {app: web}}\n  ingress:\n  - from:\n    - ipBlock: {cidr: 10.0.0.0/8}\n    ports:\n    - {port: 80}");
+        let at = at % text.len();
+        text.replace_range(at..=at, &with);
+        if let Err(error) = policies("f.yaml", text.as_bytes()) {
+            proptest::prop_assert!(error.problems.iter().all(|p| p.location.line > 0 && p.location.line < 15));
+        }
+    }
+}

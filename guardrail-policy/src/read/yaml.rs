@@ -11,8 +11,9 @@ use serde_saphyr::{Error, Spanned, options::AliasLimits};
 use super::{MAX_FILE_BYTES, Problem, ProblemKind};
 use crate::model::Location;
 
-/// Deepest nesting of a Kubernetes object that makes sense; a NetworkPolicy in a List needs 11.
-const MAX_DEPTH: usize = 100;
+/// Deepest nesting of a Kubernetes object that makes sense; a NetworkPolicy in a List needs 11, a schema in a CustomResourceDefinition some 30.
+/// Each level costs stack.
+const MAX_DEPTH: usize = 48;
 /// Most nodes that aliases may add.
 const MAX_ALIASED: usize = 100_000;
 
