@@ -316,6 +316,16 @@ impl Shop {
         self.wait_for(0, "done")
     }
 
+    /// Lets everybody make their calls once more, after [`Shop::run`] had them made `rounds` times.
+    ///
+    /// # Errors
+    /// A process fails or is not done in time.
+    pub fn run_again(&mut self, rounds: usize) -> Result<()> {
+        self.processes.iter_mut().try_for_each(AppProcess::go)?;
+        let deadline = Instant::now() + PATIENCE;
+        self.processes.iter().try_for_each(|p| p.wait_for_nth("done", rounds + 1, deadline)).context("the shop")
+    }
+
     /// The truth so far.
     ///
     /// # Errors

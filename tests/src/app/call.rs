@@ -111,6 +111,9 @@ impl Caller {
             let range = AddressRange { first: to.ip(), count: call.spread };
             SocketAddr::new(nth_address(range, round), to.port())
         };
+        if call.how == How::TcpBare {
+            return bare(to);
+        }
         let id = format!(
             "{}#{}",
             self.log.process(),
@@ -128,7 +131,7 @@ impl Caller {
             How::UdpMapped => over_udp(mapped(to), None, timeout, &payload, false),
             How::UdpFromServed => self.send_from_served(to, &payload),
             How::Multicast => multicast(to, &payload),
-            How::DnsMusl | How::DnsTcp => unreachable!("handled above"),
+            How::DnsMusl | How::DnsTcp | How::TcpBare => unreachable!("handled above"),
         };
         self.note(
             if matches!(call.how, How::Tcp | How::Held | How::HeldMptcp) {
@@ -401,6 +404,15 @@ fn connect(
     socket.connect_timeout(&to.into(), timeout)?;
     socket.set_tcp_nodelay(true)?;
     Ok(socket.into())
+}
+
+/// Connects and resets, which leaves no `TIME_WAIT` behind.
+fn bare(to: SocketAddr) {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).expect("a TCP socket");
+    socket
+        .set_linger(Some(Duration::ZERO))
+        .and_then(|()| socket.connect(&to.into()))
+        .expect("the measured server is there");
 }
 
 /// Binds an address that no interface has.

@@ -53,6 +53,11 @@ pub enum Serve {
         /// Set `IPV6_V6ONLY`.
         v6_only: bool,
     },
+    /// TCP server that closes what it accepts, without a record: for measuring only.
+    TcpBare {
+        /// Address to bind.
+        bind: SocketAddr,
+    },
     /// UDP server.
     Udp {
         /// Address to bind.
@@ -189,6 +194,8 @@ pub enum How {
     Held,
     /// The same over Multipath TCP.
     HeldMptcp,
+    /// TCP, connect and reset at once, without any data and without a record: for measuring only.
+    TcpBare,
     /// UDP over a connected socket, with an answer.
     UdpConnected,
     /// UDP with `sendto` on a socket that was never bound or connected, with an answer.

@@ -53,6 +53,16 @@ impl Served {
                         accept_all(&listener, &log, echo)
                     });
                 }
+                Serve::TcpBare { bind } => {
+                    let listener = listen(*bind, 4096, false, false, false)
+                        .with_context(|| format!("cannot listen on {bind}"))?;
+                    // A connection that was reset before it was accepted is one more connection, nothing else.
+                    thread::spawn(move || {
+                        loop {
+                            drop(listener.accept());
+                        }
+                    });
+                }
                 Serve::Udp {
                     bind,
                     reply,

@@ -145,10 +145,18 @@ impl AppProcess {
     /// # Errors
     /// It ends before, or the deadline passes.
     pub fn wait_for(&self, word: &str, deadline: Instant) -> Result<()> {
+        self.wait_for_nth(word, 1, deadline)
+    }
+
+    /// Waits until it said `word` for the `n`th time.
+    ///
+    /// # Errors
+    /// It ends before, or the deadline passes.
+    pub fn wait_for_nth(&self, word: &str, n: usize, deadline: Instant) -> Result<()> {
         let (lock, changed) = &*self.said;
         let mut said = lock.lock().expect("no listener panics");
         loop {
-            if said.words.iter().any(|w| w == word) {
+            if said.words.iter().filter(|w| *w == word).count() >= n {
                 return Ok(());
             }
             if said.ended {
@@ -158,10 +166,7 @@ impl AppProcess {
             if left.is_zero() {
                 bail!("{} was not {word} in time", self.name);
             }
-            said = changed
-                .wait_timeout(said, left)
-                .expect("no listener panics")
-                .0;
+            said = changed.wait_timeout(said, left).expect("no listener panics").0;
         }
     }
 

@@ -1,0 +1,200 @@
+//! The demo: the shop under the agent and a real Prometheus, and what guardrail makes of it.
+//!
+//! Usage: `guardrail-demo [--seconds N] [--output DIR]`. Leaves `graph.json`, `policies/*.yaml` and `metrics.txt` in DIR (`target/demo`).
+
+use std::{
+    fs,
+    io::{IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use guardrail_tests::{agent::Agent, bins, cluster::Cluster, prometheus::Prometheus, shop::Shop, small};
+
+fn main() -> ExitCode {
+    match Options::from_args().and_then(|options| run(&options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("guardrail-demo: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+struct Options {
+    seconds: u64,
+    output: PathBuf,
+}
+
+impl Options {
+    fn from_args() -> Result<Self> {
+        let mut options = Self { seconds: 12, output: "target/demo".into() };
+        let mut args = std::env::args().skip(1);
+        while let Some(option) = args.next() {
+            let value = args.next().with_context(|| format!("{option} needs a value"))?;
+            match option.as_str() {
+                "--seconds" => {
+                    options.seconds = value.parse().ok().filter(|s| (1..=45).contains(s)).context("--seconds takes 1 to 45")?;
+                }
+                "--output" => options.output = value.into(),
+                _ => bail!("unknown option {option}; there are --seconds N and --output DIR"),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    // SAFETY: geteuid(2) cannot fail.
+    if unsafe { libc::geteuid() } != 0 {
+        bail!("needs root: it makes network namespaces and cgroups, and loads eBPF programs; run it with sudo");
+    }
+    let begin = Instant::now();
+    let steps = Steps::new();
+    let mut shop = steps.take("opening a small shop: real processes in pods made of cgroups and network namespaces", || {
+        Shop::start(&bins::find("guardrail-lab-app"), &["node-a"], 1)
+    })?;
+    let mut agent = steps.take("starting guardrail-agent (database pools and queues are connected already)", || {
+        Agent::start(&shop.lab, 0, &[])
+    })?;
+    let mut prometheus = steps.take("starting Prometheus", || Prometheus::start(&shop.lab, 0))?;
+    let rounds = steps.take(&format!("customers shop for {} s", options.seconds), || {
+        let until = Instant::now() + Duration::from_secs(options.seconds);
+        shop.run()?;
+        let mut rounds = 1;
+        while Instant::now() < until {
+            shop.run_again(rounds)?;
+            rounds += 1;
+        }
+        Ok(rounds)
+    })?;
+    let truth = shop.truth()?;
+    let snapshot = steps.take("waiting until the graph shows everything", || small::eventually_true(&agent, &truth))?;
+    let query = "sum(guardrail_flow_connections_total{outcome=\"opened\"})";
+    let counted = steps.take("asking Prometheus", || {
+        guardrail_tests::lab::wait_until(Duration::from_secs(10), "Prometheus has scraped the agent", || {
+            prometheus.query(query).ok()?[0]["value"][1].as_str().map(str::to_owned)
+        })
+    })?;
+    let metrics = agent.get("/metrics")?.1;
+    let graph = agent.get("/v1/graph")?.1;
+    steps.take("closing", || {
+        prometheus.stop()?;
+        shop.stop()?;
+        let status = agent.terminate()?;
+        if status.success() { Ok(()) } else { bail!("the agent ended with {status}:\n{}", agent.said()) }
+    })?;
+    leave(&options.output, &graph, &metrics, &agent.export_dir)?;
+    steps.clear();
+
+    println!("{}", summary(&shop.lab.cluster, rounds));
+    println!();
+    std::io::stdout().flush()?;
+    let graph_file = options.output.join("graph.json");
+    let status = Command::new(bins::find("guardrail"))
+        .arg("graph")
+        .arg(&graph_file)
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot run guardrail graph")?;
+    if !status.success() {
+        bail!("guardrail graph ended with {status}");
+    }
+    let policies = count_files(&options.output.join("policies"));
+    println!();
+    println!(
+        "{} of {} edges that the applications logged themselves were found, none was invented.",
+        truth.edges.len(),
+        truth.edges.len()
+    );
+    println!("Complete: {}. Prometheus counted {counted} connections.", snapshot["coverage"]["complete"]);
+    println!();
+    let shown = options.output.display();
+    println!("  {shown}/graph.json     the graph; try  guardrail graph {shown}/graph.json -o mermaid");
+    println!("  {shown}/policies/      {policies} files of NetworkPolicies that allow exactly this");
+    println!("  {shown}/metrics.txt    what Prometheus scraped");
+    drop(shop);
+    eprintln!("\nDone in {:.0} s; nothing is left running.", begin.elapsed().as_secs_f32());
+    Ok(())
+}
+
+fn summary(cluster: &Cluster, rounds: usize) -> String {
+    let mut namespaces: Vec<_> = cluster.workloads.iter().map(|w| w.namespace.as_str()).collect();
+    namespaces.sort_unstable();
+    namespaces.dedup();
+    format!(
+        "Who talked to whom: {} workloads with {} pods in {} namespaces, {rounds} rounds of calls",
+        cluster.workloads.len(),
+        cluster.pods.len(),
+        namespaces.len()
+    )
+}
+
+/// Puts the files in place as a whole: an interrupted demo leaves those of the one before.
+fn leave(output: &Path, graph: &str, metrics: &str, policies: &Path) -> Result<()> {
+    let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = output.file_name().context("--output names no directory")?;
+    let next = parent.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
+    fs::create_dir_all(&next).with_context(|| format!("cannot make {}", next.display()))?;
+    fs::write(next.join("graph.json"), graph)?;
+    fs::write(next.join("metrics.txt"), metrics)?;
+    copy_tree(policies, &next.join("policies"))?;
+    if output.exists() {
+        fs::remove_dir_all(output).with_context(|| format!("cannot replace {}", output.display()))?;
+    }
+    fs::rename(&next, output).with_context(|| format!("cannot put {} in its place", output.display()))
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))?.flatten() {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if source.is_dir() {
+            copy_tree(&source, &target)?;
+        } else if !entry.file_name().to_string_lossy().starts_with('.') {
+            fs::copy(&source, &target).with_context(|| format!("cannot copy {}", source.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn count_files(directory: &Path) -> usize {
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| if e.path().is_dir() { count_files(&e.path()) } else { usize::from(e.path().extension().is_some_and(|x| x == "yaml")) })
+        .sum()
+}
+
+/// Progress on standard error: one line that is overwritten on a terminal, one line per step elsewhere.
+struct Steps {
+    terminal: bool,
+}
+
+impl Steps {
+    fn new() -> Self {
+        Self { terminal: std::io::stderr().is_terminal() }
+    }
+
+    fn take<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.terminal {
+            eprint!("\r\x1b[K… {what}");
+        } else {
+            eprintln!("- {what}");
+        }
+        let result = work();
+        if result.is_err() {
+            self.clear();
+        }
+        result.with_context(|| format!("failed while {what}"))
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
