@@ -269,6 +269,13 @@ pub fn generate(snapshot: &Snapshot, options: &Options) -> Generated {
     let proof = crate::prove::prove(snapshot, options, &decision, policies);
     decision.problems.extend(proof.problems.iter().cloned());
     decision.warnings.extend(proof.warnings.iter().cloned());
+    if proof.problems.iter().any(|problem| !problem.kind.can_be_forced()) {
+        // Whoever writes the files all the same (the agent does) writes them with this mark.
+        for policy in &mut decision.plan.policies {
+            policy.notes.insert(format!("not proven, not for applying: {REPORT_FILE} says why"));
+        }
+        files = crate::emit::files(&decision.plan, options);
+    }
     files.extend(crate::report::files(snapshot, options, &decision, &proof));
     Generated {
         files,
