@@ -117,6 +117,8 @@ pub struct Observer {
     service_unresolved: [u64; UnresolvedReason::ALL.len()],
     examples: [BTreeSet<String>; UnresolvedReason::ALL.len()],
     losses: [u64; LossReason::ALL.len()],
+    /// Flows of clients under the coarse key. The kernel side reports these as a loss as well, but later: the greater number is true.
+    coarse_clients: u64,
     incomplete: HashMap<PeerId, BTreeSet<Arc<str>>>,
     /// Losses that concern anyone on this node.
     node_wide: BTreeSet<Arc<str>>,
@@ -139,7 +141,7 @@ impl Observer {
         let many = peers.id(Peer::many());
         Self {
             addresses: AddressIndex::new(config.guard, ADDRESS_LEAD),
-            edges: Edges::new(many, config.max_external_clients, config.max_external_servers, config.max_edges),
+            edges: Edges::new(many, &config),
             last_retry: config.started,
             last_expire: config.started,
             config,
@@ -167,6 +169,7 @@ impl Observer {
             service_unresolved: Default::default(),
             examples: Default::default(),
             losses: Default::default(),
+            coarse_clients: 0,
             incomplete: HashMap::new(),
             node_wide: BTreeSet::new(),
             earlier: Vec::new(),
@@ -348,6 +351,14 @@ impl Observer {
         }
     }
 
+    /// Losses in the order of [`LossReason::ALL`].
+    fn losses(&self) -> impl Iterator<Item = (LossReason, u64)> + '_ {
+        LossReason::ALL.into_iter().zip(self.losses).map(|(reason, count)| match reason {
+            LossReason::CoarseClient => (reason, count.max(self.coarse_clients)),
+            _ => (reason, count),
+        })
+    }
+
     fn wants_example(&self, reason: UnresolvedReason) -> bool {
         self.examples[reason as usize].len() < MAX_EXAMPLES
     }
@@ -393,7 +404,7 @@ impl Observer {
                     (r.as_str(), self.unresolved[*r as usize].saturating_add(self.service_unresolved[*r as usize]))
                 })
                 .collect(),
-            losses: LossReason::ALL.iter().zip(self.losses).map(|(r, count)| (*r, r.class(), count)).collect(),
+            losses: self.losses().map(|(reason, count)| (reason, reason.class(), count)).collect(),
             identity_entries: vec![
                 ("address", self.addresses.len()),
                 ("cgroup", self.cgroups.len()),

@@ -499,7 +499,7 @@ fn twenty_thousand_external_clients_are_one_complete_edge() {
 }
 
 #[test]
-fn a_scanner_becomes_one_unsupported_edge_per_port_and_the_table_stays_bounded() {
+fn a_scanner_costs_a_bounded_number_of_unsupported_edges_and_no_server_that_was_reached_its_name() {
     let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2")]);
     lab.pod_cgroup(1, "web", 0);
     let unanswered = FlowCounts { unanswered: 1, ..FlowCounts::default() };
@@ -507,8 +507,14 @@ fn a_scanner_becomes_one_unsupported_edge_per_port_and_the_table_stays_bounded()
         let remote = std::net::Ipv4Addr::from(0xc612_0000 + i).to_string();
         lab.flow(failed(tcp_client(1, "10.244.1.2", &remote, 22, t(5)), unanswered));
     }
-    assert_eq!(lab.edges(), ["web -> external/* TCP/22 unsupported"]);
-    assert_eq!(lab.snapshot().body.edges[0].counts.unanswered, 5_000);
+    // What it does reach keeps its name.
+    lab.flow(tcp_client(1, "10.244.1.2", "203.0.113.7", 22, t(6)));
+    let snapshot = lab.snapshot();
+    assert_eq!(snapshot.body.edges.len(), 512 + 1 + 1);
+    let supported: Vec<_> = edges(&snapshot).into_iter().filter(|e| !e.ends_with("unsupported")).collect();
+    assert_eq!(supported, ["web -> external/203.0.113.7 TCP/22"]);
+    let many = snapshot.body.edges.iter().find(|e| e.server.peer == Peer::many()).unwrap();
+    assert_eq!(many.counts.unanswered, 5_000 - 512);
 }
 
 #[test]
@@ -522,6 +528,8 @@ fn a_client_over_its_budget_makes_only_its_workload_incomplete() {
     lab.observer.observe(lost(Some(CgroupId(1))), t(5));
     let snapshot = lab.snapshot();
     assert_eq!(edges(&snapshot), [] as [&str; 0]);
+    let coarse = lab.observer.stats().losses.into_iter().find(|(r, ..)| *r == LossReason::CoarseClient);
+    assert_eq!(coarse.map(|(_, _, n)| n), Some(1));
     let incomplete = |s: &Snapshot| -> Vec<String> {
         s.body.coverage.workloads.iter().map(|w| format!("{} {:?}", w.peer, w.reasons)).collect()
     };

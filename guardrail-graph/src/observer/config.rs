@@ -31,6 +31,8 @@ pub struct ObserverConfig {
     pub max_external_clients: usize,
     /// External server addresses that are kept apart per client and port.
     pub max_external_servers: usize,
+    /// Of those that were only tried in vain (a scan) at most so many are kept apart.
+    pub max_failed_servers: usize,
     /// DNS names kept, over all clients.
     pub max_names: usize,
     /// cgroups remembered, removed ones included.
@@ -55,7 +57,8 @@ impl ObserverConfig {
             max_pending: 16_384,
             max_edges: 100_000,
             max_external_clients: 64,
-            max_external_servers: 1_024,
+            max_external_servers: 32_768,
+            max_failed_servers: 512,
             max_names: 32_768,
             max_cgroups: 32_768,
             max_listeners: 65_536,

@@ -323,6 +323,7 @@ impl Observer {
                 self.table_full(local);
             }
         } else if weight(&delta.counts) > 0 {
+            self.coarse_clients = self.coarse_clients.saturating_add(weight(&delta.counts));
             self.incomplete_peer(local.peer, observe::LossReason::CoarseClient.as_str());
         }
     }

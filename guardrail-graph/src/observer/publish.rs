@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Observer, UnresolvedReason, table::MARKS};
 use crate::{
     inventory::Pod,
-    observe::LossReason,
     peer::{Peer, WorkloadRef},
     snapshot::{
         Interval, NamedPort, PodEntry, Side, Snapshot, Source, WorkloadEntry,
@@ -44,7 +43,7 @@ impl Observer {
         let mut intervals = self.earlier.clone();
         intervals.push(Interval { from: self.config.started, to: now.max(self.config.started) });
         facts.window.insert(self.config.node.clone(), intervals);
-        for (reason, count) in LossReason::ALL.iter().zip(self.losses).filter(|(_, count)| *count > 0) {
+        for (reason, count) in self.losses().filter(|(_, count)| *count > 0) {
             facts.losses.insert((source.clone(), reason.as_str().to_owned()), (reason.class(), count));
         }
         for reason in UnresolvedReason::ALL {

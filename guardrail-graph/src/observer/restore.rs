@@ -64,6 +64,9 @@ impl Observer {
         for loss in &body.coverage.losses {
             if let Some(index) = LossReason::ALL.iter().position(|r| r.as_str() == loss.reason) {
                 self.losses[index] = loss.count;
+                if LossReason::ALL[index] == LossReason::CoarseClient {
+                    self.coarse_clients = loss.count;
+                }
             }
         }
         let computed = [UnresolvedReason::ServiceBackendUnknown, UnresolvedReason::ServiceAttemptFailed];

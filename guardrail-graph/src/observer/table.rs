@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use super::ObserverConfig;
 use crate::{
     peer::{Peer, Protocol},
     snapshot::{Side, facts::Seen},
@@ -186,12 +187,21 @@ pub(super) struct Edges {
     many: PeerId,
     max_clients: usize,
     max_servers: usize,
+    max_failed_servers: usize,
     max_edges: usize,
 }
 
 impl Edges {
-    pub(super) fn new(many: PeerId, max_clients: usize, max_servers: usize, max_edges: usize) -> Self {
-        Self { edges: HashMap::new(), externals: HashMap::new(), many, max_clients, max_servers, max_edges }
+    pub(super) fn new(many: PeerId, config: &ObserverConfig) -> Self {
+        Self {
+            edges: HashMap::new(),
+            externals: HashMap::new(),
+            many,
+            max_clients: config.max_external_clients,
+            max_servers: config.max_external_servers,
+            max_failed_servers: config.max_failed_servers,
+            max_edges: config.max_edges,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -218,6 +228,7 @@ impl Edges {
         peers: &mut Peers,
     ) -> bool {
         let opens = gain.seen.counts.established() > 0 || gain.seen.counts.failed() > 0;
+        let established = gain.seen.counts.established() > 0;
         // Bytes and ends of connections whose beginning stands elsewhere make no edge, and no external peer.
         if !opens
             && [client, server].iter().any(|end| matches!(end, Ref::External(a) if peers.known_external(*a).is_none()))
@@ -227,14 +238,14 @@ impl Edges {
         let client = match (client, &server) {
             (Ref::Peer(id), _) => id,
             (Ref::External(address), Ref::Peer(server)) => {
-                self.external(End::Client, address, *server, protocol, port, peers)
+                self.external(End::Client, address, (*server, protocol, port), established, peers)
             }
             // Two external ends: neither is ours to keep apart.
             (Ref::External(_), Ref::External(_)) => self.many,
         };
         let server = match server {
             Ref::Peer(id) => id,
-            Ref::External(address) => self.external(End::Server, address, client, protocol, port, peers),
+            Ref::External(address) => self.external(End::Server, address, (client, protocol, port), established, peers),
         };
         let key = (client, server, protocol, port);
         if let Some(edge) = self.edges.get_mut(&key) {
@@ -256,9 +267,8 @@ impl Edges {
         &mut self,
         end: End,
         address: IpAddr,
-        other: PeerId,
-        protocol: Protocol,
-        port: u16,
+        (other, protocol, port): (PeerId, Protocol, u16),
+        established: bool,
         peers: &mut Peers,
     ) -> PeerId {
         let max = if end == End::Client { self.max_clients } else { self.max_servers };
@@ -267,6 +277,10 @@ impl Edges {
         let Externals::Apart(apart) = state else { return self.many };
         if let Some(known) = peers.known_external(address).filter(|id| apart.contains(id)) {
             return known;
+        }
+        // A scan: nothing of it supports a rule, and it must not cost the servers that were reached their names.
+        if end == End::Server && !established && apart.len() >= self.max_failed_servers {
+            return self.many;
         }
         if apart.len() < max {
             let id = peers.external(address);
@@ -299,9 +313,13 @@ impl Edges {
                     .externals
                     .entry((end, other, key.2, key.3))
                     .or_insert_with(|| Externals::Apart(HashSet::new()));
-                if external == many {
+                // A scan's `*` stands beside the servers that were reached.
+                let reached = edge.sides.iter().flatten().any(|seen| seen.counts.established() > 0);
+                if external == many && (end == End::Client || reached) {
                     *state = Externals::Many;
-                } else if let Externals::Apart(apart) = state {
+                } else if let Externals::Apart(apart) = state
+                    && external != many
+                {
                     apart.insert(external);
                 }
             }
