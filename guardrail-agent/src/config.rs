@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, str::FromStr, time::D
 
 use clap::{Parser, ValueEnum};
 
-use crate::kernel::BpfLogLevel;
+use crate::{kernel::BpfLogLevel, kube::Scope};
 
 /// Watches pod connections in the kernel, names both ends, and serves the observed dependency graph.
 ///
@@ -12,9 +12,24 @@ use crate::kernel::BpfLogLevel;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "guardrail-agent", version, max_term_width = 100)]
 pub struct Config {
-    /// The cluster's objects: a file as `kubectl get … -A -o yaml` (or json) prints it. Read again when it changes.
-    #[arg(long, env = "GUARDRAIL_INVENTORY", value_name = "kube|FILE")]
-    pub inventory: InventorySource,
+    /// The cluster's objects: `kube` watches the API server (the default inside a cluster); else a file as `kubectl get … -A -o yaml` (or
+    /// json) prints it, read again when it changes.
+    #[arg(
+        long,
+        env = "GUARDRAIL_INVENTORY",
+        value_name = "kube|FILE",
+        default_value_if("in_cluster", clap::builder::ArgPredicate::IsPresent, "kube"),
+        required_unless_present = "in_cluster"
+    )]
+    pub inventory: Option<InventorySource>,
+
+    /// Set by Kubernetes in every pod: where the API server is.
+    #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]
+    pub in_cluster: Option<String>,
+
+    /// With `--inventory kube`, watch all pods, or only those of this node: for thousands of nodes; `guardrail merge` names remote ends.
+    #[arg(long, env = "GUARDRAIL_INVENTORY_SCOPE", value_enum, default_value_t)]
+    pub inventory_scope: Scope,
 
     /// Watch the cgroups below this directory [default: the root of the cgroup v2 mount].
     #[arg(long, env = "GUARDRAIL_CGROUP_ROOT", value_name = "DIR")]
@@ -141,6 +156,17 @@ mod tests {
     fn the_command_line_is_well_formed() {
         use clap::CommandFactory as _;
         Config::command().debug_assert();
+    }
+
+    #[test]
+    fn inside_a_cluster_the_api_server_is_the_inventory_unless_a_file_is_given() {
+        let inventory = |args: &[&str]| Config::try_parse_from(args).map(|c| c.inventory);
+        assert!(inventory(&["a"]).is_err(), "outside somebody must say");
+        let kube = Some(InventorySource::Kube);
+        assert_eq!(inventory(&["a", "--inventory", "kube"]).unwrap(), kube);
+        assert_eq!(inventory(&["a", "--in-cluster", "10.96.0.1"]).unwrap(), kube);
+        let file = Some(InventorySource::File("f.yaml".into()));
+        assert_eq!(inventory(&["a", "--in-cluster", "10.96.0.1", "--inventory", "f.yaml"]).unwrap(), file);
     }
 
     #[test]

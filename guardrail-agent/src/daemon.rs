@@ -4,11 +4,15 @@ use std::{
     collections::BTreeMap,
     fmt, io,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use guardrail_graph::{Observation, Observer, ObserverConfig, Snapshot, Timestamp, inventory::Change};
-use guardrail_policy::generate::{self, Phase};
+use guardrail_policy::{
+    generate::{self, Phase},
+    model::NetworkPolicy,
+};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -23,6 +27,7 @@ use crate::{
     http::{self, Query, Readiness},
     inventory::{FileInventoryError, InventoryFile},
     kernel::{Kernel, KernelConfig, KernelError, find_cgroup2_root},
+    kube::{self, Api, ConnectError, ListState, Source, Status},
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
     state::StateFile,
 };
@@ -35,11 +40,12 @@ const TICK: Duration = Duration::from_secs(1);
 /// Why the agent did not start: one sentence each, exit code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// No inventory, outside a cluster.
+    #[error("no inventory: give a file that `kubectl get … -A -o yaml` wrote, or `kube`, with --inventory")]
+    NoInventory,
     /// `--inventory kube`.
-    #[error(
-        "--inventory kube: the live API server is not supported yet; give a file that `kubectl get … -A -o yaml` wrote"
-    )]
-    KubeInventory,
+    #[error(transparent)]
+    Kube(#[from] ConnectError),
     /// The inventory file.
     #[error(transparent)]
     Inventory(#[from] FileInventoryError),
@@ -101,6 +107,9 @@ struct Daemon {
     kernel: Kernel,
     observations: mpsc::Receiver<Vec<Observation>>,
     changes: mpsc::Receiver<Vec<Change>>,
+    /// How the watches of the API server are doing, with `--inventory kube`.
+    kube: Option<Arc<Status>>,
+    lists: Option<Lists>,
     queries: mpsc::Receiver<Query>,
     readiness: watch::Sender<Readiness>,
     tasks: JoinSet<&'static str>,
@@ -109,6 +118,57 @@ struct Daemon {
     series: EdgeSeries,
     stats: DaemonStats,
     writes: JoinSet<Written>,
+}
+
+type Lists = watch::Receiver<BTreeMap<kube::Resource, ListState>>;
+
+/// Where changes of the inventory come from.
+enum Feed {
+    File(InventoryFile),
+    Kube(Api),
+}
+
+impl Feed {
+    /// Starts the task that follows it.
+    fn start(
+        self,
+        config: &Config,
+        node: &str,
+        tasks: &mut JoinSet<&'static str>,
+        stop: &CancellationToken,
+    ) -> (mpsc::Receiver<Vec<Change>>, Option<Arc<Status>>) {
+        match self {
+            Self::File(file) => {
+                let (change, changes) = mpsc::channel(1);
+                tasks.spawn(async move {
+                    file.follow(change).await;
+                    "the inventory reader"
+                });
+                (changes, None)
+            }
+            Self::Kube(api) => {
+                let (change, changes) = mpsc::channel(16);
+                let status = Arc::new(Status::default());
+                let options = kube::Options { scope: config.inventory_scope, ..kube::Options::new(node) };
+                let following = kube::follow(Arc::new(api), options, change, Arc::clone(&status), stop.clone());
+                tasks.spawn(async move {
+                    following.await;
+                    "the inventory reader"
+                });
+                (changes, Some(status))
+            }
+        }
+    }
+}
+
+/// Waits for the state of a list to change; for ever without an API server.
+async fn changed(lists: &mut Option<Lists>) {
+    if let Some(lists) = lists
+        && lists.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// The outcome of a write in the background.
@@ -120,14 +180,17 @@ enum Written {
 impl Daemon {
     /// Everything that can refuse comes before everything that leaves a trace.
     async fn start(config: Config) -> Result<Self, StartError> {
-        let InventorySource::File(file) = config.inventory.clone() else {
-            return Err(StartError::KubeInventory);
-        };
         let node = match &config.node {
             Some(node) if !node.is_empty() => node.clone(),
             _ => host_name().ok_or(StartError::NodeName)?,
         };
-        let (inventory_file, inventory) = InventoryFile::open(file)?;
+        let (mut inventory, source) = match config.inventory.clone().ok_or(StartError::NoInventory)? {
+            InventorySource::File(file) => {
+                let (file, inventory) = InventoryFile::open(file)?;
+                (inventory, Feed::File(file))
+            }
+            InventorySource::Kube => (Vec::new(), Feed::Kube(Api::new(Source::Inferred).await?)),
+        };
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|source| StartError::Listen { address: config.listen, source })?;
@@ -161,7 +224,7 @@ impl Daemon {
             Some(state) => state.restore(observer_config),
             None => Observer::new(observer_config),
         };
-        for change in inventory {
+        for change in inventory.drain(..) {
             observer.apply(change, started);
         }
 
@@ -170,7 +233,8 @@ impl Daemon {
         let readiness = watch::Sender::new(Readiness {
             hooks: true,
             sockets: true,
-            inventory: true,
+            inventory: matches!(source, Feed::File(_)),
+            pending_lists: Vec::new(),
             given_up: kernel.warnings().to_vec(),
         });
         for warning in kernel.warnings() {
@@ -184,11 +248,7 @@ impl Daemon {
             }
             "the HTTP server"
         });
-        let (change, changes) = mpsc::channel(1);
-        tasks.spawn(async move {
-            inventory_file.follow(change).await;
-            "the inventory reader"
-        });
+        let (changes, kube) = source.start(&config, &observer.config().node, &mut tasks, &stop);
         tracing::info!(
             node = observer.config().node,
             listen = %config.listen,
@@ -204,6 +264,8 @@ impl Daemon {
             kernel,
             observations,
             changes,
+            lists: kube.as_ref().map(|status| status.subscribe()),
+            kube,
             queries,
             readiness,
             tasks,
@@ -229,6 +291,7 @@ impl Daemon {
                     None => break Some("the kernel reader"),
                 },
                 Some(changes) = self.changes.recv() => self.apply(changes),
+                () = changed(&mut self.lists) => self.update_readiness(),
                 Some(query) = self.queries.recv() => self.answer(query),
                 _ = tick.tick() => self.observer.tick(now()),
                 _ = state_due.tick() => self.write_state(),
@@ -255,6 +318,7 @@ impl Daemon {
     /// Detaches, folds what the kernel still holds, and writes the last files.
     async fn finish(mut self) -> Result<(), FileError> {
         self.readiness.send_modify(|ready| ready.hooks = false);
+        let options = self.export_options();
         let (kernel, mut observations, mut observer) = (self.kernel, self.observations, self.observer);
         let kernel = spawn_blocking(move || kernel.shutdown());
         while let Some(batch) = observations.recv().await {
@@ -274,7 +338,7 @@ impl Daemon {
             None => Ok(()),
         };
         let export = match &self.config.export_dir {
-            Some(dir) => files::replace_set(dir, &allow_lists(&snapshot)).map(drop),
+            Some(dir) => files::replace_set(dir, &allow_lists(&snapshot, &options)).map(drop),
             None => Ok(()),
         };
         // A client that keeps its connection open must not keep the agent from stopping.
@@ -297,6 +361,25 @@ impl Daemon {
             self.observer.apply(change, now);
         }
         self.evict();
+    }
+
+    /// A list came, or will not come: `/readyz` says so.
+    fn update_readiness(&mut self) {
+        let Some(lists) = &mut self.lists else { return };
+        let lists = lists.borrow_and_update().clone();
+        let pending: Vec<_> =
+            lists.iter().filter(|(_, s)| **s == ListState::Pending).map(|(r, _)| r.as_str()).collect();
+        let missing = lists.into_values().filter_map(|state| match state {
+            ListState::GivenUp(reason) => Some(reason),
+            ListState::Outdated(reason) => Some(format!("news of {reason}")),
+            ListState::Pending | ListState::Synced => None,
+        });
+        let given_up = self.kernel.warnings().iter().cloned().chain(missing).collect();
+        self.readiness.send_modify(|ready| {
+            ready.inventory = pending.is_empty();
+            ready.pending_lists = pending;
+            ready.given_up = given_up;
+        });
     }
 
     /// An address that changed its owner must not go on under one kernel entry.
@@ -331,12 +414,18 @@ impl Daemon {
         metrics::encode(Scrape {
             observer: self.observer.stats(),
             kernel: self.kernel.stats(),
+            inventory: self.kube.as_ref().map(|status| status.report()).unwrap_or_default(),
             daemon: self.stats.clone(),
             edges,
             edges_suppressed,
             bpf_stats_enabled: std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled")
                 .is_ok_and(|enabled| enabled.trim() == "1"),
         })
+    }
+
+    /// NetworkPolicies in force, as far as they are watched.
+    fn policies(&self) -> Vec<NetworkPolicy> {
+        self.kube.as_ref().map(|status| status.policies()).unwrap_or_default()
     }
 
     /// The writes are done elsewhere, one at a time: a slow disk must not stop the observer, nor pile up writes.
@@ -349,12 +438,23 @@ impl Daemon {
         }
     }
 
+    /// How `--export-dir` is written. What is generated adds to the policies in force; the pod ranges keep the cluster's own pods out of
+    /// rules for "any external address".
+    fn export_options(&self) -> generate::Options {
+        let mut options = generate::Options { existing: self.policies(), ..generate::Options::new(Phase::DefaultDeny) };
+        let nodes = self.observer.inventory().nodes();
+        options.cluster.pod_ranges = nodes.flat_map(|node| node.pod_cidrs.iter().copied()).collect();
+        options
+    }
+
     fn export(&mut self) {
         if let Some(dir) = self.config.export_dir.clone()
             && self.writes.is_empty()
         {
             let snapshot = self.snapshot();
-            self.writes.spawn_blocking(move || Written::Export(files::replace_set(&dir, &allow_lists(&snapshot))));
+            let options = self.export_options();
+            self.writes
+                .spawn_blocking(move || Written::Export(files::replace_set(&dir, &allow_lists(&snapshot, &options))));
         }
     }
 
@@ -383,8 +483,8 @@ impl Daemon {
 }
 
 /// The files of `--export-dir`. Problems stand in the files themselves: what is incomplete says so, one node's view is marked.
-fn allow_lists(snapshot: &Snapshot) -> BTreeMap<String, String> {
-    generate::generate(snapshot, &generate::Options::new(Phase::DefaultDeny)).files
+fn allow_lists(snapshot: &Snapshot, options: &generate::Options) -> BTreeMap<String, String> {
+    generate::generate(snapshot, options).files
 }
 
 fn json(snapshot: &Snapshot) -> Vec<u8> {

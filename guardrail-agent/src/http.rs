@@ -34,8 +34,10 @@ pub struct Readiness {
     pub hooks: bool,
     /// Sockets that were open before are inventoried.
     pub sockets: bool,
-    /// The inventory's initial lists are in.
+    /// The inventory's initial lists are in, or given up.
     pub inventory: bool,
+    /// Lists that are awaited.
+    pub pending_lists: Vec<&'static str>,
     /// What was given up, with the reason: readiness does not wait for it.
     pub given_up: Vec<String>,
 }
@@ -55,6 +57,11 @@ impl Readiness {
             page += if done { "[+] " } else { "[-] " };
             page += what;
             page += if done { " ok\n" } else { " pending\n" };
+        }
+        for list in &self.pending_lists {
+            page += "[-] list of ";
+            page += list;
+            page += " pending\n";
         }
         for reason in &self.given_up {
             page += "[!] without ";

@@ -9,5 +9,6 @@ pub mod files;
 pub mod http;
 pub mod inventory;
 pub mod kernel;
+pub mod kube;
 pub mod metrics;
 pub mod state;

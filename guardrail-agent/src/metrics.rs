@@ -38,6 +38,8 @@ pub struct Scrape {
     pub observer: Stats,
     /// The kernel side's counters.
     pub kernel: KernelStats,
+    /// The watches of the API server; empty with an inventory file.
+    pub inventory: crate::kube::Report,
     /// The daemon's counters.
     pub daemon: DaemonStats,
     /// Edges as bounded by [`EdgeSeries`].
@@ -159,7 +161,7 @@ fn gauges<'a>(
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Self { observer, kernel, daemon, edges, edges_suppressed, bpf_stats_enabled } = self;
+        let Self { observer, kernel, inventory, daemon, edges, edges_suppressed, bpf_stats_enabled } = self;
         let e = &mut encoder;
         let ports: Vec<_> = edges.iter().map(|edge| edge.port.to_string()).collect();
         let protocols: Vec<_> = edges.iter().map(|edge| edge.protocol.to_string()).collect();
@@ -240,6 +242,7 @@ impl Collector for Scrape {
                 ConstCounter::new(stats.run_ns as f64 / 1e9).encode(family.encode_family(&labels)?)?;
             }
         }
+        inventory_series(e, inventory)?;
         gauge(
             e,
             "guardrail_export_last_success_timestamp_seconds",
@@ -256,6 +259,41 @@ impl Collector for Scrape {
         counter(e, "guardrail_state_failures", "States that could not be written", daemon.state_failures)?;
         gauges(e, "guardrail_build_info", "Version of the agent", [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)])
     }
+}
+
+/// The watches of the API server.
+fn inventory_series(e: &mut DescriptorEncoder<'_>, inventory: &crate::kube::Report) -> fmt::Result {
+    let crate::kube::Report { events, failures, lists, synced, age_seconds } = inventory;
+    counters(
+        e,
+        "guardrail_inventory_events",
+        "Objects that watches of the API server brought, by what became of them",
+        events.iter().map(|(kind, outcome, n)| (vec![("kind", *kind), ("outcome", *outcome)], *n)),
+    )?;
+    counters(
+        e,
+        "guardrail_inventory_failures",
+        "Requests to the API server and streams from it that failed, by reason",
+        failures.iter().map(|(kind, reason, n)| (vec![("kind", *kind), ("reason", *reason)], *n)),
+    )?;
+    counters(
+        e,
+        "guardrail_inventory_lists",
+        "Complete lists taken from the API server",
+        lists.iter().map(|(kind, n)| (vec![("kind", *kind)], *n)),
+    )?;
+    gauges(
+        e,
+        "guardrail_inventory_synced",
+        "1 while the list of this kind is in and followed",
+        synced.iter().map(|(kind, synced)| (vec![("kind", *kind)], f64::from(u8::from(*synced)))),
+    )?;
+    gauges(
+        e,
+        "guardrail_inventory_age_seconds",
+        "Time since the API server last said something of this kind",
+        age_seconds.iter().map(|(kind, age)| (vec![("kind", *kind)], *age)),
+    )
 }
 
 #[cfg(test)]
@@ -278,6 +316,7 @@ mod tests {
         Scrape {
             observer: Stats::default(),
             kernel: KernelStats::default(),
+            inventory: crate::kube::Report::default(),
             daemon: DaemonStats::default(),
             edges,
             edges_suppressed: 0,

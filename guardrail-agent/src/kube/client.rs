@@ -1,0 +1,402 @@
+//! Requests to the API server, and what can go wrong with them.
+//!
+//! kube makes the connection and the authentication; status codes are read here, because each asks for another answer.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use ::kube::{
+    Client, Config,
+    client::Body,
+    config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use http::{HeaderMap, Method, Request, Response, header};
+use http_body_util::BodyExt as _;
+use serde::Deserialize;
+use tokio::{sync::Mutex, time::timeout};
+
+/// The largest answer that is read whole: a page of a list.
+const MAX_BODY: usize = 64 << 20;
+/// The largest error answer that is read.
+const MAX_STATUS: usize = 16 << 10;
+/// Credentials are read again at most so often, however many watches are told that theirs are no good.
+const RENEWAL: Duration = Duration::from_millis(250);
+/// Longest `Retry-After` that is obeyed.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// Why there is no API server to talk to.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Neither a kubeconfig nor a service account.
+    #[error("--inventory kube: no API server: {0}; run it in a pod with a service account, or set KUBECONFIG")]
+    NotFound(#[from] InferConfigError),
+    /// The kubeconfig is no good.
+    #[error("--inventory kube: the kubeconfig {}: {source}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: KubeconfigError,
+    },
+    /// The credentials or certificates are no good.
+    #[error("--inventory kube: cannot set up the connection to the API server: {0}")]
+    Client(::kube::Error),
+}
+
+/// Where address and credentials of the API server come from. They are read again when the server refuses them.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// `KUBECONFIG`, else `~/.kube/config`, else the pod's service account.
+    Inferred,
+    /// A kubeconfig file.
+    Kubeconfig(PathBuf),
+}
+
+impl Source {
+    async fn client(&self) -> Result<Client, ConnectError> {
+        let mut config = match self {
+            Self::Inferred => Config::infer().await?,
+            Self::Kubeconfig(path) => {
+                let failed = |source| ConnectError::Kubeconfig { path: path.clone(), source };
+                let file = Kubeconfig::read_from(path).map_err(failed)?;
+                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed)?
+            }
+        };
+        // The watchers retry on their own: they know what to say, what to count, and when.
+        config.default_retry = false;
+        config.connect_timeout = Some(Duration::from_secs(10));
+        config.headers.push((
+            header::USER_AGENT,
+            header::HeaderValue::from_static(concat!("guardrail-agent/", env!("CARGO_PKG_VERSION"))),
+        ));
+        Client::try_from(config).map_err(ConnectError::Client)
+    }
+}
+
+/// What the API server, or the way to it, answered instead of an answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// 401: the token is not (or no longer) taken.
+    #[error("the API server does not accept the credentials (401)")]
+    Unauthorized,
+    /// 403: no permission.
+    #[error("not permitted (403): {0}")]
+    Forbidden(String),
+    /// 404: the server does not have this resource.
+    #[error("the API server does not serve it (404)")]
+    NotServed,
+    /// 410: the version to continue from is too old.
+    #[error("the resource version is too old (410)")]
+    Expired,
+    /// Another 4xx: the request makes no sense to this server.
+    #[error("the API server refuses the request ({status}): {message}")]
+    Refused {
+        /// Status code.
+        status: u16,
+        /// What it says.
+        message: String,
+    },
+    /// 429: too many requests.
+    #[error("the API server is busy (429)")]
+    Throttled {
+        /// When to come back.
+        retry_after: Option<Duration>,
+    },
+    /// 5xx.
+    #[error("the API server failed ({status}): {message}")]
+    Server {
+        /// Status code.
+        status: u16,
+        /// What it says.
+        message: String,
+        /// When to come back.
+        retry_after: Option<Duration>,
+    },
+    /// No connection, or it broke.
+    #[error("no connection to the API server: {0}")]
+    Transport(String),
+    /// Nothing came for too long.
+    #[error("the API server did not answer in time")]
+    Stalled,
+    /// The stream ended in the middle.
+    #[error("the stream ended in the middle of an event or of the first list")]
+    Cut,
+    /// What came is not what the API promises.
+    #[error("the API server sent something that is no list and no event: {0}")]
+    Malformed(String),
+    /// A page or an event is larger than what is read.
+    #[error("the API server sent more than is read at once")]
+    TooLarge,
+}
+
+impl Failure {
+    /// Reasons as `/metrics` shows them.
+    pub const REASONS: [&'static str; 12] = [
+        "unauthorized",
+        "forbidden",
+        "not_served",
+        "expired",
+        "refused",
+        "throttled",
+        "server_error",
+        "transport",
+        "stalled",
+        "cut",
+        "malformed",
+        "too_large",
+    ];
+
+    /// Which of [`Failure::REASONS`].
+    pub(super) const fn index(&self) -> usize {
+        match self {
+            Self::Unauthorized => 0,
+            Self::Forbidden(_) => 1,
+            Self::NotServed => 2,
+            Self::Expired => 3,
+            Self::Refused { .. } => 4,
+            Self::Throttled { .. } => 5,
+            Self::Server { .. } => 6,
+            Self::Transport(_) => 7,
+            Self::Stalled => 8,
+            Self::Cut => 9,
+            Self::Malformed(_) => 10,
+            Self::TooLarge => 11,
+        }
+    }
+
+    /// When the server wants to be asked again.
+    pub(super) const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { retry_after } | Self::Server { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// What an error status means.
+    pub(super) fn of_status(status: u16, message: String, retry_after: Option<Duration>) -> Self {
+        match status {
+            401 => Self::Unauthorized,
+            403 => Self::Forbidden(message),
+            404 => Self::NotServed,
+            410 => Self::Expired,
+            429 => Self::Throttled { retry_after },
+            400..500 => Self::Refused { status, message },
+            _ => Self::Server { status, message, retry_after },
+        }
+    }
+}
+
+struct Current {
+    generation: u64,
+    client: Client,
+    made: Instant,
+}
+
+/// The connection to the API server, shared by all that ask it.
+pub struct Api {
+    source: Source,
+    current: Mutex<Current>,
+}
+
+/// An answer with the generation of the credentials that got it.
+pub(crate) struct Answer {
+    body: Body,
+    limit: Duration,
+}
+
+/// `meta/v1.Status`, as far as it is read.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct StatusObject {
+    pub(super) code: u16,
+    pub(super) message: String,
+    pub(super) details: Option<StatusDetails>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(super) struct StatusDetails {
+    pub(super) retry_after_seconds: u64,
+}
+
+impl StatusObject {
+    pub(super) fn failure(self) -> Failure {
+        let wait = self.details.map_or(0, |d| d.retry_after_seconds);
+        let wait = (wait > 0).then(|| Duration::from_secs(wait).min(MAX_RETRY_AFTER));
+        Failure::of_status(self.code, self.message, wait)
+    }
+}
+
+impl Api {
+    /// Reads address and credentials. Nothing is sent yet: a server that is away does not keep the agent from starting.
+    ///
+    /// # Errors
+    /// If there is no configuration, or it makes no sense.
+    pub async fn new(source: Source) -> Result<Self, ConnectError> {
+        let client = source.client().await?;
+        Ok(Self { source, current: Mutex::new(Current { generation: 0, client, made: Instant::now() }) })
+    }
+
+    /// The credentials of `generation` were refused: reads them again, unless somebody has done so since.
+    async fn renew(&self, generation: u64) {
+        let mut current = self.current.lock().await;
+        if current.generation != generation || current.made.elapsed() < RENEWAL {
+            return;
+        }
+        current.made = Instant::now();
+        match self.source.client().await {
+            Ok(client) => {
+                current.client = client;
+                current.generation += 1;
+            }
+            Err(e) => tracing::warn!("the credentials were refused and cannot be read again: {e}"),
+        }
+    }
+
+    async fn send(&self, request: Request<Body>, limit: Duration) -> Result<Answer, Failure> {
+        let (generation, client) = {
+            let current = self.current.lock().await;
+            (current.generation, current.client.clone())
+        };
+        let answer = timeout(limit, client.send(request)).await.map_err(|_| Failure::Stalled)?;
+        let answer = answer.map_err(|e| Failure::Transport(sentence(&e)))?;
+        if answer.status().is_success() {
+            return Ok(Answer { body: answer.into_body(), limit });
+        }
+        let failure = timeout(limit, refusal(answer)).await.map_err(|_| Failure::Stalled)?;
+        if failure == Failure::Unauthorized {
+            self.renew(generation).await;
+        }
+        Err(failure)
+    }
+
+    pub(crate) async fn get(&self, path_and_query: &str, accept: &str, limit: Duration) -> Result<Answer, Failure> {
+        let request = Request::get(path_and_query).header(header::ACCEPT, accept).body(Body::empty());
+        self.send(request.map_err(|e| Failure::Transport(e.to_string()))?, limit).await
+    }
+
+    /// Posts a JSON document and reads the answer.
+    pub(crate) async fn post(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Vec<u8>, Failure> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(path)
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(json));
+        self.send(request.map_err(|e| Failure::Transport(e.to_string()))?, limit).await?.whole(limit).await
+    }
+}
+
+impl Answer {
+    /// The next piece of the body, `None` at its end.
+    pub(super) async fn piece(&mut self, stall: Duration) -> Result<Option<axum::body::Bytes>, Failure> {
+        loop {
+            match timeout(stall, self.body.frame()).await {
+                Err(_) => return Err(Failure::Stalled),
+                Ok(None) => return Ok(None),
+                Ok(Some(Err(e))) => return Err(Failure::Transport(sentence(&e))),
+                // Trailers say nothing that is read.
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The whole body.
+    pub(super) async fn whole(mut self, limit: Duration) -> Result<Vec<u8>, Failure> {
+        let read = async {
+            let mut bytes = Vec::new();
+            while let Some(piece) = self.piece(self.limit).await? {
+                if bytes.len() + piece.len() > MAX_BODY {
+                    return Err(Failure::TooLarge);
+                }
+                bytes.extend_from_slice(&piece);
+            }
+            Ok(bytes)
+        };
+        timeout(limit, read).await.unwrap_or(Err(Failure::Stalled))
+    }
+}
+
+async fn refusal(answer: Response<Body>) -> Failure {
+    let status = answer.status();
+    let retry_after = retry_after(answer.headers());
+    let mut body = answer.into_body();
+    let mut bytes = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        if let Some(data) = frame.data_ref() {
+            bytes.extend_from_slice(&data[..data.len().min(MAX_STATUS - bytes.len())]);
+        }
+        if bytes.len() >= MAX_STATUS {
+            break;
+        }
+    }
+    let message = match serde_json::from_slice::<StatusObject>(&bytes) {
+        Ok(said) if !said.message.is_empty() => said.message,
+        _ => String::from_utf8_lossy(&bytes).lines().next().unwrap_or_default().chars().take(200).collect(),
+    };
+    Failure::of_status(status.as_u16(), message, retry_after)
+}
+
+/// Seconds only: API servers send no dates.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
+}
+
+/// An error with its causes, on one line.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_status_has_its_own_meaning_and_its_own_counter() {
+        let of = |status| Failure::of_status(status, String::new(), None);
+        let failures = [
+            of(401),
+            of(403),
+            of(404),
+            of(410),
+            of(422),
+            of(429),
+            of(503),
+            Failure::Transport(String::new()),
+            Failure::Stalled,
+            Failure::Cut,
+            Failure::Malformed(String::new()),
+            Failure::TooLarge,
+        ];
+        for (i, failure) in failures.iter().enumerate() {
+            assert_eq!(failure.index(), i, "{failure}");
+        }
+        assert_eq!(failures.len(), Failure::REASONS.len());
+    }
+
+    #[test]
+    fn retry_after_is_obeyed_within_reason() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(retry_after(&headers), None);
+        for (value, expected) in [("2", Some(2)), ("99999999", Some(300)), ("Wed, 21 Oct 2026 07:28:00 GMT", None)] {
+            headers.insert(header::RETRY_AFTER, value.parse().unwrap());
+            assert_eq!(retry_after(&headers), expected.map(Duration::from_secs), "{value}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! How the watches are doing: for `/readyz`, `/metrics`, and the generator, which wants the policies in force.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use guardrail_policy::model::NetworkPolicy;
+use tokio::sync::watch;
+
+use super::{client::Failure, resource::Resource};
+
+/// Where the list of one resource stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ListState {
+    /// The first list is awaited.
+    #[default]
+    Pending,
+    /// A list came, and changes since.
+    Synced,
+    /// A list came, but now the server refuses it: what was known stays.
+    Outdated(String),
+    /// There is no list, and readiness does not wait for it any more.
+    GivenUp(String),
+}
+
+/// What became of objects, by outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Applied,
+    Deleted,
+    Unchanged,
+    Stale,
+    Invalid,
+}
+
+impl Outcome {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Applied, "applied"),
+        (Self::Deleted, "deleted"),
+        (Self::Unchanged, "unchanged"),
+        (Self::Stale, "stale"),
+        (Self::Invalid, "invalid"),
+    ];
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    outcomes: [AtomicU64; Outcome::ALL.len()],
+    failures: [AtomicU64; Failure::REASONS.len()],
+    lists: AtomicU64,
+    /// Milliseconds since `started` at which the server last said something of this resource, 0 for never.
+    heard: AtomicU64,
+}
+
+/// Shared by the watchers (who write) and the daemon (which reads).
+#[derive(Debug)]
+pub struct Status {
+    started: Instant,
+    lists: watch::Sender<BTreeMap<Resource, ListState>>,
+    counters: [Counters; Resource::ALL.len()],
+    policies: Mutex<BTreeMap<String, NetworkPolicy>>,
+}
+
+/// A copy for one scrape.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// (resource, outcome, objects).
+    pub events: Vec<(&'static str, &'static str, u64)>,
+    /// (resource, reason, failed requests and streams).
+    pub failures: Vec<(&'static str, &'static str, u64)>,
+    /// (resource, complete lists taken).
+    pub lists: Vec<(&'static str, u64)>,
+    /// (resource, whether its list is in and followed).
+    pub synced: Vec<(&'static str, bool)>,
+    /// (resource, seconds since the API server last said something of it).
+    pub age_seconds: Vec<(&'static str, f64)>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            lists: watch::Sender::new(Resource::ALL.into_iter().map(|r| (r, ListState::default())).collect()),
+            counters: std::array::from_fn(|_| Counters::default()),
+            policies: Mutex::default(),
+        }
+    }
+}
+
+impl Status {
+    /// Follows the state of the lists.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<BTreeMap<Resource, ListState>> {
+        self.lists.subscribe()
+    }
+
+    /// The NetworkPolicies in force, sorted by namespace and name.
+    #[must_use]
+    pub fn policies(&self) -> Vec<NetworkPolicy> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Figures for `/metrics`.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let mut report = Report::default();
+        let lists = self.lists.borrow().clone();
+        let now = self.now();
+        for resource in Resource::ALL {
+            let counters = &self.counters[resource.index()];
+            let name = resource.as_str();
+            for ((_, outcome), n) in Outcome::ALL.iter().zip(&counters.outcomes) {
+                report.events.push((name, outcome, n.load(Ordering::Relaxed)));
+            }
+            for (reason, n) in Failure::REASONS.iter().zip(&counters.failures) {
+                report.failures.push((name, reason, n.load(Ordering::Relaxed)));
+            }
+            report.lists.push((name, counters.lists.load(Ordering::Relaxed)));
+            report.synced.push((name, lists.get(&resource) == Some(&ListState::Synced)));
+            let heard = counters.heard.load(Ordering::Relaxed);
+            report.age_seconds.push((name, now.saturating_sub(heard) as f64 / 1000.0));
+        }
+        report
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn count(&self, resource: Resource, outcome: Outcome) {
+        self.counters[resource.index()].outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn failed(&self, resource: Resource, failure: &Failure) {
+        self.counters[resource.index()].failures[failure.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn listed(&self, resource: Resource) {
+        self.counters[resource.index()].lists.fetch_add(1, Ordering::Relaxed);
+        self.set(resource, ListState::Synced);
+    }
+
+    pub(super) fn heard(&self, resource: Resource) {
+        self.counters[resource.index()].heard.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// Changes the state; wakes nobody if it is what it was.
+    pub(super) fn set(&self, resource: Resource, state: ListState) {
+        self.lists.send_if_modified(|lists| lists.insert(resource, state.clone()) != Some(state));
+    }
+
+    pub(super) fn state(&self, resource: Resource) -> ListState {
+        self.lists.borrow().get(&resource).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn policy(&self, name: &str, policy: Option<NetworkPolicy>) {
+        let mut policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        match policy {
+            Some(policy) => policies.insert(name.to_owned(), policy),
+            None => policies.remove(name),
+        };
+    }
+
+    /// Makes `all` the policies in force, with those of `kept` as they were.
+    pub(super) fn replace_policies(&self, all: BTreeMap<String, NetworkPolicy>, kept: &[String]) {
+        let mut policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        policies.retain(|name, _| kept.contains(name));
+        policies.extend(all);
+    }
+}

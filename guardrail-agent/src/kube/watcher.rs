@@ -1,0 +1,493 @@
+//! List and watch of one resource, for ever.
+//!
+//! ```text
+//! no version ──► streaming list (or paged list) ──► Replace ──► watch from its version ──► Apply, Delete …
+//!      ▲                                                          │ 410, or an event that is none
+//!      └──────────────────────────────────────────────────────────┘
+//! ```
+//! A stream that ends or breaks is taken up where it stood; only a version that the server does not know any more costs a new list.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use guardrail_graph::inventory::{Change, Object, ObjectKey};
+use guardrail_policy::{model::NetworkPolicy, read::policies};
+use serde_json::value::RawValue;
+use tokio::sync::mpsc;
+
+use super::{
+    Options, Scope, Timing,
+    backoff::{Backoff, spread},
+    client::{Api, Failure},
+    decode::{self, Event, Head},
+    known::{Known, Verdict, content},
+    lines::{Lines, TooLong},
+    resource::Resource,
+    status::{ListState, Outcome, Status},
+};
+
+/// What the server is asked for.
+const JSON: &str = "application/json";
+/// Metadata alone, else (from a server that does not know the form) whole objects.
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+/// Changes that are handed on at once; more are split, so that the observer is never away for long.
+const BATCH: usize = 1024;
+
+/// Why a stream or a list ended.
+enum Ended {
+    Failed(Failure),
+    /// Metadata is not enough for this resource: list again, whole.
+    NeedsSpec,
+    /// Nobody takes the changes any more.
+    Closed,
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<TooLong> for Ended {
+    fn from(_: TooLong) -> Self {
+        Self::Failed(Failure::TooLarge)
+    }
+}
+
+/// A trimmed object.
+#[derive(Debug)]
+enum Trimmed {
+    Object(Object),
+    Policy(NetworkPolicy),
+}
+
+/// A list that is being read.
+#[derive(Default)]
+struct Listing {
+    known: Vec<(Box<str>, Option<u64>, u64)>,
+    objects: Vec<Object>,
+    policies: BTreeMap<String, NetworkPolicy>,
+    /// Objects that made no sense.
+    invalid: Vec<String>,
+}
+
+pub(super) struct Watcher {
+    resource: Resource,
+    api: Arc<Api>,
+    changes: mpsc::Sender<Vec<Change>>,
+    status: Arc<Status>,
+    timing: Timing,
+    /// Query part that narrows the list; empty or starting with `&`.
+    selector: String,
+    page: u32,
+    /// Ask for streaming lists.
+    streaming: bool,
+    /// Ask for metadata alone.
+    metadata_only: bool,
+    /// Where the watch goes on; `None`: list first.
+    version: Option<String>,
+    known: Known,
+    backoff: Backoff,
+    /// Since when nothing works, before the first list.
+    waiting_since: Instant,
+    /// The failure that was last said.
+    said: Option<Failure>,
+}
+
+impl Watcher {
+    pub(super) fn new(
+        resource: Resource,
+        options: &Options,
+        api: Arc<Api>,
+        changes: mpsc::Sender<Vec<Change>>,
+        status: Arc<Status>,
+    ) -> Self {
+        let Options { node, scope, page, timing } = options;
+        let selector = match (scope, resource) {
+            (Scope::Node, Resource::Pods) => format!("&fieldSelector=spec.nodeName%3D{node}"),
+            _ => String::new(),
+        };
+        Self {
+            resource,
+            api,
+            changes,
+            status,
+            timing: *timing,
+            selector,
+            page: (*page).max(1),
+            streaming: true,
+            metadata_only: resource.metadata_first(),
+            version: None,
+            known: Known::default(),
+            backoff: Backoff::new(timing.backoff, timing.backoff_max),
+            waiting_since: Instant::now(),
+            said: None,
+        }
+    }
+
+    /// Ends only when nobody takes the changes any more.
+    pub(super) async fn run(mut self) {
+        loop {
+            let began = Instant::now();
+            let listing = self.version.is_none();
+            let ended = match (listing, self.streaming) {
+                (true, false) => self.list().await,
+                _ => self.stream().await,
+            };
+            match ended {
+                Ok(()) => {
+                    self.backoff.reset();
+                    // A server that ends every watch at once must not be asked without end.
+                    if !listing && began.elapsed() < Duration::from_secs(1) {
+                        tokio::time::sleep(self.backoff.next()).await;
+                    }
+                }
+                Err(Ended::Closed) => return,
+                Err(Ended::NeedsSpec) => {
+                    tracing::info!(resource = self.resource.as_str(), "some have no owner: reading them whole");
+                    self.metadata_only = false;
+                    self.version = None;
+                }
+                Err(Ended::Failed(failure)) => {
+                    let wait = self.failed(failure, listing);
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    /// Takes note of a failure, decides how to go on, and how long to wait before.
+    fn failed(&mut self, failure: Failure, listing: bool) -> Duration {
+        self.status.failed(self.resource, &failure);
+        let streaming_list = listing && self.streaming;
+        let mut wait = self.backoff.next();
+        match &failure {
+            Failure::Expired | Failure::Malformed(_) => self.version = None,
+            Failure::TooLarge => {
+                self.version = None;
+                self.streaming = false;
+                self.page = (self.page / 2).max(1);
+            }
+            Failure::Refused { .. } if streaming_list => {
+                // Servers before 1.27, or without the feature: this is no failure, only an answer.
+                tracing::debug!(resource = self.resource.as_str(), "no streaming lists here: {failure}");
+                self.streaming = false;
+                return Duration::ZERO;
+            }
+            // A server (or something before it) that takes the request and then sends nothing.
+            Failure::Stalled | Failure::Cut if streaming_list => self.streaming = false,
+            Failure::Refused { .. } => self.version = None,
+            Failure::Forbidden(_) | Failure::NotServed => wait = spread(self.timing.denied),
+            _ => {}
+        }
+        if let Some(asked) = failure.retry_after() {
+            wait = wait.max(spread(asked));
+        }
+        self.say(failure, listing, wait);
+        wait
+    }
+
+    /// Logs a failure once, and lets readiness know when there is no use in waiting.
+    fn say(&mut self, failure: Failure, listing: bool, wait: Duration) {
+        let (resource, group) = (self.resource.as_str(), self.resource.group());
+        let dot = if group.is_empty() { "" } else { "." };
+        let denied = matches!(failure, Failure::Forbidden(_) | Failure::NotServed);
+        let reason = match &failure {
+            Failure::Forbidden(said) => {
+                let verb = if listing && !self.streaming { "list" } else { "watch" };
+                format!(
+                    "{resource}{dot}{group}: the service account may not {verb} them; grant get, list and watch ({said})"
+                )
+            }
+            other => format!("{resource}{dot}{group}: {other}"),
+        };
+        let waited = self.waiting_since.elapsed();
+        match self.status.state(self.resource) {
+            ListState::Synced if denied => self.status.set(self.resource, ListState::Outdated(reason.clone())),
+            ListState::Pending if denied || waited >= self.timing.patience => {
+                self.status.set(self.resource, ListState::GivenUp(reason.clone()));
+            }
+            _ => {}
+        }
+        // Ends of watches are the normal course of things; a failure that goes on is said once.
+        if self.said.as_ref() != Some(&failure) {
+            if matches!(failure, Failure::Expired | Failure::Cut | Failure::Stalled) {
+                tracing::info!("{reason}; next try in {wait:.1?}");
+            } else {
+                tracing::warn!("{reason}; next try in {wait:.1?}");
+            }
+            self.said = Some(failure);
+        }
+    }
+
+    /// The server works again.
+    fn worked(&mut self) {
+        self.backoff.reset();
+        self.said = None;
+        self.status.heard(self.resource);
+        if matches!(self.status.state(self.resource), ListState::Outdated(_)) {
+            self.status.set(self.resource, ListState::Synced);
+        }
+    }
+
+    fn accept(&self) -> &'static str {
+        if self.metadata_only { METADATA } else { JSON }
+    }
+
+    /// Reads the whole list page by page.
+    async fn list(&mut self) -> Result<(), Ended> {
+        let mut listing = Listing::default();
+        let mut next: Option<String> = None;
+        loop {
+            let mut path = format!("{}?limit={}{}", self.resource.path(), self.page, self.selector);
+            if let Some(next) = &next {
+                path += "&continue=";
+                path.extend(http_escaped(next));
+            }
+            let bytes = self.api.get(&path, self.accept(), self.timing.answer).await?.whole(self.timing.page).await?;
+            let page = decode::page(&bytes)?;
+            for item in page.items {
+                self.gather(item, &mut listing)?;
+            }
+            self.status.heard(self.resource);
+            next = page.next;
+            if next.is_none() {
+                let mut batch = Vec::new();
+                self.take(listing, page.version, &mut batch);
+                self.hand_on(batch).await?;
+                self.status.listed(self.resource);
+                self.worked();
+                return Ok(());
+            }
+        }
+    }
+
+    /// Follows a watch until it ends: from the known version, or with the whole list first.
+    async fn stream(&mut self) -> Result<(), Ended> {
+        let limit = spread(self.timing.watch).as_secs().max(1);
+        let mut path = format!(
+            "{}?watch=1&allowWatchBookmarks=true&timeoutSeconds={limit}{}",
+            self.resource.path(),
+            self.selector
+        );
+        let mut listing = match &self.version {
+            Some(version) => {
+                path += "&resourceVersion=";
+                path.extend(http_escaped(version));
+                None
+            }
+            None => {
+                path += "&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
+                Some(Listing::default())
+            }
+        };
+        let mut answer = self.api.get(&path, self.accept(), self.timing.answer).await?;
+        let mut lines = Lines::default();
+        while let Some(piece) = answer.piece(self.timing.stall).await? {
+            let mut batch = Vec::new();
+            let before = listing.is_some();
+            let result = lines.push(&piece, |line| self.line(line, &mut listing, &mut batch));
+            // What came before a line that makes no sense did make sense.
+            self.hand_on(batch).await?;
+            if before && listing.is_none() {
+                self.status.listed(self.resource);
+            }
+            result?;
+            self.worked();
+        }
+        if lines.is_partial() || listing.is_some() { Err(Failure::Cut.into()) } else { Ok(()) }
+    }
+
+    /// Takes one line of a watch. While `listing` is there, the first list is not complete.
+    fn line(&mut self, line: &[u8], listing: &mut Option<Listing>, batch: &mut Vec<Change>) -> Result<(), Ended> {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return Ok(());
+        }
+        match decode::event(line)? {
+            Event::Failed(failure) => return Err(failure.into()),
+            Event::Bookmark { version, initial_end } => match listing.take() {
+                Some(complete) if initial_end => self.take(complete, version, batch),
+                Some(incomplete) => *listing = Some(incomplete),
+                None => self.version = Some(version),
+            },
+            Event::Applied(raw) => match listing {
+                Some(listing) => self.gather(raw, listing)?,
+                None => self.apply(raw, batch)?,
+            },
+            Event::Deleted(raw) if listing.is_none() => self.delete(raw, batch),
+            // Between the first events and their end nothing is deleted; a server that says so anyway is asked again.
+            Event::Deleted(_) => return Err(Failure::Malformed("a deletion inside the first list".to_owned()).into()),
+        }
+        Ok(())
+    }
+
+    async fn hand_on(&mut self, mut batch: Vec<Change>) -> Result<(), Ended> {
+        while batch.len() > BATCH {
+            let rest = batch.split_off(BATCH);
+            self.changes.send(std::mem::replace(&mut batch, rest)).await.map_err(|_| Ended::Closed)?;
+        }
+        if !batch.is_empty() {
+            self.changes.send(batch).await.map_err(|_| Ended::Closed)?;
+        }
+        Ok(())
+    }
+
+    /// Adds an object to a list.
+    fn gather(&mut self, raw: &RawValue, listing: &mut Listing) -> Result<(), Ended> {
+        let Some(head) = self.head(raw) else { return Ok(()) };
+        match self.trim(raw, &head)? {
+            None => listing.invalid.push(head.name),
+            Some(trimmed) => {
+                listing.known.push((head.name.as_str().into(), head.number(), content(&trimmed)));
+                match trimmed {
+                    Trimmed::Object(object) => listing.objects.push(object),
+                    Trimmed::Policy(policy) => {
+                        listing.policies.insert(head.name, policy);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A complete list: one change for the observer, whatever happened meanwhile.
+    fn take(&mut self, listing: Listing, version: String, batch: &mut Vec<Change>) {
+        let Listing { known, objects, policies, invalid } = listing;
+        let count = objects.len() + policies.len();
+        // What is there but makes no sense is not gone: it stays as it was known.
+        let kept: Vec<String> = invalid.into_iter().filter(|name| self.known.is_alive(name)).collect();
+        if self.resource == Resource::NetworkPolicies {
+            self.status.replace_policies(policies, &kept);
+        } else if kept.is_empty() {
+            batch.push(Change::Replace { kind: self.resource.kind(), objects });
+        } else {
+            let listed: std::collections::HashSet<&str> =
+                known.iter().map(|(name, ..)| &**name).chain(kept.iter().map(String::as_str)).collect();
+            let gone =
+                self.known.alive().filter(|name| !listed.contains(name)).map(|name| Change::Delete(self.key(name)));
+            batch.extend(gone.chain(objects.into_iter().map(Change::Apply)));
+        }
+        // The hash 0 of what was kept is nobody's: the next version that makes sense is news.
+        self.known.replace(known.into_iter().chain(kept.into_iter().map(|name| (name.into(), None, 0))));
+        tracing::debug!(resource = self.resource.as_str(), count, version, "list complete");
+        self.version = Some(version);
+    }
+
+    fn apply(&mut self, raw: &RawValue, batch: &mut Vec<Change>) -> Result<(), Ended> {
+        let Some(head) = self.head(raw) else { return Ok(()) };
+        let trimmed = self.trim(raw, &head)?;
+        self.advance(&head);
+        let Some(trimmed) = trimmed else { return Ok(()) };
+        let outcome = match self.known.applied(&head.name, head.number(), content(&trimmed)) {
+            Verdict::Unchanged => Outcome::Unchanged,
+            Verdict::Stale => Outcome::Stale,
+            Verdict::News => {
+                match trimmed {
+                    Trimmed::Object(object) => batch.push(Change::Apply(object)),
+                    Trimmed::Policy(policy) => self.status.policy(&head.name, Some(policy)),
+                }
+                Outcome::Applied
+            }
+        };
+        self.status.count(self.resource, outcome);
+        Ok(())
+    }
+
+    fn delete(&mut self, raw: &RawValue, batch: &mut Vec<Change>) {
+        let Some(head) = self.head(raw) else { return };
+        self.advance(&head);
+        let outcome = if self.known.deleted(&head.name, head.number()) {
+            if self.resource == Resource::NetworkPolicies {
+                self.status.policy(&head.name, None);
+            } else {
+                batch.push(Change::Delete(self.key(&head.name)));
+            }
+            Outcome::Deleted
+        } else {
+            Outcome::Stale
+        };
+        self.status.count(self.resource, outcome);
+    }
+
+    /// The watch goes on behind this event, should it break; a late event does not turn it back.
+    fn advance(&mut self, head: &Head<'_>) {
+        let number = |version: &Option<String>| version.as_deref().and_then(|v| v.parse::<u64>().ok());
+        if let (Some(now), Some(new)) = (number(&self.version), head.number())
+            && new < now
+        {
+            return;
+        }
+        if let Some(version) = &head.version {
+            self.version = Some(version.clone());
+        }
+    }
+
+    fn head<'a>(&self, raw: &'a RawValue) -> Option<Head<'a>> {
+        match decode::head(raw) {
+            Ok(head) => Some(head),
+            Err(e) => {
+                self.invalid("without a readable name", &e);
+                None
+            }
+        }
+    }
+
+    fn invalid(&self, name: &str, error: &str) {
+        self.status.count(self.resource, Outcome::Invalid);
+        tracing::warn!(resource = self.resource.as_str(), name, "an object that makes no sense was skipped: {error}");
+    }
+
+    /// The part of an object that is kept, `None` if it makes no sense.
+    fn trim(&self, raw: &RawValue, head: &Head<'_>) -> Result<Option<Trimmed>, Ended> {
+        let trimmed = if self.resource == Resource::NetworkPolicies {
+            decode::with_kind(raw, "networking.k8s.io/v1", "NetworkPolicy").and_then(|text| {
+                let set = policies(&head.name, text.as_bytes()).map_err(|e| e.to_string())?;
+                set.policies.into_iter().next().map(Trimmed::Policy).ok_or_else(|| "it is no NetworkPolicy".to_owned())
+            })
+        } else {
+            match decode::object(raw, head, self.resource) {
+                Ok(Some(object)) => Ok(Trimmed::Object(object)),
+                Ok(None) => Err("it is of another kind".to_owned()),
+                Err(e) => Err(e),
+            }
+        };
+        match trimmed {
+            Ok(Trimmed::Object(Object::Controller(c))) if head.is_metadata_only() && c.controller.is_none() => {
+                Err(Ended::NeedsSpec)
+            }
+            Ok(trimmed) => Ok(Some(trimmed)),
+            Err(e) => {
+                self.invalid(&head.name, &e);
+                Ok(None)
+            }
+        }
+    }
+
+    fn key(&self, name: &str) -> ObjectKey {
+        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+        ObjectKey { kind: self.resource.kind(), namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+/// Percent-escapes a query value.
+fn http_escaped(value: &str) -> impl Iterator<Item = char> + '_ {
+    value.bytes().flat_map(|b| {
+        let plain = b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+        let escaped = [b'%', b"0123456789ABCDEF"[usize::from(b >> 4)], b"0123456789ABCDEF"[usize::from(b & 15)]];
+        let bytes = if plain { [b, 0, 0] } else { escaped };
+        bytes.into_iter().take(if plain { 1 } else { 3 }).map(char::from)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn continue_tokens_survive_the_query() {
+        assert_eq!(http_escaped("eyJ2+/=&a").collect::<String>(), "eyJ2%2B%2F%3D%26a");
+    }
+}
