@@ -1,5 +1,6 @@
 //! The lab: pods made of a kubelet-shaped cgroup and a network namespace, real processes in them, and their own log as ground truth.
 //!
+//! - [`apiserver`]: a small Kubernetes API server that replays recordings of a real one and misbehaves on demand.
 //! - [`app`]: what the application binary `guardrail-lab-app` does, and the scenario file that tells it so.
 //! - [`cluster`]: a small Kubernetes cluster as data: workloads, pods, Services; its inventory as YAML, its Services as address translation.
 //! - [`lab`]: makes such a cluster real on this machine, and removes it again whatever happens.
@@ -9,6 +10,7 @@
 //!
 //! Nothing here uses guardrail's own crates: the lab judges them through their files, sockets and exit codes only.
 
+pub mod apiserver;
 pub mod app;
 pub mod bins;
 pub mod cluster;

@@ -1,0 +1,312 @@
+//! A small Kubernetes API server: it replays recordings of a real one (lists, watches with their real order) and misbehaves on demand.
+//!
+//! It speaks HTTP/1.1 over plain TCP, one thread per connection, every connection for one request. What it knows of the API is what the recordings
+//! show: lists (whole and paged), watches (from a version, or with the list first), bookmarks, metadata alone, field selectors on pods, tokens,
+//! permissions, TokenReviews and SubjectAccessReviews.
+
+mod http;
+mod serve;
+mod store;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use serde_json::Value;
+use store::Store;
+
+/// How the next request for a resource goes wrong. Each fault is used up by one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// An error status, with `Retry-After` if given.
+    Status {
+        /// Status code.
+        code: u16,
+        /// Seconds.
+        retry_after: Option<u32>,
+    },
+    /// The watch is answered with 200 and an ERROR event of code 410, as a real server does it for a version that etcd has forgotten.
+    Expired,
+    /// After so many events the stream ends in the middle of the next object, without an end of the body.
+    CutMidObject {
+        /// Whole events before the cut.
+        after: usize,
+    },
+    /// After so many events nothing comes any more, and the connection stays open.
+    Stall {
+        /// Events before the silence.
+        after: usize,
+    },
+    /// After so many events a line that is no JSON.
+    Garbage {
+        /// Events before it.
+        after: usize,
+    },
+    /// The connection is closed before an answer.
+    Disconnect,
+}
+
+/// What the server does all the time.
+#[derive(Clone, Debug, Default)]
+pub struct Manners {
+    /// No streaming lists: `sendInitialEvents` is refused with 422, as servers without the feature do.
+    pub no_streaming_lists: bool,
+    /// Every event is sent twice.
+    pub duplicates: bool,
+    /// Neighbouring events of a watch are swapped.
+    pub reorder: bool,
+    /// Accepted bearer tokens; `None` accepts everybody.
+    pub tokens: Option<BTreeSet<String>>,
+    /// (verb, resource) that are forbidden.
+    pub denied: BTreeSet<(String, String)>,
+    /// Users by token, for TokenReviews.
+    pub users: BTreeMap<String, String>,
+    /// (user, non-resource path) that SubjectAccessReviews allow.
+    pub allowed: BTreeSet<(String, String)>,
+    /// Audience that tokens are for.
+    pub audience: String,
+}
+
+pub(crate) struct State {
+    pub(crate) store: Store,
+    pub(crate) faults: BTreeMap<String, VecDeque<Fault>>,
+    pub(crate) manners: Manners,
+    /// `METHOD path?query` of every request, in order.
+    pub(crate) requests: Vec<String>,
+    /// Per resource: open watches that have been sent everything.
+    pub(crate) idle: BTreeMap<String, usize>,
+}
+
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a change of the state, at most so long.
+    pub(crate) fn wait<'a>(&self, state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    pub(crate) fn notify(&self) {
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// One recorded event.
+#[derive(Clone, Debug)]
+struct Recorded {
+    after_ms: u64,
+    resource: String,
+    event: Value,
+}
+
+/// The server. It stops when it is dropped.
+pub struct ApiServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    recording: Vec<Recorded>,
+    accepting: Option<thread::JoinHandle<()>>,
+}
+
+/// Where the recordings are.
+#[must_use]
+pub fn recordings() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/kube")
+}
+
+impl ApiServer {
+    /// Serves the recorded lists on a loopback port.
+    ///
+    /// # Errors
+    /// If the recordings cannot be read or no port is to be had.
+    pub fn start() -> anyhow::Result<Self> {
+        Self::on(TcpListener::bind("127.0.0.1:0")?)
+    }
+
+    /// The same on a listener that is there already (a port that must be known before).
+    ///
+    /// # Errors
+    /// If the recordings cannot be read.
+    pub fn on(listener: TcpListener) -> anyhow::Result<Self> {
+        let dir = recordings();
+        let mut recording = Vec::new();
+        let mut store = Store::default();
+        for resource in store::RESOURCES {
+            let path = dir.join(format!("list/{}.json", resource.plural));
+            let list: Value =
+                serde_json::from_slice(&std::fs::read(&path).with_context(|| path.display().to_string())?)?;
+            store.load(resource, &list).with_context(|| path.display().to_string())?;
+            let path = dir.join(format!("watch/{}.jsonl", resource.plural));
+            let Ok(text) = std::fs::read_to_string(&path) else { continue };
+            for line in text.lines().filter(|l| !l.trim().is_empty()) {
+                let mut line: Value = serde_json::from_str(line).with_context(|| path.display().to_string())?;
+                recording.push(Recorded {
+                    after_ms: line["after_ms"].as_u64().context("after_ms")?,
+                    resource: resource.plural.to_owned(),
+                    event: line["event"].take(),
+                });
+            }
+        }
+        // Stable: events of one resource keep their order even if they carry the same time.
+        recording.sort_by_key(|r| r.after_ms);
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                store,
+                faults: BTreeMap::new(),
+                manners: Manners::default(),
+                requests: Vec::new(),
+                idle: BTreeMap::new(),
+            }),
+            changed: Condvar::new(),
+            stop: AtomicBool::new(false),
+        });
+        let accepting = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || accept(&listener, &shared)
+        });
+        Ok(Self { address, shared, recording, accepting: Some(accepting) })
+    }
+
+    /// `http://ADDRESS`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// A kubeconfig for this server: with a token file if one is given.
+    #[must_use]
+    pub fn kubeconfig(&self, token_file: Option<&Path>) -> String {
+        let user = token_file
+            .map_or_else(|| "{}".to_owned(), |path| format!("{{tokenFile: {:?}}}", path.display().to_string()));
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: lab\nclusters:\n- name: lab\n  cluster: {{server: {:?}}}\nusers:\n- name: lab\n  user: {user}\ncontexts:\n- name: lab\n  context: {{cluster: lab, user: lab}}\n",
+            self.url()
+        )
+    }
+
+    /// Changes how the server behaves from now on.
+    pub fn manners(&self, change: impl FnOnce(&mut Manners)) {
+        change(&mut self.shared.lock().manners);
+        self.shared.notify();
+    }
+
+    /// Lets a coming request for `resource` go wrong. Faults of one resource are used in order.
+    pub fn fault(&self, resource: &str, fault: Fault) {
+        self.shared.lock().faults.entry(resource.to_owned()).or_default().push_back(fault);
+    }
+
+    /// Whether every fault has happened.
+    #[must_use]
+    pub fn faults_used(&self) -> bool {
+        self.shared.lock().faults.values().all(VecDeque::is_empty)
+    }
+
+    /// Applies everything that was recorded, in its real order, `speed` times as fast.
+    pub fn replay(&self, speed: u32) {
+        self.replay_from(0, u64::MAX, speed);
+    }
+
+    /// The part of the recording in which `from <= after_ms < to`.
+    pub fn replay_from(&self, from: u64, to: u64, speed: u32) {
+        let began = Instant::now();
+        for recorded in self.recording.iter().filter(|r| (from..to).contains(&r.after_ms)) {
+            let due = Duration::from_millis(recorded.after_ms - from) / speed.max(1);
+            thread::sleep(due.saturating_sub(began.elapsed()));
+            self.event(&recorded.resource, recorded.event.clone());
+        }
+    }
+
+    /// One event as a real watch carries it: `{"type", "object"}`.
+    pub fn event(&self, resource: &str, event: Value) {
+        self.shared.lock().store.event(resource, event);
+        self.shared.notify();
+    }
+
+    /// Adds or changes an object; the server numbers the version.
+    pub fn put(&self, resource: &str, object: Value) {
+        self.shared.lock().store.put(resource, object);
+        self.shared.notify();
+    }
+
+    /// Deletes an object; the server numbers the version.
+    pub fn delete(&self, resource: &str, namespace: &str, name: &str) {
+        self.shared.lock().store.delete(resource, namespace, name);
+        self.shared.notify();
+    }
+
+    /// Forgets the events so far: a watch from an older version gets 410.
+    pub fn compact(&self) {
+        self.shared.lock().store.compact();
+    }
+
+    /// Closes every stream, as a server does that is restarted.
+    pub fn drop_streams(&self) {
+        self.shared.lock().store.epoch += 1;
+        self.shared.notify();
+    }
+
+    /// The objects as they stand, as `kubectl get -o json` prints them.
+    #[must_use]
+    pub fn objects(&self) -> String {
+        self.shared.lock().store.as_list().to_string()
+    }
+
+    /// How often a request was made whose `METHOD path?query` contains `part`.
+    #[must_use]
+    pub fn requests(&self, part: &str) -> usize {
+        self.shared.lock().requests.iter().filter(|r| r.contains(part)).count()
+    }
+
+    /// Whether every resource has a watch that has been sent everything.
+    #[must_use]
+    pub fn all_delivered(&self) -> bool {
+        let state = self.shared.lock();
+        store::RESOURCES.iter().all(|r| state.idle.get(r.plural).is_some_and(|n| *n > 0))
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.notify();
+        // Wakes `accept`.
+        drop(TcpStream::connect(self.address));
+        if let Some(accepting) = self.accepting.take() {
+            drop(accepting.join());
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    for stream in listener.incoming() {
+        if shared.stopped() {
+            return;
+        }
+        let Ok(stream) = stream else { continue };
+        let shared = Arc::clone(shared);
+        thread::spawn(move || {
+            // A client that went away is its own affair.
+            let _ = serve::connection(stream, &shared);
+        });
+    }
+}

@@ -1,0 +1,327 @@
+//! One request: permission, faults, list, watch, reviews.
+
+use std::{
+    io,
+    net::TcpStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    Fault, Shared, State,
+    http::{self, Request},
+    store::{Logged, RESOURCES, Resource},
+};
+
+/// Objects per page, whatever the client asks for: real servers may send fewer, too.
+const LARGEST_PAGE: usize = 500;
+
+fn status(code: u16, reason: &str, message: &str) -> Vec<u8> {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": message, "reason": reason, "code": code,
+    })
+    .to_string()
+    .into_bytes()
+}
+
+pub(crate) fn connection(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let Some(request) = http::read(&stream)? else { return Ok(()) };
+    let mut state = shared.lock();
+    state.requests.push(format!("{} {}", request.method, request.target));
+    if let Some(tokens) = &state.manners.tokens {
+        let token = request.headers.get("authorization").and_then(|a| a.strip_prefix("Bearer "));
+        if !token.is_some_and(|t| tokens.contains(t)) {
+            drop(state);
+            return http::answer(&stream, 401, "", &status(401, "Unauthorized", "Unauthorized"));
+        }
+    }
+    if request.method == "POST" {
+        let answer = review(&state, &request);
+        drop(state);
+        return match answer {
+            Some(body) => http::answer(&stream, 201, "", body.to_string().as_bytes()),
+            None => http::answer(&stream, 404, "", b"404 page not found\n"),
+        };
+    }
+    let Some(resource) = RESOURCES.into_iter().find(|r| r.path() == request.path) else {
+        drop(state);
+        return http::answer(&stream, 404, "", b"404 page not found\n");
+    };
+    let watch = request.query.contains_key("watch");
+    let verb = if watch { "watch" } else { "list" };
+    if state.manners.denied.contains(&(verb.to_owned(), resource.plural.to_owned())) {
+        let message = format!(
+            "{} is forbidden: User \"system:serviceaccount:guardrail:guardrail-agent\" cannot {verb} resource \"{}\" in API group \"{}\" at the cluster scope",
+            resource.plural, resource.plural, resource.group
+        );
+        drop(state);
+        return http::answer(&stream, 403, "", &status(403, "Forbidden", &message));
+    }
+    let fault = state.faults.get_mut(resource.plural).and_then(std::collections::VecDeque::pop_front);
+    match &fault {
+        Some(Fault::Disconnect) => return Ok(()),
+        Some(Fault::Status { code, retry_after }) => {
+            drop(state);
+            let extra = retry_after.map_or_else(String::new, |s| format!("Retry-After: {s}\r\n"));
+            return http::answer(&stream, *code, &extra, &status(*code, "Misbehaving", "as asked"));
+        }
+        _ => {}
+    }
+    if !watch {
+        let body = list(&mut state, resource, &request);
+        drop(state);
+        return http::answer(&stream, body.0, "", &body.1);
+    }
+    if request.query.contains_key("sendInitialEvents") && state.manners.no_streaming_lists {
+        drop(state);
+        let message = "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+        return http::answer(&stream, 422, "", &status(422, "Invalid", message));
+    }
+    drop(state);
+    Watch::new(&stream, shared, resource, &request, fault).run()
+}
+
+fn selects(request: &Request, object: &Value) -> bool {
+    match request.query.get("fieldSelector").and_then(|s| s.strip_prefix("spec.nodeName=")) {
+        Some(node) => object["spec"]["nodeName"].as_str() == Some(node),
+        None => true,
+    }
+}
+
+/// The form that the client asked for.
+fn shaped(request: &Request, object: &Value) -> Value {
+    if request.headers.get("accept").is_some_and(|a| a.contains("as=PartialObjectMetadata")) {
+        json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+    } else {
+        object.clone()
+    }
+}
+
+fn list(state: &mut State, resource: Resource, request: &Request) -> (u16, Vec<u8>) {
+    let collection = state.store.collections.entry(resource.plural.to_owned()).or_default();
+    let limit = request.query.get("limit").and_then(|l| l.parse().ok()).unwrap_or(LARGEST_PAGE).min(LARGEST_PAGE);
+    let (version, offset) = match request.query.get("continue") {
+        None => {
+            let items = collection.items.values().filter(|o| selects(request, o)).cloned().collect();
+            collection.pages.insert(collection.version, items);
+            (collection.version, 0)
+        }
+        Some(token) => {
+            // The characters are those that a client must escape.
+            let parsed = token
+                .strip_prefix("+/=&")
+                .and_then(|t| t.split_once(':'))
+                .and_then(|(v, o)| Some((v.parse().ok()?, o.parse().ok()?)));
+            match parsed {
+                Some((version, offset)) if version >= collection.compacted => (version, offset),
+                Some(_) => return (410, status(410, "Expired", "The provided continue parameter is too old")),
+                None => return (400, status(400, "BadRequest", "continue key is not valid")),
+            }
+        }
+    };
+    let items = collection.pages.get(&version).map(Vec::as_slice).unwrap_or_default();
+    let page = &items[offset.min(items.len())..(offset + limit).min(items.len())];
+    let mut metadata = json!({"resourceVersion": version.to_string()});
+    if offset + limit < items.len() {
+        metadata["continue"] = format!("+/=&{version}:{}", offset + limit).into();
+    }
+    let page: Vec<Value> = page
+        .iter()
+        .map(|o| {
+            let mut object = shaped(request, o);
+            // Lists of one kind do not repeat it in their items.
+            if object["kind"] != "PartialObjectMetadata"
+                && let Some(map) = object.as_object_mut()
+            {
+                map.remove("kind");
+                map.remove("apiVersion");
+            }
+            object
+        })
+        .collect();
+    let body = json!({"kind": format!("{}List", resource.kind), "apiVersion": resource.api_version(), "metadata": metadata, "items": page});
+    (200, body.to_string().into_bytes())
+}
+
+struct Watch<'a> {
+    stream: &'a TcpStream,
+    shared: &'a Shared,
+    resource: Resource,
+    request: &'a Request,
+    fault: Option<Fault>,
+    sent: usize,
+}
+
+/// Whether the stream goes on.
+enum Next {
+    Go,
+    End,
+}
+
+impl<'a> Watch<'a> {
+    fn new(
+        stream: &'a TcpStream,
+        shared: &'a Shared,
+        resource: Resource,
+        request: &'a Request,
+        fault: Option<Fault>,
+    ) -> Self {
+        Self { stream, shared, resource, request, fault, sent: 0 }
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        http::begin_stream(self.stream)?;
+        let seconds = self.request.query.get("timeoutSeconds").and_then(|s| s.parse().ok()).unwrap_or(60);
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        let from: Option<u64> = self.request.query.get("resourceVersion").and_then(|v| v.parse().ok());
+        let state = self.shared.lock();
+        let epoch = state.store.epoch;
+        let collection = &state.store.collections[self.resource.plural];
+        let expired = self.fault == Some(Fault::Expired) || from.is_some_and(|v| v < collection.compacted);
+        // Events up to here are in the list, or have been seen by the client.
+        let mut at =
+            collection.log.iter().position(|l| from.is_some_and(|v| l.version > v)).unwrap_or(collection.log.len());
+        let version = collection.version;
+        let initial: Option<Vec<Value>> = self
+            .request
+            .query
+            .contains_key("sendInitialEvents")
+            .then(|| collection.items.values().filter(|o| selects(self.request, o)).cloned().collect());
+        drop(state);
+        if expired {
+            let gone = json!({"type": "ERROR", "object": serde_json::from_slice::<Value>(&status(410, "Expired", "too old resource version: 1 (1047)"))?});
+            http::chunk(self.stream, format!("{gone}\n").as_bytes())?;
+            return http::end_stream(self.stream);
+        }
+        if let Some(objects) = initial {
+            for object in objects {
+                if let Next::End = self.send(&json!({"type": "ADDED", "object": shaped(self.request, &object)}))? {
+                    return Ok(());
+                }
+            }
+            if let Next::End = self.send(&self.bookmark(version, true))? {
+                return Ok(());
+            }
+        }
+        loop {
+            let mut state = self.shared.lock();
+            if state.store.epoch != epoch || self.shared.stopped() {
+                return http::end_stream(self.stream);
+            }
+            let collection = &state.store.collections[self.resource.plural];
+            let events: Vec<Logged> = collection.log.get(at..).unwrap_or_default().to_vec();
+            let version = collection.version;
+            if events.is_empty() {
+                if Instant::now() >= deadline {
+                    drop(state);
+                    http::chunk(self.stream, format!("{}\n", self.bookmark(version, false)).as_bytes())?;
+                    return http::end_stream(self.stream);
+                }
+                *state.idle.entry(self.resource.plural.to_owned()).or_default() += 1;
+                let mut state = self.shared.wait(state, Duration::from_millis(50));
+                *state.idle.entry(self.resource.plural.to_owned()).or_default() -= 1;
+                continue;
+            }
+            at += events.len();
+            let (duplicates, reorder) = (state.manners.duplicates, state.manners.reorder);
+            drop(state);
+            if let Next::End = self.send_all(events, duplicates, reorder)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn send_all(&mut self, mut events: Vec<Logged>, duplicates: bool, reorder: bool) -> io::Result<Next> {
+        if reorder {
+            events.chunks_mut(2).for_each(<[Logged]>::reverse);
+        }
+        for logged in events {
+            let object = &logged.event["object"];
+            let bookmark = logged.event["type"] == "BOOKMARK";
+            if !bookmark && !selects(self.request, object) {
+                continue;
+            }
+            let event = json!({"type": logged.event["type"], "object": if bookmark { object.clone() } else { shaped(self.request, object) }});
+            for _ in 0..=usize::from(duplicates) {
+                if let Next::End = self.send(&event)? {
+                    return Ok(Next::End);
+                }
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    fn bookmark(&self, version: u64, initial_end: bool) -> Value {
+        let mut metadata = json!({"resourceVersion": version.to_string()});
+        if initial_end {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        json!({"type": "BOOKMARK", "object": {"kind": self.resource.kind, "apiVersion": self.resource.api_version(), "metadata": metadata}})
+    }
+
+    /// Sends one event, or what the fault makes of it.
+    fn send(&mut self, event: &Value) -> io::Result<Next> {
+        let line = format!("{event}\n");
+        match self.fault {
+            Some(Fault::CutMidObject { after }) if self.sent >= after => {
+                http::chunk(self.stream, &line.as_bytes()[..line.len() / 2])?;
+                return Ok(Next::End);
+            }
+            Some(Fault::Garbage { after }) if self.sent == after => {
+                self.sent += 1;
+                http::chunk(self.stream, b"<html>bad gateway</html>\n")?;
+                return Ok(Next::Go);
+            }
+            Some(Fault::Stall { after }) if self.sent >= after => {
+                // Silence until the client gives up; its closing shows as an end of input.
+                self.stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+                while !self.shared.stopped() {
+                    match io::Read::read(&mut &*self.stream, &mut [0]) {
+                        Ok(_) => break,
+                        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+                return Ok(Next::End);
+            }
+            _ => {}
+        }
+        self.sent += 1;
+        http::chunk(self.stream, line.as_bytes())?;
+        Ok(Next::Go)
+    }
+}
+
+/// TokenReview and SubjectAccessReview.
+fn review(state: &State, request: &Request) -> Option<Value> {
+    let mut review: Value = serde_json::from_slice(&request.body).ok()?;
+    let manners = &state.manners;
+    match request.path.as_str() {
+        "/apis/authentication.k8s.io/v1/tokenreviews" => {
+            let user = review["spec"]["token"].as_str().and_then(|t| manners.users.get(t));
+            let asked = review["spec"]["audiences"].as_array().cloned().unwrap_or_default();
+            let audience = asked.is_empty() || asked.iter().any(|a| a == manners.audience.as_str());
+            review["status"] = match user {
+                Some(user) if audience => {
+                    json!({"authenticated": true, "user": {"username": user, "uid": "u", "groups": ["system:authenticated"]}, "audiences": [manners.audience]})
+                }
+                _ => json!({"authenticated": false, "error": "invalid bearer token", "user": {}}),
+            };
+        }
+        "/apis/authorization.k8s.io/v1/subjectaccessreviews" => {
+            let spec = &review["spec"];
+            let user = spec["user"].as_str().unwrap_or_default().to_owned();
+            let path = spec["nonResourceAttributes"]["path"].as_str().unwrap_or_default().to_owned();
+            let get = spec["nonResourceAttributes"]["verb"] == "get";
+            let groups = spec["groups"].as_array().is_some_and(|g| !g.is_empty());
+            review["status"] = json!({"allowed": get && groups && manners.allowed.contains(&(user, path))});
+        }
+        _ => return None,
+    }
+    Some(review)
+}
