@@ -8,7 +8,13 @@ use crate::{check, completions, explain, export, graph, lint, merge};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks nothing.
 #[derive(Debug, Parser)]
-#[command(name = "guardrail", version, max_term_width = 100, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(
+    name = "guardrail",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
 #[command(after_help = "Exit codes: 0 fine, 1 findings (a denied flow, a lint error), 2 could not answer.")]
 pub(crate) struct Cli {
     /// What to do.

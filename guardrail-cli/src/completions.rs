@@ -21,5 +21,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "guardrail", &mut script);
-    finish(std::io::Write::write_all(&mut std::io::stdout().lock(), &script).map(|()| Outcome::Fine).map_err(Into::into))
+    finish(
+        std::io::Write::write_all(&mut std::io::stdout().lock(), &script).map(|()| Outcome::Fine).map_err(Into::into),
+    )
 }

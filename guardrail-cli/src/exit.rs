@@ -39,9 +39,9 @@ pub(crate) fn finish(result: anyhow::Result<Outcome>) -> ExitCode {
 
 /// Somebody closed our stdout (`| head`): they have what they wanted.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-    })
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe))
 }
 
 /// Prints clap's message. Help and version are fine; a usage error is "could not answer".

@@ -25,6 +25,9 @@ use crate::{
 
 /// Options of `guardrail explain`.
 #[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "guardrail explain --policies <PATH> --inventory <FILE> \\\n       --from <NS/POD|IP> --to <NS/POD|IP> --port <N> [OPTIONS]"
+)]
 pub(crate) struct Args {
     /// Policies to judge by: a file or a directory, YAML or JSON (repeatable)
     #[arg(long, value_name = "PATH", required = true)]
@@ -89,7 +92,8 @@ fn explain(args: &Args) -> anyhow::Result<Outcome> {
     let Loaded { evaluator, unproven, .. } = policies::load(policies, inventory, None)?;
     let end = |option: &str, text: &str| evaluator.end(text).with_context(|| option.to_owned());
     let (src, dst) = (end("--from", from)?, end("--to", to)?);
-    let explanation = evaluator.explain(&Question { src: (&src, from), dst: (&dst, to), protocol: *protocol, port: *port });
+    let explanation =
+        evaluator.explain(&Question { src: (&src, from), dst: (&dst, to), protocol: *protocol, port: *port });
     let proven = unproven.is_empty() || *allow_unproven;
     let verdict = match (proven, explanation.allowed) {
         (false, _) => "unproven",
@@ -99,7 +103,15 @@ fn explain(args: &Args) -> anyhow::Result<Outcome> {
     for reason in &unproven {
         tell("warning", reason);
     }
-    let answer = Answer { from, to, protocol: *protocol, port: *port, verdict, unproven_because: &unproven, explanation: &explanation };
+    let answer = Answer {
+        from,
+        to,
+        protocol: *protocol,
+        port: *port,
+        verdict,
+        unproven_because: &unproven,
+        explanation: &explanation,
+    };
     let mut out = BufWriter::new(std::io::stdout().lock());
     match output {
         Format::Text => text(&mut out, &answer)?,
@@ -124,7 +136,9 @@ fn text(out: &mut impl Write, answer: &Answer<'_>) -> anyhow::Result<()> {
     writeln!(out, "{style}{verdict}{style:#}: {from} -> {to} {protocol}/{port}")?;
     writeln!(out, "  from: {}\n  to:   {}", explanation.ends[0], explanation.ends[1])?;
     match explanation.exempt {
-        Some(Exemption::Itself) => writeln!(out, "\nA pod's connections to itself cannot be blocked by NetworkPolicy.")?,
+        Some(Exemption::Itself) => {
+            writeln!(out, "\nA pod's connections to itself cannot be blocked by NetworkPolicy.")?
+        }
         Some(Exemption::OwnNode) => writeln!(out, "\nConnections between a pod and its own node are always allowed.")?,
         None => {}
     }
@@ -132,7 +146,7 @@ fn text(out: &mut impl Write, answer: &Answer<'_>) -> anyhow::Result<()> {
         side_text(out, side)?;
     }
     for note in &explanation.notes {
-        writeln!(out, "\nNote: {note}.")?;
+        writeln!(out, "\n{}", output::wrap(&format!("Note: {note}."), 100).join("\n"))?;
     }
     Ok(())
 }
@@ -144,7 +158,8 @@ fn side_text(out: &mut impl Write, side: &SideExplanation) -> anyhow::Result<()>
         writeln!(out, "\n{direction} of {subject}: {verdict}; no policy isolates it in this direction.")?;
         return Ok(());
     }
-    let policy_word = if policies.len() == 1 { "1 policy isolates" } else { &format!("{} policies isolate", policies.len()) };
+    let policy_word =
+        if policies.len() == 1 { "1 policy isolates" } else { &format!("{} policies isolate", policies.len()) };
     writeln!(out, "\n{direction} of {subject}: {verdict}; {policy_word} it:")?;
     for policy in policies {
         write!(out, "  {}{}: ", policy.policy, at(policy.location.as_ref()))?;
@@ -153,7 +168,8 @@ fn side_text(out: &mut impl Write, side: &SideExplanation) -> anyhow::Result<()>
             ([], 1) => writeln!(out, "its one rule does not match")?,
             ([], rules) => writeln!(out, "none of its {rules} rules matches")?,
             (matching, _) => {
-                let rules: Vec<String> = matching.iter().map(|(n, location)| format!("rule {n}{}", line(location.as_ref()))).collect();
+                let rules: Vec<String> =
+                    matching.iter().map(|(n, location)| format!("rule {n}{}", line(location.as_ref()))).collect();
                 writeln!(out, "{} matches", rules.join(", "))?;
             }
         }
@@ -161,7 +177,8 @@ fn side_text(out: &mut impl Write, side: &SideExplanation) -> anyhow::Result<()>
     if let Some(near) = nearest {
         writeln!(out, "  Nearest: {}{}", near.rule, at(near.location.as_ref()))?;
         for reason in &near.because {
-            writeln!(out, "    - {reason}")?;
+            let wrapped = output::wrap(reason, 100 - 6);
+            writeln!(out, "    - {}", wrapped.join("\n      "))?;
         }
     }
     if let Some(smallest) = smallest {
@@ -171,7 +188,7 @@ fn side_text(out: &mut impl Write, side: &SideExplanation) -> anyhow::Result<()>
             writeln!(out, "    {line}")?;
         }
         if let Some(caution) = &smallest.caution {
-            writeln!(out, "  Caution: {caution}.")?;
+            writeln!(out, "  {}", output::wrap(&format!("Caution: {caution}."), 98).join("\n  "))?;
         }
     }
     Ok(())

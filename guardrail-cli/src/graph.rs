@@ -86,7 +86,9 @@ fn restrict(snapshot: &mut Snapshot, namespaces: &[String]) {
     body.service_flows.retain(|f| inside(&f.client));
     for namespace in namespaces {
         let known = body.workloads.iter().any(|w| w.workload.namespace == *namespace)
-            || body.edges.iter().any(|e| [&e.client.peer, &e.server.peer].iter().any(|p| p.workload().is_some_and(|w| w.namespace == *namespace)));
+            || body.edges.iter().any(|e| {
+                [&e.client.peer, &e.server.peer].iter().any(|p| p.workload().is_some_and(|w| w.namespace == *namespace))
+            });
         if !known {
             tell("warning", &format!("nothing was observed in namespace {namespace}"));
         }
@@ -142,7 +144,9 @@ fn window(window: &Window) -> String {
     let second = |t: Timestamp| t.to_string().split(['.', 'Z']).next().unwrap_or_default().replace('T', " ");
     let nodes = window.nodes.len();
     match (window.from, window.to) {
-        (Some(from), Some(to)) => format!("{} to {} UTC on {nodes} node{}.", second(from), second(to), if nodes == 1 { "" } else { "s" }),
+        (Some(from), Some(to)) => {
+            format!("{} to {} UTC on {nodes} node{}.", second(from), second(to), if nodes == 1 { "" } else { "s" })
+        }
         _ => "nothing observed yet.".to_owned(),
     }
 }

@@ -103,7 +103,8 @@ fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> anyhow::Res
     if depth > MAX_DIRECTORY_DEPTH {
         bail!("{}: more than {MAX_DIRECTORY_DEPTH} directories deep; is there a loop of links?", directory.display());
     }
-    let entries = std::fs::read_dir(directory).with_context(|| format!("cannot read directory {}", directory.display()))?;
+    let entries =
+        std::fs::read_dir(directory).with_context(|| format!("cannot read directory {}", directory.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("cannot read directory {}", directory.display()))?;
         if entry.file_name().to_string_lossy().starts_with('.') {
@@ -112,7 +113,10 @@ fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> anyhow::Res
         let path = entry.path();
         if path.is_dir() {
             walk(&path, depth + 1, found)?;
-        } else if path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known))) {
+        } else if path
+            .extension()
+            .is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known)))
+        {
             found.push(path);
         }
     }
@@ -139,8 +143,14 @@ pub(crate) fn bytes(name: &str, limit: usize) -> anyhow::Result<Vec<u8>> {
         std::io::stdin().lock().take(limit).read_to_end(&mut bytes).context("cannot read stdin")?;
     } else if name.starts_with("http://") || name.starts_with("https://") {
         let config = ureq::Agent::config_builder().timeout_global(Some(HTTP_TIMEOUT)).user_agent("guardrail").build();
-        let response = ureq::Agent::new_with_config(config).get(name).call().with_context(|| format!("cannot get {name}"))?;
-        response.into_body().into_reader().take(limit).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
+        let response =
+            ureq::Agent::new_with_config(config).get(name).call().with_context(|| format!("cannot get {name}"))?;
+        response
+            .into_body()
+            .into_reader()
+            .take(limit)
+            .read_to_end(&mut bytes)
+            .with_context(|| format!("cannot read {name}"))?;
     } else {
         let file = File::open(name).with_context(|| format!("cannot read {name}"))?;
         file.take(limit).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;

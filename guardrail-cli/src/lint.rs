@@ -96,7 +96,8 @@ fn table(out: &mut impl Write, findings: &[Finding], policies: usize) -> anyhow:
     let (errors, warnings, notes) = (of(Severity::Error), of(Severity::Warning), of(Severity::Note));
     let counted = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
     let policies = counted(policies, "policy", "policies");
-    let findings = [counted(errors, "error", "errors"), counted(warnings, "warning", "warnings"), counted(notes, "note", "notes")];
+    let findings =
+        [counted(errors, "error", "errors"), counted(warnings, "warning", "warnings"), counted(notes, "note", "notes")];
     writeln!(out, "{policies}: {}.", findings.join(", "))?;
     Ok(())
 }

@@ -28,10 +28,13 @@ pub(crate) fn load(policies: &[PathBuf], inventory: &[PathBuf], snapshot: Option
     let mut unevaluated = std::mem::take(&mut proposed.unevaluated);
     unevaluated.extend(inventory.policies.unevaluated);
 
-    let replaced = |old: &NetworkPolicy| proposed.policies.iter().any(|new| new.namespace == old.namespace && new.name == old.name);
+    let replaced = |old: &NetworkPolicy| {
+        proposed.policies.iter().any(|new| new.namespace == old.namespace && new.name == old.name)
+    };
     let kept: Vec<NetworkPolicy> = in_force.iter().filter(|old| !replaced(old)).cloned().collect();
     if !kept.is_empty() {
-        tell("note", &format!("{} NetworkPolicies of the inventory are not in --policies and apply too", kept.len()));
+        let policies = if kept.len() == 1 { "NetworkPolicy" } else { "NetworkPolicies" };
+        tell("note", &format!("{} {policies} of the inventory apply too, being not in --policies", kept.len()));
     }
     let mut cluster = Cluster::from_objects(&inventory.objects);
     if let Some(snapshot) = snapshot {

@@ -10,7 +10,8 @@ fn cases(directory: &Path, found: &mut Vec<PathBuf>) {
     if directory.join("expected.csv").is_file() {
         found.push(directory.to_path_buf());
     }
-    let mut entries: Vec<PathBuf> = fs::read_dir(directory).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    let mut entries: Vec<PathBuf> =
+        fs::read_dir(directory).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
     entries.sort();
     for entry in entries {
         cases(&entry, found);
@@ -50,7 +51,11 @@ fn judge(case: &Path) -> Vec<String> {
         }
         let denies = actual[5..].contains(&"deny");
         if denies != (verdict == "denied") {
-            wrong.push(format!("{}: who decided contradicts the verdict: {}", expected[..4].join(","), actual.join(",")));
+            wrong.push(format!(
+                "{}: who decided contradicts the verdict: {}",
+                expected[..4].join(","),
+                actual.join(",")
+            ));
         }
     }
     let denied = expected.iter().any(|e| e[4] != "true");

@@ -122,9 +122,15 @@ impl<'a> Check<'a> {
             }
             for direction in Direction::BOTH.into_iter().filter(|d| policy.isolates(*d)) {
                 for (rule, number) in policy.rules(direction).iter().zip(0..) {
-                    let idle = |line| Idle { name: format!("{name}#{}", number + 1), direction: Some(direction), location: policy.at(line) };
+                    let idle = |line| Idle {
+                        name: format!("{name}#{}", number + 1),
+                        direction: Some(direction),
+                        location: policy.at(line),
+                    };
                     let empty = |kind: &PeerKind| self.evaluator.peer_pods(policy, kind) == Some(0);
-                    findings.peers_match_nothing.extend(rule.peers.iter().filter(|p| empty(&p.kind)).map(|p| idle(p.line)));
+                    findings
+                        .peers_match_nothing
+                        .extend(rule.peers.iter().filter(|p| empty(&p.kind)).map(|p| idle(p.line)));
                     if !self.used.contains(&(direction, RuleRef { policy: index, rule: number })) {
                         findings.unused_rules.push(idle(rule.line));
                     }
@@ -141,10 +147,18 @@ impl<'a> Check<'a> {
         let mut newly = Vec::new();
         let cluster = self.evaluator.cluster();
         let subjects: Vec<(Subject, Vec<u32>)> = if cluster.workloads.is_empty() {
-            let pods: BTreeSet<u32> = self.judged.keys().filter_map(|(subject, _)| if let Subject::Pod(pod) = subject { Some(*pod) } else { None }).collect();
+            let pods: BTreeSet<u32> = self
+                .judged
+                .keys()
+                .filter_map(|(subject, _)| if let Subject::Pod(pod) = subject { Some(*pod) } else { None })
+                .collect();
             pods.into_iter().map(|pod| (Subject::Pod(pod), vec![pod])).collect()
         } else {
-            cluster.workloads.iter().map(|(workload, pods)| (Subject::Workload(workload.clone()), pods.clone())).collect()
+            cluster
+                .workloads
+                .iter()
+                .map(|(workload, pods)| (Subject::Workload(workload.clone()), pods.clone()))
+                .collect()
         };
         for (subject, pods) in subjects {
             for direction in Direction::BOTH {
@@ -164,7 +178,13 @@ impl<'a> Check<'a> {
                         }
                         Subject::Workload(workload) => workload.to_string(),
                     };
-                    newly.push(NewlyIsolated { subject, direction, policies: policies.into_iter().collect(), allowed, denied });
+                    newly.push(NewlyIsolated {
+                        subject,
+                        direction,
+                        policies: policies.into_iter().collect(),
+                        allowed,
+                        denied,
+                    });
                 }
             }
         }

@@ -195,10 +195,13 @@ impl Evaluator {
     #[must_use]
     pub fn needs_namespace_labels(&self) -> Vec<&NetworkPolicy> {
         let unknown = |policy: &NetworkPolicy| {
-            let selectors = [&policy.ingress, &policy.egress].into_iter().flatten().flat_map(|r| &r.peers).filter_map(|p| match &p.kind {
-                crate::model::PeerKind::Pods { namespaces, .. } => namespaces.as_ref(),
-                crate::model::PeerKind::IpBlock(_) => None,
-            });
+            let selectors =
+                [&policy.ingress, &policy.egress].into_iter().flatten().flat_map(|r| &r.peers).filter_map(|p| match &p
+                    .kind
+                {
+                    crate::model::PeerKind::Pods { namespaces, .. } => namespaces.as_ref(),
+                    crate::model::PeerKind::IpBlock(_) => None,
+                });
             selectors.into_iter().any(by_other_labels)
         };
         if self.cluster.namespaces_without_labels().next().is_none() {
@@ -209,7 +212,11 @@ impl Evaluator {
 }
 
 fn by_other_labels(selector: &LabelSelector) -> bool {
-    selector.match_labels.keys().chain(selector.match_expressions.iter().map(|e| &e.key)).any(|key| key != NAMESPACE_NAME_LABEL)
+    selector
+        .match_labels
+        .keys()
+        .chain(selector.match_expressions.iter().map(|e| &e.key))
+        .any(|key| key != NAMESPACE_NAME_LABEL)
 }
 
 #[cfg(test)]

@@ -145,7 +145,9 @@ impl Evaluator {
                 policy: known.key(),
                 location: known.location.clone(),
                 rules: known.rules(direction).len(),
-                matching: matching.map(|r| (r.rule + 1, known.at(known.rules(direction)[r.rule as usize].line))).collect(),
+                matching: matching
+                    .map(|r| (r.rule + 1, known.at(known.rules(direction)[r.rule as usize].line)))
+                    .collect(),
             }
         };
         let mut explanation = SideExplanation {
@@ -167,7 +169,11 @@ impl Evaluator {
 
     fn near(&self, direction: Direction, rule: RuleRef, because: Vec<String>) -> Near {
         let policy = self.policy(rule);
-        Near { rule: self.rule_name(rule), location: policy.at(policy.rules(direction)[rule.rule as usize].line), because }
+        Near {
+            rule: self.rule_name(rule),
+            location: policy.at(policy.rules(direction)[rule.rule as usize].line),
+            because,
+        }
     }
 
     fn describe(&self, end: &End, name: &str) -> String {
@@ -194,8 +200,12 @@ impl Evaluator {
             if let Some(pod) = pod.filter(|p| p.addresses.is_empty() && self.policies().iter().any(has_ip_block)) {
                 notes.push(format!("{}/{} has no address yet, so no ipBlock matches it", pod.namespace, pod.name));
             }
-            if let Some(pod) = pod.filter(|p| p.node.is_none() && question.src.0.is_node() != question.dst.0.is_node()) {
-                notes.push(format!("{}/{} has no nodeName: if that is its own node, the connection is allowed anyway", pod.namespace, pod.name));
+            if let Some(pod) = pod.filter(|p| p.node.is_none() && question.src.0.is_node() != question.dst.0.is_node())
+            {
+                notes.push(format!(
+                    "{}/{} has no nodeName: if that is its own node, the connection is allowed anyway",
+                    pod.namespace, pod.name
+                ));
             }
         }
         notes

@@ -117,7 +117,11 @@ impl Finding {
     pub fn text(&self) -> String {
         let policy = self.policy.as_ref().map_or_else(String::new, |p| format!("{p}: "));
         let told = [INVALID, QUOTED_PORT, CONFLICT, UNKNOWN_FIELD].iter().any(|r| r.id == self.rule);
-        if told { format!("{policy}{}.", self.message).replace("?.", "?") } else { format!("{policy}{}. {}", self.message, self.fix) }
+        if told {
+            format!("{policy}{}.", self.message).replace("?.", "?")
+        } else {
+            format!("{policy}{}. {}", self.message, self.fix)
+        }
     }
 }
 

@@ -147,7 +147,12 @@ impl Reader {
             object::collect(&file, document, expect, &mut found);
         }
         let object::Found { policies, unevaluated, others, problems } = found;
-        if expect == Expect::Policies && policies.is_empty() && unevaluated.is_empty() && problems.is_empty() && !others.is_empty() {
+        if expect == Expect::Policies
+            && policies.is_empty()
+            && unevaluated.is_empty()
+            && problems.is_empty()
+            && !others.is_empty()
+        {
             let (kind, line) = &others[0];
             self.problems.push(Problem {
                 location: Location { file: file.clone(), line: *line },
@@ -202,7 +207,9 @@ impl Reader {
                 self.problems.extend(policy.location.clone().map(|location| Problem {
                     location,
                     kind: ProblemKind::Conflict,
-                    message: format!("a different NetworkPolicy of this namespace and name stands{first_at}; keep one of them"),
+                    message: format!(
+                        "a different NetworkPolicy of this namespace and name stands{first_at}; keep one of them"
+                    ),
                     policy: Some(policy.key()),
                 }));
             }

@@ -15,7 +15,11 @@ pub(super) fn csv(report: &Report<'_>) -> anyhow::Result<()> {
     writeln!(out, "src,dst,protocol,port,verdict,ingress_by,egress_by")?;
     for row in &report.flows {
         let verdict = row.verdict.as_str();
-        writeln!(out, "{},{},{},{},{verdict},{},{}", row.src, row.dst, row.protocol, row.port, row.ingress_by, row.egress_by)?;
+        writeln!(
+            out,
+            "{},{},{},{},{verdict},{},{}",
+            row.src, row.dst, row.protocol, row.port, row.ingress_by, row.egress_by
+        )?;
     }
     out.flush()?;
     Ok(())
@@ -37,7 +41,13 @@ pub(super) fn table(report: &Report<'_>) -> anyhow::Result<()> {
         let mut table = Table::new(&["WHO", "DIRECTION", "ALLOWED", "DENIED", "BY"]);
         for newly in findings.newly_isolated.iter().take(MAX_LINES) {
             let denied = Cell::number(newly.denied).paint(if newly.denied > 0 { Paint::Bad } else { Paint::Plain });
-            let cells = [Cell::new(&newly.subject), Cell::new(newly.direction), Cell::number(newly.allowed), denied, Cell::new(newly.policies.join(", "))];
+            let cells = [
+                Cell::new(&newly.subject),
+                Cell::new(newly.direction),
+                Cell::number(newly.allowed),
+                denied,
+                Cell::new(newly.policies.join(", ")),
+            ];
             table.row(cells);
         }
         table.print(&mut out, output::colour())?;

@@ -94,7 +94,12 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         incomplete_because: snapshot.as_ref().map(coverage::incomplete).unwrap_or_default(),
         findings: Findings::default(),
     };
-    let mut judge = Judge { evaluator: &evaluator, check: Check::new(&evaluator, &before), accept, allow_unproven: *allow_unproven };
+    let mut judge = Judge {
+        evaluator: &evaluator,
+        check: Check::new(&evaluator, &before),
+        accept,
+        allow_unproven: *allow_unproven,
+    };
     let bytes;
     match (&snapshot, flows) {
         (Some(snapshot), _) => report.flows = judge.edges(snapshot),
@@ -204,7 +209,8 @@ impl Judge<'_> {
     fn edges(&mut self, snapshot: &Snapshot) -> Vec<Row<'static>> {
         let (supported, failed): (Vec<_>, Vec<_>) = snapshot.body.edges.iter().partition(|e| e.supported);
         if !failed.is_empty() {
-            tell("note", &format!("{} edges without an established connection are not judged", failed.len()));
+            let edges = if failed.len() == 1 { "edge" } else { "edges" };
+            tell("note", &format!("{} {edges} without an established connection: not judged", failed.len()));
         }
         let mut progress = Progress::new("edges", supported.len());
         let mut rows = Vec::with_capacity(supported.len());

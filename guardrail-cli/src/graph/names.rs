@@ -16,7 +16,8 @@ impl<'a> Names<'a> {
     pub(super) fn new(snapshot: &'a Snapshot) -> Self {
         let body = &snapshot.body;
         let peers = body.edges.iter().flat_map(|e| [&e.client.peer, &e.server.peer]);
-        let mut workloads: Vec<&WorkloadRef> = body.workloads.iter().map(|w| &w.workload).chain(peers.filter_map(Peer::workload)).collect();
+        let mut workloads: Vec<&WorkloadRef> =
+            body.workloads.iter().map(|w| &w.workload).chain(peers.filter_map(Peer::workload)).collect();
         workloads.sort();
         workloads.dedup();
         let mut kinds = BTreeMap::new();

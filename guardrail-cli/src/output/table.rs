@@ -71,8 +71,14 @@ impl Table {
     /// Prints it without trailing blanks; in colour if `colour`.
     pub(crate) fn print(&self, out: &mut impl Write, colour: bool) -> std::io::Result<()> {
         let widths = self.widths();
-        let rights: Vec<bool> = (0..self.headings.len()).map(|c| self.rows.first().is_some_and(|r| r[c].right)).collect();
-        let heading: Vec<Cell> = self.headings.iter().zip(rights).map(|(h, right)| Cell { text: (*h).to_owned(), right, ..Cell::default() }).collect();
+        let rights: Vec<bool> =
+            (0..self.headings.len()).map(|c| self.rows.first().is_some_and(|r| r[c].right)).collect();
+        let heading: Vec<Cell> = self
+            .headings
+            .iter()
+            .zip(rights)
+            .map(|(h, right)| Cell { text: (*h).to_owned(), right, ..Cell::default() })
+            .collect();
         print_row(out, &heading, &widths, |_| if colour { Style::new().bold() } else { Style::new() })?;
         for row in &self.rows {
             print_row(out, row, &widths, |paint| match paint {
@@ -88,21 +94,34 @@ impl Table {
     fn widths(&self) -> Vec<usize> {
         let columns = 0..self.headings.len();
         let of = |measure: fn(&str) -> usize| -> Vec<usize> {
-            columns.clone().map(|c| self.rows.iter().map(|r| measure(&r[c].text)).chain([self.headings[c].len()]).max().unwrap_or(0)).collect()
+            columns
+                .clone()
+                .map(|c| {
+                    self.rows.iter().map(|r| measure(&r[c].text)).chain([self.headings[c].len()]).max().unwrap_or(0)
+                })
+                .collect()
         };
         let mut widths = of(length);
         let least = of(|text| words(text).map(|w| length(w.trim_end())).max().unwrap_or(0).min(WHOLE));
         let room = MAX_WIDTH.saturating_sub(GAP * self.headings.len().saturating_sub(1));
         while widths.iter().sum::<usize>() > room {
             let widest = columns.clone().filter(|c| widths[*c] > least[*c]).max_by_key(|c| widths[*c]);
-            let Some(widest) = widest.or_else(|| columns.clone().filter(|c| widths[*c] > 8).max_by_key(|c| widths[*c])) else { break };
+            let Some(widest) = widest.or_else(|| columns.clone().filter(|c| widths[*c] > 8).max_by_key(|c| widths[*c]))
+            else {
+                break;
+            };
             widths[widest] -= 1;
         }
         widths
     }
 }
 
-fn print_row(out: &mut impl Write, cells: &[Cell], widths: &[usize], style: impl Fn(Paint) -> Style) -> std::io::Result<()> {
+fn print_row(
+    out: &mut impl Write,
+    cells: &[Cell],
+    widths: &[usize],
+    style: impl Fn(Paint) -> Style,
+) -> std::io::Result<()> {
     let wrapped: Vec<Vec<String>> = cells.iter().zip(widths).map(|(cell, width)| wrap(&cell.text, *width)).collect();
     let height = wrapped.iter().map(Vec::len).max().unwrap_or(0);
     for line in 0..height {

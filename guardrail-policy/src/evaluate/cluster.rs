@@ -99,7 +99,9 @@ impl Cluster {
         }
         for service in &body.services {
             for address in &service.addresses {
-                self.virtual_addresses.entry(address.to_canonical()).or_insert_with(|| format!("{}/{}", service.namespace, service.name));
+                self.virtual_addresses
+                    .entry(address.to_canonical())
+                    .or_insert_with(|| format!("{}/{}", service.namespace, service.name));
             }
         }
         self
@@ -155,7 +157,8 @@ impl Cluster {
     }
 
     fn add_pod(&mut self, pod: &Pod) {
-        let ports = pod.ports.iter().filter_map(|p| Some((p.name.clone()?, p.protocol.parse().ok()?, p.port))).collect();
+        let ports =
+            pod.ports.iter().filter_map(|p| Some((p.name.clone()?, p.protocol.parse().ok()?, p.port))).collect();
         self.push_pod(ClusterPod {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
@@ -219,7 +222,11 @@ impl Cluster {
                     name: pod.name.clone(),
                     addresses: pod.addresses.iter().map(IpAddr::to_canonical).collect(),
                     node: Some(node.clone()).filter(|n| !n.is_empty()),
-                    ports: pod.ports.iter().filter_map(|p| Some((p.name.clone(), p.protocol.parse().ok()?, p.port))).collect(),
+                    ports: pod
+                        .ports
+                        .iter()
+                        .filter_map(|p| Some((p.name.clone(), p.protocol.parse().ok()?, p.port)))
+                        .collect(),
                     ..template.clone()
                 });
             }

@@ -8,7 +8,9 @@ use std::{
 use guardrail_graph::snapshot::LabelSelector;
 
 use super::{Cluster, RuleRef, Side};
-use crate::model::{Direction, IpBlock, Labels, NetworkPolicy, PeerKind, PolicyPort, PortMatch, Protocol, Rule, selector_matches};
+use crate::model::{
+    Direction, IpBlock, Labels, NetworkPolicy, PeerKind, PolicyPort, PortMatch, Protocol, Rule, selector_matches,
+};
 
 /// A set of small numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,14 +99,17 @@ struct Builder<'a> {
 
 impl Compiled {
     pub(super) fn new(cluster: &Cluster, policies: &[NetworkPolicy]) -> Self {
-        let namespaces: Vec<(String, Labels)> = cluster.namespaces().map(|n| (n.to_owned(), cluster.namespace_labels(n))).collect();
+        let namespaces: Vec<(String, Labels)> =
+            cluster.namespaces().map(|n| (n.to_owned(), cluster.namespace_labels(n))).collect();
         let (mut classes, class_ports, pods) = classify(cluster, &namespaces);
         let selected: Vec<BitSet> = policies
             .iter()
             .map(|policy| {
                 let mut set = BitSet::with_len(classes.len());
                 for (index, class) in classes.iter().enumerate() {
-                    if namespaces[class.namespace as usize].0 == policy.namespace && selector_matches(&policy.pod_selector, &class.labels) {
+                    if namespaces[class.namespace as usize].0 == policy.namespace
+                        && selector_matches(&policy.pod_selector, &class.labels)
+                    {
                         set.insert(index);
                     }
                 }
@@ -160,7 +165,12 @@ impl Compiled {
 
     pub(super) fn selected(&self, policy: u32) -> Vec<u32> {
         let set = &self.selected[policy as usize];
-        self.pods.iter().zip(0..).filter(|(class, _)| class.is_some_and(|c| set.contains(c))).map(|(_, pod)| pod).collect()
+        self.pods
+            .iter()
+            .zip(0..)
+            .filter(|(class, _)| class.is_some_and(|c| set.contains(c)))
+            .map(|(_, pod)| pod)
+            .collect()
     }
 
     pub(super) fn peer_pods(&self, cluster: &Cluster, policy: &NetworkPolicy, peer: &PeerKind) -> Option<usize> {
@@ -200,7 +210,8 @@ impl Compiled {
 
     /// Who may call `server` on this port, as far as its ingress goes.
     pub(super) fn admission(&self, server: Option<u32>, protocol: Protocol, port: u16) -> Admission<'_> {
-        let mut admission = Admission { everyone: false, classes: BitSet::with_len(self.classes.len()), blocks: Vec::new() };
+        let mut admission =
+            Admission { everyone: false, classes: BitSet::with_len(self.classes.len()), blocks: Vec::new() };
         let policies = server.map(|class| &self.classes[class as usize].policies[slot(Direction::Ingress)]);
         let Some(policies) = policies.filter(|p| !p.is_empty()) else {
             admission.everyone = true;
@@ -225,7 +236,9 @@ impl Compiled {
                     && match *wanted {
                         CompiledPort::Any => true,
                         CompiledPort::Range(first, last) => (first..=last).contains(&port),
-                        CompiledPort::Named(id) => server.is_some_and(|class| self.named[id as usize][class as usize].contains(&port)),
+                        CompiledPort::Named(id) => {
+                            server.is_some_and(|class| self.named[id as usize][class as usize].contains(&port))
+                        }
                     }
             })
     }
@@ -246,7 +259,8 @@ impl Admission<'_> {
     pub fn may_admit(&self, client: &super::End) -> bool {
         self.everyone
             || client.class.is_some_and(|class| self.classes.contains(class))
-            || (!self.blocks.is_empty() && client.addresses().any(|address| self.blocks.iter().any(|block| block.contains(address))))
+            || (!self.blocks.is_empty()
+                && client.addresses().any(|address| self.blocks.iter().any(|block| block.contains(address))))
     }
 }
 
@@ -291,7 +305,11 @@ fn classify(cluster: &Cluster, namespaces: &[(String, Labels)]) -> Classes {
     (classes, class_ports, pods)
 }
 
-fn peer_set(namespaces: &[(String, Labels)], classes: &[Class], peer: (&str, Option<&LabelSelector>, Option<&LabelSelector>)) -> BitSet {
+fn peer_set(
+    namespaces: &[(String, Labels)],
+    classes: &[Class],
+    peer: (&str, Option<&LabelSelector>, Option<&LabelSelector>),
+) -> BitSet {
     let (own, namespace_selector, pod_selector) = peer;
     let wanted: Vec<bool> = namespaces
         .iter()
@@ -317,10 +335,13 @@ fn builder_rule<'a>(builder: &mut Builder<'a>, policy: &'a NetworkPolicy, rule: 
             PeerKind::IpBlock(block) => blocks.push(block.clone()),
             PeerKind::Pods { namespaces, pods } => {
                 let own = if namespaces.is_none() { Some(policy.namespace.as_str()) } else { None };
-                let set = builder
-                    .sets
-                    .entry((own, namespaces.as_ref(), pods.as_ref()))
-                    .or_insert_with(|| peer_set(builder.namespaces, builder.classes, (&policy.namespace, namespaces.as_ref(), pods.as_ref())));
+                let set = builder.sets.entry((own, namespaces.as_ref(), pods.as_ref())).or_insert_with(|| {
+                    peer_set(
+                        builder.namespaces,
+                        builder.classes,
+                        (&policy.namespace, namespaces.as_ref(), pods.as_ref()),
+                    )
+                });
                 match &mut classes {
                     Some(classes) => classes.union(set),
                     None => classes = Some(set.clone()),
@@ -340,7 +361,11 @@ fn builder_port<'a>(builder: &mut Builder<'a>, port: &'a PolicyPort) -> Compiled
             let Builder { named_ids, named, class_ports, .. } = builder;
             let id = *named_ids.entry((name, port.protocol)).or_insert_with(|| {
                 let numbers = class_ports.iter().map(|ports| {
-                    ports.iter().filter(|(n, p, _)| n == name && *p == port.protocol).map(|(_, _, number)| *number).collect()
+                    ports
+                        .iter()
+                        .filter(|(n, p, _)| n == name && *p == port.protocol)
+                        .map(|(_, _, number)| *number)
+                        .collect()
                 });
                 named.push(numbers.collect());
                 u32::try_from(named.len() - 1).unwrap_or(u32::MAX)

@@ -80,12 +80,21 @@ impl Evaluator {
             _ => false,
         };
         if own_node {
-            let verdict = Verdict { exemption: Some(Exemption::OwnNode), egress: Side::NotIsolated, ingress: Side::NotIsolated };
-            return Ok(EdgeVerdict { verdict, pairs: 1, denied: 0, egress_rules: Vec::new(), ingress_rules: Vec::new() });
+            let verdict =
+                Verdict { exemption: Some(Exemption::OwnNode), egress: Side::NotIsolated, ingress: Side::NotIsolated };
+            return Ok(EdgeVerdict {
+                verdict,
+                pairs: 1,
+                denied: 0,
+                egress_rules: Vec::new(),
+                ingress_rules: Vec::new(),
+            });
         }
         let clients = self.peer_ends(&edge.client.peer, true)?;
         let servers = match (&edge.server.peer, &edge.port_name) {
-            (Peer::Workload(workload), Some(name)) => self.replicas_with_port(workload, name, edge.protocol.into(), edge.port),
+            (Peer::Workload(workload), Some(name)) => {
+                self.replicas_with_port(workload, name, edge.protocol.into(), edge.port)
+            }
             _ => None,
         };
         let servers = match servers {
@@ -99,7 +108,13 @@ impl Evaluator {
     ///
     /// # Errors
     /// [`UnknownPeer`] if an end cannot be judged.
-    pub fn evaluate_peers(&self, client: &Peer, server: &Peer, protocol: Protocol, port: u16) -> Result<EdgeVerdict, UnknownPeer> {
+    pub fn evaluate_peers(
+        &self,
+        client: &Peer,
+        server: &Peer,
+        protocol: Protocol,
+        port: u16,
+    ) -> Result<EdgeVerdict, UnknownPeer> {
         Ok(self.judge(&self.peer_ends(client, true)?, &self.peer_ends(server, false)?, protocol, port))
     }
 
@@ -170,7 +185,13 @@ impl Evaluator {
         EdgeVerdict { verdict, pairs, denied, egress_rules: rules.0, ingress_rules: rules.1 }
     }
 
-    fn replicas_with_port(&self, workload: &WorkloadRef, name: &str, protocol: Protocol, port: u16) -> Option<Vec<End>> {
+    fn replicas_with_port(
+        &self,
+        workload: &WorkloadRef,
+        name: &str,
+        protocol: Protocol,
+        port: u16,
+    ) -> Option<Vec<End>> {
         let has = |replica: &&Replica| {
             let ports = &self.cluster().pods[replica.pod as usize].ports;
             ports.iter().any(|(n, p, number)| n == name && *p == protocol && *number == port)
@@ -195,7 +216,8 @@ impl Evaluator {
             let mut replicas = Vec::new();
             for &pod in pods {
                 let end = self.end_of_pod(pod).any_replica();
-                let within: Vec<bool> = blocks.iter().flat_map(|b| end.addresses().map(|a| b.contains(a)).collect::<Vec<_>>()).collect();
+                let within: Vec<bool> =
+                    blocks.iter().flat_map(|b| end.addresses().map(|a| b.contains(a)).collect::<Vec<_>>()).collect();
                 let families = end.addresses().map(|a| a.is_ipv6()).collect::<Vec<_>>();
                 if seen.insert((end.kind(), within, families)) {
                     replicas.push(Replica { end, pod });

@@ -88,7 +88,10 @@ impl End {
     /// Whether both have an address of one family, as far as addresses are known.
     pub(super) fn can_reach(&self, other: &Self) -> bool {
         let none = |end: &Self| end.v4.is_none() && end.v6.is_none();
-        none(self) || none(other) || (self.v4.is_some() && other.v4.is_some()) || (self.v6.is_some() && other.v6.is_some())
+        none(self)
+            || none(other)
+            || (self.v4.is_some() && other.v4.is_some())
+            || (self.v6.is_some() && other.v6.is_some())
     }
 
     fn first(&self) -> Option<IpAddr> {

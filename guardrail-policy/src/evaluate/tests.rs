@@ -26,7 +26,8 @@ fn cluster() -> Cluster {
     cluster.set_namespace("b", Labels::new());
     let port = |name: &str, protocol, number| (name.to_owned(), protocol, number);
     let web = pod("a/web", "app=web", &["10.0.0.1", "fd00::1"], "n1");
-    cluster.push_pod(ClusterPod { ports: vec![port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53)], ..web });
+    cluster
+        .push_pod(ClusterPod { ports: vec![port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53)], ..web });
     let db = pod("a/db", "app=db", &["10.0.0.2"], "n2");
     cluster.push_pod(ClusterPod { ports: vec![port("http", Protocol::Tcp, 8080)], ..db });
     cluster.push_pod(pod("b/client", "app=client", &["10.0.1.1", "fd00::2"], "n2"));
@@ -62,7 +63,10 @@ fn check(specs: &[&str], flows: &[&str]) {
 #[test]
 fn a1_no_pod_selector_in_any_spelling_means_all_pods_of_the_namespace() {
     for spec in ["{}", "{podSelector: {}}", "{podSelector: null}", "{podSelector: {matchLabels: null}}", "null"] {
-        check(&[spec], &["b/client a/web TCP/80 denied", "b/client a/db TCP/80 denied", "a/web b/client TCP/80 allowed"]);
+        check(
+            &[spec],
+            &["b/client a/web TCP/80 denied", "b/client a/db TCP/80 denied", "a/web b/client TCP/80 allowed"],
+        );
     }
 }
 
@@ -72,7 +76,10 @@ fn a2_a3_egress_is_isolated_by_default_only_if_it_has_a_rule() {
         check(&[spec], &["a/web b/client TCP/80 allowed", "b/client a/web TCP/80 denied"]);
     }
     let spec = "{egress: [{ports: [{port: 443}]}]}";
-    check(&[spec], &["a/web b/client TCP/80 denied", "a/web b/client TCP/443 allowed", "b/client a/web TCP/443 denied"]);
+    check(
+        &[spec],
+        &["a/web b/client TCP/80 denied", "a/web b/client TCP/443 allowed", "b/client a/web TCP/443 denied"],
+    );
 }
 
 #[test]
@@ -91,7 +98,10 @@ fn a7_an_empty_rule_allows_external_addresses_too() {
 #[test]
 fn a13_to_a16_peers_mean_what_the_api_says() {
     check(&["{ingress: [{from: [{podSelector: {}}]}]}"], &["a/db a/web TCP/1 allowed", "b/client a/web TCP/1 denied"]);
-    check(&["{ingress: [{from: [{namespaceSelector: {}}]}]}"], &["b/client a/web TCP/1 allowed", "203.0.113.1 a/web TCP/1 denied"]);
+    check(
+        &["{ingress: [{from: [{namespaceSelector: {}}]}]}"],
+        &["b/client a/web TCP/1 allowed", "203.0.113.1 a/web TCP/1 denied"],
+    );
     let both = "{ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: b}}, podSelector: {matchLabels: {app: db}}}]}]}";
     check(&[both], &["b/client a/web TCP/1 denied", "a/db a/web TCP/1 denied"]);
     let either = "{ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: b}}}, {podSelector: {matchLabels: {app: db}}}]}]}";
@@ -104,7 +114,10 @@ fn a13_to_a16_peers_mean_what_the_api_says() {
 #[test]
 fn a18_another_rule_may_allow_what_a_block_excepts() {
     let block = "{ipBlock: {cidr: 10.0.0.0/16, except: [10.0.0.0/24]}}";
-    check(&[&format!("{{ingress: [{{from: [{block}]}}]}}")], &["a/db a/web TCP/1 denied", "b/client a/web TCP/1 allowed"]);
+    check(
+        &[&format!("{{ingress: [{{from: [{block}]}}]}}")],
+        &["a/db a/web TCP/1 denied", "b/client a/web TCP/1 allowed"],
+    );
     let other = "{ipBlock: {cidr: 10.0.0.2/32}}";
     check(&[&format!("{{ingress: [{{from: [{block}, {other}]}}]}}")], &["a/db a/web TCP/1 allowed"]);
 }
@@ -126,23 +139,36 @@ fn a19_families_never_match_each_other_and_dual_stack_pods_are_judged_by_the_fam
         ],
     );
     // host bits are cleared, as older API servers do
-    check(&["{ingress: [{from: [{ipBlock: {cidr: 10.0.1.77/24}}]}]}"], &["10.0.1.1 a/web TCP/1 allowed", "10.0.2.1 a/web TCP/1 denied"]);
+    check(
+        &["{ingress: [{from: [{ipBlock: {cidr: 10.0.1.77/24}}]}]}"],
+        &["10.0.1.1 a/web TCP/1 allowed", "10.0.2.1 a/web TCP/1 denied"],
+    );
 }
 
 #[test]
 fn a21_selector_operators_treat_absent_keys_as_documented() {
-    let from = |e: &str| format!("{{podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{from: [{{podSelector: {{matchExpressions: [{e}]}}}}]}}]}}");
+    let from = |e: &str| {
+        format!(
+            "{{podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{from: [{{podSelector: {{matchExpressions: [{e}]}}}}]}}]}}"
+        )
+    };
     check(&[&from("{key: zone, operator: NotIn, values: [x]}")], &["a/db a/web TCP/1 allowed"]);
     check(&[&from("{key: zone, operator: DoesNotExist}")], &["a/db a/web TCP/1 allowed"]);
     check(&[&from("{key: zone, operator: In, values: [x]}")], &["a/db a/web TCP/1 denied"]);
     check(&[&from("{key: app, operator: Exists}")], &["a/db a/web TCP/1 allowed"]);
-    check(&[&from("{key: app, operator: Exists}, {key: app, operator: NotIn, values: [db]}")], &["a/db a/web TCP/1 denied"]);
+    check(
+        &[&from("{key: app, operator: Exists}, {key: app, operator: NotIn, values: [db]}")],
+        &["a/db a/web TCP/1 denied"],
+    );
 }
 
 #[test]
 fn a23_to_a25_ports_have_a_protocol_and_ranges_are_inclusive() {
     check(&["{ingress: [{ports: [{port: 53}]}]}"], &["b/client a/web TCP/53 allowed", "b/client a/web UDP/53 denied"]);
-    check(&["{ingress: [{ports: [{protocol: UDP}]}]}"], &["b/client a/web UDP/9 allowed", "b/client a/web TCP/9 denied"]);
+    check(
+        &["{ingress: [{ports: [{protocol: UDP}]}]}"],
+        &["b/client a/web UDP/9 allowed", "b/client a/web TCP/9 denied"],
+    );
     check(
         &["{ingress: [{ports: [{port: 100, endPort: 200}]}]}"],
         &[
@@ -181,13 +207,24 @@ fn a27_a_service_address_is_no_destination_of_a_policy() {
     let evaluator = Evaluator::new(cluster(), Vec::new());
     let error = evaluator.end("10.96.0.1").unwrap_err();
     assert!(error.is_unproven());
-    assert_eq!(error.to_string(), "10.96.0.1 is the virtual address of Service a/web: policies are judged at the pod behind it");
+    assert_eq!(
+        error.to_string(),
+        "10.96.0.1 is the virtual address of Service a/web: policies are judged at the pod behind it"
+    );
 }
 
 #[test]
 fn a28_a_pod_reaches_itself_whatever_the_policies_say() {
     let deny = "{policyTypes: [Ingress, Egress]}";
-    check(&[deny], &["a/web a/web TCP/80 allowed", "a/web 10.0.0.1 TCP/80 allowed", "fd00::1 a/web TCP/80 allowed", "a/web a/db TCP/80 denied"]);
+    check(
+        &[deny],
+        &[
+            "a/web a/web TCP/80 allowed",
+            "a/web 10.0.0.1 TCP/80 allowed",
+            "fd00::1 a/web TCP/80 allowed",
+            "a/web a/db TCP/80 denied",
+        ],
+    );
 }
 
 #[test]
@@ -214,8 +251,14 @@ fn a29_a_pod_and_its_own_node_talk_and_other_nodes_are_judged() {
 #[test]
 fn a30_host_network_pods_are_neither_subject_nor_peer_by_labels() {
     // a/host bears app=web: it is not isolated, and it does not count as a pod of namespace a
-    check(&["{podSelector: {matchLabels: {app: web}}}"], &["b/client a/host TCP/80 allowed", "b/client a/web TCP/80 denied"]);
-    check(&["{ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}"], &["a/host a/db TCP/80 denied", "a/web a/db TCP/80 allowed"]);
+    check(
+        &["{podSelector: {matchLabels: {app: web}}}"],
+        &["b/client a/host TCP/80 allowed", "b/client a/web TCP/80 denied"],
+    );
+    check(
+        &["{ingress: [{from: [{podSelector: {matchLabels: {app: web}}}]}]}"],
+        &["a/host a/db TCP/80 denied", "a/web a/db TCP/80 allowed"],
+    );
     check(&["{ingress: [{from: [{ipBlock: {cidr: 192.168.0.0/16}}]}]}"], &["a/host a/db TCP/80 allowed"]);
     check(&["{ingress: [{}]}"], &["a/host a/db TCP/80 allowed"]);
 }

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use super::{Question, words};
 use crate::{
     evaluate::{Evaluator, RuleRef},
-    model::{Direction, IpBlock, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPort, PortMatch, selector_matches},
+    model::{
+        Direction, IpBlock, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPort, PortMatch,
+        selector_matches,
+    },
 };
 
 /// How far a peer or port list is from matching, and the reasons.
@@ -13,12 +16,22 @@ type Distance = (u32, Vec<String>);
 
 impl Evaluator {
     /// Of all rules of these policies the one that misses by least: the peer alone or the port alone before both.
-    pub(super) fn nearest(&self, direction: Direction, policies: &[u32], question: &Question<'_>) -> Option<(RuleRef, Vec<String>)> {
+    pub(super) fn nearest(
+        &self,
+        direction: Direction,
+        policies: &[u32],
+        question: &Question<'_>,
+    ) -> Option<(RuleRef, Vec<String>)> {
         let mut best: Option<(u32, RuleRef, Vec<String>)> = None;
         for &index in policies {
             let policy = &self.policies()[index as usize];
             for (rule, number) in policy.rules(direction).iter().zip(0..) {
-                let (peers, mut because) = self.peers_distance(direction, policy, &rule.peers.iter().map(|p| &p.kind).collect::<Vec<_>>(), question);
+                let (peers, mut because) = self.peers_distance(
+                    direction,
+                    policy,
+                    &rule.peers.iter().map(|p| &p.kind).collect::<Vec<_>>(),
+                    question,
+                );
                 let (ports, reasons) = self.ports_distance(&rule.ports, question);
                 because.extend(reasons);
                 let distance = peers + ports;
@@ -41,18 +54,24 @@ impl Evaluator {
             match &wanted.port {
                 PortMatch::Any => return (0, Vec::new()),
                 PortMatch::Range { first, last } if (*first..=*last).contains(&port) => return (0, Vec::new()),
-                PortMatch::Range { .. } => misses.push((10, format!("it allows {}, the connection is to port {port}", wanted.port))),
+                PortMatch::Range { .. } => {
+                    misses.push((10, format!("it allows {}, the connection is to port {port}", wanted.port)))
+                }
                 PortMatch::Named(name) => {
                     let pod = dst.0.pod().map(|p| &self.cluster().pods[p as usize]);
                     let numbers: Vec<u16> = pod
                         .into_iter()
-                        .flat_map(|p| p.ports.iter().filter(|(n, p, _)| n == name && *p == protocol).map(|(.., number)| *number))
+                        .flat_map(|p| {
+                            p.ports.iter().filter(|(n, p, _)| n == name && *p == protocol).map(|(.., number)| *number)
+                        })
                         .collect();
                     if numbers.contains(&port) {
                         return (0, Vec::new());
                     }
                     misses.push(match numbers.first() {
-                        Some(number) => (10, format!("port \"{name}\" of {} is {number}, the connection is to port {port}", dst.1)),
+                        Some(number) => {
+                            (10, format!("port \"{name}\" of {} is {number}, the connection is to port {port}", dst.1))
+                        }
                         None => (15, format!("{} has no {protocol} port named \"{name}\"", dst.1)),
                     });
                 }
@@ -61,7 +80,13 @@ impl Evaluator {
         least(misses)
     }
 
-    fn peers_distance(&self, direction: Direction, policy: &NetworkPolicy, peers: &[&PeerKind], question: &Question<'_>) -> Distance {
+    fn peers_distance(
+        &self,
+        direction: Direction,
+        policy: &NetworkPolicy,
+        peers: &[&PeerKind],
+        question: &Question<'_>,
+    ) -> Distance {
         let (other, name, address) = question.peer(direction);
         let mut misses = Vec::new();
         for peer in peers {
@@ -77,18 +102,32 @@ impl Evaluator {
                     match namespaces {
                         None if pod.namespace != policy.namespace => {
                             distance += 15;
-                            reasons.push(format!("without a namespaceSelector it means pods of {}, {name} is in {}", policy.namespace, pod.namespace));
+                            reasons.push(format!(
+                                "without a namespaceSelector it means pods of {}, {name} is in {}",
+                                policy.namespace, pod.namespace
+                            ));
                         }
                         Some(selector) if !selector_matches(selector, &labels) => {
                             distance += 15;
-                            reasons.push(format!("namespaceSelector {} does not match namespace {} ({})", words(selector), pod.namespace, shown(&labels)));
+                            reasons.push(format!(
+                                "namespaceSelector {} does not match namespace {} ({})",
+                                words(selector),
+                                pod.namespace,
+                                shown(&labels)
+                            ));
                         }
                         _ => {}
                     }
                     if let Some(selector) = pods.as_ref().filter(|s| !selector_matches(s, &pod.labels)) {
-                        let missing = selector.match_labels.iter().filter(|(k, v)| pod.labels.get(*k) != Some(v)).count() + selector.match_expressions.len();
+                        let missing =
+                            selector.match_labels.iter().filter(|(k, v)| pod.labels.get(*k) != Some(v)).count()
+                                + selector.match_expressions.len();
                         distance += 10 + 2 * u32::try_from(missing).unwrap_or(5).min(5);
-                        reasons.push(format!("podSelector {} does not match {name} ({})", words(selector), shown(&pod.labels)));
+                        reasons.push(format!(
+                            "podSelector {} does not match {name} ({})",
+                            words(selector),
+                            shown(&pod.labels)
+                        ));
                     }
                     if reasons.is_empty() {
                         return (0, Vec::new());
@@ -136,6 +175,7 @@ fn least(misses: Vec<(u32, String)>) -> Distance {
 }
 
 fn shown(labels: &Labels) -> String {
-    let shown: Vec<String> = labels.iter().filter(|(k, _)| *k != NAMESPACE_NAME_LABEL).map(|(k, v)| format!("{k}={v}")).collect();
+    let shown: Vec<String> =
+        labels.iter().filter(|(k, _)| *k != NAMESPACE_NAME_LABEL).map(|(k, v)| format!("{k}={v}")).collect();
     if shown.is_empty() { "no labels".to_owned() } else { shown.join(", ") }
 }

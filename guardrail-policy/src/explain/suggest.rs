@@ -26,7 +26,9 @@ impl Evaluator {
                 head = "    ";
             }
             if labels.is_empty() {
-                caution = Some(format!("{name} has no stable label: this allows every pod of its namespace; give it a label of its own"));
+                caution = Some(format!(
+                    "{name} has no stable label: this allows every pod of its namespace; give it a label of its own"
+                ));
             }
             if !labels.is_empty() || head == "  - " {
                 selector(&mut yaml, head, "podSelector", &labels);

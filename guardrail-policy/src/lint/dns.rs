@@ -67,7 +67,8 @@ fn may_be_dns(rule: &Rule) -> bool {
             }
     };
     let ports = rule.ports.is_empty() || rule.ports.iter().any(port);
-    let peers = rule.peers.is_empty() || rule.peers.iter().any(|p| may_reach_dns(&p.kind)) || rule.ports.iter().any(port);
+    let peers =
+        rule.peers.is_empty() || rule.peers.iter().any(|p| may_reach_dns(&p.kind)) || rule.ports.iter().any(port);
     ports && peers
 }
 

@@ -4,8 +4,8 @@ use guardrail_graph::{inventory::is_generated_label, snapshot::LabelSelector};
 use ipnet::IpNet;
 
 use super::{
-    ALLOW_ALL, CLUSTER_IP_BLOCK, EMPTY_SPEC, GENERATED_LABEL, IGNORED_RULES, Linter, MISSING_POLICY_TYPES, NODE_PORT, PEER_MATCHES_NOTHING,
-    SELECTS_NOTHING, UNKNOWN_PORT_NAME, WIDE_PEER,
+    ALLOW_ALL, CLUSTER_IP_BLOCK, EMPTY_SPEC, GENERATED_LABEL, IGNORED_RULES, Linter, MISSING_POLICY_TYPES, NODE_PORT,
+    PEER_MATCHES_NOTHING, SELECTS_NOTHING, UNKNOWN_PORT_NAME, WIDE_PEER,
 };
 use crate::{
     explain::words,
@@ -17,7 +17,8 @@ impl Linter<'_> {
         let line = policy.location.as_ref().map_or(0, |l| l.line);
         self.labels(policy, &policy.pod_selector, policy.pod_selector_line, "podSelector");
         if self.evaluator.is_some_and(|e| e.selected_pods(index).is_empty()) {
-            let message = format!("podSelector {} matches no live pod in {}", words(&policy.pod_selector), policy.namespace);
+            let message =
+                format!("podSelector {} matches no live pod in {}", words(&policy.pod_selector), policy.namespace);
             self.add(&SELECTS_NOTHING, policy, policy.pod_selector_line, message);
         }
         let empty = policy.ingress.is_empty() && policy.egress.is_empty() && policy.pod_selector.is_empty();
@@ -31,7 +32,12 @@ impl Linter<'_> {
             let rules = policy.rules(direction);
             if !policy.isolates(direction) {
                 if let Some(rule) = rules.first() {
-                    self.add(&IGNORED_RULES, policy, rule.line, format!("policyTypes does not list {direction}, its rules are ignored"));
+                    self.add(
+                        &IGNORED_RULES,
+                        policy,
+                        rule.line,
+                        format!("policyTypes does not list {direction}, its rules are ignored"),
+                    );
                 }
                 continue;
             }
@@ -52,16 +58,35 @@ impl Linter<'_> {
         for port in &rule.ports {
             match &port.port {
                 PortMatch::Range { first, last } if first == last => {
-                    let service = self.context.node_ports.iter().find(|(number, _)| number == first).map(|(_, service)| service.clone());
+                    let service = self
+                        .context
+                        .node_ports
+                        .iter()
+                        .find(|(number, _)| number == first)
+                        .map(|(_, service)| service.clone());
                     if let Some(service) = service {
-                        self.add(&NODE_PORT, policy, port.line, format!("{name}: {first} is the node port of Service {service}"));
+                        self.add(
+                            &NODE_PORT,
+                            policy,
+                            port.line,
+                            format!("{name}: {first} is the node port of Service {service}"),
+                        );
                     } else if self.evaluator.is_none() && (30_000..=32_767).contains(first) {
-                        self.add(&NODE_PORT, policy, port.line, format!("{name}: {first} lies in the range of node ports"));
+                        self.add(
+                            &NODE_PORT,
+                            policy,
+                            port.line,
+                            format!("{name}: {first} lies in the range of node ports"),
+                        );
                     }
                 }
                 PortMatch::Named(wanted) => {
-                    let Some(evaluator) = self.evaluator else { continue };
-                    let has = |pod: &crate::evaluate::ClusterPod| pod.ports.iter().any(|(n, p, _)| n == wanted && *p == port.protocol);
+                    // A quoted number is told as that.
+                    let quoted = wanted.bytes().all(|b| b.is_ascii_digit());
+                    let Some(evaluator) = self.evaluator.filter(|_| !quoted) else { continue };
+                    let has = |pod: &crate::evaluate::ClusterPod| {
+                        pod.ports.iter().any(|(n, p, _)| n == wanted && *p == port.protocol)
+                    };
                     let pods = &evaluator.cluster().pods;
                     let selected = evaluator.selected_pods(index);
                     let known = match direction {
@@ -70,7 +95,12 @@ impl Linter<'_> {
                     };
                     if !known {
                         let whose = if direction == Direction::Ingress { "selected pod" } else { "pod" };
-                        self.add(&UNKNOWN_PORT_NAME, policy, port.line, format!("{name}: no {whose} has a {} port named {wanted}", port.protocol));
+                        self.add(
+                            &UNKNOWN_PORT_NAME,
+                            policy,
+                            port.line,
+                            format!("{name}: no {whose} has a {} port named {wanted}", port.protocol),
+                        );
                     }
                 }
                 PortMatch::Any | PortMatch::Range { .. } => {}
@@ -83,7 +113,12 @@ impl Linter<'_> {
             PeerKind::IpBlock(block) => {
                 if block.cidr.prefix_len() == 0 {
                     if block.except.is_empty() {
-                        self.add(&WIDE_PEER, policy, peer.line, format!("{name}: ipBlock {} holds every address, those of pods included", block.cidr));
+                        self.add(
+                            &WIDE_PEER,
+                            policy,
+                            peer.line,
+                            format!("{name}: ipBlock {} holds every address, those of pods included", block.cidr),
+                        );
                     }
                     return;
                 }
@@ -101,14 +136,33 @@ impl Linter<'_> {
                 let every = |s: &Option<LabelSelector>| s.as_ref().is_some_and(LabelSelector::is_empty);
                 let any_pod = pods.is_none() || every(pods);
                 if every(namespaces) && any_pod {
-                    self.add(&WIDE_PEER, policy, peer.line, format!("{name}: `namespaceSelector: {{}}` means every pod of every namespace"));
+                    self.add(
+                        &WIDE_PEER,
+                        policy,
+                        peer.line,
+                        format!("{name}: `namespaceSelector: {{}}` means every pod of every namespace"),
+                    );
                 } else if namespaces.is_none() && every(pods) && !policy.pod_selector.is_empty() {
-                    self.add(&WIDE_PEER, policy, peer.line, format!("{name}: `podSelector: {{}}` means every pod of namespace {}", policy.namespace));
+                    self.add(
+                        &WIDE_PEER,
+                        policy,
+                        peer.line,
+                        format!("{name}: `podSelector: {{}}` means every pod of namespace {}", policy.namespace),
+                    );
                 }
                 if self.evaluator.is_some_and(|e| e.peer_pods(policy, &peer.kind) == Some(0)) {
-                    let shown = |field: &str, s: &Option<LabelSelector>| s.as_ref().map(|s| format!("{field} {}", words(s)));
-                    let parts: Vec<String> = [shown("namespaceSelector", namespaces), shown("podSelector", pods)].into_iter().flatten().collect();
-                    self.add(&PEER_MATCHES_NOTHING, policy, peer.line, format!("{name}: {} matches no live pod", parts.join(" with ")));
+                    let shown =
+                        |field: &str, s: &Option<LabelSelector>| s.as_ref().map(|s| format!("{field} {}", words(s)));
+                    let parts: Vec<String> = [shown("namespaceSelector", namespaces), shown("podSelector", pods)]
+                        .into_iter()
+                        .flatten()
+                        .collect();
+                    self.add(
+                        &PEER_MATCHES_NOTHING,
+                        policy,
+                        peer.line,
+                        format!("{name}: {} matches no live pod", parts.join(" with ")),
+                    );
                 }
             }
         }
@@ -117,11 +171,16 @@ impl Linter<'_> {
     /// Two items where one was probably meant: `- namespaceSelector` followed by `- podSelector` is an OR.
     fn split_pair(&mut self, policy: &NetworkPolicy, peers: &[PolicyPeer], name: &str) {
         for pair in peers.windows(2) {
-            let (PeerKind::Pods { namespaces: Some(_), pods: None }, PeerKind::Pods { namespaces: None, pods: Some(_) }) = (&pair[0].kind, &pair[1].kind)
+            let (
+                PeerKind::Pods { namespaces: Some(_), pods: None },
+                PeerKind::Pods { namespaces: None, pods: Some(_) },
+            ) = (&pair[0].kind, &pair[1].kind)
             else {
                 continue;
             };
-            let message = format!("{name}: namespaceSelector and podSelector are two items, so either is enough; without the second `-` both are needed");
+            let message = format!(
+                "{name}: namespaceSelector and podSelector are two items, so either is enough; without the second `-` both are needed"
+            );
             self.add(&WIDE_PEER, policy, pair[1].line, message);
         }
     }
@@ -142,7 +201,10 @@ impl Linter<'_> {
             return Some(format!("holds the Service address {address}"));
         }
         let cluster = self.context.cluster.as_ref()?;
-        let pod = cluster.pods.iter().find(|p| !p.host_network && !p.finished && p.addresses.iter().any(|a| block.contains(a)))?;
+        let pod = cluster
+            .pods
+            .iter()
+            .find(|p| !p.host_network && !p.finished && p.addresses.iter().any(|a| block.contains(a)))?;
         Some(format!("holds the address of pod {}/{}", pod.namespace, pod.name))
     }
 }

@@ -42,7 +42,12 @@ struct Reader {
 
 impl Reader {
     fn problem(&mut self, line: u32, kind: ProblemKind, message: String) {
-        self.problems.push(Problem { location: Location { file: self.file.clone(), line }, kind, policy: None, message });
+        self.problems.push(Problem {
+            location: Location { file: self.file.clone(), line },
+            kind,
+            policy: None,
+            message,
+        });
     }
 
     fn read<'a>(&mut self, bytes: &'a [u8]) -> Option<Vec<Flow<'a>>> {
@@ -51,14 +56,22 @@ impl Reader {
             result => {
                 let at = result.map_or_else(|e| e.valid_up_to(), |t| t.find('\0').unwrap_or(0));
                 let line = bytes[..at].iter().filter(|b| **b == b'\n').count() + 1;
-                self.problem(u32::try_from(line).unwrap_or(u32::MAX), ProblemKind::Syntax, "this is no text; name a CSV file".to_owned());
+                self.problem(
+                    u32::try_from(line).unwrap_or(u32::MAX),
+                    ProblemKind::Syntax,
+                    "this is no text; name a CSV file".to_owned(),
+                );
                 return None;
             }
         };
         let mut records = Records { rest: text, line: 1 };
         let header = records.next();
         let Some(Ok((line, header))) = header else {
-            self.problem(1, ProblemKind::Syntax, "there is no header; the first line is `src,dst,protocol,port`".to_owned());
+            self.problem(
+                1,
+                ProblemKind::Syntax,
+                "there is no header; the first line is `src,dst,protocol,port`".to_owned(),
+            );
             return None;
         };
         let mut places = [0; 4];
@@ -66,7 +79,11 @@ impl Reader {
             match header.iter().position(|h| h.trim() == column) {
                 Some(index) => *place = index,
                 None => {
-                    self.problem(line, ProblemKind::Syntax, format!("the header lacks the column `{column}`; the first line is `src,dst,protocol,port`"));
+                    self.problem(
+                        line,
+                        ProblemKind::Syntax,
+                        format!("the header lacks the column `{column}`; the first line is `src,dst,protocol,port`"),
+                    );
                     return None;
                 }
             }
@@ -78,7 +95,9 @@ impl Reader {
             }
             match record {
                 Ok((line, fields)) => flows.extend(self.flow(line, fields, places)),
-                Err(line) => self.problem(line, ProblemKind::Syntax, "a quote is opened and never closed; close it".to_owned()),
+                Err(line) => {
+                    self.problem(line, ProblemKind::Syntax, "a quote is opened and never closed; close it".to_owned())
+                }
             }
         }
         Some(flows)
@@ -102,7 +121,11 @@ impl Reader {
         let port = match port.trim().parse::<u16>() {
             Ok(port) if port > 0 => port,
             _ => {
-                self.problem(line, ProblemKind::Invalid, format!("port `{}` is no number from 1 to 65535", shown(&port)));
+                self.problem(
+                    line,
+                    ProblemKind::Invalid,
+                    format!("port `{}` is no number from 1 to 65535", shown(&port)),
+                );
                 return None;
             }
         };
@@ -216,10 +239,14 @@ mod tests {
 
     #[test]
     fn columns_are_found_by_name_and_others_are_ignored() {
-        let text = "note,port,protocol,dst,src\r\n\"a, \"\"b\"\"\nc\",80,TCP,x/b,x/a\r\n\r\nz,53,UDP,1.2.3.4,x/a,more\r\n";
+        let text =
+            "note,port,protocol,dst,src\r\n\"a, \"\"b\"\"\nc\",80,TCP,x/b,x/a\r\n\r\nz,53,UDP,1.2.3.4,x/a,more\r\n";
         assert_eq!(
             read(text),
-            [("x/a".into(), "x/b".into(), Protocol::Tcp, 80, 2), ("x/a".into(), "1.2.3.4".into(), Protocol::Udp, 53, 5)]
+            [
+                ("x/a".into(), "x/b".into(), Protocol::Tcp, 80, 2),
+                ("x/a".into(), "1.2.3.4".into(), Protocol::Udp, 53, 5)
+            ]
         );
     }
 
@@ -231,8 +258,12 @@ mod tests {
     #[test]
     fn bad_rows_are_told_with_their_line() {
         assert_eq!(error(""), "f.csv:1: there is no header; the first line is `src,dst,protocol,port`");
-        assert_eq!(error("src,dst,port\n"), "f.csv:1: the header lacks the column `protocol`; the first line is `src,dst,protocol,port`");
-        let text = "src,dst,protocol,port\na/b,c/d,TCP,0\na/b,c/d,TCP,70000\na/b,c/d,ICMP,1\na/b,c/d\n\"a/b,c/d,TCP,1\n";
+        assert_eq!(
+            error("src,dst,port\n"),
+            "f.csv:1: the header lacks the column `protocol`; the first line is `src,dst,protocol,port`"
+        );
+        let text =
+            "src,dst,protocol,port\na/b,c/d,TCP,0\na/b,c/d,TCP,70000\na/b,c/d,ICMP,1\na/b,c/d\n\"a/b,c/d,TCP,1\n";
         let lines: Vec<String> = error(text).lines().map(str::to_owned).collect();
         assert_eq!(
             lines,
@@ -244,6 +275,9 @@ mod tests {
                 "f.csv:6: a quote is opened and never closed; close it",
             ]
         );
-        assert_eq!(flows("f.csv", b"src\n\xff").expect_err("accepted").to_string(), "f.csv:2: this is no text; name a CSV file");
+        assert_eq!(
+            flows("f.csv", b"src\n\xff").expect_err("accepted").to_string(),
+            "f.csv:2: this is no text; name a CSV file"
+        );
     }
 }

@@ -34,11 +34,19 @@ pub(super) fn collect(file: &Arc<str>, document: &Node, expect: Expect, found: &
 
 fn object(file: &Arc<str>, node: &Node, expect: Expect, implied: Implied<'_>, found: &mut Found) {
     let mut wrong = |line: u32, message: String| {
-        found.problems.push(Problem { location: Location { file: file.clone(), line }, kind: ProblemKind::WrongKind, policy: None, message });
+        found.problems.push(Problem {
+            location: Location { file: file.clone(), line },
+            kind: ProblemKind::WrongKind,
+            policy: None,
+            message,
+        });
     };
     let Value::Map(_) = &node.value else {
         if expect == Expect::Policies {
-            wrong(node.line, format!("a Kubernetes object is a mapping with apiVersion and kind, this is {}", node.describe()));
+            wrong(
+                node.line,
+                format!("a Kubernetes object is a mapping with apiVersion and kind, this is {}", node.describe()),
+            );
         }
         return;
     };
@@ -51,7 +59,10 @@ fn object(file: &Arc<str>, node: &Node, expect: Expect, implied: Implied<'_>, fo
                 let bad = kind.filter(|k| k.0.is_none()).or(api_version.filter(|a| a.0.is_none()));
                 if expect == Expect::Policies || bad.is_some() && kind.is_some() && api_version.is_some() {
                     let line = bad.map_or(node.line, |(_, line)| line);
-                    wrong(line, "this is no Kubernetes object: apiVersion and kind have to be strings; add them".to_owned());
+                    wrong(
+                        line,
+                        "this is no Kubernetes object: apiVersion and kind have to be strings; add them".to_owned(),
+                    );
                 }
                 return;
             }
@@ -77,7 +88,9 @@ fn object(file: &Arc<str>, node: &Node, expect: Expect, implied: Implied<'_>, fo
             wrong(line, format!("NetworkPolicy has no API version {api_version}; write networking.k8s.io/v1"));
         }
         _ if is_policy(kind, group) => {
-            let metadata = |field: &str| node.get("metadata").and_then(|m| m.get(field)).and_then(Node::as_str).unwrap_or_default().to_owned();
+            let metadata = |field: &str| {
+                node.get("metadata").and_then(|m| m.get(field)).and_then(Node::as_str).unwrap_or_default().to_owned()
+            };
             found.unevaluated.push(Unevaluated {
                 kind: kind.to_owned(),
                 namespace: metadata("namespace"),

@@ -10,7 +10,10 @@ use super::{
     syntax::{is_dns_label, is_dns_subdomain, is_port_name},
     yaml::{Node, Value},
 };
-use crate::model::{Direction, IpBlock, Location, NetworkPolicy, PeerKind, PolicyPeer, PolicyPort, PolicyTypes, PortMatch, Protocol, Rule};
+use crate::model::{
+    Direction, IpBlock, Location, NetworkPolicy, PeerKind, PolicyPeer, PolicyPort, PolicyTypes, PortMatch, Protocol,
+    Rule,
+};
 
 /// Fields of `meta/v1 ObjectMeta`.
 const METADATA: &[&str] = &[
@@ -80,7 +83,12 @@ impl Decoder<'_> {
         for direction in Direction::BOTH {
             if let Some(rules) = spec.get(direction.field()) {
                 let field = format!("spec.{direction}");
-                let rules = self.list(rules, &field).iter().zip(0..).map(|(item, i)| self.rule(item, direction, &format!("{field}[{i}]"))).collect();
+                let rules = self
+                    .list(rules, &field)
+                    .iter()
+                    .zip(0..)
+                    .map(|(item, i)| self.rule(item, direction, &format!("{field}[{i}]")))
+                    .collect();
                 match direction {
                     Direction::Ingress => policy.ingress = rules,
                     Direction::Egress => policy.egress = rules,
@@ -101,7 +109,10 @@ impl Decoder<'_> {
         }
         let name = self.string(metadata, "name", "metadata")?;
         if !is_dns_subdomain(&name) {
-            self.invalid(metadata.line, format!("`{name}` is no valid name: at most 253 lower case letters, digits, `-` and `.`"));
+            self.invalid(
+                metadata.line,
+                format!("`{name}` is no valid name: at most 253 lower case letters, digits, `-` and `.`"),
+            );
         }
         let namespace = match metadata.get("namespace") {
             Some(_) => self.string(metadata, "namespace", "metadata")?,
@@ -109,7 +120,10 @@ impl Decoder<'_> {
         };
         let namespace = if namespace.is_empty() { "default".to_owned() } else { namespace };
         if !is_dns_label(&namespace) {
-            self.invalid(metadata.line, format!("`{namespace}` is no valid namespace name: at most 63 lower case letters, digits and `-`"));
+            self.invalid(
+                metadata.line,
+                format!("`{namespace}` is no valid namespace name: at most 63 lower case letters, digits and `-`"),
+            );
         }
         Some((namespace, name))
     }
@@ -129,11 +143,16 @@ impl Decoder<'_> {
                 Some("Ingress") => types.ingress = true,
                 Some("Egress") => types.egress = true,
                 Some(other) => self.invalid(item.line, format!("`{other}` is no policy type; write Ingress or Egress")),
-                None => self.invalid(item.line, format!("a policy type is Ingress or Egress, this is {}", item.describe())),
+                None => {
+                    self.invalid(item.line, format!("a policy type is Ingress or Egress, this is {}", item.describe()))
+                }
             }
         }
         if items.len() > 2 {
-            self.invalid(items[0].line, "`spec.policyTypes` has more than two entries; write each type once".to_owned());
+            self.invalid(
+                items[0].line,
+                "`spec.policyTypes` has more than two entries; write each type once".to_owned(),
+            );
         }
         types
     }
@@ -173,7 +192,10 @@ impl Decoder<'_> {
                 return None;
             }
             (None, None, None) => {
-                self.invalid(node.line, format!("`{field}` names no peer; give it podSelector, namespaceSelector or ipBlock"));
+                self.invalid(
+                    node.line,
+                    format!("`{field}` names no peer; give it podSelector, namespaceSelector or ipBlock"),
+                );
                 return None;
             }
             (None, pods, namespaces) => PeerKind::Pods {
@@ -196,14 +218,20 @@ impl Decoder<'_> {
         if let Some(list) = node.get("except") {
             for item in self.list(list, &format!("{field}.except")) {
                 let Some(text) = item.as_str() else {
-                    self.invalid(item.line, format!("an entry of `{field}.except` is a CIDR, this is {}", item.describe()));
+                    self.invalid(
+                        item.line,
+                        format!("an entry of `{field}.except` is a CIDR, this is {}", item.describe()),
+                    );
                     continue;
                 };
                 let Some(inner) = self.cidr(text, item.line) else { continue };
                 if inner.prefix_len() > cidr.prefix_len() && cidr.contains(&inner) {
                     except.push(inner);
                 } else {
-                    self.invalid(item.line, format!("except {text} is not inside {cidr} and smaller than it; correct one of them"));
+                    self.invalid(
+                        item.line,
+                        format!("except {text} is not inside {cidr} and smaller than it; correct one of them"),
+                    );
                 }
             }
         }
@@ -215,7 +243,10 @@ impl Decoder<'_> {
         match text.parse::<IpNet>() {
             Ok(net) => Some(net.trunc()),
             Err(_) => {
-                let hint = text.parse::<IpAddr>().map_or_else(|_| String::new(), |a| format!("; for one address write {a}/{}", if a.is_ipv4() { 32 } else { 128 }));
+                let hint = text.parse::<IpAddr>().map_or_else(
+                    |_| String::new(),
+                    |a| format!("; for one address write {a}/{}", if a.is_ipv4() { 32 } else { 128 }),
+                );
                 self.invalid(line, format!("`{text}` is no valid CIDR{hint}"));
                 None
             }
@@ -260,7 +291,10 @@ impl Decoder<'_> {
                     }
                 };
                 if last < first {
-                    self.invalid(end.map_or(node.line, |e| e.line), format!("endPort {last} is less than port {first}; exchange them"));
+                    self.invalid(
+                        end.map_or(node.line, |e| e.line),
+                        format!("endPort {last} is less than port {first}; exchange them"),
+                    );
                     return None;
                 }
                 PortMatch::Range { first, last }
@@ -268,13 +302,19 @@ impl Decoder<'_> {
             Value::Str(name) => {
                 self.port_name(name, wanted.line, field)?;
                 if let Some(end) = end {
-                    self.invalid(end.line, format!("`{field}` has endPort beside the port name `{name}`; a range needs a number"));
+                    self.invalid(
+                        end.line,
+                        format!("`{field}` has endPort beside the port name `{name}`; a range needs a number"),
+                    );
                     return None;
                 }
                 PortMatch::Named(name.clone())
             }
             _ => {
-                self.invalid(wanted.line, format!("`{field}.port` is a number or a port name, this is {}", wanted.describe()));
+                self.invalid(
+                    wanted.line,
+                    format!("`{field}.port` is a number or a port name, this is {}", wanted.describe()),
+                );
                 return None;
             }
         };
@@ -295,13 +335,16 @@ impl Decoder<'_> {
             return Some(());
         }
         if !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
-            let message = format!("`{field}.port` is \"{name}\" in quotes, which means a port *named* {name}; remove the quotes");
+            let message =
+                format!("`{field}.port` is \"{name}\" in quotes, which means a port *named* {name}; remove the quotes");
             self.problem(ProblemKind::QuotedPort, line, message);
             return Some(());
         }
         self.invalid(
             line,
-            format!("`{name}` is no valid port name: at most 15 lower case letters, digits and `-`, one letter at least"),
+            format!(
+                "`{name}` is no valid port name: at most 15 lower case letters, digits and `-`, one letter at least"
+            ),
         );
         None
     }
@@ -313,7 +356,10 @@ impl Decoder<'_> {
             return false;
         };
         for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&key.name.as_str())) {
-            let hint = known.iter().find(|k| k.eq_ignore_ascii_case(&key.name) || is_close(k, &key.name)).map_or_else(String::new, |k| format!("; did you mean `{k}`?"));
+            let hint = known
+                .iter()
+                .find(|k| k.eq_ignore_ascii_case(&key.name) || is_close(k, &key.name))
+                .map_or_else(String::new, |k| format!("; did you mean `{k}`?"));
             let message = format!("`{field}` has no field `{}`, the API server drops it{hint}", key.name);
             self.warnings.push(self.make(ProblemKind::UnknownField, key.line, message));
         }
@@ -336,7 +382,10 @@ impl Decoder<'_> {
         match node.get(name) {
             Some(Node { value: Value::Str(s), .. }) => Some(s.clone()),
             Some(other) => {
-                self.invalid(other.line, format!("`{field}.{name}` is a string, this is {}; put it in quotes", other.describe()));
+                self.invalid(
+                    other.line,
+                    format!("`{field}.{name}` is a string, this is {}; put it in quotes", other.describe()),
+                );
                 None
             }
             None => {

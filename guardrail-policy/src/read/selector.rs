@@ -36,7 +36,14 @@ impl Decoder<'_> {
             // A null string is the empty string, for the API server as for us.
             let text = if value.is_null() { Some("") } else { value.as_str() };
             let Some(text) = text else {
-                self.invalid(value.line, format!("the value of label `{}` is {}, labels are strings; put it in quotes", key.name, value.describe()));
+                self.invalid(
+                    value.line,
+                    format!(
+                        "the value of label `{}` is {}, labels are strings; put it in quotes",
+                        key.name,
+                        value.describe()
+                    ),
+                );
                 continue;
             };
             self.label_value(text, value.line, &key.name);
@@ -69,7 +76,13 @@ impl Decoder<'_> {
                         self.label_value(value, item.line, &key);
                         values.push(value.to_owned());
                     }
-                    None => self.invalid(item.line, format!("a value of `{field}.values` is {}, labels are strings; put it in quotes", item.describe())),
+                    None => self.invalid(
+                        item.line,
+                        format!(
+                            "a value of `{field}.values` is {}, labels are strings; put it in quotes",
+                            item.describe()
+                        ),
+                    ),
                 }
             }
         }
@@ -78,7 +91,10 @@ impl Decoder<'_> {
             self.invalid(node.line, format!("`{field}` has operator In or NotIn and no values; add at least one"));
         }
         if !needs && !values.is_empty() {
-            self.invalid(node.line, format!("`{field}` has operator Exists or DoesNotExist and values; remove the values"));
+            self.invalid(
+                node.line,
+                format!("`{field}` has operator Exists or DoesNotExist and values; remove the values"),
+            );
         }
         Some(SelectorRequirement { key, operator, values })
     }
@@ -91,7 +107,10 @@ impl Decoder<'_> {
 
     fn label_value(&mut self, value: &str, line: u32, key: &str) {
         if !is_label_value(value) {
-            self.invalid(line, format!("`{value}` is no valid value of label `{key}`: at most 63 letters, digits, `-`, `_`, `.`"));
+            self.invalid(
+                line,
+                format!("`{value}` is no valid value of label `{key}`: at most 63 letters, digits, `-`, `_`, `.`"),
+            );
         }
     }
 }

@@ -79,14 +79,20 @@ fn a_quoted_port_is_a_name_and_not_coerced() {
 
 #[test]
 fn values_that_only_look_special_are_strings() {
-    let set = policies("f.yaml", spec("podSelector: {matchLabels: {a: y, b: \"on\", c: \"1\", d: null, e: n}}").as_bytes()).unwrap();
+    let set =
+        policies("f.yaml", spec("podSelector: {matchLabels: {a: y, b: \"on\", c: \"1\", d: null, e: n}}").as_bytes())
+            .unwrap();
     let labels: Vec<&str> = set.policies[0].pod_selector.match_labels.values().map(String::as_str).collect();
     assert_eq!(labels, ["y", "on", "1", "", "n"]);
 }
 
 #[test]
 fn problems_of_all_policies_are_told_at_once_with_their_own_lines() {
-    let text = format!("{}---\n{}", spec("ingress: [{ports: [{port: 0}]}]"), spec("\n  ingress:\n  - ports:\n    - port: 99999"));
+    let text = format!(
+        "{}---\n{}",
+        spec("ingress: [{ports: [{port: 0}]}]"),
+        spec("\n  ingress:\n  - ports:\n    - port: 99999")
+    );
     let error = policies("f.yaml", text.as_bytes()).unwrap_err();
     let lines: Vec<u32> = error.problems.iter().map(|p| p.location.line).collect();
     assert_eq!(lines, [5, 14], "{error}");
@@ -94,7 +100,8 @@ fn problems_of_all_policies_are_told_at_once_with_their_own_lines() {
 
 #[test]
 fn unknown_fields_warn_and_say_which_was_meant() {
-    let set = policies("f.yaml", spec("ingress: [{from: [{podSelector: {}, namespaceselector: {}}]}]").as_bytes()).unwrap();
+    let set =
+        policies("f.yaml", spec("ingress: [{from: [{podSelector: {}, namespaceselector: {}}]}]").as_bytes()).unwrap();
     let warning = &set.warnings[0];
     assert_eq!((warning.kind, warning.location.line), (ProblemKind::UnknownField, 5));
     assert!(warning.message.ends_with("did you mean `namespaceSelector`?"), "{warning}");
@@ -132,7 +139,8 @@ fn the_same_policy_twice_is_one_and_two_different_ones_conflict() {
 
 #[test]
 fn policies_that_nobody_evaluates_are_named() {
-    let object = |version: &str, kind: &str| format!("---\napiVersion: {version}\nkind: {kind}\nmetadata: {{name: n}}\n");
+    let object =
+        |version: &str, kind: &str| format!("---\napiVersion: {version}\nkind: {kind}\nmetadata: {{name: n}}\n");
     let kinds = [
         ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
         ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"),
@@ -152,7 +160,14 @@ fn policies_that_nobody_evaluates_are_named() {
 #[test]
 fn objects_that_are_no_policies_are_wrong_in_a_policy_file_and_passed_over_elsewhere() {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\n";
-    for text in [pod, "just text\n", "- a\n", "kind: NetworkPolicy\n", "apiVersion: extensions/v1beta1\nkind: NetworkPolicy\n", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolice\n"] {
+    for text in [
+        pod,
+        "just text\n",
+        "- a\n",
+        "kind: NetworkPolicy\n",
+        "apiVersion: extensions/v1beta1\nkind: NetworkPolicy\n",
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolice\n",
+    ] {
         assert_eq!(refused(text).kind, ProblemKind::WrongKind, "{text}");
     }
     let mut reader = Reader::new();
@@ -165,7 +180,8 @@ fn objects_that_are_no_policies_are_wrong_in_a_policy_file_and_passed_over_elsew
 fn hostile_files_are_refused_with_a_line_and_quickly() {
     let started = std::time::Instant::now();
     let mut bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
-    for (name, before) in ["b", "c", "d", "e", "f", "g", "h", "i"].iter().zip(["a", "b", "c", "d", "e", "f", "g", "h"]) {
+    for (name, before) in ["b", "c", "d", "e", "f", "g", "h", "i"].iter().zip(["a", "b", "c", "d", "e", "f", "g", "h"])
+    {
         bomb.push_str(&format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 9].join(",")));
     }
     let nested: String = (0..5_000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();

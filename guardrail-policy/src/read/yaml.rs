@@ -62,7 +62,9 @@ impl Node {
     /// The field of a mapping; null counts as absent.
     pub(super) fn get(&self, name: &str) -> Option<&Self> {
         match &self.value {
-            Value::Map(entries) => entries.iter().find(|(k, _)| k.name == name).map(|(_, v)| v).filter(|v| !v.is_null()),
+            Value::Map(entries) => {
+                entries.iter().find(|(k, _)| k.name == name).map(|(_, v)| v).filter(|v| !v.is_null())
+            }
             _ => None,
         }
     }
@@ -80,7 +82,11 @@ impl<'de> Deserialize<'de> for Node {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
         let value = match spanned.value {
             // Without quotes these are booleans for kubectl (YAML 1.1); a quoted word is two bytes longer.
-            Value::Str(word) if is_boolean_word(&word) && spanned.defined.span().byte_len() == Some(word.len() as u64) => Value::Bool,
+            Value::Str(word)
+                if is_boolean_word(&word) && spanned.defined.span().byte_len() == Some(word.len() as u64) =>
+            {
+                Value::Bool
+            }
             value => value,
         };
         Ok(Self { line: line(spanned.referenced.line()), value })
@@ -178,15 +184,26 @@ pub(super) fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, Prob
         message,
     };
     if bytes.len() > MAX_FILE_BYTES {
-        let message = format!("the file has more than {} MiB, no policy file is that large; name a smaller file", MAX_FILE_BYTES >> 20);
+        let message = format!(
+            "the file has more than {} MiB, no policy file is that large; name a smaller file",
+            MAX_FILE_BYTES >> 20
+        );
         return Err(problem(1, message));
     }
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
-        Err(error) => return Err(problem(line_of(bytes, error.valid_up_to()), "this is no text (invalid UTF-8); name a YAML or JSON file".to_owned())),
+        Err(error) => {
+            return Err(problem(
+                line_of(bytes, error.valid_up_to()),
+                "this is no text (invalid UTF-8); name a YAML or JSON file".to_owned(),
+            ));
+        }
     };
     if let Some(at) = bytes.iter().position(|b| matches!(b, 0..=8 | 11..=12 | 14..=31 | 127)) {
-        return Err(problem(line_of(bytes, at), "this is no text (a control character); name a YAML or JSON file".to_owned()));
+        return Err(problem(
+            line_of(bytes, at),
+            "this is no text (a control character); name a YAML or JSON file".to_owned(),
+        ));
     }
     serde_saphyr::from_multiple_with_options::<Node>(text, options()).map_err(|error| {
         let error = error.without_snippet();
