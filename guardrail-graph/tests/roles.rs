@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Lab, delta, failed, ip, pod, t, tcp_client};
+use common::{Lab, delta, edges, failed, ip, pod, t, tcp_client};
 use guardrail_graph::{
     Observation, Protocol,
     observe::{CgroupId, FlowCounts, NetnsId, Remote, Role},
