@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 
 use guardrail_graph::{
     Snapshot, Timestamp, WorkloadRef,
-    snapshot::{Counts, EdgeRecord, NodeCoverage, Side, Window},
+    observe::LossClass,
+    snapshot::{Counts, EdgeRecord, LossEntry, NodeCoverage, Side, UnresolvedEntry, Window},
 };
 use serde::Serialize;
 
@@ -38,6 +39,8 @@ struct Evidence<'a> {
     complete: bool,
     window: &'a Window,
     nodes: &'a NodeCoverage,
+    losses: &'a [LossEntry],
+    unresolved: &'a [UnresolvedEntry],
     namespaces: &'a [NamespaceVerdict],
     policies: Vec<PolicyEvidence<'a>>,
     unused: Vec<UnusedEdge<'a>>,
@@ -143,6 +146,8 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
         complete: decision.verdicts.iter().all(|v| v.complete) && decision.plan.policies.iter().all(|p| p.complete),
         window: &snapshot.body.window,
         nodes: &snapshot.body.coverage.nodes,
+        losses: &snapshot.body.coverage.losses,
+        unresolved: &snapshot.body.coverage.unresolved,
         namespaces: &decision.verdicts,
         policies,
         unused,
@@ -244,6 +249,8 @@ fn markdown(evidence: &Evidence<'_>) -> String {
 
     section(out, "Problems", evidence.problems.iter().map(|p| p.message.clone()));
     section(out, "Warnings", evidence.warnings.iter().cloned());
+    section(out, "Losses", evidence.losses.iter().map(loss_text));
+    section(out, "Flows that could not be named", evidence.unresolved.iter().map(unresolved_text));
     namespaces(out, evidence.namespaces);
     rules(out, evidence);
     section(out, "Closed without evidence", evidence.closed_without_evidence.iter().cloned());
@@ -255,6 +262,20 @@ fn markdown(evidence: &Evidence<'_>) -> String {
         .map(|w| format!("{} reached or tried {} servers and ports: make sure it is meant to", w.client, w.servers));
     section(out, "Clients with unusually many servers", wide);
     text
+}
+
+fn loss_text(loss: &LossEntry) -> String {
+    let cost = match loss.class {
+        LossClass::Hint => "repaired, nothing is missing",
+        LossClass::Edge => "an edge may be missing",
+    };
+    format!("{}: {} × {} ({cost})", loss.source.node, loss.count, loss.reason)
+}
+
+fn unresolved_text(unresolved: &UnresolvedEntry) -> String {
+    let UnresolvedEntry { source, reason, count, examples } = unresolved;
+    let examples = if examples.is_empty() { String::new() } else { format!(", for example {}", list(examples)) };
+    format!("{}: {count} × {reason}{examples}", source.node)
 }
 
 fn section(out: &mut String, title: &str, lines: impl Iterator<Item = String>) {

@@ -24,7 +24,7 @@ fn scenarios() -> Vec<(String, PathBuf)> {
         .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), path))
         .collect();
     found.sort();
-    assert!(found.len() >= 44, "only {} scenarios", found.len());
+    assert!(found.len() >= 46, "only {} scenarios", found.len());
     found
 }
 
