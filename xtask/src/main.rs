@@ -76,7 +76,7 @@ fn main() -> Result<()> {
             setup::run()?;
             match what {
                 Bench::Kernel => {
-                    run::cargo(["run", "--release", "--package", "guardrail-tests", "--bin", "bench-kernel"])
+                    run::cargo(["run", "--release", "--package", "guardrail-agent", "--example", "bench-kernel"])
                 }
                 Bench::Agent => {
                     run::cargo(["build", "--release", "--package", "guardrail-agent", "--package", "guardrail-tests"])?;
