@@ -7,6 +7,7 @@ use guardrail_tests::{
     app::scenario::{AddressRange, Call, How, Scenario, Serve},
     bins,
     compare::{compare, edges, happened, number},
+    lab::wait_until,
     small::{cluster, deployment, eventually, go, lab, same, start, truth},
 };
 use serde_json::Value;
@@ -76,7 +77,8 @@ fn a_full_map_is_counted_and_makes_the_client_that_filled_it_incomplete_and_no_o
     let api = deployment(&mut c, "api", 8080, 0);
     let address = c.pod(&api).addresses.0;
     let lab = lab(c).unwrap();
-    let server = lab.start_on_internet("everything", Scenario { serve: vec![Serve::tcp(443)], ..Scenario::default() }).unwrap();
+    let server =
+        lab.start_on_internet("everything", Scenario { serve: vec![Serve::tcp(443)], ..Scenario::default() }).unwrap();
     server.wait_for("ready", std::time::Instant::now() + LIMIT).unwrap();
     let agent = Agent::start(&lab, 0, &["--flow-entries", "256"]).unwrap();
     let _api = start(&lab, vec![(&api, Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() })]).unwrap();
@@ -85,24 +87,43 @@ fn a_full_map_is_counted_and_makes_the_client_that_filled_it_incomplete_and_no_o
     go(&mut first).unwrap();
     let mut processes = start(&lab, vec![(&crawler, Scenario { after: flood(2_000), ..Scenario::default() })]).unwrap();
     go(&mut processes).unwrap();
-    let snapshot = eventually(LIMIT, || agent.snapshot(), |s| {
-        let incomplete = incomplete_workloads(s);
-        if incomplete.contains("lab/Deployment/crawler") { Ok(()) } else { Err(format!("incomplete: {incomplete:?}")) }
-    })
+    let truth = truth(&lab).unwrap();
+    let snapshot = eventually(
+        LIMIT,
+        || agent.snapshot(),
+        |s| {
+            // Of the others nothing is missing.
+            let observed = edges(s);
+            for (edge, evidence) in truth.edges.iter().filter(|(e, _)| e.client != "lab/Deployment/crawler") {
+                if observed.get(edge).map(|v| number(v, "opened")) != Some(evidence.opened) {
+                    return Err(format!("{edge}: {:?}, not {}", observed.get(edge), evidence.opened));
+                }
+            }
+            let incomplete = incomplete_workloads(s);
+            if incomplete.contains("lab/Deployment/crawler") {
+                Ok(())
+            } else {
+                Err(format!("incomplete: {incomplete:?}"))
+            }
+        },
+    )
     .unwrap();
     assert_eq!(snapshot["coverage"]["complete"], false);
-    assert_eq!(incomplete_workloads(&snapshot), BTreeSet::from(["lab/Deployment/crawler".to_owned()]), "{}", snapshot["coverage"]);
-    let lost: f64 = ["coarse_client", "map_full"]
-        .iter()
-        .map(|reason| agent.metric(&format!(r#"guardrail_events_lost_total{{reason="{reason}",class="edge"}}"#)).unwrap())
-        .sum();
-    assert!(lost > 0.0);
-    let truth = truth(&lab).unwrap();
+    assert_eq!(
+        incomplete_workloads(&snapshot),
+        BTreeSet::from(["lab/Deployment/crawler".to_owned()]),
+        "{}",
+        snapshot["coverage"]
+    );
+    let metric =
+        |reason: &str| agent.metric(&format!(r#"guardrail_events_lost_total{{reason="{reason}",class="edge"}}"#));
+    wait_until(LIMIT, "the loss is counted", || {
+        let lost = metric("coarse_client").ok()? + metric("map_full").ok()?;
+        (lost > 0.0).then_some(())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}\n{}", snapshot["coverage"], agent.get("/metrics").unwrap().1));
+    // And of the crawler nothing is invented.
     let observed = edges(&snapshot);
-    // Of the others nothing is missing; of the crawler nothing is invented.
-    for (edge, evidence) in truth.edges.iter().filter(|(e, _)| e.client != "lab/Deployment/crawler") {
-        assert_eq!(observed.get(edge).map(|v| number(v, "opened")), Some(evidence.opened), "{edge}");
-    }
     for edge in observed.iter().filter(|(_, v)| happened(v)).map(|(e, _)| e) {
         assert!(truth.edges.contains_key(edge) || edge.server == "external/*", "{edge} is not true");
     }
@@ -119,7 +140,8 @@ fn twenty_thousand_external_clients_of_one_pod_are_one_complete_edge() {
     let (web_address, api_address) = (c.pod(&web).addresses.0, c.pod(&api).addresses.0);
     let lab = lab(c).unwrap();
     let agent = Agent::start(&lab, 0, &[]).unwrap();
-    let serving = |port: u16, after: Vec<Call>| Scenario { serve: vec![Serve::tcp(port)], after, ..Scenario::default() };
+    let serving =
+        |port: u16, after: Vec<Call>| Scenario { serve: vec![Serve::tcp(port)], after, ..Scenario::default() };
     let calls = vec![Call::new(&format!("{api_address}:8081"), How::Tcp, 30)];
     let mut pods = start(&lab, vec![(&api, serving(8081, vec![])), (&web, serving(8080, calls))]).unwrap();
     let crowd = (0..4u32)
@@ -127,7 +149,8 @@ fn twenty_thousand_external_clients_of_one_pod_are_one_complete_edge() {
             let mut call = Call::new(&format!("{web_address}:8080"), How::Tcp, 5_000).pause(0, 0);
             call.payload_bytes = (1, 1);
             call.timeout_ms = 10_000;
-            let first = std::net::Ipv4Addr::from(u32::from(std::net::Ipv4Addr::new(100, 64, 0, 0)) + part * 5_000).into();
+            let first =
+                std::net::Ipv4Addr::from(u32::from(std::net::Ipv4Addr::new(100, 64, 0, 0)) + part * 5_000).into();
             call.sources = Some(AddressRange { first, count: 5_000 });
             call
         })
@@ -138,22 +161,27 @@ fn twenty_thousand_external_clients_of_one_pod_are_one_complete_edge() {
     go(&mut pods).unwrap();
     let truth = truth(&lab).unwrap();
     assert_eq!(truth.edges.keys().filter(|e| e.client.starts_with("external/")).count(), 20_000);
-    eventually(LIMIT, || agent.snapshot(), |snapshot| {
-        let observed = edges(snapshot);
-        let external: Vec<_> = observed.iter().filter(|(e, _)| e.client.starts_with("external/")).collect();
-        let [(edge, value)] = external[..] else { return Err(format!("{} external edges", external.len())) };
-        if edge.client != "external/*" || edge.server != "lab/Deployment/web" || edge.port != 8080 {
-            return Err(format!("the external edge is {edge}"));
-        }
-        if number(value, "opened") != 20_000 || value["supported"] != true {
-            return Err(format!("the external edge says {value}"));
-        }
-        let inner: Vec<_> = observed.iter().filter(|(e, _)| !e.client.starts_with("external/")).collect();
-        let [(edge, value)] = inner[..] else { return Err(format!("{} inner edges", inner.len())) };
-        if edge.to_string() != "lab/Deployment/web -> lab/Deployment/api 8081/TCP" || number(value, "opened") != 30 {
-            return Err(format!("{edge}: {value}"));
-        }
-        if snapshot["coverage"]["complete"] != true { Err("not complete".to_owned()) } else { Ok(()) }
-    })
+    eventually(
+        LIMIT,
+        || agent.snapshot(),
+        |snapshot| {
+            let observed = edges(snapshot);
+            let external: Vec<_> = observed.iter().filter(|(e, _)| e.client.starts_with("external/")).collect();
+            let [(edge, value)] = external[..] else { return Err(format!("{} external edges", external.len())) };
+            if edge.client != "external/*" || edge.server != "lab/Deployment/web" || edge.port != 8080 {
+                return Err(format!("the external edge is {edge}"));
+            }
+            if number(value, "opened") != 20_000 || value["supported"] != true {
+                return Err(format!("the external edge says {value}"));
+            }
+            let inner: Vec<_> = observed.iter().filter(|(e, _)| !e.client.starts_with("external/")).collect();
+            let [(edge, value)] = inner[..] else { return Err(format!("{} inner edges", inner.len())) };
+            if edge.to_string() != "lab/Deployment/web -> lab/Deployment/api 8081/TCP" || number(value, "opened") != 30
+            {
+                return Err(format!("{edge}: {value}"));
+            }
+            if snapshot["coverage"]["complete"] != true { Err("not complete".to_owned()) } else { Ok(()) }
+        },
+    )
     .unwrap();
 }
