@@ -165,7 +165,7 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
             lines.push(String::new());
         }
         let mut rest: Vec<char> = word.chars().collect();
-        while length(&rest.iter().collect::<String>().trim_end().to_owned()) > width {
+        while length(rest.iter().collect::<String>().trim_end()) > width {
             // A word longer than the column: after a hyphen if there is one, else anywhere.
             let cut = rest[..width].iter().rposition(|c| *c == '-' || *c == '.').map_or(width, |at| at + 1);
             let line = lines.last_mut().expect("there is always a line");

@@ -228,3 +228,6 @@ impl Evaluator {
         self.cluster().workloads.iter().map(|(workload, pods)| (workload.clone(), kinds(pods))).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

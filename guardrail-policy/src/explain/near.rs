@@ -48,7 +48,7 @@ impl Evaluator {
         let mut misses: Vec<(u32, String)> = Vec::new();
         for wanted in ports {
             if wanted.protocol != protocol {
-                misses.push((30, format!("it allows {}, the connection is {protocol}/{port}", wanted)));
+                misses.push((30, format!("it allows {wanted}, the connection is {protocol}/{port}")));
                 continue;
             }
             match &wanted.port {

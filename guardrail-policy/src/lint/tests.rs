@@ -1,1 +1,125 @@
+//! Each rule finds what it is for, at its line, and stays silent beside it.
 
+use super::*;
+use crate::{evaluate::ClusterPod, model::Labels, read::Reader};
+
+fn context() -> Context {
+    let mut cluster = Cluster::default();
+    cluster.set_namespace("a", Labels::new());
+    cluster.push_pod(ClusterPod {
+        namespace: "a".to_owned(),
+        name: "web".to_owned(),
+        labels: Labels::from([("app".to_owned(), "web".to_owned())]),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+        ports: vec![("http".to_owned(), crate::model::Protocol::Tcp, 8080)],
+        ..ClusterPod::default()
+    });
+    Context {
+        cluster: Some(cluster),
+        service_addresses: ["10.96.0.1".parse().unwrap()].into(),
+        node_ports: [(30080, "a/web".to_owned())].into(),
+        pod_ranges: ["10.0.0.0/16".parse().unwrap()].into(),
+    }
+}
+
+fn rules_of(spec: &str, context: &Context) -> Vec<&'static str> {
+    let text = format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: a}}\n{spec}\n");
+    let mut reader = Reader::new();
+    reader.add("p.yaml", text.as_bytes(), crate::read::Expect::Policies);
+    let (set, problems) = reader.finish_lenient();
+    let findings = lint(&set, &problems, context);
+    assert!(findings.iter().all(|f| f.location.as_ref().is_some_and(|l| l.line > 0)), "{findings:?}");
+    findings.iter().map(|f| f.rule).collect()
+}
+
+/// Specs that give exactly this finding, and specs that give none.
+#[track_caller]
+fn check(rule: &LintRule, found: &[&str], silent: &[&str]) {
+    let context = context();
+    for spec in found {
+        assert_eq!(rules_of(spec, &context), [rule.id], "{spec}");
+    }
+    for spec in silent {
+        assert_eq!(rules_of(spec, &context), [""; 0], "{spec}");
+    }
+}
+
+fn ingress(rule: &str) -> String {
+    format!("spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Ingress], ingress: [{rule}]}}")
+}
+
+fn egress(rule: &str) -> String {
+    format!("spec: {{podSelector: {{matchLabels: {{app: web}}}}, policyTypes: [Egress], egress: [{rule}]}}")
+}
+
+#[test]
+fn rules_about_fields() {
+    check(&INVALID, &[&ingress("{ports: [{port: 0}]}")], &[]);
+    check(&QUOTED_PORT, &[&ingress("{ports: [{port: \"80\"}]}")], &[&ingress("{ports: [{port: 80}]}")]);
+    check(&UNKNOWN_FIELD, &[&ingress("{prots: [], ports: [{port: 80}]}")], &[]);
+    check(&MISSING_POLICY_TYPES, &["spec: {podSelector: {matchLabels: {app: web}}}"], &[]);
+    check(&EMPTY_SPEC, &["", "spec: null", "spec: {}"], &[]);
+    let ignored = "spec: {podSelector: {}, policyTypes: [Ingress], egress: [{ports: [{port: 1}]}]}";
+    check(&IGNORED_RULES, &[ignored], &["spec: {podSelector: {}, policyTypes: [Ingress], egress: []}"]);
+}
+
+#[test]
+fn rules_about_selectors() {
+    let generated = "spec: {podSelector: {matchLabels: {pod-template-hash: x}}, policyTypes: [Ingress]}";
+    assert_eq!(rules_of(generated, &Context::default()), [GENERATED_LABEL.id]);
+    check(&SELECTS_NOTHING, &["spec: {podSelector: {matchLabels: {app: old}}, policyTypes: [Ingress]}"], &[]);
+    let peer = |peer: &str| ingress(&format!("{{from: [{peer}], ports: [{{port: 80}}]}}"));
+    check(&PEER_MATCHES_NOTHING, &[&peer("{podSelector: {matchLabels: {app: old}}}")], &[&peer("{podSelector: {matchLabels: {app: web}}}")]);
+    check(
+        &WIDE_PEER,
+        &[
+            &peer("{podSelector: {}}"),
+            &peer("{namespaceSelector: {}}"),
+            &peer("{namespaceSelector: {}, podSelector: {}}"),
+            &peer("{ipBlock: {cidr: 0.0.0.0/0}}"),
+            &peer("{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: a}}}, {podSelector: {matchLabels: {app: web}}}"),
+        ],
+        &[
+            &peer("{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8]}}"),
+            &peer("{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: a}}, podSelector: {matchLabels: {app: web}}}"),
+        ],
+    );
+    check(
+        &CLUSTER_IP_BLOCK,
+        &[&peer("{ipBlock: {cidr: 10.0.0.1/32}}"), &peer("{ipBlock: {cidr: 10.0.0.0/8}}"), &peer("{ipBlock: {cidr: 10.96.0.1/32}}")],
+        &[&peer("{ipBlock: {cidr: 203.0.113.0/24}}")],
+    );
+}
+
+#[test]
+fn rules_about_ports() {
+    check(&NODE_PORT, &[&ingress("{ports: [{port: 30080}]}")], &[&ingress("{ports: [{port: 30081}]}")]);
+    assert_eq!(rules_of(&ingress("{ports: [{port: 31000}]}"), &Context::default()), [NODE_PORT.id]);
+    check(
+        &UNKNOWN_PORT_NAME,
+        &[&ingress("{ports: [{port: grpc}]}"), &ingress("{ports: [{port: http, protocol: UDP}]}")],
+        &[&ingress("{ports: [{port: http}]}")],
+    );
+    check(&ALLOW_ALL, &[&ingress("{}"), &egress("{}")], &[&ingress("{ports: [{}]}")]);
+}
+
+#[test]
+fn closed_egress_needs_dns_from_some_policy() {
+    check(
+        &NO_DNS,
+        &[&egress(""), &egress("{ports: [{port: 443}]}"), &egress("{ports: [{port: 53}]}")],
+        &[&egress("{ports: [{port: 53, protocol: UDP}]}"), &egress("{ports: [{port: 1, endPort: 100, protocol: UDP}]}")],
+    );
+    let dns = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: dns, namespace: a}\nspec: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 53, protocol: UDP}]}]}";
+    let both = format!("{}\n---\n{dns}", egress("{ports: [{port: 443}]}"));
+    for context in [context(), Context::default()] {
+        assert_eq!(rules_of(&both, &context), [""; 0]);
+    }
+}
+
+#[test]
+fn rule_ids_are_unique_and_sorted() {
+    assert!(RULES.windows(2).all(|pair| pair[0].id < pair[1].id));
+    let names: BTreeSet<&str> = RULES.iter().map(|r| r.name).collect();
+    assert_eq!(names.len(), RULES.len());
+}
