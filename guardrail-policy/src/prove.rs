@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::{
     evaluate::{End, Evaluator, Side},
-    generate::{Decision, EdgeUse, Options, Phase, Problem, ProblemKind, edge_name},
+    generate::{Decision, EdgeUse, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name},
     model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches},
     read,
 };
@@ -136,6 +136,15 @@ type Excess<'a> = BTreeMap<(&'a WorkloadRef, Protocol, u16), BTreeSet<&'a Worklo
 /// A workload with its ends as a client and as a server.
 type Ends<'a> = (&'a WorkloadRef, Vec<End>, Vec<End>);
 
+/// Two workloads, and which side the generated policies close.
+#[derive(Clone, Copy)]
+struct Pair<'a> {
+    client: &'a WorkloadRef,
+    server: &'a WorkloadRef,
+    client_is_closed: bool,
+    server_is_closed: bool,
+}
+
 /// The second claim.
 struct Pairs<'a> {
     snapshot: &'a Snapshot,
@@ -149,6 +158,8 @@ struct Pairs<'a> {
     observed_ports: BTreeMap<&'a WorkloadRef, BTreeSet<(Protocol, u16)>>,
     /// Phase constrain: who may call into a namespace, on which ports.
     into_namespace: BTreeSet<(&'a WorkloadRef, &'a str, Protocol, u16)>,
+    /// The same for ports that the boundary names: each pod of the namespace has its own number for it.
+    into_namespace_by_name: BTreeSet<(&'a WorkloadRef, &'a str, Protocol, &'a str)>,
 }
 
 /// A port that nobody serves: asked of every server, so that a rule without ports is found out.
@@ -165,9 +176,19 @@ impl<'a> Pairs<'a> {
             expected: BTreeSet::new(),
             observed_ports: BTreeMap::new(),
             into_namespace: BTreeSet::new(),
+            into_namespace_by_name: BTreeSet::new(),
         };
+        let named = names_in_boundaries(&decision.plan);
         for (edge, used) in snapshot.body.edges.iter().zip(&decision.uses) {
             let Peer::Workload(server) = &edge.server.peer else { continue };
+            if let (EdgeUse::Supports, Peer::Workload(client), Some(name)) = (used, &edge.client.peer, &edge.port_name)
+            {
+                let (namespace, protocol) = (server.namespace.as_str(), Protocol::from(edge.protocol));
+                if named.contains(&(namespace, protocol, name)) {
+                    let clients = pairs.indistinguishable(client).into_iter();
+                    pairs.into_namespace_by_name.extend(clients.map(|c| (c, namespace, protocol, name.as_str())));
+                }
+            }
             for (protocol, port) in pairs.ports_of(edge, server) {
                 pairs.observed_ports.entry(server).or_default().insert((protocol, port));
                 let (EdgeUse::Supports, Peer::Workload(client)) = (used, &edge.client.peer) else { continue };
@@ -224,6 +245,16 @@ impl<'a> Pairs<'a> {
         alike.map(|w| &w.workload).collect()
     }
 
+    fn is_let_in_by_name(&self, client: &'a WorkloadRef, server: &WorkloadRef, protocol: Protocol, port: u16) -> bool {
+        if self.into_namespace_by_name.is_empty() {
+            return false;
+        }
+        let pods = self.entry(server).into_iter().flat_map(|w| w.pods.values().flatten());
+        pods.flat_map(|pod| &pod.ports).filter(|p| p.port == port && p.protocol == protocol.to_string()).any(|p| {
+            self.into_namespace_by_name.contains(&(client, server.namespace.as_str(), protocol, p.name.as_str()))
+        })
+    }
+
     fn judge(&self, proof: &mut Proof) {
         let workloads: Vec<Ends<'_>> = self
             .snapshot
@@ -273,9 +304,11 @@ impl<'a> Pairs<'a> {
                 for (client, client_ends, _) in &workloads {
                     proof.pairs_judged += 1;
                     let in_question = client_ends.iter().any(|end| admissions.iter().any(|a| a.may_admit(end)));
+                    let client_is_closed = covered_egress.contains(client);
+                    let pair = Pair { client, server, client_is_closed, server_is_closed: true };
                     if in_question
                         && self.passes(client_ends, server_ends, protocol, port)
-                        && !self.may_pass(client, server, protocol, port, true)
+                        && !self.may_pass(&pair, protocol, port)
                     {
                         excess.entry((server, protocol, port)).or_default().insert(client);
                     }
@@ -308,11 +341,10 @@ impl<'a> Pairs<'a> {
         proof: &mut Proof,
     ) {
         for (client, client_ends, _) in workloads.iter().filter(|(client, ..)| covered_egress.contains(client)) {
+            let pair = Pair { client, server, client_is_closed: true, server_is_closed: false };
             for &(protocol, port) in ports.iter().chain(egress_ports.get(client).into_iter().flatten()) {
                 proof.pairs_judged += 1;
-                if self.passes(client_ends, server_ends, protocol, port)
-                    && !self.may_pass(client, server, protocol, port, false)
-                {
+                if self.passes(client_ends, server_ends, protocol, port) && !self.may_pass(&pair, protocol, port) {
                     excess.entry((server, protocol, port)).or_default().insert(client);
                 }
             }
@@ -346,29 +378,40 @@ impl<'a> Pairs<'a> {
         })
     }
 
-    fn may_pass(
-        &self,
-        client: &'a WorkloadRef,
-        server: &'a WorkloadRef,
-        protocol: Protocol,
-        port: u16,
-        server_is_closed: bool,
-    ) -> bool {
-        if self.expected.contains(&(client, server, protocol, port)) {
-            return true;
-        }
+    /// Whether a pair that passes was observed, or is opened by what the phase says or the plan has announced: on each side that is closed.
+    fn may_pass(&self, pair: &Pair<'a>, protocol: Protocol, port: u16) -> bool {
+        let Pair { client, server, client_is_closed, server_is_closed } = *pair;
         let announced = &self.decision.announced;
-        if !server_is_closed {
-            return announced.dns.contains(&(server.clone(), protocol, port))
-                || announced.to_anywhere.contains(&(client.clone(), protocol, port));
-        }
-        if announced.from_anywhere.contains(&(server.clone(), protocol, port)) {
-            return true;
-        }
-        self.decision.plan.phase != Phase::DefaultDeny
-            && (client.namespace == server.namespace
-                || self.into_namespace.contains(&(client, &server.namespace, protocol, port)))
+        let boundary = self.decision.plan.phase != Phase::DefaultDeny;
+        let egress_says_so = || {
+            !client_is_closed
+                || announced.dns.contains(&(server.clone(), protocol, port))
+                || announced.to_anywhere.contains(&(client.clone(), protocol, port))
+        };
+        let ingress_says_so = || {
+            !server_is_closed
+                || (boundary && client.namespace == server.namespace)
+                || (boundary && self.into_namespace.contains(&(client, &server.namespace, protocol, port)))
+                || (boundary && self.is_let_in_by_name(client, server, protocol, port))
+                || announced.from_anywhere.contains(&(server.clone(), protocol, port))
+        };
+        let observed = || self.expected.contains(&(client, server, protocol, port));
+        (ingress_says_so() && egress_says_so()) || observed()
     }
+}
+
+/// `(namespace, protocol, name)` of the ports that boundaries open by name.
+fn names_in_boundaries(plan: &Plan) -> BTreeSet<(&str, Protocol, &str)> {
+    let boundaries = plan.policies.iter().filter(|policy| policy.purpose == Purpose::Boundary);
+    let mut names = BTreeSet::new();
+    for policy in boundaries {
+        for port in policy.ingress.iter().flatten().flat_map(|rule| &rule.ports) {
+            if let PortRef::Name(name) = &port.port {
+                names.insert((policy.namespace.as_str(), port.protocol.into(), name.as_str()));
+            }
+        }
+    }
+    names
 }
 
 fn newly_judged(

@@ -106,8 +106,9 @@ impl World {
 
     /// The name `http` at port 80 or 8080, if the edge's port is the one that this pod or another calls so.
     fn port_name(&self, workload: usize, port: u16) -> Option<String> {
-        let pods = &self.workloads[workload % self.workloads.len()].1;
-        pods.iter().any(|(_, http, _)| http.map(number) == Some(port)).then(|| "http".to_owned())
+        let workload = workload % self.workloads.len();
+        let pods = &self.workloads[workload].1;
+        pods.iter().any(|(_, http, _)| http.map(|h| number(h, workload)) == Some(port)).then(|| "http".to_owned())
     }
 
     fn edge(&self, flow: &Flow) -> String {
@@ -151,7 +152,7 @@ impl World {
                 if *v6 {
                     addresses.insert(format!("fd00:10:244:{index}::{}", nth + 10).parse().unwrap());
                 }
-                let ports = http.map(|h| ("http".to_owned(), number(h).to_string())).into_iter().collect();
+                let ports = http.map(|h| ("http".to_owned(), number(h, index).to_string())).into_iter().collect();
                 entry.pods.insert(format!("w{index}-{nth}"), Pod { node: self.node(*node), addresses, ports });
             }
             if *behind_node_port {
@@ -237,16 +238,15 @@ impl World {
         flow.kind == Kind::FromNode && !flow.udp && self.workloads[flow.server % self.workloads.len()].2
     }
 
-    /// Whether a flow justifies that this port of the server's pods is open to whom it was open for.
+    /// Whether a flow justifies that this port of `server`, which is its target or stands behind the same boundary, is open to whom it was
+    /// open for: the same number, or the same name at another number, if the name is every pod's and has several (B2).
     fn opens(&self, flow: &Flow, server: usize, port: u16, udp: bool) -> bool {
-        if flow.udp != udp {
-            return false;
-        }
+        let to = flow.server % self.workloads.len();
         let seen = PORTS[flow.port];
-        let pods = &self.workloads[server].1;
-        // The same name at another number, if the name is every pod's (B2).
-        let by_name = |wanted: u16| pods.iter().any(|(_, http, _)| http.map(number) == Some(wanted));
-        seen == port || (!udp && pods.iter().all(|(_, http, _)| http.is_some()) && by_name(seen) && by_name(port))
+        let numbers = |w: usize| self.workloads[w].1.iter().map(move |(_, http, _)| http.map(|h| number(h, w)));
+        let varies = numbers(to).all(|n| n.is_some()) && numbers(to).collect::<BTreeSet<_>>().len() > 1;
+        let by_name = varies && numbers(to).any(|n| n == Some(seen)) && numbers(server).any(|n| n == Some(port));
+        flow.udp == udp && (seen == port || (!udp && by_name))
     }
 
     fn may_pass(&self, client: usize, server: usize, port: u16, udp: bool) -> bool {
@@ -296,8 +296,13 @@ fn dns(flow: &Flow, port: u16) -> bool {
     PORTS[flow.port] == 53 && port == 53
 }
 
-fn number(eighty: bool) -> u16 {
-    if eighty { 80 } else { 8080 }
+/// What a pod of this workload calls `http`.
+fn number(eighty: bool, workload: usize) -> u16 {
+    match (eighty, workload % 2) {
+        (true, _) => 80,
+        (false, 0) => 8080,
+        (false, _) => 9999,
+    }
 }
 
 fn node_address(node: usize) -> IpAddr {
@@ -318,7 +323,7 @@ fn pods(world: &World, evaluator: &Evaluator, workload: usize) -> Vec<(End, Opti
     let namespace = world.workloads[workload].0 % world.namespaces;
     let pods = world.workloads[workload].1.iter().enumerate();
     pods.map(|(nth, (_, http, _))| {
-        (evaluator.end(&format!("ns{namespace}/w{workload}-{nth}")).unwrap(), http.map(number))
+        (evaluator.end(&format!("ns{namespace}/w{workload}-{nth}")).unwrap(), http.map(|h| number(h, workload)))
     })
     .collect()
 }
