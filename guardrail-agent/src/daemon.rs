@@ -22,13 +22,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, InventorySource, Switch},
+    auth::{
+        self, Guard,
+        tls::{Tls, TlsError},
+    },
+    config::{AuthMode, Config, InventorySource, Switch},
     files::{self, FileError},
     http::{self, Query, Readiness},
     inventory::{FileInventoryError, InventoryFile},
     kernel::{Kernel, KernelConfig, KernelError, find_cgroup2_root},
     kube::{self, Api, ConnectError, ListState, Source, Status},
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
+    serve,
     state::StateFile,
 };
 
@@ -49,6 +54,9 @@ pub enum StartError {
     /// The inventory file.
     #[error(transparent)]
     Inventory(#[from] FileInventoryError),
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The listen address.
     #[error("cannot listen on {address}: {source}; choose another address with --listen")]
     Listen {
@@ -125,7 +133,7 @@ type Lists = watch::Receiver<BTreeMap<kube::Resource, ListState>>;
 /// Where changes of the inventory come from.
 enum Feed {
     File(InventoryFile),
-    Kube(Api),
+    Kube(Arc<Api>),
 }
 
 impl Feed {
@@ -150,7 +158,7 @@ impl Feed {
                 let (change, changes) = mpsc::channel(16);
                 let status = Arc::new(Status::default());
                 let options = kube::Options { scope: config.inventory_scope, ..kube::Options::new(node) };
-                let following = kube::follow(Arc::new(api), options, change, Arc::clone(&status), stop.clone());
+                let following = kube::follow(api, options, change, Arc::clone(&status), stop.clone());
                 tasks.spawn(async move {
                     following.await;
                     "the inventory reader"
@@ -159,6 +167,28 @@ impl Feed {
             }
         }
     }
+}
+
+/// Who may read, and with which certificate.
+async fn access(config: &Config, source: &Feed, node: &str) -> Result<(Option<Arc<Guard>>, Option<Arc<Tls>>), StartError> {
+    let tls = match (&config.tls_cert, &config.tls_key) {
+        (Some(cert), Some(key)) => Some(Tls::from_files(cert.clone(), key.clone())?),
+        _ if config.auth == AuthMode::Kube && !config.auth_insecure => {
+            Some(Tls::self_signed(vec![node.to_owned(), "guardrail-agent".to_owned(), "localhost".to_owned()])?)
+        }
+        _ => None,
+    };
+    let guard = match config.auth {
+        AuthMode::None => None,
+        AuthMode::Kube => {
+            let api = match source {
+                Feed::Kube(api) => Arc::clone(api),
+                Feed::File(_) => Arc::new(Api::new(Source::Inferred).await?),
+            };
+            Some(Arc::new(Guard::new(api, config.auth_audience.clone(), auth::Limits::default())))
+        }
+    };
+    Ok((guard, tls.map(Arc::new)))
 }
 
 /// Waits for the state of a list to change; for ever without an API server.
@@ -189,11 +219,18 @@ impl Daemon {
                 let (file, inventory) = InventoryFile::open(file)?;
                 (inventory, Feed::File(file))
             }
-            InventorySource::Kube => (Vec::new(), Feed::Kube(Api::new(Source::Inferred).await?)),
+            InventorySource::Kube => (Vec::new(), Feed::Kube(Arc::new(Api::new(Source::Inferred).await?))),
         };
+        let (guard, tls) = access(&config, &source, &node).await?;
         let listener = TcpListener::bind(config.listen)
             .await
             .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let local = match config.local_listen {
+            Some(address) => {
+                Some(TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?)
+            }
+            None => None,
+        };
         if let Some(dir) = &config.export_dir {
             files::require_writable_dir(dir).map_err(StartError::ExportDir)?;
         }
@@ -241,7 +278,17 @@ impl Daemon {
             tracing::warn!("{warning}");
         }
         let (query, queries) = mpsc::channel(16);
-        let serving = http::serve(listener, query, readiness.subscribe(), stop.clone());
+        let limits = serve::Limits::default();
+        if let Some(listener) = local {
+            let open = http::router(query.clone(), readiness.subscribe(), None);
+            let serving = serve::serve(listener, None, open, limits, stop.clone());
+            tasks.spawn(async move {
+                drop(serving.await);
+                "the local HTTP server"
+            });
+        }
+        let guarded = http::router(query, readiness.subscribe(), guard);
+        let serving = serve::serve(listener, tls, guarded, limits, stop.clone());
         tasks.spawn(async move {
             if let Err(e) = serving.await {
                 tracing::error!("the HTTP server failed: {e}");
@@ -329,7 +376,8 @@ impl Daemon {
         }
         let _ = kernel.await;
         let now = now();
-        observer.tick(now);
+        // Flows that still wait for their pod are counted, not forgotten.
+        observer.flush(now);
         while self.writes.join_next().await.is_some() {}
         let snapshot = observer.snapshot(now);
         self.stop.cancel();
@@ -488,7 +536,8 @@ fn allow_lists(snapshot: &Snapshot, options: &generate::Options) -> BTreeMap<Str
 }
 
 fn json(snapshot: &Snapshot) -> Vec<u8> {
-    let mut bytes = snapshot.to_json().into_bytes();
+    // Compact: 10,000 edges with line breaks and indentation would be twice the memory. A snapshot always serialises.
+    let mut bytes = serde_json::to_vec(snapshot).unwrap_or_default();
     bytes.push(b'\n');
     bytes
 }
