@@ -39,6 +39,30 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:9464")]
     pub listen: SocketAddr,
 
+    /// A second, loopback address of the same, without authentication: what `kubectl port-forward` reaches.
+    #[arg(long, env = "GUARDRAIL_LOCAL_LISTEN", value_name = "ADDR:PORT", value_parser = loopback)]
+    pub local_listen: Option<SocketAddr>,
+
+    /// Who may read /metrics and /v1/graph: `kube` asks the API server (TokenReview, SubjectAccessReview) and speaks TLS only.
+    #[arg(long, env = "GUARDRAIL_AUTH", value_enum, default_value_t = AuthMode::None)]
+    pub auth: AuthMode,
+
+    /// With `--auth kube`, take only tokens issued for this audience [default: those for the API server itself].
+    #[arg(long, env = "GUARDRAIL_AUTH_AUDIENCE", value_name = "AUDIENCE")]
+    pub auth_audience: Option<String>,
+
+    /// With `--auth kube`, speak plain HTTP: tokens can then be read on the way.
+    #[arg(long, env = "GUARDRAIL_AUTH_INSECURE")]
+    pub auth_insecure: bool,
+
+    /// PEM file with the certificate chain of --listen; read again when it changes [default with `--auth kube`: made at start].
+    #[arg(long, env = "GUARDRAIL_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// PEM file with its private key.
+    #[arg(long, env = "GUARDRAIL_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
     /// Write allow-lists (NetworkPolicy files, phase default-deny) here.
     #[arg(long, env = "GUARDRAIL_EXPORT_DIR", value_name = "DIR")]
     pub export_dir: Option<PathBuf>,
@@ -111,6 +135,15 @@ impl FromStr for InventorySource {
     }
 }
 
+/// Who may read what names services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AuthMode {
+    /// Everybody who reaches the address.
+    None,
+    /// Whom the API server permits.
+    Kube,
+}
+
 /// `on` or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
@@ -137,6 +170,14 @@ impl FromStr for Seconds {
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         s.parse().map(Self).map_err(|_| "give a whole number of seconds, at least 1".to_owned())
+    }
+}
+
+/// Without authentication, an address that only this machine (or pod) reaches.
+fn loopback(s: &str) -> Result<SocketAddr, String> {
+    match s.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(address),
+        _ => Err("give a loopback address and a port, like 127.0.0.1:9465".to_owned()),
     }
 }
 

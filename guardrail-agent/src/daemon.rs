@@ -170,7 +170,11 @@ impl Feed {
 }
 
 /// Who may read, and with which certificate.
-async fn access(config: &Config, source: &Feed, node: &str) -> Result<(Option<Arc<Guard>>, Option<Arc<Tls>>), StartError> {
+async fn access(
+    config: &Config,
+    source: &Feed,
+    node: &str,
+) -> Result<(Option<Arc<Guard>>, Option<Arc<Tls>>), StartError> {
     let tls = match (&config.tls_cert, &config.tls_key) {
         (Some(cert), Some(key)) => Some(Tls::from_files(cert.clone(), key.clone())?),
         _ if config.auth == AuthMode::Kube && !config.auth_insecure => {

@@ -6,14 +6,13 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot, watch},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::auth::{self, Guard};
 
 /// `Content-Type` of the OpenMetrics text format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -79,24 +78,19 @@ struct Surface {
     ready: watch::Receiver<Readiness>,
 }
 
-/// Serves until `stop` is cancelled.
-///
-/// # Errors
-/// If the listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    queries: mpsc::Sender<Query>,
-    ready: watch::Receiver<Readiness>,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
-    let router = Router::new()
+/// The surface. With a guard, `/metrics` and `/v1/graph` need its permission; `/healthz` and `/readyz` are always open.
+#[must_use]
+pub fn router(queries: mpsc::Sender<Query>, ready: watch::Receiver<Readiness>, guard: Option<Arc<Guard>>) -> Router {
+    let mut named = Router::new().route("/metrics", get(metrics)).route("/v1/graph", get(graph));
+    if let Some(guard) = guard {
+        named = named.route_layer(middleware::from_fn_with_state(guard, auth::guard));
+    }
+    Router::new()
         .route("/", get(async || "guardrail-agent: /metrics /healthz /readyz /v1/graph\n"))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .route("/v1/graph", get(graph))
-        .with_state(Arc::new(Surface { queries, ready }));
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+        .merge(named)
+        .with_state(Arc::new(Surface { queries, ready }))
 }
 
 async fn readyz(State(surface): State<Arc<Surface>>) -> Response {

@@ -3,6 +3,7 @@
 //! [`daemon`] wires [`kernel`], [`inventory`], the pure observer of guardrail-graph, [`http`], [`metrics`] and [`files`] together; it decides
 //! nothing about identity or policy.
 
+pub mod auth;
 pub mod config;
 pub mod daemon;
 pub mod files;
@@ -11,4 +12,5 @@ pub mod inventory;
 pub mod kernel;
 pub mod kube;
 pub mod metrics;
+pub mod serve;
 pub mod state;

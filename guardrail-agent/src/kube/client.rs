@@ -30,10 +30,10 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Neither a kubeconfig nor a service account.
-    #[error("--inventory kube: no API server: {0}; run it in a pod with a service account, or set KUBECONFIG")]
+    #[error("no API server: {0}; run it in a pod with a service account, or set KUBECONFIG")]
     NotFound(#[from] InferConfigError),
     /// The kubeconfig is no good.
-    #[error("--inventory kube: the kubeconfig {}: {source}", path.display())]
+    #[error("the kubeconfig {}: {source}", path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
@@ -41,7 +41,7 @@ pub enum ConnectError {
         source: KubeconfigError,
     },
     /// The credentials or certificates are no good.
-    #[error("--inventory kube: cannot set up the connection to the API server: {0}")]
+    #[error("cannot set up the connection to the API server: {0}")]
     Client(::kube::Error),
 }
 
