@@ -1,0 +1,234 @@
+//! `--auth kube`: the API server decides who reads; whoever asks too much or too slowly is cut off.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use guardrail_agent::{
+    auth::{Guard, Limits, tls::Tls},
+    http::{Query, Readiness, router},
+    kube::{Api, Source},
+    serve::{self, serve},
+};
+use guardrail_tests::apiserver::ApiServer;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    time::timeout,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{ClientConfig, RootCertStore, pki_types::{CertificateDer, ServerName, pem::PemObject as _}},
+};
+use tokio_util::sync::CancellationToken;
+
+const REVIEWS: &str = "POST /apis/authentication.k8s.io/v1/tokenreviews";
+
+struct Surface {
+    address: SocketAddr,
+    server: ApiServer,
+    stop: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Surface {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// The agent's HTTP surface with a stand-in for the observer, guarded by a server that knows two users of whom one may read.
+async fn surface(tls: Option<Tls>, audience: Option<&str>, limits: Limits, bounds: serve::Limits) -> Surface {
+    let server = ApiServer::start().unwrap();
+    server.manners(|m| {
+        m.tokens = Some(["agent".to_owned()].into());
+        m.users.insert("prometheus-token".to_owned(), "system:serviceaccount:monitoring:prometheus".to_owned());
+        m.users.insert("other-token".to_owned(), "system:serviceaccount:shop:web".to_owned());
+        m.allowed.insert(("system:serviceaccount:monitoring:prometheus".to_owned(), "/metrics".to_owned()));
+        m.audience = "guardrail".to_owned();
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "agent").unwrap();
+    let kubeconfig = dir.path().join("config");
+    std::fs::write(&kubeconfig, server.kubeconfig(Some(&token))).unwrap();
+    let api = Arc::new(Api::new(Source::Kubeconfig(kubeconfig)).await.unwrap());
+    let guard = Arc::new(Guard::new(api, audience.map(str::to_owned), limits));
+    let (queries, mut asked) = mpsc::channel(4);
+    tokio::spawn(async move {
+        while let Some(query) = asked.recv().await {
+            match query {
+                Query::Graph(reply) => drop(reply.send(b"{\"graph\": 1}".to_vec())),
+                Query::Metrics(reply) => drop(reply.send("guardrail_edges 1\n".to_owned())),
+            }
+        }
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let router = router(queries, watch::channel(Readiness::default()).1, Some(guard));
+    tokio::spawn(serve(listener, tls.map(Arc::new), router, bounds, stop.clone()));
+    Surface { address, server, stop, _dir: dir }
+}
+
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str, token: Option<&str>) -> (u16, String) {
+    let token = token.map_or_else(String::new, |t| format!("Authorization: Bearer {t}\r\n"));
+    let request = format!("GET {path} HTTP/1.1\r\nHost: agent\r\n{token}Connection: close\r\n\r\n");
+    // A server that refuses early may close before it has read everything: its answer counts.
+    let _ = stream.write_all(request.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    (status, answer)
+}
+
+impl Surface {
+    async fn get(&self, path: &str, token: Option<&str>) -> (u16, String) {
+        exchange(TcpStream::connect(self.address).await.unwrap(), path, token).await
+    }
+}
+
+#[tokio::test]
+async fn the_api_server_decides_who_reads_and_probes_stay_open() {
+    let surface = surface(None, None, Limits::default(), serve::Limits::default()).await;
+    for (path, token, expected) in [
+        ("/healthz", None, 200),
+        ("/readyz", None, 503),
+        ("/metrics", None, 401),
+        ("/v1/graph", None, 401),
+        ("/metrics", Some("nonsense"), 401),
+        ("/metrics", Some("other-token"), 403),
+        ("/metrics", Some("prometheus-token"), 200),
+        ("/v1/graph", Some("prometheus-token"), 403),
+        ("/metrics?x=1", Some("prometheus-token"), 200),
+        ("/elsewhere", None, 404),
+    ] {
+        let (status, answer) = surface.get(path, token).await;
+        assert_eq!(status, expected, "{path} {token:?}: {answer}");
+        assert_eq!(answer.contains("guardrail_edges 1"), expected == 200 && path != "/healthz", "{answer}");
+    }
+    let (_, forbidden) = surface.get("/v1/graph", Some("prometheus-token")).await;
+    assert!(forbidden.contains("grant the verb get on the nonResourceURL /v1/graph"), "{forbidden}");
+}
+
+#[tokio::test]
+async fn answers_are_remembered_for_a_while_refusals_too() {
+    let limits = Limits { allowed: Duration::from_millis(400), refused: Duration::from_millis(400), ..Limits::default() };
+    let surface = surface(None, None, limits, serve::Limits::default()).await;
+    for _ in 0..5 {
+        assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200);
+        assert_eq!(surface.get("/metrics", Some("nonsense")).await.0, 401);
+    }
+    assert_eq!(surface.server.requests(REVIEWS), 2);
+    // The permission is taken away, and that is noticed.
+    surface.server.manners(|m| m.allowed.clear());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while surface.get("/metrics", Some("prometheus-token")).await.0 != 403 {
+        assert!(Instant::now() < deadline, "the permission is remembered for ever");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn many_bad_tokens_reach_the_api_server_only_at_a_limited_rate_and_good_ones_go_on() {
+    let limits = Limits { per_second: 5.0, ..Limits::default() };
+    let surface = surface(None, None, limits, serve::Limits::default()).await;
+    assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200);
+    let began = Instant::now();
+    let mut refused = 0;
+    for i in 0..600 {
+        let (status, _) = surface.get("/metrics", Some(&format!("bad-{i}"))).await;
+        assert!(status == 401 || status == 429, "{status}");
+        refused += usize::from(status == 429);
+    }
+    let allowed = 11.0 + 5.0 * began.elapsed().as_secs_f64();
+    let asked = surface.server.requests(REVIEWS);
+    assert!(asked as f64 <= allowed, "{asked} reviews, at most {allowed:.0} are allowed");
+    assert!(refused > 300, "{refused}");
+    assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200, "known tokens are not crowded out");
+}
+
+#[tokio::test]
+async fn only_tokens_for_the_audience_count() {
+    let good = surface(None, Some("guardrail"), Limits::default(), serve::Limits::default()).await;
+    assert_eq!(good.get("/metrics", Some("prometheus-token")).await.0, 200);
+    let bad = surface(None, Some("somebody-else"), Limits::default(), serve::Limits::default()).await;
+    assert_eq!(bad.get("/metrics", Some("prometheus-token")).await.0, 401);
+}
+
+#[tokio::test]
+async fn without_the_api_server_unknown_tokens_wait_and_known_ones_go_on() {
+    let mut surface = surface(None, None, Limits::default(), serve::Limits::default()).await;
+    assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200);
+    surface.server = ApiServer::start().unwrap();
+    assert_eq!(surface.get("/metrics", Some("other-token")).await.0, 503);
+    assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200);
+}
+
+#[tokio::test]
+async fn slow_and_oversized_requests_are_cut_off_and_connections_are_bounded() {
+    let bounds = serve::Limits { connections: 4, head: Duration::from_millis(300), ..serve::Limits::default() };
+    let surface = surface(None, None, Limits::default(), bounds).await;
+    // Twice as many connections as are served at once, each sending half a head: they end by themselves and make room.
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(surface.address).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost:").await.unwrap();
+        slow.push(stream);
+    }
+    assert_eq!(timeout(Duration::from_secs(5), surface.get("/healthz", None)).await.unwrap().0, 200);
+    for mut stream in slow {
+        let mut rest = Vec::new();
+        timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.expect("it is closed").ok();
+        assert!(!rest.starts_with(b"HTTP/1.1 200"));
+    }
+    let (status, _) = surface.get("/healthz", Some(&"x".repeat(64 << 10))).await;
+    assert!(status == 431 || status == 0, "{status}");
+    let (status, _) = surface.get("/metrics", Some(&"x".repeat(9 << 10))).await;
+    assert_eq!(status, 401, "a token that long is nobody's");
+    assert_eq!(surface.server.requests(REVIEWS), 0);
+}
+
+fn certificate(dir: &std::path::Path) -> CertificateDer<'static> {
+    let made = rcgen::generate_simple_self_signed(vec!["agent".to_owned()]).unwrap();
+    std::fs::write(dir.join("tls.crt"), made.cert.pem()).unwrap();
+    std::fs::write(dir.join("tls.key"), made.signing_key.serialize_pem()).unwrap();
+    CertificateDer::from_pem_slice(made.cert.pem().as_bytes()).unwrap()
+}
+
+#[tokio::test]
+async fn tls_comes_from_files_and_plain_text_gets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let trusted = certificate(dir.path());
+    let tls = Tls::from_files(dir.path().join("tls.crt"), dir.path().join("tls.key")).unwrap();
+    let surface = surface(Some(tls), None, Limits::default(), serve::Limits::default()).await;
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(tokio_rustls::rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(surface.address).await.unwrap();
+    let stream = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("agent").unwrap(), stream).await.unwrap();
+    let (status, answer) = exchange(stream, "/metrics", Some("prometheus-token")).await;
+    assert_eq!(status, 200, "{answer}");
+    let (status, answer) = surface.get("/metrics", Some("prometheus-token")).await;
+    assert_eq!(status, 0, "{answer}");
+}
+
+#[tokio::test]
+async fn a_bad_certificate_is_refused_with_its_file_and_one_can_be_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("tls.crt"), dir.path().join("tls.key"));
+    let error = Tls::from_files(cert.clone(), key.clone()).err().unwrap().to_string();
+    assert!(error.contains("tls.crt"), "{error}");
+    std::fs::write(&cert, "no certificate").unwrap();
+    let error = Tls::from_files(cert, key).err().unwrap().to_string();
+    assert!(error.contains("tls.crt") && !error.contains('\n'), "{error}");
+    assert!(Tls::self_signed(vec!["node-a".to_owned()]).is_ok());
+}
