@@ -124,7 +124,8 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
         let Some(rule) = rules.as_ref().and_then(|rules| rules.get(entry.rule)) else { continue };
         policies[entry.policy].rules.push(RuleEntry {
             direction: entry.direction,
-            rule: entry.rule,
+            // From 1, as `check` names rules.
+            rule: entry.rule + 1,
             allows: rule_text(rule),
             edges: entry.edges.iter().map(|index| edge_entry(&edges[*index])).collect(),
         });
