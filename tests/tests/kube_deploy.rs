@@ -1,0 +1,239 @@
+//! deploy/: what `kubectl kustomize` makes of each overlay, checked for what it may do.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
+fn render(overlay: &str) -> Vec<Value> {
+    let out = Command::new("kubectl").arg("kustomize").arg(deploy().join("overlays").join(overlay)).output().expect("kubectl is installed");
+    assert!(out.status.success(), "{overlay}: {}", String::from_utf8_lossy(&out.stderr));
+    serde_saphyr::from_multiple(std::str::from_utf8(&out.stdout).unwrap()).unwrap()
+}
+
+fn overlays() -> Vec<(String, Vec<Value>)> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(deploy().join("overlays")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["audit-only", "kernel-before-5.11", "plain", "prometheus-operator", "seccomp-unconfined"]);
+    names.into_iter().map(|name| { let objects = render(&name); (name, objects) }).collect()
+}
+
+fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    objects.iter().filter(|o| o["kind"] == kind).collect()
+}
+
+fn texts(value: &Value) -> BTreeSet<String> {
+    value.as_array().into_iter().flatten().map(|v| v.as_str().unwrap().to_owned()).collect()
+}
+
+fn set(items: &[&str]) -> BTreeSet<String> {
+    items.iter().map(|s| (*s).to_owned()).collect()
+}
+
+#[test]
+fn the_agent_is_confined_in_every_overlay() {
+    for (name, objects) in overlays() {
+        let sets = of_kind(&objects, "DaemonSet");
+        assert_eq!(sets.len(), 1, "{name}");
+        let pod = &sets[0]["spec"]["template"]["spec"];
+        for forbidden in ["hostNetwork", "hostIPC", "shareProcessNamespace"] {
+            assert!(pod[forbidden].is_null(), "{name}: {forbidden}");
+        }
+        assert_eq!(pod["serviceAccountName"], "guardrail-agent");
+        assert_eq!(pod["tolerations"], serde_json::json!([{"operator": "Exists"}]), "{name}: every node");
+        assert!(pod["priorityClassName"].is_string(), "{name}");
+        assert_eq!(sets[0]["spec"]["updateStrategy"]["type"], "RollingUpdate");
+        assert_eq!(pod["containers"].as_array().unwrap().len(), 1);
+        let container = &pod["containers"][0];
+        let security = &container["securityContext"];
+        assert_eq!(security["privileged"], false, "{name}");
+        assert_eq!(security["allowPrivilegeEscalation"], false, "{name}");
+        assert_eq!(security["readOnlyRootFilesystem"], true, "{name}");
+        assert_eq!(security["runAsUser"], 0);
+        assert_eq!(texts(&security["capabilities"]["drop"]), set(&["ALL"]), "{name}");
+        let mut capabilities = set(&["BPF", "PERFMON", "NET_ADMIN"]);
+        if name == "kernel-before-5.11" {
+            capabilities.insert("SYS_RESOURCE".to_owned());
+        }
+        assert_eq!(texts(&security["capabilities"]["add"]), capabilities, "{name}");
+        let seccomp = if name == "seccomp-unconfined" { "Unconfined" } else { "RuntimeDefault" };
+        assert_eq!(security["seccompProfile"]["type"], seccomp, "{name}");
+        for (kind, what) in [("requests", "cpu"), ("requests", "memory"), ("limits", "memory")] {
+            assert!(container["resources"][kind][what].is_string(), "{name}: {kind}.{what}");
+        }
+        let mounts: BTreeMap<&str, &Value> =
+            container["volumeMounts"].as_array().unwrap().iter().map(|m| (m["name"].as_str().unwrap(), m)).collect();
+        assert_eq!(mounts["cgroup"]["readOnly"], true, "{name}");
+        let paths: BTreeSet<_> = pod["volumes"].as_array().unwrap().iter().map(|v| v["hostPath"]["path"].as_str().unwrap()).collect();
+        assert_eq!(paths, ["/sys/fs/cgroup", "/var/lib/guardrail"].into(), "{name}: nothing else of the host");
+    }
+}
+
+#[test]
+fn probes_reach_what_is_open_and_arguments_ask_for_authentication() {
+    for (name, objects) in overlays() {
+        let container = &of_kind(&objects, "DaemonSet")[0]["spec"]["template"]["spec"]["containers"][0];
+        let port = &container["ports"][0]["name"];
+        for (probe, path) in [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
+            let get = &container[probe]["httpGet"];
+            assert_eq!(get["path"], path, "{name}: {probe}");
+            assert_eq!(&get["port"], port, "{name}: {probe}");
+            assert_eq!(get["scheme"], "HTTPS", "{name}: {probe}");
+        }
+        let args = texts(&container["args"]);
+        for arg in ["--inventory=kube", "--auth=kube", "--local-listen=127.0.0.1:9465"] {
+            assert!(args.contains(arg), "{name}: {arg} in {args:?}");
+        }
+        assert!(!args.iter().any(|a| a.contains("insecure")), "{name}");
+        // The agent itself must take them.
+        let argv = std::iter::once("guardrail-agent".to_owned()).chain(args.iter().cloned());
+        let config = <guardrail_agent::config::Config as clap::Parser>::try_parse_from(argv);
+        assert!(config.is_ok(), "{name}: {}", config.unwrap_err());
+    }
+}
+
+#[test]
+fn the_agent_may_read_what_it_watches_and_nothing_else() {
+    for (name, objects) in overlays() {
+        let roles = of_kind(&objects, "ClusterRole");
+        let role = roles.iter().find(|r| r["metadata"]["name"] == "guardrail-agent").expect("its role");
+        let mut watched = BTreeSet::new();
+        let mut reviews = BTreeSet::new();
+        for rule in role["rules"].as_array().unwrap() {
+            let pairs = texts(&rule["apiGroups"])
+                .into_iter()
+                .flat_map(|g| texts(&rule["resources"]).into_iter().map(move |r| (g.clone(), r)))
+                .collect::<Vec<_>>();
+            let verbs = texts(&rule["verbs"]);
+            if verbs == set(&["get", "list", "watch"]) {
+                watched.extend(pairs);
+            } else {
+                assert_eq!(verbs, set(&["create"]), "{name}: {rule}");
+                reviews.extend(pairs);
+            }
+        }
+        let needed: BTreeSet<(String, String)> =
+            guardrail_agent::kube::Resource::ALL.iter().map(|r| (r.group().to_owned(), r.as_str().to_owned())).collect();
+        assert_eq!(watched, needed, "{name}");
+        let asked = [("authentication.k8s.io", "tokenreviews"), ("authorization.k8s.io", "subjectaccessreviews")];
+        assert_eq!(reviews, asked.map(|(g, r)| (g.to_owned(), r.to_owned())).into(), "{name}");
+
+        let text = serde_json::to_string(&objects.iter().filter(|o| o["kind"].as_str().unwrap().contains("Role")).collect::<Vec<_>>()).unwrap();
+        assert!(!text.contains("\"*\"") && !text.contains("secrets"), "{name}: no wildcard, no secret");
+        // The binding names the account in the namespace where the DaemonSet runs.
+        for binding in of_kind(&objects, "ClusterRoleBinding") {
+            for subject in binding["subjects"].as_array().unwrap() {
+                assert_eq!(subject["namespace"], "guardrail", "{name}: {binding}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_audit_role_reaches_guardrails_own_namespace_only() {
+    let objects = render("audit-only");
+    let roles = of_kind(&objects, "Role");
+    assert_eq!(roles.len(), 1);
+    assert_eq!(roles[0]["metadata"]["namespace"], "guardrail");
+    let granted: BTreeMap<String, BTreeSet<String>> =
+        roles[0]["rules"].as_array().unwrap().iter().map(|r| (texts(&r["resources"]).into_iter().next().unwrap(), texts(&r["verbs"]))).collect();
+    assert_eq!(granted["pods"], set(&["get", "list"]));
+    assert_eq!(granted["pods/portforward"], set(&["get", "create"]));
+    assert_eq!(granted.len(), 2);
+}
+
+#[test]
+fn the_pod_monitor_finds_the_pods_and_brings_a_token_that_may_read_metrics_only() {
+    let objects = render("prometheus-operator");
+    let monitor = of_kind(&objects, "PodMonitor")[0];
+    let labels = &of_kind(&objects, "DaemonSet")[0]["spec"]["template"]["metadata"]["labels"];
+    for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().unwrap() {
+        assert_eq!(&labels[label], value);
+    }
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    assert_eq!((endpoint["scheme"].as_str(), endpoint["path"].as_str()), (Some("https"), Some("/metrics")));
+    let secret = of_kind(&objects, "Secret")[0];
+    assert_eq!(endpoint["authorization"]["credentials"]["name"], secret["metadata"]["name"]);
+    let account = &secret["metadata"]["annotations"]["kubernetes.io/service-account.name"];
+    let bindings = of_kind(&objects, "ClusterRoleBinding");
+    let binding = bindings.iter().find(|b| &b["subjects"][0]["name"] == account).expect("a binding of the scraper");
+    let roles = of_kind(&objects, "ClusterRole");
+    let role = roles.iter().find(|r| r["metadata"]["name"] == binding["roleRef"]["name"]).unwrap();
+    assert_eq!(role["rules"], serde_json::json!([{"nonResourceURLs": ["/metrics"], "verbs": ["get"]}]));
+}
+
+/// The names of guardrail's series in a text of queries.
+fn series(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).filter(|w| w.starts_with("guardrail_")).map(str::to_owned).collect()
+}
+
+/// The series that the agent's own encoder writes.
+fn exported() -> BTreeSet<String> {
+    use guardrail_agent::{kernel::KernelStats, kube::Status, metrics};
+    let page = metrics::encode(metrics::Scrape {
+        observer: guardrail_graph::observer::Stats::default(),
+        kernel: KernelStats::default(),
+        inventory: Status::default().report(),
+        daemon: metrics::DaemonStats::default(),
+        edges: Vec::new(),
+        edges_suppressed: 0,
+        bpf_stats_enabled: true,
+    })
+    .unwrap();
+    let types = page.lines().filter_map(|l| l.strip_prefix("# TYPE "));
+    types.map(|l| l.split_once(' ').unwrap()).map(|(n, t)| if t == "counter" { format!("{n}_total") } else { n.to_owned() }).collect()
+}
+
+#[test]
+fn alert_rules_pass_promtool_and_name_series_that_exist() {
+    let objects = render("prometheus-operator");
+    let rules = of_kind(&objects, "PrometheusRule")[0];
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("rules.yaml"), rules["spec"].to_string()).unwrap();
+    std::fs::copy(deploy().join("overlays/prometheus-operator/rules.test.yaml"), dir.path().join("test.yaml")).unwrap();
+    for args in [["check", "rules", "rules.yaml"], ["test", "rules", "test.yaml"]] {
+        let out = Command::new("promtool").args(args).current_dir(dir.path()).output().expect("promtool is installed (Debian: prometheus)");
+        assert!(out.status.success(), "{args:?}: {}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    }
+    let tested = std::fs::read_to_string(dir.path().join("test.yaml")).unwrap();
+    let exported = exported();
+    let mut exprs = String::new();
+    for rule in rules["spec"]["groups"][0]["rules"].as_array().unwrap() {
+        let alert = rule["alert"].as_str().unwrap();
+        assert!(tested.contains(&format!("alertname: {alert}")), "{alert} has no test");
+        exprs += rule["expr"].as_str().unwrap();
+        exprs.push('\n');
+    }
+    let unknown: Vec<_> = series(&exprs).difference(&exported).cloned().collect();
+    assert!(unknown.is_empty(), "rules ask for {unknown:?}, the agent has {exported:?}");
+}
+
+#[test]
+fn the_dashboard_asks_for_series_that_exist_in_queries_that_parse() {
+    let path = deploy().join("grafana/guardrail.json");
+    let dashboard: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let mut rules = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let expr = target["expr"].as_str().unwrap().replace("$__rate_interval", "5m");
+            rules.push(serde_json::json!({"record": format!("panel:{}:{}", panel["id"], rules.len()), "expr": expr}));
+        }
+    }
+    assert!(rules.len() >= 8);
+    let text = serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]}).to_string();
+    let exported = exported();
+    let unknown: Vec<_> = series(&text).difference(&exported).cloned().collect();
+    assert!(unknown.is_empty(), "the dashboard asks for {unknown:?}, the agent has {exported:?}");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("r.yaml"), text).unwrap();
+    let out = Command::new("promtool").args(["check", "rules", "r.yaml"]).current_dir(dir.path()).output().unwrap();
+    assert!(out.status.success(), "{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+}
