@@ -23,7 +23,8 @@ fn context() -> Context {
 }
 
 fn rules_of(spec: &str, context: &Context) -> Vec<&'static str> {
-    let text = format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: a}}\n{spec}\n");
+    let text =
+        format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: a}}\n{spec}\n");
     let mut reader = Reader::new();
     reader.add("p.yaml", text.as_bytes(), crate::read::Expect::Policies);
     let (set, problems) = reader.finish_lenient();
@@ -69,7 +70,11 @@ fn rules_about_selectors() {
     assert_eq!(rules_of(generated, &Context::default()), [GENERATED_LABEL.id]);
     check(&SELECTS_NOTHING, &["spec: {podSelector: {matchLabels: {app: old}}, policyTypes: [Ingress]}"], &[]);
     let peer = |peer: &str| ingress(&format!("{{from: [{peer}], ports: [{{port: 80}}]}}"));
-    check(&PEER_MATCHES_NOTHING, &[&peer("{podSelector: {matchLabels: {app: old}}}")], &[&peer("{podSelector: {matchLabels: {app: web}}}")]);
+    check(
+        &PEER_MATCHES_NOTHING,
+        &[&peer("{podSelector: {matchLabels: {app: old}}}")],
+        &[&peer("{podSelector: {matchLabels: {app: web}}}")],
+    );
     check(
         &WIDE_PEER,
         &[
@@ -77,16 +82,24 @@ fn rules_about_selectors() {
             &peer("{namespaceSelector: {}}"),
             &peer("{namespaceSelector: {}, podSelector: {}}"),
             &peer("{ipBlock: {cidr: 0.0.0.0/0}}"),
-            &peer("{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: a}}}, {podSelector: {matchLabels: {app: web}}}"),
+            &peer(
+                "{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: a}}}, {podSelector: {matchLabels: {app: web}}}",
+            ),
         ],
         &[
             &peer("{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8]}}"),
-            &peer("{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: a}}, podSelector: {matchLabels: {app: web}}}"),
+            &peer(
+                "{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: a}}, podSelector: {matchLabels: {app: web}}}",
+            ),
         ],
     );
     check(
         &CLUSTER_IP_BLOCK,
-        &[&peer("{ipBlock: {cidr: 10.0.0.1/32}}"), &peer("{ipBlock: {cidr: 10.0.0.0/8}}"), &peer("{ipBlock: {cidr: 10.96.0.1/32}}")],
+        &[
+            &peer("{ipBlock: {cidr: 10.0.0.1/32}}"),
+            &peer("{ipBlock: {cidr: 10.0.0.0/8}}"),
+            &peer("{ipBlock: {cidr: 10.96.0.1/32}}"),
+        ],
         &[&peer("{ipBlock: {cidr: 203.0.113.0/24}}")],
     );
 }
@@ -108,7 +121,10 @@ fn closed_egress_needs_dns_from_some_policy() {
     check(
         &NO_DNS,
         &[&egress(""), &egress("{ports: [{port: 443}]}"), &egress("{ports: [{port: 53}]}")],
-        &[&egress("{ports: [{port: 53, protocol: UDP}]}"), &egress("{ports: [{port: 1, endPort: 100, protocol: UDP}]}")],
+        &[
+            &egress("{ports: [{port: 53, protocol: UDP}]}"),
+            &egress("{ports: [{port: 1, endPort: 100, protocol: UDP}]}"),
+        ],
     );
     let dns = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: dns, namespace: a}\nspec: {podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 53, protocol: UDP}]}]}";
     let both = format!("{}\n---\n{dns}", egress("{ports: [{port: 443}]}"));

@@ -11,11 +11,18 @@ fn snapshot() -> Snapshot {
             r#"{{"namespace":"{ns}","owner":"{owner}","name":"{name}","selector":{{"matchLabels":{{"app":"{name}"}}}},"labels":{{"app":"{name}"}},"pods":{{{pods}}}}}"#
         )
     };
-    let pod = |name: &str, address: &str, port: &str| format!(r#"{{"name":"{name}","addresses":["{address}"],"ports":[{port}]}}"#);
+    let pod = |name: &str, address: &str, port: &str| {
+        format!(r#"{{"name":"{name}","addresses":["{address}"],"ports":[{port}]}}"#)
+    };
     let http = |n: u16| format!(r#"{{"name":"http","protocol":"TCP","port":{n}}}"#);
     let db = format!(r#""n1":[{}],"n2":[{}]"#, pod("db-0", "10.0.1.1", ""), pod("db-1", "10.0.2.1", ""));
-    let web = format!(r#""n1":[{}],"n2":[{}]"#, pod("web-1", "10.0.1.2", &http(80)), pod("web-2", "10.0.2.2", &http(8080)));
-    let workloads = [workload("a", "CronJob", "job", ""), workload("a", "Deployment", "web", &web), workload("a", "StatefulSet", "db", &db)];
+    let web =
+        format!(r#""n1":[{}],"n2":[{}]"#, pod("web-1", "10.0.1.2", &http(80)), pod("web-2", "10.0.2.2", &http(8080)));
+    let workloads = [
+        workload("a", "CronJob", "job", ""),
+        workload("a", "Deployment", "web", &web),
+        workload("a", "StatefulSet", "db", &db),
+    ];
     let text = format!(
         r#"{{"apiVersion":"guardrail.dev/v1","kind":"GraphSnapshot","window":{{"from":null,"to":null,"nodes":{{}}}},
         "coverage":{{"complete":true,"nodes":{{"observed":[],"expected":[]}},"losses":[],"unresolved":[],"workloads":[]}},
@@ -27,7 +34,9 @@ fn snapshot() -> Snapshot {
 }
 
 fn evaluator(spec: &str) -> Evaluator {
-    let text = format!("{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: a}}, spec: {spec}}}");
+    let text = format!(
+        "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: a}}, spec: {spec}}}"
+    );
     let policies = read::policies("p.yaml", text.as_bytes()).unwrap_or_else(|e| panic!("{e}")).policies;
     Evaluator::new(Cluster::default().with_snapshot(&snapshot()), policies)
 }
