@@ -35,7 +35,9 @@ pub const fn map_v4(be: u32) -> Address {
 #[inline(always)]
 #[must_use]
 pub const fn is_v4(a: &Address) -> bool {
-    high(a) == 0 && low(a) & u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]) == u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0])
+    high(a) == 0
+        && low(a) & u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0])
+            == u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0])
 }
 
 /// The first eight bytes, native order. A whole word: byte by byte the kernel programs would not fit their stack.
@@ -61,7 +63,8 @@ const fn low(a: &Address) -> u64 {
 #[must_use]
 pub const fn is_loopback(a: &Address) -> bool {
     high(a) == 0
-        && (low(a) & u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0]) == u64::from_ne_bytes([0, 0, 0xff, 0xff, 127, 0, 0, 0])
+        && (low(a) & u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0])
+            == u64::from_ne_bytes([0, 0, 0xff, 0xff, 127, 0, 0, 0])
             || low(a) == u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, 1]))
 }
 

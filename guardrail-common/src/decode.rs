@@ -85,7 +85,8 @@ impl<'a> Cursor<'a> {
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(DecodeError::Short { needed: N, given: self.0.len() })?;
+        let (head, rest) =
+            self.0.split_first_chunk::<N>().ok_or(DecodeError::Short { needed: N, given: self.0.len() })?;
         self.0 = rest;
         Ok(*head)
     }
@@ -193,20 +194,20 @@ pub fn key(bytes: &[u8]) -> Result<FlowKey, DecodeError> {
 pub fn value(bytes: &[u8]) -> Result<FlowValue, DecodeError> {
     let mut c = Cursor::new(bytes, size_of::<FlowValue>())?;
     Ok(FlowValue {
-        netns: c.u32()?,
-        flags: c.u32()?,
         jiffies: c.u64()?,
-        first_open: c.u64()?,
-        last_open: c.u64()?,
-        last_failed: c.u64()?,
         opened: c.u64()?,
+        closed: c.u64()?,
+        bytes_sent: c.u64()?,
+        bytes_received: c.u64()?,
+        last_open: c.u64()?,
+        first_open: c.u64()?,
+        last_failed: c.u64()?,
         found: c.u64()?,
         refused: c.u64()?,
         unanswered: c.u64()?,
         unreachable: c.u64()?,
-        closed: c.u64()?,
-        bytes_sent: c.u64()?,
-        bytes_received: c.u64()?,
+        netns: c.u32()?,
+        flags: c.u32()?,
     })
 }
 
@@ -267,7 +268,10 @@ mod tests {
     #[test]
     fn a_flow_hint_comes_back_field_by_field() {
         let Ok(Decoded::Flow(key)) = ring(&hint()) else { panic!("no flow") };
-        assert_eq!((key.cgroup_id, key.local, key.remote, key.server_port, key.role), (42, [1; 16], [2; 16], 8080, FlowRole::Server as u8));
+        assert_eq!(
+            (key.cgroup_id, key.local, key.remote, key.server_port, key.role),
+            (42, [1; 16], [2; 16], 8080, FlowRole::Server as u8)
+        );
     }
 
     #[test]

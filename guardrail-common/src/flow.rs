@@ -75,20 +75,23 @@ pub const FLAG_BIND_SEEN: u32 = 1;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowValue {
-    /// Inode of the network namespace; 0 if unknown (UDP).
-    pub netns: u32,
-    /// `FLAG_*`.
-    pub flags: u32,
-    /// Kernel's own: `jiffies` when `last_open` was last set, so that the clock is read once a tick.
+    /// Kernel's own: `jiffies` when `last_open` was last set, so that the clock is read once a tick. What a known flow changes stands first: its cache lines
+    /// are most of what such a run costs.
     pub jiffies: u64,
-    /// First open, boot time, ns; exact. 0: none yet.
-    pub first_open: u64,
-    /// Last open, boot time, ns; up to one tick (1/HZ) early.
-    pub last_open: u64,
-    /// Last failed attempt, boot time, ns.
-    pub last_failed: u64,
     /// TCP: connections established. UDP: datagrams sent (client) or received (server).
     pub opened: u64,
+    /// Established connections that ended.
+    pub closed: u64,
+    /// Payload bytes sent by the local socket (TCP: known at the end of a connection).
+    pub bytes_sent: u64,
+    /// Payload bytes received by the local socket.
+    pub bytes_received: u64,
+    /// Last open, boot time, ns; up to one tick (1/HZ) early.
+    pub last_open: u64,
+    /// First open, boot time, ns; exact. 0: none yet.
+    pub first_open: u64,
+    /// Last failed attempt, boot time, ns.
+    pub last_failed: u64,
     /// Connections that were established before they could be seen (socket inventory, or found at their end).
     pub found: u64,
     /// Attempts answered by a reset or ICMP port unreachable.
@@ -97,12 +100,10 @@ pub struct FlowValue {
     pub unanswered: u64,
     /// Attempts that failed for another reason (no route, ICMP unreachable).
     pub unreachable: u64,
-    /// Established connections that ended.
-    pub closed: u64,
-    /// Payload bytes sent by the local socket (TCP: known at the end of a connection).
-    pub bytes_sent: u64,
-    /// Payload bytes received by the local socket.
-    pub bytes_received: u64,
+    /// Inode of the network namespace; 0 if unknown (UDP).
+    pub netns: u32,
+    /// `FLAG_*`.
+    pub flags: u32,
 }
 
 const _: () = assert!(size_of::<FlowValue>() == 104 && align_of::<FlowValue>() == 8);

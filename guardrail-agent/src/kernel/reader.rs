@@ -641,25 +641,25 @@ fn next(ring: &mut Ring) -> Option<Result<Event, DecodeError>> {
 /// A value as the map takes it.
 fn value_bytes(value: &FlowValue) -> [u8; VALUE] {
     let mut bytes = [0; VALUE];
-    bytes[0..4].copy_from_slice(&value.netns.to_ne_bytes());
-    bytes[4..8].copy_from_slice(&value.flags.to_ne_bytes());
     let words = [
         value.jiffies,
-        value.first_open,
-        value.last_open,
-        value.last_failed,
         value.opened,
+        value.closed,
+        value.bytes_sent,
+        value.bytes_received,
+        value.last_open,
+        value.first_open,
+        value.last_failed,
         value.found,
         value.refused,
         value.unanswered,
         value.unreachable,
-        value.closed,
-        value.bytes_sent,
-        value.bytes_received,
     ];
     for (at, word) in words.into_iter().enumerate() {
-        bytes[8 + 8 * at..16 + 8 * at].copy_from_slice(&word.to_ne_bytes());
+        bytes[8 * at..8 * at + 8].copy_from_slice(&word.to_ne_bytes());
     }
+    bytes[VALUE - 8..VALUE - 4].copy_from_slice(&value.netns.to_ne_bytes());
+    bytes[VALUE - 4..].copy_from_slice(&value.flags.to_ne_bytes());
     bytes
 }
 
