@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use guardrail_tests::{agent::Agent, bins, cluster::Cluster, prometheus::Prometheus, shop::Shop, small};
+use guardrail_tests::{agent::Agent, bins, cluster::Cluster, policies, prometheus::Prometheus, shop::Shop, small};
 
 fn main() -> ExitCode {
     match Options::from_args().and_then(|options| run(&options)) {
@@ -36,7 +36,8 @@ impl Options {
             let value = args.next().with_context(|| format!("{option} needs a value"))?;
             match option.as_str() {
                 "--seconds" => {
-                    options.seconds = value.parse().ok().filter(|s| (1..=45).contains(s)).context("--seconds takes 1 to 45")?;
+                    options.seconds =
+                        value.parse().ok().filter(|s| (1..=45).contains(s)).context("--seconds takes 1 to 45")?;
                 }
                 "--output" => options.output = value.into(),
                 _ => bail!("unknown option {option}; there are --seconds N and --output DIR"),
@@ -53,9 +54,10 @@ fn run(options: &Options) -> Result<()> {
     }
     let begin = Instant::now();
     let steps = Steps::new();
-    let mut shop = steps.take("opening a small shop: real processes in pods made of cgroups and network namespaces", || {
-        Shop::start(&bins::find("guardrail-lab-app"), &["node-a"], 1)
-    })?;
+    let mut shop = steps
+        .take("opening a small shop: real processes in pods made of cgroups and network namespaces", || {
+            Shop::start(&bins::find("guardrail-lab-app"), &["node-a"], 1)
+        })?;
     let mut agent = steps.take("starting guardrail-agent (database pools and queues are connected already)", || {
         Agent::start(&shop.lab, 0, &[])
     })?;
@@ -102,19 +104,25 @@ fn run(options: &Options) -> Result<()> {
     if !status.success() {
         bail!("guardrail graph ended with {status}");
     }
-    let policies = count_files(&options.output.join("policies"));
+    let policies = policies::read(&options.output.join("policies"))?;
     println!();
     println!(
-        "{} of {} edges that the applications logged themselves were found, none was invented.",
+        "The applications logged {} true edges themselves: all were found, none was invented, complete: {}.",
         truth.edges.len(),
-        truth.edges.len()
+        snapshot["coverage"]["complete"]
     );
-    println!("Complete: {}. Prometheus counted {counted} connections.", snapshot["coverage"]["complete"]);
+    println!(
+        "{} that only failed, and a multicast sender, are shown above but get no rule. Prometheus counted {counted} connections.",
+        truth.failed.len()
+    );
     println!();
     let shown = options.output.display();
-    println!("  {shown}/graph.json     the graph; try  guardrail graph {shown}/graph.json -o mermaid");
-    println!("  {shown}/policies/      {policies} files of NetworkPolicies that allow exactly this");
-    println!("  {shown}/metrics.txt    what Prometheus scraped");
+    println!("  {shown}/graph.json    the graph; try: guardrail graph {shown}/graph.json -o mermaid");
+    println!(
+        "  {shown}/policies/     {} NetworkPolicies that allow what was seen, and nothing else",
+        policies::network_policies(&policies).count()
+    );
+    println!("  {shown}/metrics.txt   what Prometheus scraped");
     drop(shop);
     eprintln!("\nDone in {:.0} s; nothing is left running.", begin.elapsed().as_secs_f32());
     Ok(())
@@ -158,15 +166,6 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn count_files(directory: &Path) -> usize {
-    fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| if e.path().is_dir() { count_files(&e.path()) } else { usize::from(e.path().extension().is_some_and(|x| x == "yaml")) })
-        .sum()
 }
 
 /// Progress on standard error: one line that is overwritten on a terminal, one line per step elsewhere.
