@@ -57,14 +57,13 @@ impl Agent {
     pub fn spawn(lab: &Lab, node: usize, extra: &[&str]) -> Result<Self> {
         let name = &lab.nodes[node].name;
         let stderr = lab.directory.join(format!("agent-{name}.stderr"));
-        let (export_dir, state_dir) = (
-            lab.directory.join(format!("policies-{name}")),
-            lab.directory.join(format!("state-{name}")),
-        );
+        let (export_dir, state_dir) =
+            (lab.directory.join(format!("policies-{name}")), lab.directory.join(format!("state-{name}")));
         let mut command = Command::new(bins::find("guardrail-agent"));
+        if !extra.contains(&"--inventory") {
+            command.arg("--inventory").arg(lab.inventory());
+        }
         command
-            .arg("--inventory")
-            .arg(lab.inventory())
             .args(["--node", name, "--listen", LISTEN, "--export-interval", "1"])
             .arg("--cgroup-root")
             .arg(&lab.nodes[node].cgroup)
@@ -77,13 +76,7 @@ impl Agent {
             .stdout(Stdio::null())
             .stderr(fs::File::create(&stderr)?);
         let child = lab.spawn_on_node(node, "guardrail-agent", command)?;
-        Ok(Self {
-            child,
-            netns: lab.nodes[node].netns.as_fd().try_clone_to_owned()?,
-            stderr,
-            export_dir,
-            state_dir,
-        })
+        Ok(Self { child, netns: lab.nodes[node].netns.as_fd().try_clone_to_owned()?, stderr, export_dir, state_dir })
     }
 
     fn wait_ready(&mut self) -> Result<()> {
@@ -155,9 +148,7 @@ impl Agent {
         let mut ids = BpfIds::default();
         for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.pid()))?.flatten() {
             let info = fs::read_to_string(entry.path()).unwrap_or_default();
-            let number = |key: &str| {
-                info.lines().find_map(|l| l.strip_prefix(key)?.trim().parse::<u32>().ok())
-            };
+            let number = |key: &str| info.lines().find_map(|l| l.strip_prefix(key)?.trim().parse::<u32>().ok());
             ids.links.extend(number("link_id:"));
             ids.programs.extend(number("prog_id:"));
         }

@@ -28,10 +28,8 @@ use self::{
 /// # Errors
 /// The scenario cannot be read, or a served address cannot be bound.
 pub fn run(path: &Path) -> Result<()> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read scenario {}", path.display()))?;
-    let scenario: Scenario =
-        serde_json::from_str(&text).with_context(|| format!("bad scenario {}", path.display()))?;
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read scenario {}", path.display()))?;
+    let scenario: Scenario = serde_json::from_str(&text).with_context(|| format!("bad scenario {}", path.display()))?;
     if let Some(cpu) = scenario.cpu {
         pin_to_cpu(cpu)?;
     }
@@ -72,12 +70,7 @@ fn run_after(caller: &Arc<Caller>, scenario: &Scenario) {
             scope.spawn(move || caller.run(call, 1000 + index as u64, false));
         }
     });
-    if scenario.exit_when_done
-        && !scenario
-            .after
-            .iter()
-            .any(|c| matches!(c.how, How::Held | How::HeldMptcp))
-    {
+    if scenario.exit_when_done && !scenario.after.iter().any(|c| matches!(c.how, How::Held | How::HeldMptcp)) {
         say("done");
         std::process::exit(0);
     }

@@ -15,10 +15,7 @@ pub fn find(name: &str) -> PathBuf {
             let own = std::env::current_exe().expect("a running program has a path");
             let parent = own.parent().expect("a program lies in a directory");
             if parent.ends_with("deps") {
-                parent
-                    .parent()
-                    .expect("deps lies in a directory")
-                    .to_owned()
+                parent.parent().expect("deps lies in a directory").to_owned()
             } else {
                 parent.to_owned()
             }
@@ -44,10 +41,7 @@ pub fn can_run(test: &str) -> bool {
     if unsafe { libc::geteuid() } == 0 {
         return true;
     }
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "{test} needs root, and in CI every test must run"
-    );
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} needs root, and in CI every test must run");
     eprintln!("DID NOT RUN: {test} needs root (network namespaces, cgroups, eBPF)");
     false
 }

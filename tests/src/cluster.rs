@@ -165,22 +165,11 @@ impl Cluster {
     /// An empty cluster with these nodes. `salt` goes into every uid, so that two labs share none.
     #[must_use]
     pub fn new(nodes: &[&str], salt: u64) -> Self {
-        Self {
-            nodes: nodes.iter().map(|&n| n.to_owned()).collect(),
-            salt,
-            ..Self::default()
-        }
+        Self { nodes: nodes.iter().map(|&n| n.to_owned()).collect(), salt, ..Self::default() }
     }
 
     /// Adds a workload with one pod on each of `on` (node indices) and returns the pods' keys.
-    pub fn workload(
-        &mut self,
-        namespace: &str,
-        kind: Kind,
-        name: &str,
-        ports: &[Port],
-        on: &[usize],
-    ) -> Vec<String> {
+    pub fn workload(&mut self, namespace: &str, kind: Kind, name: &str, ports: &[Port], on: &[usize]) -> Vec<String> {
         self.add(namespace, kind, name, ports, on, false)
     }
 
@@ -225,11 +214,7 @@ impl Cluster {
                 Kind::DaemonSet => format!("{name}-{suffix}"),
                 Kind::CronJob => format!("{}-{suffix}", self.job(workload)),
             };
-            let addresses = if host_network {
-                node_addresses(node)
-            } else {
-                pod_addresses(node, number)
-            };
+            let addresses = if host_network { node_addresses(node) } else { pod_addresses(node, number) };
             let pod = Pod {
                 namespace: namespace.into(),
                 name: pod_name,
@@ -253,13 +238,7 @@ impl Cluster {
     }
 
     /// Adds a Service for the pods with the label `app: selects`.
-    pub fn service(
-        &mut self,
-        namespace: &str,
-        name: &str,
-        selects: &str,
-        ports: &[ServicePort],
-    ) -> &mut Service {
+    pub fn service(&mut self, namespace: &str, name: &str, selects: &str, ports: &[ServicePort]) -> &mut Service {
         let number = u8::try_from(self.services.len()).expect("a lab has few services") + 10;
         self.services.push(Service {
             namespace: namespace.into(),
@@ -267,10 +246,7 @@ impl Cluster {
             headless: false,
             selector: ("app".into(), selects.into()),
             ports: ports.to_vec(),
-            addresses: (
-                Ipv4Addr::new(10, 96, 0, number),
-                Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into()),
-            ),
+            addresses: (Ipv4Addr::new(10, 96, 0, number), Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into())),
             only_reached: None,
         });
         self.services.last_mut().expect("just pushed")
@@ -282,21 +258,14 @@ impl Cluster {
     /// There is none.
     #[must_use]
     pub fn pod(&self, key: &str) -> &Pod {
-        self.pods
-            .iter()
-            .find(|p| p.key() == key)
-            .unwrap_or_else(|| panic!("no pod {key} in the lab"))
+        self.pods.iter().find(|p| p.key() == key).unwrap_or_else(|| panic!("no pod {key} in the lab"))
     }
 
     /// The peer that a pod is part of: its workload, or its node if it shares the node's network.
     #[must_use]
     pub fn peer_of_pod(&self, pod: &Pod) -> String {
         let workload = &self.workloads[pod.workload];
-        if workload.host_network {
-            format!("node/{}", self.nodes[pod.node])
-        } else {
-            workload.peer()
-        }
+        if workload.host_network { format!("node/{}", self.nodes[pod.node]) } else { workload.peer() }
     }
 
     /// Labels of a workload's pods.
@@ -337,10 +306,7 @@ impl Cluster {
         for service in &self.services {
             let base = format!("{}.{}.svc.cluster.local", service.name, service.namespace);
             if !service.headless {
-                records.insert(
-                    base,
-                    vec![service.addresses.0.into(), service.addresses.1.into()],
-                );
+                records.insert(base, vec![service.addresses.0.into(), service.addresses.1.into()]);
                 continue;
             }
             let mut all = Vec::new();
@@ -357,11 +323,7 @@ impl Cluster {
     }
 
     fn replica_set(&self, workload: usize) -> String {
-        format!(
-            "{}-{}",
-            self.workloads[workload].name,
-            self.template_hash(workload)
-        )
+        format!("{}-{}", self.workloads[workload].name, self.template_hash(workload))
     }
 
     fn job(&self, workload: usize) -> String {
@@ -377,10 +339,7 @@ impl Cluster {
 #[must_use]
 pub fn node_addresses(index: usize) -> (Ipv4Addr, Ipv6Addr) {
     let last = u8::try_from(index).expect("a lab has few nodes") + 10;
-    (
-        Ipv4Addr::new(172, 18, 0, last),
-        Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, last.into()),
-    )
+    (Ipv4Addr::new(172, 18, 0, last), Ipv6Addr::new(0xfd00, 0x172, 0x18, 0, 0, 0, 0, last.into()))
 }
 
 /// Addresses of pod `number` on a node.
@@ -388,10 +347,7 @@ pub fn node_addresses(index: usize) -> (Ipv4Addr, Ipv6Addr) {
 pub fn pod_addresses(node: usize, number: usize) -> (Ipv4Addr, Ipv6Addr) {
     let node = u8::try_from(node).expect("a lab has few nodes");
     let last = u8::try_from(number).expect("a lab has few pods") + 2;
-    (
-        Ipv4Addr::new(10, 244, node, last),
-        Ipv6Addr::new(0xfd00, 0x10, 0x244, node.into(), 0, 0, 0, last.into()),
-    )
+    (Ipv4Addr::new(10, 244, node, last), Ipv6Addr::new(0xfd00, 0x10, 0x244, node.into(), 0, 0, 0, last.into()))
 }
 
 fn scramble(value: u64) -> u64 {

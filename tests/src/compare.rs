@@ -121,9 +121,8 @@ pub fn compare(snapshot: &Value, truth: &Truth) -> Difference {
         }
     }
     for (edge, records) in &truth.failed {
-        let kept = observed
-            .get(edge)
-            .map_or(0, |v| number(v, "refused") + number(v, "unanswered") + number(v, "unreachable"));
+        let kept =
+            observed.get(edge).map_or(0, |v| number(v, "refused") + number(v, "unanswered") + number(v, "unreachable"));
         if kept != records.len() as u64 {
             difference.failed.push(format!("{edge}: {} attempts failed, {kept} are counted", records.len()));
         }

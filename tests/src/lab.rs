@@ -40,11 +40,7 @@ pub const EXTERNAL_RANGE: &str = "100.64.0.0/15";
 ///
 /// # Errors
 /// It gives none within `limit`; the message says `what` was waited for.
-pub fn wait_until<T>(
-    limit: Duration,
-    what: &str,
-    mut condition: impl FnMut() -> Option<T>,
-) -> Result<T> {
+pub fn wait_until<T>(limit: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = condition() {
@@ -96,13 +92,9 @@ impl Lab {
     pub fn start(cluster: Cluster, app: &Path) -> Result<Self> {
         cleanup::remove_leftovers()?;
         let name = cleanup::claim_name()?;
-        let (cgroup, directory) = (
-            cleanup::cgroup_directory(&name)?,
-            cleanup::temporary_directory(&name),
-        );
+        let (cgroup, directory) = (cleanup::cgroup_directory(&name)?, cleanup::temporary_directory(&name));
         fs::create_dir(&cgroup).with_context(|| format!("cannot make {}", cgroup.display()))?;
-        fs::create_dir(&directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
+        fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let mut lab = Self {
             name,
             cluster,
@@ -143,14 +135,8 @@ impl Lab {
             self.build_pod(&pod)?;
         }
         for (index, node) in self.nodes.iter().enumerate() {
-            node.netns.feed(
-                &mut Command::new("iptables-restore"),
-                &nat::rules(&self.cluster, index, false),
-            )?;
-            node.netns.feed(
-                &mut Command::new("ip6tables-restore"),
-                &nat::rules(&self.cluster, index, true),
-            )?;
+            node.netns.feed(&mut Command::new("iptables-restore"), &nat::rules(&self.cluster, index, false))?;
+            node.netns.feed(&mut Command::new("ip6tables-restore"), &nat::rules(&self.cluster, index, true))?;
         }
         self.write_inventory()
     }
@@ -164,9 +150,7 @@ impl Lab {
              route add 10.244.{index}.0/24 via {v4}\nroute add fd00:10:244:{index:x}::/64 via {v6}\n",
             netns.path().display()
         ))?;
-        let mut lines = format!(
-            "link set eth0 up\naddr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n"
-        );
+        let mut lines = format!("link set eth0 up\naddr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n");
         lines.push_str("route add default via 172.18.0.1\nroute add default via fd00:172:18::1\n");
         for other in (0..self.cluster.nodes.len()).filter(|&o| o != index) {
             let (via4, via6) = node_addresses(other);
@@ -178,17 +162,8 @@ impl Lab {
         netns.ip(&lines)?;
         let cgroup = self.cgroup.join(&name);
         fs::create_dir_all(cgroup.join("system.slice"))?;
-        let driver = if index.is_multiple_of(2) {
-            Driver::NestedSystemd
-        } else {
-            Driver::Cgroupfs
-        };
-        self.nodes.push(Node {
-            name,
-            netns,
-            cgroup,
-            driver,
-        });
+        let driver = if index.is_multiple_of(2) { Driver::NestedSystemd } else { Driver::Cgroupfs };
+        self.nodes.push(Node { name, netns, cgroup, driver });
         Ok(())
     }
 
@@ -201,12 +176,7 @@ impl Lab {
 
     /// Gives a pod's namespace its cable, addresses and routes; the node learns the way to it.
     fn attach(&self, pod: &Pod, netns: &Netns) -> Result<()> {
-        let number = self
-            .cluster
-            .pods
-            .iter()
-            .position(|p| p.uid == pod.uid)
-            .context("a pod of this cluster")?;
+        let number = self.cluster.pods.iter().position(|p| p.uid == pod.uid).context("a pod of this cluster")?;
         let (v4, v6) = pod.addresses;
         self.nodes[pod.node].netns.ip(&format!(
             "link add veth{number} type veth peer name eth0 netns {}\nlink set veth{number} up\naddr add 169.254.1.1/32 dev veth{number}\n\
@@ -280,11 +250,7 @@ impl Lab {
     /// It cannot be removed.
     pub fn remove_pod_cgroup(&self, key: &str) -> Result<()> {
         let cgroup = self.pod_cgroup(self.cluster.pod(key));
-        cgroup::remove(
-            cgroup
-                .parent()
-                .context("a container's cgroup lies in its pod's")?,
-        )
+        cgroup::remove(cgroup.parent().context("a container's cgroup lies in its pod's")?)
     }
 
     /// Starts a process of the application on the internet; its name is `internet/NAME`.
@@ -292,12 +258,7 @@ impl Lab {
     /// # Errors
     /// The process cannot be started.
     pub fn start_on_internet(&self, name: &str, scenario: Scenario) -> Result<AppProcess> {
-        self.start_app(
-            &format!("internet/{name}"),
-            scenario,
-            &self.internet,
-            &self.cgroup.join("internet"),
-        )
+        self.start_app(&format!("internet/{name}"), scenario, &self.internet, &self.cgroup.join("internet"))
     }
 
     /// Starts a process of the application on a node, outside any pod; its name is `host/NODE/NAME`.
@@ -308,21 +269,10 @@ impl Lab {
         let node = &self.nodes[node];
         let cgroup = node.cgroup.join(format!("system.slice/{name}.service"));
         fs::create_dir_all(&cgroup)?;
-        self.start_app(
-            &format!("host/{}/{name}", node.name),
-            scenario,
-            &node.netns,
-            &cgroup,
-        )
+        self.start_app(&format!("host/{}/{name}", node.name), scenario, &node.netns, &cgroup)
     }
 
-    fn start_app(
-        &self,
-        process: &str,
-        mut scenario: Scenario,
-        netns: &Netns,
-        cgroup: &Path,
-    ) -> Result<AppProcess> {
+    fn start_app(&self, process: &str, mut scenario: Scenario, netns: &Netns, cgroup: &Path) -> Result<AppProcess> {
         let stem = process.replace('/', "+");
         scenario.process = process.to_owned();
         scenario.log = self.directory.join(format!("{stem}.log"));
@@ -365,11 +315,7 @@ impl Lab {
     /// The cluster's DNS server, `kube-dns` in `kube-system`.
     #[must_use]
     pub fn resolver(&self) -> Option<SocketAddr> {
-        let service = self
-            .cluster
-            .services
-            .iter()
-            .find(|s| s.name == "kube-dns")?;
+        let service = self.cluster.services.iter().find(|s| s.name == "kube-dns")?;
         Some(SocketAddr::new(service.addresses.0.into(), 53))
     }
 }

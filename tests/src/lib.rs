@@ -10,15 +10,15 @@
 //!
 //! Nothing here uses guardrail's own crates: the lab judges them through their files, sockets and exit codes only.
 
+pub mod agent;
 pub mod apiserver;
 pub mod app;
 pub mod bins;
 pub mod cluster;
-pub mod lab;
-pub mod shop;
-pub mod truth;
-pub mod agent;
 pub mod compare;
+pub mod lab;
 pub mod policies;
-pub mod small;
 pub mod prometheus;
+pub mod shop;
+pub mod small;
+pub mod truth;

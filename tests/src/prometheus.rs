@@ -37,7 +37,9 @@ impl Prometheus {
         let config = directory.join("prometheus.yml");
         fs::write(
             &config,
-            format!("global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs: [{{job_name: guardrail, static_configs: [{{targets: ['{LISTEN}']}}]}}]\n"),
+            format!(
+                "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs: [{{job_name: guardrail, static_configs: [{{targets: ['{LISTEN}']}}]}}]\n"
+            ),
         )?;
         let mut command = Command::new("prometheus");
         command

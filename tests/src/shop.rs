@@ -37,29 +37,15 @@ pub struct Shop {
 }
 
 fn tcp(name: &'static str, number: u16) -> Port {
-    Port {
-        name,
-        protocol: "TCP",
-        number,
-    }
+    Port { name, protocol: "TCP", number }
 }
 
 fn udp(name: &'static str, number: u16) -> Port {
-    Port {
-        name,
-        protocol: "UDP",
-        number,
-    }
+    Port { name, protocol: "UDP", number }
 }
 
 fn front(name: &'static str, protocol: &'static str, port: u16, target: Target) -> ServicePort {
-    ServicePort {
-        name,
-        protocol,
-        port,
-        target,
-        node_port: None,
-    }
+    ServicePort { name, protocol, port, target, node_port: None }
 }
 
 /// The shop's cluster on one or two nodes.
@@ -67,111 +53,25 @@ fn front(name: &'static str, protocol: &'static str, port: u16, target: Target) 
 pub fn cluster(nodes: &[&str], salt: u64) -> Cluster {
     let mut c = Cluster::new(nodes, salt);
     let last = nodes.len() - 1;
-    c.workload(
-        "kube-system",
-        Kind::Deployment,
-        "coredns",
-        &[udp("dns", 53), tcp("dns-tcp", 53)],
-        &[0],
-    );
-    c.workload(
-        "shop",
-        Kind::Deployment,
-        "web",
-        &[tcp("http", 8080)],
-        &[0, last, 0],
-    );
-    c.workload(
-        "shop",
-        Kind::Deployment,
-        "api",
-        &[tcp("http", 8080)],
-        &[0, last],
-    );
-    c.workload(
-        "shop",
-        Kind::Deployment,
-        "cart",
-        &[tcp("grpc", 9090)],
-        &[0, last],
-    );
-    c.workload(
-        "shop",
-        Kind::Deployment,
-        "checkout-v1",
-        &[tcp("http", 8080)],
-        &[0],
-    );
-    c.workloads
-        .last_mut()
-        .expect("just added")
-        .labels
-        .insert("part".into(), "checkout".into());
-    c.workload(
-        "shop",
-        Kind::Deployment,
-        "checkout-v2",
-        &[tcp("http", 8080)],
-        &[last],
-    );
-    c.workloads
-        .last_mut()
-        .expect("just added")
-        .labels
-        .insert("part".into(), "checkout".into());
-    c.workload(
-        "shop",
-        Kind::Deployment,
-        "search",
-        &[tcp("search", 9200)],
-        &[last],
-    );
+    c.workload("kube-system", Kind::Deployment, "coredns", &[udp("dns", 53), tcp("dns-tcp", 53)], &[0]);
+    c.workload("shop", Kind::Deployment, "web", &[tcp("http", 8080)], &[0, last, 0]);
+    c.workload("shop", Kind::Deployment, "api", &[tcp("http", 8080)], &[0, last]);
+    c.workload("shop", Kind::Deployment, "cart", &[tcp("grpc", 9090)], &[0, last]);
+    c.workload("shop", Kind::Deployment, "checkout-v1", &[tcp("http", 8080)], &[0]);
+    c.workloads.last_mut().expect("just added").labels.insert("part".into(), "checkout".into());
+    c.workload("shop", Kind::Deployment, "checkout-v2", &[tcp("http", 8080)], &[last]);
+    c.workloads.last_mut().expect("just added").labels.insert("part".into(), "checkout".into());
+    c.workload("shop", Kind::Deployment, "search", &[tcp("search", 9200)], &[last]);
     c.workload("shop", Kind::Deployment, "legacy", &[], &[0]);
-    c.workload(
-        "data",
-        Kind::StatefulSet,
-        "db",
-        &[tcp("postgres", 5432)],
-        &[0, last],
-    );
-    c.workload(
-        "data",
-        Kind::Deployment,
-        "queue",
-        &[tcp("amqp", 5672)],
-        &[0],
-    );
+    c.workload("data", Kind::StatefulSet, "db", &[tcp("postgres", 5432)], &[0, last]);
+    c.workload("data", Kind::Deployment, "queue", &[tcp("amqp", 5672)], &[0]);
     c.workload("data", Kind::Deployment, "worker", &[], &[0, last]);
-    c.workload(
-        "data",
-        Kind::StatefulSet,
-        "cache-east",
-        &[udp("gossip", 7946)],
-        &[0],
-    );
-    c.workload(
-        "data",
-        Kind::StatefulSet,
-        "cache-west",
-        &[udp("gossip", 7946)],
-        &[last],
-    );
+    c.workload("data", Kind::StatefulSet, "cache-east", &[udp("gossip", 7946)], &[0]);
+    c.workload("data", Kind::StatefulSet, "cache-west", &[udp("gossip", 7946)], &[last]);
     c.workload("data", Kind::CronJob, "report", &[], &[0]);
-    c.workload(
-        "ops",
-        Kind::Deployment,
-        "metrics",
-        &[udp("statsd", 9125)],
-        &[0],
-    );
+    c.workload("ops", Kind::Deployment, "metrics", &[udp("statsd", 9125)], &[0]);
     let every: Vec<_> = (0..nodes.len()).collect();
-    c.host_workload(
-        "ops",
-        Kind::DaemonSet,
-        "node-exporter",
-        &[tcp("metrics", 9100)],
-        &every,
-    );
+    c.host_workload("ops", Kind::DaemonSet, "node-exporter", &[tcp("metrics", 9100)], &every);
     c.workload("ops", Kind::Deployment, "discovery", &[], &[0]);
     c.workload("ops", Kind::Deployment, "probe", &[], &[last]);
 
@@ -179,67 +79,22 @@ pub fn cluster(nodes: &[&str], salt: u64) -> Cluster {
         "kube-system",
         "kube-dns",
         "coredns",
-        &[
-            front("dns", "UDP", 53, Target::Name("dns")),
-            front("dns-tcp", "TCP", 53, Target::Name("dns-tcp")),
-        ],
+        &[front("dns", "UDP", 53, Target::Name("dns")), front("dns-tcp", "TCP", 53, Target::Name("dns-tcp"))],
     );
-    let web = ServicePort {
-        node_port: Some(WEB_NODE_PORT),
-        ..front("http", "TCP", 80, Target::Name("http"))
-    };
+    let web = ServicePort { node_port: Some(WEB_NODE_PORT), ..front("http", "TCP", 80, Target::Name("http")) };
     c.service("shop", "web", "web", &[web]);
-    c.service(
-        "shop",
-        "api",
-        "api",
-        &[front("http", "TCP", 80, Target::Name("http"))],
-    );
-    c.service(
-        "shop",
-        "cart",
-        "cart",
-        &[front("grpc", "TCP", 9090, Target::Name("grpc"))],
-    );
-    let checkout = c.service(
-        "shop",
-        "checkout",
-        "",
-        &[front("http", "TCP", 80, Target::Number(8080))],
-    );
+    c.service("shop", "api", "api", &[front("http", "TCP", 80, Target::Name("http"))]);
+    c.service("shop", "cart", "cart", &[front("grpc", "TCP", 9090, Target::Name("grpc"))]);
+    let checkout = c.service("shop", "checkout", "", &[front("http", "TCP", 80, Target::Number(8080))]);
     checkout.selector = ("part".into(), "checkout".into());
     checkout.only_reached = Some("checkout-v1".into());
-    c.service(
-        "shop",
-        "search",
-        "search",
-        &[front("search", "TCP", 9200, Target::Number(9200))],
-    );
-    c.service(
-        "data",
-        "db",
-        "db",
-        &[front("postgres", "TCP", 5432, Target::Name("postgres"))],
-    )
-    .headless = true;
-    c.service(
-        "data",
-        "queue",
-        "queue",
-        &[front("amqp", "TCP", 5672, Target::Name("amqp"))],
-    );
-    c.service(
-        "ops",
-        "statsd",
-        "metrics",
-        &[front("statsd", "UDP", 8125, Target::Name("statsd"))],
-    );
+    c.service("shop", "search", "search", &[front("search", "TCP", 9200, Target::Number(9200))]);
+    c.service("data", "db", "db", &[front("postgres", "TCP", 5432, Target::Name("postgres"))]).headless = true;
+    c.service("data", "queue", "queue", &[front("amqp", "TCP", 5672, Target::Name("amqp"))]);
+    c.service("ops", "statsd", "metrics", &[front("statsd", "UDP", 8125, Target::Name("statsd"))]);
     c.external_names = BTreeMap::from([(
         "payments.example.com".to_owned(),
-        vec![
-            EXTERNAL_SERVER.0.parse().expect("an address"),
-            EXTERNAL_SERVER.1.parse().expect("an address"),
-        ],
+        vec![EXTERNAL_SERVER.0.parse().expect("an address"), EXTERNAL_SERVER.1.parse().expect("an address")],
     )]);
     c
 }
@@ -262,11 +117,7 @@ impl Shop {
     pub fn start(app: &Path, nodes: &[&str], seed: u64) -> Result<Self> {
         let salt = seed ^ u64::from(std::process::id()) << 20 ^ crate::app::log::now_ns();
         let lab = Lab::start(cluster(nodes, salt), app)?;
-        let mut shop = Self {
-            processes: Vec::new(),
-            lab,
-            seed,
-        };
+        let mut shop = Self { processes: Vec::new(), lab, seed };
         // Names first; then plain servers; then those that hold connections to them.
         for stage in 0..4 {
             let first = shop.processes.len();
@@ -302,9 +153,7 @@ impl Shop {
         }
         self.wait_for(first, "ready")?;
         let cron_key = self.pods("report").remove(0);
-        let mut cron = self
-            .lab
-            .start_in_pod(&cron_key, "", self.complete(report()))?;
+        let mut cron = self.lab.start_in_pod(&cron_key, "", self.complete(report()))?;
         for process in &mut self.processes {
             process.go()?;
         }
@@ -344,18 +193,11 @@ impl Shop {
 
     fn wait_for(&self, first: usize, word: &str) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        self.processes[first..]
-            .iter()
-            .try_for_each(|p| p.wait_for(word, deadline))
-            .context("the shop")
+        self.processes[first..].iter().try_for_each(|p| p.wait_for(word, deadline)).context("the shop")
     }
 
     fn complete(&self, scenario: Scenario) -> Scenario {
-        Scenario {
-            seed: self.seed,
-            resolver: self.lab.resolver(),
-            ..scenario
-        }
+        Scenario { seed: self.seed, resolver: self.lab.resolver(), ..scenario }
     }
 
     /// Keys of a workload's pods.
@@ -371,10 +213,7 @@ impl Shop {
     }
 
     fn each(&self, workload: &str, scenario: &Scenario) -> Vec<(String, Scenario)> {
-        self.pods(workload)
-            .into_iter()
-            .map(|key| (key, scenario.clone()))
-            .collect()
+        self.pods(workload).into_iter().map(|key| (key, scenario.clone())).collect()
     }
 
     fn early(&self, stage: u32) -> Vec<(String, Scenario)> {
@@ -386,27 +225,18 @@ impl Shop {
             reuse_port: false,
             v6_only,
         };
-        let serves = |serve: Serve| Scenario {
-            serve: vec![serve],
-            ..Scenario::default()
-        };
+        let serves = |serve: Serve| Scenario { serve: vec![serve], ..Scenario::default() };
         let mut all = Vec::new();
         match stage {
             0 => {
-                let dns = Serve::Dns {
-                    bind: SocketAddr::new(any, 53),
-                    records: self.lab.cluster.dns_records(),
-                };
+                let dns = Serve::Dns { bind: SocketAddr::new(any, 53), records: self.lab.cluster.dns_records() };
                 all.extend(self.each("coredns", &serves(dns)));
                 let payments = Scenario {
                     serve: vec![
                         Serve::tcp(443),
                         // One of several addresses of this host: an answer from the wildcard would come from another one.
                         Serve::Udp {
-                            bind: SocketAddr::new(
-                                EXTERNAL_SERVER.0.parse().expect("an address"),
-                                123,
-                            ),
+                            bind: SocketAddr::new(EXTERNAL_SERVER.0.parse().expect("an address"), 123),
                             reply: true,
                             ignore: false,
                         },
@@ -418,11 +248,7 @@ impl Shop {
             1 => {
                 all.extend(self.each("search", &serves(listen(9200, 128, false, true))));
                 all.extend(self.each("checkout-v2", &serves(Serve::tcp(8080))));
-                let metrics = Scenario {
-                    serve: vec![Serve::udp(9125)],
-                    after: self.scrapes(),
-                    ..Scenario::default()
-                };
+                let metrics = Scenario { serve: vec![Serve::udp(9125)], after: self.scrapes(), ..Scenario::default() };
                 all.extend(self.each("metrics", &metrics));
                 let exporter = Scenario {
                     serve: vec![Serve::Tcp {
@@ -445,18 +271,8 @@ impl Shop {
                 all.extend(self.each("cart", &cart));
                 for (index, key) in self.pods("db").into_iter().enumerate() {
                     // The second one replicates from the first, over a connection that is older than the agent.
-                    let before = if index == 1 {
-                        vec![Call::new(DB0, How::Held, 1)]
-                    } else {
-                        Vec::new()
-                    };
-                    all.push((
-                        key,
-                        Scenario {
-                            before,
-                            ..serves(Serve::tcp(5432))
-                        },
-                    ));
+                    let before = if index == 1 { vec![Call::new(DB0, How::Held, 1)] } else { Vec::new() };
+                    all.push((key, Scenario { before, ..serves(Serve::tcp(5432)) }));
                 }
             }
             2 => {
@@ -479,10 +295,7 @@ impl Shop {
                 all.extend(self.each("checkout-v1", &checkout));
                 let worker = Scenario {
                     before: vec![Call::new(QUEUE, How::Held, 2)],
-                    after: vec![
-                        Call::new(DB, How::Tcp, 10),
-                        Call::new(API, How::Tcp, 6).v6(),
-                    ],
+                    after: vec![Call::new(DB, How::Tcp, 10), Call::new(API, How::Tcp, 6).v6()],
                     ..Scenario::default()
                 };
                 all.extend(self.each("worker", &worker));
@@ -517,21 +330,10 @@ impl Shop {
         };
         all.extend(self.each("legacy", &legacy));
         for (own, other) in [("cache-east", "cache-west"), ("cache-west", "cache-east")] {
-            let gossip = Serve::Udp {
-                bind: "0.0.0.0:7946".parse().expect("an address"),
-                reply: false,
-                ignore: false,
-            };
+            let gossip = Serve::Udp { bind: "0.0.0.0:7946".parse().expect("an address"), reply: false, ignore: false };
             let peer = self.lab.cluster.pod(&self.pods(other)[0]).addresses.0;
             let after = vec![Call::new(&format!("{peer}:7946"), How::UdpFromServed, 10)];
-            all.extend(self.each(
-                own,
-                &Scenario {
-                    serve: vec![gossip],
-                    after,
-                    ..Scenario::default()
-                },
-            ));
+            all.extend(self.each(own, &Scenario { serve: vec![gossip], after, ..Scenario::default() }));
         }
         let node = self.node_address(0);
         let discovery = Scenario {
@@ -553,23 +355,12 @@ impl Shop {
         let web = self.lab.cluster.pod(&self.pods("web")[0]).addresses.0;
         all.push((
             "host/kubelet".into(),
-            Scenario {
-                after: vec![Call::new(&format!("{web}:8080"), How::Tcp, 3)],
-                ..Scenario::default()
-            },
+            Scenario { after: vec![Call::new(&format!("{web}:8080"), How::Tcp, 3)], ..Scenario::default() },
         ));
         let mut customer = Call::new(&format!("{node}:{WEB_NODE_PORT}"), How::Tcp, 5);
-        customer.sources = Some(crate::app::scenario::AddressRange {
-            first: EXTERNAL_CLIENT.parse().expect("an address"),
-            count: 1,
-        });
-        all.push((
-            "internet/customer".into(),
-            Scenario {
-                after: vec![customer],
-                ..Scenario::default()
-            },
-        ));
+        customer.sources =
+            Some(crate::app::scenario::AddressRange { first: EXTERNAL_CLIENT.parse().expect("an address"), count: 1 });
+        all.push(("internet/customer".into(), Scenario { after: vec![customer], ..Scenario::default() }));
         all
     }
 
@@ -586,9 +377,5 @@ impl Shop {
 
 /// The CronJob's pod: a few questions to the database, then it is gone, within a second.
 fn report() -> Scenario {
-    Scenario {
-        after: vec![Call::new(DB, How::Tcp, 3)],
-        exit_when_done: true,
-        ..Scenario::default()
-    }
+    Scenario { after: vec![Call::new(DB, How::Tcp, 3)], exit_when_done: true, ..Scenario::default() }
 }

@@ -108,11 +108,7 @@ pub fn eventually(
 /// # Errors
 /// It does not; the message lists every difference with the log lines behind it.
 pub fn eventually_true(agent: &Agent, truth: &Truth) -> Result<Value> {
-    eventually(
-        Duration::from_secs(20),
-        || agent.snapshot(),
-        |snapshot| same(&compare(snapshot, truth)),
-    )
+    eventually(Duration::from_secs(20), || agent.snapshot(), |snapshot| same(&compare(snapshot, truth)))
 }
 
 /// No difference, or the list as text.

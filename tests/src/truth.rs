@@ -28,11 +28,7 @@ pub struct Edge {
 
 impl fmt::Display for Edge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} -> {} {}/{}",
-            self.client, self.server, self.port, self.protocol
-        )
+        write!(f, "{} -> {} {}/{}", self.client, self.server, self.port, self.protocol)
     }
 }
 
@@ -75,14 +71,9 @@ impl Truth {
         for record in records.iter().filter(|r| r.side == Side::Server) {
             match &record.id {
                 Some(id) => drop(by_id.insert(id, record)),
-                None => drop(by_socket.insert(
-                    (
-                        canonical(record.remote.ip()),
-                        record.remote.port(),
-                        &record.protocol,
-                    ),
-                    record,
-                )),
+                None => drop(
+                    by_socket.insert((canonical(record.remote.ip()), record.remote.port(), &record.protocol), record),
+                ),
             }
         }
         let mut answered = 0;
@@ -92,12 +83,7 @@ impl Truth {
             match record.outcome {
                 Outcome::Refused | Outcome::Unanswered | Outcome::Unreachable => {
                     let server = table.owner(remote.ip())?;
-                    let edge = Edge {
-                        client,
-                        server,
-                        protocol: record.protocol.clone(),
-                        port: remote.port(),
-                    };
+                    let edge = Edge { client, server, protocol: record.protocol.clone(), port: remote.port() };
                     truth.failed.entry(edge).or_default().push(record.clone());
                     continue;
                 }
@@ -115,14 +101,9 @@ impl Truth {
                 None => table
                     .client_addresses(record)
                     .into_iter()
-                    .find_map(|address| {
-                        by_socket
-                            .get(&(address, record.local?.port(), &record.protocol))
-                            .copied()
-                    }),
+                    .find_map(|address| by_socket.get(&(address, record.local?.port(), &record.protocol)).copied()),
             };
-            let server = server
-                .with_context(|| format!("no server logged what a client did: {record:?}"))?;
+            let server = server.with_context(|| format!("no server logged what a client did: {record:?}"))?;
             answered += usize::from(record.id.is_some());
             let is_external = server.process.starts_with("internet/");
             let edge = Edge {
@@ -145,18 +126,13 @@ impl Truth {
             } else {
                 evidence.opened += 1;
             }
-            evidence
-                .families
-                .insert(if remote.is_ipv4() { 4 } else { 6 });
+            evidence.families.insert(if remote.is_ipv4() { 4 } else { 6 });
             evidence.via.extend(table.service(remote));
             evidence.records.push(record.clone());
         }
         if answered != by_id.len() {
-            let known: BTreeSet<_> = records
-                .iter()
-                .filter(|r| r.side == Side::Client)
-                .filter_map(|r| r.id.as_deref())
-                .collect();
+            let known: BTreeSet<_> =
+                records.iter().filter(|r| r.side == Side::Client).filter_map(|r| r.id.as_deref()).collect();
             let orphan = by_id.iter().find(|(id, _)| !known.contains(*id));
             if let Some((_, record)) = orphan {
                 bail!("a server logged what no client did: {record:?}");
@@ -184,14 +160,8 @@ impl<'a> Table<'a> {
             for port in &service.ports {
                 let name = format!("{}/{}:{}", service.namespace, service.name, port.port);
                 if !service.headless {
-                    services.insert(
-                        SocketAddr::new(service.addresses.0.into(), port.port),
-                        name.clone(),
-                    );
-                    services.insert(
-                        SocketAddr::new(service.addresses.1.into(), port.port),
-                        name.clone(),
-                    );
+                    services.insert(SocketAddr::new(service.addresses.0.into(), port.port), name.clone());
+                    services.insert(SocketAddr::new(service.addresses.1.into(), port.port), name.clone());
                 }
                 if let Some(node_port) = port.node_port {
                     for node in 0..cluster.nodes.len() {
@@ -212,18 +182,10 @@ impl<'a> Table<'a> {
     fn peer_of_process(&self, process: &str, record: &Record) -> Result<String> {
         let pod = process.split(':').next().unwrap_or(process);
         if process.starts_with("internet/") {
-            let address = if record.side == Side::Client {
-                record.local
-            } else {
-                Some(record.remote)
-            };
+            let address = if record.side == Side::Client { record.local } else { Some(record.remote) };
             return Ok(format!(
                 "external/{}",
-                canonical(
-                    address
-                        .context("an external client knows its address")?
-                        .ip()
-                )
+                canonical(address.context("an external client knows its address")?.ip())
             ));
         }
         if let Some(rest) = process.strip_prefix("host/") {
@@ -261,21 +223,12 @@ impl<'a> Table<'a> {
                 return Ok(format!("node/{name}"));
             }
         }
-        for pod in self
-            .cluster
-            .pods
-            .iter()
-            .filter(|p| p.present && !self.cluster.workloads[p.workload].host_network)
-        {
+        for pod in self.cluster.pods.iter().filter(|p| p.present && !self.cluster.workloads[p.workload].host_network) {
             if address == pod.addresses.0 || address == pod.addresses.1 {
                 return Ok(self.cluster.peer_of_pod(pod));
             }
         }
-        if let Some((_, service)) = self
-            .services
-            .iter()
-            .find(|(front, _)| front.ip() == address)
-        {
+        if let Some((_, service)) = self.services.iter().find(|(front, _)| front.ip() == address) {
             return Ok(format!("service/{service}"));
         }
         Ok(format!("external/{address}"))

@@ -98,7 +98,11 @@ fn an_inventory_that_cannot_be_used_is_refused_with_file_and_line() {
     for (name, content, hints) in [
         ("empty.yaml", &b""[..], &["empty"][..]),
         ("blank.yaml", b"---\n# nothing\n---\n", &[]),
-        ("malformed.yaml", b"apiVersion: v1\nkind: Node\nmetadata: {name: node-a}\n---\nkind: Pod\nmetadata: [unclosed\n", &["line"]),
+        (
+            "malformed.yaml",
+            b"apiVersion: v1\nkind: Node\nmetadata: {name: node-a}\n---\nkind: Pod\nmetadata: [unclosed\n",
+            &["line"],
+        ),
         ("tabs.yaml", b"apiVersion: v1\nkind: Node\nmetadata:\n\tname: a\n", &["line"]),
         ("binary.yaml", b"\x7fELF\x02\x01\x01\x00\xff\xfe", &[]),
         ("scalar.yaml", b"hello\n", &[]),
@@ -197,7 +201,12 @@ fn a_kernel_without_btf_or_cgroup_v2_or_a_member_is_refused_by_name() {
     let empty = scratch.path("empty");
     fs::create_dir(&empty).unwrap();
     let args = ["--inventory", inventory.as_str()];
-    refuses(&scratch, &args, &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"], behind(format!("mount --bind {empty} /sys/kernel/btf")));
+    refuses(
+        &scratch,
+        &args,
+        &["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"],
+        behind(format!("mount --bind {empty} /sys/kernel/btf")),
+    );
     let cgroup = guardrail_tests::lab::cgroup::mount().unwrap();
     refuses(&scratch, &args, &["cgroup v2", "--cgroup-root"], behind(format!("umount -l {}", cgroup.display())));
     refuses(&scratch, &[&args[..], &["--cgroup-root", &empty]].concat(), &[&empty, "--cgroup-root"], plain);
@@ -221,7 +230,13 @@ fn options_out_of_range_are_refused_before_anything_is_touched() {
     }
     let scratch = Scratch::new("options");
     let inventory = scratch.file("inventory.yaml", NODE);
-    for (option, value) in [("--ring-bytes", "5000"), ("--flow-entries", "1"), ("--udp", "maybe"), ("--duration", "0"), ("--listen", "here")] {
+    for (option, value) in [
+        ("--ring-bytes", "5000"),
+        ("--flow-entries", "1"),
+        ("--udp", "maybe"),
+        ("--duration", "0"),
+        ("--listen", "here"),
+    ] {
         let output = Command::new(bins::find("guardrail-agent"))
             .args(["--inventory", &inventory, "--export-dir", &scratch.path("export"), option, value])
             .output()

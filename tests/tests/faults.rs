@@ -20,7 +20,8 @@ fn pair() -> (Vec<AppProcess>, Lab) {
     let client = deployment(&mut c, "client", 8080, 0);
     let to = format!("{}:8080", c.pod(&server).addresses.0);
     let lab = lab(c).unwrap();
-    let mut processes = start(&lab, vec![(&server, Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() })]).unwrap();
+    let mut processes =
+        start(&lab, vec![(&server, Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() })]).unwrap();
     let calls = Scenario {
         before: vec![Call::new(&to, How::Held, 1)],
         after: vec![Call::new(&to, How::Tcp, 10)],
@@ -33,7 +34,9 @@ fn pair() -> (Vec<AppProcess>, Lab) {
 fn the_edge(snapshot: &Value) -> Result<Value, String> {
     let all = edges(snapshot);
     match all.iter().collect::<Vec<_>>()[..] {
-        [(edge, value)] if edge.to_string() == "lab/Deployment/client -> lab/Deployment/server 8080/TCP" => Ok(value.clone()),
+        [(edge, value)] if edge.to_string() == "lab/Deployment/client -> lab/Deployment/server 8080/TCP" => {
+            Ok(value.clone())
+        }
         _ => Err(format!("{:?}", all.keys().map(ToString::to_string).collect::<Vec<_>>())),
     }
 }
@@ -54,10 +57,14 @@ fn a_restart_continues_the_graph_and_its_counts() {
     let restored = eventually(Duration::from_secs(10), || agent.snapshot(), |s| the_edge(s).map(drop)).unwrap();
     assert_eq!(number(&the_edge(&restored).unwrap(), "opened"), 10);
     processes[1].go().unwrap();
-    let grown = eventually(Duration::from_secs(20), || agent.snapshot(), |s| match the_edge(s)? {
-        edge if number(&edge, "opened") == 20 => Ok(()),
-        edge => Err(edge.to_string()),
-    })
+    let grown = eventually(
+        Duration::from_secs(20),
+        || agent.snapshot(),
+        |s| match the_edge(s)? {
+            edge if number(&edge, "opened") == 20 => Ok(()),
+            edge => Err(edge.to_string()),
+        },
+    )
     .unwrap();
     let after = the_edge(&grown).unwrap();
     assert_eq!(after["first_seen"], before["first_seen"], "{after}");
@@ -82,10 +89,16 @@ fn a_state_that_is_corrupt_or_cut_off_is_set_aside_with_a_warning() {
     let whole = fs::read(directory.join("state.json")).unwrap();
     let mut flipped = whole.clone();
     flipped[0] = 0xff;
-    for (what, bytes) in [("cut off", &whole[..whole.len() / 2]), ("binary", &flipped[..]), ("empty", b""), ("other JSON", b"{\"kind\":\"List\"}")] {
+    for (what, bytes) in [
+        ("cut off", &whole[..whole.len() / 2]),
+        ("binary", &flipped[..]),
+        ("empty", b""),
+        ("other JSON", b"{\"kind\":\"List\"}"),
+    ] {
         fs::write(directory.join("state.json"), bytes).unwrap();
         let mut agent = Agent::start(&lab, 0, &[]).unwrap_or_else(|e| panic!("{what}: {e:#}"));
-        let warnings: Vec<_> = agent.said().lines().filter(|l| l.contains("WARN") && l.contains("set aside")).map(str::to_owned).collect();
+        let warnings: Vec<_> =
+            agent.said().lines().filter(|l| l.contains("WARN") && l.contains("set aside")).map(str::to_owned).collect();
         assert_eq!(warnings.len(), 1, "{what}: {}", agent.said());
         let kept = fs::read_dir(&directory)
             .unwrap()

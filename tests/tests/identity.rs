@@ -82,10 +82,14 @@ fn an_address_that_passes_to_another_pod_gives_both_edges_and_no_other() {
     let expected: Vec<_> = truth.edges.keys().map(ToString::to_string).collect();
     assert_eq!(
         expected,
-        ["lab/Deployment/client -> lab/Deployment/new 8080/TCP", "lab/Deployment/client -> lab/Deployment/old 8080/TCP"]
+        [
+            "lab/Deployment/client -> lab/Deployment/new 8080/TCP",
+            "lab/Deployment/client -> lab/Deployment/old 8080/TCP"
+        ]
     );
     let exactly = |snapshot: &serde_json::Value| {
-        let observed: Vec<_> = edges(snapshot).into_iter().filter(|(_, v)| happened(v)).map(|(e, _)| e.to_string()).collect();
+        let observed: Vec<_> =
+            edges(snapshot).into_iter().filter(|(_, v)| happened(v)).map(|(e, _)| e.to_string()).collect();
         if observed == expected { Ok(()) } else { Err(format!("{observed:?}")) }
     };
     eventually(Duration::from_secs(20), || agent.snapshot(), exactly).unwrap();

@@ -21,11 +21,7 @@ fn the_shop_makes_the_same_true_edges_with_every_seed_and_leaves_nothing_behind(
         let started = begin.elapsed();
         shop.run().unwrap();
         let truth = shop.truth().unwrap();
-        eprintln!(
-            "seed {seed}: started in {started:?}, done after {:?}, {} edges",
-            begin.elapsed(),
-            truth.edges.len()
-        );
+        eprintln!("seed {seed}: started in {started:?}, done after {:?}, {} edges", begin.elapsed(), truth.edges.len());
         for (edge, evidence) in &truth.edges {
             eprintln!(
                 "  {edge} opened {} found {} via {:?} families {:?}",
@@ -35,12 +31,7 @@ fn the_shop_makes_the_same_true_edges_with_every_seed_and_leaves_nothing_behind(
         assert!(truth.edges.len() >= 30, "{} edges", truth.edges.len());
         assert_eq!(truth.failed.len(), 2, "{:?}", truth.failed.keys());
         assert_eq!(truth.multicast.len(), 1);
-        assert!(
-            !truth
-                .edges
-                .keys()
-                .any(|e| e.server.ends_with("checkout-v2"))
-        );
+        assert!(!truth.edges.keys().any(|e| e.server.ends_with("checkout-v2")));
         all.insert(truth.edges.keys().cloned().collect::<Vec<_>>());
         let name = shop.lab.name.clone();
         shop.stop().unwrap();
@@ -66,9 +57,6 @@ fn what_a_crashed_lab_left_is_removed_by_the_next_one() {
     cleanup::remove_leftovers().unwrap();
     assert!(!cleanup::cgroup_directory(&name).unwrap().exists());
     assert!(!cleanup::temporary_directory(&name).exists());
-    assert!(
-        cleanup::temporary_directory(&own).exists(),
-        "a living owner's things stay"
-    );
+    assert!(cleanup::temporary_directory(&own).exists(), "a living owner's things stay");
     cleanup::remove(&own).unwrap();
 }

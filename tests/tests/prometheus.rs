@@ -41,11 +41,18 @@ fn a_real_prometheus_answers_a_query_for_a_known_edge() {
         let series = last.as_array()?;
         (series.len() == 1 && series[0]["value"][1] == "17").then_some(())
     })
-    .unwrap_or_else(|e| panic!("{e}: {last}\n{}", agent.get("/metrics").map_or_else(|e| e.to_string(), |(_, page)| page)));
+    .unwrap_or_else(|e| {
+        panic!("{e}: {last}\n{}", agent.get("/metrics").map_or_else(|e| e.to_string(), |(_, page)| page))
+    });
     for (label, name) in [("client_workload", "client"), ("server_workload", "server")] {
         assert!(last[0]["metric"][label].as_str().is_some_and(|v| v.ends_with(name)), "{last}");
     }
     prometheus.stop().unwrap();
-    let (status, _) = agent::get(&lab.nodes[0].netns.as_fd().try_clone_to_owned().unwrap(), agent::LISTEN.parse().unwrap(), "/healthz").unwrap();
+    let (status, _) = agent::get(
+        &lab.nodes[0].netns.as_fd().try_clone_to_owned().unwrap(),
+        agent::LISTEN.parse().unwrap(),
+        "/healthz",
+    )
+    .unwrap();
     assert_eq!(status, 200);
 }

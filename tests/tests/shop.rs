@@ -27,8 +27,12 @@ fn check_graph(snapshot: &Value, truth: &Truth) {
     let named = observed.iter().find(|(e, _)| e.server == "external/203.0.113.10" && e.port == 443);
     let (_, payments) = named.expect("a true edge");
     assert_eq!(payments["server"]["names"][0], "payments.example.com", "{payments}");
-    let of_pool: Vec<_> = observed.iter().filter(|(_, v)| has_mark(v, "found-at-start")).map(|(e, _)| e.to_string()).collect();
-    for pool in ["shop/Deployment/api -> data/StatefulSet/db 5432/TCP", "data/Deployment/worker -> data/Deployment/queue 5672/TCP"] {
+    let of_pool: Vec<_> =
+        observed.iter().filter(|(_, v)| has_mark(v, "found-at-start")).map(|(e, _)| e.to_string()).collect();
+    for pool in [
+        "shop/Deployment/api -> data/StatefulSet/db 5432/TCP",
+        "data/Deployment/worker -> data/Deployment/queue 5672/TCP",
+    ] {
         assert!(of_pool.iter().any(|e| e == pool), "{pool} is not among {of_pool:?}");
     }
 }
@@ -38,10 +42,17 @@ fn check_policies(directory: &Path, shop: &Shop, truth: &Truth) {
     let files = policies::read(directory).unwrap();
     assert!(policies::network_policies(&files).count() > 0, "no policy in {}", directory.display());
     let cluster = &shop.lab.cluster;
-    let pod_ports: BTreeSet<String> =
-        cluster.workloads.iter().flat_map(|w| &w.ports).flat_map(|p| [p.name.to_owned(), p.number.to_string()]).collect();
+    let pod_ports: BTreeSet<String> = cluster
+        .workloads
+        .iter()
+        .flat_map(|w| &w.ports)
+        .flat_map(|p| [p.name.to_owned(), p.number.to_string()])
+        .collect();
     for (port, protocol) in policies::ports(&files) {
-        assert!(pod_ports.contains(&port), "{port}/{protocol} is no pod port: an ephemeral, node or Service port in a policy");
+        assert!(
+            pod_ports.contains(&port),
+            "{port}/{protocol} is no pod port: an ephemeral, node or Service port in a policy"
+        );
     }
     let find = |name: &str| cluster.workloads.iter().find(|w| w.peer() == name);
     for edge in truth.edges.keys() {
@@ -96,7 +107,9 @@ fn check_policies(directory: &Path, shop: &Shop, truth: &Truth) {
 fn is_tunnel(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(a) => a.octets()[..2] == [10, 244] && a.octets()[3] < 2,
-        IpAddr::V6(a) => a.segments()[..3] == [0xfd00, 0x10, 0x244] && a.segments()[4..7] == [0; 3] && a.segments()[7] < 2,
+        IpAddr::V6(a) => {
+            a.segments()[..3] == [0xfd00, 0x10, 0x244] && a.segments()[4..7] == [0; 3] && a.segments()[7] < 2
+        }
     }
 }
 
@@ -193,13 +206,17 @@ fn two_nodes_agents_merge_to_the_truth_and_the_merged_policies_are_for_applying(
     }
     let out = directory.join("merged-policies");
     let args = ["export", merged_file.to_str().unwrap(), "--phase", "default-deny", "-d", out.to_str().unwrap()];
-    let output = guardrail(args.map(str::to_owned).into_iter().chain(["--inventory".into(), shop.lab.inventory().display().to_string()])).unwrap();
+    let output = guardrail(
+        args.map(str::to_owned).into_iter().chain(["--inventory".into(), shop.lab.inventory().display().to_string()]),
+    )
+    .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     check_policies(&out, &shop, &truth);
     for (text, _) in policies::read(&out).unwrap() {
         assert!(!text.contains("not for applying"), "both nodes are in:\n{text}");
     }
     let both = edges(&merged);
-    let cross = both.iter().find(|(e, _)| e.client.ends_with("/web") && e.server.ends_with("/api")).expect("a true edge").1;
+    let cross =
+        both.iter().find(|(e, _)| e.client.ends_with("/web") && e.server.ends_with("/api")).expect("a true edge").1;
     assert_eq!(peer(&cross["client"]), "shop/Deployment/web");
 }

@@ -17,7 +17,7 @@ use super::{
     dns,
     log::{Log, Outcome, Record, Side},
     random::Random,
-    scenario::{Call, Family, How, Scenario, AddressRange},
+    scenario::{AddressRange, Call, Family, How, Scenario},
     serve::{MPTCP, Served, read_frame, write_frame},
 };
 
@@ -49,12 +49,7 @@ impl Exchange {
             E::HostUnreachable | E::NetworkUnreachable => Outcome::Unreachable,
             _ => Outcome::Broken,
         };
-        Self {
-            outcome,
-            local,
-            sent: 0,
-            received: 0,
-        }
+        Self { outcome, local, sent: 0, received: 0 }
     }
 }
 
@@ -63,14 +58,7 @@ impl Caller {
     #[must_use]
     pub fn new(scenario: &Scenario, log: Arc<Log>, served: Arc<Served>) -> Self {
         let Scenario { resolver, seed, .. } = scenario;
-        Self {
-            log,
-            served,
-            resolver: *resolver,
-            seed: *seed,
-            next_id: AtomicU64::new(0),
-            held: Mutex::default(),
-        }
+        Self { log, served, resolver: *resolver, seed: *seed, next_id: AtomicU64::new(0), held: Mutex::default() }
     }
 
     /// Runs one call to its end. `index` makes its random sequence its own; `before` is copied into the records.
@@ -114,18 +102,12 @@ impl Caller {
         if call.how == How::TcpBare {
             return bare(to);
         }
-        let id = format!(
-            "{}#{}",
-            self.log.process(),
-            self.next_id.fetch_add(1, Ordering::Relaxed)
-        );
+        let id = format!("{}#{}", self.log.process(), self.next_id.fetch_add(1, Ordering::Relaxed));
         let payload = payload(&id, random.between(call.payload_bytes) as usize);
         let timeout = Duration::from_millis(call.timeout_ms.into());
         let source = call.sources.map(|range| nth_address(range, round));
         let exchange = match call.how {
-            How::Tcp | How::Held | How::HeldMptcp => {
-                self.over_tcp(call.how, to, source, timeout, &id, &payload)
-            }
+            How::Tcp | How::Held | How::HeldMptcp => self.over_tcp(call.how, to, source, timeout, &id, &payload),
             How::UdpConnected => over_udp(to, source, timeout, &payload, true),
             How::UdpUnconnected => over_udp(to, source, timeout, &payload, false),
             How::UdpMapped => over_udp(mapped(to), None, timeout, &payload, false),
@@ -134,11 +116,7 @@ impl Caller {
             How::DnsMusl | How::DnsTcp | How::TcpBare => unreachable!("handled above"),
         };
         self.note(
-            if matches!(call.how, How::Tcp | How::Held | How::HeldMptcp) {
-                "TCP"
-            } else {
-                "UDP"
-            },
+            if matches!(call.how, How::Tcp | How::Held | How::HeldMptcp) { "TCP" } else { "UDP" },
             to,
             Some(&call.to),
             Some(id),
@@ -205,32 +183,17 @@ impl Caller {
                 }
             }
             // Connected but not served: never what a scenario intends.
-            Err(_) => Exchange {
-                outcome: Outcome::Broken,
-                local,
-                sent: 0,
-                received: 0,
-            },
+            Err(_) => Exchange { outcome: Outcome::Broken, local, sent: 0, received: 0 },
         }
     }
 
     fn send_from_served(&self, to: SocketAddr, payload: &[u8]) -> Exchange {
-        let socket = self
-            .served
-            .udp(to.port())
-            .expect("the scenario serves the port it gossips from");
-        let to = if socket.local_addr().is_ok_and(|a| a.is_ipv6()) {
-            mapped(to)
-        } else {
-            to
-        };
+        let socket = self.served.udp(to.port()).expect("the scenario serves the port it gossips from");
+        let to = if socket.local_addr().is_ok_and(|a| a.is_ipv6()) { mapped(to) } else { to };
         match socket.send_to(payload, to) {
-            Ok(sent) => Exchange {
-                outcome: Outcome::Sent,
-                local: socket.local_addr().ok(),
-                sent: sent as u64,
-                received: 0,
-            },
+            Ok(sent) => {
+                Exchange { outcome: Outcome::Sent, local: socket.local_addr().ok(), sent: sent as u64, received: 0 }
+            }
             Err(error) => Exchange::failed(&error, socket.local_addr().ok()),
         }
     }
@@ -253,10 +216,7 @@ impl Caller {
         let socket = udp_socket(resolver).ok()?;
         socket.connect(resolver).ok()?;
         let found = self.ask(&socket, resolver, host, random, timeout_ms, before, true);
-        let wanted: Vec<_> = found
-            .into_iter()
-            .filter(|a| a.is_ipv6() == (family == Family::V6))
-            .collect();
+        let wanted: Vec<_> = found.into_iter().filter(|a| a.is_ipv6() == (family == Family::V6)).collect();
         let index = usize::try_from(random.next() % (wanted.len().max(1) as u64)).ok()?;
         Some(SocketAddr::new(*wanted.get(index)?, port))
     }
@@ -264,11 +224,8 @@ impl Caller {
     fn ask_like_musl(&self, name: &str, random: &mut Random, timeout_ms: u32, before: bool) {
         let resolver = self.resolver.expect("the scenario has a resolver");
         let socket = udp_socket(resolver).expect("a UDP socket");
-        let any: SocketAddr = if resolver.is_ipv6() {
-            (Ipv6Addr::UNSPECIFIED, 0).into()
-        } else {
-            (Ipv4Addr::UNSPECIFIED, 0).into()
-        };
+        let any: SocketAddr =
+            if resolver.is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
         Socket::from(socket.try_clone().expect("a second handle"))
             .bind(&any.into())
             .expect("port 0 can always be bound");
@@ -290,27 +247,16 @@ impl Caller {
         let first = u16::try_from(random.next() & 0x7fff).unwrap_or(0);
         let ids = [first, first + 1];
         let mut answers: [Option<Vec<IpAddr>>; 2] = [None, None];
-        let mut exchange = Exchange {
-            outcome: Outcome::Unanswered,
-            local: None,
-            sent: 0,
-            received: 0,
-        };
+        let mut exchange = Exchange { outcome: Outcome::Unanswered, local: None, sent: 0, received: 0 };
         for (id, v6) in ids.into_iter().zip([false, true]) {
             let question = dns::question(id, name, v6);
-            let sent = if connected {
-                socket.send(&question)
-            } else {
-                socket.send_to(&question, resolver)
-            };
+            let sent = if connected { socket.send(&question) } else { socket.send_to(&question, resolver) };
             exchange.sent += sent.unwrap_or(0) as u64;
         }
         exchange.local = socket.local_addr().ok();
         let mut buffer = [0; 4096];
         while answers.iter().any(Option::is_none) && Instant::now() < deadline {
-            let _ = socket.set_read_timeout(Some(
-                (deadline - Instant::now()).max(Duration::from_millis(1)),
-            ));
+            let _ = socket.set_read_timeout(Some((deadline - Instant::now()).max(Duration::from_millis(1))));
             let Ok((length, _)) = socket.recv_from(&mut buffer) else {
                 continue;
             };
@@ -346,17 +292,9 @@ impl Caller {
         });
         let exchange = match exchanged {
             Ok(answer) => {
-                let outcome = if dns::addresses(&answer, id).is_some() {
-                    Outcome::Established
-                } else {
-                    Outcome::Broken
-                };
-                Exchange {
-                    outcome,
-                    local,
-                    sent: question.len() as u64,
-                    received: answer.len() as u64,
-                }
+                let outcome =
+                    if dns::addresses(&answer, id).is_some() { Outcome::Established } else { Outcome::Broken };
+                Exchange { outcome, local, sent: question.len() as u64, received: answer.len() as u64 }
             }
             Err(error) => Exchange::failed(&error, local),
         };
@@ -390,12 +328,7 @@ fn udp_socket(to: SocketAddr) -> std::io::Result<UdpSocket> {
     Ok(Socket::new(Domain::for_address(to), Type::DGRAM, None)?.into())
 }
 
-fn connect(
-    to: SocketAddr,
-    source: Option<IpAddr>,
-    timeout: Duration,
-    mptcp: bool,
-) -> std::io::Result<TcpStream> {
+fn connect(to: SocketAddr, source: Option<IpAddr>, timeout: Duration, mptcp: bool) -> std::io::Result<TcpStream> {
     let protocol = mptcp.then(|| Protocol::from(MPTCP));
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, protocol)?;
     if let Some(source) = source {
@@ -425,13 +358,7 @@ fn bind_foreign(socket: &Socket, source: IpAddr) -> std::io::Result<()> {
     socket.bind(&SocketAddr::new(source, 0).into())
 }
 
-fn over_udp(
-    to: SocketAddr,
-    source: Option<IpAddr>,
-    timeout: Duration,
-    payload: &[u8],
-    connected: bool,
-) -> Exchange {
+fn over_udp(to: SocketAddr, source: Option<IpAddr>, timeout: Duration, payload: &[u8], connected: bool) -> Exchange {
     let mut local = None;
     let exchanged = (|| {
         let socket = udp_socket(to)?;
@@ -450,26 +377,17 @@ fn over_udp(
         Ok((sent, socket.recv(&mut buffer)?))
     })();
     match exchanged {
-        Ok((sent, received)) => Exchange {
-            outcome: Outcome::Established,
-            local,
-            sent: sent as u64,
-            received: received as u64,
-        },
+        Ok((sent, received)) => {
+            Exchange { outcome: Outcome::Established, local, sent: sent as u64, received: received as u64 }
+        }
         Err(error) => Exchange::failed(&error, local),
     }
 }
 
 fn multicast(to: SocketAddr, payload: &[u8]) -> Exchange {
-    let sent = udp_socket(to)
-        .and_then(|socket| Ok((socket.send_to(payload, to)?, socket.local_addr().ok())));
+    let sent = udp_socket(to).and_then(|socket| Ok((socket.send_to(payload, to)?, socket.local_addr().ok())));
     match sent {
-        Ok((sent, local)) => Exchange {
-            outcome: Outcome::Sent,
-            local,
-            sent: sent as u64,
-            received: 0,
-        },
+        Ok((sent, local)) => Exchange { outcome: Outcome::Sent, local, sent: sent as u64, received: 0 },
         Err(error) => Exchange::failed(&error, None),
     }
 }

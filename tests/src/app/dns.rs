@@ -16,12 +16,7 @@ pub fn question(id: u16, name: &str, v6: bool) -> Vec<u8> {
     let mut packet = Packet::new_query(id);
     packet.set_flags(PacketFlag::RECURSION_DESIRED);
     let kind = if v6 { TYPE::AAAA } else { TYPE::A };
-    packet.questions.push(Question::new(
-        Name::new(name).expect("a domain name"),
-        kind.into(),
-        CLASS::IN.into(),
-        false,
-    ));
+    packet.questions.push(Question::new(Name::new(name).expect("a domain name"), kind.into(), CLASS::IN.into(), false));
     packet.build_bytes_vec().expect("a question fits")
 }
 
@@ -39,20 +34,11 @@ pub fn answer(message: &[u8], records: &BTreeMap<String, Vec<IpAddr>>) -> Option
         Some(addresses) => {
             for address in addresses {
                 let data = match (address, question.qtype) {
-                    (IpAddr::V4(v4), QTYPE::TYPE(TYPE::A)) => RData::A(A {
-                        address: (*v4).into(),
-                    }),
-                    (IpAddr::V6(v6), QTYPE::TYPE(TYPE::AAAA)) => RData::AAAA(AAAA {
-                        address: (*v6).into(),
-                    }),
+                    (IpAddr::V4(v4), QTYPE::TYPE(TYPE::A)) => RData::A(A { address: (*v4).into() }),
+                    (IpAddr::V6(v6), QTYPE::TYPE(TYPE::AAAA)) => RData::AAAA(AAAA { address: (*v6).into() }),
                     _ => continue,
                 };
-                reply.answers.push(ResourceRecord::new(
-                    question.qname.clone(),
-                    CLASS::IN,
-                    5,
-                    data,
-                ));
+                reply.answers.push(ResourceRecord::new(question.qname.clone(), CLASS::IN, 5, data));
             }
         }
     }
@@ -85,10 +71,7 @@ pub fn addresses(message: &[u8], id: u16) -> Option<Vec<IpAddr>> {
 /// The message is longer than 65,535 bytes.
 #[must_use]
 pub fn with_length(message: &[u8]) -> Vec<u8> {
-    let mut bytes = u16::try_from(message.len())
-        .expect("a DNS message is shorter than 64 KiB")
-        .to_be_bytes()
-        .to_vec();
+    let mut bytes = u16::try_from(message.len()).expect("a DNS message is shorter than 64 KiB").to_be_bytes().to_vec();
     bytes.extend_from_slice(message);
     bytes
 }
@@ -99,18 +82,13 @@ mod tests {
 
     #[test]
     fn an_answer_has_the_addresses_of_the_family_that_was_asked_for() {
-        let records = BTreeMap::from([(
-            "db.data".to_owned(),
-            vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
-        )]);
+        let records =
+            BTreeMap::from([("db.data".to_owned(), vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()])]);
         for (v6, expected) in [(false, "10.0.0.1"), (true, "fd00::1")] {
             let reply = answer(&question(7, "DB.data", v6), &records).unwrap();
             assert_eq!(addresses(&reply, 7), Some(vec![expected.parse().unwrap()]));
             assert_eq!(addresses(&reply, 8), None);
         }
-        assert_eq!(
-            addresses(&answer(&question(7, "other", false), &records).unwrap(), 7),
-            Some(vec![])
-        );
+        assert_eq!(addresses(&answer(&question(7, "other", false), &records).unwrap(), 7), Some(vec![]));
     }
 }

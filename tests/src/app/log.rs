@@ -85,10 +85,7 @@ impl Log {
     /// # Errors
     /// The file cannot be created.
     pub fn create(path: &Path, process: &str) -> std::io::Result<Self> {
-        Ok(Self {
-            file: Mutex::new(File::create(path)?),
-            process: process.to_owned(),
-        })
+        Ok(Self { file: Mutex::new(File::create(path)?), process: process.to_owned() })
     }
 
     /// Name of the process.
@@ -106,18 +103,12 @@ impl Log {
         record.at_ns = now_ns();
         let mut line = serde_json::to_vec(&record).expect("a record is always valid JSON");
         line.push(b'\n');
-        self.file
-            .lock()
-            .expect("no writer panics")
-            .write_all(&line)
-            .expect("the log of connections is writable");
+        self.file.lock().expect("no writer panics").write_all(&line).expect("the log of connections is writable");
     }
 }
 
 /// Wall-clock time in nanoseconds since the epoch.
 #[must_use]
 pub fn now_ns() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -92,11 +92,7 @@ impl Serve {
     /// A plain dual-stack UDP echo server.
     #[must_use]
     pub fn udp(port: u16) -> Self {
-        Self::Udp {
-            bind: SocketAddr::new([0u16; 8].into(), port),
-            reply: true,
-            ignore: false,
-        }
+        Self::Udp { bind: SocketAddr::new([0u16; 8].into(), port), reply: true, ignore: false }
     }
 }
 
@@ -143,10 +139,7 @@ impl Call {
     /// The same over IPv6.
     #[must_use]
     pub fn v6(self) -> Self {
-        Self {
-            family: Family::V6,
-            ..self
-        }
+        Self { family: Family::V6, ..self }
     }
 
     /// The same with another time limit.
@@ -158,10 +151,7 @@ impl Call {
     /// The same with these pauses between calls.
     #[must_use]
     pub fn pause(self, from_ms: u32, to_ms: u32) -> Self {
-        Self {
-            pause_ms: (from_ms, to_ms),
-            ..self
-        }
+        Self { pause_ms: (from_ms, to_ms), ..self }
     }
 }
 

@@ -39,23 +39,15 @@ impl Served {
         let mut served = Self::default();
         for one in all {
             match one {
-                Serve::Tcp {
-                    bind,
-                    backlog,
-                    mptcp,
-                    reuse_port,
-                    v6_only,
-                } => {
+                Serve::Tcp { bind, backlog, mptcp, reuse_port, v6_only } => {
                     let listener = listen(*bind, *backlog, *mptcp, *reuse_port, *v6_only)
                         .with_context(|| format!("cannot listen on {bind}"))?;
                     let log = log.clone();
-                    thread::spawn(move || {
-                        accept_all(&listener, &log, echo)
-                    });
+                    thread::spawn(move || accept_all(&listener, &log, echo));
                 }
                 Serve::TcpBare { bind } => {
-                    let listener = listen(*bind, 4096, false, false, false)
-                        .with_context(|| format!("cannot listen on {bind}"))?;
+                    let listener =
+                        listen(*bind, 4096, false, false, false).with_context(|| format!("cannot listen on {bind}"))?;
                     // A connection that was reset before it was accepted is one more connection, nothing else.
                     thread::spawn(move || {
                         loop {
@@ -63,13 +55,8 @@ impl Served {
                         }
                     });
                 }
-                Serve::Udp {
-                    bind,
-                    reply,
-                    ignore,
-                } => {
-                    let socket =
-                        bind_udp(*bind).with_context(|| format!("cannot bind UDP {bind}"))?;
+                Serve::Udp { bind, reply, ignore } => {
+                    let socket = bind_udp(*bind).with_context(|| format!("cannot bind UDP {bind}"))?;
                     served.udp.insert(bind.port(), socket.try_clone()?);
                     if !ignore {
                         let (log, reply) = (log.clone(), *reply);
@@ -78,10 +65,9 @@ impl Served {
                 }
                 Serve::Dns { bind, records } => {
                     let records = Arc::new(records.clone());
-                    let socket =
-                        bind_udp(*bind).with_context(|| format!("cannot bind UDP {bind}"))?;
-                    let listener = listen(*bind, 128, false, false, false)
-                        .with_context(|| format!("cannot listen on {bind}"))?;
+                    let socket = bind_udp(*bind).with_context(|| format!("cannot bind UDP {bind}"))?;
+                    let listener =
+                        listen(*bind, 128, false, false, false).with_context(|| format!("cannot listen on {bind}"))?;
                     let (udp_log, udp_records) = (log.clone(), records.clone());
                     thread::spawn(move || answer_datagrams(&socket, &udp_records, &udp_log));
                     let log = log.clone();
@@ -110,11 +96,7 @@ fn listen(
     reuse_port: bool,
     v6_only: bool,
 ) -> std::io::Result<TcpListener> {
-    let protocol = if mptcp {
-        Protocol::from(MPTCP)
-    } else {
-        Protocol::TCP
-    };
+    let protocol = if mptcp { Protocol::from(MPTCP) } else { Protocol::TCP };
     let socket = Socket::new(Domain::for_address(bind), Type::STREAM, Some(protocol))?;
     if bind.is_ipv6() {
         socket.set_only_v6(v6_only)?;
@@ -148,11 +130,7 @@ where
                 // The client's log says how its connection ended; what a broken one means is decided there.
                 thread::spawn(move || drop(serve(stream, peer, &log)));
             }
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ECONNABORTED | libc::EMFILE | libc::ENFILE)
-                ) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ECONNABORTED | libc::EMFILE | libc::ENFILE)) => {}
             Err(e) => panic!("accept failed: {e}"),
         }
     }
@@ -206,20 +184,12 @@ pub fn read_frame(stream: &mut impl Read) -> std::io::Result<Vec<u8>> {
 /// # Errors
 /// The stream is broken.
 pub fn write_frame(stream: &mut impl Write, frame: &[u8]) -> std::io::Result<()> {
-    let mut bytes = u32::try_from(frame.len())
-        .map_err(|_| std::io::ErrorKind::InvalidInput)?
-        .to_be_bytes()
-        .to_vec();
+    let mut bytes = u32::try_from(frame.len()).map_err(|_| std::io::ErrorKind::InvalidInput)?.to_be_bytes().to_vec();
     bytes.extend_from_slice(frame);
     stream.write_all(&bytes)
 }
 
-fn datagram_record(
-    socket: &UdpSocket,
-    peer: SocketAddr,
-    id: Option<String>,
-    received: usize,
-) -> Record {
+fn datagram_record(socket: &UdpSocket, peer: SocketAddr, id: Option<String>, received: usize) -> Record {
     Record {
         at_ns: 0,
         process: String::new(),
@@ -258,11 +228,7 @@ fn echo_datagrams(socket: &UdpSocket, reply: bool, log: &Log) {
     }
 }
 
-fn answer_datagrams(
-    socket: &UdpSocket,
-    records: &BTreeMap<String, Vec<std::net::IpAddr>>,
-    log: &Log,
-) {
+fn answer_datagrams(socket: &UdpSocket, records: &BTreeMap<String, Vec<std::net::IpAddr>>, log: &Log) {
     let mut buffer = vec![0; 4096];
     loop {
         let Ok((length, peer)) = socket.recv_from(&mut buffer) else {

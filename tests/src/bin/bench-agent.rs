@@ -56,14 +56,20 @@ fn warm_edges(udp: &str) -> Result<()> {
     let bare = Serve::TcpBare { bind: "[::]:8080".parse()? };
     let _server = start(&lab, vec![(&server, Scenario { serve: vec![bare], ..Scenario::default() })])?;
     let calls = |times| vec![Call { pause_ms: (0, 0), ..Call::new(&to, How::TcpBare, times) }];
-    let load = |times| clients.iter().map(|key| (key.as_str(), Scenario { after: calls(times), ..Scenario::default() })).collect();
+    let load = |times| {
+        clients.iter().map(|key| (key.as_str(), Scenario { after: calls(times), ..Scenario::default() })).collect()
+    };
     // The edges are known before it counts.
     go(&mut start(&lab, load(100))?)?;
     let known = |expected: u64| {
-        eventually(LIMIT, || agent.snapshot(), |snapshot| {
-            let opened: u64 = edges(snapshot).values().map(|v| number(v, "opened")).sum();
-            if opened == expected { Ok(()) } else { Err(format!("{opened} of {expected} connections are counted")) }
-        })
+        eventually(
+            LIMIT,
+            || agent.snapshot(),
+            |snapshot| {
+                let opened: u64 = edges(snapshot).values().map(|v| number(v, "opened")).sum();
+                if opened == expected { Ok(()) } else { Err(format!("{opened} of {expected} connections are counted")) }
+            },
+        )
     };
     known(200)?;
     let mut processes = start(&lab, load(ROUND))?;
@@ -86,11 +92,13 @@ fn memory() -> Result<()> {
     let mut c = cluster(&["node-a"]);
     let client = deployment(&mut c, "crawler", 8080, 0);
     let lab = lab(c)?;
-    let server = lab.start_on_internet("everything", Scenario { serve: vec![Serve::tcp(443)], ..Scenario::default() })?;
+    let server =
+        lab.start_on_internet("everything", Scenario { serve: vec![Serve::tcp(443)], ..Scenario::default() })?;
     server.wait_for("ready", Instant::now() + LIMIT)?;
     let agent = Agent::start(&lab, 0, &["--new-keys-per-cgroup", "60000"])?;
     let before = rss_mib(agent.pid())?;
-    let mut call = Call { pause_ms: (0, 0), spread: EDGES, payload_bytes: (1, 1), ..Call::new("100.64.0.0:443", How::Tcp, EDGES) };
+    let mut call =
+        Call { pause_ms: (0, 0), spread: EDGES, payload_bytes: (1, 1), ..Call::new("100.64.0.0:443", How::Tcp, EDGES) };
     call.timeout_ms = 10_000;
     go(&mut start(&lab, vec![(&client, Scenario { after: vec![call], ..Scenario::default() })])?)?;
     let expected = truth(&lab)?.edges.len() as u64;

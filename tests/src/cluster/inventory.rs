@@ -17,11 +17,7 @@ pub fn yaml(cluster: &Cluster) -> String {
 #[must_use]
 pub fn objects(cluster: &Cluster) -> Vec<Value> {
     let mut out = Vec::new();
-    let mut namespaces: Vec<_> = cluster
-        .workloads
-        .iter()
-        .map(|w| w.namespace.clone())
-        .collect();
+    let mut namespaces: Vec<_> = cluster.workloads.iter().map(|w| w.namespace.clone()).collect();
     namespaces.sort();
     namespaces.dedup();
     for name in namespaces {
@@ -55,16 +51,10 @@ fn node(index: usize, name: &str) -> Value {
 }
 
 fn controllers(cluster: &Cluster, index: usize, workload: &Workload, out: &mut Vec<Value>) {
-    let Workload {
-        namespace,
-        name,
-        kind,
-        ..
-    } = workload;
+    let Workload { namespace, name, kind, .. } = workload;
     let labels = cluster.labels(workload);
     let uid = controller_uid(cluster, index, 0);
-    let template =
-        json!({"metadata": {"labels": labels}, "spec": {"containers": [container(workload)]}});
+    let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [container(workload)]}});
     let selector = json!({"matchLabels": {"app": name}});
     let metadata = json!({"name": name, "namespace": namespace, "uid": uid});
     match kind {
@@ -102,33 +92,16 @@ fn controllers(cluster: &Cluster, index: usize, workload: &Workload, out: &mut V
 fn pod(cluster: &Cluster, pod: &Pod) -> Value {
     let workload = &cluster.workloads[pod.workload];
     let mut labels = cluster.labels(workload);
-    let controller = controller_uid(
-        cluster,
-        pod.workload,
-        u64::from(matches!(workload.kind, Kind::Deployment | Kind::CronJob)),
-    );
+    let controller =
+        controller_uid(cluster, pod.workload, u64::from(matches!(workload.kind, Kind::Deployment | Kind::CronJob)));
     let owner = match workload.kind {
         Kind::Deployment => {
-            labels.insert(
-                "pod-template-hash".into(),
-                cluster.template_hash(pod.workload),
-            );
-            owner(
-                "apps/v1",
-                "ReplicaSet",
-                &cluster.replica_set(pod.workload),
-                &controller,
-            )
+            labels.insert("pod-template-hash".into(), cluster.template_hash(pod.workload));
+            owner("apps/v1", "ReplicaSet", &cluster.replica_set(pod.workload), &controller)
         }
         Kind::StatefulSet => {
-            labels.insert(
-                "statefulset.kubernetes.io/pod-name".into(),
-                pod.name.clone(),
-            );
-            labels.insert(
-                "controller-revision-hash".into(),
-                format!("{}-5c6b7d8f9", workload.name),
-            );
+            labels.insert("statefulset.kubernetes.io/pod-name".into(), pod.name.clone());
+            labels.insert("controller-revision-hash".into(), format!("{}-5c6b7d8f9", workload.name));
             owner("apps/v1", "StatefulSet", &workload.name, &controller)
         }
         Kind::DaemonSet => {
@@ -136,22 +109,15 @@ fn pod(cluster: &Cluster, pod: &Pod) -> Value {
             owner("apps/v1", "DaemonSet", &workload.name, &controller)
         }
         Kind::CronJob => {
-            labels.insert(
-                "batch.kubernetes.io/controller-uid".into(),
-                controller.clone(),
-            );
-            labels.insert(
-                "batch.kubernetes.io/job-name".into(),
-                cluster.job(pod.workload),
-            );
+            labels.insert("batch.kubernetes.io/controller-uid".into(), controller.clone());
+            labels.insert("batch.kubernetes.io/job-name".into(), cluster.job(pod.workload));
             labels.insert("controller-uid".into(), controller.clone());
             labels.insert("job-name".into(), cluster.job(pod.workload));
             owner("batch/v1", "Job", &cluster.job(pod.workload), &controller)
         }
     };
     let (v4, v6) = pod.addresses;
-    let mut spec =
-        json!({"nodeName": cluster.nodes[pod.node], "containers": [container(workload)]});
+    let mut spec = json!({"nodeName": cluster.nodes[pod.node], "containers": [container(workload)]});
     if workload.host_network {
         spec["hostNetwork"] = true.into();
     }
@@ -189,11 +155,7 @@ fn services(cluster: &Cluster, service: &super::Service, out: &mut Vec<Value>) {
     if node_port {
         spec["externalTrafficPolicy"] = "Local".into();
     }
-    let addresses = if service.headless {
-        json!(["None"])
-    } else {
-        json!([v4, v6])
-    };
+    let addresses = if service.headless { json!(["None"]) } else { json!([v4, v6]) };
     spec["clusterIP"] = addresses[0].clone();
     spec["clusterIPs"] = addresses;
     out.push(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": service.name, "namespace": service.namespace}, "spec": spec}));
@@ -245,7 +207,5 @@ fn owner(api_version: &str, kind: &str, name: &str, uid: &str) -> Value {
 }
 
 fn controller_uid(cluster: &Cluster, workload: usize, level: u64) -> String {
-    super::uid(super::scramble(
-        cluster.salt ^ ((workload as u64) << 20) ^ (level << 40) ^ 0xc0,
-    ))
+    super::uid(super::scramble(cluster.salt ^ ((workload as u64) << 20) ^ (level << 40) ^ 0xc0))
 }

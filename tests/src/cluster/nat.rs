@@ -10,18 +10,14 @@ use super::{Cluster, node_addresses};
 /// Input of `iptables-restore` (or `ip6tables-restore` with `v6`) for one node.
 #[must_use]
 pub fn rules(cluster: &Cluster, node: usize, v6: bool) -> String {
-    let mut out =
-        String::from("*nat\n:SERVICES - [0:0]\n-A PREROUTING -j SERVICES\n-A OUTPUT -j SERVICES\n");
+    let mut out = String::from("*nat\n:SERVICES - [0:0]\n-A PREROUTING -j SERVICES\n-A OUTPUT -j SERVICES\n");
     let bits = if v6 { 128 } else { 32 };
     for service in cluster.services.iter().filter(|s| !s.headless) {
         for port in &service.ports {
             let backends: Vec<_> = cluster
                 .endpoints(service)
                 .filter(|pod| {
-                    service
-                        .only_reached
-                        .as_ref()
-                        .is_none_or(|only| cluster.workloads[pod.workload].name == *only)
+                    service.only_reached.as_ref().is_none_or(|only| cluster.workloads[pod.workload].name == *only)
                 })
                 .filter_map(|pod| {
                     let target = cluster.target_port(port, pod)?;
@@ -60,9 +56,5 @@ pub fn rules(cluster: &Cluster, node: usize, v6: bool) -> String {
 }
 
 fn pick(addresses: (std::net::Ipv4Addr, std::net::Ipv6Addr), v6: bool) -> std::net::IpAddr {
-    if v6 {
-        addresses.1.into()
-    } else {
-        addresses.0.into()
-    }
+    if v6 { addresses.1.into() } else { addresses.0.into() }
 }

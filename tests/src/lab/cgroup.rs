@@ -15,15 +15,12 @@ use crate::{cluster::Pod, lab::wait_until};
 /// # Errors
 /// It is not mounted.
 pub fn mount() -> Result<PathBuf> {
-    let mounts =
-        fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     mounts
         .lines()
         .find_map(|line| {
             let (left, right) = line.split_once(" - ")?;
-            right
-                .starts_with("cgroup2 ")
-                .then(|| left.split(' ').nth(4).map(PathBuf::from))?
+            right.starts_with("cgroup2 ").then(|| left.split(' ').nth(4).map(PathBuf::from))?
         })
         .context("no cgroup v2 is mounted")
 }
@@ -69,23 +66,15 @@ pub fn remove(root: &Path) -> Result<()> {
     }
     // Gone between the check and the write is as good as killed.
     let _ = fs::write(root.join("cgroup.kill"), "1");
-    wait_until(
-        Duration::from_secs(10),
-        &format!("no process is left in {}", root.display()),
-        || {
-            let events = fs::read_to_string(root.join("cgroup.events")).unwrap_or_default();
-            (!events.contains("populated 1")).then_some(())
-        },
-    )?;
+    wait_until(Duration::from_secs(10), &format!("no process is left in {}", root.display()), || {
+        let events = fs::read_to_string(root.join("cgroup.events")).unwrap_or_default();
+        (!events.contains("populated 1")).then_some(())
+    })?;
     // A process that is just exiting may hold its cgroup busy for a moment.
-    wait_until(
-        Duration::from_secs(10),
-        &format!("{} can be removed", root.display()),
-        || {
-            remove_tree(root);
-            (!root.exists()).then_some(())
-        },
-    )
+    wait_until(Duration::from_secs(10), &format!("{} can be removed", root.display()), || {
+        remove_tree(root);
+        (!root.exists()).then_some(())
+    })
 }
 
 fn remove_tree(directory: &Path) {

@@ -33,10 +33,7 @@ pub fn claim_name() -> Result<String> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let pid = std::process::id();
     let start = start_time(pid).context("cannot read our own start time from /proc")?;
-    let name = format!(
-        "{PREFIX}{pid}-{start}-{}",
-        NUMBER.fetch_add(1, Ordering::Relaxed)
-    );
+    let name = format!("{PREFIX}{pid}-{start}-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
     LIVE.lock().expect("no holder panics").insert(name.clone());
     install_signal_handler();
     Ok(name)
@@ -51,8 +48,7 @@ pub fn remove(name: &str) -> Result<()> {
     let temporary = temporary_directory(name);
     if temporary.exists() {
         unmount_below(&temporary);
-        fs::remove_dir_all(&temporary)
-            .with_context(|| format!("cannot remove {}", temporary.display()))?;
+        fs::remove_dir_all(&temporary).with_context(|| format!("cannot remove {}", temporary.display()))?;
     }
     LIVE.lock().expect("no holder panics").remove(name);
     removed
@@ -65,10 +61,7 @@ pub fn remove(name: &str) -> Result<()> {
 pub fn remove_leftovers() -> Result<()> {
     let mut names = BTreeSet::new();
     for parent in [cgroup::mount()?, std::env::temp_dir()] {
-        for entry in fs::read_dir(&parent)
-            .with_context(|| format!("cannot read {}", parent.display()))?
-            .flatten()
-        {
+        for entry in fs::read_dir(&parent).with_context(|| format!("cannot read {}", parent.display()))?.flatten() {
             names.insert(entry.file_name().to_string_lossy().into_owned());
         }
     }
@@ -107,11 +100,8 @@ fn start_time(pid: u32) -> Option<u64> {
 
 fn unmount_below(directory: &Path) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut points: Vec<_> = mounts
-        .lines()
-        .filter_map(|l| l.split(' ').nth(4))
-        .filter(|p| Path::new(p).starts_with(directory))
-        .collect();
+    let mut points: Vec<_> =
+        mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|p| Path::new(p).starts_with(directory)).collect();
     points.sort_unstable();
     for point in points.into_iter().rev() {
         if let Ok(point) = std::ffi::CString::new(point) {
@@ -126,13 +116,7 @@ static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
 extern "C" fn on_signal(signal: libc::c_int) {
     let byte = u8::try_from(signal).unwrap_or(0);
     // SAFETY: write(2) is async-signal-safe; the pipe is open as long as we live.
-    unsafe {
-        libc::write(
-            SIGNAL_PIPE.load(Ordering::Relaxed),
-            (&raw const byte).cast(),
-            1,
-        )
-    };
+    unsafe { libc::write(SIGNAL_PIPE.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
 }
 
 /// On SIGINT, SIGTERM or SIGHUP: remove every live lab, then end as the signal would have ended us.
@@ -150,12 +134,7 @@ fn install_signal_handler() {
             use std::io::Read as _;
             let mut signal = [0];
             if fs::File::from(reader).read_exact(&mut signal).is_ok() {
-                let names: Vec<_> = LIVE
-                    .lock()
-                    .expect("no holder panics")
-                    .iter()
-                    .cloned()
-                    .collect();
+                let names: Vec<_> = LIVE.lock().expect("no holder panics").iter().cloned().collect();
                 for name in names {
                     let _ = remove(&name);
                 }

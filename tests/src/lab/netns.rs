@@ -24,8 +24,7 @@ impl Netns {
         let make = move || -> Result<Self> {
             // SAFETY: plain system call; it concerns only this short-lived thread.
             if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-                return Err(std::io::Error::last_os_error())
-                    .context("cannot make a network namespace");
+                return Err(std::io::Error::last_os_error()).context("cannot make a network namespace");
             }
             let sysctls = [
                 ("ipv6/conf/all/accept_dad", "0"),
@@ -34,24 +33,15 @@ impl Netns {
                 ("ipv4/conf/all/rp_filter", "0"),
                 ("ipv4/conf/default/rp_filter", "0"),
                 ("ipv4/ip_forward", if forwarding { "1" } else { "0" }),
-                (
-                    "ipv6/conf/all/forwarding",
-                    if forwarding { "1" } else { "0" },
-                ),
+                ("ipv6/conf/all/forwarding", if forwarding { "1" } else { "0" }),
             ];
             for (name, value) in sysctls {
                 std::fs::write(format!("/proc/sys/net/{name}"), value)
                     .with_context(|| format!("cannot set net/{name}"))?;
             }
-            Ok(Self(
-                File::open("/proc/thread-self/ns/net")
-                    .context("cannot open the new network namespace")?
-                    .into(),
-            ))
+            Ok(Self(File::open("/proc/thread-self/ns/net").context("cannot open the new network namespace")?.into()))
         };
-        let netns = thread::spawn(make)
-            .join()
-            .expect("the namespace thread does not panic")?;
+        let netns = thread::spawn(make).join().expect("the namespace thread does not panic")?;
         netns.ip("link set lo up\n")?;
         Ok(netns)
     }
@@ -106,10 +96,7 @@ impl Netns {
                 .with_context(|| format!("{command:?} does not read its input"))?;
             let output = child.wait_with_output()?;
             if !output.status.success() {
-                bail!(
-                    "{command:?} failed: {}\ninput:\n{input}",
-                    String::from_utf8_lossy(&output.stderr).trim()
-                );
+                bail!("{command:?} failed: {}\ninput:\n{input}", String::from_utf8_lossy(&output.stderr).trim());
             }
             Ok(())
         })

@@ -35,9 +35,7 @@ fn on_spawner<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T
     let job = Box::new(move || {
         let _ = sender.send(work());
     });
-    spawner
-        .send(job)
-        .expect("the spawner lives as long as we do");
+    spawner.send(job).expect("the spawner lives as long as we do");
     receiver.recv().expect("the spawner answers")
 }
 
@@ -73,8 +71,7 @@ pub fn spawn(mut command: Command, netns: &Netns, cgroup: &Path) -> Result<Child
 /// # Errors
 /// It does not within `limit`.
 pub fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
-    wait_until(limit, "the process exits", || child.try_wait().transpose())?
-        .context("cannot wait for the process")
+    wait_until(limit, "the process exits", || child.try_wait().transpose())?.context("cannot wait for the process")
 }
 
 /// A running `guardrail-lab-app`.
@@ -97,41 +94,22 @@ impl AppProcess {
     ///
     /// # Errors
     /// As [`spawn`].
-    pub fn start(
-        name: &str,
-        program: &Path,
-        scenario: &Path,
-        netns: &Netns,
-        cgroup: &Path,
-    ) -> Result<Self> {
+    pub fn start(name: &str, program: &Path, scenario: &Path, netns: &Netns, cgroup: &Path) -> Result<Self> {
         let mut command = Command::new(program);
-        command
-            .arg(scenario)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+        command.arg(scenario).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = spawn(command, netns, cgroup)?;
         let said = Arc::new((Mutex::new(Said::default()), Condvar::new()));
         let out = BufReader::new(child.stdout.take().expect("piped"));
         let listener = said.clone();
         thread::spawn(move || {
             for line in out.lines().map_while(Result::ok) {
-                listener
-                    .0
-                    .lock()
-                    .expect("no listener panics")
-                    .words
-                    .push(line);
+                listener.0.lock().expect("no listener panics").words.push(line);
                 listener.1.notify_all();
             }
             listener.0.lock().expect("no listener panics").ended = true;
             listener.1.notify_all();
         });
-        Ok(Self {
-            name: name.to_owned(),
-            stdin: child.stdin.take(),
-            child,
-            said,
-        })
+        Ok(Self { name: name.to_owned(), stdin: child.stdin.take(), child, said })
     }
 
     /// Name of the process, as in its log.
@@ -175,13 +153,8 @@ impl AppProcess {
     /// # Errors
     /// It is gone.
     pub fn go(&mut self) -> Result<()> {
-        let stdin = self
-            .stdin
-            .as_mut()
-            .with_context(|| format!("{} was stopped", self.name))?;
-        stdin
-            .write_all(b"go\n")
-            .with_context(|| format!("{} is gone", self.name))
+        let stdin = self.stdin.as_mut().with_context(|| format!("{} was stopped", self.name))?;
+        stdin.write_all(b"go\n").with_context(|| format!("{} is gone", self.name))
     }
 
     /// Ends it in an orderly way.
@@ -190,8 +163,8 @@ impl AppProcess {
     /// It does not end within ten seconds, or with a failure.
     pub fn stop(&mut self) -> Result<()> {
         drop(self.stdin.take());
-        let status = wait(&mut self.child, Duration::from_secs(10))
-            .with_context(|| format!("{} does not stop", self.name))?;
+        let status =
+            wait(&mut self.child, Duration::from_secs(10)).with_context(|| format!("{} does not stop", self.name))?;
         if !status.success() {
             bail!("{} ended with {status}", self.name);
         }
