@@ -46,11 +46,6 @@ impl Fold {
         self.seen.len()
     }
 
-    /// Whether this entry is known.
-    pub(crate) fn knows(&self, key: &FlowKey) -> bool {
-        self.seen.contains_key(key)
-    }
-
     /// Folds a value: up to two deltas go to `out` (what was opened; what failed, which has a time of its own). Gives the number of sweeps since the last gain.
     pub(crate) fn fold(
         &mut self,
@@ -245,7 +240,7 @@ mod tests {
     fn an_entry_that_gains_nothing_grows_idle_sweep_by_sweep() {
         let mut f = Fold::default();
         let value = FlowValue { opened: 1, ..FlowValue::default() };
-        let mut idle = |f: &mut Fold| f.fold(&key(), &value, wall, &mut |_| ());
+        let idle = |f: &mut Fold| f.fold(&key(), &value, wall, &mut |_| ());
         assert_eq!(idle(&mut f), 0);
         f.next_sweep();
         f.next_sweep();
