@@ -1,5 +1,6 @@
 //! guardrail's list of commands: `cargo xtask <command>`.
 
+mod fuzz;
 mod run;
 mod setup;
 mod verify;
@@ -41,6 +42,12 @@ enum Command {
         /// Only the tests whose name contains this.
         filter: Option<String>,
     },
+    /// Fuzz the readers of foreign text (policies, flows), each for some time.
+    Fuzz {
+        /// How long each target runs, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Measure.
     Bench {
         /// What to measure.
@@ -72,6 +79,7 @@ fn main() -> Result<()> {
         }
         Command::Test { filter } => verify::run(filter.as_deref()),
         Command::VmTest { kernel, filter } => vm::run(kernel, filter.as_deref()),
+        Command::Fuzz { seconds } => fuzz::run(seconds),
         Command::Bench { what } => {
             setup::run()?;
             match what {

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use crate::run;
 
 /// The nightly that compiles the kernel programs. Its own LLVM is the one that `BPF_LINKER` links against, so both move together.
-const NIGHTLY: &str = "nightly-2026-05-20";
+pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
 /// The linker of the kernel programs.
 const BPF_LINKER: &str = "0.10.3";
 /// A Debian package: name, what for, and the command that makes the package unnecessary if it is there from elsewhere.
