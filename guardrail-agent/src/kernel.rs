@@ -97,7 +97,7 @@ impl FromStr for BpfLogLevel {
 pub struct KernelConfig {
     /// The cgroup v2 directory whose subtree is observed: the mount point ([`find_cgroup2_root`]), or a directory below it. Everything else belongs to
     /// somebody else and is ignored in the kernel: two agents with disjoint subtrees on one machine see nothing of each other. Paths of cgroups
-    /// that are there at the start begin at this directory, those of later ones at the hierarchy's root.
+    /// begin at the hierarchy's root all the same.
     pub cgroup_root: PathBuf,
     /// Observe UDP and DNS answers (per-packet hooks). Off: nothing runs per packet.
     pub udp: bool,

@@ -34,6 +34,12 @@ const IPV4_BYTES: usize = 20;
 const IPV6_BYTES: usize = 40;
 const UDP_BYTES: usize = 8;
 const DNS_PORT: u16 = 53;
+/// IPv6 extension headers (`include/uapi/linux/in6.h`, RFC 8200, RFC 4302).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
 
 /// Entry.
 #[cgroup_skb(egress)]
@@ -77,11 +83,12 @@ fn packet(skb: *mut __sk_buff) -> Option<Packet> {
             }
             (map_v4(load::<u32>(data + 12)), map_v4(load::<u32>(data + 16)), usize::from(first & 0xf) << 2)
         } else {
-            // An extension header before UDP is not looked behind: such a datagram is not observed.
-            if ((data + 6) as *const u8).read() != PROTOCOL_UDP || data + IPV6_BYTES + UDP_BYTES > end {
+            let next = ((data + 6) as *const u8).read();
+            let header = if next == PROTOCOL_UDP { IPV6_BYTES } else { behind_extensions(skb, next)? };
+            if data + IPV6_BYTES > end {
                 return None;
             }
-            (load_v6(data + 8), load_v6(data + 24), IPV6_BYTES)
+            (load_v6(data + 8), load_v6(data + 24), header)
         };
         let ports = data + header;
         if ports + UDP_BYTES > end {
@@ -97,6 +104,47 @@ fn packet(skb: *mut __sk_buff) -> Option<Packet> {
             payload: (*skb).len.saturating_sub(payload_at),
         })
     }
+}
+
+/// Where the UDP header begins behind IPv6 extension headers; `None` if there is none of these, or no UDP behind them.
+#[inline(always)]
+fn behind_extensions(skb: *mut __sk_buff, next: u8) -> Option<usize> {
+    // One shift for TCP, which is what mostly comes here.
+    const EXTENSIONS: u64 =
+        1 << HOP_BY_HOP | 1 << ROUTING | 1 << FRAGMENT | 1 << AUTHENTICATION | 1 << DESTINATION_OPTIONS;
+    if next >= 64 || EXTENSIONS >> next & 1 == 0 {
+        return None;
+    }
+    let at = walk_extensions(skb, next);
+    (at != 0).then_some(at as usize)
+}
+
+/// The walk itself, out of the way of other packets. 0: no UDP.
+#[inline(never)]
+fn walk_extensions(skb: *mut __sk_buff, first: u8) -> u32 {
+    let mut next = first;
+    let mut at = IPV6_BYTES as u32;
+    // RFC 8200 (4.1) allows six before the upper layer.
+    for _ in 0..8 {
+        if next == PROTOCOL_UDP {
+            return at;
+        }
+        let mut header = [0u8; 4];
+        // SAFETY: the helper writes four bytes and checks the packet's bounds.
+        if unsafe { bpf_skb_load_bytes(skb.cast(), at, header.as_mut_ptr().cast(), 4) } != 0 {
+            return 0;
+        }
+        let length = u32::from(header[1]);
+        at += match next {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => (length + 1) * 8,
+            // Only the first fragment has the UDP header; whole packets are seen, except in odd places.
+            FRAGMENT if u16::from_be_bytes([header[2], header[3]]) & 0xfff8 == 0 => 8,
+            AUTHENTICATION => (length + 2) * 4,
+            _ => return 0,
+        };
+        next = header[0];
+    }
+    0
 }
 
 /// A whole word: loads byte by byte would cost registers that spill to the stack.

@@ -18,10 +18,11 @@ pub fn find_cgroup2_root() -> Result<PathBuf, KernelError> {
     cgroup2_mount(&table).ok_or_else(|| KernelError::NoCgroup2 { reason: "/proc/self/mountinfo names none".to_owned() })
 }
 
-/// Calls `each` with id and path (from the root, starting with `/`) of every cgroup below `root`, itself included. A directory that goes away meanwhile is
-/// left out.
+/// Calls `each` with id and path of every cgroup below `root`, itself included. Paths are those that the kernel's tracepoints show: from the hierarchy's root, starting
+/// with `/`. A directory that goes away meanwhile is left out.
 pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) {
-    let mut pending = vec![(root.to_owned(), String::new())];
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut pending = vec![(root.to_owned(), path_in_hierarchy(&table, root))];
     while let Some((directory, path)) = pending.pop() {
         let Ok(metadata) = fs::metadata(&directory) else { continue };
         each(metadata.ino(), if path.is_empty() { "/".to_owned() } else { path.clone() });
@@ -34,23 +35,38 @@ pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) {
     }
 }
 
+/// Path of a cgroup directory from the hierarchy's root, empty for the root itself: what its mount shows of the hierarchy, then the rest.
+fn path_in_hierarchy(table: &str, directory: &Path) -> String {
+    let deepest = cgroup2_mounts(table)
+        .filter_map(|(root, point)| Some((directory.strip_prefix(&point).ok()?, root, point.as_os_str().len())))
+        .max_by_key(|(_, _, length)| *length);
+    let Some((below, root, _)) = deepest else { return String::new() };
+    // `/..` and the like: from within a cgroup namespace, the host's root.
+    let root = if root.starts_with("/..") { "" } else { root.trim_end_matches('/') };
+    match below.to_string_lossy() {
+        below if below.is_empty() => root.to_owned(),
+        below => format!("{root}/{below}"),
+    }
+}
+
 /// The best cgroup2 mount point in a mountinfo table: one whose root is `/` before one that shows only a subtree, then the first.
 fn cgroup2_mount(table: &str) -> Option<PathBuf> {
-    let mut best: Option<(bool, PathBuf)> = None;
-    for line in table.lines() {
+    let mut mounts: Vec<_> = cgroup2_mounts(table).collect();
+    mounts.sort_by_key(|(root, _)| root != "/");
+    mounts.into_iter().next().map(|(_, point)| point)
+}
+
+/// Every cgroup2 mount in a mountinfo table: what it shows of the hierarchy, and where.
+fn cgroup2_mounts(table: &str) -> impl Iterator<Item = (String, PathBuf)> {
+    table.lines().filter_map(|line| {
         // "ID PARENT MAJ:MIN ROOT MOUNTPOINT OPTIONS [FIELDS…] - FSTYPE SOURCE SUPER"
-        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let (left, right) = line.split_once(" - ")?;
         if right.split(' ').next() != Some("cgroup2") {
-            continue;
+            return None;
         }
         let mut fields = left.split(' ').skip(3);
-        let (Some(root), Some(point)) = (fields.next(), fields.next()) else { continue };
-        let whole = root == "/";
-        if best.as_ref().is_none_or(|(had_whole, _)| whole && !had_whole) {
-            best = Some((whole, PathBuf::from(unescape(point))));
-        }
-    }
-    best.map(|(_, path)| path)
+        Some((unescape(fields.next()?), PathBuf::from(unescape(fields.next()?))))
+    })
 }
 
 /// mountinfo writes space, tab, newline and backslash as `\ooo`.
@@ -107,6 +123,22 @@ mod tests {
         let expected = [("/", ""), ("/kubepods", "kubepods"), ("/kubepods/pod1", "kubepods/pod1")]
             .map(|(path, below)| (path.to_owned(), inode(below)));
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_path_from_the_root_is_what_the_mount_shows_and_what_is_below_it() {
+        let table = "1 0 0:1 / /sys/fs/cgroup rw - cgroup2 c rw\n2 0 0:1 /kubepods/pod1 /sub rw - cgroup2 c rw\n\
+                     3 0 0:1 /../.. /host rw - cgroup2 c rw\n";
+        for (directory, path) in [
+            ("/sys/fs/cgroup", ""),
+            ("/sys/fs/cgroup/a/b", "/a/b"),
+            ("/sub", "/kubepods/pod1"),
+            ("/sub/c", "/kubepods/pod1/c"),
+            ("/host/kubepods", "/kubepods"),
+            ("/elsewhere", ""),
+        ] {
+            assert_eq!(path_in_hierarchy(table, Path::new(directory)), path, "{directory}");
+        }
     }
 
     #[test]

@@ -96,3 +96,11 @@ pub(crate) fn descriptors(field: &str) -> Vec<u32> {
     found.dedup();
     found
 }
+
+/// setsockopt(2) with bytes.
+pub(crate) fn set_option_bytes(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: &[u8]) {
+    let length = value.len() as libc::socklen_t;
+    // SAFETY: the value is as long as said.
+    let result = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, option, value.as_ptr().cast(), length) };
+    check(result).expect("the option is set");
+}
