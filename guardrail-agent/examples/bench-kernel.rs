@@ -28,8 +28,6 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guardrail"));
 
-/// Rounds of which the least counts.
-const ROUNDS: usize = 5;
 /// Operations per round.
 const OPERATIONS: u32 = 2000;
 const BYTES: usize = 64;
@@ -294,11 +292,34 @@ fn least(a: (f64, f64), b: (f64, f64)) -> (f64, f64) {
     if b.0 < a.0 { b } else { a }
 }
 
+/// Measures the cost of guardrail's kernel programs.
+#[derive(Debug, clap::Parser)]
+#[command(name = "bench-kernel")]
+struct Args {
+    /// Rounds of which the least counts.
+    #[arg(long, default_value_t = 9)]
+    rounds: usize,
+    /// Only the rows with the UDP programs off or on.
+    #[arg(long, value_name = "off|on")]
+    udp: Option<Udp>,
+}
+
+/// Whether the UDP programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Udp {
+    Off,
+    On,
+}
+
 fn main() -> Result<()> {
+    let args = <Args as clap::Parser>::parse();
     let _stats: OwnedFd = enable_stats(Stats::RunTime)?;
     let net = Net::new()?;
     serve(&net)?;
-    println!("ns per operation in kernel programs, both ends together; least of {ROUNDS} rounds of {OPERATIONS}; runs per operation in brackets\n");
+    println!(
+        "ns per operation in kernel programs, both ends together; least of {} rounds of {OPERATIONS}; runs per operation in brackets\n",
+        args.rounds
+    );
     println!("{:<42}{:>5}{:>16}{:>16}{:>9}{:>8}  aim", "operation", "udp", "guardrail", "empty", "above", "ratio");
     let rows = [
         ("TCP connect, request, response, close", Work::Connection, false, "above <= 200"),
@@ -307,10 +328,10 @@ fn main() -> Result<()> {
         ("TCP request, response", Work::TcpRequest, true, "ratio <= 1.15"),
         ("UDP request, response", Work::UdpRequest, true, "above <= 150"),
     ];
-    for (name, work, udp, aim) in rows {
+    for (name, work, udp, aim) in rows.into_iter().filter(|row| args.udp.is_none_or(|udp| (udp == Udp::On) == row.2)) {
         let start = (f64::INFINITY, 0.0);
         let (mut ours, mut empty) = (start, start);
-        for _ in 0..ROUNDS {
+        for _ in 0..args.rounds {
             empty = least(empty, one_round(&net, work, udp, true)?);
             ours = least(ours, one_round(&net, work, udp, false)?);
         }
