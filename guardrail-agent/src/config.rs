@@ -27,6 +27,10 @@ pub struct Config {
     #[arg(long, env = "KUBERNETES_SERVICE_HOST", hide = true)]
     pub in_cluster: Option<String>,
 
+    /// Where the API server is, and as whom [default: KUBECONFIG, else the pod's service account].
+    #[arg(long, env = "GUARDRAIL_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
     /// With `--inventory kube`, watch all pods, or only those of this node: for thousands of nodes; `guardrail merge` names remote ends.
     #[arg(long, env = "GUARDRAIL_INVENTORY_SCOPE", value_enum, default_value_t)]
     pub inventory_scope: Scope,

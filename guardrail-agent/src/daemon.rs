@@ -169,6 +169,10 @@ impl Feed {
     }
 }
 
+fn api_source(config: &Config) -> Source {
+    config.kubeconfig.clone().map_or(Source::Inferred, Source::Kubeconfig)
+}
+
 /// Who may read, and with which certificate.
 async fn access(
     config: &Config,
@@ -187,7 +191,7 @@ async fn access(
         AuthMode::Kube => {
             let api = match source {
                 Feed::Kube(api) => Arc::clone(api),
-                Feed::File(_) => Arc::new(Api::new(Source::Inferred).await?),
+                Feed::File(_) => Arc::new(Api::new(api_source(config)).await?),
             };
             Some(Arc::new(Guard::new(api, config.auth_audience.clone(), auth::Limits::default())))
         }
@@ -223,7 +227,7 @@ impl Daemon {
                 let (file, inventory) = InventoryFile::open(file)?;
                 (inventory, Feed::File(file))
             }
-            InventorySource::Kube => (Vec::new(), Feed::Kube(Arc::new(Api::new(Source::Inferred).await?))),
+            InventorySource::Kube => (Vec::new(), Feed::Kube(Arc::new(Api::new(api_source(&config)).await?))),
         };
         let (guard, tls) = access(&config, &source, &node).await?;
         let listener = TcpListener::bind(config.listen)
