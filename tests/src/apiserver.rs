@@ -10,7 +10,7 @@ mod store;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -166,9 +166,38 @@ impl ApiServer {
                 });
             }
         }
+        Ok(Self::with(listener, store, recording)?)
+    }
+
+    /// Serves these objects (each with its `kind`) instead of the recordings.
+    ///
+    /// # Errors
+    /// If the listener has no address.
+    pub fn serving(listener: TcpListener, objects: &[Value]) -> anyhow::Result<Self> {
+        let mut store = Store::default();
+        for resource in store::RESOURCES {
+            store.load(resource, &serde_json::json!({"metadata": {"resourceVersion": "1"}, "items": []}))?;
+        }
+        let server = Self::with(listener, store, Vec::new())?;
+        server.sync(objects);
+        Ok(server)
+    }
+
+    /// Makes these the objects that there are: watches see what changed.
+    pub fn sync(&self, objects: &[Value]) {
+        let mut state = self.shared.lock();
+        for resource in store::RESOURCES {
+            state.store.sync(resource, objects.iter().filter(|o| o["kind"] == resource.kind));
+        }
+        drop(state);
+        self.shared.notify();
+    }
+
+    fn with(listener: TcpListener, store: Store, mut recording: Vec<Recorded>) -> std::io::Result<Self> {
         // Stable: events of one resource keep their order even if they carry the same time.
         recording.sort_by_key(|r| r.after_ms);
         let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 store,
@@ -289,20 +318,23 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.notify();
-        // Wakes `accept`.
-        drop(TcpStream::connect(self.address));
         if let Some(accepting) = self.accepting.take() {
             drop(accepting.join());
         }
     }
 }
 
+/// Polls: the listener may be in another network namespace, where nobody here can connect to wake it.
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    for stream in listener.incoming() {
-        if shared.stopped() {
-            return;
+    while !shared.stopped() {
+        let Ok((stream, _)) = listener.accept() else {
+            thread::sleep(Duration::from_millis(2));
+            continue;
+        };
+        // Inherited or not, depending on the system.
+        if stream.set_nonblocking(false).is_err() {
+            continue;
         }
-        let Ok(stream) = stream else { continue };
         let shared = Arc::clone(shared);
         thread::spawn(move || {
             // A client that went away is its own affair.

@@ -21,7 +21,10 @@ use tokio::{
 };
 use tokio_rustls::{
     TlsConnector,
-    rustls::{ClientConfig, RootCertStore, pki_types::{CertificateDer, ServerName, pem::PemObject as _}},
+    rustls::{
+        ClientConfig, RootCertStore,
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -117,7 +120,8 @@ async fn the_api_server_decides_who_reads_and_probes_stay_open() {
 
 #[tokio::test]
 async fn answers_are_remembered_for_a_while_refusals_too() {
-    let limits = Limits { allowed: Duration::from_millis(400), refused: Duration::from_millis(400), ..Limits::default() };
+    let limits =
+        Limits { allowed: Duration::from_millis(400), refused: Duration::from_millis(400), ..Limits::default() };
     let surface = surface(None, None, limits, serve::Limits::default()).await;
     for _ in 0..5 {
         assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200);
@@ -214,7 +218,8 @@ async fn tls_comes_from_files_and_plain_text_gets_nothing() {
         .with_root_certificates(roots)
         .with_no_client_auth();
     let stream = TcpStream::connect(surface.address).await.unwrap();
-    let stream = TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("agent").unwrap(), stream).await.unwrap();
+    let stream =
+        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("agent").unwrap(), stream).await.unwrap();
     let (status, answer) = exchange(stream, "/metrics", Some("prometheus-token")).await;
     assert_eq!(status, 200, "{answer}");
     let (status, answer) = surface.get("/metrics", Some("prometheus-token")).await;

@@ -13,17 +13,29 @@ fn deploy() -> PathBuf {
 }
 
 fn render(overlay: &str) -> Vec<Value> {
-    let out = Command::new("kubectl").arg("kustomize").arg(deploy().join("overlays").join(overlay)).output().expect("kubectl is installed");
+    let out = Command::new("kubectl")
+        .arg("kustomize")
+        .arg(deploy().join("overlays").join(overlay))
+        .output()
+        .expect("kubectl is installed");
     assert!(out.status.success(), "{overlay}: {}", String::from_utf8_lossy(&out.stderr));
     serde_saphyr::from_multiple(std::str::from_utf8(&out.stdout).unwrap()).unwrap()
 }
 
 fn overlays() -> Vec<(String, Vec<Value>)> {
-    let mut names: Vec<_> =
-        std::fs::read_dir(deploy().join("overlays")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(deploy().join("overlays"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     assert_eq!(names, ["audit-only", "kernel-before-5.11", "plain", "prometheus-operator", "seccomp-unconfined"]);
-    names.into_iter().map(|name| { let objects = render(&name); (name, objects) }).collect()
+    names
+        .into_iter()
+        .map(|name| {
+            let objects = render(&name);
+            (name, objects)
+        })
+        .collect()
 }
 
 fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
@@ -72,7 +84,8 @@ fn the_agent_is_confined_in_every_overlay() {
         let mounts: BTreeMap<&str, &Value> =
             container["volumeMounts"].as_array().unwrap().iter().map(|m| (m["name"].as_str().unwrap(), m)).collect();
         assert_eq!(mounts["cgroup"]["readOnly"], true, "{name}");
-        let paths: BTreeSet<_> = pod["volumes"].as_array().unwrap().iter().map(|v| v["hostPath"]["path"].as_str().unwrap()).collect();
+        let paths: BTreeSet<_> =
+            pod["volumes"].as_array().unwrap().iter().map(|v| v["hostPath"]["path"].as_str().unwrap()).collect();
         assert_eq!(paths, ["/sys/fs/cgroup", "/var/lib/guardrail"].into(), "{name}: nothing else of the host");
     }
 }
@@ -82,7 +95,9 @@ fn probes_reach_what_is_open_and_arguments_ask_for_authentication() {
     for (name, objects) in overlays() {
         let container = &of_kind(&objects, "DaemonSet")[0]["spec"]["template"]["spec"]["containers"][0];
         let port = &container["ports"][0]["name"];
-        for (probe, path) in [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
+        for (probe, path) in
+            [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")]
+        {
             let get = &container[probe]["httpGet"];
             assert_eq!(get["path"], path, "{name}: {probe}");
             assert_eq!(&get["port"], port, "{name}: {probe}");
@@ -120,13 +135,18 @@ fn the_agent_may_read_what_it_watches_and_nothing_else() {
                 reviews.extend(pairs);
             }
         }
-        let needed: BTreeSet<(String, String)> =
-            guardrail_agent::kube::Resource::ALL.iter().map(|r| (r.group().to_owned(), r.as_str().to_owned())).collect();
+        let needed: BTreeSet<(String, String)> = guardrail_agent::kube::Resource::ALL
+            .iter()
+            .map(|r| (r.group().to_owned(), r.as_str().to_owned()))
+            .collect();
         assert_eq!(watched, needed, "{name}");
         let asked = [("authentication.k8s.io", "tokenreviews"), ("authorization.k8s.io", "subjectaccessreviews")];
         assert_eq!(reviews, asked.map(|(g, r)| (g.to_owned(), r.to_owned())).into(), "{name}");
 
-        let text = serde_json::to_string(&objects.iter().filter(|o| o["kind"].as_str().unwrap().contains("Role")).collect::<Vec<_>>()).unwrap();
+        let text = serde_json::to_string(
+            &objects.iter().filter(|o| o["kind"].as_str().unwrap().contains("Role")).collect::<Vec<_>>(),
+        )
+        .unwrap();
         assert!(!text.contains("\"*\"") && !text.contains("secrets"), "{name}: no wildcard, no secret");
         // The binding names the account in the namespace where the DaemonSet runs.
         for binding in of_kind(&objects, "ClusterRoleBinding") {
@@ -143,8 +163,12 @@ fn the_audit_role_reaches_guardrails_own_namespace_only() {
     let roles = of_kind(&objects, "Role");
     assert_eq!(roles.len(), 1);
     assert_eq!(roles[0]["metadata"]["namespace"], "guardrail");
-    let granted: BTreeMap<String, BTreeSet<String>> =
-        roles[0]["rules"].as_array().unwrap().iter().map(|r| (texts(&r["resources"]).into_iter().next().unwrap(), texts(&r["verbs"]))).collect();
+    let granted: BTreeMap<String, BTreeSet<String>> = roles[0]["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| (texts(&r["resources"]).into_iter().next().unwrap(), texts(&r["verbs"])))
+        .collect();
     assert_eq!(granted["pods"], set(&["get", "list"]));
     assert_eq!(granted["pods/portforward"], set(&["get", "create"]));
     assert_eq!(granted.len(), 2);
@@ -172,7 +196,10 @@ fn the_pod_monitor_finds_the_pods_and_brings_a_token_that_may_read_metrics_only(
 
 /// The names of guardrail's series in a text of queries.
 fn series(text: &str) -> BTreeSet<String> {
-    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).filter(|w| w.starts_with("guardrail_")).map(str::to_owned).collect()
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|w| w.starts_with("guardrail_"))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The series that the agent's own encoder writes.
@@ -189,7 +216,10 @@ fn exported() -> BTreeSet<String> {
     })
     .unwrap();
     let types = page.lines().filter_map(|l| l.strip_prefix("# TYPE "));
-    types.map(|l| l.split_once(' ').unwrap()).map(|(n, t)| if t == "counter" { format!("{n}_total") } else { n.to_owned() }).collect()
+    types
+        .map(|l| l.split_once(' ').unwrap())
+        .map(|(n, t)| if t == "counter" { format!("{n}_total") } else { n.to_owned() })
+        .collect()
 }
 
 #[test]
@@ -200,8 +230,17 @@ fn alert_rules_pass_promtool_and_name_series_that_exist() {
     std::fs::write(dir.path().join("rules.yaml"), rules["spec"].to_string()).unwrap();
     std::fs::copy(deploy().join("overlays/prometheus-operator/rules.test.yaml"), dir.path().join("test.yaml")).unwrap();
     for args in [["check", "rules", "rules.yaml"], ["test", "rules", "test.yaml"]] {
-        let out = Command::new("promtool").args(args).current_dir(dir.path()).output().expect("promtool is installed (Debian: prometheus)");
-        assert!(out.status.success(), "{args:?}: {}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        let out = Command::new("promtool")
+            .args(args)
+            .current_dir(dir.path())
+            .output()
+            .expect("promtool is installed (Debian: prometheus)");
+        assert!(
+            out.status.success(),
+            "{args:?}: {}{}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        );
     }
     let tested = std::fs::read_to_string(dir.path().join("test.yaml")).unwrap();
     let exported = exported();

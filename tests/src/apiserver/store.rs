@@ -135,6 +135,26 @@ impl Store {
         self.event(resource, json!({"type": "DELETED", "object": object}));
     }
 
+    /// Makes `objects` all there is of a resource, as events.
+    pub(crate) fn sync<'a>(&mut self, resource: Resource, objects: impl Iterator<Item = &'a Value>) {
+        let plain = |object: &Value| {
+            let mut object = object.clone();
+            object["apiVersion"] = Value::Null;
+            object["metadata"]["resourceVersion"] = Value::Null;
+            object
+        };
+        let wanted: BTreeMap<_, _> = objects.map(|o| (key_of(o), o.clone())).collect();
+        let there: BTreeMap<_, _> = self.collections.get(resource.plural).map(|c| c.items.clone()).unwrap_or_default();
+        for (namespace, name) in there.keys().filter(|key| !wanted.contains_key(*key)) {
+            self.delete(resource.plural, namespace, name);
+        }
+        for (key, object) in wanted {
+            if there.get(&key).is_none_or(|old| plain(old) != plain(&object)) {
+                self.put(resource.plural, object);
+            }
+        }
+    }
+
     pub(crate) fn compact(&mut self) {
         for collection in self.collections.values_mut() {
             collection.compacted = collection.version;
