@@ -56,6 +56,7 @@ pub fn run(path: &Path) -> Result<()> {
                 let (caller, scenario) = (caller.clone(), scenario.clone());
                 thread::spawn(move || run_after(&caller, &scenario));
             }
+            "enough" => caller.enough(),
             "stop" => break,
             _ => {}
         }

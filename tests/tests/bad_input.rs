@@ -112,7 +112,11 @@ fn an_inventory_that_cannot_be_used_is_refused_with_file_and_line() {
         all.extend(hints);
         refuses(&scratch, &["--inventory", &file], &all, plain);
     }
-    refuses(&scratch, &["--inventory", "kube"], &["--inventory"], plain);
+    refuses(&scratch, &["--inventory", "kube"], &["KUBECONFIG"], |mut command| {
+        let home = command.get_program().to_owned();
+        command.env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST").env("HOME", home);
+        command
+    });
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -30,6 +30,7 @@ pub struct Caller {
     seed: u64,
     next_id: AtomicU64,
     held: Mutex<Vec<TcpStream>>,
+    enough: AtomicBool,
 }
 
 /// What one exchange came to.
@@ -58,18 +59,34 @@ impl Caller {
     #[must_use]
     pub fn new(scenario: &Scenario, log: Arc<Log>, served: Arc<Served>) -> Self {
         let Scenario { resolver, seed, .. } = scenario;
-        Self { log, served, resolver: *resolver, seed: *seed, next_id: AtomicU64::new(0), held: Mutex::default() }
+        Self {
+            log,
+            served,
+            resolver: *resolver,
+            seed: *seed,
+            next_id: AtomicU64::new(0),
+            held: Mutex::default(),
+            enough: AtomicBool::new(false),
+        }
     }
 
     /// Runs one call to its end. `index` makes its random sequence its own; `before` is copied into the records.
     pub fn run(&self, call: &Call, index: u64, before: bool) {
         let mut random = Random::new(self.seed ^ (index << 32));
         for round in 0..call.times {
+            if self.enough.load(Ordering::Relaxed) {
+                return;
+            }
             if round > 0 {
                 thread::sleep(Duration::from_millis(random.between(call.pause_ms).into()));
             }
             self.once(call, round, &mut random, before);
         }
+    }
+
+    /// Ends every repeated call after its current round.
+    pub fn enough(&self) {
+        self.enough.store(true, Ordering::Relaxed);
     }
 
     /// One request on every connection that is held open.

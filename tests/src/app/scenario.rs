@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// Everything that one process does.
 ///
 /// Life of a process: serve everything in `serve`, run `before`, print `ready`; on the line `go` from standard input run `after`
-/// (all calls at once) and print `done`; on `stop` or the end of standard input exit, which closes what was held open.
+/// (all calls at once) and print `done`; on `enough` end repeated calls after their current round; on `stop` or the end of standard input exit, which closes what was held open.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Scenario {
     /// Unique name of the process in the lab: the pod (`namespace/name`) and, if a pod has several, a suffix.

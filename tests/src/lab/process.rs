@@ -153,8 +153,20 @@ impl AppProcess {
     /// # Errors
     /// It is gone.
     pub fn go(&mut self) -> Result<()> {
+        self.tell("go")
+    }
+
+    /// Tells it to end repeated calls after their current round.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn enough(&mut self) -> Result<()> {
+        self.tell("enough")
+    }
+
+    fn tell(&mut self, word: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().with_context(|| format!("{} was stopped", self.name))?;
-        stdin.write_all(b"go\n").with_context(|| format!("{} is gone", self.name))
+        writeln!(stdin, "{word}").with_context(|| format!("{} is gone", self.name))
     }
 
     /// Ends it in an orderly way.
