@@ -193,7 +193,11 @@ fn an_accepted_connection_belongs_to_its_listeners_cgroup_while_others_spin_on_e
 fn an_address_that_changed_owner_makes_the_next_connection_a_new_key_but_not_under_an_open_one() {
     let Some(lab) = Lab::new() else { return };
     let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
-    let agent = Agent::with(&lab, |config| config.sweep_interval = Duration::from_secs(3600));
+    // Nothing goes for being idle.
+    let agent = Agent::with(&lab, |config| {
+        config.sweep_interval = Duration::from_secs(3600);
+        config.idle = Duration::from_secs(36_000);
+    });
     let (first, second) = (db.listen(at(RIGHT, 7300)), db.listen(at(RIGHT, 7301)));
     talk(&web, at(RIGHT, 7300), &first, 1, 2);
     let open = web.connect(at(RIGHT, 7301)).expect("connected");

@@ -1,4 +1,4 @@
-//! Indices into the kernel's COUNTERS array (`u64` each). The kernel writes all but [`KEYS_REMOVED`], which user space writes.
+//! Indices into the kernel's COUNTERS array (`u64` each). The kernel writes all but [`KEYS_REMOVED`] and [`UNDECIDED`], which user space writes.
 
 /// Flow hints that the ring had no room for.
 pub const RING_FULL: u32 = 0;
@@ -16,8 +16,10 @@ pub const KEYS_INSERTED: u32 = 5;
 pub const KEYS_REMOVED: u32 = 6;
 /// Losses of class edge whose cgroup could not be kept, because CGROUP_LOSSES was full.
 pub const UNNAMED_LOSS: u32 = 7;
+/// Undecided keys in FLOWS that the socket inventory put there. While there are none, no connection's end is looked up among them.
+pub const UNDECIDED: u32 = 8;
 /// How many counters there are.
-pub const COUNT: u32 = 8;
+pub const COUNT: u32 = 9;
 
 /// Why a cgroup lost something: with its id, the key of CGROUP_LOSSES.
 #[repr(u8)]

@@ -165,8 +165,9 @@ fn tally(map: &aya_ebpf::maps::LruHashMap<u64, u64>, cgroup_id: u64) -> u64 {
     map.get_ptr(cgroup_id).map_or(0, |n| unsafe { n.read_volatile() })
 }
 
+/// A counter of COUNTERS.
 #[inline(always)]
-fn counter(index: u32) -> u64 {
+pub(crate) fn counter(index: u32) -> u64 {
     // SAFETY: one aligned word.
     COUNTERS.get_ptr(index).map_or(0, |n| unsafe { n.read_volatile() })
 }

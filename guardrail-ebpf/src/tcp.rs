@@ -162,6 +162,11 @@ fn try_closed(ctx: &BtfTracePointContext, sk: Typed) -> Option<()> {
     let fin = u64::from(sk.read::<u8>(o::SK_SHUTDOWN.load()) & RCV_SHUTDOWN);
     let received = tcp.read::<u64>(o::TCP_BYTES_RECEIVED.load()).saturating_sub(fin);
 
+    if flows::counter(counter::UNDECIDED) != 0
+        && close_undecided(&mut key, local_port, remote_port, sent, received) != 0
+    {
+        return Some(());
+    }
     // An accepted child mostly inherits its listener's backlog: a hint where to look first, no proof.
     let backlog: u32 = sk.read(o::SK_MAX_ACK_BACKLOG.load());
     let roles = if backlog > 0 { [FlowRole::Server, FlowRole::Client] } else { [FlowRole::Client, FlowRole::Server] };
@@ -175,6 +180,26 @@ fn try_closed(ctx: &BtfTracePointContext, sk: Typed) -> Option<()> {
         }
     }
     try_closed_late(ctx, sk, key, local_port, remote_port, backlog, sent, received)
+}
+
+/// Whether (1) this is the end of a connection that the inventory found and whose role it could not tell: it has an entry of its own, with both ports. Asked first,
+/// because there may be a client's entry for the same server beside it.
+#[inline(never)]
+fn close_undecided(key: &mut FlowKey, local_port: u16, remote_port: u16, sent: u64, received: u64) -> i32 {
+    key.role = FlowRole::Undecided as u8;
+    (key.server_port, key.local_port) = (remote_port, local_port);
+    let value = flows::find(key);
+    key.local_port = 0;
+    let Some(value) = value else { return 0 };
+    // SAFETY: from FLOWS, in this run.
+    unsafe {
+        // After its end the port may serve another connection, which was seen from its beginning.
+        if (*value).closed >= (*value).found {
+            return 0;
+        }
+        close(value, sent, received);
+    }
+    1
 }
 
 /// The entry is coarse, or there is none: the connection is older than the programs and no process had its descriptor at start.
@@ -216,12 +241,6 @@ fn try_closed_late(
         FlowRole::Client => (remote_port, 0),
         FlowRole::Undecided => (remote_port, local_port),
     };
-    // An undecided connection that the inventory found is there under this very key.
-    if let Some(value) = flows::find(&key) {
-        // SAFETY: from FLOWS, in this run.
-        unsafe { close(value, sent, received) };
-        return Some(());
-    }
     debug!(ctx, "a connection of cgroup {} is seen at its end only: role {}", key.cgroup_id, key.role);
     // SAFETY: helpers without arguments.
     let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };

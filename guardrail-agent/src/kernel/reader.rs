@@ -17,7 +17,7 @@ use aya_log::EbpfLogger;
 use guardrail_common::{
     counter::{self, LossKind},
     decode::{self, DecodeError, Decoded},
-    flow::{FlowKey, FlowValue},
+    flow::{FlowKey, FlowRole, FlowValue},
     record::{CgroupRecord, ListenRecord},
 };
 use guardrail_graph::{
@@ -124,6 +124,8 @@ pub(crate) struct State {
     told: u64,
     /// Keys removed, in all.
     removed: u64,
+    /// Undecided entries that the inventory put into FLOWS.
+    undecided: HashSet<FlowKey>,
     recursion: u64,
     capacity: u64,
     published: KernelStats,
@@ -160,6 +162,7 @@ impl State {
             cgroup_losses: BTreeMap::new(),
             told: 0,
             removed: 0,
+            undecided: HashSet::new(),
             recursion: 0,
             capacity: u64::from(capacity),
             published,
@@ -214,6 +217,10 @@ impl Reader {
                 at,
             });
         }
+        let is_undecided = |key: &FlowKey| key.role == FlowRole::Undecided as u8;
+        self.state.undecided = inventory.connections.values().map(|found| found.key).filter(is_undecided).collect();
+        // Before the entries: from now on the ends of connections are looked for among them.
+        self.tell_undecided();
         for found in inventory.connections.values() {
             self.state.count("socket_found", found.count);
             self.found(found);
@@ -515,6 +522,17 @@ impl Reader {
             }
         }
         self.state.fold.forget(key);
+        if self.state.undecided.remove(key) {
+            self.tell_undecided();
+        }
+    }
+
+    /// Says to the kernel side how many undecided entries of the inventory there are.
+    fn tell_undecided(&mut self) {
+        let count = self.state.undecided.len() as u64;
+        if let Err(error) = self.maps.counters.set(&counter::UNDECIDED.to_ne_bytes(), &count.to_ne_bytes(), 0) {
+            warn!("writing the number of undecided connections failed: {error}");
+        }
     }
 
     /// Counts `n` keys (wrapping) as taken out, for the kernel's budget. Only this thread writes these.

@@ -15,5 +15,5 @@ pub(crate) use self::{
     lab::{LEFT, LEFT_V6, Lab, RIGHT, RIGHT_V6, Side},
     pod::Pod,
     process::{Child, pin},
-    socket::{at, descriptors, mapped, set_option, set_option_bytes},
+    socket::{at, connect, descriptors, mapped, set_option, set_option_bytes},
 };
