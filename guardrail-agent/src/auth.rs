@@ -65,6 +65,9 @@ enum Verdict {
     Forbidden,
 }
 
+/// Token and path.
+type Question = (Box<str>, Box<str>);
+
 /// A token bucket.
 #[derive(Debug)]
 struct Bucket {
@@ -77,7 +80,7 @@ pub struct Guard {
     api: Arc<Api>,
     audience: Option<String>,
     limits: Limits,
-    answers: Mutex<HashMap<(Box<str>, Box<str>), (Verdict, Instant)>>,
+    answers: Mutex<HashMap<Question, (Verdict, Instant)>>,
     bucket: Mutex<Bucket>,
     asking: Semaphore,
 }
@@ -96,12 +99,12 @@ impl Guard {
         }
     }
 
-    fn remembered(&self, key: &(Box<str>, Box<str>)) -> Option<Verdict> {
+    fn remembered(&self, key: &Question) -> Option<Verdict> {
         let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         answers.get(key).filter(|(_, until)| *until > Instant::now()).map(|(verdict, _)| *verdict)
     }
 
-    fn remember(&self, key: (Box<str>, Box<str>), verdict: Verdict) {
+    fn remember(&self, key: Question, verdict: Verdict) {
         let now = Instant::now();
         let holds = if verdict == Verdict::Allowed { self.limits.allowed } else { self.limits.refused };
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);

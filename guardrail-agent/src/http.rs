@@ -79,7 +79,6 @@ struct Surface {
 }
 
 /// The surface. With a guard, `/metrics` and `/v1/graph` need its permission; `/healthz` and `/readyz` are always open.
-#[must_use]
 pub fn router(queries: mpsc::Sender<Query>, ready: watch::Receiver<Readiness>, guard: Option<Arc<Guard>>) -> Router {
     let mut named = Router::new().route("/metrics", get(metrics)).route("/v1/graph", get(graph));
     if let Some(guard) = guard {

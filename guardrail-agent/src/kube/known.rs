@@ -103,6 +103,16 @@ impl Known {
         self.entries.get(name).is_some_and(|e| e.content.is_some())
     }
 
+    /// Whether an object of that name and content is known to exist.
+    pub(super) fn holds(&self, name: &str, content: u64) -> bool {
+        self.entries.get(name).is_some_and(|e| e.content == Some(content))
+    }
+
+    /// Whether no object is known to exist.
+    pub(super) fn is_empty(&self) -> bool {
+        self.alive().next().is_none()
+    }
+
     /// Names of objects that exist.
     pub(super) fn alive(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().filter(|(_, e)| e.content.is_some()).map(|(name, _)| &**name)

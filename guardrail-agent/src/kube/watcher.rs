@@ -1,7 +1,7 @@
 //! List and watch of one resource, for ever.
 //!
 //! ```text
-//! no version ──► streaming list (or paged list) ──► Replace ──► watch from its version ──► Apply, Delete …
+//! no version ──► streaming list (or paged list) ──► what differs ──► watch from its version ──► Apply, Delete …
 //!      ▲                                                          │ 410, or an event that is none
 //!      └──────────────────────────────────────────────────────────┘
 //! ```
@@ -33,8 +33,6 @@ use super::{
 const JSON: &str = "application/json";
 /// Metadata alone, else (from a server that does not know the form) whole objects.
 const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
-/// Changes that are handed on at once; more are split, so that the observer is never away for long.
-const BATCH: usize = 1024;
 
 /// Why a stream or a list ended.
 enum Ended {
@@ -68,6 +66,7 @@ enum Trimmed {
 #[derive(Default)]
 struct Listing {
     known: Vec<(Box<str>, Option<u64>, u64)>,
+    /// Objects that are not known as they are.
     objects: Vec<Object>,
     policies: BTreeMap<String, NetworkPolicy>,
     /// Objects that made no sense.
@@ -324,11 +323,7 @@ impl Watcher {
         Ok(())
     }
 
-    async fn hand_on(&mut self, mut batch: Vec<Change>) -> Result<(), Ended> {
-        while batch.len() > BATCH {
-            let rest = batch.split_off(BATCH);
-            self.changes.send(std::mem::replace(&mut batch, rest)).await.map_err(|_| Ended::Closed)?;
-        }
+    async fn hand_on(&mut self, batch: Vec<Change>) -> Result<(), Ended> {
         if !batch.is_empty() {
             self.changes.send(batch).await.map_err(|_| Ended::Closed)?;
         }
@@ -341,9 +336,13 @@ impl Watcher {
         match self.trim(raw, &head)? {
             None => listing.invalid.push(head.name),
             Some(trimmed) => {
-                listing.known.push((head.name.as_str().into(), head.number(), content(&trimmed)));
+                let hash = content(&trimmed);
+                let news = !self.known.holds(&head.name, hash);
+                listing.known.push((head.name.as_str().into(), head.number(), hash));
                 match trimmed {
-                    Trimmed::Object(object) => listing.objects.push(object),
+                    // A list that comes again costs no second copy of what is known.
+                    Trimmed::Object(object) if news => listing.objects.push(object),
+                    Trimmed::Object(_) => {}
                     Trimmed::Policy(policy) => {
                         listing.policies.insert(head.name, policy);
                     }
@@ -353,7 +352,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// A complete list: one change for the observer, whatever happened meanwhile.
+    /// A complete list: one batch for the observer, whatever happened meanwhile. The first replaces everything, a later one says what differs.
     fn take(&mut self, listing: Listing, version: String, batch: &mut Vec<Change>) {
         let Listing { known, objects, policies, invalid } = listing;
         let count = objects.len() + policies.len();
@@ -361,7 +360,7 @@ impl Watcher {
         let kept: Vec<String> = invalid.into_iter().filter(|name| self.known.is_alive(name)).collect();
         if self.resource == Resource::NetworkPolicies {
             self.status.replace_policies(policies, &kept);
-        } else if kept.is_empty() {
+        } else if self.known.is_empty() {
             batch.push(Change::Replace { kind: self.resource.kind(), objects });
         } else {
             let listed: std::collections::HashSet<&str> =
