@@ -25,6 +25,8 @@ pub(crate) trait Memory: Copy {
     fn read<T: Copy + Default>(self, offset: u32) -> T;
     /// The memory behind the pointer at `offset`.
     fn follow(self, offset: u32) -> Self;
+    /// Whether there is nothing behind it.
+    fn is_null(self) -> bool;
 }
 
 /// A pointer whose type the verifier knows (a tracepoint argument, and what it leads to): plain loads.
@@ -42,6 +44,11 @@ impl Memory for Typed {
     fn follow(self, offset: u32) -> Self {
         // SAFETY: as above.
         Self(unsafe { self.0.byte_add(offset as usize).cast::<*const c_void>().read_volatile() })
+    }
+
+    #[inline(always)]
+    fn is_null(self) -> bool {
+        self.0.is_null()
     }
 }
 
@@ -68,6 +75,11 @@ impl Memory for Raw {
     #[inline(always)]
     fn follow(self, offset: u32) -> Self {
         Self(self.read(offset))
+    }
+
+    #[inline(always)]
+    fn is_null(self) -> bool {
+        self.0 == 0
     }
 }
 
@@ -104,12 +116,17 @@ pub(crate) fn is_foreign_cgroup<M: Memory>(mut cgroup: M) -> bool {
     if root == HIERARCHY_ROOT {
         return false;
     }
-    // Above the hierarchy's root everything reads as zero.
     for _ in 0..DEPTH {
         if cgroup.follow(o::CGROUP_KN.load()).read::<u64>(o::KN_ID.load()) == root {
             return false;
         }
-        cgroup = cgroup.follow(o::CGROUP_PARENT.load()).follow(o::CSS_CGROUP.load());
+        let parent = cgroup.follow(o::CGROUP_PARENT.load());
+        // Above the hierarchy's root there is nothing. It must not be read: a fault in a program with functions of its own may take the kernel down, where the main
+        // program's exception table is missing (until the kernel's commit "bpf: ensure main program has an extable"; seen on Debian's 5.10.223).
+        if parent.is_null() {
+            return true;
+        }
+        cgroup = parent.follow(o::CSS_CGROUP.load());
     }
     true
 }
