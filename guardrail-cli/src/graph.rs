@@ -97,12 +97,12 @@ fn restrict(snapshot: &mut Snapshot, namespaces: &[String]) {
 
 fn table(out: &mut impl Write, snapshot: &Snapshot) -> anyhow::Result<()> {
     let names = Names::new(snapshot);
-    let mut table = Table::new(&["CLIENT", "SERVER", "PORT", "VIA", "CONNS", "FAILED", "LAST SEEN", "MARKS"]);
+    let mut table = Table::new(&["CLIENT", "SERVER", "PORT", "VIA", "CONNS", "FAILED", "MARKS"]);
     let mut edges: Vec<&EdgeRecord> = snapshot.body.edges.iter().collect();
     edges.sort_by(|a, b| (&a.client, &a.server, a.protocol, a.port).cmp(&(&b.client, &b.server, b.protocol, b.port)));
     for edge in &edges {
         let port = match &edge.port_name {
-            Some(name) => format!("{}/{} ({name})", edge.protocol, edge.port),
+            Some(name) => format!("{}/{} {name}", edge.protocol, edge.port),
             None => format!("{}/{}", edge.protocol, edge.port),
         };
         let Counts { opened, found, refused, unanswered, unreachable, .. } = edge.counts;
@@ -118,7 +118,6 @@ fn table(out: &mut impl Write, snapshot: &Snapshot) -> anyhow::Result<()> {
             Cell::new(names.via_shortened(edge)),
             Cell::number(blank_zero(opened + found)),
             Cell::number(blank_zero(failed)).paint(if failed > 0 { Paint::Doubtful } else { Paint::Plain }),
-            Cell::new(last_seen(edge.last_seen, &snapshot.body.window)),
             Cell::new(marks.join(" ")),
         ]);
     }
@@ -130,14 +129,6 @@ fn table(out: &mut impl Write, snapshot: &Snapshot) -> anyhow::Result<()> {
 
 fn blank_zero(count: u64) -> String {
     if count == 0 { "-".to_owned() } else { count.to_string() }
-}
-
-/// The time (UTC) if the window is a day or less, else the date.
-fn last_seen(at: Timestamp, window: &Window) -> String {
-    let text = at.to_string();
-    let Some((date, time)) = text.split_once('T') else { return text };
-    let short = window.from.zip(window.to).is_some_and(|(from, to)| to.since(from).as_secs() <= 86_400);
-    if short { time.get(..8).unwrap_or(time).to_owned() } else { date.to_owned() }
 }
 
 fn window(window: &Window) -> String {
