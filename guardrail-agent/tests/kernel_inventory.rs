@@ -186,6 +186,33 @@ fn how_a_client_got_its_port_tells_its_role_or_leaves_it_open_and_its_end_is_cou
 }
 
 #[test]
+fn connections_that_end_while_the_agent_starts_are_found_once() {
+    const EACH: u64 = 40;
+    let Some(lab) = Lab::new() else { return };
+    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    // Without backlog, and with one.
+    let ports = [5750, 5751].map(|port| (port, db.listen_with(at(RIGHT, port), i32::from(port == 5751) * 128, 0)));
+    let mut pairs = Vec::new();
+    for _ in 0..EACH {
+        for (port, listener) in &ports {
+            let mut pair = Pair::open(&web, at(RIGHT, *port), listener);
+            pair.talk(2, 3);
+            pairs.push(pair);
+        }
+    }
+    let agent = Agent::start(&lab);
+    for pair in pairs {
+        pair.close();
+    }
+    let mut expected = Vec::new();
+    for (port, _) in &ports {
+        expected.push((client(&web, Tcp, LEFT, RIGHT, *port), ended(EACH, 2 * EACH, 3 * EACH)));
+        expected.push((server(&db, Tcp, RIGHT, LEFT, *port), ended(EACH, 3 * EACH, 2 * EACH)));
+    }
+    agent.finish(&expected);
+}
+
+#[test]
 fn a_connection_that_is_half_closed_is_found_and_ends_once() {
     let Some(lab) = Lab::new() else { return };
     let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));

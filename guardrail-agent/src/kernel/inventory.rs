@@ -34,7 +34,7 @@ pub(crate) struct Inventory {
 }
 
 /// Connections of one key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     /// The key.
     pub(crate) key: FlowKey,
@@ -42,6 +42,8 @@ pub(crate) struct Found {
     pub(crate) netns: u32,
     /// How many.
     pub(crate) count: u64,
+    /// The key that each of them has in FLOWS if it ends before this key stands there, and its own state does not tell its role.
+    pub(crate) if_ended: Vec<FlowKey>,
 }
 
 /// Reads the iterator to its end and classifies.
@@ -83,9 +85,16 @@ fn classify(bytes: &[u8]) -> Inventory {
                     .iter()
                     .any(|local| ports.contains(&(socket.netns, *local, socket.local_port)));
                 let key = key(socket, role(socket, served));
-                let found =
-                    inventory.connections.entry(bytes_of(&key)).or_insert(Found { key, netns: socket.netns, count: 0 });
+                let found = inventory.connections.entry(bytes_of(&key)).or_insert_with(|| Found {
+                    key,
+                    netns: socket.netns,
+                    count: 0,
+                    if_ended: Vec::new(),
+                });
                 found.count += 1;
+                if key.role != FlowRole::Undecided as u8 {
+                    found.if_ended.push(self::key(socket, FlowRole::Undecided));
+                }
             }
             _ => {}
         }

@@ -231,8 +231,18 @@ impl Reader {
     fn found(&mut self, found: &Found) {
         let bytes = bytes_of(&found.key);
         let at = u64::try_from(sys::boot_ns()).unwrap_or(0);
-        let value =
+        let mut value =
             FlowValue { netns: found.netns, first_open: at, last_open: at, found: found.count, ..FlowValue::default() };
+        for key in &found.if_ended {
+            // It ended after the iterator had passed: the end belongs to this find.
+            let ended = self.maps.flows.take(&bytes_of(key)).ok().flatten();
+            if let Some(ended) = ended.and_then(|bytes| decode::value(&bytes).ok()) {
+                self.removed(key.cgroup_id, 1);
+                value.closed += ended.closed;
+                value.bytes_sent += ended.bytes_sent;
+                value.bytes_received += ended.bytes_received;
+            }
+        }
         match self.maps.flows.set(&bytes, &value_bytes(&value), sys::NOEXIST) {
             Ok(()) => {
                 // Put in from this side: as if one fewer had been removed.
@@ -248,7 +258,9 @@ impl Reader {
                     .flatten()
                     .and_then(|bytes| decode::value(&bytes).ok())
                     .unwrap_or_default();
-                let missed = found.count.saturating_sub(live.opened.saturating_sub(live.closed));
+                // What the hook found at its end is told by the entry itself; so is what it saw open and is open still.
+                let open = live.opened.saturating_sub(live.closed.saturating_sub(live.found));
+                let missed = found.count.saturating_sub(live.found).saturating_sub(open);
                 if missed > 0 {
                     // The map's entry is the live hook's, or there is no room: told, but not kept.
                     let mut fold = Fold::default();
