@@ -5,6 +5,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
+    EbpfContext as _,
     helpers::{
         bpf_ktime_get_boot_ns,
         generated::{bpf_jiffies64, bpf_skc_to_tcp_sock},
@@ -41,21 +42,53 @@ const ECONNREFUSED: i32 = 111;
 /// `RCV_SHUTDOWN` in `sk_shutdown`: the peer's FIN arrived, and was counted as a received byte.
 const RCV_SHUTDOWN: u8 = 1;
 
-/// Entry.
+/// Entry. Most transitions do not count and leave here. What the others need stands in functions of its own, so that the entry saves no register and needs no
+/// stack; what is rare stands apart from what is frequent, because most of a run's cost is fetching its instructions.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn tcp_state(ctx: BtfTracePointContext) -> i32 {
     let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
-    let sk = Typed(ctx.arg::<*const c_void>(0));
-    let _: Option<()> = match (old, new) {
-        (TCP_SYN_SENT, TCP_ESTABLISHED) => try_open(&ctx, sk, FlowRole::Client),
-        (TCP_SYN_RECV, TCP_ESTABLISHED) => try_open(&ctx, sk, FlowRole::Server),
-        (TCP_LISTEN, TCP_CLOSE) => try_listen(sk, false),
-        (_, TCP_LISTEN) => try_listen(sk, true),
-        (TCP_SYN_RECV | TCP_CLOSE, TCP_CLOSE) => None,
-        (TCP_SYN_SENT, TCP_CLOSE) => try_failed(&ctx, sk),
-        (_, TCP_CLOSE) => try_closed(&ctx, sk),
-        _ => None,
-    };
+    let at = ctx.as_ptr();
+    match (old, new) {
+        (TCP_SYN_SENT, TCP_ESTABLISHED) => opened(at, FlowRole::Client as u8),
+        (TCP_SYN_RECV, TCP_ESTABLISHED) => opened(at, FlowRole::Server as u8),
+        (TCP_LISTEN, TCP_CLOSE) => listens(at, false),
+        (_, TCP_LISTEN) => listens(at, true),
+        (TCP_SYN_RECV | TCP_CLOSE, TCP_CLOSE) => 0,
+        (TCP_SYN_SENT, TCP_CLOSE) => failed(at),
+        (_, TCP_CLOSE) => closed(at),
+        _ => 0,
+    }
+}
+
+/// The socket of the transition.
+#[inline(always)]
+fn socket(ctx: &BtfTracePointContext) -> Typed {
+    Typed(ctx.arg::<*const c_void>(0))
+}
+
+#[inline(never)]
+fn opened(ctx: *mut c_void, role: u8) -> i32 {
+    let _: Option<()> = try_open(ctx, role);
+    0
+}
+
+#[inline(never)]
+fn closed(ctx: *mut c_void) -> i32 {
+    let _: Option<()> = try_closed(ctx);
+    0
+}
+
+#[cold]
+#[inline(never)]
+fn failed(ctx: *mut c_void) -> i32 {
+    let _: Option<()> = try_failed(&BtfTracePointContext::new(ctx));
+    0
+}
+
+#[cold]
+#[inline(never)]
+fn listens(ctx: *mut c_void, listening: bool) -> i32 {
+    let _: Option<()> = try_listen(socket(&BtfTracePointContext::new(ctx)), listening);
     0
 }
 
@@ -87,33 +120,41 @@ fn remote_port(sk: Typed) -> u16 {
 }
 
 #[inline(always)]
-fn try_open(ctx: &BtfTracePointContext, sk: Typed, role: FlowRole) -> Option<()> {
+fn try_open(ctx: *mut c_void, role: u8) -> Option<()> {
+    let sk = socket(&BtfTracePointContext::new(ctx));
     let mut key = key(sk)?;
-    key.role = role as u8;
-    key.server_port = match role {
-        FlowRole::Server => sk.read(o::SKC_NUM.load()),
-        _ => remote_port(sk),
-    };
+    key.role = role;
+    key.server_port = if role == FlowRole::Server as u8 { sk.read(o::SKC_NUM.load()) } else { remote_port(sk) };
     if let Some(value) = flows::find(&key) {
         // SAFETY: from FLOWS, in this run.
         unsafe { flows::open(value) };
         return Some(());
     }
-    if is_foreign(sk) {
-        return None;
-    }
-    info!(ctx, "new TCP flow of cgroup {}: port {}, role {}", key.cgroup_id, key.server_port, key.role);
-    // SAFETY: helpers without arguments.
-    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
-    flows::insert(
-        &key,
-        &FlowValue { netns: netns(sk), jiffies, first_open: now, last_open: now, opened: 1, ..FlowValue::default() },
-    );
+    open_new(ctx, &key);
     Some(())
 }
 
+/// The first connection of a key.
+#[cold]
+#[inline(never)]
+fn open_new(ctx: *mut c_void, key: &FlowKey) -> i32 {
+    let ctx = BtfTracePointContext::new(ctx);
+    let sk = socket(&ctx);
+    if is_foreign(sk) {
+        return 0;
+    }
+    info!(&ctx, "new TCP flow of cgroup {}: port {}, role {}", key.cgroup_id, key.server_port, key.role);
+    // SAFETY: helpers without arguments.
+    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
+    flows::insert(
+        key,
+        &FlowValue { netns: netns(sk), jiffies, first_open: now, last_open: now, opened: 1, ..FlowValue::default() },
+    )
+}
+
 #[inline(always)]
-fn try_failed(ctx: &BtfTracePointContext, sk: Typed) -> Option<()> {
+fn try_failed(ctx: &BtfTracePointContext) -> Option<()> {
+    let sk = socket(ctx);
     let mut key = key(sk)?;
     key.role = FlowRole::Client as u8;
     key.server_port = remote_port(sk);
@@ -146,7 +187,8 @@ fn try_failed(ctx: &BtfTracePointContext, sk: Typed) -> Option<()> {
 }
 
 #[inline(always)]
-fn try_closed(ctx: &BtfTracePointContext, sk: Typed) -> Option<()> {
+fn try_closed(ctx: *mut c_void) -> Option<()> {
+    let sk = socket(&BtfTracePointContext::new(ctx));
     let mut key = key(sk)?;
     // SAFETY: the argument is a socket; the helper checks that it is TCP.
     let tcp = unsafe { bpf_skc_to_tcp_sock(sk.0.cast_mut()) };
@@ -179,11 +221,22 @@ fn try_closed(ctx: &BtfTracePointContext, sk: Typed) -> Option<()> {
             return Some(());
         }
     }
-    try_closed_late(ctx, sk, key, local_port, remote_port, backlog, sent, received)
+    closed_late(ctx, &mut key, &End { local_port, remote_port, backlog, sent, received });
+    Some(())
+}
+
+/// What a connection shows when it ends.
+struct End {
+    local_port: u16,
+    remote_port: u16,
+    backlog: u32,
+    sent: u64,
+    received: u64,
 }
 
 /// Whether (1) this is the end of a connection that the inventory found and whose role it could not tell: it has an entry of its own, with both ports. Asked first,
 /// because there may be a client's entry for the same server beside it.
+#[cold]
 #[inline(never)]
 fn close_undecided(key: &mut FlowKey, local_port: u16, remote_port: u16, sent: u64, received: u64) -> i32 {
     key.role = FlowRole::Undecided as u8;
@@ -203,29 +256,23 @@ fn close_undecided(key: &mut FlowKey, local_port: u16, remote_port: u16, sent: u
 }
 
 /// The entry is coarse, or there is none: the connection is older than the programs and no process had its descriptor at start.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "all of it is at hand in registers")]
-fn try_closed_late(
-    ctx: &BtfTracePointContext,
-    sk: Typed,
-    mut key: FlowKey,
-    local_port: u16,
-    remote_port: u16,
-    backlog: u32,
-    sent: u64,
-    received: u64,
-) -> Option<()> {
+#[cold]
+#[inline(never)]
+fn closed_late(ctx: *mut c_void, key: &mut FlowKey, end: &End) -> i32 {
+    let ctx = BtfTracePointContext::new(ctx);
+    let sk = socket(&ctx);
+    let End { local_port, remote_port, backlog, sent, received } = *end;
     for role in [FlowRole::Client, FlowRole::Server] {
         key.role = role as u8;
         key.server_port = if role as u8 == FlowRole::Server as u8 { local_port } else { remote_port };
         if let Some(value) = flows::find(&key.coarse()) {
             // SAFETY: from FLOWS, in this run.
             unsafe { close(value, sent, received) };
-            return Some(());
+            return 0;
         }
     }
     if is_foreign(sk) {
-        return None;
+        return 0;
     }
     let role = if backlog > 0 {
         FlowRole::Server
@@ -241,11 +288,11 @@ fn try_closed_late(
         FlowRole::Client => (remote_port, 0),
         FlowRole::Undecided => (remote_port, local_port),
     };
-    debug!(ctx, "a connection of cgroup {} is seen at its end only: role {}", key.cgroup_id, key.role);
+    debug!(&ctx, "a connection of cgroup {} is seen at its end only: role {}", key.cgroup_id, key.role);
     // SAFETY: helpers without arguments.
     let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
     flows::insert(
-        &key,
+        key,
         &FlowValue {
             netns: netns(sk),
             jiffies,
@@ -257,8 +304,7 @@ fn try_closed_late(
             bytes_received: received,
             ..FlowValue::default()
         },
-    );
-    Some(())
+    )
 }
 
 /// # Safety
