@@ -35,6 +35,7 @@ pub(crate) unsafe fn open(value: *mut FlowValue) {
     unsafe {
         let jiffies = bpf_jiffies64();
         if (*value).jiffies != jiffies {
+            core::hint::cold_path();
             let now = bpf_ktime_get_boot_ns();
             (*value).jiffies = jiffies;
             (*value).last_open = now;
@@ -48,6 +49,7 @@ pub(crate) unsafe fn open(value: *mut FlowValue) {
 
 /// Makes the entry of a new key with this first value and says so on the ring. Over the budget, or if the map is nearly full, the coarse key instead.
 /// If another CPU was first, or the coarse key is there already: adds to what is there.
+#[cold]
 #[inline(never)]
 pub(crate) fn insert(key: &FlowKey, value: &FlowValue) -> i32 {
     let cgroup = Tally { inserted: tally(&KEYS_INSERTED, key.cgroup_id), removed: tally(&KEYS_REMOVED, key.cgroup_id) };
@@ -134,6 +136,11 @@ fn hint(key: &FlowKey) {
 fn inserted(cgroup_id: u64) {
     count(counter::KEYS_INSERTED);
     bump(&KEYS_INSERTED, &cgroup_id);
+}
+
+/// Counts a client's edge that cannot be told.
+pub(crate) fn lose_client(cgroup_id: u64) {
+    lose(cgroup_id, LossKind::CoarseClient, counter::COARSE_CLIENT);
 }
 
 /// Counts a loss of class edge for its cgroup, and in total.

@@ -48,13 +48,14 @@ pub(crate) static UDP_SOCKETS: SkStorage<UdpSocket> = SkStorage::new();
 
 /// [`UdpSocket::flags`]: the application bound a port of its choice.
 pub(crate) const UDP_SERVED: u32 = 1;
-/// [`UdpSocket::flags`]: we saw it bind.
+/// [`UdpSocket::flags`]: we saw it bind, or try to.
 pub(crate) const UDP_BIND_SEEN: u32 = 2;
-
-/// [`UdpSocket::flags`]: the bind was not seen; `UDP_SERVED` was read from the socket.
+/// [`UdpSocket::flags`]: `UDP_SERVED` was read from the socket.
 pub(crate) const UDP_PROBED: u32 = 4;
+/// Remotes that a socket remembers: as many bits of a hash as [`UdpSocket::heard`] has room for.
+pub(crate) const HEARD: usize = 16;
 
-/// Per UDP socket that binds explicitly, or sends unconnected.
+/// Per UDP socket that had a packet, binds explicitly, or sends unconnected. What every packet reads stands first.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct UdpSocket {
@@ -62,12 +63,16 @@ pub(crate) struct UdpSocket {
     pub(crate) flags: u32,
     /// Port that `sendmsg` asked for, host order.
     pub(crate) asked_port: u32,
+    /// cgroup v2 id of the socket, which never changes; 0 until `flags` were read.
+    pub(crate) cgroup_id: u64,
     /// The task that asked, until its packet has passed; 0: none.
     pub(crate) asked_by: u64,
     /// Address that `sendmsg` asked for.
     pub(crate) asked: [u64; 2],
     /// Local address on which something arrived last: under NAT the other direction shows another one.
     pub(crate) local: [u64; 2],
+    /// Hashes of the last remotes whose packets made, or would have made, a server record; 0: none.
+    pub(crate) heard: [u32; HEARD],
 }
 
 /// Adds without a result, so that the compiler emits the plain atomic add (arm64 before 5.18 has no fetching one).

@@ -1,4 +1,4 @@
-//! What an application asks of a UDP socket: `cgroup/bind4`, `bind6` (a port of its own choice makes it a *served* port) and `sendmsg4`, `sendmsg6`
+//! What an application asks of a UDP socket: `cgroup/bind4`, `bind6` (it chose a port, so the port may be *served*) and `sendmsg4`, `sendmsg6`
 //! (the address it asked for, before NAT). Always allow.
 
 use aya_ebpf::{
@@ -10,7 +10,7 @@ use aya_ebpf::{
 use guardrail_common::flow::PROTOCOL_UDP;
 
 use crate::{
-    maps::{UDP_BIND_SEEN, UDP_SERVED, UDP_SOCKETS, UdpSocket},
+    maps::{UDP_BIND_SEEN, UDP_SOCKETS, UdpSocket},
     socket::{address, map_v4, words},
 };
 
@@ -63,17 +63,23 @@ fn storage(ctx: &SockAddrContext, create: bool) -> Option<*mut UdpSocket> {
     (!socket.is_null()).then_some(socket.cast())
 }
 
+/// The hook runs before the bind, which may fail: it only says that nothing of this socket's past is unknown. Whether the port is served, the first packet reads from the
+/// socket (`probe` in `udp.rs`). A socket that has a port already is refused by the kernel, and its past may be.
 #[inline(always)]
 fn bind(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the verifier checks accesses to the context.
-    let (protocol, port) = unsafe { ((*ctx.sock_addr).protocol, (*ctx.sock_addr).user_port) };
-    if protocol == u32::from(PROTOCOL_UDP) {
-        let flags = if port == 0 { UDP_BIND_SEEN } else { UDP_BIND_SEEN | UDP_SERVED };
-        // An entry of an earlier, failed bind must not stay "served".
-        if let Some(socket) = storage(ctx, port != 0) {
-            // SAFETY: from the socket's storage, in this run.
-            unsafe { (*socket).flags = flags };
-        }
+    let (protocol, port, sk) =
+        unsafe { ((*ctx.sock_addr).protocol, (*ctx.sock_addr).user_port, (*ctx.sock_addr).__bindgen_anon_1.sk) };
+    if protocol != u32::from(PROTOCOL_UDP) || port == 0 || sk.is_null() {
+        return 1;
+    }
+    // SAFETY: the verifier checks accesses to the socket.
+    if unsafe { (&raw const (*sk).src_port).read_volatile() } != 0 {
+        return 1;
+    }
+    if let Some(socket) = storage(ctx, true) {
+        // SAFETY: from the socket's storage, in this run.
+        unsafe { (*socket).flags = UDP_BIND_SEEN };
     }
     1
 }

@@ -3,10 +3,10 @@
 //! The role comes from the socket (table in ARCHITECTURE.md). Egress packets are seen after NAT, ingress packets after un-NAT, so the remote is taken
 //! from what the application asked for: `sendmsg`'s address, else the connected socket's, else the packet's.
 
-use core::{arch::asm, mem::offset_of};
+use core::{arch::asm, hint::cold_path, mem::offset_of};
 
 use aya_ebpf::{
-    bindings::{__sk_buff, bpf_sock},
+    bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::{
         bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
         generated::{bpf_get_current_task, bpf_jiffies64, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_skb_load_bytes},
@@ -24,7 +24,7 @@ use guardrail_common::{
 
 use crate::{
     flows,
-    maps::{DNS_RING, UDP_BIND_SEEN, UDP_PROBED, UDP_SERVED, UDP_SOCKETS, UdpSocket, add, count},
+    maps::{DNS_RING, HEARD, UDP_BIND_SEEN, UDP_PROBED, UDP_SERVED, UDP_SOCKETS, UdpSocket, add, count},
     offsets as o,
     socket::{AF_INET6, Raw, SOCK_BINDPORT_LOCK, address, map_v4, userlocks, words},
 };
@@ -41,17 +41,44 @@ const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// Entry.
+/// Entry. The rest stands in a function of its own, so that for TCP no register is saved and no stack is needed.
 #[cgroup_skb(egress)]
 pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
-    let _: Option<()> = try_egress(&ctx);
-    1
+    if may_be_udp(ctx.skb.skb) { egress(ctx.skb.skb) } else { 1 }
 }
 
 /// Entry.
 #[cgroup_skb(ingress)]
 pub(crate) fn udp_ingress(ctx: SkBuffContext) -> i32 {
-    let _: Option<()> = try_ingress(&ctx);
+    if may_be_udp(ctx.skb.skb) { ingress(ctx.skb.skb) } else { 1 }
+}
+
+/// Whether UDP, or an IPv6 extension header, comes after the IP header.
+#[inline(always)]
+fn may_be_udp(skb: *mut __sk_buff) -> bool {
+    // SAFETY: both bytes stand behind a comparison with the packet's end, which the verifier checks.
+    unsafe {
+        let (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
+        if data + IPV4_BYTES + UDP_BYTES > end {
+            return false;
+        }
+        if (data as *const u8).read() >> 4 == 4 {
+            return ((data + 9) as *const u8).read() == PROTOCOL_UDP;
+        }
+        let next = ((data + 6) as *const u8).read();
+        next == PROTOCOL_UDP || is_extension(next)
+    }
+}
+
+#[inline(never)]
+fn egress(skb: *mut __sk_buff) -> i32 {
+    let _: Option<()> = try_egress(skb);
+    1
+}
+
+#[inline(never)]
+fn ingress(skb: *mut __sk_buff) -> i32 {
+    let _: Option<()> = try_ingress(skb);
     1
 }
 
@@ -106,13 +133,20 @@ fn packet(skb: *mut __sk_buff) -> Option<Packet> {
     }
 }
 
-/// Where the UDP header begins behind IPv6 extension headers; `None` if there is none of these, or no UDP behind them.
+/// Whether this is an IPv6 extension header that UDP may stand behind.
 #[inline(always)]
-fn behind_extensions(skb: *mut __sk_buff, next: u8) -> Option<usize> {
+fn is_extension(next: u8) -> bool {
     // One shift for TCP, which is what mostly comes here.
     const EXTENSIONS: u64 =
         1 << HOP_BY_HOP | 1 << ROUTING | 1 << FRAGMENT | 1 << AUTHENTICATION | 1 << DESTINATION_OPTIONS;
-    if next >= 64 || EXTENSIONS >> next & 1 == 0 {
+    next < 64 && EXTENSIONS >> next & 1 != 0
+}
+
+/// Where the UDP header begins behind IPv6 extension headers; `None` if there is none of these, or no UDP behind them.
+#[inline(always)]
+fn behind_extensions(skb: *mut __sk_buff, next: u8) -> Option<usize> {
+    cold_path();
+    if !is_extension(next) {
         return None;
     }
     let at = walk_extensions(skb, next);
@@ -219,32 +253,64 @@ fn connected(sk: *const bpf_sock) -> Option<Ends> {
 
 /// What we keep of the socket, if anything.
 #[inline(always)]
-fn storage(sk: *mut bpf_sock) -> Option<*mut UdpSocket> {
+fn storage(sk: *mut bpf_sock, flags: u64) -> Option<*mut UdpSocket> {
     // SAFETY: the socket is the packet's.
-    let socket =
-        unsafe { bpf_sk_storage_get((&raw const UDP_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) };
+    let socket = unsafe {
+        bpf_sk_storage_get((&raw const UDP_SOCKETS).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), flags)
+    };
     (!socket.is_null()).then_some(socket.cast())
 }
 
-/// `UDP_*` of the socket. A bind that was not seen is read from the socket itself.
+/// `UDP_*` and the cgroup of a packet's socket: remembered, because neither changes once the socket has a port.
 #[inline(always)]
-fn flags(skb: *mut __sk_buff, socket: Option<*mut UdpSocket>) -> u32 {
-    if let Some(socket) = socket {
+fn known(skb: *mut __sk_buff, sk: *mut bpf_sock, socket: &mut Option<*mut UdpSocket>) -> (u32, u64) {
+    if let Some(socket) = *socket {
         // SAFETY: from the socket's storage, in this run.
-        let flags = unsafe { (*socket).flags };
-        if flags & (UDP_BIND_SEEN | UDP_PROBED) != 0 {
-            return flags;
+        let (flags, cgroup_id) = unsafe { ((*socket).flags, (*socket).cgroup_id) };
+        // Another CPU may be writing them: both, or none.
+        if flags & UDP_PROBED != 0 && cgroup_id != 0 {
+            return (flags, cgroup_id);
         }
     }
+    cold_path();
+    let flags = probe(skb);
+    *socket = storage(sk, 0);
+    // SAFETY: the context is the packet's.
+    (flags, unsafe { bpf_skb_cgroup_id(skb) })
+}
+
+/// Reads `UDP_*` from the socket and keeps it there.
+#[cold]
+#[inline(never)]
+fn probe(skb: *mut __sk_buff) -> u32 {
     // The typed pointer may not be offset; the context's address may, and the kernel's sk_buff is what it really is.
     // SAFETY: the helper checks the address.
-    let sk = unsafe { bpf_probe_read_kernel::<u64>(skb.byte_add(o::SKB_SK.load() as usize).cast()) }.unwrap_or(0);
-    let flags = if userlocks(Raw(sk)) & SOCK_BINDPORT_LOCK != 0 { UDP_PROBED | UDP_SERVED } else { UDP_PROBED };
-    if let Some(socket) = socket {
-        // SAFETY: as above.
-        unsafe { (*socket).flags = flags };
+    let raw = unsafe { bpf_probe_read_kernel::<u64>(skb.byte_add(o::SKB_SK.load() as usize).cast()) }.unwrap_or(0);
+    let is_locked = userlocks(Raw(raw)) & SOCK_BINDPORT_LOCK != 0;
+    // SAFETY: the verifier checks accesses to the context.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return UDP_PROBED;
     }
-    flags
+    let Some(socket) = storage(sk, u64::from(BPF_SK_STORAGE_GET_F_CREATE)) else {
+        return if is_locked { UDP_PROBED | UDP_SERVED } else { UDP_PROBED };
+    };
+    // SAFETY: from the socket's storage, in this run; the context is the packet's.
+    unsafe {
+        let seen = (*socket).flags & UDP_BIND_SEEN;
+        let flags = seen
+            | if is_locked {
+                UDP_PROBED | UDP_SERVED
+            } else if seen != 0 {
+                // The bind failed, or is not at its end: the kernel gives out the port before it sets the lock. The next packet asks again.
+                0
+            } else {
+                UDP_PROBED
+            };
+        (*socket).cgroup_id = bpf_skb_cgroup_id(skb);
+        (*socket).flags = flags;
+        flags
+    }
 }
 
 /// # Safety
@@ -261,6 +327,57 @@ unsafe fn sent(value: *mut FlowValue, bytes: u32) {
 unsafe fn received(value: *mut FlowValue, bytes: u32) {
     // SAFETY: the caller's.
     unsafe { add(&raw mut (*value).bytes_received, u64::from(bytes)) };
+}
+
+/// The first packet of a key.
+#[cold]
+#[inline(never)]
+fn begin(skb: *mut __sk_buff, key: &FlowKey, flags: u32, bytes_sent: u32, bytes_received: u32) -> i32 {
+    info!(
+        &SkBuffContext::new(skb),
+        "new UDP flow of cgroup {}: port {}, role {}", key.cgroup_id, key.server_port, key.role
+    );
+    flows::insert(key, &first(flags, bytes_sent, bytes_received))
+}
+
+/// Whether a served socket over its budget sends this as a reply. 1: it does, or so it is taken, and counted. 0: there is no coarse entry.
+///
+/// Which of the many remotes had asked is not in FLOWS any more; the socket remembers the last few. To any other the socket may have turned by itself: then an edge
+/// is missing, so the cgroup's loss is counted, even if the remote was in truth one that asked long ago. A graph that says "incomplete" too often is better than one
+/// that is.
+#[cold]
+#[inline(never)]
+fn reply_of_many(client: &FlowKey, socket: Option<*mut UdpSocket>, local_port: u16, bytes: u32) -> i32 {
+    let mut key = client.coarse();
+    key.server_port = local_port;
+    key.local_port = 0;
+    key.role = FlowRole::Server as u8;
+    let Some(value) = flows::find(&key) else { return 0 };
+    // SAFETY: from FLOWS, in this run.
+    unsafe { sent(value, bytes) };
+    if !socket.is_some_and(|socket| hear(socket, &client.remote, client.server_port)) {
+        flows::lose_client(client.cgroup_id);
+    }
+    1
+}
+
+/// Remembers a remote as heard, in place of another. Whether it was.
+#[inline(always)]
+fn hear(socket: *mut UdpSocket, remote: &Address, port: u16) -> bool {
+    // 2^64 divided by the golden ratio spreads the bits upwards.
+    const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
+    let [high, low] = words(*remote);
+    let hash = ((high.wrapping_mul(SPREAD) ^ low).wrapping_add(u64::from(port))).wrapping_mul(SPREAD);
+    // An empty slot is 0.
+    let tag = (hash >> 32) as u32 | 1;
+    let slot = (hash >> 60) as usize % HEARD;
+    // SAFETY: from the socket's storage, in this run; the slot is inside.
+    unsafe {
+        let slot = (&raw mut (*socket).heard).cast::<u32>().add(slot);
+        let was = slot.read() == tag;
+        slot.write(tag);
+        was
+    }
 }
 
 /// A first value with one open.
@@ -335,23 +452,21 @@ fn sender_ends(packet: &Packet, sk: *const bpf_sock, socket: Option<*mut UdpSock
 }
 
 #[inline(always)]
-fn try_egress(ctx: &SkBuffContext) -> Option<()> {
-    let skb = ctx.skb.skb;
+fn try_egress(skb: *mut __sk_buff) -> Option<()> {
     let packet = packet(skb)?;
     // SAFETY: the verifier checks accesses to the context.
     let sk = unsafe { (*skb).__bindgen_anon_2.sk };
     if sk.is_null() {
         return None;
     }
-    let socket = storage(sk);
+    let mut socket = storage(sk, 0);
     let ends = sender_ends(&packet, sk, socket);
     if is_local_talk(&ends.local, &ends.remote) {
         return None;
     }
-    let flags = flags(skb, socket);
+    let (flags, cgroup_id) = known(skb, sk, &mut socket);
     let served = flags & UDP_SERVED != 0;
-    // SAFETY: the context is the packet's.
-    let mut key = client(unsafe { bpf_skb_cgroup_id(skb) }, &ends, served);
+    let mut key = client(cgroup_id, &ends, served);
     if served && ends.local_port != ends.remote_port {
         into_server(&mut key, &ends);
         if let Some(value) = flows::find(&key) {
@@ -373,14 +488,9 @@ fn try_egress(ctx: &SkBuffContext) -> Option<()> {
             }
             return Some(());
         }
-        into_server(&mut key, &ends);
-        // A server over its budget: this remote is most likely one of its many.
-        if let Some(value) = flows::find(&key.coarse()) {
-            // SAFETY: from FLOWS, in this run.
-            unsafe { sent(value, packet.payload) };
+        if reply_of_many(&key, socket, ends.local_port, packet.payload) != 0 {
             return Some(());
         }
-        into_client(&mut key, &ends);
     } else if let Some(value) = flows::find(&key) {
         // SAFETY: from FLOWS, in this run.
         unsafe {
@@ -393,8 +503,7 @@ fn try_egress(ctx: &SkBuffContext) -> Option<()> {
         // SAFETY: from the socket's storage, in this run.
         unsafe { (*socket).local = words(ends.local) };
     }
-    info!(ctx, "new UDP flow of cgroup {}: to port {}", key.cgroup_id, key.server_port);
-    flows::insert(&key, &first(flags, packet.payload, 0));
+    begin(skb, &key, flags, packet.payload, 0);
     Some(())
 }
 
@@ -412,15 +521,14 @@ fn reply_from_elsewhere(key: &FlowKey, socket: Option<*mut UdpSocket>) -> Option
 }
 
 #[inline(always)]
-fn try_ingress(ctx: &SkBuffContext) -> Option<()> {
-    let skb = ctx.skb.skb;
+fn try_ingress(skb: *mut __sk_buff) -> Option<()> {
     let packet = packet(skb)?;
     // SAFETY: the verifier checks accesses to the context.
     let sk = unsafe { (*skb).__bindgen_anon_2.sk };
     if sk.is_null() {
         return None;
     }
-    let socket = storage(sk);
+    let mut socket = storage(sk, 0);
     let ends = connected(sk).unwrap_or(Ends {
         local: packet.destination,
         remote: packet.source,
@@ -430,10 +538,9 @@ fn try_ingress(ctx: &SkBuffContext) -> Option<()> {
     if is_local_talk(&ends.local, &ends.remote) {
         return None;
     }
-    let flags = flags(skb, socket);
+    let (flags, cgroup_id) = known(skb, sk, &mut socket);
     let served = flags & UDP_SERVED != 0;
-    // SAFETY: the context is the packet's.
-    let mut key = client(unsafe { bpf_skb_cgroup_id(skb) }, &ends, served);
+    let mut key = client(cgroup_id, &ends, served);
     if !served {
         if ends.remote_port == DNS_PORT {
             dns(skb, key.cgroup_id, &packet);
@@ -474,9 +581,9 @@ fn try_ingress(ctx: &SkBuffContext) -> Option<()> {
     if let Some(socket) = socket {
         // SAFETY: from the socket's storage, in this run.
         unsafe { (*socket).local = words(ends.local) };
+        hear(socket, &key.remote, ends.remote_port);
     }
-    info!(ctx, "new UDP flow of cgroup {}: on port {}", key.cgroup_id, key.server_port);
-    flows::insert(&key, &first(flags, 0, packet.payload));
+    begin(skb, &key, flags, 0, packet.payload);
     Some(())
 }
 
