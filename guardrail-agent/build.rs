@@ -19,18 +19,28 @@ fn main() -> ExitCode {
         println!("cargo:rustc-cfg=guardrail_no_programs");
         return ExitCode::SUCCESS;
     }
-    for input in ["../guardrail-ebpf/src", "../guardrail-ebpf/Cargo.toml", "../guardrail-common/src", "../guardrail-common/Cargo.toml"] {
+    for input in [
+        "../guardrail-ebpf/src",
+        "../guardrail-ebpf/Cargo.toml",
+        "../guardrail-common/src",
+        "../guardrail-common/Cargo.toml",
+    ] {
         println!("cargo:rerun-if-changed={input}");
     }
     if let Err(missing) = tools() {
-        eprintln!("the eBPF programs cannot be built because {missing}: run `cargo xtask setup` once, or set AYA_BUILD_SKIP=1 to check without them");
+        eprintln!(
+            "the eBPF programs cannot be built because {missing}: run `cargo xtask setup` once, or set AYA_BUILD_SKIP=1 to check without them"
+        );
         return ExitCode::FAILURE;
     }
-    let package = aya_build::Package { name: "guardrail-ebpf", root_dir: "../guardrail-ebpf/src", ..Default::default() };
+    let package =
+        aya_build::Package { name: "guardrail-ebpf", root_dir: "../guardrail-ebpf/src", ..Default::default() };
     match aya_build::build_ebpf([package], aya_build::Toolchain::Custom(TOOLCHAIN)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("the eBPF programs did not build ({error:#}): if a tool is missing, run `cargo xtask setup` once");
+            eprintln!(
+                "the eBPF programs did not build ({error:#}): if a tool is missing, run `cargo xtask setup` once"
+            );
             ExitCode::FAILURE
         }
     }
@@ -48,6 +58,7 @@ fn tools() -> Result<(), String> {
     if !sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists() {
         return Err(format!("the toolchain {TOOLCHAIN} lacks rust-src"));
     }
-    let found = env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|dir| dir.join("bpf-linker").is_file()));
+    let found =
+        env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|dir| dir.join("bpf-linker").is_file()));
     if found { Ok(()) } else { Err("bpf-linker is not installed".to_owned()) }
 }
