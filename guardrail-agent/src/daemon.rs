@@ -32,6 +32,7 @@ use crate::{
     inventory::{FileInventoryError, InventoryFile},
     kernel::{Kernel, KernelConfig, KernelError, find_cgroup2_root},
     kube::{self, Api, ConnectError, ListState, Source, Status},
+    memory,
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
     serve,
     state::StateFile,
@@ -39,6 +40,8 @@ use crate::{
 
 /// How often the state is written while observing.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
+/// Edges of a snapshot whose memory is worth giving back to the system.
+const LARGE: usize = 500;
 /// How often waits are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -126,6 +129,7 @@ struct Daemon {
     series: EdgeSeries,
     stats: DaemonStats,
     writes: JoinSet<Written>,
+    trim_due: bool,
 }
 
 type Lists = watch::Receiver<BTreeMap<kube::Resource, ListState>>;
@@ -314,6 +318,7 @@ impl Daemon {
             series: EdgeSeries::new(config.metrics_max_edges),
             stats: DaemonStats { complete: true, ..DaemonStats::default() },
             writes: JoinSet::new(),
+            trim_due: false,
             config,
             observer,
             kernel,
@@ -331,6 +336,9 @@ impl Daemon {
 
     async fn run(mut self) -> Result<(), RunError> {
         let mut signals = Signals::new().map_err(StartError::Runtime)?;
+        if self.readiness.borrow().inventory {
+            self.check_node();
+        }
         let deadline = self.config.duration.map(|d| Instant::now() + d.duration());
         let mut tick = interval(TICK);
         let mut state_due = interval(STATE_INTERVAL);
@@ -348,7 +356,7 @@ impl Daemon {
                 Some(changes) = self.changes.recv() => self.apply(changes),
                 () = changed(&mut self.lists) => self.update_readiness(),
                 Some(query) = self.queries.recv() => self.answer(query),
-                _ = tick.tick() => self.observer.tick(now()),
+                _ = tick.tick() => self.tick(),
                 _ = state_due.tick() => self.write_state(),
                 _ = export_due.tick() => self.export(),
                 Some(written) = self.writes.join_next() => self.written(written.ok()),
@@ -431,11 +439,16 @@ impl Daemon {
             ListState::Pending | ListState::Synced => None,
         });
         let given_up = self.kernel.warnings().iter().cloned().chain(missing).collect();
+        let was_ready = self.readiness.borrow().inventory;
+        let is_ready = pending.is_empty();
         self.readiness.send_modify(|ready| {
-            ready.inventory = pending.is_empty();
+            ready.inventory = is_ready;
             ready.pending_lists = pending;
             ready.given_up = given_up;
         });
+        if is_ready && !was_ready {
+            self.check_node();
+        }
     }
 
     /// An address that changed its owner must not go on under one kernel entry.
@@ -456,6 +469,24 @@ impl Daemon {
                     drop(reply.send(page));
                 }
             }
+        }
+        self.trim_due |= snapshot.body.edges.len() > LARGE;
+    }
+
+    /// Pods are told apart by their node's name: under a wrong one every local pod is somebody else's.
+    fn check_node(&self) {
+        let node = &self.observer.config().node;
+        let inventory = self.observer.inventory();
+        if inventory.nodes().next().is_some() && inventory.node(node).is_none() {
+            tracing::warn!("the inventory has no node {node}: no pod will be this node's; give its name with --node");
+        }
+    }
+
+    fn tick(&mut self) {
+        self.observer.tick(now());
+        // Not at once: the answer is still on its way out.
+        if std::mem::take(&mut self.trim_due) {
+            memory::trim();
         }
     }
 
@@ -515,6 +546,7 @@ impl Daemon {
     }
 
     fn written(&mut self, written: Option<Written>) {
+        self.trim_due = true;
         let seconds = now().as_unix_ns() as f64 / 1e9;
         match written {
             Some(Written::State(Ok(()))) => self.stats.state_last_success_seconds = seconds,

@@ -250,7 +250,8 @@ impl Kernel {
             .name("kernel-reader".to_owned())
             .spawn(move || reader.run(&inventory))
             .map_err(|source| KernelError::System { what: "starting the reading thread".to_owned(), source })?;
-        sys::trim_heap();
+        // The kernel's type information was some tens of megabytes.
+        crate::memory::trim();
         Ok((Self { stats, warnings, commands, wake, abandoned, thread: Some(thread) }, observations))
     }
 

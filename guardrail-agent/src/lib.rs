@@ -11,6 +11,7 @@ pub mod http;
 pub mod inventory;
 pub mod kernel;
 pub mod kube;
+pub mod memory;
 pub mod metrics;
 pub mod serve;
 pub mod state;

@@ -9,6 +9,7 @@ use guardrail_agent::{
 };
 
 fn main() -> ExitCode {
+    guardrail_agent::memory::use_one_arena();
     let config = Config::parse();
     match init_log(&config.log).map_err(RunError::Start).and_then(|()| daemon::run(config)) {
         Ok(()) => ExitCode::SUCCESS,

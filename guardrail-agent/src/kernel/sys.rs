@@ -275,12 +275,3 @@ pub(crate) fn wait(fds: &[libc::c_int], timeout: Duration) -> io::Result<()> {
         _ => Ok(()),
     }
 }
-
-/// Gives memory that start-up needed (the kernel's type information) back to the system.
-pub(crate) fn trim_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: no arguments that point anywhere.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
