@@ -105,11 +105,12 @@ fn memory() -> Result<()> {
     guardrail_tests::lab::wait_until(LIMIT, "every edge is in the graph", || {
         agent.metric("guardrail_edges").ok().filter(|n| *n >= expected as f64)
     })?;
-    let with_edges = rss_mib(agent.pid())?;
+    let with_edges = settled_rss_mib(agent.pid())?;
     let bytes = agent.get("/v1/graph")?.1.len();
-    let after_graph = rss_mib(agent.pid())?;
+    let peak = status_mib(agent.pid(), "VmHWM:")?;
+    let after_graph = settled_rss_mib(agent.pid())?;
     println!(
-        "memory: {before:.1} MiB at start, {with_edges:.1} MiB with {expected} edges, {after_graph:.1} MiB after /v1/graph ({:.1} MiB of JSON)",
+        "memory: {before:.1} MiB at start, {with_edges:.1} MiB with {expected} edges, {after_graph:.1} MiB after /v1/graph ({:.1} MiB of JSON); peak {peak:.1} MiB",
         bytes as f64 / f64::from(1 << 20)
     );
     Ok(())
@@ -125,7 +126,26 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
 }
 
 fn rss_mib(pid: u32) -> Result<f64> {
+    status_mib(pid, "VmRSS:")
+}
+
+/// Resident memory once it no longer changes: an answer is built, sent, and its memory given back within a second or two.
+fn settled_rss_mib(pid: u32) -> Result<f64> {
+    let mut last = rss_mib(pid)?;
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(1_500));
+        let now = rss_mib(pid)?;
+        if (now - last).abs() < 0.2 {
+            return Ok(now);
+        }
+        last = now;
+    }
+    Ok(last)
+}
+
+fn status_mib(pid: u32, field: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS in /proc/PID/status")?;
+    let line =
+        status.lines().find_map(|l| l.strip_prefix(field)).with_context(|| format!("no {field} of the agent"))?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
 }
