@@ -202,10 +202,16 @@ impl Observer {
                 }
             }
             Observation::CgroupCreated { id, path, at } => {
-                self.cgroups.created(id, &path, at);
+                if let Some(uid) = self.cgroups.created(id, &path, at) {
+                    self.pod_lives_again(&uid, at);
+                }
                 self.retry_soon(now);
             }
-            Observation::CgroupRemoved { id, at } => self.cgroups.removed(id, at),
+            Observation::CgroupRemoved { id, at } => {
+                if let Some((uid, at)) = self.cgroups.removed(id, at) {
+                    self.pod_ended(&uid, at);
+                }
+            }
             Observation::Listening { netns, address, port, listening, .. } => {
                 let key = (netns, port, (!address.is_unspecified()).then_some(address));
                 if !listening {

@@ -62,6 +62,121 @@ fn a_flow_before_pod_ip_reuse_keeps_the_old_owner() {
     assert_eq!(opened, [6, 1, 1, 1]);
 }
 
+fn cgroup_gone(lab: &mut Lab, id: u64, at: i64) {
+    lab.observer.observe(Observation::CgroupRemoved { id: CgroupId(id), at: t(at) }, t(at));
+}
+
+/// `old` had the address; its cgroup 2 is gone at 20, `new` has the address and cgroup 3 since 22, and the API server knows nothing of it.
+fn recycled_behind_the_api_servers_back() -> Lab {
+    let mut lab = Lab::new(
+        "node-a",
+        &[
+            web(0, "node-a", "10.244.1.2"),
+            api(0, "node-a", "10.244.1.3"),
+            pod("shop", "old", 0, "node-a", "10.244.1.9", &[]),
+        ],
+    );
+    lab.pod_cgroup(1, "web", 0);
+    lab.pod_cgroup(4, "api", 0);
+    lab.pod_cgroup(2, "old", 0);
+    lab.at(10).flow(tcp_client(1, "10.244.1.2", "10.244.1.9", 80, t(10)));
+    cgroup_gone(lab.at(20), 2, 20);
+    lab.at(22).pod_cgroup(3, "new", 0);
+    lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.9", 81, t(23)));
+    lab.flow(tcp_server(4, "10.244.1.3", "10.244.1.9", 8080, t(23)));
+    lab
+}
+
+#[test]
+fn an_address_is_nobodys_once_its_pods_last_cgroup_is_gone_until_its_new_owner_is_known() {
+    let mut lab = recycled_behind_the_api_servers_back();
+    assert_eq!(lab.observer.take_reassigned_addresses(), [ip("10.244.1.9")]);
+    assert_eq!(lab.edges(), ["web -> old TCP/80"], "the others wait");
+    // What the API server repeats of the old one changes nothing, however late it is.
+    lab.at(26).apply(&pod("shop", "old", 0, "node-a", "10.244.1.9", &[]));
+    assert_eq!(lab.edges(), ["web -> old TCP/80"]);
+    lab.at(28).apply(&pod("shop", "new", 0, "node-a", "10.244.1.9", &[]));
+    lab.delete_pod("shop", "old-5d9c-0");
+    let expected = ["new -> api TCP/8080", "web -> new TCP/81", "web -> old TCP/80"];
+    assert_eq!(lab.edges(), expected);
+    // Between the two it was nobody's, though the new owner's first word may come long after its first traffic.
+    lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.9", 82, t(21)));
+    lab.at(60);
+    assert_eq!(lab.edges(), expected);
+    assert_eq!(lab.unresolved("pod_range_no_owner"), 1);
+}
+
+#[test]
+fn a_flow_to_an_address_whose_new_owner_never_becomes_known_is_counted() {
+    let mut lab = recycled_behind_the_api_servers_back();
+    lab.at(60);
+    assert_eq!(lab.edges(), ["web -> old TCP/80"]);
+    assert_eq!(lab.unresolved("pod_range_no_owner"), 2);
+    // A record of the new owner itself settles it, before the word of its address.
+    let mut lab = recycled_behind_the_api_servers_back();
+    lab.at(24).apply(&pod("shop", "new", 0, "node-a", "", &[]));
+    lab.flow(tcp_server(3, "10.244.1.9", "10.244.1.2", 81, t(23)));
+    lab.at(25);
+    assert_eq!(lab.edges(), ["new -> api TCP/8080", "web -> new TCP/81", "web -> old TCP/80"]);
+}
+
+#[test]
+fn a_record_of_another_pod_with_the_address_ends_its_old_owners_time_though_that_ones_cgroup_is_still_there() {
+    let mut lab =
+        Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), pod("shop", "old", 0, "node-a", "10.244.1.9", &[])]);
+    lab.pod_cgroup(1, "web", 0);
+    lab.pod_cgroup(2, "old", 0);
+    lab.at(20).pod_cgroup(3, "new", 0);
+    // The API server has not told of the new pod at all.
+    lab.flow(tcp_server(3, "10.244.1.9", "10.244.1.2", 80, t(22)));
+    lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.9", 80, t(22)));
+    lab.at(24).apply(&pod("shop", "old", 0, "node-a", "10.244.1.9", &[]));
+    assert_eq!(lab.edges(), [] as [&str; 0]);
+    lab.at(26).apply(&pod("shop", "new", 0, "node-a", "10.244.1.9", &[]));
+    lab.apply(&pod("shop", "old", 0, "node-a", "10.244.1.9", &[]));
+    lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.9", 81, t(40)));
+    assert_eq!(lab.edges(), ["web -> new TCP/80", "web -> new TCP/81"]);
+}
+
+#[test]
+fn a_restarted_container_and_a_cgroup_that_comes_again_leave_a_pod_its_address() {
+    let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3")]);
+    lab.pod_cgroup(1, "web", 0);
+    let pod_level = common::cgroup_path("api", 0).replace("/0123456789abcdef", "");
+    lab.cgroup(2, &pod_level);
+    lab.pod_cgroup(3, "api", 0);
+    cgroup_gone(lab.at(20), 3, 20);
+    lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.3", 80, t(21)));
+    lab.at(22).pod_cgroup(4, "api", 0);
+    lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.3", 81, t(23)));
+    assert_eq!(lab.edges(), ["web -> api TCP/80", "web -> api TCP/81"]);
+    // All of them gone, and there again.
+    cgroup_gone(lab.at(30), 4, 30);
+    cgroup_gone(&mut lab, 2, 30);
+    lab.at(32).cgroup(5, &pod_level);
+    lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.3", 82, t(33)));
+    assert_eq!(lab.edges().len(), 3);
+    // What is folded after the end shows the address up to the end only.
+    cgroup_gone(lab.at(40), 5, 40);
+    let mut folded = tcp_server(5, "10.244.1.3", "10.244.1.2", 80, t(39));
+    (folded.first_open, folded.last_open, folded.counts.opened) = (None, None, 0);
+    lab.at(50).flow(folded);
+    lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.3", 83, t(45)));
+    assert_eq!(lab.edges().len(), 3, "{:?}", lab.edges());
+}
+
+#[test]
+fn the_end_of_a_host_network_pod_leaves_the_node_its_address() {
+    let exporter =
+        pod("shop", "agent", 0, "node-a", "192.0.2.11", &[]).replace("nodeName:", "hostNetwork: true\n  nodeName:");
+    let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), exporter]);
+    lab.pod_cgroup(1, "web", 0);
+    lab.pod_cgroup(2, "agent", 0);
+    cgroup_gone(lab.at(20), 2, 20);
+    lab.flow(tcp_client(1, "10.244.1.2", "192.0.2.11", 9100, t(21)));
+    assert_eq!(lab.edges(), ["web -> node/node-a TCP/9100"]);
+}
+
 #[test]
 fn an_owner_between_two_proven_ones_is_counted_and_never_invented() {
     let mut lab =

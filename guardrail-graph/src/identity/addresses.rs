@@ -2,7 +2,7 @@
 //!
 //! Two kinds of evidence. The API server tells of changes late, and in no particular order: its word is a tenure from one arrival time to
 //! another, good to within a guard. A socket of a known cgroup that holds the address is proof for that instant, and overrides the arrival
-//! times. Where two owners remain possible, the answer is "ambiguous", not the likelier of them.
+//! times; so is the end of a pod's last cgroup, after which it has no address. Where two owners remain possible, the answer is "ambiguous", not the likelier of them.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -11,6 +11,9 @@ use std::{
 };
 
 use crate::time::Timestamp;
+
+/// Ends are exclusive: a proof at an instant needs an end just after it.
+const TICK: Duration = Duration::from_nanos(1);
 
 /// A time during which an owner had an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,53 @@ pub struct Tenure<O> {
     pub to: Timestamp,
     /// First and last instant at which a record of ours showed it.
     pub proven: Option<(Timestamp, Timestamp)>,
+    /// The owner did not exist before; [`Timestamp::MIN`]: not known.
+    pub born: Timestamp,
+    /// How sure the end is.
+    pub end: End,
+}
+
+impl<O> Tenure<O> {
+    /// A tenure of which only the API server's word is known.
+    #[must_use]
+    pub fn told(owner: O, from: Timestamp, to: Timestamp) -> Self {
+        Self { owner, from, to, proven: None, born: Timestamp::MIN, end: End::Told }
+    }
+
+    fn last_proof(&self) -> Timestamp {
+        self.proven.map_or(Timestamp::MIN, |(_, last)| last)
+    }
+
+    fn add_proof(&mut self, at: Timestamp) {
+        self.proven = Some(self.proven.map_or((at, at), |(a, b)| (a.min(at), b.max(at))));
+        self.born = self.born.min(at);
+        self.from = self.from.min(at);
+    }
+
+    /// Whether it may have begun by `at`, if its start is `doubt` wide.
+    fn begun(&self, at: Timestamp, doubt: Duration) -> bool {
+        self.from.before(doubt).max(self.born) <= at
+    }
+
+    /// Whether it may still last at `at`.
+    fn lasts(&self, at: Timestamp, guard: Duration) -> bool {
+        match self.end {
+            _ if self.to == Timestamp::MAX => true,
+            End::Proven => at < self.to,
+            End::Told | End::Overruled => at <= self.to.after(guard),
+        }
+    }
+}
+
+/// What a tenure's end rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It lasts, or ended by the API server's word: exact to within the guard.
+    Told,
+    /// A record of another owner ended it. The API server may still repeat what was true before; that does not bring it back.
+    Overruled,
+    /// The owner was gone, to the instant. Nothing that the API server repeats brings it back.
+    Proven,
 }
 
 /// What the index says of an address at an instant.
@@ -58,57 +108,141 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     /// The API server says that `owner` has the address, as of `from` (or since ever, if nobody else is known to have had it).
     pub fn claim(&mut self, address: IpAddr, owner: O, from: Timestamp) {
         let tenures = self.tenures.entry(address).or_default();
-        if tenures.iter().any(|t| t.owner == owner && t.to == Timestamp::MAX) {
+        let last = tenures.iter().rfind(|t| t.owner == owner);
+        if last.is_some_and(|t| t.to == Timestamp::MAX || t.end != End::Told) {
             return;
         }
         let others = tenures.iter().any(|t| t.owner != owner);
         let mut from =
             if others && from == Timestamp::MIN { tenures.iter().map(|t| t.from).max().unwrap_or(from) } else { from };
         for tenure in tenures.iter_mut().filter(|t| t.to == Timestamp::MAX) {
-            tenure.to = from.max(tenure.proven.map_or(Timestamp::MIN, |p| p.1));
+            tenure.to = from.max(tenure.last_proof());
             from = from.max(tenure.from);
         }
         if others {
             self.reassigned.insert(address);
         }
-        tenures.push(Tenure { owner, from, to: Timestamp::MAX, proven: None });
+        tenures.push(Tenure::told(owner, from, Timestamp::MAX));
         tenures.sort_by_key(|t| t.from);
     }
 
     /// The API server says that `owner` no longer has the address.
     pub fn release(&mut self, address: IpAddr, owner: O, at: Timestamp) {
         for tenure in self.tenures.get_mut(&address).into_iter().flatten() {
-            if tenure.owner == owner && tenure.to == Timestamp::MAX {
-                tenure.to = at.max(tenure.proven.map_or(Timestamp::MIN, |p| p.1));
+            if tenure.owner == owner {
+                if tenure.to == Timestamp::MAX {
+                    tenure.to = at.max(tenure.last_proof());
+                }
+                // From here on its word counts again.
+                if tenure.end == End::Overruled {
+                    tenure.end = End::Told;
+                }
             }
         }
     }
 
-    /// A record shows that `owner` had the address at `at`.
-    pub fn prove(&mut self, address: IpAddr, owner: O, at: Timestamp) {
+    /// It is proven that `owner` had the address no longer than until `at`: it is gone, or somebody else was seen with it.
+    pub fn end(&mut self, address: IpAddr, owner: O, at: Timestamp) {
+        for tenure in self.tenures.get_mut(&address).into_iter().flatten() {
+            if tenure.owner == owner && at < tenure.to {
+                tenure.to = at.max(tenure.proven.map_or(Timestamp::MIN, |(_, p)| p.after(TICK)));
+                tenure.from = tenure.from.min(tenure.to);
+                tenure.end = End::Proven;
+                self.reassigned.insert(address);
+            } else if tenure.owner == owner && tenure.end == End::Overruled {
+                tenure.end = End::Proven;
+            }
+        }
+    }
+
+    /// The first word of `owner` comes after its proven end: it had the address some time between `born` and `to`.
+    pub fn past(&mut self, address: IpAddr, owner: O, born: Timestamp, to: Timestamp) {
+        let tenures = self.tenures.entry(address).or_default();
+        if tenures.iter().any(|t| t.owner == owner) {
+            self.end(address, owner, to);
+            return;
+        }
+        let mut others = false;
+        for earlier in tenures.iter_mut().filter(|t| t.from <= born && born < t.to) {
+            earlier.to = born.max(earlier.proven.map_or(Timestamp::MIN, |(_, p)| p.after(TICK)));
+            others = true;
+        }
+        if others {
+            self.reassigned.insert(address);
+        }
+        tenures.push(Tenure { born, end: End::Proven, ..Tenure::told(owner, born, to) });
+        tenures.sort_by_key(|t| t.from);
+    }
+
+    /// `owner`, whose end was proven, exists again: what the API server says of it counts from `at` on.
+    pub fn revive(&mut self, address: IpAddr, owner: O, at: Timestamp) {
+        let Some(tenures) = self.tenures.get_mut(&address) else { return };
+        let held = tenures.iter().any(|t| t.owner != owner && at < t.to);
+        let Some(last) = tenures.iter_mut().rfind(|t| t.owner == owner).filter(|t| t.end == End::Proven) else {
+            return;
+        };
+        if held {
+            last.end = End::Overruled;
+        } else {
+            tenures.push(Tenure { born: at, ..Tenure::told(owner, at, Timestamp::MAX) });
+            tenures.sort_by_key(|t| t.from);
+        }
+    }
+
+    /// `owner` did not exist before `at`, unless a record shows that it did. What no record shows of the time since then may be its own.
+    pub fn born(&mut self, address: IpAddr, owner: O, at: Timestamp) {
+        let Some(tenures) = self.tenures.get_mut(&address) else { return };
+        for i in 0..tenures.len() {
+            if tenures[i].owner != owner || tenures[i].born != Timestamp::MIN {
+                continue;
+            }
+            tenures[i].born = tenures[i].proven.map_or(at, |(first, _)| at.min(first));
+            if tenures[i].proven.is_some_and(|(first, _)| first == tenures[i].from) {
+                let others = tenures.iter().filter(|t| t.owner != owner && t.from < tenures[i].from);
+                let free = others.map(|t| if t.end == End::Proven { t.to } else { t.last_proof() }).max();
+                tenures[i].from = tenures[i].from.min(tenures[i].born.max(free.unwrap_or(Timestamp::MIN)));
+            }
+        }
+        tenures.sort_by_key(|t| t.from);
+    }
+
+    /// A record shows that `owner` had the address at `at`. Returns whether nothing was known of that before.
+    pub fn prove(&mut self, address: IpAddr, owner: O, at: Timestamp) -> bool {
         let tenures = self.tenures.entry(address).or_default();
         // The common case: one owner, and it is this one.
         if let [only] = &mut tenures[..]
             && only.owner == owner
         {
-            only.from = only.from.min(at);
-            only.to = if only.to < at { at.after(Duration::from_nanos(1)) } else { only.to };
-            only.proven = Some(only.proven.map_or((at, at), |(a, b)| (a.min(at), b.max(at))));
-            return;
+            only.add_proof(at);
+            if only.to <= at {
+                // The end was no end: nobody else has been seen since.
+                only.to = if only.end == End::Told { at.after(TICK) } else { Timestamp::MAX };
+                only.end = End::Told;
+            }
+            return false;
         }
         let others = tenures.iter().any(|t| t.owner != owner);
         // Of several tenures of this owner the one that is nearest in time.
+        let mut new = false;
         let distance = |t: &Tenure<O>| if at < t.from { t.from.since(at) } else { at.since(t.to) };
         match tenures.iter_mut().filter(|t| t.owner == owner).min_by_key(|t| distance(t)) {
+            Some(own) if own.to <= at && own.end != End::Told => {
+                // It has the address again after somebody else had it.
+                own.end = End::Told;
+                let next = tenures.iter().filter(|t| t.owner != owner && at < t.from).map(|t| t.from).min();
+                let to = next.unwrap_or(Timestamp::MAX);
+                tenures.push(Tenure { proven: Some((at, at)), born: at, ..Tenure::told(owner, at, to) });
+                self.reassigned.insert(address);
+            }
             Some(own) => {
-                own.proven = Some(own.proven.map_or((at, at), |(a, b)| (a.min(at), b.max(at))));
-                own.from = own.from.min(at);
-                if own.to < at {
-                    own.to = at.after(Duration::from_nanos(1));
+                own.add_proof(at);
+                if own.to <= at {
+                    own.to = at.after(TICK);
                 }
             }
             None => {
-                tenures.push(Tenure { owner, from: at, to: Timestamp::MAX, proven: Some((at, at)) });
+                new = true;
+                tenures.push(Tenure { proven: Some((at, at)), ..Tenure::told(owner, at, Timestamp::MAX) });
                 if others {
                     self.reassigned.insert(address);
                 }
@@ -116,9 +250,13 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         }
         // Whoever had it before had it no longer than to this instant, but no shorter than its own proof.
         for other in tenures.iter_mut().filter(|t| t.owner != owner && t.from <= at && at < t.to) {
-            other.to = at.max(other.proven.map_or(Timestamp::MIN, |p| p.1));
+            other.to = at.max(other.last_proof());
+            if other.end == End::Told {
+                other.end = End::Overruled;
+            }
         }
         tenures.sort_by_key(|t| t.from);
+        new
     }
 
     /// Who had the address at `at`.
@@ -126,17 +264,14 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     pub fn lookup(&self, address: IpAddr, at: Timestamp) -> Lookup<O> {
         let Some(tenures) = self.tenures.get(&address) else { return Lookup::Unknown };
         if let [only] = &tenures[..] {
-            let there = only.from.before(self.guard.max(self.lead)) <= at
-                && (only.to == Timestamp::MAX || at <= only.to.after(self.guard));
+            let there = only.from.before(self.guard.max(self.lead)) <= at && only.lasts(at, self.guard);
             return if there { Lookup::Owner(only.owner) } else { Lookup::Vacant };
         }
         if let Some(proven) = tenures.iter().rev().find(|t| t.proven.is_some_and(|(a, b)| a <= at && at <= b)) {
             return Lookup::Owner(proven.owner);
         }
-        let mut possible: Vec<&Tenure<O>> = tenures
-            .iter()
-            .filter(|t| t.from.before(self.guard) <= at && (t.to == Timestamp::MAX || at <= t.to.after(self.guard)))
-            .collect();
+        let mut possible: Vec<&Tenure<O>> =
+            tenures.iter().filter(|t| t.begun(at, self.guard) && t.lasts(at, self.guard)).collect();
         // A proof settles who came before and who after it.
         if possible.len() > 1 {
             let all = possible.clone();
@@ -162,7 +297,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         }
         // The first word of an owner comes after its first traffic, and nobody else is possible.
         match tenures.iter().find(|t| at < t.from) {
-            Some(next) if next.from.before(self.lead) <= at => Lookup::Owner(next.owner),
+            Some(next) if next.begun(at, self.lead) => Lookup::Owner(next.owner),
             _ => Lookup::Vacant,
         }
     }
@@ -279,6 +414,46 @@ mod tests {
         index.claim(A, 'a', t(100));
         assert_eq!(index.lookup(A, t(70)), Lookup::Owner('a'));
         assert_eq!(index.lookup(A, t(10)), Lookup::Vacant);
+    }
+
+    #[test]
+    fn a_proven_end_is_exact_and_the_api_repeating_itself_does_not_undo_it() {
+        let mut index = index();
+        index.claim(A, 'a', Timestamp::MIN);
+        index.end(A, 'a', t(100));
+        assert_eq!(index.take_reassigned(), [A]);
+        index.claim(A, 'a', t(102));
+        assert_eq!((index.lookup(A, t(99)), index.lookup(A, t(100))), (Lookup::Owner('a'), Lookup::Vacant));
+        index.claim(A, 'c', t(140));
+        index.born(A, 'c', t(120));
+        assert_eq!(index.lookup(A, t(119)), Lookup::Vacant, "whoever came later was not there yet");
+        assert_eq!((index.lookup(A, t(99)), index.lookup(A, t(120))), (Lookup::Owner('a'), Lookup::Owner('c')));
+    }
+
+    #[test]
+    fn an_owner_that_a_record_overruled_comes_back_by_a_record_or_by_a_new_word_only() {
+        let mut index = index();
+        index.claim(A, 'a', Timestamp::MIN);
+        index.prove(A, 'b', t(50));
+        index.claim(A, 'a', t(80));
+        assert_eq!(index.lookup(A, t(90)), Lookup::Owner('b'));
+        index.prove(A, 'a', t(100));
+        assert_eq!((index.lookup(A, t(50)), index.lookup(A, t(120))), (Lookup::Owner('b'), Lookup::Owner('a')));
+        let mut index = self::index();
+        index.claim(A, 'a', Timestamp::MIN);
+        index.prove(A, 'b', t(50));
+        index.release(A, 'a', t(60));
+        index.claim(A, 'a', t(80));
+        assert_eq!(index.lookup(A, t(90)), Lookup::Owner('a'), "released and given again");
+    }
+
+    #[test]
+    fn an_owner_that_exists_again_has_its_address_unless_it_passed_on() {
+        let mut index = index();
+        index.claim(A, 'a', Timestamp::MIN);
+        index.end(A, 'a', t(100));
+        index.revive(A, 'a', t(130));
+        assert_eq!((index.lookup(A, t(110)), index.lookup(A, t(140))), (Lookup::Vacant, Lookup::Owner('a')));
     }
 
     #[test]

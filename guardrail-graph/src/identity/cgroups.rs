@@ -24,14 +24,43 @@ struct Life {
     resident: Resident,
 }
 
+/// The life of a pod on this node, over all its cgroups: its own, and one for each container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PodLife {
+    /// Its first cgroup was there (at latest).
+    pub(crate) from: Timestamp,
+    /// Its last cgroup was removed; [`Timestamp::MAX`]: one is there still.
+    pub(crate) to: Timestamp,
+    cgroups: usize,
+    last_removed: Timestamp,
+}
+
 /// All known lives.
 #[derive(Debug, Default)]
 pub(crate) struct Cgroups {
     lives: HashMap<CgroupId, Vec<Life>>,
+    pods: HashMap<Arc<str>, PodLife>,
+}
+
+/// A cgroup of a pod is no more. Returns the pod and when it ended, if it was the last one.
+fn pod_cgroup_ended(
+    pods: &mut HashMap<Arc<str>, PodLife>,
+    resident: &Resident,
+    at: Timestamp,
+) -> Option<(Arc<str>, Timestamp)> {
+    let Resident::Pod(uid) = resident else { return None };
+    let life = pods.get_mut(uid)?;
+    life.cgroups = life.cgroups.saturating_sub(1);
+    life.last_removed = life.last_removed.max(at);
+    (life.cgroups == 0).then(|| {
+        life.to = life.last_removed;
+        (Arc::clone(uid), life.to)
+    })
 }
 
 impl Cgroups {
-    pub(crate) fn created(&mut self, id: CgroupId, path: &str, at: Timestamp) {
+    /// A cgroup is there. Returns its pod if that one had ended before, and so lives again.
+    pub(crate) fn created(&mut self, id: CgroupId, path: &str, at: Timestamp) -> Option<Arc<str>> {
         let resident = match cgroup::parse(path) {
             CgroupOwner::Pod { uid, .. } => Resident::Pod(uid.into()),
             CgroupOwner::Host => Resident::Host { root: path.is_empty() || path == "/" },
@@ -41,18 +70,50 @@ impl Cgroups {
             // The directory walk and the ring both tell of it.
             if last.resident == resident {
                 last.from = last.from.min(at);
-                return;
+                if let Resident::Pod(uid) = &resident
+                    && let Some(life) = self.pods.get_mut(uid)
+                {
+                    life.from = life.from.min(at);
+                }
+                return None;
             }
+            // Its end was missed, and so was when: no pod ends by it.
             last.to = at.max(last.from);
+            let _ = pod_cgroup_ended(&mut self.pods, &last.resident, last.to);
+        }
+        let mut again = None;
+        if let Resident::Pod(uid) = &resident {
+            let new = PodLife { from: at, to: Timestamp::MAX, cgroups: 0, last_removed: Timestamp::MIN };
+            let life = self.pods.entry(Arc::clone(uid)).or_insert(new);
+            life.cgroups += 1;
+            life.from = life.from.min(at);
+            if life.to != Timestamp::MAX {
+                life.to = Timestamp::MAX;
+                again = Some(Arc::clone(uid));
+            }
         }
         lives.push(Life { from: at, to: Timestamp::MAX, resident });
         lives.sort_by_key(|l| l.from);
+        again
     }
 
-    pub(crate) fn removed(&mut self, id: CgroupId, at: Timestamp) {
-        if let Some(last) = self.lives.get_mut(&id).and_then(|l| l.last_mut()) {
-            last.to = last.to.min(at.max(last.from));
-        }
+    /// A cgroup was removed. Returns its pod and the time, if it was the pod's last one.
+    pub(crate) fn removed(&mut self, id: CgroupId, at: Timestamp) -> Option<(Arc<str>, Timestamp)> {
+        let last = self.lives.get_mut(&id)?.last_mut()?;
+        let lived = last.to == Timestamp::MAX;
+        last.to = last.to.min(at.max(last.from));
+        if lived { pod_cgroup_ended(&mut self.pods, &last.resident, last.to) } else { None }
+    }
+
+    /// The life of the pod with this uid (or config hash) on this node.
+    pub(crate) fn pod(&self, uid: &str) -> Option<&PodLife> {
+        self.pods.get(uid)
+    }
+
+    /// When the life ended in which the cgroup was at `at`; [`Timestamp::MAX`] if it lasts or is not known.
+    pub(crate) fn end(&self, id: CgroupId, at: Timestamp) -> Timestamp {
+        let life = self.lives.get(&id).and_then(|l| l.iter().rev().find(|l| l.from <= at));
+        life.map_or(Timestamp::MAX, |l| l.to)
     }
 
     /// Who was in it at `at`. Before the first life that one counts (its beginning is "at latest"), after an end the life that ended.
@@ -64,6 +125,7 @@ impl Cgroups {
     /// Forgets lives that ended before `before`, and the oldest ended ones above `max`.
     pub(crate) fn expire(&mut self, before: Timestamp, max: usize) {
         let mut ended: Vec<Timestamp> = Vec::new();
+        self.pods.retain(|_, life| life.to >= before);
         self.lives.retain(|_, lives| {
             lives.retain(|l| l.to >= before);
             !lives.is_empty()
@@ -76,6 +138,7 @@ impl Cgroups {
                     lives.retain(|l| l.to > cut);
                     !lives.is_empty()
                 });
+                self.pods.retain(|_, life| life.to > cut);
             }
         }
     }
@@ -107,6 +170,27 @@ mod tests {
         let (a, b) = (Some(Resident::Pod("aaaaaaaa-1".into())), Some(Resident::Pod("bbbbbbbb-1".into())));
         assert_eq!((at(5), at(15), at(25), at(30), at(99)), (a.clone(), a.clone(), a, b.clone(), b));
         assert_eq!(cgroups.at(CgroupId(8), t(1)), None);
+    }
+
+    #[test]
+    fn a_pod_ends_with_its_last_cgroup_and_not_with_a_container() {
+        let mut cgroups = Cgroups::default();
+        let pod = || Some(("aaaaaaaa-1".into(), t(40)));
+        cgroups.created(CgroupId(1), "/kubepods/podaaaaaaaa-1", t(10));
+        cgroups.created(CgroupId(2), &path("aaaaaaaa-1"), t(11));
+        cgroups.created(CgroupId(2), &path("aaaaaaaa-1"), t(12));
+        assert_eq!(cgroups.removed(CgroupId(2), t(20)), None);
+        assert_eq!(cgroups.created(CgroupId(3), &path("aaaaaaaa-1"), t(21)), None);
+        assert_eq!(cgroups.removed(CgroupId(3), t(40)), None);
+        assert_eq!(cgroups.removed(CgroupId(3), t(41)), None, "told twice");
+        assert_eq!(
+            cgroups.removed(CgroupId(1), t(39)),
+            pod(),
+            "the latest removal ends it, in whatever order they come"
+        );
+        assert_eq!(cgroups.pod("aaaaaaaa-1").map(|l| (l.from, l.to)), Some((t(10), t(40))));
+        assert_eq!(cgroups.created(CgroupId(4), &path("aaaaaaaa-1"), t(50)), Some("aaaaaaaa-1".into()));
+        assert_eq!(cgroups.pod("aaaaaaaa-1").map(|l| l.to), Some(Timestamp::MAX));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The two ends of a flow: who is behind the local cgroup, who behind the remote address, at the time of the event (DESIGN §4).
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     AddressOwner, Observer, UnresolvedReason,
@@ -122,6 +122,13 @@ impl Observer {
                         _ => self.pod_local(id, record, 0, last),
                     }
                 }
+                // Another pod, not known yet, has the address by now.
+                None if self.is_older(pod_at_address.map(|(id, _)| id), uid) => {
+                    if let (Lookup::Owner(old), Some(life)) = (&owner, self.cgroups.pod(uid)) {
+                        self.addresses.end(address, *old, life.from.min(at));
+                    }
+                    if last { Found::No(UnresolvedReason::PodUnknown) } else { Found::Wait }
+                }
                 None if !last => Found::Wait,
                 None => self.by_address(pod_at_address, &owner),
             },
@@ -154,10 +161,23 @@ impl Observer {
                 _ => None,
             };
             if let Some(owner) = owner {
-                self.addresses.prove(address, owner, at);
+                // Counts that are folded after the cgroup's end show the address up to that end.
+                let at = at.min(self.cgroups.end(cgroup, at).before(Duration::from_nanos(1)));
+                if self.addresses.prove(address, owner, at)
+                    && let AddressOwner::Pod(id) = owner
+                    && let Some(life) = self.pod_life(id)
+                {
+                    self.addresses.born(address, owner, life.from);
+                }
             }
         }
         found
+    }
+
+    /// Whether a pod was there, in cgroups of its own, before the pod with this uid.
+    fn is_older(&self, pod: Option<PodId>, uid: &str) -> bool {
+        let old = pod.and_then(|id| self.pod_life(id));
+        matches!((old, self.cgroups.pod(uid)), (Some(old), Some(new)) if old.from < new.from)
     }
 
     fn by_address(&self, pod: Option<(PodId, &PodRecord)>, owner: &Lookup<AddressOwner>) -> Found<Local> {

@@ -111,7 +111,7 @@ impl Observer {
                 None => AddressOwner::Node(peer),
             };
             // That it was proven is stored, when is not: the tenure counts as the API server's word from here on.
-            self.addresses.restore(entry.address, Tenure { owner, from, to, proven: None });
+            self.addresses.restore(entry.address, Tenure::told(owner, from, to));
         }
         for flow in &body.service_flows {
             let client = self.peers.id(flow.client.clone());

@@ -2,9 +2,16 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
-use super::{AddressOwner, Observer, pods::AddressChanges, table::Gain};
+use super::{
+    AddressOwner, Observer,
+    pods::{AddressChanges, PodId},
+    table::Gain,
+};
 use crate::{
-    identity::addresses::{Lookup, Tenure},
+    identity::{
+        addresses::{Lookup, Tenure},
+        cgroups::PodLife,
+    },
     inventory::{Change, Kind, Object, ObjectKey, Pod, Service},
     peer::{Peer, Protocol},
     snapshot::Side,
@@ -148,17 +155,51 @@ impl Observer {
         for address in &change.released {
             self.addresses.release(*address, owner, now);
         }
+        // What our own cgroups show of the pod's life bounds what the API server says of its addresses.
+        let life = self.pod_life(change.id);
         for address in &change.claimed {
-            self.addresses.claim(*address, owner, since);
+            match life {
+                Some(life) if life.to != Timestamp::MAX => self.addresses.past(*address, owner, life.from, life.to),
+                _ => self.addresses.claim(*address, owner, since),
+            }
+            if let Some(life) = life {
+                self.addresses.born(*address, owner, life.from);
+            }
+        }
+    }
+
+    /// The life of a pod on this node, as its cgroups show it.
+    pub(super) fn pod_life(&self, id: PodId) -> Option<PodLife> {
+        let pod = &self.pods.get(id)?.pod;
+        std::iter::once(&pod.uid).chain(&pod.config_hash).find_map(|uid| self.cgroups.pod(uid)).copied()
+    }
+
+    /// A pod's last cgroup on this node is gone: from then on its addresses are not its own, whatever the API server still says.
+    pub(super) fn pod_ended(&mut self, uid: &str, at: Timestamp) {
+        let Some((id, record)) = self.pods.by_uid(uid) else { return };
+        for address in &record.pod.addresses {
+            self.addresses.end(*address, AddressOwner::Pod(id), at);
+        }
+    }
+
+    /// A pod whose cgroups were gone has one again.
+    pub(super) fn pod_lives_again(&mut self, uid: &str, at: Timestamp) {
+        let Some((id, record)) = self.pods.by_uid(uid) else { return };
+        if record.deleted.is_none() && !record.pod.finished && !record.pod.host_network {
+            for address in &record.pod.addresses {
+                self.addresses.revive(*address, AddressOwner::Pod(id), at);
+            }
         }
     }
 
     /// A pod of a second may be over before the API server tells of it: it had its address until now.
-    fn finished_pod(&mut self, pod: &Pod, id: super::pods::PodId, now: Timestamp) {
+    fn finished_pod(&mut self, pod: &Pod, id: PodId, now: Timestamp) {
+        let life = self.pod_life(id).filter(|l| l.to != Timestamp::MAX);
         for address in &pod.addresses {
-            if matches!(self.addresses.lookup(*address, now), Lookup::Unknown) {
-                let tenure =
-                    Tenure { owner: AddressOwner::Pod(id), from: now.before(FINISHED_LEAD), to: now, proven: None };
+            if let Some(life) = life {
+                self.addresses.past(*address, AddressOwner::Pod(id), life.from, life.to);
+            } else if matches!(self.addresses.lookup(*address, now), Lookup::Unknown) {
+                let tenure = Tenure::told(AddressOwner::Pod(id), now.before(FINISHED_LEAD), now);
                 self.addresses.restore(*address, tenure);
             }
         }
