@@ -12,7 +12,7 @@ use guardrail_common::{
 };
 
 use crate::{
-    maps::{CGROUP_LOSSES, COUNTERS, FLOW_RING, FLOWS, KEYS_INSERTED, KEYS_REMOVED, add, count},
+    maps::{CGROUP_LOSSES, COUNTERS, FLOW_RING, FLOWS, KEYS_INSERTED, KEYS_REMOVED, ZERO, add, count},
     offsets as o,
 };
 
@@ -25,12 +25,25 @@ pub(crate) fn find(key: &FlowKey) -> Option<*mut FlowValue> {
     FLOWS.get_ptr_mut(key)
 }
 
-/// Counts one open on a known entry. The clock is read once a tick: a read costs more than all the rest.
+/// Counts one open. The clock is read once a tick: a read costs more than all the rest.
 ///
 /// # Safety
 /// `value` comes from FLOWS in this run.
 #[inline(always)]
 pub(crate) unsafe fn open(value: *mut FlowValue) {
+    // SAFETY: the caller's.
+    unsafe {
+        stamp(value);
+        add(&raw mut (*value).opened, 1);
+    }
+}
+
+/// Notes the time of an open.
+///
+/// # Safety
+/// `value` comes from FLOWS in this run.
+#[inline(always)]
+pub(crate) unsafe fn stamp(value: *mut FlowValue) {
     // SAFETY: the caller's; the plain stores race only with others of the same tick.
     unsafe {
         let jiffies = bpf_jiffies64();
@@ -43,82 +56,54 @@ pub(crate) unsafe fn open(value: *mut FlowValue) {
                 (*value).first_open = now;
             }
         }
-        add(&raw mut (*value).opened, 1);
     }
 }
 
-/// Makes the entry of a new key with this first value and says so on the ring. Over the budget, or if the map is nearly full, the coarse key instead.
-/// If another CPU was first, or the coarse key is there already: adds to what is there.
+/// Makes the entry of a new key, all zero, and says so on the ring; the caller counts on it. Over the budget, or if the map is nearly full, the entry of the
+/// coarse key instead. Null: FLOWS has no room, and the loss is counted.
+///
+/// The first value comes from a map, not from here: with it the stacks of the functions on the way would be too large for kernels that round each up. A reader that
+/// is quick enough to see the zeros finds the rest at its next look.
 #[cold]
 #[inline(never)]
-pub(crate) fn insert(key: &FlowKey, value: &FlowValue) -> i32 {
+pub(crate) fn make(key: &FlowKey) -> *mut FlowValue {
     let cgroup = Tally { inserted: tally(&KEYS_INSERTED, key.cgroup_id), removed: tally(&KEYS_REMOVED, key.cgroup_id) };
     let map = Tally { inserted: counter(counter::KEYS_INSERTED), removed: counter(counter::KEYS_REMOVED) };
-    if !must_be_coarse(cgroup, o::KEYS_PER_CGROUP.load(), map, o::FLOW_ENTRIES.load()) && put(key, value) {
-        return 0;
+    if !must_be_coarse(cgroup, o::KEYS_PER_CGROUP.load(), map, o::FLOW_ENTRIES.load()) {
+        let value = put(key);
+        if !value.is_null() {
+            return value;
+        }
     }
     let coarse = key.coarse();
-    if !put(&coarse, value) {
+    let value = put(&coarse);
+    if value.is_null() {
         lose(key.cgroup_id, LossKind::MapFull, counter::MAP_FULL);
     } else if key.role != FlowRole::Server as u8 {
         // For a server "many peers" is the whole truth; a client's rules need the addresses.
         lose(key.cgroup_id, LossKind::CoarseClient, counter::COARSE_CLIENT);
     }
-    0
+    value
 }
 
-/// Puts this very key in, or adds to it. False: FLOWS has no room.
+/// The entry of this very key, made if need be. Null: FLOWS has no room.
 #[inline(always)]
-fn put(key: &FlowKey, value: &FlowValue) -> bool {
+fn put(key: &FlowKey) -> *mut FlowValue {
     if let Some(there) = find(key) {
-        // SAFETY: from FLOWS, in this run.
-        unsafe { merge(there, value) };
-        return true;
+        return there;
     }
-    match FLOWS.insert(key, value, u64::from(BPF_NOEXIST)) {
+    let Some(zero) = ZERO.get_ptr(0) else { return core::ptr::null_mut() };
+    // SAFETY: a value of an array map lives as long as the program runs, and nobody writes this one.
+    match FLOWS.insert(key, unsafe { &*zero }, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             inserted(key.cgroup_id);
             hint(key);
-            true
         }
-        Err(EEXIST) => {
-            if let Some(there) = find(key) {
-                // SAFETY: from FLOWS, in this run.
-                unsafe { merge(there, value) };
-            }
-            true
-        }
-        Err(_) => false,
+        // Another CPU was first.
+        Err(EEXIST) => {}
+        Err(_) => return core::ptr::null_mut(),
     }
-}
-
-/// Adds a first value to an entry that is there already.
-///
-/// # Safety
-/// `there` comes from FLOWS in this run.
-#[inline(always)]
-unsafe fn merge(there: *mut FlowValue, value: &FlowValue) {
-    // SAFETY: the caller's.
-    unsafe {
-        add(&raw mut (*there).opened, value.opened);
-        add(&raw mut (*there).found, value.found);
-        add(&raw mut (*there).refused, value.refused);
-        add(&raw mut (*there).unanswered, value.unanswered);
-        add(&raw mut (*there).unreachable, value.unreachable);
-        add(&raw mut (*there).closed, value.closed);
-        add(&raw mut (*there).bytes_sent, value.bytes_sent);
-        add(&raw mut (*there).bytes_received, value.bytes_received);
-        if value.last_open != 0 {
-            if (*there).first_open == 0 {
-                (*there).first_open = value.first_open;
-            }
-            (*there).jiffies = value.jiffies;
-            (*there).last_open = value.last_open;
-        }
-        if value.last_failed != 0 {
-            (*there).last_failed = value.last_failed;
-        }
-    }
+    find(key).unwrap_or(core::ptr::null_mut())
 }
 
 /// Tells user space that a key is new. A full ring is only counted: the sweep finds the entry.

@@ -42,6 +42,9 @@ pub(crate) static KEYS_REMOVED: LruHashMap<u64, u64> = LruHashMap::with_max_entr
 /// Room to build a [`CgroupRecord`], which does not fit the stack.
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<CgroupRecord> = PerCpuArray::with_max_entries(1, 0);
+/// A value of zeros, the first of every entry of FLOWS. Nobody writes it.
+#[map]
+pub(crate) static ZERO: Array<FlowValue> = Array::with_max_entries(1, 0);
 /// What is known of a UDP socket beyond its own state.
 #[btf_map]
 pub(crate) static UDP_SOCKETS: SkStorage<UdpSocket> = SkStorage::new();

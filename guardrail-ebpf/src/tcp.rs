@@ -6,10 +6,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{
-        bpf_ktime_get_boot_ns,
-        generated::{bpf_jiffies64, bpf_skc_to_tcp_sock},
-    },
+    helpers::{bpf_ktime_get_boot_ns, generated::bpf_skc_to_tcp_sock},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
@@ -144,12 +141,15 @@ fn open_new(ctx: *mut c_void, key: &FlowKey) -> i32 {
         return 0;
     }
     info!(&ctx, "new TCP flow of cgroup {}: port {}, role {}", key.cgroup_id, key.server_port, key.role);
-    // SAFETY: helpers without arguments.
-    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
-    flows::insert(
-        key,
-        &FlowValue { netns: netns(sk), jiffies, first_open: now, last_open: now, opened: 1, ..FlowValue::default() },
-    )
+    let value = flows::make(key);
+    if !value.is_null() {
+        // SAFETY: from FLOWS, in this run.
+        unsafe {
+            (*value).netns = netns(sk);
+            flows::open(value);
+        }
+    }
+    0
 }
 
 #[inline(always)]
@@ -160,29 +160,29 @@ fn try_failed(ctx: &BtfTracePointContext) -> Option<()> {
     key.server_port = remote_port(sk);
     let error: i32 = sk.read(o::SK_ERR.load());
     debug!(ctx, "attempt to port {} failed: {}", key.server_port, error);
-    // SAFETY: a helper without arguments.
-    let mut value = FlowValue { last_failed: unsafe { bpf_ktime_get_boot_ns() }, ..FlowValue::default() };
-    match error {
-        ECONNREFUSED => value.refused = 1,
-        // Given up by the application, or by us (tcp_abort): nobody had answered.
-        0 | ETIMEDOUT | ECONNRESET | ECONNABORTED => value.unanswered = 1,
-        _ => value.unreachable = 1,
-    }
-    if let Some(there) = flows::find(&key) {
-        // SAFETY: from FLOWS, in this run.
-        unsafe {
-            add(&raw mut (*there).refused, value.refused);
-            add(&raw mut (*there).unanswered, value.unanswered);
-            add(&raw mut (*there).unreachable, value.unreachable);
-            (*there).last_failed = value.last_failed;
+    let value = match flows::find(&key) {
+        Some(value) => value,
+        None if is_foreign(sk) => return None,
+        None => {
+            let value = flows::make(&key);
+            if value.is_null() {
+                return None;
+            }
+            // SAFETY: from FLOWS, in this run.
+            unsafe { (*value).netns = netns(sk) };
+            value
         }
-        return Some(());
+    };
+    // SAFETY: from FLOWS, in this run; a helper without arguments.
+    unsafe {
+        match error {
+            ECONNREFUSED => add(&raw mut (*value).refused, 1),
+            // Given up by the application, or by us (tcp_abort): nobody had answered.
+            0 | ETIMEDOUT | ECONNRESET | ECONNABORTED => add(&raw mut (*value).unanswered, 1),
+            _ => add(&raw mut (*value).unreachable, 1),
+        }
+        (*value).last_failed = bpf_ktime_get_boot_ns();
     }
-    if is_foreign(sk) {
-        return None;
-    }
-    value.netns = netns(sk);
-    flows::insert(&key, &value);
     Some(())
 }
 
@@ -289,22 +289,17 @@ fn closed_late(ctx: *mut c_void, key: &mut FlowKey, end: &End) -> i32 {
         FlowRole::Undecided => (remote_port, local_port),
     };
     debug!(&ctx, "a connection of cgroup {} is seen at its end only: role {}", key.cgroup_id, key.role);
-    // SAFETY: helpers without arguments.
-    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
-    flows::insert(
-        key,
-        &FlowValue {
-            netns: netns(sk),
-            jiffies,
-            first_open: now,
-            last_open: now,
-            found: 1,
-            closed: 1,
-            bytes_sent: sent,
-            bytes_received: received,
-            ..FlowValue::default()
-        },
-    )
+    let value = flows::make(key);
+    if !value.is_null() {
+        // SAFETY: from FLOWS, in this run.
+        unsafe {
+            (*value).netns = netns(sk);
+            flows::stamp(value);
+            add(&raw mut (*value).found, 1);
+            close(value, sent, received);
+        }
+    }
+    0
 }
 
 /// # Safety

@@ -9,7 +9,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::{
         bpf_ktime_get_boot_ns, bpf_probe_read_kernel,
-        generated::{bpf_get_current_task, bpf_jiffies64, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_skb_load_bytes},
+        generated::{bpf_get_current_task, bpf_sk_storage_get, bpf_skb_cgroup_id, bpf_skb_load_bytes},
     },
     macros::cgroup_skb,
     programs::SkBuffContext,
@@ -337,7 +337,25 @@ fn begin(skb: *mut __sk_buff, key: &FlowKey, flags: u32, bytes_sent: u32, bytes_
         &SkBuffContext::new(skb),
         "new UDP flow of cgroup {}: port {}, role {}", key.cgroup_id, key.server_port, key.role
     );
-    flows::insert(key, &first(flags, bytes_sent, bytes_received))
+    let value = flows::make(key);
+    if value.is_null() {
+        return 0;
+    }
+    // SAFETY: from FLOWS, in this run.
+    unsafe {
+        if flags & UDP_BIND_SEEN != 0 {
+            (*value).flags = FLAG_BIND_SEEN;
+        }
+        flows::open(value);
+        // Never an addition of a constant zero: it would become an atomic or, which 5.10 has not.
+        if bytes_sent != 0 {
+            sent(value, bytes_sent);
+        }
+        if bytes_received != 0 {
+            received(value, bytes_received);
+        }
+    }
+    0
 }
 
 /// Whether a served socket over its budget sends this as a reply. 1: it does, or so it is taken, and counted. 0: there is no coarse entry.
@@ -377,23 +395,6 @@ fn hear(socket: *mut UdpSocket, remote: &Address, port: u16) -> bool {
         let was = slot.read() == tag;
         slot.write(tag);
         was
-    }
-}
-
-/// A first value with one open.
-#[inline(always)]
-fn first(flags: u32, bytes_sent: u32, bytes_received: u32) -> FlowValue {
-    // SAFETY: helpers without arguments.
-    let (jiffies, now) = unsafe { (bpf_jiffies64(), bpf_ktime_get_boot_ns()) };
-    FlowValue {
-        flags: if flags & UDP_BIND_SEEN != 0 { FLAG_BIND_SEEN } else { 0 },
-        jiffies,
-        first_open: now,
-        last_open: now,
-        opened: 1,
-        bytes_sent: u64::from(bytes_sent),
-        bytes_received: u64::from(bytes_received),
-        ..FlowValue::default()
     }
 }
 
