@@ -271,6 +271,8 @@ impl<'a> Pairs<'a> {
             .collect();
         let covered_ingress: BTreeSet<&WorkloadRef> = self.isolated(&workloads, Direction::Ingress);
         let covered_egress: BTreeSet<&WorkloadRef> = self.isolated(&workloads, Direction::Egress);
+        // By position: the innermost loop asks millions of times.
+        let egress_closed: Vec<bool> = workloads.iter().map(|(w, ..)| covered_egress.contains(w)).collect();
         let egress_ports: BTreeMap<&WorkloadRef, BTreeSet<(Protocol, u16)>> =
             workloads.iter().map(|(w, ends, _)| (*w, self.rule_ports(ends, Direction::Egress))).collect();
         let mut excess = Excess::new();
@@ -301,10 +303,9 @@ impl<'a> Pairs<'a> {
                 // Few of many clients come into question; those are judged in full.
                 let admissions: Vec<_> =
                     server_ends.iter().map(|end| self.evaluator.admission(end, protocol, port)).collect();
-                for (client, client_ends, _) in &workloads {
+                for ((client, client_ends, _), &client_is_closed) in workloads.iter().zip(&egress_closed) {
                     proof.pairs_judged += 1;
                     let in_question = client_ends.iter().any(|end| admissions.iter().any(|a| a.may_admit(end)));
-                    let client_is_closed = covered_egress.contains(client);
                     let pair = Pair { client, server, client_is_closed, server_is_closed: true };
                     if in_question
                         && self.passes(client_ends, server_ends, protocol, port)
