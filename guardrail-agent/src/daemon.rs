@@ -42,6 +42,8 @@ use crate::{
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
 /// Edges of a snapshot whose memory is worth giving back to the system.
 const LARGE: usize = 500;
+/// Ticks after such a snapshot on which free memory goes back.
+const TRIMS: u8 = 4;
 /// How often waits are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -129,7 +131,7 @@ struct Daemon {
     series: EdgeSeries,
     stats: DaemonStats,
     writes: JoinSet<Written>,
-    trim_due: bool,
+    trims_due: u8,
 }
 
 type Lists = watch::Receiver<BTreeMap<kube::Resource, ListState>>;
@@ -318,7 +320,7 @@ impl Daemon {
             series: EdgeSeries::new(config.metrics_max_edges),
             stats: DaemonStats { complete: true, ..DaemonStats::default() },
             writes: JoinSet::new(),
-            trim_due: false,
+            trims_due: 0,
             config,
             observer,
             kernel,
@@ -470,7 +472,9 @@ impl Daemon {
                 }
             }
         }
-        self.trim_due |= snapshot.body.edges.len() > LARGE;
+        if snapshot.body.edges.len() > LARGE {
+            self.trims_due = TRIMS;
+        }
     }
 
     /// Pods are told apart by their node's name: under a wrong one every local pod is somebody else's.
@@ -484,8 +488,9 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.observer.tick(now());
-        // Not at once: the answer is still on its way out.
-        if std::mem::take(&mut self.trim_due) {
+        // Not at once, and more than once: the answer is still on its way out, as long as its reader takes.
+        if self.trims_due > 0 {
+            self.trims_due -= 1;
             memory::trim();
         }
     }
@@ -546,7 +551,7 @@ impl Daemon {
     }
 
     fn written(&mut self, written: Option<Written>) {
-        self.trim_due = true;
+        self.trims_due = TRIMS;
         let seconds = now().as_unix_ns() as f64 / 1e9;
         match written {
             Some(Written::State(Ok(()))) => self.stats.state_last_success_seconds = seconds,

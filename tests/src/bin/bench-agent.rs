@@ -129,18 +129,10 @@ fn rss_mib(pid: u32) -> Result<f64> {
     status_mib(pid, "VmRSS:")
 }
 
-/// Resident memory once it no longer changes: an answer is built, sent, and its memory given back within a second or two.
+/// Resident memory some seconds later: an answer is built, sent, and its memory given back at the agent's next ticks.
 fn settled_rss_mib(pid: u32) -> Result<f64> {
-    let mut last = rss_mib(pid)?;
-    for _ in 0..10 {
-        std::thread::sleep(Duration::from_millis(1_500));
-        let now = rss_mib(pid)?;
-        if (now - last).abs() < 0.2 {
-            return Ok(now);
-        }
-        last = now;
-    }
-    Ok(last)
+    std::thread::sleep(Duration::from_secs(6));
+    rss_mib(pid)
 }
 
 fn status_mib(pid: u32, field: &str) -> Result<f64> {
