@@ -22,11 +22,9 @@ use aya::{
     programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr},
     sys::{Stats, enable_stats},
 };
-use guardrail_agent::kernel::{Kernel, KernelConfig, find_cgroup2_root};
+use guardrail_agent::kernel::{Kernel, KernelConfig, OBJECT, find_cgroup2_root};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guardrail"));
 
 /// Samples of a round, with the programs attached once.
 const SAMPLES: usize = 6;

@@ -48,7 +48,7 @@ mod reader;
 mod sys;
 
 use self::reader::{Command, Maps, Out, Reader, State};
-pub use self::{cgroup::find_cgroup2_root, error::KernelError};
+pub use self::{cgroup::find_cgroup2_root, error::KernelError, load::OBJECT};
 
 /// How much the programs write through aya-log. A load-time constant: what is off is removed by the verifier and costs nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -15,12 +15,12 @@ use aya::{
 
 use super::{KernelConfig, KernelError, btf, offsets};
 
-/// The programs' object file.
+/// The programs' object file. Empty in a build without them (`AYA_BUILD_SKIP=1`).
 #[cfg(not(guardrail_no_programs))]
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guardrail"));
-/// This build has none.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guardrail"));
+/// The programs' object file: this build has none.
 #[cfg(guardrail_no_programs)]
-static OBJECT: &[u8] = &[];
+pub static OBJECT: &[u8] = &[];
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug)]
