@@ -1,0 +1,222 @@
+//! Start of the agent: everything that can refuse, then everything that leaves a trace.
+
+use std::{io, sync::Arc};
+
+use guardrail_graph::{Observer, ObserverConfig, inventory::Change};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::{JoinSet, spawn_blocking},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Daemon, StartError, now};
+use crate::{
+    auth::{self, Guard, tls::Tls},
+    config::{AuthMode, Config, InventorySource, Switch},
+    files,
+    http::{self, Readiness},
+    inventory::InventoryFile,
+    kernel::{Kernel, KernelConfig, find_cgroup2_root},
+    kube::{self, Api, Source, Status},
+    metrics::{DaemonStats, EdgeSeries},
+    serve,
+    state::StateFile,
+};
+
+/// Where changes of the inventory come from.
+enum Feed {
+    File(InventoryFile),
+    Kube(Arc<Api>),
+}
+
+impl Feed {
+    /// Starts the task that follows it.
+    fn start(
+        self,
+        config: &Config,
+        node: &str,
+        tasks: &mut JoinSet<&'static str>,
+        stop: &CancellationToken,
+    ) -> (mpsc::Receiver<Vec<Change>>, Option<Arc<Status>>) {
+        match self {
+            Self::File(file) => {
+                let (change, changes) = mpsc::channel(1);
+                tasks.spawn(async move {
+                    file.follow(change).await;
+                    "the inventory reader"
+                });
+                (changes, None)
+            }
+            Self::Kube(api) => {
+                let (change, changes) = mpsc::channel(16);
+                let status = Arc::new(Status::default());
+                let options = kube::Options { scope: config.inventory_scope, ..kube::Options::new(node) };
+                let following = kube::follow(api, options, change, Arc::clone(&status), stop.clone());
+                tasks.spawn(async move {
+                    following.await;
+                    "the inventory reader"
+                });
+                (changes, Some(status))
+            }
+        }
+    }
+}
+
+fn api_source(config: &Config) -> Source {
+    config.kubeconfig.clone().map_or(Source::Inferred, Source::Kubeconfig)
+}
+
+/// Who may read, and with which certificate.
+async fn access(
+    config: &Config,
+    source: &Feed,
+    node: &str,
+) -> Result<(Option<Arc<Guard>>, Option<Arc<Tls>>), StartError> {
+    let tls = match (&config.tls_cert, &config.tls_key) {
+        (Some(cert), Some(key)) => Some(Tls::from_files(cert.clone(), key.clone())?),
+        _ if config.auth == AuthMode::Kube && !config.auth_insecure => {
+            Some(Tls::self_signed(vec![node.to_owned(), "guardrail-agent".to_owned(), "localhost".to_owned()])?)
+        }
+        _ => None,
+    };
+    let guard = match config.auth {
+        AuthMode::None => None,
+        AuthMode::Kube => {
+            let api = match source {
+                Feed::Kube(api) => Arc::clone(api),
+                Feed::File(_) => Arc::new(Api::new(api_source(config)).await?),
+            };
+            Some(Arc::new(Guard::new(api, config.auth_audience.clone(), auth::Limits::default())))
+        }
+    };
+    Ok((guard, tls.map(Arc::new)))
+}
+
+impl Daemon {
+    /// Everything that can refuse comes before everything that leaves a trace.
+    pub(super) async fn start(config: Config) -> Result<Self, StartError> {
+        let node = match &config.node {
+            Some(node) if !node.is_empty() => node.clone(),
+            _ => host_name().ok_or(StartError::NodeName)?,
+        };
+        let (mut inventory, source) = match config.inventory.clone().ok_or(StartError::NoInventory)? {
+            InventorySource::File(file) => {
+                let (file, inventory) = InventoryFile::open(file)?;
+                (inventory, Feed::File(file))
+            }
+            InventorySource::Kube => (Vec::new(), Feed::Kube(Arc::new(Api::new(api_source(&config)).await?))),
+        };
+        let (guard, tls) = access(&config, &source, &node).await?;
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let local = match config.local_listen {
+            Some(address) => {
+                Some(TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?)
+            }
+            None => None,
+        };
+        if let Some(dir) = &config.export_dir {
+            files::require_writable_dir(dir).map_err(StartError::ExportDir)?;
+        }
+        let state = match &config.state_dir {
+            Some(dir) => Some(StateFile::open(dir).map_err(StartError::StateDir)?),
+            None => None,
+        };
+
+        let cgroup_root = match &config.cgroup_root {
+            Some(dir) => dir.clone(),
+            None => find_cgroup2_root()?,
+        };
+        let kernel_config = KernelConfig {
+            udp: config.udp == Switch::On,
+            ring_bytes: config.ring_bytes,
+            flow_entries: config.flow_entries,
+            new_keys_per_cgroup: config.new_keys_per_cgroup,
+            bpf_log_level: config.bpf_log_level,
+            ..KernelConfig::new(cgroup_root)
+        };
+        let started = now();
+        let (kernel, observations) = spawn_blocking(move || Kernel::start(kernel_config))
+            .await
+            .map_err(|e| StartError::Runtime(io::Error::other(e)))??;
+
+        let observer_config = ObserverConfig::new(node, instance_id(), started);
+        let mut observer = match &state {
+            Some(state) => state.restore(observer_config),
+            None => Observer::new(observer_config),
+        };
+        for change in inventory.drain(..) {
+            observer.apply(change, started);
+        }
+
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let readiness = watch::Sender::new(Readiness {
+            hooks: true,
+            sockets: true,
+            inventory: matches!(source, Feed::File(_)),
+            pending_lists: Vec::new(),
+            given_up: kernel.warnings().to_vec(),
+        });
+        for warning in kernel.warnings() {
+            tracing::warn!("{warning}");
+        }
+        let (query, queries) = mpsc::channel(16);
+        let limits = serve::Limits::default();
+        if let Some(listener) = local {
+            let open = http::router(query.clone(), readiness.subscribe(), None);
+            let serving = serve::serve(listener, None, open, limits, stop.clone());
+            tasks.spawn(async move {
+                drop(serving.await);
+                "the local HTTP server"
+            });
+        }
+        let guarded = http::router(query, readiness.subscribe(), guard);
+        let serving = serve::serve(listener, tls, guarded, limits, stop.clone());
+        tasks.spawn(async move {
+            if let Err(e) = serving.await {
+                tracing::error!("the HTTP server failed: {e}");
+            }
+            "the HTTP server"
+        });
+        let (changes, kube) = source.start(&config, &observer.config().node, &mut tasks, &stop);
+        tracing::info!(
+            node = observer.config().node,
+            listen = %config.listen,
+            udp = ?config.udp,
+            "observing"
+        );
+        Ok(Self {
+            series: EdgeSeries::new(config.metrics_max_edges),
+            stats: DaemonStats { complete: true, ..DaemonStats::default() },
+            writes: JoinSet::new(),
+            trims_due: 0,
+            config,
+            observer,
+            kernel,
+            observations,
+            changes,
+            lists: kube.as_ref().map(|status| status.subscribe()),
+            kube,
+            queries,
+            readiness,
+            tasks,
+            stop,
+            state,
+        })
+    }
+}
+
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// Random, so that counts of two states of one node are never taken for one.
+fn instance_id() -> String {
+    use std::hash::{BuildHasher as _, RandomState};
+    format!("{:016x}", RandomState::new().hash_one(now().as_unix_ns()))
+}
