@@ -15,3 +15,41 @@ pub mod memory;
 pub mod metrics;
 pub mod serve;
 pub mod state;
+
+use std::{ffi::OsString, io::IsTerminal as _, process::ExitCode};
+
+use clap::Parser as _;
+
+use crate::{
+    config::Config,
+    daemon::{RunError, StartError},
+};
+
+/// Runs `guardrail-agent` with these arguments, the program's name first, until it is asked to stop. Call it before any thread starts.
+///
+/// Exit codes: 0 fine, 2 it could not start, 1 a part of it ended by itself.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    memory::use_one_arena();
+    let config = Config::parse_from(args);
+    match init_log(&config.log).map_err(RunError::Start).and_then(|()| daemon::run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(RunError::Start(e)) => {
+            eprintln!("guardrail-agent: {e}");
+            ExitCode::from(2)
+        }
+        Err(e) => {
+            eprintln!("guardrail-agent: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn init_log(filter: &str) -> Result<(), StartError> {
+    let filter = tracing_subscriber::EnvFilter::builder().parse(filter).map_err(|e| StartError::Log(e.to_string()))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
+}

@@ -1,28 +1,7 @@
-//! The `guardrail` command: files and URLs in, tables and YAML out.
-//!
-//! Exit codes (stable): 0 fine, 1 findings, 2 could not answer. Answers go to stdout, everything else to stderr.
-
-mod check;
-mod cli;
-mod completions;
-mod coverage;
-mod exit;
-mod explain;
-mod export;
-mod graph;
-mod input;
-mod lint;
-mod merge;
-mod output;
-mod policies;
+//! The `guardrail` command: see the library.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    match cli::Cli::try_parse() {
-        Ok(cli) => cli::run(cli),
-        Err(error) => exit::usage(&error),
-    }
+    guardrail_cli::run(std::env::args_os())
 }

@@ -1,6 +1,7 @@
 //! guardrail's list of commands: `cargo xtask <command>`.
 
 mod fuzz;
+mod image;
 mod run;
 mod setup;
 mod verify;
@@ -34,6 +35,8 @@ enum Command {
         /// Only the tests whose name contains this.
         filter: Option<String>,
     },
+    /// Build the container image (static, one file for agent and command) into target/image, and manifests that name it.
+    Image(image::Options),
     /// Run the kernel tests on Debian's kernels, booted under emulation; says what it fetches.
     VmTest {
         /// Which kernel.
@@ -78,6 +81,7 @@ fn main() -> Result<()> {
             run::interactive(run::target_dir()?.join("debug/guardrail-demo"), ["--seconds", &seconds.to_string()])
         }
         Command::Test { filter } => verify::run(filter.as_deref()),
+        Command::Image(options) => image::run(&options),
         Command::VmTest { kernel, filter } => vm::run(kernel, filter.as_deref()),
         Command::Fuzz { seconds } => fuzz::run(seconds),
         Command::Bench { what } => {

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::run;
+use crate::{image, run};
 
 /// The nightly that compiles the kernel programs. Its own LLVM is the one that `BPF_LINKER` links against, so both move together.
 pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
@@ -27,6 +27,12 @@ const VM_PACKAGES: [Package; 3] = [
     ("debian-archive-keyring", "vm-test checks the kernels that it fetches", None),
 ];
 
+/// What `image` needs besides.
+const IMAGE_PACKAGES: [Package; 2] = [
+    ("musl-tools", "compiles the C and assembly of ring for the static binary", Some("musl-gcc")),
+    ("buildah", "packs the image, without a daemon", Some("buildah")),
+];
+
 /// Installs what is missing.
 pub(crate) fn run() -> Result<()> {
     toolchain()?;
@@ -38,6 +44,18 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn vm() -> Result<()> {
     run()?;
     packages(&VM_PACKAGES)
+}
+
+/// Installs what is missing, what `image` needs included.
+pub(crate) fn image() -> Result<()> {
+    run()?;
+    let target = image::TARGET;
+    let installed = run::output("rustup", &["target", "list", "--installed"]);
+    if !installed.is_some_and(|targets| targets.lines().any(|t| t == target)) {
+        eprintln!("setup: installing the standard library for {target} (the image's static binary)");
+        run::program("rustup", ["target", "add", target])?;
+    }
+    packages(&IMAGE_PACKAGES)
 }
 
 fn toolchain() -> Result<()> {

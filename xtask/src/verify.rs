@@ -12,7 +12,18 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let start = Instant::now();
     if filter.is_none() {
         step("format", || run::cargo(["fmt", "--all", "--check"]))?;
-        step("lints", || run::cargo(["clippy", "--quiet", "--all-targets", "--", "--deny", "warnings"]))?;
+        step("lints", || {
+            run::cargo([
+                "clippy",
+                "--quiet",
+                "--all-targets",
+                "--features",
+                "guardrail-cli/multicall",
+                "--",
+                "--deny",
+                "warnings",
+            ])
+        })?;
     }
     step("binaries", run::build_binaries)?;
     step("tests", || {

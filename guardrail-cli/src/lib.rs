@@ -1,0 +1,29 @@
+//! The `guardrail` command: files and URLs in, tables and YAML out.
+//!
+//! Exit codes (stable): 0 fine, 1 findings, 2 could not answer. Answers go to stdout, everything else to stderr.
+
+mod check;
+mod cli;
+mod completions;
+mod coverage;
+mod exit;
+mod explain;
+mod export;
+mod graph;
+mod input;
+mod lint;
+mod merge;
+mod output;
+mod policies;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::Parser;
+
+/// Runs `guardrail` with these arguments, the program's name first.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match cli::Cli::try_parse_from(args) {
+        Ok(cli) => cli::run(cli),
+        Err(error) => exit::usage(&error),
+    }
+}
