@@ -278,7 +278,7 @@ fn one_round(net: &Net, work: Work, udp: bool, empty: bool) -> Result<(f64, f64)
     let mut config = KernelConfig::new(find_cgroup2_root()?);
     config.udp = udp;
     config.sweep_interval = Duration::from_millis(20);
-    let (kernel, mut observations) = Kernel::start(config)?;
+    let (kernel, mut observations) = Kernel::start(config, None)?;
     let drain = thread::spawn(move || while observations.blocking_recv().is_some() {});
     let result = measure(net, work, &|| fresh(&kernel));
     let _ = kernel.shutdown();

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{kernel::BpfLogLevel, kube::Scope};
 
@@ -11,7 +11,12 @@ use crate::{kernel::BpfLogLevel, kube::Scope};
 /// It enforces nothing. Exit codes: 0 fine, 2 it could not start (one sentence says why).
 #[derive(Clone, Debug, Parser)]
 #[command(name = "guardrail-agent", version, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Config {
+    /// Something else than observing.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// The cluster's objects: `kube` watches the API server (the default inside a cluster); else a file as `kubectl get … -A -o yaml` (or
     /// json) prints it, read again when it changes.
     #[arg(
@@ -79,6 +84,11 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
+    /// Keep maps and programs below this directory of a BPF file system (as /sys/fs/bpf/guardrail): the kernel counts on while no agent is there, and the next one
+    /// goes on without a gap. Needs --state-dir. `guardrail-agent unpin` removes them.
+    #[arg(long, env = "GUARDRAIL_PIN", value_name = "DIR", requires = "state_dir")]
+    pub pin: Option<PathBuf>,
+
     /// Observe UDP (and DNS answers, for the names of external peers). Off leaves out the only programs that run per packet.
     #[arg(long, env = "GUARDRAIL_UDP", value_enum, default_value_t = Switch::On)]
     pub udp: Switch,
@@ -116,6 +126,17 @@ pub struct Config {
     /// Stop after this many seconds, as if asked by SIGTERM.
     #[arg(long, env = "GUARDRAIL_DURATION", value_name = "SECONDS")]
     pub duration: Option<Seconds>,
+}
+
+/// What the agent does instead of observing.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Detach and remove what agents with --pin left in the kernel. Refuses while one runs.
+    Unpin {
+        /// The directory that --pin named.
+        #[arg(env = "GUARDRAIL_PIN", default_value = "/sys/fs/bpf/guardrail")]
+        dir: PathBuf,
+    },
 }
 
 /// Where the cluster's objects come from.
@@ -212,6 +233,17 @@ mod tests {
         assert_eq!(inventory(&["a", "--in-cluster", "10.96.0.1"]).unwrap(), kube);
         let file = Some(InventorySource::File("f.yaml".into()));
         assert_eq!(inventory(&["a", "--in-cluster", "10.96.0.1", "--inventory", "f.yaml"]).unwrap(), file);
+    }
+
+    #[test]
+    fn pins_need_a_state_and_unpin_needs_nothing() {
+        let parse = |args: &[&str]| Config::try_parse_from(args);
+        assert!(parse(&["a", "--inventory", "f.yaml", "--pin", "/sys/fs/bpf/g"]).is_err());
+        let pin = parse(&["a", "--inventory", "f.yaml", "--pin", "/sys/fs/bpf/g", "--state-dir", "s"]).unwrap().pin;
+        assert_eq!(pin, Some("/sys/fs/bpf/g".into()));
+        let unpin = |dir: &str| Some(Command::Unpin { dir: dir.into() });
+        assert_eq!(parse(&["a", "unpin"]).unwrap().command, unpin("/sys/fs/bpf/guardrail"));
+        assert_eq!(parse(&["a", "unpin", "/x"]).unwrap().command, unpin("/x"));
     }
 
     #[test]

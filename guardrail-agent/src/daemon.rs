@@ -28,11 +28,11 @@ use crate::{
     files::{self, FileError},
     http::{Query, Readiness},
     inventory::FileInventoryError,
-    kernel::{Kernel, KernelError},
+    kernel::{Batch, Checkpoint, Kernel, KernelError, Mark},
     kube::{self, ConnectError, ListState, Status},
     memory,
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
-    state::StateFile,
+    state::{Progress, StateFile},
 };
 
 /// How often the state is written while observing.
@@ -115,7 +115,7 @@ struct Daemon {
     config: Config,
     observer: Observer,
     kernel: Kernel,
-    observations: mpsc::Receiver<Vec<Observation>>,
+    batches: mpsc::Receiver<Batch>,
     changes: mpsc::Receiver<Vec<Change>>,
     /// How the watches of the API server are doing, with `--inventory kube`.
     kube: Option<Arc<Status>>,
@@ -145,7 +145,7 @@ async fn changed(lists: &mut Option<Lists>) {
 
 /// The outcome of a write in the background.
 enum Written {
-    State(Result<(), FileError>),
+    State(Result<Option<Mark>, FileError>),
     Export(Result<bool, FileError>),
 }
 
@@ -165,15 +165,17 @@ impl Daemon {
         }
         let failed = loop {
             tokio::select! {
-                batch = self.observations.recv() => match batch {
-                    Some(batch) => self.observe(batch),
+                batch = self.batches.recv() => match batch {
+                    Some(Batch::Observations(batch)) => self.observe(batch),
+                    Some(Batch::Checkpoint(checkpoint, mark)) => self.write_state(Some((*checkpoint, mark))),
                     None => break Some("the kernel reader"),
                 },
                 Some(changes) = self.changes.recv() => self.apply(changes),
                 () = changed(&mut self.lists) => self.update_readiness(),
                 Some(query) = self.queries.recv() => self.answer(query),
                 _ = tick.tick() => self.tick(),
-                _ = state_due.tick() => self.write_state(),
+                // With pins the state is written where the stream of observations says how far it is.
+                _ = state_due.tick() => if self.config.pin.is_some() { self.kernel.checkpoint() } else { self.write_state(None) },
                 _ = export_due.tick() => self.export(),
                 Some(written) = self.writes.join_next() => self.written(written.ok()),
                 Some(ended) = self.tasks.join_next() => break Some(ended.unwrap_or("a task")),
@@ -198,23 +200,29 @@ impl Daemon {
     async fn finish(mut self) -> Result<(), FileError> {
         self.readiness.send_modify(|ready| ready.hooks = false);
         let options = self.export_options();
-        let (kernel, mut observations, mut observer) = (self.kernel, self.observations, self.observer);
+        let (kernel, mut batches, mut observer) = (self.kernel, self.batches, self.observer);
         let kernel = spawn_blocking(move || kernel.shutdown());
-        while let Some(batch) = observations.recv().await {
+        let mut progress = None;
+        while let Some(batch) = batches.recv().await {
             let now = now();
-            for observation in batch {
-                observer.observe(observation, now);
+            match batch {
+                Batch::Observations(batch) => batch.into_iter().for_each(|o| observer.observe(o, now)),
+                Batch::Checkpoint(checkpoint, _) => {
+                    progress = Some(Progress { checkpoint: *checkpoint, waiting: observer.waiting() });
+                }
             }
         }
         let _ = kernel.await;
         let now = now();
-        // Flows that still wait for their pod are counted, not forgotten.
-        observer.flush(now);
+        if progress.is_none() {
+            // Flows that still wait for their pod are counted, not forgotten. With pins they wait for the next agent.
+            observer.flush(now);
+        }
         while self.writes.join_next().await.is_some() {}
         let snapshot = observer.snapshot(now);
         self.stop.cancel();
         let state = match &self.state {
-            Some(state) => state.write(&json(&snapshot)),
+            Some(state) => state.write(&json(&snapshot), now, progress.as_ref()),
             None => Ok(()),
         };
         let export = match &self.config.export_dir {
@@ -276,7 +284,7 @@ impl Daemon {
     }
 
     fn answer(&mut self, query: Query) {
-        let snapshot = self.snapshot();
+        let snapshot = self.snapshot(now());
         // A receiver that is gone asked and went away: nothing to do.
         match query {
             Query::Graph(reply) => drop(reply.send(json(&snapshot))),
@@ -309,8 +317,8 @@ impl Daemon {
         }
     }
 
-    fn snapshot(&mut self) -> Snapshot {
-        let snapshot = self.observer.snapshot(now());
+    fn snapshot(&mut self, now: Timestamp) -> Snapshot {
+        let snapshot = self.observer.snapshot(now);
         self.stats.complete = snapshot.body.coverage.complete;
         snapshot
     }
@@ -335,12 +343,17 @@ impl Daemon {
     }
 
     /// The writes are done elsewhere, one at a time: a slow disk must not stop the observer, nor pile up writes.
-    fn write_state(&mut self) {
+    fn write_state(&mut self, checkpoint: Option<(Checkpoint, Mark)>) {
         if let Some(state) = self.state.clone()
             && self.writes.is_empty()
         {
-            let snapshot = self.snapshot();
-            self.writes.spawn_blocking(move || Written::State(state.write(&json(&snapshot))));
+            let now = now();
+            let (checkpoint, mark) = checkpoint.unzip();
+            let progress = checkpoint.map(|checkpoint| Progress { checkpoint, waiting: self.observer.waiting() });
+            let snapshot = self.snapshot(now);
+            self.writes.spawn_blocking(move || {
+                Written::State(state.write(&json(&snapshot), now, progress.as_ref()).map(|()| mark))
+            });
         }
     }
 
@@ -357,7 +370,7 @@ impl Daemon {
         if let Some(dir) = self.config.export_dir.clone()
             && self.writes.is_empty()
         {
-            let snapshot = self.snapshot();
+            let snapshot = self.snapshot(now());
             let options = self.export_options();
             self.writes
                 .spawn_blocking(move || Written::Export(files::replace_set(&dir, &allow_lists(&snapshot, &options))));
@@ -368,7 +381,12 @@ impl Daemon {
         self.trims_due = TRIMS;
         let seconds = now().as_unix_ns() as f64 / 1e9;
         match written {
-            Some(Written::State(Ok(()))) => self.stats.state_last_success_seconds = seconds,
+            Some(Written::State(Ok(mark))) => {
+                self.stats.state_last_success_seconds = seconds;
+                if let Some(mark) = mark {
+                    self.kernel.stored(mark);
+                }
+            }
             Some(Written::State(Err(e))) => {
                 self.stats.state_failures += 1;
                 tracing::warn!("the state was not written, next try in {} s: {e}", STATE_INTERVAL.as_secs());

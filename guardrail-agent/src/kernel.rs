@@ -1,6 +1,6 @@
 //! The kernel side's user-space half: load and attach the programs, then turn maps and rings into [`Observation`]s.
 //!
-//! In: the running kernel. Out: batches of observations on a bounded channel, and [`KernelStats`]. One thread owns every map and ring.
+//! In: the running kernel. Out: [`Batch`]es of observations on a bounded channel, and [`KernelStats`]. One thread owns every map and ring.
 //! A slow receiver makes that thread wait, so rings fill (a counted *hint* loss); no edge is lost, because the sweep reads the FLOWS map.
 //!
 //! ```no_run
@@ -8,9 +8,9 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = KernelConfig::new(find_cgroup2_root()?);
 //! // Blocking: load, attach, walk the cgroups, list the sockets. When it returns, everything needed for readiness is done.
-//! let (kernel, mut observations) = Kernel::start(config)?;
+//! let (kernel, mut batches) = Kernel::start(config, None)?;
 //! for warning in kernel.warnings() { eprintln!("{warning}"); }
-//! let reader = std::thread::spawn(move || while let Some(batch) = observations.blocking_recv() { drop(batch); });
+//! let reader = std::thread::spawn(move || while let Some(batch) = batches.blocking_recv() { drop(batch); });
 //! // Blocking: the final sweep goes through the channel, so something must keep receiving until `None`.
 //! let last = kernel.shutdown();
 //! # drop((last, reader));
@@ -18,7 +18,7 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
@@ -37,18 +37,33 @@ use tokio::sync::mpsc;
 
 mod btf;
 mod cgroup;
+mod checkpoint;
 mod dns;
 mod error;
 mod fold;
 mod inventory;
+mod journal;
 mod load;
 mod offsets;
+mod pin;
 mod preflight;
 mod reader;
 mod sys;
 
-use self::reader::{Command, Maps, Out, Reader, State};
-pub use self::{cgroup::find_cgroup2_root, error::KernelError, load::OBJECT};
+pub use self::{
+    cgroup::find_cgroup2_root,
+    checkpoint::{Checkpoint, CheckpointError},
+    error::KernelError,
+    load::OBJECT,
+    pin::unpin,
+};
+use self::{
+    inventory::Inventory,
+    journal::Journal,
+    load::{MapSource, Programs},
+    pin::{Generation, Pins},
+    reader::{Begin, Command, FoundJournal, Maps, Out, Predecessor, Reader, State, carry},
+};
 
 /// How much the programs write through aya-log. A load-time constant: what is off is removed by the verifier and costs nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -165,7 +180,36 @@ pub struct KernelStats {
     pub sweeps: u64,
 }
 
-/// The loaded, attached and read kernel side. Dropping it without [`Kernel::shutdown`] detaches everything too, but what the final sweep finds may be lost.
+/// What comes out of the channel.
+#[derive(Debug)]
+pub enum Batch {
+    /// What was seen.
+    Observations(Vec<Observation>),
+    /// With pins, when asked ([`Kernel::checkpoint`]) and at the end: how far the observations before this one reach. Store it with the graph that they made, then
+    /// say so ([`Kernel::stored`]).
+    Checkpoint(Box<Checkpoint>, Mark),
+}
+
+/// An instant of the stream of observations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Last note of the journal before it.
+    journal: u64,
+    /// Entries taken out without a note before it.
+    unjournalled: u64,
+}
+
+/// Where the kernel's side lives on while no agent is there (`--pin`).
+#[derive(Clone, Debug)]
+pub struct Pinned {
+    /// A directory on a BPF file system, made if need be.
+    pub dir: PathBuf,
+    /// What the stored graph already holds; `None` if there is no such graph.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// The loaded, attached and read kernel side. Dropping it without [`Kernel::shutdown`] detaches everything too, but what the final sweep finds may be lost. With
+/// pins nothing is detached, and nothing lost.
 #[derive(Debug)]
 pub struct Kernel {
     stats: Arc<Mutex<KernelStats>>,
@@ -174,51 +218,54 @@ pub struct Kernel {
     wake: Arc<OwnedFd>,
     abandoned: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    is_seamless: bool,
+    /// Held until the thread has ended.
+    _pins: Option<Pins>,
+}
+
+/// Loaded or taken over, and what the thread begins with.
+struct Started {
+    maps: Maps,
+    programs: Programs,
+    begin: Begin,
+    journal: Option<Journal>,
+    generation: Option<u64>,
+    warnings: Vec<String>,
 }
 
 impl Kernel {
     /// Check, load, attach, walk the cgroup tree, list the open sockets, then start the reading thread. Blocking (tens of milliseconds).
     ///
     /// When it returns the hooks are attached and the socket inventory is done; the first batches in the channel are the existing cgroups, then
-    /// what the inventory found.
+    /// what the inventory found. With `pinned`, what an earlier agent left attached is taken over, and the first batches are what it counted since.
     ///
     /// # Errors
-    /// [`KernelError`], one sentence each: missing privilege, BTF, cgroup v2, kernel member, or a refusal of the kernel. Nothing stays attached.
-    pub fn start(config: KernelConfig) -> Result<(Self, mpsc::Receiver<Vec<Observation>>), KernelError> {
-        let KernelConfig {
-            cgroup_root,
-            udp: _,
-            ring_bytes: _,
-            flow_entries,
-            new_keys_per_cgroup: _,
-            bpf_log_level,
-            sweep_interval,
-            idle,
-            channel_batches,
-        } = config.clone();
+    /// [`KernelError`], one sentence each: missing privilege, BTF, cgroup v2, kernel member, or a refusal of the kernel. Nothing stays attached, but for what
+    /// was pinned before.
+    pub fn start(config: KernelConfig, pinned: Option<Pinned>) -> Result<(Self, mpsc::Receiver<Batch>), KernelError> {
         preflight::capabilities()?;
-        let root_cgroup = preflight::cgroup2(&cgroup_root)?;
-        let mut warnings = Vec::new();
-        let mut loaded = load::Loaded::load(&config, root_cgroup)?;
-        loaded.attach(&cgroup_root)?;
-        let inventory = match loaded.open_inventory() {
-            Ok(iterator) => inventory::read(iterator)
-                .map_err(|source| KernelError::System { what: "reading the socket iterator".to_owned(), source })?,
-            Err(error) => {
-                warnings.push(format!("connections older than the agent are seen only when they end: {error}"));
-                inventory::Inventory::default()
-            }
+        let root_cgroup = preflight::cgroup2(&config.cgroup_root)?;
+        let (pins, checkpoint) = match pinned {
+            Some(Pinned { dir, checkpoint }) => (Some(Pins::hold(&dir)?), checkpoint),
+            None => (None, None),
         };
+        let counted_in = checkpoint.as_ref().map(|checkpoint| checkpoint.generation);
+        let Started { maps, mut programs, begin, journal, generation, mut warnings } = match &pins {
+            Some(pins) => start_pinned(&config, root_cgroup, pins, checkpoint)?,
+            None => start_alone(&config, root_cgroup, None, &mut [])?,
+        };
+        let told_before = begin.taken_over.iter().filter_map(|(.., checkpoint)| checkpoint.as_ref());
+        let is_seamless = told_before
+            .chain(begin.older.iter().filter(|older| older.was_attached).filter_map(|older| older.checkpoint.as_ref()))
+            .any(|checkpoint| Some(checkpoint.generation) == counted_in);
         if preflight::in_host_pid_namespace() == Some(false) {
             warnings.push(
                 "connections older than the agent are seen only when they end, because it does not see the node's processes: set hostPID: true".to_owned(),
             );
         }
-        let maps = maps(&mut loaded)?;
-        let mut programs = loaded.into_programs();
-        let logger = match bpf_log_level {
-            BpfLogLevel::Off => None,
-            _ => match aya_log::EbpfLogger::init_with_logger(programs.ebpf_mut(), log::logger()) {
+        let logger = match (config.bpf_log_level, programs.ebpf_mut()) {
+            (BpfLogLevel::Off, _) | (_, None) => None,
+            (_, Some(ebpf)) => match aya_log::EbpfLogger::init_with_logger(ebpf, log::logger()) {
                 Ok(logger) => Some(logger),
                 Err(error) => {
                     warnings.push(format!("the programs' log cannot be read: {error}"));
@@ -230,7 +277,7 @@ impl Kernel {
             sys::eventfd()
                 .map_err(|source| KernelError::System { what: "making an event counter".to_owned(), source })?,
         );
-        let (channel, observations) = mpsc::channel(channel_batches.max(1));
+        let (channel, batches) = mpsc::channel(config.channel_batches.max(1));
         let (commands, received) = std::sync::mpsc::channel();
         let stats = Arc::new(Mutex::new(KernelStats::default()));
         let abandoned = Arc::new(AtomicBool::new(false));
@@ -238,21 +285,41 @@ impl Kernel {
             programs: Some(programs),
             logger,
             maps,
-            cgroup_root,
-            sweep_interval,
-            idle,
+            cgroup_root: config.cgroup_root,
+            sweep_interval: config.sweep_interval,
+            idle: config.idle,
             commands: received,
             wake: Arc::clone(&wake),
             out: Out { channel, batch: Vec::new(), abandoned: Arc::clone(&abandoned) },
-            state: State::new(flow_entries, Arc::clone(&stats)),
+            state: State::new(config.flow_entries, Arc::clone(&stats)),
+            journal,
+            generation,
         };
         let thread = std::thread::Builder::new()
             .name("kernel-reader".to_owned())
-            .spawn(move || reader.run(&inventory))
+            .spawn(move || reader.run(begin))
             .map_err(|source| KernelError::System { what: "starting the reading thread".to_owned(), source })?;
         // The kernel's type information was some tens of megabytes.
         crate::memory::trim();
-        Ok((Self { stats, warnings, commands, wake, abandoned, thread: Some(thread) }, observations))
+        let kernel =
+            Self { stats, warnings, commands, wake, abandoned, thread: Some(thread), is_seamless, _pins: pins };
+        Ok((kernel, batches))
+    }
+
+    /// Whether the hooks were attached all the time since the graph of the given checkpoint was stored: then its window has no gap.
+    #[must_use]
+    pub fn is_seamless(&self) -> bool {
+        self.is_seamless
+    }
+
+    /// With pins, asks for a [`Batch::Checkpoint`]. Returns at once.
+    pub fn checkpoint(&self) {
+        self.command(Command::Checkpoint);
+    }
+
+    /// A graph with everything up to this mark is stored, with its checkpoint. Returns at once.
+    pub fn stored(&self, mark: Mark) {
+        self.command(Command::Stored(mark));
     }
 
     /// What is not as it should be but did not stop the start (no hostPID, a kernel without an optional hook).
@@ -274,7 +341,7 @@ impl Kernel {
     }
 
     /// Detach, sweep once more, drain the rings, send what came of it, end the thread. Blocking: receive until the channel gives `None`, or drop the receiver.
-    /// Nothing stays in the kernel.
+    /// Nothing stays in the kernel; with pins everything does, and the last batch is a checkpoint.
     #[must_use]
     pub fn shutdown(mut self) -> KernelStats {
         self.command(Command::Shutdown);
@@ -308,25 +375,186 @@ impl Drop for Kernel {
     }
 }
 
-/// Takes rings and maps out of the loaded object.
-fn maps(loaded: &mut load::Loaded) -> Result<Maps, KernelError> {
+/// Maps that are pinned, with the journal.
+const MAPS: [&str; 9] = [
+    "FLOW_RING",
+    "CGROUP_RING",
+    "DNS_RING",
+    "FLOWS",
+    "COUNTERS",
+    "CGROUP_LOSSES",
+    "CGROUPS",
+    "KEYS_INSERTED",
+    "KEYS_REMOVED",
+];
+/// The journal's name among them.
+const JOURNAL: &str = "JOURNAL";
+
+/// Loads, attaches and lists; with a generation under its names. What is open in older maps is there before the programs are, and so ends in the new ones.
+fn start_alone(
+    config: &KernelConfig,
+    root_cgroup: u64,
+    generation: Option<&Generation>,
+    older: &mut [Predecessor],
+) -> Result<Started, KernelError> {
+    let mut warnings = Vec::new();
+    let mut loaded = load::Loaded::load(config, root_cgroup)?;
+    let mut journal = None;
+    if let Some(generation) = generation {
+        for name in MAPS {
+            generation.pin_map(name, loaded.map(name)?.as_fd())?;
+        }
+        let map = Journal::create_map(config.flow_entries).map_err(journal_failed)?;
+        generation.pin_map(JOURNAL, map.as_fd())?;
+        journal = Some(Journal::open(map.as_fd()).map_err(journal_failed)?.0);
+    }
+    let maps = maps(&mut loaded)?;
+    let mut carried = HashMap::new();
+    for older in older {
+        carried.extend(carry(&mut older.maps.flows, &maps.flows));
+    }
+    loaded.attach(&config.cgroup_root, generation)?;
+    let listed_at = sys::boot_ns().cast_unsigned();
+    let inventory = match loaded.open_inventory(generation) {
+        Ok(iterator) => read_inventory(iterator)?,
+        Err(error) => {
+            warnings.push(format!("connections older than the agent are seen only when they end: {error}"));
+            Inventory::default()
+        }
+    };
+    Ok(Started {
+        maps,
+        programs: loaded.into_programs()?,
+        begin: Begin { inventory, listed_at, taken_over: None, older: Vec::new(), carried },
+        journal,
+        generation: generation.map(|generation| generation.id),
+        warnings,
+    })
+}
+
+/// Takes over what an earlier agent of the same build left, or loads anew and lets the maps that it left be told and removed.
+fn start_pinned(
+    config: &KernelConfig,
+    root_cgroup: u64,
+    pins: &Pins,
+    mut checkpoint: Option<Checkpoint>,
+) -> Result<Started, KernelError> {
+    let build = pin::build(config, root_cgroup);
+    let mut found = pins.generations()?;
+    let newest = found.pop_if(|newest| {
+        newest.manifest() == Some((guardrail_common::LAYOUT, build))
+            && newest.has_links(&load::attached(config.udp))
+            // Its messages can be read by the agent that loaded it only.
+            && config.bpf_log_level == BpfLogLevel::Off
+    });
+    let mut of = |generation: u64| checkpoint.take_if(|checkpoint| checkpoint.generation == generation);
+    let mut older = Vec::new();
+    let mut outdated = Vec::new();
+    for mut generation in found {
+        // Without its links it ceased to count some time ago; what it counted until then is told all the same.
+        let was_attached = generation.has_links(&["tcp_state"]);
+        if generation.manifest().is_none_or(|(layout, _)| layout != guardrail_common::LAYOUT) {
+            outdated.push(generation);
+            continue;
+        }
+        older.push(Predecessor {
+            maps: maps(&mut generation)?,
+            found: open_journal(&generation)?,
+            checkpoint: of(generation.id),
+            was_attached,
+            generation,
+        });
+    }
+    let mut started = match newest {
+        Some(generation) => take_over(config, generation, &mut of)?,
+        None => {
+            let generation = pins.create()?;
+            let started = start_alone(config, root_cgroup, Some(&generation), &mut older);
+            if started.is_err() {
+                let _ = generation.remove();
+            }
+            let started = started?;
+            generation.complete(build)?;
+            started
+        }
+    };
+    for older in &older {
+        older.generation.detach()?;
+    }
+    started.begin.older = older;
+    for generation in outdated {
+        started.warnings.push(
+            "the maps that an earlier agent pinned are of another version: what it counted since its last state is lost"
+                .to_owned(),
+        );
+        generation.remove()?;
+    }
+    Ok(started)
+}
+
+/// The programs that an earlier agent left attached, and their maps, are ours.
+fn take_over(
+    config: &KernelConfig,
+    mut generation: Generation,
+    checkpoint_of: &mut impl FnMut(u64) -> Option<Checkpoint>,
+) -> Result<Started, KernelError> {
+    let programs = Programs::adopt(&generation, config.udp)?;
+    let FoundJournal { journal, notes, broken } = open_journal(&generation)?;
+    let listed_at = sys::boot_ns().cast_unsigned();
+    let (inventory, warnings) = match Programs::open_inventory(&generation) {
+        Ok(iterator) => (read_inventory(iterator)?, Vec::new()),
+        Err(error) => (Inventory::default(), vec![format!("listening sockets are not known: {error}")]),
+    };
+    Ok(Started {
+        maps: maps(&mut generation)?,
+        programs,
+        begin: Begin {
+            inventory,
+            listed_at,
+            taken_over: Some((notes, broken, checkpoint_of(generation.id))),
+            older: Vec::new(),
+            carried: HashMap::new(),
+        },
+        journal: Some(journal),
+        generation: Some(generation.id),
+        warnings,
+    })
+}
+
+fn open_journal(generation: &Generation) -> Result<FoundJournal, KernelError> {
+    let map = generation.map(JOURNAL)?;
+    let (journal, notes, broken) = Journal::open(map.as_fd()).map_err(journal_failed)?;
+    Ok(FoundJournal { journal, notes, broken })
+}
+
+fn journal_failed(source: std::io::Error) -> KernelError {
+    KernelError::System { what: format!("opening the map {JOURNAL}"), source }
+}
+
+fn read_inventory(iterator: std::fs::File) -> Result<Inventory, KernelError> {
+    inventory::read(iterator)
+        .map_err(|source| KernelError::System { what: "reading the socket iterator".to_owned(), source })
+}
+
+/// Rings and maps of a source.
+fn maps(source: &mut impl MapSource) -> Result<Maps, KernelError> {
     fn table<const K: usize, const V: usize>(
-        loaded: &mut load::Loaded,
+        source: &mut impl MapSource,
         name: &str,
     ) -> Result<sys::Table<K, V>, KernelError> {
-        let data = loaded.map(name)?;
-        sys::Table::new(data.fd().as_fd())
+        let map = source.map(name)?;
+        sys::Table::new(map.as_fd())
             .map_err(|source| KernelError::System { what: format!("opening the map {name}"), source })
     }
     Ok(Maps {
-        flow_ring: loaded.ring("FLOW_RING")?,
-        cgroup_ring: loaded.ring("CGROUP_RING")?,
-        dns_ring: loaded.ring("DNS_RING")?,
-        flows: table(loaded, "FLOWS")?,
-        counters: table(loaded, "COUNTERS")?,
-        cgroup_losses: table(loaded, "CGROUP_LOSSES")?,
-        cgroups: table(loaded, "CGROUPS")?,
-        keys_inserted: table(loaded, "KEYS_INSERTED")?,
-        keys_removed: table(loaded, "KEYS_REMOVED")?,
+        flow_ring: source.ring("FLOW_RING")?,
+        cgroup_ring: source.ring("CGROUP_RING")?,
+        dns_ring: source.ring("DNS_RING")?,
+        flows: table(source, "FLOWS")?,
+        counters: table(source, "COUNTERS")?,
+        cgroup_losses: table(source, "CGROUP_LOSSES")?,
+        cgroups: table(source, "CGROUPS")?,
+        keys_inserted: table(source, "KEYS_INSERTED")?,
+        keys_removed: table(source, "KEYS_REMOVED")?,
     })
 }

@@ -16,12 +16,12 @@ pub mod metrics;
 pub mod serve;
 pub mod state;
 
-use std::{ffi::OsString, io::IsTerminal as _, process::ExitCode};
+use std::{ffi::OsString, io::IsTerminal as _, path::Path, process::ExitCode};
 
 use clap::Parser as _;
 
 use crate::{
-    config::Config,
+    config::{Command, Config},
     daemon::{RunError, StartError},
 };
 
@@ -31,6 +31,9 @@ use crate::{
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     memory::use_one_arena();
     let config = Config::parse_from(args);
+    if let Some(Command::Unpin { dir }) = &config.command {
+        return unpin(dir);
+    }
     match init_log(&config.log).map_err(RunError::Start).and_then(|()| daemon::run(config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(RunError::Start(e)) => {
@@ -42,6 +45,18 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn unpin(dir: &Path) -> ExitCode {
+    match kernel::unpin(dir) {
+        Ok(0) => println!("nothing is pinned below {}", dir.display()),
+        Ok(_) => println!("detached and removed what was pinned below {}", dir.display()),
+        Err(e) => {
+            eprintln!("guardrail-agent: {e}");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 fn init_log(filter: &str) -> Result<(), StartError> {

@@ -1,10 +1,25 @@
 //! `--state-dir`: the observed graph over restarts.
 
-use std::{fs, io, path::PathBuf};
+mod progress;
 
-use guardrail_graph::{Observer, ObserverConfig, Snapshot, Timestamp};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use guardrail_graph::{Observation, Observer, ObserverConfig, Snapshot, Timestamp};
+pub use progress::Progress;
 
 use crate::files::{self, FileError};
+
+/// What an earlier agent stored.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// Its graph.
+    pub snapshot: Option<Snapshot>,
+    /// With `--pin`, what belongs to that graph.
+    pub progress: Option<Progress>,
+}
 
 /// The state file of one agent.
 #[derive(Clone, Debug)]
@@ -17,37 +32,62 @@ impl StateFile {
     ///
     /// # Errors
     /// If the directory cannot be written.
-    pub fn open(dir: &std::path::Path) -> Result<Self, FileError> {
+    pub fn open(dir: &Path) -> Result<Self, FileError> {
         files::require_writable_dir(dir)?;
         Ok(Self { path: dir.join("state.json") })
     }
 
-    /// The observer that continues what the file holds, or a new one. A file that cannot be used is set aside, never overwritten: it may be somebody's
-    /// only evidence.
+    /// What is stored. A file that cannot be used is set aside, never overwritten: it may be somebody's only evidence.
     #[must_use]
-    pub fn restore(&self, config: ObserverConfig) -> Observer {
+    pub fn load(&self, now: Timestamp) -> Stored {
         let name = self.path.display().to_string();
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Observer::new(config),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Stored::default(),
             Err(e) => {
-                self.set_aside(config.started, &format!("cannot read {name}: {e}"));
-                return Observer::new(config);
+                self.set_aside(now, &format!("cannot read {name}: {e}"));
+                return Stored::default();
             }
         };
-        let restored = Snapshot::from_json(&text, &name)
-            .map_err(|e| e.to_string())
-            .and_then(|state| Observer::restore(config.clone(), &state).map_err(|e| format!("{name}: {e}")));
-        match restored {
-            Ok(observer) => {
+        let snapshot = match Snapshot::from_json(&text, &name) {
+            Ok(snapshot) => snapshot,
+            Err(e) => {
+                self.set_aside(now, &e.to_string());
+                return Stored::default();
+            }
+        };
+        let progress = snapshot.body.window.to.map_or(Ok(None), |at| Progress::read(self.dir(), at));
+        let progress = progress.unwrap_or_else(|why| {
+            tracing::warn!("what was counted since the state was written may be counted twice: {why}");
+            None
+        });
+        Stored { snapshot: Some(snapshot), progress }
+    }
+
+    /// The observer that continues what is stored, or a new one. `is_seamless`: the hooks were attached all the time since.
+    #[must_use]
+    pub fn restore(&self, stored: Stored, config: ObserverConfig, is_seamless: bool) -> Observer {
+        let Stored { snapshot: Some(snapshot), progress } = stored else { return Observer::new(config) };
+        let name = self.path.display().to_string();
+        match Observer::restore(config.clone(), &snapshot, is_seamless) {
+            Ok(mut observer) => {
+                for waiting in progress.into_iter().flat_map(|progress| progress.waiting) {
+                    observer.observe(Observation::Flow(waiting), config.started);
+                }
                 tracing::info!(file = name, edges = observer.stats().edges, "continuing the graph of an earlier run");
                 observer
             }
             Err(why) => {
-                self.set_aside(config.started, &why);
+                self.set_aside(config.started, &format!("{name}: {why}"));
                 Observer::new(config)
             }
         }
+    }
+
+    /// The state's directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
     }
 
     fn set_aside(&self, now: Timestamp, why: &str) {
@@ -60,11 +100,16 @@ impl StateFile {
         }
     }
 
-    /// Replaces the state.
+    /// Replaces the state with a snapshot as of `at`; with pins also what belongs to it.
     ///
     /// # Errors
     /// If it cannot be written; then the earlier one is whole.
-    pub fn write(&self, snapshot: &[u8]) -> Result<(), FileError> {
-        files::replace(&self.path, snapshot)
+    pub fn write(&self, snapshot: &[u8], at: Timestamp, progress: Option<&Progress>) -> Result<(), FileError> {
+        if let Some(progress) = progress {
+            progress.write(self.dir(), at)?;
+        }
+        files::replace(&self.path, snapshot)?;
+        Progress::remove_others(self.dir(), at);
+        Ok(())
     }
 }

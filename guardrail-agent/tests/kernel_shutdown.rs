@@ -136,11 +136,11 @@ fn a_start_that_fails_says_why_and_leaves_nothing() {
     // Too many entries for a map: the kernel refuses after the checks have passed.
     let mut config = KernelConfig::new(lab.cgroup.clone());
     config.flow_entries = u32::MAX;
-    let error = Kernel::start(config).expect_err("such a map cannot be").to_string();
+    let error = Kernel::start(config, None).expect_err("such a map cannot be").to_string();
     assert!(error.contains("FLOWS"), "{error}");
     for (path, hint) in [(PathBuf::from("/no/such/place"), "/no/such/place"), (PathBuf::from("/proc"), "--cgroup-root")]
     {
-        let error = Kernel::start(KernelConfig::new(path)).expect_err("this is no cgroup").to_string();
+        let error = Kernel::start(KernelConfig::new(path), None).expect_err("this is no cgroup").to_string();
         assert!(error.contains(hint), "{error}");
     }
     assert_eq!(held(), BTreeSet::new());

@@ -1,4 +1,5 @@
-//! Indices into the kernel's COUNTERS array (`u64` each). The kernel writes all but [`KEYS_REMOVED`] and [`UNDECIDED`], which user space writes.
+//! Indices into the kernel's COUNTERS array (`u64` each). The kernel writes all but [`KEYS_REMOVED`], [`UNDECIDED`] and
+//! [`UNJOURNALLED`], which user space writes.
 
 /// Flow hints that the ring had no room for.
 pub const RING_FULL: u32 = 0;
@@ -18,8 +19,11 @@ pub const KEYS_REMOVED: u32 = 6;
 pub const UNNAMED_LOSS: u32 = 7;
 /// Undecided keys in FLOWS that the socket inventory put there. While there are none, no connection's end is looked up among them.
 pub const UNDECIDED: u32 = 8;
+/// Entries that user space took out of FLOWS without a note in its journal since the last checkpoint. Only user space writes it; it stands here so that the next
+/// agent finds it.
+pub const UNJOURNALLED: u32 = 9;
 /// How many counters there are.
-pub const COUNT: u32 = 9;
+pub const COUNT: u32 = 10;
 
 /// Why a cgroup lost something: with its id, the key of CGROUP_LOSSES.
 #[repr(u8)]

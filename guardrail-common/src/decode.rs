@@ -59,6 +59,8 @@ pub enum Decoded<'a> {
         id: u64,
         /// Boot time, ns.
         at: u64,
+        /// Boot time of its removal, ns; 0: not known to be removed.
+        ended: u64,
         /// Its path, perhaps not UTF-8.
         path: &'a [u8],
     },
@@ -135,8 +137,8 @@ pub fn ring(bytes: &[u8]) -> Result<Decoded<'_>, DecodeError> {
             if usize::from(path_len) > PATH_BYTES {
                 return Err(DecodeError::Length(path_len));
             }
-            let (id, at) = (c.u64()?, c.u64()?);
-            Ok(Decoded::Cgroup { created: kind == RecordKind::CgroupCreated, id, at, path: c.rest(path_len)? })
+            let (id, at, ended) = (c.u64()?, c.u64()?, c.u64()?);
+            Ok(Decoded::Cgroup { created: kind == RecordKind::CgroupCreated, id, at, ended, path: c.rest(path_len)? })
         }
         RecordKind::Listen => {
             let mut c = Cursor::new(bytes, size_of::<ListenRecord>())?;
@@ -295,13 +297,13 @@ mod tests {
         bytes[0] = RecordKind::CgroupCreated as u8;
         bytes[6..8].copy_from_slice(&5u16.to_ne_bytes());
         bytes[8..16].copy_from_slice(&77u64.to_ne_bytes());
-        bytes[24..29].copy_from_slice(b"/a/b.");
-        assert_eq!(ring(&bytes), Ok(Decoded::Cgroup { created: true, id: 77, at: 0, path: b"/a/b." }));
+        bytes[32..37].copy_from_slice(b"/a/b.");
+        assert_eq!(ring(&bytes), Ok(Decoded::Cgroup { created: true, id: 77, at: 0, ended: 0, path: b"/a/b." }));
         bytes[6..8].copy_from_slice(&513u16.to_ne_bytes());
         assert_eq!(ring(&bytes), Err(DecodeError::Length(513)));
         bytes[6..8].copy_from_slice(&512u16.to_ne_bytes());
         bytes.truncate(300);
-        assert_eq!(ring(&bytes), Err(DecodeError::Short { needed: 512, given: 276 }));
+        assert_eq!(ring(&bytes), Err(DecodeError::Short { needed: 512, given: 268 }));
     }
 
     proptest! {

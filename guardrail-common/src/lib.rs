@@ -11,6 +11,7 @@ pub mod address;
 pub mod budget;
 pub mod counter;
 pub mod decode;
+pub mod encode;
 pub mod flow;
 pub mod record;
 
@@ -19,3 +20,26 @@ pub use self::{
     decode::{DecodeError, Decoded},
     flow::{FlowKey, FlowRole, FlowValue},
 };
+
+/// Version of the maps' layout and meaning, for agents that find the maps of an earlier one. Count it up with every change of a key, a value, a record or what its
+/// fields mean: maps of another version are not read.
+pub const LAYOUT: u64 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_sizes_counts_the_layout_up() {
+        let sizes = [
+            size_of::<FlowKey>(),
+            size_of::<FlowValue>(),
+            size_of::<record::CgroupRecord>(),
+            size_of::<record::ListenRecord>(),
+            size_of::<record::DnsRecord>(),
+            counter::COUNT as usize,
+        ];
+        // If this fails, the maps changed: count LAYOUT up and write the new sizes beside it.
+        assert_eq!((LAYOUT, sizes), (1, [48, 104, 544, 40, 1256, 10]));
+    }
+}

@@ -69,11 +69,13 @@ pub struct CgroupRecord {
     pub cgroup_id: u64,
     /// Boot time, ns.
     pub at: u64,
+    /// In CGROUPS only: boot time of its removal, ns; 0: it was not removed.
+    pub ended: u64,
     /// Path below the hierarchy's root, starting with `/`.
     pub path: [u8; PATH_BYTES],
 }
 
-const _: () = assert!(size_of::<CgroupRecord>() == 24 + PATH_BYTES);
+const _: () = assert!(size_of::<CgroupRecord>() == 32 + PATH_BYTES);
 
 /// A TCP socket began or ceased to listen.
 #[repr(C)]

@@ -49,11 +49,14 @@ fn try_record(ctx: &BtfTracePointContext, kind: RecordKind) -> Option<()> {
         (*record).pad = [0; 5];
         (*record).cgroup_id = cgroup.follow(o::CGROUP_KN.load()).read(o::KN_ID.load());
         (*record).at = bpf_ktime_get_boot_ns();
+        (*record).ended = 0;
         let length =
             bpf_probe_read_kernel_str((&raw mut (*record).path).cast(), PATH_BYTES as u32, ctx.arg::<*const c_void>(1));
         (*record).path_len = if length > 0 { (length - 1) as u16 } else { 0 };
         if kind as u8 == RecordKind::CgroupCreated as u8 {
             let _ = CGROUPS.insert(&(*record).cgroup_id, &*record, u64::from(BPF_ANY));
+        } else if let Some(known) = CGROUPS.get_ptr_mut((*record).cgroup_id) {
+            (*known).ended = (*record).at;
         }
         if CGROUP_RING.output::<CgroupRecord>(&*record, WAKE).is_err() {
             count(counter::CGROUP_RING_FULL);

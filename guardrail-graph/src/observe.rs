@@ -4,18 +4,20 @@
 
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{peer::Protocol, time::Timestamp};
 
 /// cgroup v2 id: the inode of the cgroup's directory; `kernfs_node.id`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CgroupId(pub u64);
 
 /// Inode of a network namespace (`ns_common.inum`, the number in `/proc/PID/ns/net`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NetnsId(pub u32);
 
 /// Role of the *local* socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// It opened the connection (TCP), or sent first from this port (UDP).
     Client,
@@ -27,7 +29,7 @@ pub enum Role {
 }
 
 /// The other end of a flow as the kernel map keeps it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Remote {
     /// One address.
     Addr(IpAddr),
@@ -36,7 +38,7 @@ pub enum Remote {
 }
 
 /// What was counted. Bytes are payload bytes as the *local* socket sees them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowCounts {
     /// TCP: connections established. UDP: datagrams sent by the client (client role) or received (server role).
     pub opened: u64,
@@ -57,7 +59,7 @@ pub struct FlowCounts {
 }
 
 /// What one FLOWS entry gained since it was last folded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowDelta {
     /// cgroup of the local socket.
     pub cgroup: CgroupId,
@@ -87,7 +89,7 @@ pub struct FlowDelta {
 }
 
 /// What a loss costs (DESIGN §5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossClass {
     /// Repaired by the sweep: does not touch completeness.
@@ -119,11 +121,13 @@ pub enum LossReason {
     PendingOverflow,
     /// The observer's table of edges was full.
     GraphFull,
+    /// An agent that was killed had taken entries out of the kernel's map that neither its state nor its journal holds.
+    JournalFull,
 }
 
 impl LossReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::RingFull,
         Self::DnsRingFull,
         Self::CgroupRingFull,
@@ -134,6 +138,7 @@ impl LossReason {
         Self::QueueFull,
         Self::PendingOverflow,
         Self::GraphFull,
+        Self::JournalFull,
     ];
 
     /// Label value.
@@ -150,6 +155,7 @@ impl LossReason {
             Self::QueueFull => "queue_full",
             Self::PendingOverflow => "pending_overflow",
             Self::GraphFull => "graph_full",
+            Self::JournalFull => "journal_full",
         }
     }
 

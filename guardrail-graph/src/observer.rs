@@ -35,7 +35,7 @@ use table::{Edges, Flow, PeerId, Peers};
 use crate::{
     identity::{addresses::AddressIndex, cgroups::Cgroups},
     inventory::{Inventory, Service, VirtualTarget},
-    observe::{LossClass, LossReason, NetnsId, Observation},
+    observe::{FlowDelta, LossClass, LossReason, NetnsId, Observation},
     peer::{Peer, Protocol, WorkloadRef},
     snapshot::{
         Interval, WorkloadEntry,
@@ -307,6 +307,16 @@ impl Observer {
             self.service_cache.clear();
             self.forget_services(before);
         }
+    }
+
+    /// Flows that wait for their pod or their role: counted by the kernel, in no edge yet.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<FlowDelta> {
+        let flow = |pending: &Pending| match &pending.observation {
+            Observation::Flow(delta) => Some(delta.clone()),
+            _ => None,
+        };
+        self.pending.iter().filter_map(flow).collect()
     }
 
     /// Ends every wait: what has no name or role by now is counted. Call it before the last snapshot.

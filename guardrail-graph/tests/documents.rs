@@ -74,7 +74,7 @@ fn a_restored_state_continues_its_counts_and_its_gap_is_incompleteness() {
     let stored = Snapshot::from_json(&state.to_json(), "state").unwrap();
 
     let mut config = ObserverConfig::new("node-a", "another-instance", t(60));
-    let mut observer = Observer::restore(config.clone(), &stored).unwrap();
+    let mut observer = Observer::restore(config.clone(), &stored, false).unwrap();
     assert_eq!(observer.config().instance, "instance-node-a");
     let inventory = [
         pod("shop", "web", 0, "node-a", "10.244.1.2", &[]),
@@ -108,8 +108,12 @@ fn a_restored_state_continues_its_counts_and_its_gap_is_incompleteness() {
     );
     assert_eq!(opened(&merge(vec![next, state.clone()]), "web -> external/203.0.113.4 TCP/443"), Some(2));
 
+    let mut seamless = Observer::restore(config.clone(), &state, true).unwrap();
+    let window = seamless.snapshot(t(80)).body.window.nodes["node-a"].clone();
+    assert_eq!(window, [Interval { from: t(0), to: t(80) }], "the hooks were there all the time");
+
     config.node = "node-b".into();
-    let error = Observer::restore(config, &state).unwrap_err();
+    let error = Observer::restore(config, &state, false).unwrap_err();
     assert!(matches!(error, RestoreError::OtherSource { .. }));
     assert!(error.to_string().contains("node-a/instance-node-a"), "{error}");
 }

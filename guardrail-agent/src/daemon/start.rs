@@ -17,7 +17,7 @@ use crate::{
     files,
     http::{self, Readiness},
     inventory::InventoryFile,
-    kernel::{Kernel, KernelConfig, find_cgroup2_root},
+    kernel::{Kernel, KernelConfig, Pinned, find_cgroup2_root},
     kube::{self, Api, Source, Status},
     metrics::{DaemonStats, EdgeSeries},
     serve,
@@ -138,13 +138,18 @@ impl Daemon {
             ..KernelConfig::new(cgroup_root)
         };
         let started = now();
-        let (kernel, observations) = spawn_blocking(move || Kernel::start(kernel_config))
+        let stored = state.as_ref().map(|state| state.load(started)).unwrap_or_default();
+        let pinned = config.pin.clone().map(|dir| Pinned {
+            dir,
+            checkpoint: stored.progress.as_ref().map(|progress| progress.checkpoint.clone()),
+        });
+        let (kernel, batches) = spawn_blocking(move || Kernel::start(kernel_config, pinned))
             .await
             .map_err(|e| StartError::Runtime(io::Error::other(e)))??;
 
         let observer_config = ObserverConfig::new(node, instance_id(), started);
         let mut observer = match &state {
-            Some(state) => state.restore(observer_config),
+            Some(state) => state.restore(stored, observer_config, kernel.is_seamless()),
             None => Observer::new(observer_config),
         };
         for change in inventory.drain(..) {
@@ -196,7 +201,7 @@ impl Daemon {
             config,
             observer,
             kernel,
-            observations,
+            batches,
             changes,
             lists: kube.as_ref().map(|status| status.subscribe()),
             kube,

@@ -60,6 +60,18 @@ pub enum KernelError {
         /// Why not.
         reason: String,
     },
+    /// `--pin` names a directory of another file system.
+    #[error("--pin: {path} is not on a BPF file system: mount one (mount -t bpf bpf DIR), or use a directory below /sys/fs/bpf", path = path.display())]
+    NotBpfFs {
+        /// Path given.
+        path: PathBuf,
+    },
+    /// Another agent holds the pins.
+    #[error("--pin: another agent uses {path}: stop it, or give each its own directory", path = path.display())]
+    PinsHeld {
+        /// The directory.
+        path: PathBuf,
+    },
     /// bpf() said EPERM although the capabilities are there.
     #[error(
         "the kernel refused {what} with EPERM although the capabilities are there: check the seccomp profile, the memlock limit (kernels before 5.11), \

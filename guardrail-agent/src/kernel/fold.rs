@@ -1,7 +1,7 @@
 //! From values of FLOWS, whose counters only grow, to what each entry gained since it was last looked at.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv6Addr},
 };
 
@@ -19,8 +19,8 @@ use guardrail_graph::{
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     counts: FlowCounts,
-    /// `first_open` was told.
-    first_told: bool,
+    /// `first_open` as it was told, boot time, ns; 0: not yet.
+    first_open: u64,
     /// Number of the last sweep that found a gain.
     gained_in: u32,
 }
@@ -55,7 +55,12 @@ impl Fold {
         out: &mut impl FnMut(FlowDelta),
     ) -> u32 {
         let sweep = self.sweep;
-        let seen = self.seen.entry(*key).or_insert(Seen { gained_in: sweep, ..Seen::default() });
+        let new = Seen { gained_in: sweep, ..Seen::default() };
+        let seen = self.seen.entry(*key).or_insert(new);
+        if seen.first_open != 0 && seen.first_open != value.first_open {
+            // Another life of the key than the one that an earlier agent told of.
+            *seen = new;
+        }
         let now = counts(value);
         let gain = difference(&now, &seen.counts);
         if gain == FlowCounts::default() {
@@ -72,8 +77,10 @@ impl Fold {
         let rest = FlowCounts { refused: 0, unanswered: 0, unreachable: 0, ..gain };
         if rest != FlowCounts::default() {
             let opened = rest.opened > 0 || rest.found > 0;
-            let first_open = (opened && !seen.first_told && value.first_open != 0).then(|| wall(value.first_open));
-            seen.first_told |= opened;
+            let first_open = (opened && seen.first_open == 0 && value.first_open != 0).then(|| wall(value.first_open));
+            if opened {
+                seen.first_open = value.first_open;
+            }
             let last_open = (opened && value.last_open != 0).then(|| wall(value.last_open));
             out(delta(key, value, rest, first_open, last_open));
         }
@@ -82,6 +89,38 @@ impl Fold {
             out(delta(key, value, failed, None, last));
         }
         0
+    }
+
+    /// Takes an entry's value for told.
+    pub(crate) fn seed(&mut self, key: FlowKey, value: &FlowValue) {
+        self.seen.insert(key, Seen { counts: counts(value), first_open: value.first_open, gained_in: self.sweep });
+    }
+
+    /// Every live entry as it was told, for [`Fold::seed`].
+    pub(crate) fn told(&self) -> Vec<(FlowKey, FlowValue)> {
+        let told = |(key, seen): (&FlowKey, &Seen)| {
+            let FlowCounts { opened, found, refused, unanswered, unreachable, closed, bytes_sent, bytes_received } =
+                seen.counts;
+            let value = FlowValue {
+                first_open: seen.first_open,
+                opened,
+                found,
+                refused,
+                unanswered,
+                unreachable,
+                closed,
+                bytes_sent,
+                bytes_received,
+                ..FlowValue::default()
+            };
+            (*key, value)
+        };
+        self.seen.iter().map(told).collect()
+    }
+
+    /// Forgets the entries that are not among these.
+    pub(crate) fn retain(&mut self, live: &HashSet<FlowKey>) {
+        self.seen.retain(|key, _| live.contains(key));
     }
 
     /// The entry is gone from the map.
@@ -234,6 +273,27 @@ mod tests {
         value.opened = 1;
         (value.first_open, value.last_open) = (8, 8);
         assert_eq!(fold(&mut f, &value)[0].first_open, Some(wall(8)));
+    }
+
+    #[test]
+    fn an_agent_that_continues_tells_only_what_the_earlier_one_did_not() {
+        let mut before = Fold::default();
+        let mut value = FlowValue { first_open: 10, last_open: 20, opened: 2, refused: 1, ..FlowValue::default() };
+        fold(&mut before, &value);
+        let mut f = Fold::default();
+        for (key, told) in before.told() {
+            f.seed(key, &told);
+        }
+        assert!(fold(&mut f, &value).is_empty());
+        (value.opened, value.last_open) = (3, 30);
+        let gain = fold(&mut f, &value);
+        assert_eq!((gain[0].counts.opened, gain[0].first_open, gain.len()), (1, None, 1));
+        // The entry was taken out and made anew meanwhile: its counters began at 0 again.
+        let anew = FlowValue { first_open: 40, last_open: 50, opened: 2, ..FlowValue::default() };
+        let gain = fold(&mut f, &anew);
+        assert_eq!((gain[0].counts.opened, gain[0].first_open), (2, Some(wall(40))));
+        f.retain(&HashSet::new());
+        assert_eq!(f.len(), 0);
     }
 
     #[test]

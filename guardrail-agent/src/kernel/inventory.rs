@@ -9,7 +9,7 @@ use std::{
 
 use guardrail_common::{
     address::{Address, UNSPECIFIED, is_local_talk, is_loopback, is_v4},
-    decode,
+    decode, encode,
     flow::{FlowKey, FlowRole, PROTOCOL_MPTCP, PROTOCOL_TCP},
     record::SocketRecord,
 };
@@ -85,7 +85,7 @@ fn classify(bytes: &[u8]) -> Inventory {
                     .iter()
                     .any(|local| ports.contains(&(socket.netns, *local, socket.local_port)));
                 let key = key(socket, role(socket, served));
-                let found = inventory.connections.entry(bytes_of(&key)).or_insert_with(|| Found {
+                let found = inventory.connections.entry(encode::key(&key)).or_insert_with(|| Found {
                     key,
                     netns: socket.netns,
                     count: 0,
@@ -139,19 +139,6 @@ fn key(socket: &SocketRecord, role: FlowRole) -> FlowKey {
         role: role as u8,
         pad: [0; 2],
     }
-}
-
-/// A key as the map takes it.
-pub(crate) fn bytes_of(key: &FlowKey) -> [u8; size_of::<FlowKey>()] {
-    let mut bytes = [0; size_of::<FlowKey>()];
-    bytes[0..8].copy_from_slice(&key.cgroup_id.to_ne_bytes());
-    bytes[8..24].copy_from_slice(&key.local);
-    bytes[24..40].copy_from_slice(&key.remote);
-    bytes[40..42].copy_from_slice(&key.server_port.to_ne_bytes());
-    bytes[42..44].copy_from_slice(&key.local_port.to_ne_bytes());
-    bytes[44] = key.protocol;
-    bytes[45] = key.role;
-    bytes
 }
 
 #[cfg(test)]

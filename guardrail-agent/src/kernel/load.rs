@@ -3,17 +3,20 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData, MapError, RingBuf},
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Iter, ProgramError},
+    programs::{
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Iter, ProgramError,
+        links::FdLink,
+    },
 };
 
-use super::{KernelConfig, KernelError, btf, offsets};
+use super::{KernelConfig, KernelError, btf, offsets, pin::Generation, sys};
 
 /// The programs' object file. Empty in a build without them (`AYA_BUILD_SKIP=1`).
 #[cfg(not(guardrail_no_programs))]
@@ -49,14 +52,56 @@ const PROGRAMS: [(&str, Hook, bool); 9] = [
 /// Name of the socket iterator.
 const INVENTORY: &str = "open_sockets";
 
+/// Names of the programs that stay attached.
+pub(crate) fn attached(udp: bool) -> Vec<&'static str> {
+    PROGRAMS.into_iter().filter(|(_, _, only_udp)| udp || !only_udp).map(|(name, ..)| name).collect()
+}
+
 /// A ring buffer of ours.
 pub(crate) type Ring = RingBuf<MapData>;
+
+/// Where maps come from: programs just loaded, or what an earlier agent pinned.
+pub(crate) trait MapSource {
+    /// A map's own descriptor.
+    fn map(&mut self, name: &str) -> Result<OwnedFd, KernelError>;
+
+    /// A ring.
+    fn ring(&mut self, name: &str) -> Result<Ring, KernelError> {
+        let refused = |error: MapError| KernelError::Refused {
+            what: format!("opening the ring {name}"),
+            reason: error.to_string(),
+        };
+        let data = MapData::from_fd(self.map(name)?).map_err(refused)?;
+        RingBuf::try_from(Map::RingBuf(data)).map_err(refused)
+    }
+}
+
+impl MapSource for Loaded {
+    fn map(&mut self, name: &str) -> Result<OwnedFd, KernelError> {
+        let (Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::RingBuf(data)) =
+            self.ebpf.map(name).ok_or_else(|| no_such_map(name))?
+        else {
+            return Err(no_such_map(name));
+        };
+        data.fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|source| KernelError::System { what: format!("opening the map {name}"), source })
+    }
+}
+
+impl MapSource for Generation {
+    fn map(&mut self, name: &str) -> Result<OwnedFd, KernelError> {
+        Generation::map(self, name)
+    }
+}
 
 /// Loaded programs. Dropping it detaches and unloads them.
 pub(crate) struct Loaded {
     pub(crate) ebpf: Ebpf,
     /// Names of the attached programs.
     pub(crate) attached: Vec<&'static str>,
+    links: Vec<FdLink>,
     btf: Btf,
 }
 
@@ -95,81 +140,103 @@ impl Loaded {
             load_one(&mut ebpf, name, hook, &kernel_btf).map_err(|error| program_error(name, &error))?;
             attached.push(name);
         }
-        Ok(Self { ebpf, attached, btf: kernel_btf })
+        Ok(Self { ebpf, attached, links: Vec::new(), btf: kernel_btf })
     }
 
-    /// Attaches every loaded program: names of cgroups first, packets last.
-    pub(crate) fn attach(&mut self, cgroup_root: &Path) -> Result<(), KernelError> {
+    /// Attaches every loaded program: names of cgroups first, packets last. With pins, programs and links get their names, and the programs stay attached after us.
+    pub(crate) fn attach(&mut self, cgroup_root: &Path, pins: Option<&Generation>) -> Result<(), KernelError> {
         let root = File::open(cgroup_root)
             .map_err(|source| KernelError::System { what: format!("opening {}", cgroup_root.display()), source })?;
         for (name, hook, _) in PROGRAMS {
             if !self.attached.contains(&name) {
                 continue;
             }
-            attach_one(&mut self.ebpf, name, hook, &root).map_err(|error| match (&error, hook) {
+            let refused = |error: &ProgramError| program_error(name, error);
+            if let Some(pins) = pins {
+                let program = self.ebpf.program(name).ok_or_else(|| no_such_program(name))?;
+                pins.pin_program(name, program.fd().map_err(|error| refused(&error))?.as_fd())?;
+            }
+            let link = attach_one(&mut self.ebpf, name, hook, &root).map_err(|error| match (&error, hook) {
                 (ProgramError::SyscallError(call), Hook::Packet(_) | Hook::SockAddr) if is_denied(&call.io_error) => {
                     KernelError::CgroupHeld { program: name, path: cgroup_root.to_owned() }
                 }
-                _ => program_error(name, &error),
+                _ => refused(&error),
             })?;
+            match pins {
+                Some(pins) => drop(link.pin(pins.link_path(name)).map_err(|error| KernelError::Refused {
+                    what: format!("pinning the link of {name}"),
+                    reason: error.to_string(),
+                })?),
+                None => self.links.push(link),
+            }
         }
         Ok(())
     }
 
-    /// Loads the socket iterator and opens one pass over it. It needs nothing later and is unloaded with the rest.
-    pub(crate) fn open_inventory(&mut self) -> Result<File, KernelError> {
+    /// Loads the socket iterator and opens one pass over it. Without pins it is unloaded with the rest.
+    pub(crate) fn open_inventory(&mut self, pins: Option<&Generation>) -> Result<File, KernelError> {
         let refused = |error: ProgramError| program_error(INVENTORY, &error);
         let program: &mut Iter =
-            self.ebpf.program_mut(INVENTORY).ok_or_else(no_such_program)?.try_into().map_err(refused)?;
+            self.ebpf.program_mut(INVENTORY).ok_or_else(|| no_such_program(INVENTORY))?.try_into().map_err(refused)?;
         program.load("task_file", &self.btf).map_err(refused)?;
-        let link = program.attach().map_err(refused)?;
-        let link = program.take_link(link).map_err(refused)?;
-        link.into_file()
-            .map_err(|error| KernelError::Refused { what: format!("starting {INVENTORY}"), reason: error.to_string() })
-    }
-
-    /// Takes a ring out.
-    pub(crate) fn ring(&mut self, name: &str) -> Result<Ring, KernelError> {
-        let map = self.ebpf.take_map(name).ok_or_else(|| no_such_map(name))?;
-        RingBuf::try_from(map).map_err(|error: MapError| KernelError::Refused {
-            what: format!("opening the ring {name}"),
-            reason: error.to_string(),
-        })
-    }
-
-    /// Takes another map out; its data holds the descriptor.
-    pub(crate) fn map(&mut self, name: &str) -> Result<MapData, KernelError> {
-        match self.ebpf.take_map(name) {
-            Some(Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data)) => Ok(data),
-            _ => Err(no_such_map(name)),
+        let program = program.fd().map_err(refused)?.as_fd();
+        if let Some(pins) = pins {
+            pins.pin_program(INVENTORY, program)?;
         }
+        iterate(program)
     }
 
     /// Drops what only loading needed: the kernel's type information is some tens of megabytes.
-    pub(crate) fn into_programs(self) -> Programs {
-        Programs { ebpf: self.ebpf, attached: self.attached }
+    pub(crate) fn into_programs(self) -> Result<Programs, KernelError> {
+        let Self { ebpf, attached, links, btf: _ } = self;
+        let fd = |name: &'static str| {
+            let program = ebpf.program(name).ok_or_else(|| no_such_program(name))?;
+            let fd = program.fd().map_err(|error| program_error(name, &error))?;
+            let fd = fd.as_fd().try_clone_to_owned();
+            Ok((name, fd.map_err(|source| KernelError::System { what: format!("opening {name}"), source })?))
+        };
+        let programs = attached.into_iter().map(fd).collect::<Result<_, KernelError>>()?;
+        Ok(Programs { programs, _links: links, ebpf: Some(ebpf) })
     }
 }
 
-/// The attached programs. Dropping it detaches and unloads them.
+/// One pass over the sockets that are open.
+fn iterate(program: BorrowedFd<'_>) -> Result<File, KernelError> {
+    sys::iterate(program)
+        .map(File::from)
+        .map_err(|source| KernelError::System { what: format!("starting {INVENTORY}"), source })
+}
+
+/// The attached programs. Dropping it detaches and unloads them, unless they are pinned.
 pub(crate) struct Programs {
-    ebpf: Ebpf,
-    attached: Vec<&'static str>,
+    programs: Vec<(&'static str, OwnedFd)>,
+    _links: Vec<FdLink>,
+    /// What was loaded; `None` if an earlier agent did.
+    ebpf: Option<Ebpf>,
 }
 
 impl Programs {
+    /// The programs that an earlier agent left attached.
+    pub(crate) fn adopt(pins: &Generation, udp: bool) -> Result<Self, KernelError> {
+        let programs = attached(udp).into_iter().map(|name| Ok((name, pins.program(name)?)));
+        Ok(Self { programs: programs.collect::<Result<_, KernelError>>()?, _links: Vec::new(), ebpf: None })
+    }
+
+    /// One pass of the socket iterator that an earlier agent left.
+    pub(crate) fn open_inventory(pins: &Generation) -> Result<File, KernelError> {
+        iterate(pins.program(INVENTORY)?.as_fd())
+    }
+
     /// Calls `each` with name and descriptor of every attached program.
     pub(crate) fn for_each(&self, mut each: impl FnMut(&'static str, BorrowedFd<'_>)) {
-        for name in &self.attached {
-            if let Some(Ok(fd)) = self.ebpf.program(name).map(aya::programs::Program::fd) {
-                each(name, fd.as_fd());
-            }
+        for (name, fd) in &self.programs {
+            each(name, fd.as_fd());
         }
     }
 
     /// For aya-log.
-    pub(crate) fn ebpf_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    pub(crate) fn ebpf_mut(&mut self) -> Option<&mut Ebpf> {
+        self.ebpf.as_mut()
     }
 }
 
@@ -182,23 +249,40 @@ fn load_one(ebpf: &mut Ebpf, name: &str, hook: Hook, kernel_btf: &Btf) -> Result
     }
 }
 
-fn attach_one(ebpf: &mut Ebpf, name: &str, hook: Hook, root: &File) -> Result<(), ProgramError> {
+fn attach_one(ebpf: &mut Ebpf, name: &str, hook: Hook, root: &File) -> Result<FdLink, ProgramError> {
     let program = ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?;
     // Links are multi by themselves; AllowMultiple is EINVAL for them since 5.7.
     let mode = CgroupAttachMode::Single;
-    match hook {
-        Hook::Tracepoint(_) => <&mut BtfTracePoint>::try_from(program)?.attach().map(drop),
-        Hook::Packet(direction) => <&mut CgroupSkb>::try_from(program)?.attach(root, direction, mode).map(drop),
-        Hook::SockAddr => <&mut CgroupSockAddr>::try_from(program)?.attach(root, mode).map(drop),
-    }
+    Ok(match hook {
+        Hook::Tracepoint(_) => {
+            let program = <&mut BtfTracePoint>::try_from(program)?;
+            let link = program.attach()?;
+            program.take_link(link)?.into()
+        }
+        Hook::Packet(direction) => {
+            let program = <&mut CgroupSkb>::try_from(program)?;
+            let link = program.attach(root, direction, mode)?;
+            fd_link(program.take_link(link)?)?
+        }
+        Hook::SockAddr => {
+            let program = <&mut CgroupSockAddr>::try_from(program)?;
+            let link = program.attach(root, mode)?;
+            fd_link(program.take_link(link)?)?
+        }
+    })
+}
+
+/// The kernel's link of an attachment; there are links for cgroups since 5.7.
+fn fd_link<L: TryInto<FdLink>>(link: L) -> Result<FdLink, ProgramError> {
+    link.try_into().map_err(|_| ProgramError::NotAttached)
 }
 
 fn is_denied(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPERM)
 }
 
-fn no_such_program() -> KernelError {
-    KernelError::Refused { what: "reading the programs".to_owned(), reason: format!("the object has no {INVENTORY}") }
+fn no_such_program(name: &str) -> KernelError {
+    KernelError::Refused { what: "reading the programs".to_owned(), reason: format!("the object has no {name}") }
 }
 
 fn no_such_map(name: &str) -> KernelError {

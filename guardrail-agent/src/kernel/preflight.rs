@@ -1,11 +1,18 @@
 //! Checks before anything is loaded, so that each refusal is one clear sentence.
 
-use std::{ffi::CString, fs, os::unix::ffi::OsStrExt as _, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    ffi::CString,
+    fs, io,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    path::Path,
+};
 
 use super::KernelError;
 
 /// `CGROUP2_SUPER_MAGIC`.
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
+/// `BPF_FS_MAGIC`.
+pub(crate) const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Inode of the initial PID namespace (`PROC_PID_INIT_INO`).
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
@@ -41,20 +48,25 @@ fn missing_capability(set: u64) -> Option<(&'static str, &'static str)> {
     needed.into_iter().find_map(|(there, name, why)| (!there).then_some((name, why)))
 }
 
+/// The magic number of a path's file system (statfs(2)).
+pub(crate) fn file_system(path: &Path) -> io::Result<i64> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    // SAFETY: all-zero is a valid value of this plain structure.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a terminated path, and room for the answer.
+    if unsafe { libc::statfs(path.as_ptr(), &raw mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    #[expect(clippy::allow_attributes, reason = "the type of f_type differs between platforms")]
+    #[allow(clippy::unnecessary_cast, reason = "the type of f_type differs between platforms")]
+    Ok(stat.f_type as i64)
+}
+
 /// Checks that the path is a cgroup v2 directory; gives its inode, which is its id.
 pub(crate) fn cgroup2(path: &Path) -> Result<u64, KernelError> {
     let not = |reason: String| KernelError::NotCgroup2 { path: path.to_owned(), reason };
     let metadata = fs::metadata(path).map_err(|error| not(error.to_string()))?;
-    let c_path = CString::new(path.as_os_str().as_bytes()).map_err(|error| not(error.to_string()))?;
-    // SAFETY: all-zero is a valid value of this plain structure.
-    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: a terminated path, and room for the answer.
-    if unsafe { libc::statfs(c_path.as_ptr(), &raw mut stat) } != 0 {
-        return Err(not(std::io::Error::last_os_error().to_string()));
-    }
-    #[expect(clippy::allow_attributes, reason = "the type of f_type differs between platforms")]
-    #[allow(clippy::unnecessary_cast, reason = "the type of f_type differs between platforms")]
-    if stat.f_type as i64 != CGROUP2_MAGIC {
+    if file_system(path).map_err(|error| not(error.to_string()))? != CGROUP2_MAGIC {
         return Err(not("its file system is another".to_owned()));
     }
     Ok(metadata.ino())

@@ -1,7 +1,7 @@
 //! The thread that owns every map and ring: polls, sweeps, folds, and sends observations.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::PathBuf,
@@ -15,8 +15,8 @@ use std::{
 
 use aya_log::EbpfLogger;
 use guardrail_common::{
-    counter::{self, LossKind},
     decode::{self, DecodeError, Decoded},
+    encode,
     flow::{FlowKey, FlowRole, FlowValue},
     record::{CgroupRecord, ListenRecord},
 };
@@ -25,15 +25,23 @@ use guardrail_graph::{
     time::Timestamp,
 };
 use tokio::sync::mpsc::{Sender, error::TrySendError};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{
-    KernelStats, ProgramStats, cgroup, dns,
+    Batch, KernelStats, Mark, cgroup,
+    checkpoint::{Checkpoint, Told},
+    dns,
     fold::{Fold, ip},
-    inventory::{Found, Inventory, bytes_of},
+    inventory::{Found, Inventory},
+    journal::{Journal, Note},
     load::{Programs, Ring},
     sys::{self, Table},
 };
+
+mod handover;
+mod sweep;
+
+pub(crate) use handover::{Found as FoundJournal, Predecessor, carry};
 
 /// Observations per batch, about.
 const BATCH: usize = 1024;
@@ -47,16 +55,23 @@ const VALUE: usize = size_of::<FlowValue>();
 pub(crate) enum Command {
     /// Fold and delete entries with these remotes.
     Evict(Vec<IpAddr>),
+    /// Say how far the stream of observations is.
+    Checkpoint,
+    /// Everything up to this mark is stored.
+    Stored(Mark),
     /// Final sweep, then end.
     Shutdown,
 }
+
+/// FLOWS.
+pub(crate) type Flows = Table<KEY, VALUE>;
 
 /// Maps and rings, taken out of the loaded object.
 pub(crate) struct Maps {
     pub(crate) flow_ring: Ring,
     pub(crate) cgroup_ring: Ring,
     pub(crate) dns_ring: Ring,
-    pub(crate) flows: Table<KEY, VALUE>,
+    pub(crate) flows: Flows,
     pub(crate) counters: Table<4, 8>,
     pub(crate) cgroup_losses: Table<16, 8>,
     pub(crate) cgroups: Table<8, { size_of::<CgroupRecord>() }>,
@@ -76,11 +91,29 @@ pub(crate) struct Reader {
     pub(crate) wake: Arc<OwnedFd>,
     pub(crate) out: Out,
     pub(crate) state: State,
+    /// With pins: what was taken out of FLOWS and is in no stored graph yet.
+    pub(crate) journal: Option<Journal>,
+    /// With pins: the name of our maps.
+    pub(crate) generation: Option<u64>,
+}
+
+/// What the thread begins with.
+pub(crate) struct Begin {
+    /// Sockets that were open; of maps that were taken over only the listening ones.
+    pub(crate) inventory: Inventory,
+    /// When they were listed, boot time, ns.
+    pub(crate) listed_at: u64,
+    /// Our own maps are an earlier agent's: its notes, those that did not decode, and what was told of them.
+    pub(crate) taken_over: Option<(Vec<Note>, u64, Option<Checkpoint>)>,
+    /// Detached maps, oldest first.
+    pub(crate) older: Vec<Predecessor>,
+    /// Their entries that were made in ours before anything was attached.
+    pub(crate) carried: HashMap<FlowKey, FlowValue>,
 }
 
 /// Where observations go.
 pub(crate) struct Out {
-    pub(crate) channel: Sender<Vec<Observation>>,
+    pub(crate) channel: Sender<Batch>,
     pub(crate) batch: Vec<Observation>,
     /// Nobody will receive any more: do not wait for room.
     pub(crate) abandoned: Arc<AtomicBool>,
@@ -96,8 +129,14 @@ impl Out {
 
     /// Waits while the channel is full: rings fill meanwhile, which is a counted loss of hints only.
     fn send(&mut self) {
-        let mut batch = std::mem::take(&mut self.batch);
-        while !batch.is_empty() {
+        if !self.batch.is_empty() {
+            let batch = std::mem::take(&mut self.batch);
+            self.deliver(Batch::Observations(batch));
+        }
+    }
+
+    fn deliver(&self, mut batch: Batch) {
+        loop {
             match self.channel.try_send(batch) {
                 Ok(()) | Err(TrySendError::Closed(_)) => return,
                 Err(TrySendError::Full(_)) if self.abandoned.load(Ordering::Acquire) => return,
@@ -117,16 +156,18 @@ pub(crate) struct State {
     wall_offset: i64,
     /// Live cgroups that were told.
     known: HashSet<u64>,
-    /// Counters as of the last sweep.
-    counters: [u64; counter::COUNT as usize],
-    cgroup_losses: BTreeMap<[u8; 16], u64>,
-    /// Losses of class edge told with and without their cgroup's name.
-    told: u64,
+    /// Ends of cgroups that were told, `(id, boot time in ns)`, newest last.
+    ended: VecDeque<(u64, u64)>,
+    /// Losses as of the last sweep.
+    told: Told,
+    /// Entries taken out without a note since the last stored graph.
+    unjournalled: u64,
+    /// Listening sockets are known as of then, boot time, ns.
+    listed_at: u64,
     /// Keys removed, in all.
     removed: u64,
     /// Undecided entries that the inventory put into FLOWS.
     undecided: HashSet<FlowKey>,
-    recursion: u64,
     capacity: u64,
     published: KernelStats,
     stats: Arc<Mutex<KernelStats>>,
@@ -136,7 +177,7 @@ pub(crate) struct State {
 const EVENTS: [&str; 8] =
     ["flow_hint", "flow_delta", "cgroup_created", "cgroup_removed", "listen", "dns_answer", "socket_found", "sweep"];
 /// Losses that this side can meet.
-const LOSSES: [LossReason; 7] = [
+const LOSSES: [LossReason; 8] = [
     LossReason::RingFull,
     LossReason::DnsRingFull,
     LossReason::CgroupRingFull,
@@ -144,7 +185,10 @@ const LOSSES: [LossReason; 7] = [
     LossReason::MapFull,
     LossReason::Recursion,
     LossReason::Decode,
+    LossReason::JournalFull,
 ];
+/// Ends of cgroups that are remembered: more than the kernel's map of recent cgroups holds.
+const MAX_ENDED: usize = 4_096;
 
 impl State {
     pub(crate) fn new(capacity: u32, stats: Arc<Mutex<KernelStats>>) -> Self {
@@ -158,12 +202,12 @@ impl State {
             fold: Fold::default(),
             wall_offset: 0,
             known: HashSet::new(),
-            counters: [0; counter::COUNT as usize],
-            cgroup_losses: BTreeMap::new(),
-            told: 0,
+            ended: VecDeque::new(),
+            told: Told::default(),
+            unjournalled: 0,
+            listed_at: 0,
             removed: 0,
             undecided: HashSet::new(),
-            recursion: 0,
             capacity: u64::from(capacity),
             published,
             stats,
@@ -199,7 +243,16 @@ fn now() -> Timestamp {
 
 impl Reader {
     /// Tells the cgroups that exist and what the inventory found. The programs are attached already, so nothing falls between.
-    fn first_observations(&mut self, inventory: &Inventory) {
+    fn first_observations(&mut self, begin: Begin) {
+        let Begin { inventory, listed_at, taken_over, older, carried } = begin;
+        self.state.listed_at = listed_at;
+        let is_first = taken_over.is_none() && older.is_empty();
+        if let Some((notes, broken, checkpoint)) = taken_over {
+            self.take_over(notes, broken, checkpoint);
+        }
+        for predecessor in older {
+            self.drain(predecessor, &carried);
+        }
         self.read_cgroup_ring();
         self.walk_cgroups();
         let at = now();
@@ -217,8 +270,12 @@ impl Reader {
                 at,
             });
         }
+        if !is_first {
+            // The programs were attached all the time: what is open stands in the map.
+            return;
+        }
         let is_undecided = |key: &FlowKey| key.role == FlowRole::Undecided as u8;
-        self.state.undecided = inventory.connections.values().map(|found| found.key).filter(is_undecided).collect();
+        self.state.undecided.extend(inventory.connections.values().map(|found| found.key).filter(is_undecided));
         // Before the entries: from now on the ends of connections are looked for among them.
         self.tell_undecided();
         for found in inventory.connections.values() {
@@ -229,13 +286,13 @@ impl Reader {
 
     /// Puts a found connection into the map, so that its end is counted there; less what the live hook has already seen open.
     fn found(&mut self, found: &Found) {
-        let bytes = bytes_of(&found.key);
+        let bytes = encode::key(&found.key);
         let at = u64::try_from(sys::boot_ns()).unwrap_or(0);
         let mut value =
             FlowValue { netns: found.netns, first_open: at, last_open: at, found: found.count, ..FlowValue::default() };
         for key in &found.if_ended {
             // It ended after the iterator had passed: the end belongs to this find.
-            let ended = self.maps.flows.take(&bytes_of(key)).ok().flatten();
+            let ended = self.maps.flows.take(&encode::key(key)).ok().flatten();
             if let Some(ended) = ended.and_then(|bytes| decode::value(&bytes).ok()) {
                 self.removed(key.cgroup_id, 1);
                 value.closed += ended.closed;
@@ -243,7 +300,7 @@ impl Reader {
                 value.bytes_received += ended.bytes_received;
             }
         }
-        match self.maps.flows.set(&bytes, &value_bytes(&value), sys::NOEXIST) {
+        match self.maps.flows.set(&bytes, &encode::value(&value), sys::NOEXIST) {
             Ok(()) => {
                 // Put in from this side: as if one fewer had been removed.
                 self.removed(found.key.cgroup_id, 1u64.wrapping_neg());
@@ -276,8 +333,8 @@ impl Reader {
     }
 
     /// The thread's life.
-    pub(crate) fn run(mut self, inventory: &Inventory) {
-        self.first_observations(inventory);
+    pub(crate) fn run(mut self, begin: Begin) {
+        self.first_observations(begin);
         self.out.send();
         let mut next_sweep = Instant::now() + self.sweep_interval;
         loop {
@@ -301,6 +358,8 @@ impl Reader {
             loop {
                 match self.commands.try_recv() {
                     Ok(Command::Evict(addresses)) => self.evict(addresses),
+                    Ok(Command::Checkpoint) => self.checkpoint(),
+                    Ok(Command::Stored(mark)) => self.stored(mark),
                     Ok(Command::Shutdown) | Err(mpsc::TryRecvError::Disconnected) => {
                         end = true;
                         break;
@@ -319,7 +378,7 @@ impl Reader {
         }
     }
 
-    /// Detach first, so that what is swept is final.
+    /// Detach first, so that what is swept is final. What is pinned stays attached, for the next agent.
     fn finish(mut self) {
         self.read_programs();
         self.logger = None;
@@ -327,6 +386,7 @@ impl Reader {
         self.read_rings();
         self.sweep(&HashSet::new());
         self.out.send();
+        self.checkpoint();
     }
 
     fn read_rings(&mut self) {
@@ -342,28 +402,33 @@ impl Reader {
         while let Some(event) = next(&mut self.maps.cgroup_ring) {
             match event {
                 Ok(Event::Cgroup { created, id, at, path }) => {
-                    let at = self.state.wall(at);
                     if created {
+                        let at = self.state.wall(at);
                         self.cgroup_created(id, path, at);
                     } else {
                         self.cgroup_removed(id, at);
                     }
                 }
-                Ok(Event::Listen(listen)) => {
-                    self.state.count("listen", 1);
-                    let at = self.state.wall(listen.at);
-                    self.out.push(Observation::Listening {
-                        cgroup: CgroupId(listen.cgroup_id),
-                        netns: NetnsId(listen.netns),
-                        address: ip(&listen.local),
-                        port: listen.port,
-                        listening: listen.listening != 0,
-                        at,
-                    });
-                }
+                Ok(Event::Listen(listen)) => self.listening(&listen),
                 Ok(Event::Flow(_) | Event::Dns { .. }) | Err(_) => self.lose(LossReason::Decode, None, 1),
             }
         }
+    }
+
+    fn listening(&mut self, listen: &ListenRecord) {
+        self.state.count("listen", 1);
+        if listen.at < self.state.listed_at {
+            // The list of open sockets is newer.
+            return;
+        }
+        self.out.push(Observation::Listening {
+            cgroup: CgroupId(listen.cgroup_id),
+            netns: NetnsId(listen.netns),
+            address: ip(&listen.local),
+            port: listen.port,
+            listening: listen.listening != 0,
+            at: self.state.wall(listen.at),
+        });
     }
 
     fn cgroup_created(&mut self, id: u64, path: String, at: Timestamp) {
@@ -373,8 +438,14 @@ impl Reader {
         }
     }
 
-    fn cgroup_removed(&mut self, id: u64, at: Timestamp) {
+    /// `at`: boot time, ns.
+    fn cgroup_removed(&mut self, id: u64, at: u64) {
         self.state.known.remove(&id);
+        self.state.ended.push_back((id, at));
+        if self.state.ended.len() > MAX_ENDED {
+            self.state.ended.pop_front();
+        }
+        let at = self.state.wall(at);
         self.state.count("cgroup_removed", 1);
         // The budget of a cgroup that is gone needs no room. Its keys still go out of FLOWS one by one.
         let _ = self.maps.keys_inserted.delete(&id.to_ne_bytes());
@@ -395,6 +466,7 @@ impl Reader {
             self.cgroup_created(id, path, at);
         }
         let gone: Vec<u64> = self.state.known.difference(&there).copied().collect();
+        let at = sys::boot_ns().cast_unsigned();
         for id in gone {
             self.cgroup_removed(id, at);
         }
@@ -402,20 +474,32 @@ impl Reader {
 
     /// The cgroup ring was full: the kernel's own map of recent cgroups, and the directory tree, say what was missed.
     fn repair_cgroups(&mut self) {
+        for (id, at, ended, path) in self.recent_cgroups() {
+            if ended != 0 && self.state.ended.contains(&(id, ended)) {
+                continue;
+            }
+            let at = self.state.wall(at);
+            self.cgroup_created(id, path, at);
+            if ended != 0 {
+                self.cgroup_removed(id, ended);
+            }
+        }
+        self.walk_cgroups();
+    }
+
+    /// What the kernel's map of recent cgroups holds: id, boot times of its making and its removal (0: none) in ns, path. Oldest first.
+    fn recent_cgroups(&mut self) -> Vec<(u64, u64, u64, String)> {
         let mut recent = Vec::new();
         let result = self.maps.cgroups.for_each(|_, record| {
-            if let Ok(Decoded::Cgroup { id, at, path, .. }) = decode::ring(record) {
-                recent.push((id, at, String::from_utf8_lossy(path).into_owned()));
+            if let Ok(Decoded::Cgroup { id, at, ended, path, .. }) = decode::ring(record) {
+                recent.push((id, at, ended, String::from_utf8_lossy(path).into_owned()));
             }
         });
         if let Err(error) = result {
             warn!("reading the map of recent cgroups failed: {error}");
         }
-        for (id, at, path) in recent {
-            let at = self.state.wall(at);
-            self.cgroup_created(id, path, at);
-        }
-        self.walk_cgroups();
+        recent.sort_unstable_by_key(|(_, at, ..)| *at);
+        recent
     }
 
     fn read_flow_ring(&mut self) {
@@ -425,7 +509,7 @@ impl Reader {
                 continue;
             };
             self.state.count("flow_hint", 1);
-            if let Ok(Some(value)) = self.maps.flows.get(&bytes_of(&key)) {
+            if let Ok(Some(value)) = self.maps.flows.get(&encode::key(&key)) {
                 self.value(&key, &value);
             }
         }
@@ -445,206 +529,6 @@ impl Reader {
             }
         }
     }
-
-    /// Folds a value as the map gave it.
-    fn value(&mut self, key: &FlowKey, value: &[u8; VALUE]) -> u32 {
-        // A value of the map's size always decodes.
-        decode::value(value).map_or(0, |value| self.emit(key, &value))
-    }
-
-    fn emit(&mut self, key: &FlowKey, value: &FlowValue) -> u32 {
-        let offset = self.state.wall_offset;
-        let wall = |boot: u64| Timestamp::from_unix_ns(boot.cast_signed().saturating_add(offset));
-        let mut told = 0;
-        let out = &mut self.out;
-        let idle = self.state.fold.fold(key, value, wall, &mut |delta| {
-            told += 1;
-            out.push(Observation::Flow(delta));
-        });
-        self.state.count("flow_delta", told);
-        idle
-    }
-
-    fn evict(&mut self, addresses: Vec<IpAddr>) {
-        self.read_flow_ring();
-        self.sweep(&addresses.into_iter().collect());
-        self.out.send();
-    }
-
-    /// Reads every entry, folds it, deletes it if it has been idle for long (or its remote is to be evicted) and has no open connections.
-    fn sweep(&mut self, evicted: &HashSet<IpAddr>) {
-        self.state.set_clock();
-        self.state.fold.next_sweep();
-        let interval = self.sweep_interval.as_secs_f64().max(0.001);
-        let mut idle_sweeps = (self.idle.as_secs_f64() / interval).ceil() as u32;
-        if self.state.fold.len() as u64 > self.state.capacity / 2 {
-            // Room is worth more than the memory of who was here: a flow that comes again is a new key again.
-            idle_sweeps = idle_sweeps.min(2);
-        }
-        let idle_sweeps = idle_sweeps.max(1);
-        let mut broken = 0;
-        let mut doomed = Vec::new();
-        let Self { maps, state, out, .. } = self;
-        let offset = state.wall_offset;
-        let wall = |boot: u64| Timestamp::from_unix_ns(boot.cast_signed().saturating_add(offset));
-        let mut told = 0;
-        let fold = &mut state.fold;
-        let result = maps.flows.for_each(|key, value| {
-            let (Ok(key), Ok(value)) = (decode::key(key), decode::value(value)) else {
-                broken += 1;
-                return;
-            };
-            let idle = fold.fold(&key, &value, wall, &mut |delta| {
-                told += 1;
-                out.push(Observation::Flow(delta));
-            });
-            let is_evicted = !evicted.is_empty() && evicted.contains(&ip(&key.remote));
-            if (idle >= idle_sweeps || is_evicted) && value.open_connections(key.protocol) == 0 {
-                doomed.push(key);
-            }
-        });
-        if let Err(error) = result {
-            warn!("reading the FLOWS map failed: {error}");
-        }
-        self.state.count("flow_delta", told);
-        for key in doomed {
-            self.delete(&key);
-        }
-        if broken > 0 {
-            self.lose(LossReason::Decode, None, broken);
-        }
-        self.read_losses();
-        self.read_programs();
-        self.state.count("sweep", 1);
-        self.state.published.sweeps += 1;
-        self.state.publish();
-        debug!(entries = self.state.fold.len(), "swept");
-    }
-
-    fn delete(&mut self, key: &FlowKey) {
-        match self.maps.flows.take(&bytes_of(key)) {
-            Ok(Some(last)) => {
-                self.value(key, &last);
-                self.removed(key.cgroup_id, 1);
-            }
-            Ok(None) => {}
-            Err(error) => {
-                warn!("deleting an idle entry failed: {error}");
-                return;
-            }
-        }
-        self.state.fold.forget(key);
-        if self.state.undecided.remove(key) {
-            self.tell_undecided();
-        }
-    }
-
-    /// Says to the kernel side how many undecided entries of the inventory there are.
-    fn tell_undecided(&mut self) {
-        let count = self.state.undecided.len() as u64;
-        if let Err(error) = self.maps.counters.set(&counter::UNDECIDED.to_ne_bytes(), &count.to_ne_bytes(), 0) {
-            warn!("writing the number of undecided connections failed: {error}");
-        }
-    }
-
-    /// Counts `n` keys (wrapping) as taken out, for the kernel's budget. Only this thread writes these.
-    fn removed(&mut self, cgroup_id: u64, n: u64) {
-        self.state.removed = self.state.removed.wrapping_add(n);
-        let _ = self.maps.counters.set(&counter::KEYS_REMOVED.to_ne_bytes(), &self.state.removed.to_ne_bytes(), 0);
-        let id = cgroup_id.to_ne_bytes();
-        let before = self.maps.keys_removed.get(&id).ok().flatten().map_or(0, u64::from_ne_bytes);
-        let _ = self.maps.keys_removed.set(&id, &before.wrapping_add(n).to_ne_bytes(), 0);
-    }
-
-    fn lose(&mut self, reason: LossReason, cgroup: Option<CgroupId>, count: u64) {
-        *self.state.published.losses.entry(reason).or_insert(0) += count;
-        self.out.push(Observation::Lost { reason, cgroup, count, at: now() });
-    }
-
-    fn read_losses(&mut self) {
-        // Totals first: the programs count a cgroup's loss before the total, so no named loss is missing from what follows.
-        let mut totals = [0u64; counter::COUNT as usize];
-        for (index, total) in (0u32..).zip(&mut totals) {
-            *total = self
-                .maps
-                .counters
-                .get(&index.to_ne_bytes())
-                .ok()
-                .flatten()
-                .map_or(self.state.counters[index as usize], u64::from_ne_bytes);
-        }
-        let mut named = Vec::new();
-        if let Err(error) =
-            self.maps.cgroup_losses.for_each(|key, count| named.push((*key, u64::from_ne_bytes(*count))))
-        {
-            warn!("reading the losses of cgroups failed: {error}");
-        }
-        for (key, count) in named {
-            let before = self.state.cgroup_losses.insert(key, count).unwrap_or(0);
-            // A smaller count is a new entry after the old one was pushed out.
-            let gain = if count >= before { count - before } else { count };
-            if gain == 0 {
-                continue;
-            }
-            match decode::loss_key(&key) {
-                Ok((id, kind)) => {
-                    let reason = match kind {
-                        LossKind::CoarseClient => LossReason::CoarseClient,
-                        LossKind::MapFull => LossReason::MapFull,
-                    };
-                    self.state.told += gain;
-                    self.lose(reason, Some(CgroupId(id)), gain);
-                }
-                Err(_) => self.lose(LossReason::Decode, None, 1),
-            }
-        }
-        let at = |index: u32| (totals[index as usize], self.state.counters[index as usize]);
-        let gain = |index: u32| at(index).0.saturating_sub(at(index).1);
-        let hints = [
-            (LossReason::RingFull, gain(counter::RING_FULL)),
-            (LossReason::DnsRingFull, gain(counter::DNS_RING_FULL)),
-            (LossReason::CgroupRingFull, gain(counter::CGROUP_RING_FULL)),
-        ];
-        let edge_total = totals[counter::COARSE_CLIENT as usize] + totals[counter::MAP_FULL as usize];
-        for (reason, count) in hints {
-            if count > 0 {
-                self.lose(reason, None, count);
-                if reason == LossReason::CgroupRingFull {
-                    self.repair_cgroups();
-                }
-            }
-        }
-        // What no cgroup accounts for (its entry was pushed out): it may be anyone's.
-        let unnamed = edge_total.saturating_sub(self.state.told);
-        if unnamed > 0 {
-            self.state.told += unnamed;
-            self.lose(LossReason::MapFull, None, unnamed);
-        }
-        self.state.counters = totals;
-    }
-
-    fn read_programs(&mut self) {
-        let Some(programs) = &self.programs else { return };
-        let mut recursion = 0;
-        let published = &mut self.state.published.programs;
-        programs.for_each(|name, fd| match sys::program_info(fd) {
-            Ok(info) => {
-                recursion += info.recursion_misses;
-                let entry = ProgramStats {
-                    runs: info.run_cnt,
-                    run_ns: info.run_time_ns,
-                    recursion_misses: info.recursion_misses,
-                };
-                published.insert(name.to_owned(), entry);
-            }
-            Err(error) => warn!("reading the statistics of {name} failed: {error}"),
-        });
-        let gain = recursion.saturating_sub(self.state.recursion);
-        self.state.recursion = recursion;
-        if gain > 0 {
-            self.lose(LossReason::Recursion, None, gain);
-        }
-    }
 }
 
 /// A ring record, out of the ring.
@@ -660,72 +544,10 @@ fn next(ring: &mut Ring) -> Option<Result<Event, DecodeError>> {
     let item = ring.next()?;
     Some(decode::ring(&item).map(|decoded| match decoded {
         Decoded::Flow(key) => Event::Flow(key),
-        Decoded::Cgroup { created, id, at, path } => {
+        Decoded::Cgroup { created, id, at, path, .. } => {
             Event::Cgroup { created, id, at, path: String::from_utf8_lossy(path).into_owned() }
         }
         Decoded::Listen(listen) => Event::Listen(listen),
         Decoded::Dns { cgroup_id, at, payload } => Event::Dns { cgroup_id, at, answer: dns::answer(payload) },
     }))
-}
-
-/// A value as the map takes it.
-fn value_bytes(value: &FlowValue) -> [u8; VALUE] {
-    let mut bytes = [0; VALUE];
-    let words = [
-        value.jiffies,
-        value.opened,
-        value.closed,
-        value.bytes_sent,
-        value.bytes_received,
-        value.last_open,
-        value.first_open,
-        value.last_failed,
-        value.found,
-        value.refused,
-        value.unanswered,
-        value.unreachable,
-    ];
-    for (at, word) in words.into_iter().enumerate() {
-        bytes[8 * at..8 * at + 8].copy_from_slice(&word.to_ne_bytes());
-    }
-    bytes[VALUE - 8..VALUE - 4].copy_from_slice(&value.netns.to_ne_bytes());
-    bytes[VALUE - 4..].copy_from_slice(&value.flags.to_ne_bytes());
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_and_values_come_back_from_their_bytes() {
-        let value = FlowValue {
-            netns: 1,
-            flags: 2,
-            jiffies: 3,
-            first_open: 4,
-            last_open: 5,
-            last_failed: 6,
-            opened: 7,
-            found: 8,
-            refused: 9,
-            unanswered: 10,
-            unreachable: 11,
-            closed: 12,
-            bytes_sent: 13,
-            bytes_received: 14,
-        };
-        assert_eq!(decode::value(&value_bytes(&value)), Ok(value));
-        let key = FlowKey {
-            cgroup_id: 1,
-            local: [2; 16],
-            remote: [3; 16],
-            server_port: 4,
-            local_port: 5,
-            protocol: 6,
-            role: 1,
-            pad: [0; 2],
-        };
-        assert_eq!(decode::key(&bytes_of(&key)), Ok(key));
-    }
 }

@@ -1,18 +1,34 @@
 //! bpf(2) commands that aya does not offer: batched lookups, lookup-and-delete, statistics of a program. And poll, eventfd, clocks.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
     time::Duration,
 };
 
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_ITER_CREATE: libc::c_long = 33;
+/// `BPF_TRACE_ITER` of `enum bpf_attach_type`.
+const BPF_TRACE_ITER: u32 = 28;
+/// `BPF_MAP_TYPE_HASH`.
+pub(crate) const MAP_TYPE_HASH: u32 = 1;
+/// `BPF_F_NO_PREALLOC`: memory for elements that are there.
+pub(crate) const NO_PREALLOC: u32 = 1;
 
 /// Flag of an update: only if there is no such key.
 pub(crate) const NOEXIST: u64 = 1;
@@ -54,6 +70,20 @@ unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
     // SAFETY: the caller's.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// For commands that give a descriptor.
+///
+/// # Safety
+/// As for [`bpf`].
+unsafe fn descriptor<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    match i32::try_from(result) {
+        // SAFETY: the descriptor is new and ours.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// A hash map with keys of `K` bytes and values of `V` bytes.
@@ -198,6 +228,52 @@ fn found<T>(result: io::Result<()>, value: T) -> io::Result<Option<T>> {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// A new map.
+pub(crate) fn create_map(kind: u32, key: usize, value: usize, entries: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut attr = [kind, key as u32, value as u32, entries, flags];
+    // SAFETY: the first five members of `bpf_attr` for this command; the rest is taken for zero.
+    unsafe { descriptor(BPF_MAP_CREATE, &mut attr) }
+}
+
+/// `bpf_attr` for pinned objects.
+#[repr(C)]
+struct Pin {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Gives an object a name in a BPF file system: it lives as long as the name.
+pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let name = c_path(path)?;
+    let mut attr = Pin { path: name.as_ptr() as u64, fd: fd.as_raw_fd().cast_unsigned(), flags: 0 };
+    // SAFETY: the kernel reads the path to its end.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attr) }
+}
+
+/// The object of a name in a BPF file system.
+pub(crate) fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let name = c_path(path)?;
+    let mut attr = Pin { path: name.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: the kernel reads the path to its end.
+    unsafe { descriptor(BPF_OBJ_GET, &mut attr) }
+}
+
+/// One pass over what an iterator program tells.
+pub(crate) fn iterate(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // prog_fd, target_fd, attach_type, flags.
+    let mut link = [program.as_raw_fd().cast_unsigned(), 0, BPF_TRACE_ITER, 0];
+    // SAFETY: no pointers.
+    let link = unsafe { descriptor(BPF_LINK_CREATE, &mut link)? };
+    let mut iterator = [link.as_raw_fd().cast_unsigned(), 0];
+    // SAFETY: no pointers. The iterator keeps its link.
+    unsafe { descriptor(BPF_ITER_CREATE, &mut iterator) }
 }
 
 /// Statistics of a program, from `struct bpf_prog_info` (`include/uapi/linux/bpf.h`).

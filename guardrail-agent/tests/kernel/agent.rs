@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::Path,
     sync::{Arc, Mutex},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use guardrail_agent::kernel::{Kernel, KernelConfig, KernelStats};
+use guardrail_agent::kernel::{Batch, Checkpoint, Kernel, KernelConfig, KernelStats, Mark, Pinned};
 use guardrail_graph::{
     observe::{CgroupId, FlowCounts, FlowDelta, LossReason, Observation, Remote, Role},
     peer::Protocol,
@@ -65,7 +66,7 @@ pub(crate) fn server(pod: &Pod, protocol: Protocol, local: &str, remote: &str, p
 }
 
 /// All observations so far.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Seen(pub(crate) Vec<Observation>);
 
 impl Seen {
@@ -141,13 +142,22 @@ impl Seen {
     }
 }
 
+/// How far the observations were at one instant, and what they had told by then: what a state file would hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) mark: Mark,
+    pub(crate) seen: Seen,
+}
+
 /// The kernel module, observing a lab's cgroup.
 #[derive(Debug)]
 pub(crate) struct Agent {
     /// Under test.
     pub(crate) kernel: Kernel,
     seen: Arc<Mutex<Seen>>,
-    held: Option<Receiver<Vec<Observation>>>,
+    stored: Arc<Mutex<Vec<Stored>>>,
+    held: Option<Receiver<Batch>>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -164,26 +174,60 @@ impl Agent {
         agent
     }
 
+    /// Starts with pins, after an agent that had stored this.
+    pub(crate) fn pinned(
+        lab: &Lab,
+        dir: &Path,
+        stored: Option<&Stored>,
+        change: impl FnOnce(&mut KernelConfig),
+    ) -> Self {
+        let checkpoint = stored.map(|stored| stored.checkpoint.clone());
+        let mut agent = Self::begin(lab, Some(Pinned { dir: dir.to_owned(), checkpoint }), change);
+        agent.receive();
+        agent
+    }
+
     /// Starts, but takes nothing out of the channel until [`Agent::receive`].
     pub(crate) fn held(lab: &Lab, change: impl FnOnce(&mut KernelConfig)) -> Self {
+        let agent = Self::begin(lab, None, change);
+        assert_eq!(agent.kernel.warnings(), [] as [String; 0]);
+        agent
+    }
+
+    fn begin(lab: &Lab, pinned: Option<Pinned>, change: impl FnOnce(&mut KernelConfig)) -> Self {
         let mut config = KernelConfig::new(lab.cgroup.clone());
         config.sweep_interval = Duration::from_millis(100);
         config.flow_entries = 4096;
         change(&mut config);
-        let (kernel, held) = Kernel::start(config).expect("the kernel side starts");
-        assert_eq!(kernel.warnings(), [] as [String; 0]);
-        Self { kernel, seen: Arc::default(), held: Some(held), reader: None }
+        let (kernel, held) = Kernel::start(config, pinned).expect("the kernel side starts");
+        Self { kernel, seen: Arc::default(), stored: Arc::default(), held: Some(held), reader: None }
     }
 
     /// Begins to take observations out of the channel.
     pub(crate) fn receive(&mut self) {
         let mut observations = self.held.take().expect("it is held");
-        let seen = Arc::clone(&self.seen);
+        let (seen, stored) = (Arc::clone(&self.seen), Arc::clone(&self.stored));
         self.reader = Some(std::thread::spawn(move || {
             while let Some(batch) = observations.blocking_recv() {
-                seen.lock().expect("no panic while it is locked").0.extend(batch);
+                let mut seen = seen.lock().expect("no panic while it is locked");
+                match batch {
+                    Batch::Observations(batch) => seen.0.extend(batch),
+                    Batch::Checkpoint(checkpoint, mark) => stored
+                        .lock()
+                        .expect("no panic while it is locked")
+                        .push(Stored { checkpoint: *checkpoint, mark, seen: seen.clone() }),
+                }
             }
         }));
+    }
+
+    /// What a state file would hold now.
+    pub(crate) fn store(&self) -> Stored {
+        let count = || self.stored.lock().expect("no panic while it is locked").len();
+        let before = count();
+        self.kernel.checkpoint();
+        assert!(until(|| count() > before), "a checkpoint comes when asked for");
+        self.stored.lock().expect("no panic while it is locked").last().cloned().expect("it came")
     }
 
     /// Waits until the observations show it.
@@ -205,7 +249,7 @@ impl Agent {
 
     /// Shuts down; all that was said, and the last figures.
     pub(crate) fn stop(self) -> (Seen, KernelStats) {
-        let Self { kernel, seen, held: _, reader } = self;
+        let Self { kernel, seen, stored: _, held: _, reader } = self;
         let stats = kernel.shutdown();
         if let Some(reader) = reader {
             reader.join().expect("the receiving thread");

@@ -11,7 +11,7 @@ mod process;
 mod socket;
 
 pub(crate) use self::{
-    agent::{Agent, Key, Seen, client, server, until},
+    agent::{Agent, Key, Seen, Stored, client, server, until},
     lab::{LEFT, LEFT_V6, Lab, RIGHT, RIGHT_V6, Side},
     pod::Pod,
     process::{Child, pin},

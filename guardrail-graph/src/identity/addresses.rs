@@ -108,9 +108,16 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     /// The API server says that `owner` has the address, as of `from` (or since ever, if nobody else is known to have had it).
     pub fn claim(&mut self, address: IpAddr, owner: O, from: Timestamp) {
         let tenures = self.tenures.entry(address).or_default();
-        let last = tenures.iter().rfind(|t| t.owner == owner);
-        if last.is_some_and(|t| t.to == Timestamp::MAX || t.end != End::Told) {
-            return;
+        if let Some(last) = tenures.iter().rposition(|t| t.owner == owner) {
+            let after = &tenures[last..];
+            if after[0].to == Timestamp::MAX || after[0].end != End::Told {
+                return;
+            }
+            if after.len() == 1 {
+                // Nobody else had it since, so it was this owner's all the time.
+                tenures[last].to = Timestamp::MAX;
+                return;
+            }
         }
         let others = tenures.iter().any(|t| t.owner != owner);
         let mut from =

@@ -38,11 +38,12 @@ fn bits<'a>(marks: impl IntoIterator<Item = &'a String>) -> u8 {
 }
 
 impl Observer {
-    /// Continues from a snapshot that this node's agent wrote: same instance, counts go on, the time in between is a gap in the window.
+    /// Continues from a snapshot that this node's agent wrote: same instance, counts go on. The time in between is a gap in the window, unless `is_seamless`: the
+    /// hooks were attached all the time, and what they counted is still to be told.
     ///
     /// # Errors
     /// If the snapshot has counts of another node, or of several instances.
-    pub fn restore(mut config: ObserverConfig, state: &Snapshot) -> Result<Self, RestoreError> {
+    pub fn restore(mut config: ObserverConfig, state: &Snapshot, is_seamless: bool) -> Result<Self, RestoreError> {
         let mut sources = state.body.sources.iter();
         match (sources.next(), sources.next()) {
             (Some(source), None) if source.node == config.node => config.instance.clone_from(&source.instance),
@@ -55,6 +56,9 @@ impl Observer {
         }
         let mut observer = Self::new(config);
         observer.load(&state.body);
+        if is_seamless && let Some(last) = observer.earlier.pop() {
+            observer.config.started = last.from;
+        }
         Ok(observer)
     }
 

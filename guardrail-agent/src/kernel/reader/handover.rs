@@ -1,0 +1,220 @@
+//! From one agent to the next: taking over the maps that an earlier one pinned, and leaving them so that a later one can.
+//!
+//! What an earlier agent told the observer stands in its checkpoint, beside the graph that holds it. What its maps hold beyond that is told now: no count is lost
+//! while no agent was there, and none is told twice.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use guardrail_common::{
+    counter, decode, encode,
+    flow::{FlowKey, FlowRole, FlowValue},
+};
+use guardrail_graph::observe::LossReason;
+use tracing::{info, warn};
+
+use super::{Event, Flows, Maps, Reader, next};
+use crate::kernel::{
+    Batch, Mark,
+    checkpoint::{Checkpoint, Told},
+    journal::{Journal, Note},
+    pin::Generation,
+    sys,
+};
+
+/// The journal as it was found.
+pub(crate) struct Found {
+    pub(crate) journal: Journal,
+    pub(crate) notes: Vec<Note>,
+    /// Notes that did not decode.
+    pub(crate) broken: u64,
+}
+
+/// Detached maps whose counts are still to be told.
+pub(crate) struct Predecessor {
+    pub(crate) generation: Generation,
+    pub(crate) maps: Maps,
+    pub(crate) found: Found,
+    /// What was told of them.
+    pub(crate) checkpoint: Option<Checkpoint>,
+    /// Its programs were attached until just now.
+    pub(crate) was_attached: bool,
+}
+
+/// cgroups made and removed, in the order of time: `(boot time in ns, removed, id)` → path.
+type CgroupEvents = BTreeMap<(u64, bool, u64), String>;
+
+/// Makes the entries of older maps in new ones, where there are none yet; gives those made. What is open stays open there, all else is told from the older maps.
+pub(crate) fn carry(older: &mut Flows, new: &Flows) -> HashMap<FlowKey, FlowValue> {
+    let mut made = HashMap::new();
+    let result = older.for_each(|key, value| {
+        let (Ok(key), Ok(value)) = (decode::key(key), decode::value(value)) else { return };
+        let open = value.open_connections(key.protocol);
+        let (opened, found) = if key.role == FlowRole::Undecided as u8 { (0, open) } else { (open, 0) };
+        let FlowValue { netns, flags, first_open, last_open, .. } = value;
+        let kept = FlowValue { netns, flags, first_open, last_open, opened, found, ..FlowValue::default() };
+        // A key that is there has its own beginning; where there is no room, the end of what is open is seen late.
+        if new.set(&encode::key(&key), &encode::value(&kept), sys::NOEXIST).is_ok() {
+            made.insert(key, kept);
+        }
+    });
+    if let Err(error) = result {
+        warn!("reading the FLOWS map of an earlier agent failed: {error}");
+    }
+    made
+}
+
+impl Reader {
+    /// Tells what these maps (our own by now) hold beyond the checkpoint.
+    pub(super) fn take_over(&mut self, notes: Vec<Note>, broken: u64, checkpoint: Option<Checkpoint>) {
+        self.tell_cgroups_of_the_gap();
+        let Checkpoint { generation: _, journal, told, flows } = checkpoint.unwrap_or_default();
+        self.state.told = told;
+        for (key, value) in &flows {
+            self.state.fold.seed(*key, value);
+        }
+        let counter = |maps: &Maps, index: u32| {
+            maps.counters.get(&index.to_ne_bytes()).ok().flatten().map_or(0, u64::from_ne_bytes)
+        };
+        self.state.removed = counter(&self.maps, counter::KEYS_REMOVED);
+        let unjournalled = counter(&self.maps, counter::UNJOURNALLED);
+        for (reason, count) in [(LossReason::Decode, broken), (LossReason::JournalFull, unjournalled)] {
+            if count > 0 {
+                self.lose(reason, None, count);
+            }
+        }
+        self.state.unjournalled = 0;
+        self.write_unjournalled();
+        if let Some(own) = &mut self.journal {
+            own.continue_after(journal);
+        }
+        for (number, key, value) in notes {
+            if number <= journal || self.is_still_there(&key, &value) {
+                if let Some(own) = &mut self.journal {
+                    own.strike(number, &key);
+                }
+                continue;
+            }
+            // The note stays until a state holds what it says.
+            self.emit(&key, &value);
+            self.state.fold.forget(&key);
+        }
+        self.read_rings();
+        self.sweep(&HashSet::new());
+        let mut live = HashSet::new();
+        self.each_entry(|key, _| {
+            live.insert(*key);
+        });
+        self.state.fold.retain(&live);
+        self.state.undecided = live.into_iter().filter(|key| key.role == FlowRole::Undecided as u8).collect();
+        self.tell_undecided();
+        info!(entries = self.state.fold.len(), "took over what an earlier agent had pinned");
+    }
+
+    /// An agent notes an entry, then takes it out. Killed in between, it leaves both, and the entry has gone on counting.
+    fn is_still_there(&self, key: &FlowKey, noted: &FlowValue) -> bool {
+        let live = self.maps.flows.get(&encode::key(key)).ok().flatten().and_then(|bytes| decode::value(&bytes).ok());
+        live.is_some_and(|live| {
+            live.first_open == noted.first_open
+                && live.opened >= noted.opened
+                && live.found >= noted.found
+                && live.closed >= noted.closed
+                && live.refused >= noted.refused
+                && live.unanswered >= noted.unanswered
+                && live.unreachable >= noted.unreachable
+        })
+    }
+
+    fn each_entry(&mut self, mut each: impl FnMut(&FlowKey, &FlowValue)) {
+        let result = self.maps.flows.for_each(|key, value| {
+            if let (Ok(key), Ok(value)) = (decode::key(key), decode::value(value)) {
+                each(&key, &value);
+            }
+        });
+        if let Err(error) = result {
+            warn!("reading the FLOWS map failed: {error}");
+        }
+    }
+
+    /// The lives of cgroups that no observer knows: from the kernel's map of recent ones, and from what nobody read off the ring.
+    fn tell_cgroups_of_the_gap(&mut self) {
+        let mut events = CgroupEvents::new();
+        for (id, at, ended, path) in self.recent_cgroups() {
+            events.insert((at, false, id), path);
+            if ended != 0 {
+                events.insert((ended, true, id), String::new());
+            }
+        }
+        while let Some(event) = next(&mut self.maps.cgroup_ring) {
+            match event {
+                Ok(Event::Cgroup { created, id, at, path }) => drop(events.insert((at, !created, id), path)),
+                Ok(Event::Listen(listen)) => self.listening(&listen),
+                Ok(Event::Flow(_) | Event::Dns { .. }) | Err(_) => self.lose(LossReason::Decode, None, 1),
+            }
+        }
+        for ((at, removed, id), path) in events {
+            if removed {
+                self.cgroup_removed(id, at);
+            } else {
+                let at = self.state.wall(at);
+                self.cgroup_created(id, path, at);
+            }
+        }
+        self.walk_cgroups();
+    }
+
+    /// Tells what older, detached maps hold. Their entries are in ours already, or are put there now: connections that are open end in ours.
+    pub(super) fn drain(&mut self, older: Predecessor, carried: &HashMap<FlowKey, FlowValue>) {
+        let Predecessor { generation, mut maps, found: Found { journal, notes, broken }, checkpoint, was_attached: _ } =
+            older;
+        std::mem::swap(&mut self.maps, &mut maps);
+        let own = self.journal.replace(journal);
+        self.take_over(notes, broken, checkpoint);
+        std::mem::swap(&mut self.maps, &mut maps);
+        self.journal = own;
+        (self.state.told, self.state.removed) = (Told::default(), 0);
+        self.state.undecided.clear();
+        let late = carry(&mut maps.flows, &self.maps.flows);
+        for (key, kept) in carried.iter().chain(&late) {
+            self.removed(key.cgroup_id, 1u64.wrapping_neg());
+            self.state.fold.seed(*key, kept);
+            if key.role == FlowRole::Undecided as u8 {
+                self.state.undecided.insert(*key);
+            }
+        }
+        self.state.fold.retain(&carried.keys().chain(late.keys()).copied().collect());
+        self.tell_undecided();
+        if let Err(error) = generation.remove() {
+            warn!("{error}");
+        }
+    }
+
+    /// Says in the stream of observations how far it is; `None` without pins.
+    pub(super) fn checkpoint(&mut self) {
+        let (Some(journal), Some(generation)) = (&self.journal, self.generation) else { return };
+        let mark = Mark { journal: journal.last(), unjournalled: self.state.unjournalled };
+        let checkpoint = Checkpoint {
+            generation,
+            journal: mark.journal,
+            told: self.state.told.clone(),
+            flows: self.state.fold.told(),
+        };
+        self.out.send();
+        self.out.deliver(Batch::Checkpoint(Box::new(checkpoint), mark));
+    }
+
+    /// A graph with everything up to this mark is stored.
+    pub(super) fn stored(&mut self, mark: Mark) {
+        if let Some(journal) = &mut self.journal {
+            journal.trim(mark.journal);
+            self.state.unjournalled -= mark.unjournalled.min(self.state.unjournalled);
+            self.write_unjournalled();
+        }
+    }
+
+    pub(super) fn write_unjournalled(&mut self) {
+        let count = self.state.unjournalled.to_ne_bytes();
+        if let Err(error) = self.maps.counters.set(&counter::UNJOURNALLED.to_ne_bytes(), &count, 0) {
+            warn!("writing the number of entries without a note failed: {error}");
+        }
+    }
+}
