@@ -243,7 +243,7 @@ impl Kernel {
     /// [`KernelError`], one sentence each: missing privilege, BTF, cgroup v2, kernel member, or a refusal of the kernel. Nothing stays attached, but for what
     /// was pinned before.
     pub fn start(config: KernelConfig, pinned: Option<Pinned>) -> Result<(Self, mpsc::Receiver<Batch>), KernelError> {
-        preflight::capabilities()?;
+        preflight::capabilities(config.udp)?;
         let root_cgroup = preflight::cgroup2(&config.cgroup_root)?;
         let (pins, checkpoint) = match pinned {
             Some(Pinned { dir, checkpoint }) => (Some(Pins::hold(&dir)?), checkpoint),

@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod kube;
 pub mod memory;
 pub mod metrics;
+pub mod process;
 pub mod serve;
 pub mod state;
 

@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::kernel::KernelStats;
+use crate::{kernel::KernelStats, process::Usage};
 
 /// What the daemon itself counts.
 #[derive(Clone, Debug, Default)]
@@ -257,8 +257,28 @@ impl Collector for Scrape {
             daemon.state_last_success_seconds,
         )?;
         counter(e, "guardrail_state_failures", "States that could not be written", daemon.state_failures)?;
+        own_cost(e)?;
         gauges(e, "guardrail_build_info", "Version of the agent", [(vec![("version", env!("CARGO_PKG_VERSION"))], 1.0)])
     }
+}
+
+/// What the agent itself costs, under the names that Prometheus has for every process.
+fn own_cost(e: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let Usage { cpu_seconds, resident_bytes, open_fds, max_fds } = Usage::now();
+    ConstCounter::new(cpu_seconds).encode(e.encode_descriptor(
+        "process_cpu_seconds",
+        "Time that the agent spent on a CPU",
+        None,
+        MetricType::Counter,
+    )?)?;
+    gauge(
+        e,
+        "process_resident_memory_bytes",
+        "Resident memory of the agent, without kernel maps",
+        resident_bytes as f64,
+    )?;
+    gauge(e, "process_open_fds", "Open file descriptors", open_fds as f64)?;
+    gauge(e, "process_max_fds", "Most file descriptors that may be open", max_fds as f64)
 }
 
 /// The watches of the API server.

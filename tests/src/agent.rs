@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::{
     bins,
+    container::Container,
     lab::{Lab, netns, process, wait_until},
 };
 
@@ -79,7 +80,29 @@ impl Agent {
         Ok(Self { child, netns: lab.nodes[node].netns.as_fd().try_clone_to_owned()?, stderr, export_dir, state_dir })
     }
 
-    fn wait_ready(&mut self) -> Result<()> {
+    /// Starts a command that runs the agent inside a container on a node, listening at [`LISTEN`]. `state_dir` is where its state lies outside.
+    ///
+    /// # Errors
+    /// The process cannot be started.
+    pub fn spawn_contained(
+        lab: &Lab,
+        node: usize,
+        mut command: Command,
+        container: &Container,
+        state_dir: PathBuf,
+    ) -> Result<Self> {
+        let stderr = lab.directory.join(format!("agent-{}.stderr", lab.nodes[node].name));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&stderr)?);
+        let child = lab.spawn_contained(node, "guardrail-agent", command, container)?;
+        let netns = lab.nodes[node].netns.as_fd().try_clone_to_owned()?;
+        Ok(Self { child, netns, stderr, export_dir: PathBuf::new(), state_dir })
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Errors
+    /// It ends, or is not ready in time; the message has its standard error.
+    pub fn wait_ready(&mut self) -> Result<()> {
         let ready = wait_until(PATIENCE, "the agent says that it is ready", || {
             match self.child.try_wait() {
                 Ok(None) => {}
@@ -153,6 +176,21 @@ impl Agent {
             ids.programs.extend(number("prog_id:"));
         }
         Ok(ids)
+    }
+
+    /// Kernel memory of the BPF maps that the process holds, bytes, from `/proc/PID/fdinfo`.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn map_bytes(&self) -> Result<u64> {
+        let mut maps = std::collections::BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.pid()))?.flatten() {
+            let info = fs::read_to_string(entry.path()).unwrap_or_default();
+            let number = |key: &str| info.lines().find_map(|l| l.strip_prefix(key)?.trim().parse::<u64>().ok());
+            // Iterators show a map's id too, but not its size.
+            maps.extend(number("map_id:").zip(number("memlock:")));
+        }
+        Ok(maps.into_values().sum())
     }
 
     /// SIGTERM, then waits for the end.

@@ -25,6 +25,7 @@ use self::{cgroup::Driver, netns::Netns, process::AppProcess};
 use crate::{
     app::{log::Record, scenario::Scenario},
     cluster::{Cluster, Pod, inventory, nat, node_addresses},
+    container::Container,
 };
 
 /// A server on the internet, IPv4 and IPv6.
@@ -290,6 +291,17 @@ impl Lab {
         let cgroup = node.cgroup.join(format!("system.slice/{name}.service"));
         fs::create_dir_all(&cgroup)?;
         process::spawn(command, &node.netns, &cgroup)
+    }
+
+    /// As [`Lab::spawn_on_node`], inside a container that shares the node's network. The command is a path inside.
+    ///
+    /// # Errors
+    /// The container cannot be made, or the process not started.
+    pub fn spawn_contained(&self, node: usize, name: &str, command: Command, container: &Container) -> Result<Child> {
+        let node = &self.nodes[node];
+        let cgroup = node.cgroup.join(format!("system.slice/{name}.service"));
+        fs::create_dir_all(&cgroup)?;
+        process::spawn_then(command, &node.netns, &cgroup, container.prepare()?)
     }
 
     /// Every record that the applications wrote so far.

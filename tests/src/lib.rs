@@ -2,6 +2,8 @@
 //!
 //! - [`apiserver`]: a small Kubernetes API server that replays recordings of a real one and misbehaves on demand.
 //! - [`app`]: what the application binary `guardrail-lab-app` does, and the scenario file that tells it so.
+//! - [`container`]: runs a program as a container runtime would: read-only root, capabilities, seccomp.
+//! - [`deployed`]: the agent as deploy/ runs it, in such a container.
 //! - [`cluster`]: a small Kubernetes cluster as data: workloads, pods, Services; its inventory as YAML, its Services as address translation.
 //! - [`lab`]: makes such a cluster real on this machine, and removes it again whatever happens.
 //! - [`truth`]: the edges that must be found, from the applications' logs and the lab's own table alone.
@@ -16,6 +18,8 @@ pub mod app;
 pub mod bins;
 pub mod cluster;
 pub mod compare;
+pub mod container;
+pub mod deployed;
 pub mod lab;
 pub mod policies;
 pub mod prometheus;

@@ -2,33 +2,36 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
     process::Command,
 };
 
+use guardrail_tests::deployed::{self, directory as deploy};
 use serde_json::Value;
 
-fn deploy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+fn render(overlay: &str) -> Vec<Value> {
+    deployed::overlay(overlay).unwrap_or_else(|e| panic!("{overlay}: {e:#}"))
 }
 
-fn render(overlay: &str) -> Vec<Value> {
-    let out = Command::new("kubectl")
-        .arg("kustomize")
-        .arg(deploy().join("overlays").join(overlay))
-        .output()
-        .expect("kubectl is installed");
-    assert!(out.status.success(), "{overlay}: {}", String::from_utf8_lossy(&out.stderr));
-    serde_saphyr::from_multiple(std::str::from_utf8(&out.stdout).unwrap()).unwrap()
+/// The folders of deploy/DIR.
+fn folders(dir: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(deploy().join(dir)).unwrap();
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 fn overlays() -> Vec<(String, Vec<Value>)> {
-    let mut names: Vec<_> = std::fs::read_dir(deploy().join("overlays"))
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    assert_eq!(names, ["audit-only", "kernel-before-5.11", "plain", "prometheus-operator", "seccomp-unconfined"]);
+    let names = folders("overlays");
+    let expected = [
+        "audit-only",
+        "kernel-before-5.11",
+        "pinned",
+        "plain",
+        "prometheus-operator",
+        "seccomp-unconfined",
+        "without-host-pid",
+    ];
+    assert_eq!(names, expected);
     names
         .into_iter()
         .map(|name| {
@@ -59,9 +62,15 @@ fn the_agent_is_confined_in_every_overlay() {
         for forbidden in ["hostNetwork", "hostIPC", "shareProcessNamespace"] {
             assert!(pod[forbidden].is_null(), "{name}: {forbidden}");
         }
+        assert_eq!(pod["hostPID"] == true, name != "without-host-pid", "{name}: hostPID");
         assert_eq!(pod["serviceAccountName"], "guardrail-agent");
         assert_eq!(pod["tolerations"], serde_json::json!([{"operator": "Exists"}]), "{name}: every node");
-        assert!(pod["priorityClassName"].is_string(), "{name}");
+        let class = of_kind(&objects, "PriorityClass")[0];
+        assert_eq!(pod["priorityClassName"], class["metadata"]["name"], "{name}");
+        assert!(
+            class["value"].as_i64().is_some_and(|v| (1..=1_000_000_000).contains(&v)),
+            "what users may define: {class}"
+        );
         assert_eq!(sets[0]["spec"]["updateStrategy"]["type"], "RollingUpdate");
         assert_eq!(pod["containers"].as_array().unwrap().len(), 1);
         let container = &pod["containers"][0];
@@ -86,7 +95,80 @@ fn the_agent_is_confined_in_every_overlay() {
         assert_eq!(mounts["cgroup"]["readOnly"], true, "{name}");
         let paths: BTreeSet<_> =
             pod["volumes"].as_array().unwrap().iter().map(|v| v["hostPath"]["path"].as_str().unwrap()).collect();
-        assert_eq!(paths, ["/sys/fs/cgroup", "/var/lib/guardrail"].into(), "{name}: nothing else of the host");
+        let mut allowed = BTreeSet::from(["/sys/fs/cgroup", "/var/lib/guardrail"]);
+        if name == "pinned" {
+            allowed.insert("/sys/fs/bpf/guardrail");
+        }
+        assert_eq!(paths, allowed, "{name}: nothing else of the host");
+    }
+}
+
+/// The object as the API server understands it: what its schema has no field for is gone.
+fn understood<T: serde::de::DeserializeOwned + serde::Serialize>(object: &Value) -> Value {
+    let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|e| panic!("{e} in {object}"));
+    serde_json::to_value(typed).unwrap()
+}
+
+#[test]
+fn every_field_is_one_that_kubernetes_has() {
+    use k8s_openapi::api::{
+        apps::v1::DaemonSet,
+        core::v1::{Namespace, Secret, ServiceAccount},
+        rbac::v1::{ClusterRole, ClusterRoleBinding, Role},
+        scheduling::v1::PriorityClass,
+    };
+    for (name, objects) in overlays() {
+        for object in &objects {
+            let same = match object["kind"].as_str().unwrap() {
+                "ClusterRole" => understood::<ClusterRole>(object),
+                "ClusterRoleBinding" => understood::<ClusterRoleBinding>(object),
+                "DaemonSet" => understood::<DaemonSet>(object),
+                "Namespace" => understood::<Namespace>(object),
+                "PriorityClass" => understood::<PriorityClass>(object),
+                "Role" => understood::<Role>(object),
+                "Secret" => understood::<Secret>(object),
+                "ServiceAccount" => understood::<ServiceAccount>(object),
+                // The Prometheus operator's: its own test below.
+                "PodMonitor" | "PrometheusRule" => continue,
+                other => panic!("{name}: {other} has no check"),
+            };
+            assert_eq!(&same, object, "{name}: a field that is not in the API");
+        }
+        let namespace = of_kind(&objects, "Namespace")[0];
+        for mode in ["enforce", "audit", "warn"] {
+            let label = format!("pod-security.kubernetes.io/{mode}");
+            assert_eq!(namespace["metadata"]["labels"][&label], "privileged", "{name}: {label}");
+        }
+        for object in objects.iter().filter(|o| !o["metadata"]["namespace"].is_null()) {
+            assert_eq!(object["metadata"]["namespace"], "guardrail", "{name}: {object}");
+        }
+    }
+}
+
+#[test]
+fn overlays_combine_as_components() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let folders = folders("components");
+    let up = "../".repeat(dir.path().canonicalize().unwrap().components().count() - 1);
+    let at = |path: String| {
+        format!("{up}{}", deploy().join(path).canonicalize().unwrap().strip_prefix("/").unwrap().display())
+    };
+    let components: Vec<_> = folders.iter().map(|c| at(format!("components/{c}"))).collect();
+    let images = [serde_json::json!({"name": "guardrail", "newName": "registry.example.com/g", "newTag": "1"})];
+    let all = serde_json::json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization", "namespace": "guardrail",
+        "resources": [at("base".to_owned())], "components": components, "images": images,
+    });
+    std::fs::write(dir.path().join("kustomization.yaml"), all.to_string()).unwrap();
+    let objects = deployed::render(dir.path()).unwrap();
+    let pod = deployed::pod(&objects).unwrap();
+    let container = &pod["containers"][0];
+    assert_eq!(container["image"], "registry.example.com/g:1");
+    assert!(texts(&container["securityContext"]["capabilities"]["add"]).contains("SYS_RESOURCE"));
+    assert_eq!(container["securityContext"]["seccompProfile"]["type"], "Unconfined");
+    assert!(pod["hostPID"].is_null());
+    for kind in ["PodMonitor", "PrometheusRule", "Role"] {
+        assert_eq!(of_kind(&objects, kind).len(), 1, "{kind}");
     }
 }
 
@@ -194,10 +276,10 @@ fn the_pod_monitor_finds_the_pods_and_brings_a_token_that_may_read_metrics_only(
     assert_eq!(role["rules"], serde_json::json!([{"nonResourceURLs": ["/metrics"], "verbs": ["get"]}]));
 }
 
-/// The names of guardrail's series in a text of queries.
+/// The names of the agent's series in a text of queries.
 fn series(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-        .filter(|w| w.starts_with("guardrail_"))
+        .filter(|w| w.starts_with("guardrail_") || w.starts_with("process_"))
         .map(str::to_owned)
         .collect()
 }
@@ -228,7 +310,8 @@ fn alert_rules_pass_promtool_and_name_series_that_exist() {
     let rules = of_kind(&objects, "PrometheusRule")[0];
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("rules.yaml"), rules["spec"].to_string()).unwrap();
-    std::fs::copy(deploy().join("overlays/prometheus-operator/rules.test.yaml"), dir.path().join("test.yaml")).unwrap();
+    std::fs::copy(deploy().join("components/prometheus-operator/rules.test.yaml"), dir.path().join("test.yaml"))
+        .unwrap();
     for args in [["check", "rules", "rules.yaml"], ["test", "rules", "test.yaml"]] {
         let out = Command::new("promtool")
             .args(args)
@@ -255,10 +338,35 @@ fn alert_rules_pass_promtool_and_name_series_that_exist() {
     assert!(unknown.is_empty(), "rules ask for {unknown:?}, the agent has {exported:?}");
 }
 
+/// What Grafana needs to show every panel: ids of their own, places that do not overlap, the chosen data source, a unit.
+fn laid_out_well(dashboard: &Value) {
+    assert_eq!(dashboard["templating"]["list"][0]["name"], "datasource");
+    let mut taken = BTreeSet::new();
+    let mut ids = BTreeSet::new();
+    let mut titles = String::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{panel}");
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{panel}");
+        assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{panel}");
+        let number = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+        assert!(number("x") + number("w") <= 24, "{panel}");
+        for x in number("x")..number("x") + number("w") {
+            for y in number("y")..number("y") + number("h") {
+                assert!(taken.insert((x, y)), "two panels at {x}, {y}: {panel}");
+            }
+        }
+        titles += &panel["title"].as_str().unwrap().to_lowercase();
+    }
+    for subject in ["edges", "unresolved", "losses", "new edges", "cost"] {
+        assert!(titles.contains(subject), "{subject} in {titles}");
+    }
+}
+
 #[test]
 fn the_dashboard_asks_for_series_that_exist_in_queries_that_parse() {
     let path = deploy().join("grafana/guardrail.json");
     let dashboard: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    laid_out_well(&dashboard);
     let mut rules = Vec::new();
     for panel in dashboard["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().into_iter().flatten() {

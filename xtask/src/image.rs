@@ -32,6 +32,9 @@ pub(crate) struct Options {
     /// What `target/image/install` installs: a folder of deploy/overlays.
     #[arg(long, default_value = "plain")]
     overlay: String,
+    /// Then run the agent from it in the lab, confined as on a cluster (needs root).
+    #[arg(long)]
+    check: bool,
 }
 
 /// The name of an image: what comes before the last `:`, and what after.
@@ -63,7 +66,7 @@ impl std::str::FromStr for Tag {
 /// # Errors
 /// A step fails, or the image is larger than [`MAX_BYTES`].
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let Options { tag, push, overlay } = options;
+    let Options { tag, push, overlay, check } = options;
     if !run::root().join("deploy/overlays").join(overlay).is_dir() {
         bail!("deploy/overlays has no {overlay}");
     }
@@ -95,6 +98,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let unpacked = unpacked_bytes(&archive, &dir.join("unpacked"))?;
     if unpacked > MAX_BYTES {
         bail!("the image holds {unpacked} bytes unpacked, more than {MAX_BYTES}");
+    }
+    if *check {
+        run::build_binaries()?;
+        let archive = format!("GUARDRAIL_IMAGE={}", archive.display());
+        let test =
+            ["cargo", "test", "--quiet", "--package", "guardrail-tests", "--test", "image", "--", "--include-ignored"];
+        run::program("env", [archive.as_str()].into_iter().chain(test))?;
     }
     let id = storage.output(&["images", "--quiet", "--no-trunc", &reference])?;
     let mut pinned = None;

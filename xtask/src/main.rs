@@ -1,5 +1,6 @@
 //! guardrail's list of commands: `cargo xtask <command>`.
 
+mod deny;
 mod fuzz;
 mod image;
 mod run;
@@ -34,6 +35,12 @@ enum Command {
     Test {
         /// Only the tests whose name contains this.
         filter: Option<String>,
+    },
+    /// Check licences, advisories, duplicates and sources of every dependency (deny.toml).
+    Deny {
+        /// Leave out the advisories, whose database is a git repository on the internet.
+        #[arg(long)]
+        offline: bool,
     },
     /// Build the container image (static, one file for agent and command) into target/image, and manifests that name it.
     Image(image::Options),
@@ -81,6 +88,7 @@ fn main() -> Result<()> {
             run::interactive(run::target_dir()?.join("debug/guardrail-demo"), ["--seconds", &seconds.to_string()])
         }
         Command::Test { filter } => verify::run(filter.as_deref()),
+        Command::Deny { offline } => deny::run(offline),
         Command::Image(options) => image::run(&options),
         Command::VmTest { kernel, filter } => vm::run(kernel, filter.as_deref()),
         Command::Fuzz { seconds } => fuzz::run(seconds),

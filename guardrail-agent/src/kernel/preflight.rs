@@ -21,11 +21,11 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
-/// Names the first capability that is missing.
-pub(crate) fn capabilities() -> Result<(), KernelError> {
+/// Names the first capability that is missing. Only UDP needs programs at a cgroup's network hooks.
+pub(crate) fn capabilities(udp: bool) -> Result<(), KernelError> {
     let status = fs::read_to_string("/proc/self/status")
         .map_err(|source| KernelError::System { what: "reading /proc/self/status".to_owned(), source })?;
-    match missing_capability(effective(&status).unwrap_or(0)) {
+    match missing_capability(effective(&status).unwrap_or(0), udp) {
         None => Ok(()),
         Some((capability, why)) => Err(KernelError::MissingCapability { capability, why }),
     }
@@ -38,12 +38,16 @@ fn effective(status: &str) -> Option<u64> {
 }
 
 /// What is missing first, and what needs it. `CAP_SYS_ADMIN` stands for BPF and PERFMON (capabilities(7)).
-fn missing_capability(set: u64) -> Option<(&'static str, &'static str)> {
+fn missing_capability(set: u64, udp: bool) -> Option<(&'static str, &'static str)> {
     let has = |bit: u32| set >> bit & 1 == 1;
     let needed = [
         (has(CAP_BPF) || has(CAP_SYS_ADMIN), "CAP_BPF", "to load programs and maps"),
         (has(CAP_PERFMON) || has(CAP_SYS_ADMIN), "CAP_PERFMON", "to attach tracing programs"),
-        (has(CAP_NET_ADMIN), "CAP_NET_ADMIN", "to attach programs to a cgroup's network hooks"),
+        (
+            has(CAP_NET_ADMIN) || !udp,
+            "CAP_NET_ADMIN",
+            "to attach programs to a cgroup's network hooks; not with --udp=off",
+        ),
     ];
     needed.into_iter().find_map(|(there, name, why)| (!there).then_some((name, why)))
 }
@@ -84,12 +88,13 @@ mod tests {
     #[test]
     fn the_first_missing_capability_is_named() {
         let all = 1 << CAP_NET_ADMIN | 1 << CAP_BPF | 1 << CAP_PERFMON;
-        let name = |set: u64| missing_capability(set).map(|(name, _)| name);
+        let name = |set: u64| missing_capability(set, true).map(|(name, _)| name);
         assert_eq!(name(all), None);
         assert_eq!(name(0), Some("CAP_BPF"));
         assert_eq!(name(all & !(1 << CAP_PERFMON)), Some("CAP_PERFMON"));
         assert_eq!(name(all & !(1 << CAP_NET_ADMIN)), Some("CAP_NET_ADMIN"));
         assert_eq!(name(1 << CAP_SYS_ADMIN | 1 << CAP_NET_ADMIN), None);
+        assert_eq!(missing_capability(all & !(1 << CAP_NET_ADMIN), false), None);
     }
 
     #[test]

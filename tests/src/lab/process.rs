@@ -43,7 +43,20 @@ fn on_spawner<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T
 ///
 /// # Errors
 /// The cgroup cannot be joined or the program not started.
-pub fn spawn(mut command: Command, netns: &Netns, cgroup: &Path) -> Result<Child> {
+pub fn spawn(command: Command, netns: &Netns, cgroup: &Path) -> Result<Child> {
+    spawn_then(command, netns, cgroup, || Ok(()))
+}
+
+/// As [`spawn`]; `last` runs when both are entered, right before exec: system calls only.
+///
+/// # Errors
+/// As [`spawn`], and those of `last`.
+pub fn spawn_then(
+    mut command: Command,
+    netns: &Netns,
+    cgroup: &Path,
+    mut last: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+) -> Result<Child> {
     let procs = OpenOptions::new()
         .write(true)
         .open(cgroup.join("cgroup.procs"))
@@ -59,7 +72,8 @@ pub fn spawn(mut command: Command, netns: &Netns, cgroup: &Path) -> Result<Child
         if joined != 1 {
             return Err(std::io::Error::last_os_error());
         }
-        netns::enter(netns.as_fd())
+        netns::enter(netns.as_fd())?;
+        last()
     };
     // SAFETY: the closure only makes async-signal-safe system calls and allocates nothing.
     unsafe { command.pre_exec(enter) };
