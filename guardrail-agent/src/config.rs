@@ -84,6 +84,10 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
+    /// Seconds between two writes of the state: what a crash may cost of it, unless --pin keeps it.
+    #[arg(long, env = "GUARDRAIL_STATE_INTERVAL", value_name = "SECONDS", default_value = "60")]
+    pub state_interval: Seconds,
+
     /// Keep maps and programs below this directory of a BPF file system (as /sys/fs/bpf/guardrail): the kernel counts on while no agent is there, and the next one
     /// goes on without a gap. Needs --state-dir. `guardrail-agent unpin` removes them.
     #[arg(long, env = "GUARDRAIL_PIN", value_name = "DIR", requires = "state_dir")]

@@ -35,8 +35,6 @@ use crate::{
     state::{Progress, StateFile},
 };
 
-/// How often the state is written while observing.
-const STATE_INTERVAL: Duration = Duration::from_secs(60);
 /// Edges of a snapshot whose memory is worth giving back to the system.
 const LARGE: usize = 500;
 /// Ticks after such a snapshot on which free memory goes back.
@@ -157,7 +155,7 @@ impl Daemon {
         }
         let deadline = self.config.duration.map(|d| Instant::now() + d.duration());
         let mut tick = interval(TICK);
-        let mut state_due = interval(STATE_INTERVAL);
+        let mut state_due = interval(self.config.state_interval.duration());
         let mut export_due = interval(self.config.export_interval.duration());
         for timer in [&mut tick, &mut state_due, &mut export_due] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -389,7 +387,8 @@ impl Daemon {
             }
             Some(Written::State(Err(e))) => {
                 self.stats.state_failures += 1;
-                tracing::warn!("the state was not written, next try in {} s: {e}", STATE_INTERVAL.as_secs());
+                let next = self.config.state_interval.duration().as_secs();
+                tracing::warn!("the state was not written, next try in {next} s: {e}");
             }
             Some(Written::Export(Ok(changed))) => {
                 self.stats.export_last_success_seconds = seconds;

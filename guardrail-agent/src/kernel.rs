@@ -32,6 +32,10 @@ use std::{
     time::Duration,
 };
 
+use guardrail_common::{
+    decode,
+    flow::{FlowKey, FlowValue},
+};
 use guardrail_graph::observe::{LossReason, Observation};
 use tokio::sync::mpsc;
 
@@ -62,7 +66,7 @@ use self::{
     journal::Journal,
     load::{MapSource, Programs},
     pin::{Generation, Pins},
-    reader::{Begin, Command, FoundJournal, Maps, Out, Predecessor, Reader, State, carry},
+    reader::{Begin, Command, Flows, FoundJournal, Maps, Out, Owned, Predecessor, Reader, State, carry},
 };
 
 /// How much the programs write through aya-log. A load-time constant: what is off is removed by the verifier and costs nothing.
@@ -229,8 +233,10 @@ struct Started {
     programs: Programs,
     begin: Begin,
     journal: Option<Journal>,
-    generation: Option<u64>,
+    pinned: Option<Owned>,
     warnings: Vec<String>,
+    /// The hooks were attached all the time since the checkpoint.
+    is_seamless: bool,
 }
 
 impl Kernel {
@@ -249,15 +255,10 @@ impl Kernel {
             Some(Pinned { dir, checkpoint }) => (Some(Pins::hold(&dir)?), checkpoint),
             None => (None, None),
         };
-        let counted_in = checkpoint.as_ref().map(|checkpoint| checkpoint.generation);
-        let Started { maps, mut programs, begin, journal, generation, mut warnings } = match &pins {
+        let Started { maps, mut programs, begin, journal, pinned, mut warnings, is_seamless } = match &pins {
             Some(pins) => start_pinned(&config, root_cgroup, pins, checkpoint)?,
             None => start_alone(&config, root_cgroup, None, &mut [])?,
         };
-        let told_before = begin.taken_over.iter().filter_map(|(.., checkpoint)| checkpoint.as_ref());
-        let is_seamless = told_before
-            .chain(begin.older.iter().filter(|older| older.was_attached).filter_map(|older| older.checkpoint.as_ref()))
-            .any(|checkpoint| Some(checkpoint.generation) == counted_in);
         if preflight::in_host_pid_namespace() == Some(false) {
             warnings.push(
                 "connections older than the agent are seen only when they end, because it does not see the node's processes: set hostPID: true".to_owned(),
@@ -293,7 +294,7 @@ impl Kernel {
             out: Out { channel, batch: Vec::new(), abandoned: Arc::clone(&abandoned) },
             state: State::new(config.flow_entries, Arc::clone(&stats)),
             journal,
-            generation,
+            pinned,
         };
         let thread = std::thread::Builder::new()
             .name("kernel-reader".to_owned())
@@ -389,6 +390,8 @@ const MAPS: [&str; 9] = [
 ];
 /// The journal's name among them.
 const JOURNAL: &str = "JOURNAL";
+/// The name of the list of entries carried over.
+const CARRIED: &str = "CARRIED";
 
 /// Loads, attaches and lists; with a generation under its names. What is open in older maps is there before the programs are, and so ends in the new ones.
 fn start_alone(
@@ -399,7 +402,7 @@ fn start_alone(
 ) -> Result<Started, KernelError> {
     let mut warnings = Vec::new();
     let mut loaded = load::Loaded::load(config, root_cgroup)?;
-    let mut journal = None;
+    let (mut journal, mut pinned) = (None, None);
     if let Some(generation) = generation {
         for name in MAPS {
             generation.pin_map(name, loaded.map(name)?.as_fd())?;
@@ -407,13 +410,21 @@ fn start_alone(
         let map = Journal::create_map(config.flow_entries).map_err(journal_failed)?;
         generation.pin_map(JOURNAL, map.as_fd())?;
         journal = Some(Journal::open(map.as_fd()).map_err(journal_failed)?.0);
+        let (key, value) = (size_of::<FlowKey>(), size_of::<FlowValue>());
+        let map = sys::create_map(sys::MAP_TYPE_HASH, key, value, config.flow_entries, sys::NO_PREALLOC);
+        let map = map.map_err(|source| KernelError::System { what: format!("making the map {CARRIED}"), source })?;
+        generation.pin_map(CARRIED, map.as_fd())?;
+        pinned = Some(owned(generation)?);
     }
     let maps = maps(&mut loaded)?;
     let mut carried = HashMap::new();
-    for older in older {
-        carried.extend(carry(&mut older.maps.flows, &maps.flows));
+    for (older, pinned) in older.iter_mut().zip(pinned.iter().cycle()) {
+        carried.extend(carry(&mut older.maps.flows, &maps.flows, &pinned.carried));
     }
-    loaded.attach(&config.cgroup_root, generation)?;
+    // What happens between the two is counted twice, never not at all; so the one follows on the other at once (an RCU grace period later).
+    loaded.attach(&config.cgroup_root, generation, |name| {
+        older.iter().try_for_each(|older| older.generation.detach_one(name))
+    })?;
     let listed_at = sys::boot_ns().cast_unsigned();
     let inventory = match loaded.open_inventory(generation) {
         Ok(iterator) => read_inventory(iterator)?,
@@ -427,8 +438,9 @@ fn start_alone(
         programs: loaded.into_programs()?,
         begin: Begin { inventory, listed_at, taken_over: None, older: Vec::new(), carried },
         journal,
-        generation: generation.map(|generation| generation.id),
+        pinned,
         warnings,
+        is_seamless: false,
     })
 }
 
@@ -440,33 +452,47 @@ fn start_pinned(
     mut checkpoint: Option<Checkpoint>,
 ) -> Result<Started, KernelError> {
     let build = pin::build(config, root_cgroup);
-    let mut found = pins.generations()?;
-    let newest = found.pop_if(|newest| {
-        newest.manifest() == Some((guardrail_common::LAYOUT, build))
+    let (mut found, mut outdated) = (Vec::new(), Vec::new());
+    for generation in pins.generations()? {
+        let manifest = generation.manifest();
+        if checkpoint.as_ref().is_some_and(|checkpoint| generation.id < checkpoint.generation) {
+            // Those before the checkpoint's were told to their end before it.
+            generation.remove()?;
+        } else if manifest.is_some_and(|(layout, _)| layout == guardrail_common::LAYOUT) {
+            found.push((generation, manifest.is_some_and(|(_, of)| of == build)));
+        } else {
+            outdated.push(generation);
+        }
+    }
+    let was_attached =
+        found.last().is_some_and(|(newest, _)| newest.has_links(&load::attached(false))) && outdated.is_empty();
+    let is_known =
+        checkpoint.as_ref().is_some_and(|c| found.iter().any(|(generation, _)| generation.id == c.generation));
+    let mut checkpoint_of = |generation: &Generation| match checkpoint.take_if(|c| c.generation == generation.id) {
+        Some(checkpoint) => Ok(checkpoint),
+        // No stored graph knows of it: only what it was given is told.
+        None => Ok(Checkpoint { generation: generation.id, flows: carried(generation)?, ..Checkpoint::default() }),
+    };
+    let newest = found.pop_if(|(newest, is_same_build)| {
+        *is_same_build
             && newest.has_links(&load::attached(config.udp))
             // Its messages can be read by the agent that loaded it only.
             && config.bpf_log_level == BpfLogLevel::Off
     });
-    let mut of = |generation: u64| checkpoint.take_if(|checkpoint| checkpoint.generation == generation);
     let mut older = Vec::new();
-    let mut outdated = Vec::new();
-    for mut generation in found {
-        // Without its links it ceased to count some time ago; what it counted until then is told all the same.
-        let was_attached = generation.has_links(&["tcp_state"]);
-        if generation.manifest().is_none_or(|(layout, _)| layout != guardrail_common::LAYOUT) {
-            outdated.push(generation);
-            continue;
-        }
+    for (mut generation, _) in found {
         older.push(Predecessor {
             maps: maps(&mut generation)?,
             found: open_journal(&generation)?,
-            checkpoint: of(generation.id),
-            was_attached,
+            checkpoint: checkpoint_of(&generation)?,
             generation,
         });
     }
     let mut started = match newest {
-        Some(generation) => take_over(config, generation, &mut of)?,
+        Some((generation, _)) => {
+            let checkpoint = checkpoint_of(&generation)?;
+            take_over(config, generation, checkpoint)?
+        }
         None => {
             let generation = pins.create()?;
             let started = start_alone(config, root_cgroup, Some(&generation), &mut older);
@@ -482,6 +508,7 @@ fn start_pinned(
         older.generation.detach()?;
     }
     started.begin.older = older;
+    started.is_seamless = is_known && was_attached;
     for generation in outdated {
         started.warnings.push(
             "the maps that an earlier agent pinned are of another version: what it counted since its last state is lost"
@@ -496,7 +523,7 @@ fn start_pinned(
 fn take_over(
     config: &KernelConfig,
     mut generation: Generation,
-    checkpoint_of: &mut impl FnMut(u64) -> Option<Checkpoint>,
+    checkpoint: Checkpoint,
 ) -> Result<Started, KernelError> {
     let programs = Programs::adopt(&generation, config.udp)?;
     let FoundJournal { journal, notes, broken } = open_journal(&generation)?;
@@ -511,14 +538,40 @@ fn take_over(
         begin: Begin {
             inventory,
             listed_at,
-            taken_over: Some((notes, broken, checkpoint_of(generation.id))),
+            taken_over: Some((notes, broken, checkpoint)),
             older: Vec::new(),
             carried: HashMap::new(),
         },
         journal: Some(journal),
-        generation: Some(generation.id),
+        pinned: Some(owned(&generation)?),
         warnings,
+        is_seamless: false,
     })
+}
+
+/// What else is ours of a generation.
+fn owned(generation: &Generation) -> Result<Owned, KernelError> {
+    Ok(Owned { generation: generation.id, carried: carried_list(generation)?, told: Vec::new() })
+}
+
+fn carried_list(generation: &Generation) -> Result<Flows, KernelError> {
+    Flows::new(generation.map(CARRIED)?.as_fd()).map_err(carried_failed)
+}
+
+/// Entries that were carried over into a generation.
+fn carried(generation: &Generation) -> Result<Vec<(FlowKey, FlowValue)>, KernelError> {
+    let mut carried = Vec::new();
+    let each = |key: &[u8; size_of::<FlowKey>()], value: &[u8; size_of::<FlowValue>()]| {
+        if let (Ok(key), Ok(value)) = (decode::key(key), decode::value(value)) {
+            carried.push((key, value));
+        }
+    };
+    carried_list(generation)?.for_each(each).map_err(carried_failed)?;
+    Ok(carried)
+}
+
+fn carried_failed(source: std::io::Error) -> KernelError {
+    KernelError::System { what: format!("reading the map {CARRIED}"), source }
 }
 
 fn open_journal(generation: &Generation) -> Result<FoundJournal, KernelError> {

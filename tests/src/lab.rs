@@ -3,6 +3,7 @@
 //! Everything lives in network namespaces of its own; the machine's namespace, addresses, routes and rules are never touched. Several labs
 //! may run beside each other.
 
+pub mod bpffs;
 pub mod cgroup;
 pub mod cleanup;
 pub mod netns;

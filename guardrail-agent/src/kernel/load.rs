@@ -144,7 +144,13 @@ impl Loaded {
     }
 
     /// Attaches every loaded program: names of cgroups first, packets last. With pins, programs and links get their names, and the programs stay attached after us.
-    pub(crate) fn attach(&mut self, cgroup_root: &Path, pins: Option<&Generation>) -> Result<(), KernelError> {
+    /// `attached` is called with the name of each as soon as it is.
+    pub(crate) fn attach(
+        &mut self,
+        cgroup_root: &Path,
+        pins: Option<&Generation>,
+        mut attached: impl FnMut(&str) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
         let root = File::open(cgroup_root)
             .map_err(|source| KernelError::System { what: format!("opening {}", cgroup_root.display()), source })?;
         for (name, hook, _) in PROGRAMS {
@@ -162,6 +168,7 @@ impl Loaded {
                 }
                 _ => refused(&error),
             })?;
+            attached(name)?;
             match pins {
                 Some(pins) => drop(link.pin(pins.link_path(name)).map_err(|error| KernelError::Refused {
                     what: format!("pinning the link of {name}"),

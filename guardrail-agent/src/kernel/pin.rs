@@ -194,6 +194,12 @@ impl Generation {
         names.iter().all(|name| self.link_path(name).exists())
     }
 
+    /// Detaches one of its programs, if it is attached.
+    pub(crate) fn detach_one(&self, name: &str) -> Result<(), KernelError> {
+        let path = self.link_path(name);
+        gone(&path, fs::remove_file(&path))
+    }
+
     /// Detaches its programs. What they counted stays.
     pub(crate) fn detach(&self) -> Result<(), KernelError> {
         empty(&self.path.join(LINKS))

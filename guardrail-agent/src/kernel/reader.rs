@@ -41,7 +41,7 @@ use super::{
 mod handover;
 mod sweep;
 
-pub(crate) use handover::{Found as FoundJournal, Predecessor, carry};
+pub(crate) use handover::{Found as FoundJournal, Owned, Predecessor, carry};
 
 /// Observations per batch, about.
 const BATCH: usize = 1024;
@@ -93,8 +93,8 @@ pub(crate) struct Reader {
     pub(crate) state: State,
     /// With pins: what was taken out of FLOWS and is in no stored graph yet.
     pub(crate) journal: Option<Journal>,
-    /// With pins: the name of our maps.
-    pub(crate) generation: Option<u64>,
+    /// With pins: what else is ours.
+    pub(crate) pinned: Option<Owned>,
 }
 
 /// What the thread begins with.
@@ -104,7 +104,7 @@ pub(crate) struct Begin {
     /// When they were listed, boot time, ns.
     pub(crate) listed_at: u64,
     /// Our own maps are an earlier agent's: its notes, those that did not decode, and what was told of them.
-    pub(crate) taken_over: Option<(Vec<Note>, u64, Option<Checkpoint>)>,
+    pub(crate) taken_over: Option<(Vec<Note>, u64, Checkpoint)>,
     /// Detached maps, oldest first.
     pub(crate) older: Vec<Predecessor>,
     /// Their entries that were made in ours before anything was attached.
@@ -247,11 +247,9 @@ impl Reader {
         let Begin { inventory, listed_at, taken_over, older, carried } = begin;
         self.state.listed_at = listed_at;
         let is_first = taken_over.is_none() && older.is_empty();
+        self.drain(older, carried, taken_over.is_none());
         if let Some((notes, broken, checkpoint)) = taken_over {
             self.take_over(notes, broken, checkpoint);
-        }
-        for predecessor in older {
-            self.drain(predecessor, &carried);
         }
         self.read_cgroup_ring();
         self.walk_cgroups();

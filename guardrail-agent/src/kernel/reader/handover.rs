@@ -29,22 +29,31 @@ pub(crate) struct Found {
     pub(crate) broken: u64,
 }
 
+/// Maps that are pinned, and ours.
+pub(crate) struct Owned {
+    /// Their name.
+    pub(crate) generation: u64,
+    /// Entries that were carried over from older maps, as they were made: nothing of them is to be told.
+    pub(crate) carried: Flows,
+    /// Older maps that were told since the last stored graph.
+    pub(crate) told: Vec<Generation>,
+}
+
 /// Detached maps whose counts are still to be told.
 pub(crate) struct Predecessor {
     pub(crate) generation: Generation,
     pub(crate) maps: Maps,
     pub(crate) found: Found,
     /// What was told of them.
-    pub(crate) checkpoint: Option<Checkpoint>,
-    /// Its programs were attached until just now.
-    pub(crate) was_attached: bool,
+    pub(crate) checkpoint: Checkpoint,
 }
 
 /// cgroups made and removed, in the order of time: `(boot time in ns, removed, id)` → path.
 type CgroupEvents = BTreeMap<(u64, bool, u64), String>;
 
-/// Makes the entries of older maps in new ones, where there are none yet; gives those made. What is open stays open there, all else is told from the older maps.
-pub(crate) fn carry(older: &mut Flows, new: &Flows) -> HashMap<FlowKey, FlowValue> {
+/// Makes the entries of older maps in new ones, where there are none yet, and in the list of those carried; gives those made. What is open stays open there, all else
+/// is told from the older maps.
+pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<FlowKey, FlowValue> {
     let mut made = HashMap::new();
     let result = older.for_each(|key, value| {
         let (Ok(key), Ok(value)) = (decode::key(key), decode::value(value)) else { return };
@@ -52,9 +61,16 @@ pub(crate) fn carry(older: &mut Flows, new: &Flows) -> HashMap<FlowKey, FlowValu
         let (opened, found) = if key.role == FlowRole::Undecided as u8 { (0, open) } else { (open, 0) };
         let FlowValue { netns, flags, first_open, last_open, .. } = value;
         let kept = FlowValue { netns, flags, first_open, last_open, opened, found, ..FlowValue::default() };
+        // On the list first: an agent that finds an entry and not its like there would tell it.
+        if list.set(&encode::key(&key), &encode::value(&kept), sys::NOEXIST).is_err() {
+            // Carried before.
+            return;
+        }
         // A key that is there has its own beginning; where there is no room, the end of what is open is seen late.
         if new.set(&encode::key(&key), &encode::value(&kept), sys::NOEXIST).is_ok() {
             made.insert(key, kept);
+        } else {
+            let _ = list.delete(&encode::key(&key));
         }
     });
     if let Err(error) = result {
@@ -65,9 +81,9 @@ pub(crate) fn carry(older: &mut Flows, new: &Flows) -> HashMap<FlowKey, FlowValu
 
 impl Reader {
     /// Tells what these maps (our own by now) hold beyond the checkpoint.
-    pub(super) fn take_over(&mut self, notes: Vec<Note>, broken: u64, checkpoint: Option<Checkpoint>) {
+    pub(super) fn take_over(&mut self, notes: Vec<Note>, broken: u64, checkpoint: Checkpoint) {
         self.tell_cgroups_of_the_gap();
-        let Checkpoint { generation: _, journal, told, flows } = checkpoint.unwrap_or_default();
+        let Checkpoint { generation: _, journal, told, flows } = checkpoint;
         self.state.told = told;
         for (key, value) in &flows {
             self.state.fold.seed(*key, value);
@@ -82,8 +98,8 @@ impl Reader {
                 self.lose(reason, None, count);
             }
         }
-        self.state.unjournalled = 0;
-        self.write_unjournalled();
+        // They count until a graph is stored that says so.
+        self.state.unjournalled = unjournalled;
         if let Some(own) = &mut self.journal {
             own.continue_after(journal);
         }
@@ -162,38 +178,44 @@ impl Reader {
         self.walk_cgroups();
     }
 
-    /// Tells what older, detached maps hold. Their entries are in ours already, or are put there now: connections that are open end in ours.
-    pub(super) fn drain(&mut self, older: Predecessor, carried: &HashMap<FlowKey, FlowValue>) {
-        let Predecessor { generation, mut maps, found: Found { journal, notes, broken }, checkpoint, was_attached: _ } =
-            older;
-        std::mem::swap(&mut self.maps, &mut maps);
-        let own = self.journal.replace(journal);
-        self.take_over(notes, broken, checkpoint);
-        std::mem::swap(&mut self.maps, &mut maps);
-        self.journal = own;
-        (self.state.told, self.state.removed) = (Told::default(), 0);
-        self.state.undecided.clear();
-        let late = carry(&mut maps.flows, &self.maps.flows);
-        for (key, kept) in carried.iter().chain(&late) {
-            self.removed(key.cgroup_id, 1u64.wrapping_neg());
-            self.state.fold.seed(*key, kept);
-            if key.role == FlowRole::Undecided as u8 {
-                self.state.undecided.insert(*key);
+    /// Tells what older, detached maps hold; these stay until a graph is stored that has it. In maps of our own making, their entries are ours from then on:
+    /// connections that are open end there. `carried`: entries that were made in ours before anything was attached.
+    pub(super) fn drain(
+        &mut self,
+        older: Vec<Predecessor>,
+        mut carried: HashMap<FlowKey, FlowValue>,
+        are_maps_new: bool,
+    ) {
+        for Predecessor { generation, mut maps, found: Found { journal, notes, broken }, checkpoint } in older {
+            std::mem::swap(&mut self.maps, &mut maps);
+            let own = self.journal.replace(journal);
+            self.take_over(notes, broken, checkpoint);
+            std::mem::swap(&mut self.maps, &mut maps);
+            self.journal = own;
+            self.state.fold.retain(&HashSet::new());
+            (self.state.told, self.state.removed, self.state.unjournalled) = (Told::default(), 0, 0);
+            self.state.undecided.clear();
+            if let Some(pinned) = &mut self.pinned {
+                if are_maps_new {
+                    carried.extend(carry(&mut maps.flows, &self.maps.flows, &pinned.carried));
+                }
+                pinned.told.push(generation);
             }
         }
-        self.state.fold.retain(&carried.keys().chain(late.keys()).copied().collect());
-        self.tell_undecided();
-        if let Err(error) = generation.remove() {
-            warn!("{error}");
+        for (key, kept) in &carried {
+            self.removed(key.cgroup_id, 1u64.wrapping_neg());
+            self.state.fold.seed(*key, kept);
         }
+        self.state.undecided = carried.into_keys().filter(|key| key.role == FlowRole::Undecided as u8).collect();
+        self.tell_undecided();
     }
 
     /// Says in the stream of observations how far it is; `None` without pins.
     pub(super) fn checkpoint(&mut self) {
-        let (Some(journal), Some(generation)) = (&self.journal, self.generation) else { return };
+        let (Some(journal), Some(Owned { generation, .. })) = (&self.journal, &self.pinned) else { return };
         let mark = Mark { journal: journal.last(), unjournalled: self.state.unjournalled };
         let checkpoint = Checkpoint {
-            generation,
+            generation: *generation,
             journal: mark.journal,
             told: self.state.told.clone(),
             flows: self.state.fold.told(),
@@ -208,6 +230,11 @@ impl Reader {
             journal.trim(mark.journal);
             self.state.unjournalled -= mark.unjournalled.min(self.state.unjournalled);
             self.write_unjournalled();
+        }
+        for generation in self.pinned.iter_mut().flat_map(|pinned| pinned.told.drain(..)) {
+            if let Err(error) = generation.remove() {
+                warn!("{error}");
+            }
         }
     }
 
