@@ -122,7 +122,7 @@ pub struct KernelConfig {
     pub udp: bool,
     /// Size of the ring for new-flow hints, bytes. Rounded up to a power of two of at least one page.
     pub ring_bytes: u32,
-    /// Entries of the FLOWS map (preallocated kernel memory, ≈ 220 bytes each).
+    /// Entries of the FLOWS map (preallocated kernel memory, 192 bytes each).
     pub flow_entries: u32,
     /// Live keys that one cgroup may have before new ones become the coarse key with many remotes.
     pub new_keys_per_cgroup: u32,

@@ -196,20 +196,20 @@ pub fn key(bytes: &[u8]) -> Result<FlowKey, DecodeError> {
 pub fn value(bytes: &[u8]) -> Result<FlowValue, DecodeError> {
     let mut c = Cursor::new(bytes, size_of::<FlowValue>())?;
     Ok(FlowValue {
-        jiffies: c.u64()?,
+        first_open: c.u64()?,
+        last_failed: c.u64()?,
+        refused: c.u64()?,
+        unanswered: c.u64()?,
         opened: c.u64()?,
         closed: c.u64()?,
         bytes_sent: c.u64()?,
         bytes_received: c.u64()?,
         last_open: c.u64()?,
-        first_open: c.u64()?,
-        last_failed: c.u64()?,
-        found: c.u64()?,
-        refused: c.u64()?,
-        unanswered: c.u64()?,
         unreachable: c.u64()?,
-        netns: c.u32()?,
+        jiffies: c.u32()?,
         flags: c.u32()?,
+        netns: c.u32()?,
+        found: c.u32()?,
     })
 }
 

@@ -21,41 +21,41 @@ pub fn key(key: &FlowKey) -> [u8; size_of::<FlowKey>()] {
 #[must_use]
 pub fn value(value: &FlowValue) -> [u8; size_of::<FlowValue>()] {
     let FlowValue {
-        jiffies,
+        first_open,
+        last_failed,
+        refused,
+        unanswered,
         opened,
         closed,
         bytes_sent,
         bytes_received,
         last_open,
-        first_open,
-        last_failed,
-        found,
-        refused,
-        unanswered,
         unreachable,
-        netns,
+        jiffies,
         flags,
+        netns,
+        found,
     } = value;
     let mut bytes = [0; size_of::<FlowValue>()];
     let words = [
-        jiffies,
+        first_open,
+        last_failed,
+        refused,
+        unanswered,
         opened,
         closed,
         bytes_sent,
         bytes_received,
         last_open,
-        first_open,
-        last_failed,
-        found,
-        refused,
-        unanswered,
         unreachable,
     ];
-    for (at, word) in words.into_iter().enumerate() {
-        bytes[8 * at..8 * at + 8].copy_from_slice(&word.to_ne_bytes());
+    let (long, short) = bytes.split_at_mut(80);
+    for (at, word) in long.chunks_exact_mut(8).zip(words) {
+        at.copy_from_slice(&word.to_ne_bytes());
     }
-    bytes[96..100].copy_from_slice(&netns.to_ne_bytes());
-    bytes[100..].copy_from_slice(&flags.to_ne_bytes());
+    for (at, half) in short.chunks_exact_mut(4).zip([jiffies, flags, netns, found]) {
+        at.copy_from_slice(&half.to_ne_bytes());
+    }
     bytes
 }
 

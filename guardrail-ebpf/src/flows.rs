@@ -46,7 +46,7 @@ pub(crate) unsafe fn open(value: *mut FlowValue) {
 pub(crate) unsafe fn stamp(value: *mut FlowValue) {
     // SAFETY: the caller's; the plain stores race only with others of the same tick.
     unsafe {
-        let jiffies = bpf_jiffies64();
+        let jiffies = bpf_jiffies64() as u32;
         if (*value).jiffies != jiffies {
             core::hint::cold_path();
             let now = bpf_ktime_get_boot_ns();

@@ -88,6 +88,16 @@ pub(crate) unsafe fn add(counter: *mut u64, n: u64) {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, n) };
 }
 
+/// The same for a `u32`.
+///
+/// # Safety
+/// As for [`add`].
+#[inline(always)]
+pub(crate) unsafe fn add_half(counter: *mut u32, n: u32) {
+    // SAFETY: the caller's; the members of map values are aligned.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(counter, n) };
+}
+
 /// Counts one in COUNTERS.
 #[inline(always)]
 pub(crate) fn count(index: u32) {

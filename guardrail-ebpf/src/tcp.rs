@@ -20,7 +20,7 @@ use guardrail_common::{
 
 use crate::{
     flows,
-    maps::{CGROUP_RING, add, count},
+    maps::{CGROUP_RING, add, add_half, count},
     offsets as o,
     socket::{Memory as _, SOCK_BINDPORT_LOCK, Typed, addresses, cgroup_id, is_foreign, netns, userlocks},
 };
@@ -247,7 +247,7 @@ fn close_undecided(key: &mut FlowKey, local_port: u16, remote_port: u16, sent: u
     // SAFETY: from FLOWS, in this run.
     unsafe {
         // After its end the port may serve another connection, which was seen from its beginning.
-        if (*value).closed >= (*value).found {
+        if (*value).closed >= u64::from((*value).found) {
             return 0;
         }
         close(value, sent, received);
@@ -295,7 +295,7 @@ fn closed_late(ctx: *mut c_void, key: &mut FlowKey, end: &End) -> i32 {
         unsafe {
             (*value).netns = netns(sk);
             flows::stamp(value);
-            add(&raw mut (*value).found, 1);
+            add_half(&raw mut (*value).found, 1);
             close(value, sent, received);
         }
     }

@@ -104,7 +104,7 @@ impl Fold {
             let value = FlowValue {
                 first_open: seen.first_open,
                 opened,
-                found,
+                found: u32::try_from(found).unwrap_or(u32::MAX),
                 refused,
                 unanswered,
                 unreachable,
@@ -172,10 +172,10 @@ pub(crate) fn address(ip: IpAddr) -> Address {
     }
 }
 
-const fn counts(value: &FlowValue) -> FlowCounts {
+fn counts(value: &FlowValue) -> FlowCounts {
     FlowCounts {
         opened: value.opened,
-        found: value.found,
+        found: u64::from(value.found),
         refused: value.refused,
         unanswered: value.unanswered,
         unreachable: value.unreachable,

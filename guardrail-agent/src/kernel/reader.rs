@@ -286,8 +286,9 @@ impl Reader {
     fn found(&mut self, found: &Found) {
         let bytes = encode::key(&found.key);
         let at = u64::try_from(sys::boot_ns()).unwrap_or(0);
+        let count = u32::try_from(found.count).unwrap_or(u32::MAX);
         let mut value =
-            FlowValue { netns: found.netns, first_open: at, last_open: at, found: found.count, ..FlowValue::default() };
+            FlowValue { netns: found.netns, first_open: at, last_open: at, found: count, ..FlowValue::default() };
         for key in &found.if_ended {
             // It ended after the iterator had passed: the end belongs to this find.
             let ended = self.maps.flows.take(&encode::key(key)).ok().flatten();
@@ -314,13 +315,13 @@ impl Reader {
                     .and_then(|bytes| decode::value(&bytes).ok())
                     .unwrap_or_default();
                 // What the hook found at its end is told by the entry itself; so is what it saw open and is open still.
-                let open = live.opened.saturating_sub(live.closed.saturating_sub(live.found));
-                let missed = found.count.saturating_sub(live.found).saturating_sub(open);
+                let open = live.opened.saturating_sub(live.closed.saturating_sub(live.found.into()));
+                let missed = u64::from(count.saturating_sub(live.found)).saturating_sub(open);
                 if missed > 0 {
                     // The map's entry is the live hook's, or there is no room: told, but not kept.
                     let mut fold = Fold::default();
                     let mut deltas = Vec::new();
-                    let value = FlowValue { found: missed, ..value };
+                    let value = FlowValue { found: u32::try_from(missed).unwrap_or(u32::MAX), ..value };
                     fold.fold(&found.key, &value, |boot| self.state.wall(boot), &mut |delta| deltas.push(delta));
                     for delta in deltas {
                         self.out.push(Observation::Flow(delta));

@@ -58,7 +58,10 @@ pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<Flo
     let result = older.for_each(|key, value| {
         let (Ok(key), Ok(value)) = (decode::key(key), decode::value(value)) else { return };
         let open = value.open_connections(key.protocol);
-        let (opened, found) = if key.role == FlowRole::Undecided as u8 { (0, open) } else { (open, 0) };
+        let (opened, found) = match u32::try_from(open) {
+            Ok(found) if key.role == FlowRole::Undecided as u8 => (0, found),
+            _ => (open, 0),
+        };
         let FlowValue { netns, flags, first_open, last_open, .. } = value;
         let kept = FlowValue { netns, flags, first_open, last_open, opened, found, ..FlowValue::default() };
         // On the list first: an agent that finds an entry and not its like there would tell it.
