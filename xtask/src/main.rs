@@ -3,6 +3,7 @@
 mod deny;
 mod fuzz;
 mod image;
+mod profile;
 mod run;
 mod setup;
 mod verify;
@@ -69,6 +70,8 @@ enum Command {
 enum Bench {
     /// Cost of the kernel programs, from the kernel's own statistics (needs root).
     Kernel,
+    /// Where the time of the kernel programs goes, sampled with perf (needs root).
+    KernelProfile,
     /// CPU of the agent per 10,000 connections, and its memory with 10,000 edges (needs root).
     Agent,
     /// Policy evaluation: 1,000,000 flows against 500 policies; export and proof of 10,000 edges.
@@ -98,6 +101,7 @@ fn main() -> Result<()> {
                 Bench::Kernel => {
                     run::cargo(["run", "--release", "--package", "guardrail-agent", "--example", "bench-kernel"])
                 }
+                Bench::KernelProfile => profile::run(),
                 Bench::Agent => {
                     run::cargo(["build", "--release", "--package", "guardrail-agent", "--package", "guardrail-tests"])?;
                     run::interactive(run::target_dir()?.join("release/bench-agent"), [] as [&str; 0])

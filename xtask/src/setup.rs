@@ -33,6 +33,14 @@ const IMAGE_PACKAGES: [Package; 2] = [
     ("buildah", "packs the image, without a daemon", Some("buildah")),
 ];
 
+/// What `bench kernel-profile` needs besides.
+const PERF_PACKAGES: [Package; 1] = [("linux-perf", "samples the kernel programs", Some("perf"))];
+
+/// Installs what is missing, for sampling.
+pub(crate) fn perf() -> Result<()> {
+    packages(&PERF_PACKAGES)
+}
+
 /// Installs what is missing.
 pub(crate) fn run() -> Result<()> {
     toolchain()?;
