@@ -57,6 +57,10 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
 /// # Errors
 /// At the first step that fails. Files replaced before it are new and whole, the rest is old and whole; the next call completes the set.
 pub fn replace_set(dir: &Path, files: &BTreeMap<String, String>) -> Result<bool, FileError> {
+    if let Some(name) = files.keys().find(|name| !is_below(name)) {
+        let elsewhere = io::Error::new(io::ErrorKind::InvalidInput, "it does not lie below the directory");
+        return Err(failed("write", &dir.join(name))(elsewhere));
+    }
     let manifest = dir.join(".guardrail-files");
     let before: BTreeSet<String> = match fs::read_to_string(&manifest) {
         Ok(text) => text.lines().map(str::to_owned).collect(),
@@ -97,9 +101,11 @@ pub fn replace_set(dir: &Path, files: &BTreeMap<String, String>) -> Result<bool,
     Ok(changed)
 }
 
-/// A manifest that somebody edited must not make us remove files elsewhere.
+/// Neither a name nor a manifest that somebody edited must make us write or remove files elsewhere.
 fn is_below(name: &str) -> bool {
-    !name.is_empty() && Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
+    !name.is_empty()
+        && !name.contains(char::is_control)
+        && Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
 }
 
 fn sync_dir(dir: &Path) -> Result<(), FileError> {
@@ -141,6 +147,31 @@ mod tests {
         fs::write(dir.join(".guardrail-files"), "../precious\n/etc/hostname\n").unwrap();
         replace_set(&dir, &set(&[("a.yaml", "1")])).unwrap();
         assert!(outer.path().join("precious").exists());
+    }
+
+    #[test]
+    fn a_name_that_is_a_path_writes_nothing_elsewhere() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("policies");
+        fs::create_dir(&dir).unwrap();
+        let absolute = outer.path().join("absolute.yaml").display().to_string();
+        for name in ["../up.yaml", "a/../../up.yaml", &absolute, "", "a\nb.yaml"] {
+            assert!(replace_set(&dir, &set(&[("good.yaml", "1"), (name, "2")])).is_err(), "{name:?}");
+        }
+        assert_eq!((listing(outer.path()), listing(&dir)), (vec!["policies".to_owned()], Vec::new()));
+    }
+
+    #[test]
+    fn a_link_in_the_directory_is_replaced_and_not_followed() {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("state");
+        fs::create_dir(&dir).unwrap();
+        let precious = outer.path().join("precious");
+        fs::write(&precious, "kept").unwrap();
+        std::os::unix::fs::symlink(&precious, dir.join("state.json")).unwrap();
+        replace(&dir.join("state.json"), b"new").unwrap();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "kept");
+        assert!(fs::symlink_metadata(dir.join("state.json")).unwrap().is_file());
     }
 
     #[test]

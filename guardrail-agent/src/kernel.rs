@@ -39,13 +39,13 @@ use guardrail_common::{
 use guardrail_graph::observe::{LossReason, Observation};
 use tokio::sync::mpsc;
 
-mod btf;
+pub(crate) mod btf;
 mod cgroup;
 mod checkpoint;
-mod dns;
+pub(crate) mod dns;
 mod error;
 mod fold;
-mod inventory;
+pub(crate) mod inventory;
 mod journal;
 mod load;
 mod offsets;

@@ -10,6 +10,7 @@
 mod backoff;
 mod client;
 mod decode;
+pub(crate) mod fuzzing;
 mod known;
 mod lines;
 mod resource;

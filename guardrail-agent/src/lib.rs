@@ -7,6 +7,8 @@ pub mod auth;
 pub mod config;
 pub mod daemon;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 pub mod inventory;
 pub mod kernel;

@@ -228,6 +228,12 @@ impl Collector for Scrape {
             "Entries of the identity tables, by kind",
             observer.identity_entries.iter().map(|(kind, n)| (vec![("kind", *kind)], *n as f64)),
         )?;
+        counter(
+            e,
+            "guardrail_dns_names_forgotten",
+            "DNS names of external peers that made room for newer ones",
+            observer.names_forgotten,
+        )?;
         gauge(e, "guardrail_kernel_map_entries", "Live entries of the FLOWS map", kernel.map_entries as f64)?;
         gauge(e, "guardrail_kernel_map_capacity", "Capacity of the FLOWS map", kernel.map_capacity as f64)?;
         if *bpf_stats_enabled {

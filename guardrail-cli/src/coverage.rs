@@ -22,7 +22,7 @@ pub(crate) fn incomplete(snapshot: &Snapshot) -> Vec<String> {
     if !losses.is_empty() {
         reasons.push(format!("events lost: {}", few(&losses.iter().map(String::as_str).collect::<Vec<_>>())));
     }
-    let unresolved: u64 = coverage.unresolved.iter().map(|u| u.count).sum();
+    let unresolved: u64 = coverage.unresolved.iter().fold(0, |sum, u| sum.saturating_add(u.count));
     if unresolved > 0 {
         reasons.push(format!("{unresolved} flows with an end or role that could not be named"));
     }

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::input::tell;
+
 /// What a command found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -31,7 +33,7 @@ pub(crate) fn finish(result: anyhow::Result<Outcome>) -> ExitCode {
             if is_broken_pipe(&error) {
                 return Outcome::Fine.into();
             }
-            anstream::eprintln!("error: {error:#}");
+            tell("error", &format_args!("{error:#}"));
             Outcome::Unanswered.into()
         }
     }

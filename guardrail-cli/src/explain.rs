@@ -133,7 +133,15 @@ fn text(out: &mut impl Write, answer: &Answer<'_>) -> anyhow::Result<()> {
         (_, false) => Style::new(),
     };
     let Answer { from, to, protocol, port, verdict, explanation, .. } = answer;
+    let (from, to) = (output::plain_line(from), output::plain_line(to));
     writeln!(out, "{style}{verdict}{style:#}: {from} -> {to} {protocol}/{port}")?;
+    let mut rest = Vec::new();
+    reasons(&mut rest, explanation)?;
+    out.write_all(output::plain(&String::from_utf8_lossy(&rest)).as_bytes())?;
+    Ok(())
+}
+
+fn reasons(out: &mut impl Write, explanation: &Explanation) -> anyhow::Result<()> {
     writeln!(out, "  from: {}\n  to:   {}", explanation.ends[0], explanation.ends[1])?;
     match explanation.exempt {
         Some(Exemption::Itself) => {

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use guardrail_policy::generate::{self, EVIDENCE_FILE, Generated, KUSTOMIZATION_FILE, Options, REPORT_FILE};
 
 use crate::exit::{Outcome, finish};
+use crate::input::tell;
 
 pub(crate) use args::Args;
 use args::Input;
@@ -27,14 +28,14 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
         if !options.forced {
             anyhow::bail!("{message}; nothing was written, --force accepts it");
         }
-        anstream::eprintln!("warning: {message}");
+        tell("warning", &message);
     }
     let generated = generate::generate(&snapshot, &options);
     for warning in &generated.warnings {
-        anstream::eprintln!("warning: {warning}");
+        tell("warning", warning);
     }
     if !acceptable(&generated, &options) {
-        anstream::eprintln!("error: nothing was written");
+        tell("error", &"nothing was written");
         return Ok(Outcome::Unanswered);
     }
     match &args.directory {
@@ -57,9 +58,9 @@ fn acceptable(generated: &Generated, options: &Options) -> bool {
     let mut acceptable = true;
     for problem in &generated.problems {
         if options.forced && problem.kind.can_be_forced() {
-            anstream::eprintln!("warning: {}", problem.message);
+            tell("warning", &problem.message);
         } else {
-            anstream::eprintln!("error: {}", problem.message);
+            tell("error", &problem.message);
             acceptable = false;
         }
     }

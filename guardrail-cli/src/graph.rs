@@ -11,7 +11,7 @@ use std::{
 use clap::ValueEnum;
 use guardrail_graph::{
     Peer, Snapshot, Timestamp,
-    snapshot::{Counts, EdgeRecord, Window},
+    snapshot::{EdgeRecord, Window},
 };
 
 use crate::{
@@ -105,8 +105,7 @@ fn table(out: &mut impl Write, snapshot: &Snapshot) -> anyhow::Result<()> {
             Some(name) => format!("{}/{} {name}", edge.protocol, edge.port),
             None => format!("{}/{}", edge.protocol, edge.port),
         };
-        let Counts { opened, found, refused, unanswered, unreachable, .. } = edge.counts;
-        let failed = refused + unanswered + unreachable;
+        let failed = edge.counts.failed();
         let mut marks: Vec<String> = edge.marks.iter().cloned().collect();
         if !edge.supported {
             marks.push("no-evidence".to_owned());
@@ -116,7 +115,7 @@ fn table(out: &mut impl Write, snapshot: &Snapshot) -> anyhow::Result<()> {
             Cell::new(names.of(&edge.server)),
             Cell::new(port),
             Cell::new(names.via_shortened(edge)),
-            Cell::number(blank_zero(opened + found)),
+            Cell::number(blank_zero(edge.counts.established())),
             Cell::number(blank_zero(failed)).paint(if failed > 0 { Paint::Doubtful } else { Paint::Plain }),
             Cell::new(marks.join(" ")),
         ]);

@@ -15,6 +15,8 @@ use guardrail_graph::{
 };
 use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader};
 
+use crate::output;
+
 /// Largest snapshot or inventory, bytes.
 const MAX_DOCUMENT_BYTES: usize = 1 << 30;
 /// How long an agent may take to answer.
@@ -165,5 +167,5 @@ pub(crate) fn shown(name: &str) -> &str {
 
 /// A line on stderr: `warning: …`.
 pub(crate) fn tell(severity: &str, message: &dyn std::fmt::Display) {
-    anstream::eprintln!("{severity}: {message}");
+    anstream::eprintln!("{severity}: {}", output::plain(&message.to_string()));
 }

@@ -194,3 +194,29 @@ fn a_file_that_only_an_earlier_export_wrote_goes_and_foreign_files_stay() {
     assert!(!names.contains(&"shop.guardrail-namespace-boundary.yaml".to_owned()), "{names:?}");
     assert!(names.contains(&"mine.yaml".to_owned()), "{names:?}");
 }
+
+#[test]
+fn a_namespace_that_is_a_path_writes_nothing_outside_of_the_directory() {
+    for namespace in ["../../escaped", "/tmp/guardrail-escaped", "a/b", ".hidden", "a\nb"] {
+        let run = Run::new();
+        let text = cluster(&["node-a", "node-b"]).snapshot().to_json();
+        let quoted = serde_json::to_string(namespace).unwrap();
+        run.write("s.json", &text.replace("\"shop\"", &quoted));
+        fs::create_dir_all(run.path("x/y")).unwrap();
+        let output = run.export(&["s.json", "--phase", "constrain", "--force", "-d", "x/y/z"]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.contains(&0x1b), "{output:?}");
+        let files = |dir: &str| -> Vec<String> {
+            let entries = fs::read_dir(run.path(dir)).unwrap();
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+        };
+        assert!(files("x/y").iter().all(|f| f == "z") && files(".").iter().all(|f| f == "x" || f == "s.json"));
+        assert!(
+            !Path::new("/tmp")
+                .read_dir()
+                .unwrap()
+                .flatten()
+                .any(|e| e.file_name().to_string_lossy().starts_with("guardrail-escaped"))
+        );
+    }
+}

@@ -421,6 +421,7 @@ impl Observer {
                 })
                 .collect(),
             losses: self.losses().map(|(reason, count)| (reason, reason.class(), count)).collect(),
+            names_forgotten: self.names.forgotten(),
             identity_entries: vec![
                 ("address", self.addresses.len()),
                 ("cgroup", self.cgroups.len()),

@@ -65,7 +65,8 @@ impl FromStr for Timestamp {
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let t: jiff::Timestamp = s.parse()?;
-        Ok(Self(i64::try_from(t.as_nanosecond()).unwrap_or(i64::MAX)))
+        let ns = t.as_nanosecond();
+        Ok(Self(i64::try_from(ns).unwrap_or(if ns < 0 { i64::MIN } else { i64::MAX })))
     }
 }
 

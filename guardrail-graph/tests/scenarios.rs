@@ -454,6 +454,7 @@ fn a_socket_of_a_node_proxy_in_a_pods_namespace_stands_for_that_pod() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a flood takes minutes under Miri")]
 fn twenty_thousand_external_clients_are_one_complete_edge() {
     let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3")]);
     lab.pod_cgroup(1, "web", 0);
@@ -478,6 +479,7 @@ fn twenty_thousand_external_clients_are_one_complete_edge() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a flood takes minutes under Miri")]
 fn a_scanner_costs_a_bounded_number_of_unsupported_edges_and_no_server_that_was_reached_its_name() {
     let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2")]);
     lab.pod_cgroup(1, "web", 0);

@@ -15,7 +15,7 @@ use guardrail_agent::{
 use guardrail_tests::apiserver::ApiServer;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{mpsc, watch},
     time::timeout,
 };
@@ -236,4 +236,121 @@ async fn a_bad_certificate_is_refused_with_its_file_and_one_can_be_made() {
     let error = Tls::from_files(cert, key).err().unwrap().to_string();
     assert!(error.contains("tls.crt") && !error.contains('\n'), "{error}");
     assert!(Tls::self_signed(vec!["node-a".to_owned()]).is_ok());
+}
+
+/// A connection that comes from another loopback address.
+async fn connect_from(source: &str, address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+    socket.connect(address).await.unwrap()
+}
+
+#[tokio::test]
+async fn who_holds_every_connection_does_not_keep_the_others_out() {
+    let bounds = serve::Limits { connections: 8, head: Duration::from_secs(60), ..serve::Limits::default() };
+    let surface = surface(None, None, Limits::default(), bounds).await;
+    let mut held = Vec::new();
+    for i in 0..24 {
+        let mut stream = connect_from("127.0.0.2", surface.address).await;
+        match i % 3 {
+            0 => {}
+            1 => stream.write_all(b"GET /healthz HTTP/1.1\r\nHost:").await.unwrap(),
+            _ => {
+                // Kept alive after an answer; a connection that had to make room already cannot be written to.
+                let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await;
+                let _ = timeout(Duration::from_secs(5), stream.read(&mut [0; 64])).await.unwrap();
+            }
+        }
+        held.push(stream);
+    }
+    for _ in 0..20 {
+        let (status, _) = timeout(Duration::from_secs(5), surface.get("/healthz", None)).await.expect("in time");
+        assert_eq!(status, 200);
+    }
+}
+
+#[tokio::test]
+async fn connections_that_send_nothing_end_before_and_after_a_request_and_in_the_handshake() {
+    let bounds = serve::Limits {
+        head: Duration::from_millis(300),
+        handshake: Duration::from_millis(300),
+        ..serve::Limits::default()
+    };
+    let plain = surface(None, None, Limits::default(), bounds).await;
+    let tls = surface(Some(Tls::self_signed(vec!["a".to_owned()]).unwrap()), None, Limits::default(), bounds).await;
+    let request: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (address, sent) in
+        [(plain.address, &b""[..]), (plain.address, request), (tls.address, b""), (tls.address, b"\x16\x03\x01")]
+    {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(sent).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.expect("it is closed");
+        assert_eq!(answer.starts_with(b"HTTP/1.1 200"), sent == request);
+    }
+}
+
+#[tokio::test]
+async fn a_slow_body_and_a_huge_one_are_not_waited_for_nor_kept() {
+    let bounds = serve::Limits { lifetime: Duration::from_secs(2), ..serve::Limits::default() };
+    let surface = surface(None, None, Limits::default(), bounds).await;
+    for (head, status) in [
+        ("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n", "401"),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nffffff\r\n", "200"),
+    ] {
+        let mut stream = TcpStream::connect(surface.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        timeout(Duration::from_secs(2), stream.read_exact(&mut answer)).await.expect("before the body").unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer[9..]), status);
+        // Whoever goes on sending is cut off, at latest at the end of the connection's life.
+        let send = async { while stream.write_all(&[b'x'; 4096]).await.is_ok() {} };
+        timeout(Duration::from_secs(10), send).await.expect("it is closed");
+    }
+}
+
+#[tokio::test]
+async fn requests_sent_ahead_are_all_answered_in_order() {
+    let surface = surface(None, None, Limits::default(), serve::Limits::default()).await;
+    let mut stream = TcpStream::connect(surface.address).await.unwrap();
+    let requests = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".repeat(40)
+        + "GET /elsewhere HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    stream.write_all(requests.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert_eq!((answer.matches("HTTP/1.1 200").count(), answer.matches("HTTP/1.1 404").count()), (40, 1));
+    assert!(answer.rfind("HTTP/1.1 200") < answer.find("HTTP/1.1 404"));
+}
+
+/// Bad tokens from another address as fast as they are answered, until dropped.
+fn flood(surface: &Surface, source: &'static str) -> tokio::task::JoinHandle<()> {
+    let address = surface.address;
+    tokio::spawn(async move {
+        for i in 0..u64::MAX {
+            let stream = connect_from(source, address).await;
+            exchange(stream, "/metrics", Some(&format!("bad-{source}-{i}"))).await;
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_flood_of_bad_tokens_locks_out_neither_a_new_token_nor_one_that_was_good_before() {
+    let limits = Limits { per_second: 4.0, allowed: Duration::from_millis(200), ..Limits::default() };
+    let surface = surface(None, None, limits, serve::Limits::default()).await;
+    let one = flood(&surface, "127.0.0.2");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while surface.server.requests(REVIEWS) < 4 {
+        assert!(Instant::now() < deadline, "the flood does not reach the API server");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // A caller alone cannot use up what is there for all.
+    assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200, "a new token");
+    let more: Vec<_> = ["127.0.0.3", "127.0.0.4", "127.0.0.5", "127.0.0.6"].map(|s| flood(&surface, s)).into();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200, "its permission ended meanwhile");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    one.abort();
+    more.iter().for_each(tokio::task::JoinHandle::abort);
 }

@@ -3,6 +3,7 @@
 mod deny;
 mod fuzz;
 mod image;
+mod miri;
 mod profile;
 mod run;
 mod setup;
@@ -53,12 +54,16 @@ enum Command {
         /// Only the tests whose name contains this.
         filter: Option<String>,
     },
-    /// Fuzz the readers of foreign text (policies, flows), each for some time.
+    /// Fuzz every reader of foreign input, each for some time, from the seeds in fuzz/seeds.
     Fuzz {
         /// How long each target runs, in seconds.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// Only these targets.
+        targets: Vec<String>,
     },
+    /// Run the tests of guardrail-common and guardrail-graph under Miri.
+    Miri,
     /// Measure.
     Bench {
         /// What to measure.
@@ -94,7 +99,8 @@ fn main() -> Result<()> {
         Command::Deny { offline } => deny::run(offline),
         Command::Image(options) => image::run(&options),
         Command::VmTest { kernel, filter } => vm::run(kernel, filter.as_deref()),
-        Command::Fuzz { seconds } => fuzz::run(seconds),
+        Command::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
+        Command::Miri => miri::run(),
         Command::Bench { what } => {
             setup::run()?;
             match what {

@@ -73,7 +73,9 @@ pub(crate) fn output(program: &str, args: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn show_and_run(mut command: Command) -> Result<()> {
+/// Shows and runs a command in the repository's root.
+pub(crate) fn show_and_run(mut command: Command) -> Result<()> {
+    command.current_dir(root());
     let shown = std::iter::once(Path::new(command.get_program()).file_name().unwrap_or_default())
         .chain(command.get_args())
         .map(|part| part.to_string_lossy().into_owned())

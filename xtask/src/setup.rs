@@ -66,6 +66,18 @@ pub(crate) fn image() -> Result<()> {
     packages(&IMAGE_PACKAGES)
 }
 
+/// Installs what is missing, Miri included.
+pub(crate) fn miri() -> Result<()> {
+    toolchain()?;
+    let installed = run::output("rustup", &["component", "list", "--toolchain", NIGHTLY, "--installed"])
+        .is_some_and(|components| components.lines().any(|c| c.starts_with("miri")));
+    if installed {
+        return Ok(());
+    }
+    eprintln!("setup: installing Miri for {NIGHTLY} (interprets tests to find undefined behaviour)");
+    run::program("rustup", ["component", "add", "miri", "--toolchain", NIGHTLY])
+}
+
 fn toolchain() -> Result<()> {
     let installed = run::output("rustup", &["component", "list", "--toolchain", NIGHTLY, "--installed"])
         .is_some_and(|components| components.lines().any(|c| c == "rust-src"));

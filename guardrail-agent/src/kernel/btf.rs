@@ -15,6 +15,8 @@ const TYPE_BYTES: usize = 12;
 const MEMBER_BYTES: usize = 12;
 /// A path through anonymous members and modifiers is short; more is a cycle.
 const MAX_DEPTH: u32 = 16;
+/// Members looked at in one search; the largest structures have a few hundred. Anonymous members that lead back to themselves are more.
+const MAX_MEMBERS: u32 = 1 << 16;
 
 /// Kinds that matter here (`BTF_KIND_*`).
 mod kind {
@@ -104,19 +106,20 @@ impl Btf {
 
     /// Where `path` (`member`, or `member.member`) lies in `struct name`. Anonymous structures and unions on the way need not be named.
     pub(crate) fn member(&self, name: &str, path: &str) -> Option<Member> {
+        let mut left = MAX_MEMBERS;
         (1..self.types.len()).find_map(|id| {
             let t = self.get(id)?;
-            if t.kind != kind::STRUCT || self.name(t.name) != Some(name.as_bytes()) {
+            if t.kind != kind::STRUCT || !self.is_named(t.name, name.as_bytes()) {
                 return None;
             }
-            self.walk(t, path)
+            self.walk(t, path, &mut left)
         })
     }
 
-    fn walk(&self, mut t: Type, path: &str) -> Option<Member> {
+    fn walk(&self, mut t: Type, path: &str, left: &mut u32) -> Option<Member> {
         let mut bit = 0u32;
         for part in path.split('.') {
-            let (offset, of) = self.find(t, part.as_bytes(), MAX_DEPTH)?;
+            let (offset, of) = self.find(t, part.as_bytes(), MAX_DEPTH, left)?;
             bit = bit.checked_add(offset)?;
             // The last part's type may be anything.
             t = self.resolve(of).unwrap_or(t);
@@ -125,24 +128,22 @@ impl Btf {
     }
 
     /// Offset in bits and type of a member, looked for through anonymous members too.
-    fn find(&self, t: Type, name: &[u8], depth: u32) -> Option<(u32, u32)> {
+    fn find(&self, t: Type, name: &[u8], depth: u32, left: &mut u32) -> Option<(u32, u32)> {
         let depth = depth.checked_sub(1)?;
         if t.kind != kind::STRUCT && t.kind != kind::UNION {
             return None;
         }
         (0..t.vlen).find_map(|i| {
+            *left = left.checked_sub(1)?;
             let at = t.at + TYPE_BYTES + i * MEMBER_BYTES;
             let (member_name, of, raw) =
                 (word(&self.bytes, at)?, word(&self.bytes, at + 4)?, word(&self.bytes, at + 8)?);
             let offset = if t.flag { raw & 0x00ff_ffff } else { raw };
-            match self.name(member_name)? {
-                [] => {
-                    let (inner, of) = self.find(self.resolve(of)?, name, depth)?;
-                    Some((offset.checked_add(inner)?, of))
-                }
-                found if found == name => Some((offset, of)),
-                _ => None,
+            if self.is_named(member_name, b"") {
+                let (inner, of) = self.find(self.resolve(of)?, name, depth, left)?;
+                return Some((offset.checked_add(inner)?, of));
             }
+            self.is_named(member_name, name).then_some((offset, of))
         })
     }
 
@@ -172,9 +173,11 @@ impl Btf {
         })
     }
 
-    fn name(&self, offset: u32) -> Option<&[u8]> {
-        let strings = self.bytes.get(self.strings.clone())?;
-        strings.get(offset as usize..)?.split(|byte| *byte == 0).next()
+    /// Whether the string at `offset` is `name`.
+    fn is_named(&self, offset: u32, name: &[u8]) -> bool {
+        let string = self.bytes.get(self.strings.clone()).and_then(|strings| strings.get(offset as usize..));
+        let rest = string.and_then(|string| string.strip_prefix(name));
+        rest.is_some_and(|rest| rest.first().is_none_or(|end| *end == 0))
     }
 }
 
@@ -254,6 +257,25 @@ mod tests {
         assert_eq!(btf.member("s", "nothing"), None);
         assert_eq!(btf.member("nothing", "a"), None);
         assert_eq!(btf.member("s", "a.b.c"), None);
+    }
+
+    #[test]
+    fn anonymous_members_that_lead_to_themselves_end() {
+        // `struct s` with 64 anonymous members, each of the type of a union of 64 anonymous members of its own type: 64^16 ways to nowhere.
+        let mut types: Vec<u32> = Vec::new();
+        for name in [0, 1] {
+            types.extend([name, 4 << 24 | 64, 8]);
+            types.extend([0, 1, 0].repeat(64));
+        }
+        let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let mut bytes = [MAGIC.to_ne_bytes(), [1, 0]].concat();
+        for field in [24, 0, types.len() as u32, types.len() as u32, 3] {
+            bytes.extend(field.to_ne_bytes());
+        }
+        bytes.extend(types);
+        bytes.extend(b"\0s\0");
+        let btf = Btf::parse(bytes).expect("parses");
+        assert_eq!(btf.member("s", "x"), None);
     }
 
     #[test]

@@ -4,15 +4,18 @@ use std::net::IpAddr;
 
 use simple_dns::{Packet, PacketFlag, rdata::RData};
 
-/// The name asked for (lower case, no trailing dot) and the A and AAAA addresses of the answer; `None` if this is no answer to one question, or holds no address.
-/// Any bytes are taken.
+/// Longest name in text form, without the trailing dot (RFC 1035 §2.3.4: 255 bytes on the wire).
+const MAX_NAME: usize = 253;
+
+/// The name asked for (lower case, no trailing dot) and the A and AAAA addresses of the answer; `None` if this is no answer to one question, holds no address,
+/// or asks for what is no host name: whoever sends the answer chooses the bytes, and names are shown to people. Any bytes are taken.
 pub(crate) fn answer(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
     let packet = Packet::parse(message).ok()?;
     if !packet.has_flags(PacketFlag::RESPONSE) {
         return None;
     }
     let [question] = packet.questions.as_slice() else { return None };
-    let name = question.qname.to_string().trim_end_matches('.').to_ascii_lowercase();
+    let name = name(question.qname.as_bytes())?;
     let addresses: Vec<IpAddr> = packet
         .answers
         .iter()
@@ -22,7 +25,22 @@ pub(crate) fn answer(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
             _ => None,
         })
         .collect();
-    (!addresses.is_empty() && !name.is_empty()).then_some((name, addresses))
+    (!addresses.is_empty()).then_some((name, addresses))
+}
+
+/// A host name as text, `None` if a label holds anything but letters, digits, `-` and `_`.
+fn name<'a>(labels: impl Iterator<Item = &'a [u8]>) -> Option<String> {
+    let mut name = String::new();
+    for label in labels {
+        if label.is_empty() || !label.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-' || *b == b'_') {
+            return None;
+        }
+        if !name.is_empty() {
+            name.push('.');
+        }
+        name.extend(label.iter().map(|b| char::from(b.to_ascii_lowercase())));
+    }
+    (!name.is_empty() && name.len() <= MAX_NAME).then_some(name)
 }
 
 #[cfg(test)]
@@ -48,6 +66,16 @@ mod tests {
             answer(&message(true)),
             Some(("api.example.org".to_owned(), vec!["192.0.2.1".parse().expect("ip")]))
         );
+    }
+
+    #[test]
+    fn what_is_no_host_name_gives_none() {
+        for label in [&b"a b"[..], b"a\x1b[2J", b"a\n", b"a\"]", b"google.com", b"\xff", b"<b>"] {
+            assert_eq!(name([label, b"org"].into_iter()), None, "{label:?}");
+        }
+        assert_eq!(name([&b"_SRV"[..], b"a-1"].into_iter()), Some("_srv.a-1".to_owned()));
+        assert_eq!(name([&[b'a'; 63][..]; 5].into_iter()), None, "too long");
+        assert_eq!(name(std::iter::empty()), None);
     }
 
     #[test]

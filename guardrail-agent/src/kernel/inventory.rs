@@ -54,7 +54,7 @@ pub(crate) fn read(mut iterator: impl Read) -> std::io::Result<Inventory> {
 }
 
 /// Classifies the records.
-fn classify(bytes: &[u8]) -> Inventory {
+pub(crate) fn classify(bytes: &[u8]) -> Inventory {
     let mut inventory = Inventory::default();
     let mut seen = HashSet::new();
     let mut sockets = Vec::new();

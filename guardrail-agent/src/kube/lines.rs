@@ -44,6 +44,11 @@ impl Lines {
     pub(super) fn is_partial(&self) -> bool {
         !self.partial.is_empty()
     }
+
+    /// Bytes that wait for the end of their line.
+    pub(super) fn waiting(&self) -> usize {
+        self.partial.len()
+    }
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ impl From<TooLong> for Ended {
 
 /// A trimmed object.
 #[derive(Debug)]
-enum Trimmed {
+pub(super) enum Trimmed {
     Object(Object),
     Policy(NetworkPolicy),
 }
@@ -441,19 +441,7 @@ impl Watcher {
 
     /// The part of an object that is kept, `None` if it makes no sense.
     fn trim(&self, raw: &RawValue, head: &Head<'_>) -> Result<Option<Trimmed>, Ended> {
-        let trimmed = if self.resource == Resource::NetworkPolicies {
-            decode::with_kind(raw, "networking.k8s.io/v1", "NetworkPolicy").and_then(|text| {
-                let set = policies(&head.name, text.as_bytes()).map_err(|e| e.to_string())?;
-                set.policies.into_iter().next().map(Trimmed::Policy).ok_or_else(|| "it is no NetworkPolicy".to_owned())
-            })
-        } else {
-            match decode::object(raw, head, self.resource) {
-                Ok(Some(object)) => Ok(Trimmed::Object(object)),
-                Ok(None) => Err("it is of another kind".to_owned()),
-                Err(e) => Err(e),
-            }
-        };
-        match trimmed {
+        match trimmed(self.resource, raw, head) {
             Ok(Trimmed::Object(Object::Controller(c))) if head.is_metadata_only() && c.controller.is_none() => {
                 Err(Ended::NeedsSpec)
             }
@@ -468,6 +456,22 @@ impl Watcher {
     fn key(&self, name: &str) -> ObjectKey {
         let (namespace, name) = name.split_once('/').unwrap_or(("", name));
         ObjectKey { kind: self.resource.kind(), namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+}
+
+/// The part of an object that is kept.
+///
+/// # Errors
+/// Why it makes no sense.
+pub(super) fn trimmed(resource: Resource, raw: &RawValue, head: &Head<'_>) -> Result<Trimmed, String> {
+    if resource == Resource::NetworkPolicies {
+        let text = decode::with_kind(raw, "networking.k8s.io/v1", "NetworkPolicy")?;
+        let set = policies(&head.name, text.as_bytes()).map_err(|e| e.to_string())?;
+        return set.policies.into_iter().next().map(Trimmed::Policy).ok_or_else(|| "it is no NetworkPolicy".to_owned());
+    }
+    match decode::object(raw, head, resource)? {
+        Some(object) => Ok(Trimmed::Object(object)),
+        None => Err("it is of another kind".to_owned()),
     }
 }
 

@@ -15,14 +15,18 @@ pub(super) fn csv(report: &Report<'_>) -> anyhow::Result<()> {
     writeln!(out, "src,dst,protocol,port,verdict,ingress_by,egress_by")?;
     for row in &report.flows {
         let verdict = row.verdict.as_str();
-        writeln!(
-            out,
-            "{},{},{},{},{verdict},{},{}",
-            row.src, row.dst, row.protocol, row.port, row.ingress_by, row.egress_by
-        )?;
+        let (src, dst) = (field(&row.src), field(&row.dst));
+        let (ingress_by, egress_by) = (field(&row.ingress_by), field(&row.egress_by));
+        writeln!(out, "{src},{dst},{},{},{verdict},{ingress_by},{egress_by}", row.protocol, row.port)?;
     }
     out.flush()?;
     Ok(())
+}
+
+/// A field of RFC 4180: a name ends neither its field nor its line.
+fn field(text: &str) -> String {
+    let text = output::plain_line(text);
+    if text.contains([',', '"']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
 
 pub(super) fn json(report: &Report<'_>) -> anyhow::Result<()> {

@@ -13,6 +13,10 @@ const MANIFEST: &str = ".guardrail-files";
 /// Makes `files` (relative path → content) the export in `directory`. Every file is written beside its place before the first one is renamed,
 /// so a full disk changes nothing.
 pub(crate) fn replace_set(directory: &Path, files: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    // File names hold names from the snapshot, and those are whatever its author wrote.
+    if let Some(name) = files.keys().find(|name| !is_below(name)) {
+        anyhow::bail!("{name:?} is no file name: the snapshot names a namespace as Kubernetes allows none");
+    }
     fs::create_dir_all(directory)?;
     let before = read_manifest(directory)?;
     let now: BTreeSet<&str> = files.keys().map(String::as_str).collect();
@@ -66,8 +70,11 @@ fn write_manifest(directory: &Path, names: BTreeSet<&str>) -> anyhow::Result<()>
     Ok(())
 }
 
-/// A manifest that somebody edited must not make us remove files elsewhere.
+/// Neither a name in a snapshot nor a manifest that somebody edited must make us write or remove files elsewhere, or hide a file name.
 fn is_below(name: &str) -> bool {
+    if name.starts_with('.') || name.contains(char::is_control) {
+        return false;
+    }
     let mut components = Path::new(name).components();
     matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
 }
@@ -107,6 +114,18 @@ mod tests {
         replace_set(&directory, &set(&[("a.yaml", "1")])).unwrap();
         assert!(outer.path().join("precious").exists());
         assert_eq!(names(&directory), [MANIFEST, "a.yaml"]);
+    }
+
+    #[test]
+    fn a_name_that_is_a_path_or_hides_writes_nothing_at_all() {
+        let outer = tempfile::tempdir().unwrap();
+        let directory = outer.path().join("export");
+        let absolute = outer.path().join("absolute.yaml").display().to_string();
+        for name in ["../up.yaml", "a/b.yaml", &absolute, "", ".hidden.yaml", "a\nb.yaml"] {
+            let error = replace_set(&directory, &set(&[("good.yaml", "1"), (name, "2")])).unwrap_err().to_string();
+            assert!(error.contains("is no file name"), "{error}");
+        }
+        assert!(names(outer.path()).is_empty());
     }
 
     #[test]

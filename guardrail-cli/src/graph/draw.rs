@@ -8,6 +8,7 @@ use std::{
 use guardrail_graph::{Peer, Snapshot, snapshot::EdgePeer};
 
 use super::names::Names;
+use crate::output::plain_line;
 
 /// What is drawn, with numbers as identifiers.
 struct Drawing {
@@ -20,10 +21,14 @@ struct Drawing {
 fn drawing(snapshot: &Snapshot) -> Drawing {
     let names = Names::new(snapshot);
     let body = &snapshot.body;
-    let mut peers: BTreeMap<&Peer, &EdgePeer> = BTreeMap::new();
+    let mut peers: BTreeMap<&Peer, EdgePeer> = BTreeMap::new();
     for edge in &body.edges {
         for peer in [&edge.client, &edge.server] {
-            peers.entry(&peer.peer).or_insert(peer);
+            // A DNS name is what one client was told. A box stands for the address to all of them, so it has the names that all were told.
+            peers
+                .entry(&peer.peer)
+                .and_modify(|known| known.names.retain(|name| peer.names.contains(name)))
+                .or_insert_with(|| peer.clone());
         }
     }
     let numbers: BTreeMap<&Peer, usize> = peers.keys().copied().zip(0..).collect();
@@ -44,7 +49,7 @@ fn drawing(snapshot: &Snapshot) -> Drawing {
 
 pub(super) fn dot(out: &mut impl Write, snapshot: &Snapshot) -> std::io::Result<()> {
     let Drawing { groups, arrows } = drawing(snapshot);
-    let quoted = |s: &str| format!("\"{}\"", s.replace('\\', "\\\\").replace('"', "\\\""));
+    let quoted = |s: &str| format!("\"{}\"", plain_line(s).replace('\\', "\\\\").replace('"', "\\\""));
     writeln!(out, "digraph guardrail {{\n  rankdir=LR;\n  node [shape=box, style=rounded];")?;
     for ((namespace, boxes), number) in groups.iter().zip(0..) {
         let indent = if namespace.is_empty() { "  " } else { "    " };
@@ -68,7 +73,14 @@ pub(super) fn dot(out: &mut impl Write, snapshot: &Snapshot) -> std::io::Result<
 
 pub(super) fn mermaid(out: &mut impl Write, snapshot: &Snapshot) -> std::io::Result<()> {
     let Drawing { groups, arrows } = drawing(snapshot);
-    let quoted = |s: &str| format!("\"{}\"", s.replace('"', "#quot;"));
+    // Mermaid's labels are Markdown with HTML; its entities begin with `#`.
+    let quoted = |s: &str| {
+        let entities: String = plain_line(s)
+            .chars()
+            .map(|c| if "\"#&<>`\\".contains(c) { format!("#{};", u32::from(c)) } else { c.to_string() })
+            .collect();
+        format!("\"{entities}\"")
+    };
     writeln!(out, "flowchart LR")?;
     for ((namespace, boxes), number) in groups.iter().zip(0..) {
         let indent = if namespace.is_empty() { "  " } else { "    " };

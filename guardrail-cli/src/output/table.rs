@@ -32,9 +32,7 @@ pub(crate) struct Cell {
 impl Cell {
     /// Aligned to the left.
     pub(crate) fn new(text: impl ToString) -> Self {
-        // Control characters of a hostile name must not reach the terminal.
-        let text = text.to_string().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-        Self { text, ..Self::default() }
+        Self { text: super::plain_line(&text.to_string()), ..Self::default() }
     }
 
     /// Aligned to the right, as numbers are.
@@ -200,6 +198,6 @@ mod tests {
 
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(Cell::new("a\u{1b}[31mb\n").text, "a\u{fffd}[31mb\u{fffd}");
+        assert_eq!(Cell::new("a\u{1b}[31mb\n\u{202e}").text, "a\u{fffd}[31mb\u{fffd}\u{fffd}");
     }
 }

@@ -136,6 +136,25 @@ mod tests {
     }
 
     #[test]
+    fn a_container_cannot_nest_its_way_into_another_pod() {
+        let other = "bbbbbbbb-2705-4b3d-a70d-a2bd39fdc0bd";
+        for below in [
+            format!("kubepods/pod{other}/{ID}"),
+            format!("kubepods.slice/kubepods-pod{}.slice", other.replace('-', "_")),
+            format!("pod{other}"),
+            format!("x:kubepods-pod{other}.slice:cri-containerd:{ID}"),
+        ] {
+            for own in [
+                format!("/kubepods/burstable/pod{UID}/{ID}"),
+                format!("/kubepods.slice/kubepods-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope"),
+            ] {
+                let path = format!("{own}/{below}");
+                assert!(matches!(parse(&path), CgroupOwner::Pod { uid, .. } if uid == UID), "{path}");
+            }
+        }
+    }
+
+    #[test]
     fn a_static_pod_shows_its_config_hash() {
         let hash = "0123456789abcdef0123456789abcdef";
         for path in [

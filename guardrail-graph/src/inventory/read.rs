@@ -267,6 +267,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "a large text takes minutes under Miri")]
     fn an_alias_bomb_and_deep_nesting_are_refused() {
         let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
         for i in 1..12 {
@@ -280,6 +281,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "a large text takes minutes under Miri")]
     fn a_list_of_ten_thousand_pods_parses() {
         let mut text = "{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":[".to_owned();
         for i in 0..10_000 {

@@ -117,7 +117,11 @@ impl Inventory {
             self.pods_by_uid.insert(pod.uid.clone(), name.clone());
         }
         if let Some(hash) = &pod.config_hash {
-            self.pods_by_uid.insert(hash.clone(), name.clone());
+            // An annotation, which anyone may write, stands for no pod that has it as its uid.
+            let of_uid = self.pods_by_uid.get(hash).and_then(|(namespace, name)| self.pod(namespace, name));
+            if of_uid.is_none_or(|pod| pod.uid != *hash) {
+                self.pods_by_uid.insert(hash.clone(), name.clone());
+            }
         }
         if !pod.host_network && !pod.finished {
             for address in &pod.addresses {

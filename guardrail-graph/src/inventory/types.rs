@@ -87,7 +87,7 @@ pub struct Pod {
     pub name: String,
     /// `metadata.uid`; for static pods this differs from the uid in the cgroup path, see `config_hash`.
     pub uid: String,
-    /// Annotation `kubernetes.io/config.hash` (or `.mirror`): the uid that a static pod's cgroup shows.
+    /// Annotation `kubernetes.io/config.mirror`: the uid that a static pod's cgroup shows. Not to be trusted alone: whoever may create a pod may write it.
     pub config_hash: Option<String>,
     /// `metadata.labels`.
     pub labels: Labels,

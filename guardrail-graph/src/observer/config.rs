@@ -27,6 +27,8 @@ pub struct ObserverConfig {
     pub max_pending: usize,
     /// Edges (and service flows) that are kept apart. Beyond it a flow to a new edge is counted as lost.
     pub max_edges: usize,
+    /// Of these at most so many for one workload (or node) at the end that is observed here.
+    pub max_edges_per_peer: usize,
     /// External client addresses that are kept apart per server port.
     pub max_external_clients: usize,
     /// External server addresses that are kept apart per client and port.
@@ -56,6 +58,7 @@ impl ObserverConfig {
             tombstone_ttl: Duration::from_secs(3600),
             max_pending: 16_384,
             max_edges: 100_000,
+            max_edges_per_peer: 50_000,
             max_external_clients: 64,
             max_external_servers: 32_768,
             max_failed_servers: 512,

@@ -43,6 +43,8 @@ pub(super) struct Pods {
     /// Namespace → name → the live pod (or the last one of that name).
     by_name: BTreeMap<Arc<str>, HashMap<Arc<str>, PodId>>,
     by_uid: HashMap<Arc<str>, PodId>,
+    /// Pods that say in an annotation that they have this config hash.
+    by_hash: HashMap<Arc<str>, Vec<PodId>>,
     next: u32,
 }
 
@@ -56,9 +58,20 @@ impl Pods {
         self.records.get(&id)
     }
 
+    /// The pod whose cgroup shows this uid or config hash. The API server chooses uids, but anyone who may create a pod may write annotations: a hash
+    /// never stands for a pod that has it as its uid, and a hash that several live pods claim is nobody's.
     pub(super) fn by_uid(&self, uid: &str) -> Option<(PodId, &PodRecord)> {
-        let id = *self.by_uid.get(uid)?;
-        Some((id, self.records.get(&id)?))
+        let get = |id: &PodId| Some((*id, self.records.get(id)?));
+        if let Some(id) = self.by_uid.get(uid) {
+            return get(id);
+        }
+        let claims = self.by_hash.get(uid)?;
+        let mut live = claims.iter().filter_map(get).filter(|(_, record)| record.deleted.is_none());
+        match (live.next(), live.next()) {
+            (Some(only), None) => Some(only),
+            (None, _) => claims.last().and_then(get),
+            (Some(_), Some(_)) => None,
+        }
     }
 
     pub(super) fn by_name(&self, namespace: &str, name: &str) -> Option<(PodId, &PodRecord)> {
@@ -126,8 +139,14 @@ impl Pods {
         });
         self.records.insert(id, PodRecord { pod: Arc::clone(pod), peer, node_workload, provisional, deleted: None });
         self.by_name.entry(pod.namespace.as_str().into()).or_default().insert(pod.name.as_str().into(), id);
-        for uid in std::iter::once(&pod.uid).chain(&pod.config_hash).filter(|u| !u.is_empty()) {
-            self.by_uid.insert(uid.as_str().into(), id);
+        if !pod.uid.is_empty() {
+            self.by_uid.insert(pod.uid.as_str().into(), id);
+        }
+        if let Some(hash) = pod.config_hash.as_deref().filter(|hash| !hash.is_empty()) {
+            let claims = self.by_hash.entry(hash.into()).or_default();
+            if !claims.contains(&id) {
+                claims.push(id);
+            }
         }
         changes
     }
@@ -172,6 +191,10 @@ impl Pods {
         records.retain(|_, r| r.deleted.is_none_or(|at| at >= before));
         if records.len() < old {
             self.by_uid.retain(|_, id| records.contains_key(id));
+            self.by_hash.retain(|_, claims| {
+                claims.retain(|id| records.contains_key(id));
+                !claims.is_empty()
+            });
             for pods in self.by_name.values_mut() {
                 pods.retain(|_, id| records.contains_key(id));
             }

@@ -68,6 +68,8 @@ pub struct Stats {
     pub unresolved: Vec<(&'static str, u64)>,
     /// Losses by reason, in the order of [`LossReason::ALL`].
     pub losses: Vec<(LossReason, LossClass, u64)>,
+    /// DNS names that made room for newer ones.
+    pub names_forgotten: u64,
     /// Entries of the identity tables by kind: `pod`, `address`, `cgroup`, `name`, `listener`, `peer`.
     pub identity_entries: Vec<(&'static str, usize)>,
 }

@@ -189,6 +189,9 @@ pub(super) struct Edges {
     max_servers: usize,
     max_failed_servers: usize,
     max_edges: usize,
+    /// Edges by the end that is here: whoever scans fills a share of the table and no more.
+    held: HashMap<PeerId, usize>,
+    max_held: usize,
 }
 
 impl Edges {
@@ -201,7 +204,28 @@ impl Edges {
             max_servers: config.max_external_servers,
             max_failed_servers: config.max_failed_servers,
             max_edges: config.max_edges,
+            held: HashMap::new(),
+            max_held: config.max_edges_per_peer,
         }
+    }
+
+    /// Whether there is room for one more edge whose end here is `local`.
+    fn has_room(&self, local: PeerId) -> bool {
+        self.edges.len() < self.max_edges && self.held.get(&local).is_none_or(|held| *held < self.max_held)
+    }
+
+    fn insert(&mut self, key: Key, local: PeerId, edge: Edge) {
+        if self.edges.insert(key, edge).is_none() {
+            *self.held.entry(local).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, key: &Key, local: PeerId) -> Option<Edge> {
+        let edge = self.edges.remove(key)?;
+        if let Some(held) = self.held.get_mut(&local) {
+            *held = held.saturating_sub(1);
+        }
+        Some(edge)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -217,7 +241,7 @@ impl Edges {
     }
 
     /// Adds to an edge. An external end is given by its address, so that one which will not be kept apart is never named.
-    /// False if the edge is new and there is no room.
+    /// False if the edge is new and there is no room, in the table or in the share of the end that is here.
     pub(super) fn gain(
         &mut self,
         client: Ref,
@@ -236,17 +260,19 @@ impl Edges {
             return true;
         }
         let client = match (client, &server) {
-            (Ref::Peer(id), _) => id,
+            (Ref::Peer(id), _) => Some(id),
             (Ref::External(address), Ref::Peer(server)) => {
                 self.external(End::Client, address, (*server, protocol, port), established, peers)
             }
             // Two external ends: neither is ours to keep apart.
-            (Ref::External(_), Ref::External(_)) => self.many,
+            (Ref::External(_), Ref::External(_)) => Some(self.many),
         };
+        let Some(client) = client else { return !opens };
         let server = match server {
-            Ref::Peer(id) => id,
+            Ref::Peer(id) => Some(id),
             Ref::External(address) => self.external(End::Server, address, (client, protocol, port), established, peers),
         };
+        let Some(server) = server else { return !opens };
         let key = (client, server, protocol, port);
         if let Some(edge) = self.edges.get_mut(&key) {
             edge.gain(gain);
@@ -255,14 +281,18 @@ impl Edges {
         if !opens {
             return true;
         }
-        if self.edges.len() >= self.max_edges {
+        let local = if gain.side == Side::Client { client } else { server };
+        if !self.has_room(local) {
             return false;
         }
-        self.edges.entry(key).or_default().gain(gain);
+        let mut edge = Edge::default();
+        edge.gain(gain);
+        self.insert(key, local, edge);
         true
     }
 
-    /// The peer that stands for an external address at this end.
+    /// The peer that stands for an external address at this end; `None` if it would be a new one and there is no room for its edge. Such an address is
+    /// not even remembered: whoever goes on to ever new ones when the graph is full must not grow anything.
     fn external(
         &mut self,
         end: End,
@@ -270,38 +300,45 @@ impl Edges {
         (other, protocol, port): (PeerId, Protocol, u16),
         established: bool,
         peers: &mut Peers,
-    ) -> PeerId {
+    ) -> Option<PeerId> {
         let max = if end == End::Client { self.max_clients } else { self.max_servers };
-        let state =
-            self.externals.entry((end, other, protocol, port)).or_insert_with(|| Externals::Apart(HashSet::new()));
-        let Externals::Apart(apart) = state else { return self.many };
+        let room = self.has_room(other);
+        let place = (end, other, protocol, port);
+        if !room && !self.externals.contains_key(&place) {
+            return None;
+        }
+        let state = self.externals.entry(place).or_insert_with(|| Externals::Apart(HashSet::new()));
+        let Externals::Apart(apart) = state else { return Some(self.many) };
         if let Some(known) = peers.known_external(address).filter(|id| apart.contains(id)) {
-            return known;
+            return Some(known);
         }
         // A scan: nothing of it supports a rule, and it must not cost the servers that were reached their names.
         if end == End::Server && !established && apart.len() >= self.max_failed_servers {
-            return self.many;
+            return Some(self.many);
         }
         if apart.len() < max {
+            if !room {
+                return None;
+            }
             let id = peers.external(address);
             apart.insert(id);
-            return id;
+            return Some(id);
         }
-        let Externals::Apart(apart) = std::mem::replace(state, Externals::Many) else { return self.many };
+        let Externals::Apart(apart) = std::mem::replace(state, Externals::Many) else { return Some(self.many) };
         let key = |external| match end {
             End::Client => (external, other, protocol, port),
             End::Server => (other, external, protocol, port),
         };
-        let mut joined = self.edges.remove(&key(self.many)).unwrap_or_default();
+        let mut joined = self.remove(&key(self.many), other).unwrap_or_default();
         for id in apart {
-            if let Some(edge) = self.edges.remove(&key(id)) {
+            if let Some(edge) = self.remove(&key(id), other) {
                 joined.absorb(edge);
             }
         }
         if joined.sides.iter().any(Option::is_some) {
-            self.edges.insert(key(self.many), joined);
+            self.insert(key(self.many), other, joined);
         }
-        self.many
+        Some(self.many)
     }
 
     /// Puts an edge back, as a stored state has it.
@@ -324,13 +361,14 @@ impl Edges {
                 }
             }
         }
-        self.edges.insert(key, edge);
+        let local = if edge.sides[side_index(Side::Client)].is_some() { key.0 } else { key.1 };
+        self.insert(key, local, edge);
     }
 
     /// Takes out the edges to one server (an external address that turned out to be a Service's).
     pub(super) fn take_server(&mut self, server: PeerId) -> Vec<(Key, Edge)> {
         let keys: Vec<Key> = self.edges.keys().filter(|k| k.1 == server).copied().collect();
-        keys.into_iter().filter_map(|k| Some((k, self.edges.remove(&k)?))).collect()
+        keys.into_iter().filter_map(|k| Some((k, self.remove(&k, k.0)?))).collect()
     }
 }
 

@@ -171,7 +171,9 @@ impl Observer {
     /// The life of a pod on this node, as its cgroups show it.
     pub(super) fn pod_life(&self, id: PodId) -> Option<PodLife> {
         let pod = &self.pods.get(id)?.pod;
-        std::iter::once(&pod.uid).chain(&pod.config_hash).find_map(|uid| self.cgroups.pod(uid)).copied()
+        let uids = std::iter::once(&pod.uid).chain(&pod.config_hash);
+        let mut own = uids.filter(|uid| self.pods.by_uid(uid).is_some_and(|(owner, _)| owner == id));
+        own.find_map(|uid| self.cgroups.pod(uid)).copied()
     }
 
     /// A pod's last cgroup on this node is gone: from then on its addresses are not its own, whatever the API server still says.

@@ -4,6 +4,9 @@ use thiserror::Error;
 
 use super::{API_VERSION, KIND, Snapshot};
 
+/// Characters of the text that an error shows.
+const MAX_SHOWN: usize = 200;
+
 /// Why a text is not a snapshot, in one sentence with what to do.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum SnapshotError {
@@ -43,6 +46,16 @@ pub enum SnapshotError {
     },
 }
 
+/// What a text says, as an error may show it: short, and without characters that steer a terminal.
+fn shown(text: &str) -> String {
+    let mut shown: String =
+        text.chars().take(MAX_SHOWN).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+    if text.chars().nth(MAX_SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 impl Snapshot {
     /// Reads a snapshot. `file` is how errors call it.
     ///
@@ -67,13 +80,12 @@ impl Snapshot {
                 return SnapshotError::Truncated { file: file(), line: e.line() };
             }
             let text = e.to_string();
-            let message = text.rfind(" at line ").map_or(text.as_str(), |at| &text[..at]).to_owned();
+            let message = shown(text.rfind(" at line ").map_or(text.as_str(), |at| &text[..at]));
             SnapshotError::Invalid { file: file(), line: e.line(), message }
         };
         let head: Head = serde_json::from_str(text).map_err(|e| error(&e))?;
         if head.api_version != API_VERSION || head.kind != KIND {
-            let word =
-                |v: &serde_json::Value, what| v.as_str().map_or_else(|| format!("without {what}"), str::to_owned);
+            let word = |v: &serde_json::Value, what| v.as_str().map_or_else(|| format!("without {what}"), shown);
             let found = format!("{} {}", word(&head.api_version, "apiVersion"), word(&head.kind, "kind"));
             return Err(SnapshotError::WrongKind { file: file(), found });
         }

@@ -31,8 +31,19 @@ const NODE_ADDRESS_ANNOTATIONS: [&str; 14] = [
     "io.cilium.network.ipv4-health-ip",
 ];
 
+/// The controller among the owners. The API server does not look at kind and name of a reference, and whoever may create a pod may write one: what cannot
+/// be the name of an object is none, so that no text of any length becomes the name of a workload.
 fn owner(references: Vec<RawOwner>) -> Option<OwnerRef> {
-    references.into_iter().find(|o| o.controller).map(|o| OwnerRef { kind: o.kind, name: o.name, uid: o.uid })
+    let is_kind = |kind: &str| (1..=63).contains(&kind.len()) && kind.bytes().all(|b| b.is_ascii_alphanumeric());
+    let is_name = |name: &str| {
+        (1..=253).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b))
+    };
+    let controller = references.into_iter().find(|o| o.controller)?;
+    (is_kind(&controller.kind) && is_name(&controller.name)).then_some(OwnerRef {
+        kind: controller.kind,
+        name: controller.name,
+        uid: controller.uid,
+    })
 }
 
 fn protocol(text: Option<String>) -> String {
@@ -92,7 +103,8 @@ pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatu
     }
     let annotation = |key: &str| meta.annotations.get(key).cloned();
     Ok(Pod {
-        config_hash: annotation("kubernetes.io/config.hash").or_else(|| annotation("kubernetes.io/config.mirror")),
+        // The kubelet writes the hash under this name into mirror objects only.
+        config_hash: annotation("kubernetes.io/config.mirror"),
         namespace,
         name: meta.name,
         uid: meta.uid,

@@ -1,0 +1,46 @@
+//! Snapshots: files and what agents serve, which a compromised node may make up.
+
+use guardrail_graph::{Snapshot, snapshot};
+
+fn parse(bytes: &[u8]) -> Option<Snapshot> {
+    match Snapshot::from_json(&String::from_utf8_lossy(bytes), "fuzz.json") {
+        Ok(snapshot) => Some(snapshot),
+        Err(error) => {
+            let message = error.to_string();
+            assert!(message.starts_with("fuzz.json: ") && !message.contains(char::is_control), "{message:?}");
+            None
+        }
+    }
+}
+
+/// What was read is written and read again without a change; joining it with itself changes nothing more.
+pub(super) fn read(bytes: &[u8]) {
+    let Some(snapshot) = parse(bytes) else { return };
+    let text = snapshot.to_json();
+    assert_eq!(Snapshot::from_json(&text, "again").expect("what was written can be read"), snapshot);
+    let once = snapshot::merge(vec![snapshot.clone()]);
+    assert_eq!(snapshot::merge(vec![once.clone()]), once, "idempotent");
+    assert_eq!(snapshot::merge(vec![snapshot.clone(), snapshot]), once, "twice is once");
+    let text = once.to_json();
+    assert_eq!(Snapshot::from_json(&text, "again").expect("what was written can be read"), once);
+    let _ = once.edge_counters();
+    for workload in &once.body.workloads {
+        let _ = once.node_view(&workload.workload);
+    }
+}
+
+/// Up to three documents, apart by a line `---`: joining them is commutative and associative.
+pub(super) fn merge(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let read: Vec<Snapshot> = text.split("\n---\n").take(3).filter_map(|part| parse(part.as_bytes())).collect();
+    let [a, b, rest @ ..] = &read[..] else { return };
+    let join = |parts: &[&Snapshot]| snapshot::merge(parts.iter().map(|s| (*s).clone()).collect());
+    assert_eq!(join(&[a, b]), join(&[b, a]), "commutative");
+    assert_eq!(join(&[&join(&[a]), b]), join(&[a, b]), "a snapshot alone loses nothing");
+    if let [c] = rest {
+        let all = join(&[a, b, c]);
+        assert_eq!(join(&[&join(&[a, b]), c]), all, "associative");
+        assert_eq!(join(&[a, &join(&[b, c])]), all, "associative");
+        assert_eq!(join(&[&all, b]), all, "idempotent");
+    }
+}

@@ -1,0 +1,73 @@
+//! Doors for the checks of hostile input (`fuzz/`): each takes raw bytes to a reader that is private otherwise, and gives plain values. No part of
+//! the agent uses it, and it is no API.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use axum::{Router, http::HeaderMap};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    auth,
+    kernel::{btf, dns, inventory},
+    kube::{self, Resource},
+    serve::{self, Limits},
+};
+
+/// Finds `path` in each of `structures` of a BTF file; bit offsets.
+///
+/// # Errors
+/// Why the bytes are no BTF.
+pub fn btf(bytes: &[u8], members: &[(&str, &str)]) -> Result<Vec<Option<u32>>, String> {
+    let btf = btf::Btf::parse(bytes.to_vec())?;
+    Ok(members.iter().map(|(name, path)| btf.member(name, path).map(|m| m.bit)).collect())
+}
+
+/// The name and addresses of a DNS answer.
+#[must_use]
+pub fn dns(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
+    dns::answer(message)
+}
+
+/// What the socket iterator's records hold: listening sockets, connections, broken records.
+#[must_use]
+pub fn sockets(bytes: &[u8]) -> (usize, u64, u64) {
+    let found = inventory::classify(bytes);
+    (found.listening.len(), found.connections.values().map(|c| c.count).sum(), found.broken)
+}
+
+/// What a page of a list, or the pieces of a watch stream, hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// Lines.
+    pub lines: usize,
+    /// Objects that were read.
+    pub objects: usize,
+    /// Sentences about what was not.
+    pub refused: Vec<String>,
+    /// Bytes that wait for the end of their line.
+    pub waiting: usize,
+}
+
+/// Reads a watch stream that arrives in these pieces.
+pub fn watch<'a>(resource: Resource, pieces: impl IntoIterator<Item = &'a [u8]>) -> Watched {
+    kube::fuzzing::watch(resource, pieces)
+}
+
+/// Reads a page of a list.
+#[must_use]
+pub fn page(resource: Resource, bytes: &[u8]) -> Watched {
+    kube::fuzzing::page(resource, bytes)
+}
+
+/// The bearer token of a request.
+#[must_use]
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    auth::bearer(headers)
+}
+
+/// Speaks HTTP with one peer, as [`serve::serve`] does on each connection, until it ends.
+pub async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, router: Router, limits: Limits) {
+    let peer = serve::Peer::new(Ipv4Addr::LOCALHOST.into());
+    serve::http(stream, peer, router, limits, CancellationToken::new()).await;
+}
