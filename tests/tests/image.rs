@@ -81,7 +81,7 @@ fn the_image_holds_both_programs_and_observes_under_deploys_rights() {
     eventually_true(&agent, &truth(&lab).unwrap()).unwrap();
     // As the manual says: `kubectl exec … -- guardrail graph http://127.0.0.1:9465/v1/graph`.
     let table = run(&lab, &root, "guardrail", &["graph", "http://127.0.0.1:9465/v1/graph"]);
-    assert!(table.contains("Deployment/client") && table.contains("Deployment/server"), "{table}");
+    assert!(table.contains("lab/client") && table.contains("lab/server"), "{table}");
     assert_eq!(agent.terminate().unwrap().code(), Some(0), "{}", agent.said());
     assert!(agent.state_dir.join("state.json").exists());
 }

@@ -256,6 +256,11 @@ fn the_audit_role_reaches_guardrails_own_namespace_only() {
     assert_eq!(granted.len(), 2);
 }
 
+fn only(object: &Value, fields: &[&str]) {
+    let unknown: Vec<_> = object.as_object().unwrap().keys().filter(|k| !fields.contains(&k.as_str())).collect();
+    assert!(unknown.is_empty(), "{unknown:?} in {object}");
+}
+
 #[test]
 fn the_pod_monitor_finds_the_pods_and_brings_a_token_that_may_read_metrics_only() {
     let objects = render("prometheus-operator");
@@ -265,6 +270,19 @@ fn the_pod_monitor_finds_the_pods_and_brings_a_token_that_may_read_metrics_only(
         assert_eq!(&labels[label], value);
     }
     let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    // Fields that the definitions of monitoring.coreos.com/v1 have (the operator's generated CRD); the API server refuses or drops others.
+    only(&monitor["spec"], &["jobLabel", "selector", "podMetricsEndpoints"]);
+    only(endpoint, &["authorization", "interval", "path", "port", "relabelings", "scheme", "tlsConfig"]);
+    only(&endpoint["authorization"], &["credentials", "type"]);
+    only(&endpoint["authorization"]["credentials"], &["key", "name"]);
+    only(&endpoint["tlsConfig"], &["insecureSkipVerify"]);
+    only(&endpoint["relabelings"][0], &["sourceLabels", "targetLabel"]);
+    let rules = of_kind(&objects, "PrometheusRule")[0];
+    only(&rules["spec"], &["groups"]);
+    only(&rules["spec"]["groups"][0], &["name", "rules"]);
+    for rule in rules["spec"]["groups"][0]["rules"].as_array().unwrap() {
+        only(rule, &["alert", "annotations", "expr", "for", "labels"]);
+    }
     assert_eq!((endpoint["scheme"].as_str(), endpoint["path"].as_str()), (Some("https"), Some("/metrics")));
     let secret = of_kind(&objects, "Secret")[0];
     assert_eq!(endpoint["authorization"]["credentials"]["name"], secret["metadata"]["name"]);
