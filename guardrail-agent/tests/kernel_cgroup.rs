@@ -11,7 +11,7 @@ use guardrail_graph::{
     peer::Protocol::{Tcp, Udp},
 };
 
-use self::kernel::{Agent, LEFT, Lab, Pod, RIGHT, Seen, Side, at, client, server};
+use self::kernel::{Agent, LEFT, Lab, Pod, RIGHT, Seen, Side, at, client, server, until};
 
 /// What was told of cgroups: made (with path) and removed, in order.
 fn told(seen: &Seen) -> Vec<(CgroupId, Option<String>)> {
@@ -66,6 +66,37 @@ fn cgroups_that_are_there_at_the_start_and_those_of_later_have_paths_from_the_sa
     let told = told(&seen);
     assert_eq!(told.len(), expected.len(), "each once: {told:?}");
     assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), expected);
+}
+
+#[test]
+fn a_cgroup_made_anew_under_the_same_path_is_another_and_a_nested_one_is_its_own() {
+    let Some(lab) = Lab::new() else { return };
+    let db = lab.pod("db", Side::Right);
+    let agent = Agent::start(&lab);
+    let listener = db.listen(at(RIGHT, 8100));
+    let name = "kubepods.slice/kubepods-pod0.slice/cri-containerd-0123.scope";
+    let mut ids = Vec::new();
+    let mut connect = |name: &str| {
+        let pod = lab.pod(name, Side::Left);
+        let connection = pod.connect(at(RIGHT, 8100)).expect("connected");
+        drop((listener.accept().expect("accepted"), connection));
+        ids.push(pod.cgroup);
+        pod.path.clone()
+    };
+    let path = connect(name);
+    assert!(until(|| fs::remove_dir(&path).is_ok()), "the first one is empty and goes");
+    assert_eq!(connect(name), path);
+    let nested = connect(&format!("{name}/inner"));
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), 3, "three cgroups: {ids:?}");
+    let whole = FlowCounts { opened: 1, closed: 1, ..FlowCounts::default() };
+    let of = |cgroup| kernel::Key { cgroup, ..client(&db, Tcp, LEFT, RIGHT, 8100) };
+    let server = (server(&db, Tcp, RIGHT, LEFT, 8100), FlowCounts { opened: 3, closed: 3, ..FlowCounts::default() });
+    let seen = agent.finish(&[(of(ids[0]), whole), (of(ids[1]), whole), (of(ids[2]), whole), server]);
+    let told = told(&seen);
+    for (id, path) in [(ids[0], &path), (ids[1], &path), (ids[2], &nested)] {
+        assert!(told.contains(&(id, Some(lab.path_of(path)))), "{id:?}: {told:?}");
+    }
+    assert!(told.contains(&(ids[0], None)), "the first one's end: {told:?}");
 }
 
 #[test]
@@ -187,4 +218,20 @@ fn an_agent_sees_its_own_subtree_whole_and_nothing_of_another() {
         assert_eq!(ports, BTreeSet::from([8001, 8003, 8004]));
     }
     drop(before);
+}
+
+#[test]
+fn an_agent_at_the_root_of_the_hierarchy_sees_what_is_anywhere_below() {
+    let Some(lab) = Lab::new() else { return };
+    let traffic = Traffic::new(&lab);
+    // As on a node. Whatever else runs on this machine is seen too.
+    let agent = Agent::with(&lab, |config| config.cgroup_root = lab.mount.clone());
+    traffic.run();
+    let expected = traffic.flows(0);
+    agent.wait("one of everything", |seen| {
+        let flows = seen.flows();
+        expected.iter().all(|(key, counts)| flows.get(key) == Some(counts))
+    });
+    let (seen, _) = agent.stop();
+    assert!(told(&seen).contains(&(traffic.to.cgroup, Some(lab.path_of(&traffic.to.path)))));
 }

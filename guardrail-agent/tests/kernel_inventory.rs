@@ -15,7 +15,9 @@ use guardrail_graph::{
     peer::Protocol::{Tcp, Udp},
 };
 
-use self::kernel::{Agent, Key, LEFT, LEFT_V6, Lab, Pod, RIGHT, RIGHT_V6, Side, at, client, connect, mapped, server};
+use self::kernel::{
+    Agent, Key, LEFT, LEFT_V6, Lab, Pod, RIGHT, RIGHT_V6, Side, at, client, connect, mapped, server, set_option,
+};
 
 /// A connection, both ends.
 struct Pair {
@@ -235,6 +237,8 @@ fn a_connection_that_no_process_has_open_any_more_is_found_at_its_end() {
     let Some(lab) = Lab::new() else { return };
     let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
     let listener = db.listen(at(RIGHT, 5900));
+    // Less than a client's send buffer holds, however slow the machine: the accepted socket inherits it.
+    set_option(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, 4096);
     let client_end = web.connect_from(Some(at(LEFT, 41_500)), at(RIGHT, 5900)).expect("connected");
     let (mut server_end, _) = listener.accept().expect("accepted");
     // More than the other side takes, so that the kernel keeps the connection after the process has closed it.

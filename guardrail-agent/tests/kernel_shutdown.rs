@@ -5,7 +5,7 @@
 mod kernel;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     path::PathBuf,
@@ -13,6 +13,7 @@ use std::{
 };
 
 use guardrail_agent::kernel::{Kernel, KernelConfig};
+use guardrail_common::VERIFIER_INSTRUCTION_CEILING;
 
 use self::kernel::{Agent, Lab, descriptors, until};
 
@@ -103,6 +104,35 @@ fn a_shutdown_leaves_no_program_no_link_no_map_and_no_thread() {
     assert!(count(&objects, PROGRAM) >= 9 && count(&objects, LINK) >= 9 && count(&objects, MAP) >= 9, "{objects:?}");
     let _ = agent.stop();
     assert_gone(&objects);
+}
+
+#[test]
+fn the_verifier_walks_far_fewer_instructions_than_it_may() {
+    let Some(lab) = Lab::new() else { return };
+    let _alone = ALONE.lock();
+    let agent = Agent::start(&lab);
+    let objects = held();
+    let walked: BTreeMap<String, u32> = aya::programs::loaded_programs()
+        // Others may be gone by the time they are looked at.
+        .filter_map(Result::ok)
+        .filter(|program| objects.contains(&(PROGRAM, program.id())))
+        .filter_map(|program| Some((program.name_as_str()?.to_owned(), program.verified_instruction_count()?)))
+        .collect();
+    drop(agent);
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc");
+    let version: Vec<u32> = release.split(['.', '-']).map_while(|part| part.parse().ok()).take(2).collect();
+    if version < vec![5, 16] {
+        eprintln!(
+            "NOT RUN: Linux {} does not tell; `cargo xtask vm-test` reads the verifier's log instead",
+            release.trim()
+        );
+        return;
+    }
+    eprintln!("{walked:#?}");
+    // Nine hooks and the inventory.
+    assert!(walked.len() >= 10, "{walked:?}");
+    let over = walked.iter().find(|(_, count)| **count > VERIFIER_INSTRUCTION_CEILING);
+    assert_eq!(over, None, "the ceiling is {VERIFIER_INSTRUCTION_CEILING}");
 }
 
 #[test]

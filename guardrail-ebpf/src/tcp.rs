@@ -158,8 +158,7 @@ fn try_failed(ctx: &BtfTracePointContext) -> Option<()> {
     let mut key = key(sk)?;
     key.role = FlowRole::Client as u8;
     key.server_port = remote_port(sk);
-    let error: i32 = sk.read(o::SK_ERR.load());
-    debug!(ctx, "attempt to port {} failed: {}", key.server_port, error);
+    debug!(ctx, "attempt to port {} failed: {}", key.server_port, sk.read::<i32>(o::SK_ERR.load()));
     let value = match flows::find(&key) {
         Some(value) => value,
         None if is_foreign(sk) => return None,
@@ -173,6 +172,8 @@ fn try_failed(ctx: &BtfTracePointContext) -> Option<()> {
             value
         }
     };
+    // Read behind the call of `flows::make`, for the reason given at `begin` in `udp.rs`.
+    let error: i32 = sk.read(o::SK_ERR.load());
     // SAFETY: from FLOWS, in this run; a helper without arguments.
     unsafe {
         match error {

@@ -128,7 +128,8 @@ fn packet(skb: *mut __sk_buff) -> Option<Packet> {
             source_port: u16::from_be(load(ports)),
             destination_port: u16::from_be(load(ports + 2)),
             payload_at,
-            payload: (*skb).len.saturating_sub(payload_at),
+            // Never negative, since the headers were in bounds; a saturating subtraction would be a constant zero on one of the verifier's paths (see `begin`).
+            payload: (*skb).len.wrapping_sub(payload_at),
         })
     }
 }
@@ -330,6 +331,10 @@ unsafe fn received(value: *mut FlowValue, bytes: u32) {
 }
 
 /// The first packet of a key.
+///
+/// No branch behind the call of `flows::make` may depend on a number from before it that is a constant on some way here. Older verifiers lose track of which of a
+/// caller's numbers matter while they prune inside a called function: they take the constant for the only value, and drop the other branch as dead code. Seen on Debian's
+/// 5.10.223 and 6.1.176, where the flag below was never set; not on 6.12 and 6.18. `cargo xtask vm-test` compares what is left of the programs.
 #[cold]
 #[inline(never)]
 fn begin(skb: *mut __sk_buff, key: &FlowKey, flags: u32, bytes_sent: u32, bytes_received: u32) -> i32 {
@@ -343,9 +348,7 @@ fn begin(skb: *mut __sk_buff, key: &FlowKey, flags: u32, bytes_sent: u32, bytes_
     }
     // SAFETY: from FLOWS, in this run.
     unsafe {
-        if flags & UDP_BIND_SEEN != 0 {
-            (*value).flags = FLAG_BIND_SEEN;
-        }
+        (*value).flags |= flags / UDP_BIND_SEEN & FLAG_BIND_SEEN;
         flows::open(value);
         // Never an addition of a constant zero: it would become an atomic or, which 5.10 has not.
         if bytes_sent != 0 {

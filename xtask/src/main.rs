@@ -33,10 +33,13 @@ enum Command {
         #[arg(long, default_value_t = 12)]
         seconds: u64,
     },
-    /// Format check, lints, and every test; kernel tests need root.
+    /// Format check, lints, every test, and the kernel tests once more on Debian's 6.1 in an emulated machine; kernel tests need root.
     Test {
-        /// Only the tests whose name contains this.
+        /// Only the tests whose name contains this, on the running kernel.
         filter: Option<String>,
+        /// Leave out the emulated machine.
+        #[arg(long)]
+        no_vm: bool,
     },
     /// Check licences, advisories, duplicates and sources of every dependency (deny.toml).
     Deny {
@@ -51,6 +54,9 @@ enum Command {
         /// Which kernel.
         #[arg(long, default_value = "all")]
         kernel: vm::Choice,
+        /// Whose machine code; another than this machine's is cross-compiled.
+        #[arg(long, default_value_t = vm::Arch::NATIVE, value_enum)]
+        arch: vm::Arch,
         /// Only the tests whose name contains this.
         filter: Option<String>,
     },
@@ -95,10 +101,10 @@ fn main() -> Result<()> {
             run::build_binaries()?;
             run::interactive(run::target_dir()?.join("debug/guardrail-demo"), ["--seconds", &seconds.to_string()])
         }
-        Command::Test { filter } => verify::run(filter.as_deref()),
+        Command::Test { filter, no_vm } => verify::run(filter.as_deref(), no_vm),
         Command::Deny { offline } => deny::run(offline),
         Command::Image(options) => image::run(&options),
-        Command::VmTest { kernel, filter } => vm::run(kernel, filter.as_deref()),
+        Command::VmTest { kernel, arch, filter } => vm::run(kernel, arch, filter.as_deref()),
         Command::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
         Command::Miri => miri::run(),
         Command::Bench { what } => {

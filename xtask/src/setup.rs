@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::{image, run};
+use crate::{image, run, vm::Arch};
 
 /// The nightly that compiles the kernel programs. Its own LLVM is the one that `BPF_LINKER` links against, so both move together.
 pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
@@ -21,8 +21,7 @@ const PACKAGES: [Package; 6] = [
 ];
 
 /// What `vm-test` needs besides; nobody else does.
-const VM_PACKAGES: [Package; 3] = [
-    ("qemu-system-x86", "vm-test boots other kernels with it", Some("qemu-system-x86_64")),
+const VM_PACKAGES: [Package; 2] = [
     ("binutils", "vm-test strips what it puts into the guest", Some("strip")),
     ("debian-archive-keyring", "vm-test checks the kernels that it fetches", None),
 ];
@@ -41,6 +40,30 @@ pub(crate) fn perf() -> Result<()> {
     packages(&PERF_PACKAGES)
 }
 
+/// What a guest with this machine code needs: the machine, and if the code is foreign, its compiler and what runs a program of it here.
+fn guest_packages(arch: Arch) -> &'static [Package] {
+    match (arch, arch == Arch::NATIVE) {
+        (Arch::Amd64, true) => {
+            &[("qemu-system-x86", "vm-test boots other kernels with it", Some("qemu-system-x86_64"))]
+        }
+        (Arch::Arm64, true) => {
+            &[("qemu-system-arm", "vm-test boots other kernels with it", Some("qemu-system-aarch64"))]
+        }
+        (Arch::Amd64, false) => &[
+            ("qemu-system-x86", "vm-test boots other kernels with it", Some("qemu-system-x86_64")),
+            ("qemu-user", "vm-test lists the tests of foreign programs with it", Some("qemu-x86_64")),
+            ("gcc-x86-64-linux-gnu", "links for x86-64", None),
+            ("libc6-dev-amd64-cross", "the C library to link against", None),
+        ],
+        (Arch::Arm64, false) => &[
+            ("qemu-system-arm", "vm-test boots other kernels with it", Some("qemu-system-aarch64")),
+            ("qemu-user", "vm-test lists the tests of foreign programs with it", Some("qemu-aarch64")),
+            ("gcc-aarch64-linux-gnu", "links for AArch64", None),
+            ("libc6-dev-arm64-cross", "the C library to link against", None),
+        ],
+    }
+}
+
 /// Installs what is missing.
 pub(crate) fn run() -> Result<()> {
     toolchain()?;
@@ -48,21 +71,31 @@ pub(crate) fn run() -> Result<()> {
     packages(&PACKAGES)
 }
 
-/// Installs what is missing, `vm-test`'s packages included.
-pub(crate) fn vm() -> Result<()> {
+/// Installs what is missing, what `vm-test` needs for this architecture included.
+pub(crate) fn vm(arch: Arch) -> Result<()> {
     run()?;
-    packages(&VM_PACKAGES)
+    if arch != Arch::NATIVE {
+        target(arch.target())?;
+    }
+    let wanted: Vec<Package> = VM_PACKAGES.iter().chain(guest_packages(arch)).copied().collect();
+    packages(&wanted)
+}
+
+/// Rust's own libraries for another target.
+fn target(target: &str) -> Result<()> {
+    let installed = run::output("rustup", &["target", "list", "--installed"])
+        .is_some_and(|targets| targets.lines().any(|line| line == target));
+    if installed {
+        return Ok(());
+    }
+    eprintln!("setup: installing the standard library for {target}");
+    run::program("rustup", ["target", "add", target])
 }
 
 /// Installs what is missing, what `image` needs included.
 pub(crate) fn image() -> Result<()> {
     run()?;
-    let target = image::TARGET;
-    let installed = run::output("rustup", &["target", "list", "--installed"]);
-    if !installed.is_some_and(|targets| targets.lines().any(|t| t == target)) {
-        eprintln!("setup: installing the standard library for {target} (the image's static binary)");
-        run::program("rustup", ["target", "add", target])?;
-    }
+    target(image::TARGET)?;
     packages(&IMAGE_PACKAGES)
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Btf {
     bytes: Vec<u8>,
     /// Position of each type; index 0 is `void` and has none.
     types: Vec<u32>,
+    /// Which of them are structures: one in ten, and every look-up goes over them.
+    structures: Vec<usize>,
     strings: std::ops::Range<usize>,
 }
 
@@ -91,25 +93,28 @@ impl Btf {
         };
         let type_section = section(type_at, type_len, "types")?;
         let strings = section(string_at, string_len, "strings")?;
-        let mut types = vec![0];
+        let (mut types, mut structures) = (vec![0], Vec::new());
         let mut at = type_section.start;
         while at < type_section.end {
             let info = word(&bytes, at + 4).ok_or_else(|| "a type is cut".to_owned())?;
+            if kind_of(info) == kind::STRUCT {
+                structures.push(types.len());
+            }
             types.push(u32::try_from(at).map_err(|_| "it is larger than 4 GiB".to_owned())?);
             at += TYPE_BYTES + tail(info).ok_or_else(|| format!("type {} is of an unknown kind", types.len() - 1))?;
         }
         if at != type_section.end {
             return Err("its last type is cut".to_owned());
         }
-        Ok(Self { bytes, types, strings })
+        Ok(Self { bytes, types, structures, strings })
     }
 
     /// Where `path` (`member`, or `member.member`) lies in `struct name`. Anonymous structures and unions on the way need not be named.
     pub(crate) fn member(&self, name: &str, path: &str) -> Option<Member> {
         let mut left = MAX_MEMBERS;
-        (1..self.types.len()).find_map(|id| {
-            let t = self.get(id)?;
-            if t.kind != kind::STRUCT || !self.is_named(t.name, name.as_bytes()) {
+        self.structures.iter().find_map(|id| {
+            let t = self.get(*id)?;
+            if !self.is_named(t.name, name.as_bytes()) {
                 return None;
             }
             self.walk(t, path, &mut left)

@@ -6,12 +6,14 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
+use super::arch::{Arch, Userland};
 use crate::run;
 
 /// Debian's own name for "a mirror near you", for machines whose apt has no Debian source.
@@ -28,13 +30,12 @@ pub(super) struct Kernel {
     pub(super) modules: BTreeMap<String, PathBuf>,
 }
 
-/// The kernel image for cloud machines of a Debian release.
-pub(super) fn kernel(cache: &Path, release: &str, busybox: &Path) -> Result<Kernel> {
-    let dir = cache.join(release);
+/// The kernel image for cloud machines of a Debian release, unpacked in this directory. `busybox` runs here.
+pub(super) fn kernel(dir: &Path, release: &str, arch: Arch, busybox: &Path) -> Result<Kernel> {
     let unpacked = dir.join("kernel");
     if !unpacked.is_dir() {
-        let apt = Apt::new(&dir, release)?;
-        let package = apt.dependency_of("linux-image-cloud-amd64", "linux-image-")?;
+        let apt = Apt::new(dir, release, arch)?;
+        let package = apt.dependency_of(&format!("linux-image-cloud-{}", arch.debian()), "linux-image-")?;
         let deb = apt.download(&package)?;
         unpack(&deb, &unpacked, &["./boot/vmlinuz-*", "*/kernel/net/*", "*/kernel/drivers/net/*", "*/kernel/lib/*"])?;
     }
@@ -49,12 +50,12 @@ pub(super) fn kernel(cache: &Path, release: &str, busybox: &Path) -> Result<Kern
     Ok(Kernel { image, modules })
 }
 
-/// A statically linked busybox, from this machine's release or any newer one: it runs on all of the kernels.
-pub(super) fn busybox(cache: &Path) -> Result<PathBuf> {
-    let dir = cache.join("busybox");
+/// A statically linked busybox: it runs on all of the kernels.
+pub(super) fn busybox(cache: &Path, arch: Arch) -> Result<PathBuf> {
+    let dir = cache.join(format!("busybox-{}", arch.debian()));
     let unpacked = dir.join("unpacked");
     if !unpacked.is_dir() {
-        let deb = Apt::new(&dir, "bookworm")?.download("busybox-static")?;
+        let deb = Apt::new(&dir, "bookworm", arch)?.download("busybox-static")?;
         unpack(&deb, &unpacked, &["*/busybox"])?;
     }
     ["bin/busybox", "usr/bin/busybox"]
@@ -62,6 +63,34 @@ pub(super) fn busybox(cache: &Path) -> Result<PathBuf> {
         .into_iter()
         .find(|path| path.is_file())
         .ok_or_else(|| anyhow!("busybox-static has no busybox: delete {} and try again", dir.display()))
+}
+
+/// Libraries and tools for programs of an architecture: this machine's own, or those that Debian's packages bring. The newest release, because programs that were linked
+/// against an older C library run with it, and not the other way round.
+pub(super) fn userland(cache: &Path, arch: Arch, tools: &[&str]) -> Result<Userland> {
+    if arch == Arch::NATIVE {
+        return Ok(Userland { arch, root: None });
+    }
+    let dir = cache.join(format!("userland-{}", arch.debian()));
+    let root = dir.join("unpacked");
+    if !root.is_dir() {
+        let debs = Apt::new(&dir, "trixie", arch)?.download_with_dependencies(tools)?;
+        // Packages say /usr/lib or /lib and mean the same.
+        let part = root.with_extension("part");
+        for directory in ["lib", "bin", "sbin"] {
+            let (real, link) = (part.join("usr").join(directory), part.join(directory));
+            fs::create_dir_all(&real).with_context(|| format!("cannot create {}", real.display()))?;
+            if !link.is_symlink() {
+                symlink(Path::new("usr").join(directory), &link)
+                    .with_context(|| format!("cannot create {}", link.display()))?;
+            }
+        }
+        for deb in &debs {
+            extract(deb, &part, &[])?;
+        }
+        fs::rename(&part, &root).with_context(|| format!("cannot rename {}", part.display()))?;
+    }
+    Ok(Userland { arch, root: Some(root) })
 }
 
 /// The wanted modules and everything they depend on, each after what it depends on. A wanted name that is no module is taken to be built in.
@@ -130,6 +159,12 @@ fn unpack(deb: &Path, to: &Path, patterns: &[&str]) -> Result<()> {
         fs::remove_dir_all(&part).with_context(|| format!("cannot remove {}", part.display()))?;
     }
     fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
+    extract(deb, &part, patterns)?;
+    fs::rename(&part, to).with_context(|| format!("cannot rename {}", part.display()))
+}
+
+/// Extracts what matches (without patterns: everything) into `to`.
+fn extract(deb: &Path, to: &Path, patterns: &[&str]) -> Result<()> {
     let mut data = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(deb)
@@ -137,15 +172,15 @@ fn unpack(deb: &Path, to: &Path, patterns: &[&str]) -> Result<()> {
         .spawn()
         .context("cannot run dpkg-deb")?;
     let tar = Command::new("tar")
-        .args(["--extract", "--no-same-owner", "--wildcards", "--directory"])
-        .arg(&part)
+        .args(["--extract", "--no-same-owner", "--keep-directory-symlink", "--wildcards", "--directory"])
+        .arg(to)
         .args(patterns)
         .stdin(data.stdout.take().context("dpkg-deb has no output")?)
         .status()
         .context("cannot run tar")?;
     let data = data.wait().context("cannot wait for dpkg-deb")?;
     ensure!(tar.success() && data.success(), "cannot unpack {}: delete it and try again", deb.display());
-    fs::rename(&part, to).with_context(|| format!("cannot rename {}", part.display()))
+    Ok(())
 }
 
 /// apt for one Debian release, with everything it writes in one directory.
@@ -155,7 +190,7 @@ struct Apt {
 }
 
 impl Apt {
-    fn new(dir: &Path, release: &str) -> Result<Self> {
+    fn new(dir: &Path, release: &str, arch: Arch) -> Result<Self> {
         ensure!(
             Path::new(KEYRING).is_file(),
             "{KEYRING} is missing: install debian-archive-keyring (vm-test fetches its kernels as signed Debian packages)"
@@ -170,7 +205,10 @@ impl Apt {
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
         };
         write("status", String::new())?;
-        write("sources.list", format!("deb [arch=amd64 signed-by={KEYRING}] {} {release} main\n", mirror()))?;
+        write(
+            "sources.list",
+            format!("deb [arch={} signed-by={KEYRING}] {} {release} main\n", arch.debian(), mirror()),
+        )?;
         let path = |name: &str| apt.join(name).display().to_string();
         let options = [
             format!("Dir::Etc::SourceList={}", path("sources.list")),
@@ -178,8 +216,8 @@ impl Apt {
             format!("Dir::State={}", path("state")),
             format!("Dir::State::status={}", path("status")),
             format!("Dir::Cache={}", path("cache")),
-            "APT::Architecture=amd64".to_owned(),
-            "APT::Architectures=amd64".to_owned(),
+            format!("APT::Architecture={}", arch.debian()),
+            format!("APT::Architectures={}", arch.debian()),
             "APT::Sandbox::User=root".to_owned(),
             "Acquire::Languages=none".to_owned(),
             "Acquire::Retries=3".to_owned(),
@@ -220,6 +258,23 @@ impl Apt {
                     && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
             })
             .ok_or_else(|| anyhow!("apt-get download {package} left no file in {}", self.dir.display()))
+    }
+
+    /// Fetches packages and all that they depend on, as if nothing were installed; gives the files.
+    fn download_with_dependencies(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        eprintln!("vm-test: fetching {} and what these depend on", packages.join(", "));
+        let mut args =
+            vec!["--quiet=2", "--yes", "--no-install-recommends", "--download-only", "-oDebug::NoLocking=1", "install"];
+        args.extend(packages);
+        self.run("apt-get", &args)?;
+        let archives = self.dir.join("apt/cache/archives");
+        let mut debs: Vec<PathBuf> = fs::read_dir(&archives)
+            .with_context(|| format!("cannot read {}", archives.display()))?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .collect();
+        debs.sort();
+        Ok(debs)
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Result<String> {

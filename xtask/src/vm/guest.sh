@@ -1,5 +1,5 @@
 #!/busybox sh
-# The guest's first process: mounts what an agent finds on a node, runs each line of /plan, and reports on the second serial port; kernel messages go to the first.
+# The guest's first process: mounts what an agent finds on a node, runs each line of /plan, and reports on the serial port $report; kernel messages go to another.
 # Report lines start with "@@"; everything between "@@ output" and "@@ end" is a failed test's own output.
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TMPDIR=/tmp RUST_BACKTRACE=1
 /busybox mkdir -p /bin /sbin /proc /sys /dev /tmp /run /root /etc /var/tmp
@@ -15,8 +15,8 @@ mount -t tmpfs tmpfs /dev/shm
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t tracefs tracefs /sys/kernel/tracing
-exec >/dev/ttyS1 2>&1 </dev/null
-stty -F /dev/ttyS1 raw -echo 2>/dev/null
+exec >"$report" 2>&1 </dev/null
+stty -F "$report" raw -echo 2>/dev/null
 echo "127.0.0.1 localhost" >/etc/hosts
 echo "::1 localhost" >>/etc/hosts
 hostname guest
@@ -33,7 +33,8 @@ done
 # Hundredths of a second since boot.
 now() { read -r uptime _ </proc/uptime; echo "${uptime%.*}${uptime#*.}"; }
 
-export GUARDRAIL_VERIFIER_LOG=/tmp/verifier
+export GUARDRAIL_VERIFIER_LOG=/tmp/verifier GUARDRAIL_VERIFIER_LINES=/tmp/lines
+mkdir -p "$GUARDRAIL_VERIFIER_LINES"
 while read -r number limit binary name; do
     echo "@@ start $number"
     begin=$(now)
@@ -46,10 +47,15 @@ while read -r number limit binary name; do
         echo
         # What the test left running must not disturb the next one.
         kill -9 -1
+    elif reason=$(grep -o 'NOT RUN: .*' /tmp/output); then
+        echo "@@ notrun $number ${reason#NOT RUN: }"
     fi
     echo "@@ end $number $code $took"
 done </plan
 [ -f /tmp/verifier ] && sort -u /tmp/verifier | sed 's/^/@@ verifier /'
+for file in /tmp/lines/*; do
+    [ -f "$file" ] && sed "s|^|@@ line ${file##*/} |" "$file"
+done
 echo "@@ done"
 sync
 reboot -f

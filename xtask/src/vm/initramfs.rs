@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::suite::Suite;
+use super::{arch::Userland, suite::Suite};
 
 /// The guest's first process.
 const INIT: &str = include_str!("guest.sh");
@@ -18,8 +18,15 @@ const INIT: &str = include_str!("guest.sh");
 const TOOLS: [&str; 2] = ["ip", "bpftool"];
 
 /// Writes the archive: init, busybox, modules numbered in load order, the tests and their programs and libraries, and the plan.
-pub(super) fn write(image: &Path, busybox: &Path, modules: &[PathBuf], suite: &Suite, shim: &Path) -> Result<()> {
-    let mut tree = Tree::default();
+pub(super) fn write(
+    image: &Path,
+    userland: &Userland,
+    busybox: &Path,
+    modules: &[PathBuf],
+    suite: &Suite,
+    shim: &Path,
+) -> Result<()> {
+    let mut tree = Tree { files: BTreeMap::new(), userland };
     tree.add("/init", 0o755, INIT.into());
     tree.add_file("/busybox", busybox)?;
     tree.add_file("/verifier_shim.so", shim)?;
@@ -29,14 +36,14 @@ pub(super) fn write(image: &Path, busybox: &Path, modules: &[PathBuf], suite: &S
     }
     let mut tools = String::new();
     for tool in TOOLS {
-        if let Some(path) = find_tool(tool) {
-            tree.add_program(&path)?;
+        if let Some(path) = userland.find_tool(tool) {
+            tree.add_program(&path, &userland.file(&path))?;
             tools += &format!("{}\n", path.display());
         }
     }
     tree.add("/tools", 0o644, tools.into_bytes());
     for program in suite.tests.iter().map(|test| &test.binary).chain(&suite.programs).collect::<BTreeSet<_>>() {
-        tree.add_program(program)?;
+        tree.add_program(program, program)?;
     }
     tree.add_libraries(shim)?;
     let plan: String = suite
@@ -52,20 +59,16 @@ pub(super) fn write(image: &Path, busybox: &Path, modules: &[PathBuf], suite: &S
     Ok(())
 }
 
-fn find_tool(name: &str) -> Option<PathBuf> {
-    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-        .into_iter()
-        .map(|dir| Path::new(dir).join(name))
-        .find(|path| path.is_file())
+/// The guest's files, and where those of the system come from.
+struct Tree<'a> {
+    /// By absolute path: mode and content.
+    files: BTreeMap<String, (u32, Vec<u8>)>,
+    userland: &'a Userland,
 }
 
-/// Files by absolute path: mode and content.
-#[derive(Default)]
-struct Tree(BTreeMap<String, (u32, Vec<u8>)>);
-
-impl Tree {
+impl Tree<'_> {
     fn add(&mut self, path: &str, mode: u32, content: Vec<u8>) {
-        self.0.insert(path.to_owned(), (mode, content));
+        self.files.insert(path.to_owned(), (mode, content));
     }
 
     fn add_file(&mut self, to: &str, from: &Path) -> Result<()> {
@@ -74,26 +77,31 @@ impl Tree {
         Ok(())
     }
 
-    /// A program at its own path, without its debug sections (they would be most of the guest's memory), and its libraries.
-    fn add_program(&mut self, path: &Path) -> Result<()> {
+    /// A program at its path, without its debug sections (they would be most of the guest's memory), and its libraries.
+    fn add_program(&mut self, path: &Path, from: &Path) -> Result<()> {
         let stripped = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
-        let status = Command::new("strip")
+        let strip = self.userland.arch.tool("strip");
+        let status = Command::new(&strip)
             .args(["--strip-debug", "-o"])
             .arg(stripped.path())
-            .arg(path)
+            .arg(from)
             .status()
-            .context("cannot run strip (package binutils)")?;
-        ensure!(status.success(), "strip failed on {}", path.display());
+            .with_context(|| format!("cannot run {strip} (package binutils)"))?;
+        ensure!(status.success(), "{strip} failed on {}", from.display());
         self.add_file(text(path)?, stripped.path())?;
-        self.add_libraries(path)
+        self.add_libraries(from)
     }
 
-    /// What `ldd` names, the dynamic loader included, at the paths where the loader looks.
-    fn add_libraries(&mut self, path: &Path) -> Result<()> {
-        let output = Command::new("ldd").arg(path).output().context("cannot run ldd")?;
+    /// What the dynamic loader would load, itself included, at the paths where it looks.
+    fn add_libraries(&mut self, program: &Path) -> Result<()> {
+        let output = self
+            .userland
+            .loader_trace(program)
+            .output()
+            .with_context(|| format!("cannot list the libraries of {}", program.display()))?;
         for library in libraries(&String::from_utf8_lossy(&output.stdout)) {
-            if !self.0.contains_key(library) {
-                self.add_file(library, Path::new(library))?;
+            if !self.files.contains_key(library) {
+                self.add_file(library, &self.userland.file(Path::new(library)))?;
             }
         }
         Ok(())
@@ -104,7 +112,7 @@ impl Tree {
         const REGULAR: u32 = 0o100_000;
         const CHARACTER_DEVICE: u32 = 0o020_000;
         let mut directories = BTreeSet::from(["dev".to_owned()]);
-        for path in self.0.keys() {
+        for path in self.files.keys() {
             let mut parent = Path::new(path.trim_start_matches('/')).parent();
             while let Some(dir) = parent.filter(|dir| !dir.as_os_str().is_empty()) {
                 directories.insert(dir.to_string_lossy().into_owned());
@@ -122,7 +130,7 @@ impl Tree {
         }
         // The kernel opens it for init before devtmpfs is there.
         entry(&mut out, next(), "dev/console", CHARACTER_DEVICE | 0o600, (5, 1), &[])?;
-        for (path, (mode, content)) in &self.0 {
+        for (path, (mode, content)) in &self.files {
             entry(&mut out, next(), path.trim_start_matches('/'), REGULAR | mode, (0, 0), content)?;
         }
         entry(&mut out, 0, "TRAILER!!!", 0, (0, 0), &[])?;
@@ -171,7 +179,7 @@ fn text(path: &Path) -> Result<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::arch::Arch, *};
 
     #[test]
     fn libraries_are_what_ldd_found() {
@@ -185,7 +193,8 @@ mod tests {
 
     #[test]
     fn entries_are_padded_and_parents_come_first() {
-        let mut tree = Tree::default();
+        let userland = Userland { arch: Arch::NATIVE, root: None };
+        let mut tree = Tree { files: BTreeMap::new(), userland: &userland };
         tree.add("/a/b/c", 0o644, b"12345".to_vec());
         let mut bytes = Vec::new();
         tree.write(&mut bytes).unwrap();

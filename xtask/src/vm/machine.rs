@@ -8,7 +8,7 @@ use std::{
     io::{BufRead as _, BufReader},
     os::unix::process::CommandExt as _,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::suite::Suite;
+use super::{arch::Arch, suite::Suite};
 
 /// How long one test may run under emulation.
 pub(super) const TEST_LIMIT: Duration = Duration::from_secs(240);
@@ -36,6 +36,14 @@ pub(super) enum Outcome {
     TimedOut,
 }
 
+/// By program and source line.
+pub(super) type Lines = BTreeMap<(String, String), u32>;
+
+/// A place in the programs' source, without the path to it.
+pub(super) fn source(place: &str) -> &str {
+    place.rsplit_once("/guardrail-").map_or(place, |(_, rest)| rest)
+}
+
 /// What one guest reported.
 #[derive(Debug, Default)]
 pub(super) struct Report {
@@ -47,10 +55,14 @@ pub(super) struct Report {
     pub(super) total: Duration,
     /// By index in the suite.
     pub(super) outcomes: BTreeMap<usize, Outcome>,
+    /// Why a test that passed did not really run, by index in the suite.
+    pub(super) not_run: BTreeMap<usize, String>,
     /// Output of failed tests, by index in the suite.
     pub(super) outputs: BTreeMap<usize, String>,
     /// The most instructions that the verifier walked, by program (first 15 characters of its name).
     pub(super) instructions: BTreeMap<String, u32>,
+    /// How often each source line (`file:line:column`) is left of a program after the verifier has removed what it takes for dead.
+    pub(super) lines: Lines,
     /// What is wrong with the guest itself.
     pub(super) broken: Vec<String>,
     /// The guest reached its end.
@@ -62,6 +74,18 @@ pub(super) struct Report {
 }
 
 impl Report {
+    /// A test's cell of the table.
+    pub(super) fn cell(&self, number: usize) -> String {
+        match (self.outcomes.get(&number), self.not_run.get(&number)) {
+            (Some(Outcome::Passed(_)), Some(_)) => "NOT RUN".to_owned(),
+            (Some(Outcome::Passed(took)), None) => format!("ok {:.1} s", took.as_secs_f64()),
+            (Some(Outcome::Failed(code, took)), _) => format!("FAILED ({code}) {:.1} s", took.as_secs_f64()),
+            (Some(Outcome::TimedOut), _) => "TIMED OUT".to_owned(),
+            // The guest did not get to it.
+            (None, _) => "NO RESULT".to_owned(),
+        }
+    }
+
     /// Takes one line of the guest's report; gives what to show of it.
     fn line(&mut self, line: &str, suite: &Suite) -> Option<String> {
         let Some(event) = line.strip_prefix("@@ ") else {
@@ -86,6 +110,11 @@ impl Report {
                 self.in_output = true;
                 None
             }
+            ["notrun", number, ..] => {
+                let why = event.splitn(3, ' ').nth(2).unwrap_or_default();
+                self.not_run.insert(number.parse().ok()?, why.to_owned());
+                None
+            }
             ["end", number, code, hundredths] => {
                 self.in_output = false;
                 self.current = None;
@@ -99,7 +128,7 @@ impl Report {
                 };
                 self.outcomes.insert(number, outcome);
                 let test = suite.tests.get(number)?;
-                let mut shown = format!("  {}::{} {}", test.target, test.name, super::report::cell(Some(&outcome)));
+                let mut shown = format!("  {}::{} {}", test.target, test.name, self.cell(number));
                 if let Some(output) = self.outputs.get(&number) {
                     shown.push('\n');
                     shown.push_str(output);
@@ -110,6 +139,10 @@ impl Report {
                 let count: u32 = count.parse().ok()?;
                 let most = self.instructions.entry(program.to_owned()).or_default();
                 *most = count.max(*most);
+                None
+            }
+            ["line", program, count, place] => {
+                self.lines.insert((program.to_owned(), source(place).to_owned()), count.parse().ok()?);
                 None
             }
             ["broken", ..] => {
@@ -127,9 +160,9 @@ impl Report {
 }
 
 /// Boots, runs the suite, waits for the end.
-pub(super) fn boot(kernel: &Path, initramfs: &Path, console: &Path, suite: &Suite) -> Result<Report> {
+pub(super) fn boot(arch: Arch, kernel: &Path, initramfs: &Path, console: &Path, suite: &Suite) -> Result<Report> {
     let start = Instant::now();
-    let mut qemu = Qemu::start(kernel, initramfs, console)?;
+    let mut qemu = Qemu::start(arch, kernel, initramfs, console)?;
     let stdout = qemu.0.stdout.take().context("qemu has no output")?;
     let (sender, lines) = mpsc::channel();
     let reader = thread::spawn(move || {
@@ -176,34 +209,21 @@ pub(super) fn boot(kernel: &Path, initramfs: &Path, console: &Path, suite: &Suit
 struct Qemu(Child);
 
 impl Qemu {
-    fn start(kernel: &Path, initramfs: &Path, console: &Path) -> Result<Self> {
-        let mut command = Command::new("qemu-system-x86_64");
+    fn start(arch: Arch, kernel: &Path, initramfs: &Path, console: &Path) -> Result<Self> {
+        let (messages, report) = arch.ports();
+        let mut command = arch.qemu();
         command
-            // Without cmpxchg16b: emulated on several processors it stops them all, and qemu 7.2 now and then leaves wrong flags behind it, which crashes the guest in
-            // its allocator. Kernels do without.
-            .args([
-                "-accel",
-                "tcg",
-                "-cpu",
-                "max,-cx16",
-                "-smp",
-                "2",
-                "-m",
-                "1G",
-                "-no-reboot",
-                "-nodefaults",
-                "-display",
-                "none",
-            ])
+            .args(["-accel", "tcg", "-smp", "2", "-m", "1G", "-no-reboot", "-nodefaults", "-display", "none"])
             .arg("-kernel")
             .arg(kernel)
             .arg("-initrd")
             .arg(initramfs)
-            // A panic ends the guest, and with -no-reboot qemu.
-            .args(["-append", "console=ttyS0 panic=-1 loglevel=4"])
+            // A panic ends the guest, and with -no-reboot qemu. What the kernel does not know goes to the first process as a variable.
+            .arg("-append")
+            .arg(format!("console={messages} panic=-1 loglevel=4 report=/dev/{report}"))
             .arg("-serial")
             .arg(format!("file:{}", console.display()))
-            .args(["-serial", "stdio"])
+            .args(arch.report_port())
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         // SAFETY: prctl(PR_SET_PDEATHSIG) is async-signal-safe and touches nothing but the child itself.
@@ -213,7 +233,8 @@ impl Qemu {
                 Ok(())
             });
         }
-        command.spawn().map(Self).context("cannot run qemu-system-x86_64")
+        let program = command.get_program().to_os_string();
+        command.spawn().map(Self).with_context(|| format!("cannot run {}", program.display()))
     }
 }
 
@@ -253,6 +274,13 @@ mod tests {
         assert_eq!(report.outputs[&1], "why\n");
         assert_eq!(report.instructions["tcp"], 9);
         assert!(report.done && report.broken.is_empty());
+    }
+
+    #[test]
+    fn a_test_that_says_it_did_not_run_is_not_shown_as_passed() {
+        let report = read("@@ start 0\n@@ notrun 0 this kernel has no MPTCP\n@@ end 0 0 1\n@@ start 1\n@@ end 1 0 1");
+        assert_eq!((report.cell(0).as_str(), report.cell(1).as_str()), ("NOT RUN", "ok 0.0 s"));
+        assert_eq!(report.not_run[&0], "this kernel has no MPTCP");
     }
 
     #[test]

@@ -2,27 +2,18 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
+use guardrail_common::VERIFIER_INSTRUCTION_CEILING as INSTRUCTION_CEILING;
+
 use super::{
-    INSTRUCTION_CEILING,
-    machine::{Outcome, Report},
+    machine::{Lines, Outcome, Report},
     suite::Test,
 };
-
-/// One cell of the table; `None` is a test that the guest did not get to.
-pub(super) fn cell(outcome: Option<&Outcome>) -> String {
-    match outcome {
-        Some(Outcome::Passed(took)) => format!("ok {:.1} s", took.as_secs_f64()),
-        Some(Outcome::Failed(code, took)) => format!("FAILED ({code}) {:.1} s", took.as_secs_f64()),
-        Some(Outcome::TimedOut) => "TIMED OUT".to_owned(),
-        None => "NO RESULT".to_owned(),
-    }
-}
 
 /// Tests × kernels, then the verifier's instruction count programs × kernels.
 pub(super) fn table(tests: &[Test], results: &[(&str, Report)]) -> String {
     let mut rows = vec![header("test", results, |report| report.release.clone())];
     for (index, test) in tests.iter().enumerate() {
-        let cells = results.iter().map(|(_, report)| cell(report.outcomes.get(&index)));
+        let cells = results.iter().map(|(_, report)| report.cell(index));
         rows.push(std::iter::once(format!("{}::{}", test.target, test.name)).chain(cells).collect());
     }
     let seconds = |of: fn(&Report) -> std::time::Duration| {
@@ -31,6 +22,12 @@ pub(super) fn table(tests: &[Test], results: &[(&str, Report)]) -> String {
     rows.push(std::iter::once("(boot)".to_owned()).chain(seconds(|report| report.boot)).collect());
     rows.push(std::iter::once("(boot and all tests)".to_owned()).chain(seconds(|report| report.total)).collect());
     let mut text = aligned(&rows);
+    for (version, report) in results {
+        for (index, why) in &report.not_run {
+            let name = tests.get(*index).map_or("", |test| &test.name);
+            let _ = writeln!(text, "{version}: {name} was not run: {why}");
+        }
+    }
 
     let mut rows = vec![header("program: instructions the verifier walked", results, |_| String::new())];
     for program in programs(results) {
@@ -46,14 +43,14 @@ pub(super) fn table(tests: &[Test], results: &[(&str, Report)]) -> String {
 }
 
 /// One sentence for each thing that must not be.
-pub(super) fn problems(tests: &[Test], results: &[(&str, Report)]) -> Vec<String> {
+pub(super) fn problems(tests: &[Test], results: &[(&str, Report)], reference: Option<(&str, &Lines)>) -> Vec<String> {
     let mut problems = Vec::new();
     for (version, report) in results {
         problems.extend(report.broken.iter().map(|what| format!("{version}: the guest: {what}")));
         for (index, test) in tests.iter().enumerate() {
             let outcome = report.outcomes.get(&index);
             if !matches!(outcome, Some(Outcome::Passed(_))) {
-                problems.push(format!("{version}: {}::{}: {}", test.target, test.name, cell(outcome)));
+                problems.push(format!("{version}: {}::{}: {}", test.target, test.name, report.cell(index)));
             }
         }
         for (program, count) in &report.instructions {
@@ -61,11 +58,24 @@ pub(super) fn problems(tests: &[Test], results: &[(&str, Report)]) -> Vec<String
                 problems.push(format!("{version}: the verifier walks {count} instructions of {program}, over the ceiling of {INSTRUCTION_CEILING}"));
             }
         }
+        if let Some((reference, lines)) = reference {
+            for ((program, place), count) in lines {
+                let kept = report.lines.get(&(program.clone(), place.clone())).copied().unwrap_or(0);
+                if kept < *count && is_ours(place) && report.instructions.contains_key(program) {
+                    problems.push(format!("{version}: the verifier drops {place} from {program} ({kept} of {count} left), which {reference} keeps"));
+                }
+            }
+        }
         if report.done && report.instructions.is_empty() {
             problems.push(format!("{version}: no program was loaded, so there is no instruction count"));
         }
     }
     problems
+}
+
+/// Whether a line belongs to the programs, and to a part of them that is the same on every kernel: how a socket names its cgroup (`socket.rs`) is not.
+fn is_ours(place: &str) -> bool {
+    !place.starts_with('/') && !place.starts_with("ebpf/src/socket.rs:")
 }
 
 fn programs<'a>(results: &'a [(&str, Report)]) -> BTreeSet<&'a str> {
@@ -114,7 +124,7 @@ mod tests {
     #[test]
     fn a_good_run_has_no_problems_and_a_full_table() {
         let results = [("6.1", good())];
-        assert!(problems(&[test("a")], &results).is_empty());
+        assert!(problems(&[test("a")], &results, None).is_empty());
         let table = table(&[test("a")], &results);
         assert!(table.contains("kernel::a"), "{table}");
         assert!(table.contains("ok 1.5 s"), "{table}");
@@ -129,13 +139,31 @@ mod tests {
         report.instructions.insert("big".to_owned(), INSTRUCTION_CEILING + 1);
         report.broken.push("no BTF".to_owned());
         let tests = ["a", "b", "c", "never-ran"].map(test);
-        assert_eq!(problems(&tests, &[("6.1", report)]).len(), 5);
+        assert_eq!(problems(&tests, &[("6.1", report)], None).len(), 5);
+    }
+
+    #[test]
+    fn a_line_that_only_this_kernel_drops_is_a_problem() {
+        let line = |place: &str| ("tcp_state".to_owned(), place.to_owned());
+        let reference = Lines::from([
+            (line("ebpf/src/udp.rs:1:2"), 2),
+            (line("ebpf/src/socket.rs:3:4"), 1),
+            (line("/core/src/x.rs:5:6"), 1),
+        ]);
+        let mut report = good();
+        report.lines.insert(line("ebpf/src/udp.rs:1:2"), 1);
+        let dropped = problems(&[test("a")], &[("6.1", report)], Some(("6.12", &reference)));
+        assert_eq!(dropped.len(), 1, "{dropped:?}");
+        assert!(dropped[0].contains("ebpf/src/udp.rs:1:2"), "{dropped:?}");
+        let mut report = good();
+        report.lines.insert(line("ebpf/src/udp.rs:1:2"), 2);
+        assert!(problems(&[test("a")], &[("6.1", report)], Some(("6.12", &reference))).is_empty());
     }
 
     #[test]
     fn a_guest_that_loads_nothing_is_a_problem() {
         let mut report = good();
         report.instructions.clear();
-        assert_eq!(problems(&[test("a")], &[("6.1", report)]).len(), 1);
+        assert_eq!(problems(&[test("a")], &[("6.1", report)], None).len(), 1);
     }
 }

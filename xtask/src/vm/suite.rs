@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use super::arch::{Arch, Userland};
 use crate::run;
 
 /// Whose tests.
@@ -36,8 +37,8 @@ pub(super) struct Suite {
 }
 
 /// Builds the tests and lists those whose name contains `filter`. Ignored tests are left out.
-pub(super) fn build(filter: Option<&str>) -> Result<Suite> {
-    let args = [
+pub(super) fn build(filter: Option<&str>, userland: &Userland) -> Result<Suite> {
+    let mut args = vec![
         "test",
         "--no-run",
         "--quiet",
@@ -47,9 +48,14 @@ pub(super) fn build(filter: Option<&str>) -> Result<Suite> {
         "--test",
         "kernel*",
     ];
+    let cross = userland.arch.cross();
+    if let Some(cross) = &cross {
+        args.extend(["--target", cross.target]);
+    }
     eprintln!("$ cargo {}", args.join(" "));
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(args)
+        .envs(cross.map(|cross| (cross.linker_variable, cross.linker)))
         .current_dir(run::root())
         .stdout(Stdio::piped())
         .spawn()
@@ -62,7 +68,7 @@ pub(super) fn build(filter: Option<&str>) -> Result<Suite> {
         };
         let target = message["target"]["name"].as_str().unwrap_or_default();
         match message["target"]["kind"][0].as_str() {
-            Some("test") => suite.tests.extend(list(&executable, target)?),
+            Some("test") => suite.tests.extend(list(&executable, target, userland)?),
             Some("bin") if message["profile"]["test"] == false => {
                 suite.programs.insert(executable);
             }
@@ -81,10 +87,10 @@ pub(super) fn build(filter: Option<&str>) -> Result<Suite> {
     Ok(suite)
 }
 
-fn list(binary: &Path, target: &str) -> Result<Vec<Test>> {
+fn list(binary: &Path, target: &str, userland: &Userland) -> Result<Vec<Test>> {
     let names = |args: &[&str]| -> Result<BTreeSet<String>> {
         let output =
-            Command::new(binary).args(args).output().with_context(|| format!("cannot run {}", binary.display()))?;
+            userland.command(binary).args(args).output().with_context(|| format!("cannot run {}", binary.display()))?;
         ensure!(output.status.success(), "{} cannot list its tests", binary.display());
         let text = String::from_utf8_lossy(&output.stdout);
         Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
@@ -97,10 +103,14 @@ fn list(binary: &Path, target: &str) -> Result<Vec<Test>> {
 }
 
 /// Compiles the library that is preloaded into the tests.
-pub(super) fn verifier_shim(cache: &Path) -> Result<PathBuf> {
+pub(super) fn verifier_shim(cache: &Path, arch: Arch) -> Result<PathBuf> {
     let source = run::root().join("xtask/src/vm/verifier_shim.rs");
-    let library = cache.join("verifier_shim.so");
-    let status = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+    let library = cache.join(format!("verifier_shim-{}.so", arch.debian()));
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    if let Some(cross) = arch.cross() {
+        rustc.arg(format!("--target={}", cross.target)).arg(format!("-Clinker={}", cross.linker));
+    }
+    let status = rustc
         .args([
             "--edition=2024",
             "--crate-type=cdylib",
