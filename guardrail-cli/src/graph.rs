@@ -84,6 +84,7 @@ fn restrict(snapshot: &mut Snapshot, namespaces: &[String]) {
     body.workloads.retain(|w| namespaces.contains(&w.workload.namespace));
     body.services.retain(|s| namespaces.contains(&s.namespace));
     body.service_flows.retain(|f| inside(&f.client));
+    body.remote_flows.retain(|f| inside(&f.local));
     for namespace in namespaces {
         let known = body.workloads.iter().any(|w| w.workload.namespace == *namespace)
             || body.edges.iter().any(|e| {

@@ -30,7 +30,7 @@ use names::Names;
 use pods::{PodId, Pods};
 pub use restore::RestoreError;
 pub use stats::{EdgeCounter, Stats, UnresolvedReason};
-use table::{Edges, Flow, PeerId, Peers};
+use table::{Edge, Edges, Flow, PeerId, Peers};
 
 use crate::{
     identity::{addresses::AddressIndex, cgroups::Cgroups},
@@ -38,7 +38,7 @@ use crate::{
     observe::{FlowDelta, LossClass, LossReason, NetnsId, Observation},
     peer::{Peer, Protocol, WorkloadRef},
     snapshot::{
-        Interval, WorkloadEntry,
+        Interval, Side, WorkloadEntry,
         facts::{MAX_EXAMPLES, ServiceFacts},
     },
     time::Timestamp,
@@ -93,6 +93,8 @@ pub struct Observer {
     many: PeerId,
     edges: Edges,
     service_flows: HashMap<(PeerId, Arc<str>, Protocol, u16), Flow>,
+    /// Flows with pods of other nodes, while only those of this one are known.
+    remote_flows: HashMap<(PeerId, Side, IpAddr, Protocol, u16), Edge>,
     texts: Texts,
     names: Names,
     /// Listening TCP sockets: (namespace, port, address or any) → how many.
@@ -102,6 +104,8 @@ pub struct Observer {
     /// Addresses that nodes own by their pod range (network and first host address), unless a pod has them.
     range_nodes: HashMap<IpAddr, PeerId>,
     pod_ranges: Vec<IpNet>,
+    /// Those of this node.
+    own_ranges: Vec<IpNet>,
     /// Ports that host-network pods declare → their workload, if it is one.
     host_ports: HashMap<(PeerId, u16, Protocol), Option<Arc<str>>>,
     /// Virtual addresses of Services that are gone.
@@ -152,12 +156,14 @@ impl Observer {
             this_node,
             many,
             service_flows: HashMap::new(),
+            remote_flows: HashMap::new(),
             texts: Texts::default(),
             names: Names::default(),
             listeners: HashMap::new(),
             served: HashSet::new(),
             range_nodes: HashMap::new(),
             pod_ranges: Vec::new(),
+            own_ranges: Vec::new(),
             host_ports: HashMap::new(),
             gone_services: HashMap::new(),
             services: BTreeMap::new(),

@@ -9,6 +9,7 @@ pub(crate) mod facts;
 pub mod marks;
 mod merge;
 mod read;
+mod remote;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +62,12 @@ pub struct Body {
     pub addresses: Vec<AddressEntry>,
     /// Client-side records of virtual addresses, from which edges with `via` follow, sorted.
     pub service_flows: Vec<ServiceFlow>,
+    /// Flows with pods of other nodes, of agents that know only the pods of their own node: `merge` makes edges of them. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remote_flows: Vec<RemoteFlow>,
+    /// Nodes whose agent knows only the pods of its own node, with the time of that word. Empty: every source knows all pods.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub own_pods_as_of: BTreeMap<String, Timestamp>,
     /// The edges, sorted by key.
     pub edges: Vec<EdgeRecord>,
 }
@@ -336,6 +343,32 @@ pub struct ServiceFlow {
     pub sources: Vec<SourceCounts>,
 }
 
+/// A flow whose other end is a pod of another node, which the agent does not know (`--inventory-scope node`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RemoteFlow {
+    /// The end on the agent's node.
+    pub local: Peer,
+    /// Which end that is.
+    pub side: Side,
+    /// The address of the other end.
+    pub address: IpAddr,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The server's port.
+    pub port: u16,
+    /// Name of that port, if the server is the end on the agent's node and names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_name: Option<String>,
+    /// Marks that the edge behind it takes over.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub marks: BTreeSet<String>,
+    /// As [`EdgeRecord::node_workloads`], of the end on the agent's node.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub node_workloads: BTreeSet<String>,
+    /// Counts per source, sorted.
+    pub sources: Vec<SourceCounts>,
+}
+
 /// Which end of the edge counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -360,6 +393,9 @@ pub struct SourceCounts {
     pub first_seen: Timestamp,
     /// Last open or attempt.
     pub last_seen: Timestamp,
+    /// These are of [`Body::remote_flows`], from which they are computed again when snapshots are joined.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_merge: bool,
 }
 
 /// Evidence in numbers.

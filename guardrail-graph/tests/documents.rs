@@ -269,6 +269,7 @@ fn source_counts(client_only: bool) -> impl Strategy<Value = Vec<SourceCounts>> 
             counts,
             first_seen: a.min(b),
             last_seen: a.max(b),
+            by_merge: false,
         }
     });
     prop::collection::vec(one, 0..3)

@@ -133,6 +133,7 @@ fn snapshot() -> Snapshot {
                 counts,
                 first_seen: at(1),
                 last_seen: at(90),
+                by_merge: false,
             };
             EdgeRecord {
                 client: EdgePeer { peer: client, names: BTreeSet::new() },

@@ -147,7 +147,8 @@ impl Daemon {
             .await
             .map_err(|e| StartError::Runtime(io::Error::other(e)))??;
 
-        let observer_config = ObserverConfig::new(node, instance_id(), started);
+        let mut observer_config = ObserverConfig::new(node, instance_id(), started);
+        observer_config.own_pods_only = matches!(source, Feed::Kube(_)) && config.inventory_scope == kube::Scope::Node;
         let mut observer = match &state {
             Some(state) => state.restore(stored, observer_config, kernel.is_seamless()),
             None => Observer::new(observer_config),

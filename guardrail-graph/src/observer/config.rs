@@ -11,6 +11,9 @@ pub struct ObserverConfig {
     pub node: String,
     /// This agent's instance: random per state; a restored state keeps its own.
     pub instance: String,
+    /// Only the pods of this node are known (`--inventory-scope node`): what goes to or comes from another node's pod range is kept by its
+    /// address, and `merge` names it.
+    pub own_pods_only: bool,
     /// When the hooks were attached: the start of the window.
     pub started: Timestamp,
     /// How long a flow waits for its pod before it is counted as `pod_unknown`.
@@ -51,6 +54,7 @@ impl ObserverConfig {
             node: node.into(),
             instance: instance.into(),
             started,
+            own_pods_only: false,
             pod_timeout: Duration::from_secs(10),
             role_timeout: Duration::from_secs(60),
             guard: Duration::from_secs(5),

@@ -54,6 +54,8 @@ pub(super) enum Remote {
     External {
         marks: u8,
     },
+    /// A pod of another node, of which only the address is known.
+    Elsewhere,
 }
 
 /// Multicast, broadcast and link-local addresses are no peers; the bit of their mark, 0 for all others.
@@ -193,6 +195,11 @@ impl Observer {
         self.pod_ranges.iter().any(|r| r.contains(&address))
     }
 
+    /// Whether the address is that of another node's pod, and nothing more will become known of it here.
+    fn is_elsewhere(&self, address: IpAddr) -> bool {
+        self.config.own_pods_only && self.in_pod_range(address) && !self.own_ranges.iter().any(|r| r.contains(&address))
+    }
+
     /// The node that owns an address, as far as known.
     pub(super) fn node_at(&self, address: IpAddr, at: Timestamp) -> Option<PeerId> {
         match self.addresses.lookup(address, at) {
@@ -293,6 +300,9 @@ impl Observer {
             Lookup::Unknown | Lookup::Vacant => {
                 if let Some(node) = self.range_nodes.get(&address) {
                     return Found::Yes(Remote::Peer { peer: *node, pod: None });
+                }
+                if self.is_elsewhere(address) {
+                    return Found::Yes(Remote::Elsewhere);
                 }
                 let pod_space = lookup == Lookup::Vacant || self.in_pod_range(address);
                 match (pod_space, last) {

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use super::{
     AddressOwner, Observer, UnresolvedReason,
     ends::{Found, Local, Remote, special},
-    table::{Gain, Ref, mark_bit},
+    table::{Gain, PeerId, Ref, mark_bit},
 };
 use crate::{
     identity::addresses::Lookup,
@@ -261,6 +261,13 @@ impl Observer {
                 gain.marks |= marks;
                 (Ref::External(address), port)
             }
+            Remote::Elsewhere => {
+                if role == Role::Server {
+                    gain.port_name = local.pod.and_then(|id| self.port_name(id, port, delta.protocol));
+                }
+                self.remote_flow((local.peer, gain.side, address, delta.protocol, port), &gain, local);
+                return;
+            }
             Remote::Service { service, port } => {
                 let room = self.service_flows.len() < self.config.max_edges;
                 let key = (local.peer, service, delta.protocol, port);
@@ -287,6 +294,18 @@ impl Observer {
         }
     }
 
+    fn remote_flow(&mut self, key: (PeerId, Side, IpAddr, Protocol, u16), gain: &Gain, local: &Local) {
+        if let Some(known) = self.remote_flows.get_mut(&key) {
+            known.gain(gain);
+        } else if gain.seen.counts.established() == 0 && gain.seen.counts.failed() == 0 {
+            // Bytes and ends of connections whose beginning stands elsewhere.
+        } else if self.remote_flows.len() < self.config.max_edges {
+            self.remote_flows.entry(key).or_default().gain(gain);
+        } else {
+            self.table_full(local);
+        }
+    }
+
     fn port_name(&mut self, pod: super::pods::PodId, port: u16, protocol: Protocol) -> Option<Arc<str>> {
         let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
         let name = self.pods.get(pod)?.pod.port_name(port, text)?;
@@ -294,7 +313,7 @@ impl Observer {
     }
 
     /// The workload of the one host-network pod of a node that declares a port.
-    fn host_network_server(&self, node: super::table::PeerId, port: u16, protocol: Protocol) -> Option<Arc<str>> {
+    fn host_network_server(&self, node: PeerId, port: u16, protocol: Protocol) -> Option<Arc<str>> {
         let Peer::Node { .. } = self.peers.get(node) else { return None };
         self.host_ports.get(&(node, port, protocol)).cloned().flatten()
     }
@@ -374,6 +393,9 @@ impl Observer {
         let is_server_of_remote = match self.remote_peer(remote, at, true) {
             Found::Yes(Remote::Peer { peer, .. }) => {
                 self.edges.contains(&(peer, local.peer, Protocol::Udp, local_port))
+            }
+            Found::Yes(Remote::Elsewhere) => {
+                self.remote_flows.contains_key(&(local.peer, Side::Server, remote, Protocol::Udp, local_port))
             }
             Found::Yes(Remote::External { .. }) => self
                 .peers

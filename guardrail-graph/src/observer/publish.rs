@@ -8,7 +8,7 @@ use crate::{
     peer::{Peer, WorkloadRef},
     snapshot::{
         Interval, NamedPort, PodEntry, Side, Snapshot, Source, WorkloadEntry,
-        facts::{EdgeFacts, Facts, FlowFacts},
+        facts::{EdgeFacts, Facts, FlowFacts, RemoteFacts},
     },
     time::Timestamp,
 };
@@ -78,10 +78,11 @@ impl Observer {
             flow_facts.sources.insert((source.clone(), Side::Client), seen);
             facts.service_flows.insert(key, flow_facts);
         }
+        self.remote_facts(&mut facts, &source, now);
         self.edge_facts(&mut facts, &source);
         let snapshot = facts.finish();
         // What Services left open is computed with the snapshot; the counters of `/metrics` show it.
-        for reason in [UnresolvedReason::ServiceBackendUnknown, UnresolvedReason::ServiceAttemptFailed] {
+        for reason in UnresolvedReason::DERIVED {
             let counts =
                 snapshot.body.coverage.unresolved.iter().filter(|u| u.reason == reason.as_str()).map(|u| u.count);
             self.service_unresolved[reason as usize] = counts.sum::<u64>();
@@ -106,6 +107,28 @@ impl Observer {
                 edge_facts.server_names.extend(self.names.of(*client, address).iter().map(|n| n.to_string()));
             }
             facts.edges.insert((self.peers.get(*client).clone(), server_peer.clone(), *protocol, *port), edge_facts);
+        }
+    }
+
+    /// What is left for `merge` to name.
+    fn remote_facts(&self, facts: &mut Facts, source: &Source, now: Timestamp) {
+        if !self.config.own_pods_only && self.remote_flows.is_empty() {
+            return;
+        }
+        for ((local, side, address, protocol, port), flow) in &self.remote_flows {
+            let Some(seen) = flow.sides.iter().flatten().next() else { continue };
+            let mut kept =
+                RemoteFacts { port_name: flow.port_name.as_ref().map(|n| n.to_string()), ..RemoteFacts::default() };
+            kept.flow.marks = marks_of(flow.marks);
+            kept.flow.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
+            kept.flow.sources.insert((source.clone(), *side), *seen);
+            facts.remote_flows.insert((self.peers.get(*local).clone(), *side, *address, *protocol, *port), kept);
+        }
+        if self.config.own_pods_only {
+            let as_of = BTreeMap::from([(self.config.node.clone(), now)]);
+            let mut workloads: Vec<_> = std::mem::take(&mut facts.workloads).into_values().collect();
+            facts.take_own_pods(as_of, &mut workloads);
+            facts.workloads = workloads.into_iter().map(|w| (w.workload.clone(), w)).collect();
         }
     }
 

@@ -73,7 +73,7 @@ impl Observer {
                 }
             }
         }
-        let computed = [UnresolvedReason::ServiceBackendUnknown, UnresolvedReason::ServiceAttemptFailed];
+        let computed = UnresolvedReason::DERIVED;
         for entry in &body.coverage.unresolved {
             if let Some(reason) =
                 UnresolvedReason::ALL.iter().find(|r| r.as_str() == entry.reason && !computed.contains(r))
@@ -127,9 +127,20 @@ impl Observer {
             };
             self.service_flows.insert((client, service, flow.protocol, flow.port), kept);
         }
+        for flow in &body.remote_flows {
+            let local = self.peers.id(flow.local.clone());
+            let mut kept = Edge {
+                marks: bits(&flow.marks),
+                node_workloads: flow.node_workloads.iter().map(|w| Arc::from(w.as_str())).collect(),
+                port_name: flow.port_name.as_deref().map(Arc::from),
+                ..Edge::default()
+            };
+            kept.sides[side_index(flow.side)] = flow.sources.first().map(seen);
+            self.remote_flows.insert((local, flow.side, flow.address, flow.protocol, flow.port), kept);
+        }
         for edge in &body.edges {
-            // An edge without counts was computed.
-            if edge.sources.is_empty() {
+            // An edge without counts of its own was computed.
+            if edge.sources.iter().all(|s| s.by_merge) {
                 continue;
             }
             let mut kept = Edge {
@@ -138,7 +149,7 @@ impl Observer {
                 port_name: edge.port_name.as_deref().map(Arc::from),
                 ..Edge::default()
             };
-            for counts in &edge.sources {
+            for counts in edge.sources.iter().filter(|s| !s.by_merge) {
                 kept.sides[side_index(counts.side)] = Some(seen(counts));
             }
             let [client, server] = [&edge.client.peer, &edge.server.peer].map(|peer| self.restored_peer(peer));

@@ -121,6 +121,10 @@ impl Observer {
     }
 
     fn backend_peer(&self, backend: &Backend, now: Timestamp) -> Option<Peer> {
+        if self.config.own_pods_only && backend.node.as_ref().is_some_and(|node| *node != self.config.node) {
+            // `merge` knows whose address it is.
+            return Some(Peer::External { address: backend.address.to_string() });
+        }
         if let Some((namespace, name)) = &backend.pod {
             let (_, record) = self.pods.by_name(namespace, name)?;
             return (!record.provisional).then(|| self.peers.get(record.peer).clone());

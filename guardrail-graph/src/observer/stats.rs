@@ -22,13 +22,15 @@ pub enum UnresolvedReason {
     ServiceAttemptFailed,
     /// A Service address at a port that the Service does not have.
     ServicePortUnknown,
+    /// A pod of another node, while only the pods of this one are known: `merge` gives it its name.
+    RemotePod,
     /// The local end is on another node: several nodes share this kernel, and that node's own agent counts the flow.
     OtherNode,
 }
 
 impl UnresolvedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::IpReuse,
         Self::PodRangeNoOwner,
         Self::RoleUnknown,
@@ -36,8 +38,12 @@ impl UnresolvedReason {
         Self::ServiceBackendUnknown,
         Self::ServiceAttemptFailed,
         Self::ServicePortUnknown,
+        Self::RemotePod,
         Self::OtherNode,
     ];
+
+    /// Those that follow from the other facts of a snapshot and are computed anew with each.
+    pub const DERIVED: [Self; 3] = [Self::ServiceBackendUnknown, Self::ServiceAttemptFailed, Self::RemotePod];
 
     /// Label value.
     #[must_use]
@@ -50,6 +56,7 @@ impl UnresolvedReason {
             Self::ServiceBackendUnknown => "service_backend_unknown",
             Self::ServiceAttemptFailed => "service_attempt_failed",
             Self::ServicePortUnknown => "service_port_unknown",
+            Self::RemotePod => "remote_pod",
             Self::OtherNode => "other_node",
         }
     }

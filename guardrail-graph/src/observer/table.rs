@@ -115,7 +115,7 @@ fn add(slot: &mut Option<Seen>, seen: &Seen) {
 }
 
 impl Edge {
-    fn gain(&mut self, gain: &Gain) {
+    pub(super) fn gain(&mut self, gain: &Gain) {
         add(&mut self.sides[side_index(gain.side)], &gain.seen);
         self.marks |= gain.marks;
         if let Some(workload) = &gain.node_workload

@@ -245,11 +245,15 @@ impl Observer {
     fn index_nodes(&mut self) {
         self.range_nodes.clear();
         self.pod_ranges.clear();
+        self.own_ranges.clear();
         let nodes: Vec<_> = self.inventory.nodes().cloned().collect();
         for node in nodes {
             let peer = self.peers.id(Peer::Node { name: node.name.clone() });
             for range in &node.pod_cidrs {
                 self.pod_ranges.push(*range);
+                if node.name == self.config.node {
+                    self.own_ranges.push(*range);
+                }
                 let network = range.network();
                 self.range_nodes.insert(network, peer);
                 if let Some(first) = next(network).filter(|a| range.contains(a)) {

@@ -7,6 +7,7 @@ use super::{
     ServiceFlow, ServicePortEntry, Side, Snapshot, Source, SourceCounts, UnresolvedEntry, Window, WorkloadCoverage,
     facts::{EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, MAX_EXAMPLES, NODE_UNOBSERVED, Seen, WINDOW_GAP},
     marks,
+    remote::Owners,
 };
 use crate::{
     observe::LossClass,
@@ -58,11 +59,13 @@ struct Target {
     current: bool,
 }
 
-struct Deriver<'a> {
-    facts: &'a Facts,
+pub(super) struct Deriver<'a> {
+    pub(super) facts: &'a Facts,
+    /// Who had the addresses that only `merge` can name.
+    pub(super) owners: Owners<'a>,
     derived: BTreeMap<EdgeKey, Derived>,
     unresolved: BTreeMap<(Source, String), (u64, BTreeSet<String>)>,
-    incomplete: BTreeMap<Peer, BTreeSet<String>>,
+    pub(super) incomplete: BTreeMap<Peer, BTreeSet<String>>,
 }
 
 impl Facts {
@@ -73,8 +76,11 @@ impl Facts {
         for intervals in self.window.values_mut() {
             *intervals = joined(std::mem::take(intervals));
         }
+        self.place_own_pods();
+        self.name_remote_flows();
         let mut deriver = Deriver {
             facts: &self,
+            owners: Owners::of(&self),
             derived: BTreeMap::new(),
             unresolved: self.unresolved.clone(),
             incomplete: self.incomplete.clone(),
@@ -82,6 +88,7 @@ impl Facts {
         for (key, flow) in &self.service_flows {
             deriver.service_flow(key, flow);
         }
+        deriver.unnamed_flows();
         deriver.coverage_of_nodes();
         let Deriver { derived, unresolved, incomplete, .. } = deriver;
         let edges = self.edges(derived);
@@ -108,7 +115,7 @@ impl Facts {
     fn edge(&self, key: &EdgeKey, facts: &EdgeFacts, derived: Derived) -> EdgeRecord {
         let (client, server, protocol, port) = key;
         let side = |side: Side| {
-            facts.sources.iter().filter(|((_, s), _)| *s == side).map(|(_, seen)| *seen).reduce(|mut a, b| {
+            facts.seen().filter(|((_, s), _)| *s == side).map(|(_, seen)| *seen).reduce(|mut a, b| {
                 a.add(&b);
                 a
             })
@@ -116,7 +123,7 @@ impl Facts {
         let own_client = side(Side::Client);
         let at_server = side(Side::Server);
         // Numbers without a source count only as long as there are none with one: else joining would depend on the order.
-        let bare = facts.bare.as_ref().filter(|_| facts.sources.is_empty());
+        let bare = facts.bare.as_ref().filter(|_| facts.is_unseen());
         let bare_support = bare.is_some_and(|b| b.2);
         let own_support = self.supported(key, own_client, at_server);
         let mut at_client = own_client;
@@ -137,14 +144,15 @@ impl Facts {
             last: Timestamp::default(),
         });
         let mut inherited = derived.certain;
-        if facts.sources.is_empty() && bare.is_none() {
+        if facts.is_unseen() && bare.is_none() {
             inherited.take(derived.inferred);
         }
-        let mut seen_by: BTreeSet<Side> = facts.sources.keys().map(|(_, side)| *side).collect();
+        let mut seen_by: BTreeSet<Side> = facts.seen().map(|((_, side), _)| *side).collect();
         if !inherited.via.is_empty() {
             seen_by.insert(Side::Client);
         }
-        let mut all_marks: BTreeSet<String> = facts.marks.union(&inherited.marks).cloned().collect();
+        let mut all_marks: BTreeSet<String> =
+            facts.marks.iter().chain(&facts.by_merge.marks).chain(&inherited.marks).cloned().collect();
         // A record of its own makes an edge certain, whatever Services say.
         if own_support == Support::No && bare.is_none() {
             all_marks.extend(derived.marks.iter().map(|m| (*m).to_owned()));
@@ -171,10 +179,10 @@ impl Facts {
             server: EdgePeer { peer: server.clone(), names: facts.server_names.clone() },
             protocol: *protocol,
             port: *port,
-            port_name: if facts.sources.is_empty() && facts.bare.is_none() {
+            port_name: if facts.is_unseen() && facts.bare.is_none() {
                 self.port_name(server, *protocol, *port)
             } else {
-                facts.port_name.clone()
+                facts.port_name.clone().max(facts.by_merge.port_name.clone())
             },
             via: facts.via.union(&inherited.via).cloned().collect(),
             seen_by,
@@ -183,8 +191,17 @@ impl Facts {
             last_seen: total.last,
             supported: supported != Support::No,
             marks: all_marks,
-            node_workloads: facts.node_workloads.union(&inherited.node_workloads).cloned().collect(),
-            sources: source_counts(&facts.sources),
+            node_workloads: [&facts.node_workloads, &facts.by_merge.node_workloads, &inherited.node_workloads]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
+            sources: {
+                let own = source_counts(&facts.sources, false);
+                let mut all: Vec<_> = own.chain(source_counts(&facts.by_merge.sources, true)).collect();
+                all.sort_by(|a, b| (&a.source, a.side, a.by_merge).cmp(&(&b.source, b.side, b.by_merge)));
+                all
+            },
         }
     }
 
@@ -215,6 +232,10 @@ impl Facts {
     }
 
     fn all_nodes_observed(&self, workload: &WorkloadRef) -> bool {
+        // Where each agent knows its own node's pods only, a node without an agent may host some.
+        if !self.own_pods.is_empty() && !self.expected.is_subset(&self.observed) {
+            return false;
+        }
         self.workloads
             .get(workload)
             .is_none_or(|w| w.pods.keys().all(|node| node.is_empty() || self.observed.contains(node)))
@@ -319,9 +340,11 @@ impl Facts {
                     port,
                     marks: f.marks,
                     node_workloads: f.node_workloads,
-                    sources: source_counts(&f.sources),
+                    sources: source_counts(&f.sources, false).collect(),
                 })
                 .collect(),
+            remote_flows: Self::remote_entries(self.remote_flows),
+            own_pods_as_of: self.own_pods.into_iter().map(|(node, (at, _))| (node, at)).collect(),
             edges,
         };
         snapshot
@@ -335,17 +358,18 @@ enum Support {
     No,
 }
 
-fn source_counts(sources: &BTreeMap<(Source, Side), Seen>) -> Vec<SourceCounts> {
-    sources
-        .iter()
-        .map(|((source, side), seen)| SourceCounts {
-            source: source.clone(),
-            side: *side,
-            counts: seen.counts,
-            first_seen: seen.first,
-            last_seen: seen.last,
-        })
-        .collect()
+pub(super) fn source_counts(
+    sources: &BTreeMap<(Source, Side), Seen>,
+    by_merge: bool,
+) -> impl Iterator<Item = SourceCounts> + '_ {
+    sources.iter().map(move |((source, side), seen)| SourceCounts {
+        source: source.clone(),
+        side: *side,
+        counts: seen.counts,
+        first_seen: seen.first,
+        last_seen: seen.last,
+        by_merge,
+    })
 }
 
 /// Sorted, disjoint intervals; those that overlap or touch become one.
@@ -450,20 +474,25 @@ impl Deriver<'_> {
     fn count(&mut self, key: &FlowKey, flow: &FlowFacts, reason: UnresolvedReason, number: impl Fn(&Counts) -> u64) {
         let (client, service, protocol, _) = key;
         for ((source, _), seen) in &flow.sources {
-            let entry = self.unresolved.entry((source.clone(), reason.as_str().to_owned())).or_default();
-            entry.0 = entry.0.saturating_add(number(&seen.counts));
-            entry.1.insert(format!("{client} -> {service}/{protocol}"));
-            while entry.1.len() > MAX_EXAMPLES {
-                entry.1.pop_last();
-            }
+            self.count_at(source, reason, number(&seen.counts), format!("{client} -> {service}/{protocol}"));
+        }
+    }
+
+    pub(super) fn count_at(&mut self, source: &Source, reason: UnresolvedReason, number: u64, example: String) {
+        let entry = self.unresolved.entry((source.clone(), reason.as_str().to_owned())).or_default();
+        entry.0 = entry.0.saturating_add(number);
+        entry.1.insert(example);
+        while entry.1.len() > MAX_EXAMPLES {
+            entry.1.pop_last();
         }
     }
 
     /// Whether the server's own node recorded this edge.
     fn server_saw(&self, key: &EdgeKey) -> bool {
-        self.facts.edges.get(key).is_some_and(|e| {
-            e.sources.iter().any(|((_, side), seen)| *side == Side::Server && seen.counts.established() > 0)
-        })
+        self.facts
+            .edges
+            .get(key)
+            .is_some_and(|e| e.seen().any(|((_, side), seen)| *side == Side::Server && seen.counts.established() > 0))
     }
 
     fn a_node_reached(&self, target: &Target, protocol: Protocol) -> bool {
@@ -489,14 +518,20 @@ impl Deriver<'_> {
                 && to.is_none_or(|t| t.after(ENDPOINT_SLACK) >= flow.first)
         };
         let mut targets: BTreeMap<(&Peer, u16), (bool, bool)> = BTreeMap::new();
-        for ((_, port, peer, node, from), to) in all() {
-            let unobserved = match (node, peer) {
-                (Some(node), Peer::Workload(_)) => !self.facts.observed.contains(node),
-                _ => !self.facts.is_observed(peer),
-            };
-            let current = at_that_time(from, to);
-            let target = targets.entry((peer, *port)).or_default();
-            *target = (target.0 | (unobserved && current), target.1 | current);
+        for ((address, port, peer, node, from), to) in all() {
+            // A pod of a node that the agent knew nothing of but its name.
+            let elsewhere = !self.facts.own_pods.is_empty() && node.is_some() && matches!(peer, Peer::External { .. });
+            let peers =
+                if elsewhere { self.owners.between(*address, flow.first, flow.last) } else { BTreeSet::from([peer]) };
+            for peer in peers {
+                let unobserved = match (node, peer) {
+                    (Some(node), Peer::Workload(_)) => !self.facts.observed.contains(node),
+                    _ => !self.facts.is_observed(peer),
+                };
+                let current = at_that_time(from, to);
+                let target = targets.entry((peer, *port)).or_default();
+                *target = (target.0 | (unobserved && current), target.1 | current);
+            }
         }
         targets
             .into_iter()

@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, ServiceEntry, Side, Snapshot, Source, SourceCounts,
-    WorkloadEntry, marks,
+    AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, PodEntry, ServiceEntry, Side, Snapshot, Source,
+    SourceCounts, WorkloadEntry, marks,
 };
 use crate::{
     observe::LossClass,
@@ -94,6 +94,27 @@ impl Counts {
     }
 }
 
+/// What remote flows add to an edge.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ByMerge {
+    pub(crate) sources: BTreeMap<(Source, Side), Seen>,
+    pub(crate) port_name: Option<String>,
+    pub(crate) marks: BTreeSet<String>,
+    pub(crate) node_workloads: BTreeSet<String>,
+}
+
+impl EdgeFacts {
+    /// Counts per source and side; one may come twice, of its own records and of remote flows.
+    pub(super) fn seen(&self) -> impl Iterator<Item = (&(Source, Side), &Seen)> {
+        self.sources.iter().chain(&self.by_merge.sources)
+    }
+
+    /// No record shows it.
+    pub(super) fn is_unseen(&self) -> bool {
+        self.sources.is_empty() && self.by_merge.sources.is_empty()
+    }
+}
+
 /// Facts of an edge.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct EdgeFacts {
@@ -104,6 +125,8 @@ pub(crate) struct EdgeFacts {
     pub(crate) marks: BTreeSet<String>,
     pub(crate) node_workloads: BTreeSet<String>,
     pub(crate) sources: BTreeMap<(Source, Side), Seen>,
+    /// What remote flows add, computed anew each time.
+    pub(crate) by_merge: ByMerge,
     /// An edge that came without counts per source: its numbers as they stood, who saw it, and whether it was supported.
     pub(crate) bare: Option<(Seen, BTreeSet<Side>, bool)>,
 }
@@ -115,6 +138,19 @@ pub(crate) struct FlowFacts {
     pub(crate) node_workloads: BTreeSet<String>,
     pub(crate) sources: BTreeMap<(Source, Side), Seen>,
 }
+
+/// `(end on the agent's node, which end that is, address of the other, protocol, port)`.
+pub(crate) type RemoteKey = (Peer, Side, IpAddr, Protocol, u16);
+
+/// Facts of a remote flow.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RemoteFacts {
+    pub(crate) port_name: Option<String>,
+    pub(crate) flow: FlowFacts,
+}
+
+/// The pods of one node by workload.
+pub(crate) type PodsOfNode = BTreeMap<WorkloadRef, Vec<PodEntry>>;
 
 type PortKey = (u16, String, Option<String>, Option<u16>);
 type BackendKey = (IpAddr, u16, Peer, Option<String>, Option<Timestamp>);
@@ -144,6 +180,11 @@ pub(crate) struct Facts {
     /// Tenures with their end, and whether one was proven.
     pub(crate) addresses: BTreeMap<TenureKey, (Option<Timestamp>, bool)>,
     pub(crate) service_flows: BTreeMap<FlowKey, FlowFacts>,
+    pub(crate) remote_flows: BTreeMap<RemoteKey, RemoteFacts>,
+    /// Pods of nodes whose agents know only those, and when that was so.
+    pub(crate) own_pods: BTreeMap<String, (Timestamp, PodsOfNode)>,
+    /// Workloads of which such an agent has a host-network pod.
+    pub(crate) host_network: BTreeSet<WorkloadRef>,
     pub(crate) edges: BTreeMap<EdgeKey, EdgeFacts>,
 }
 
@@ -166,13 +207,26 @@ fn keep_later<T: serde::Serialize + PartialEq>(kept: &mut T, other: T, as_of: im
 fn seen_of(counts: &[SourceCounts]) -> impl Iterator<Item = ((Source, Side), Seen)> + '_ {
     counts
         .iter()
+        .filter(|c| !c.by_merge)
         .map(|c| ((c.source.clone(), c.side), Seen { counts: c.counts, first: c.first_seen, last: c.last_seen }))
 }
 
 impl Facts {
     /// Joins the facts of a snapshot.
     pub(crate) fn add(&mut self, snapshot: Snapshot) {
-        let Body { sources, window, coverage, workloads, services, addresses, service_flows, edges } = snapshot.body;
+        let Body {
+            sources,
+            window,
+            coverage,
+            mut workloads,
+            services,
+            addresses,
+            service_flows,
+            remote_flows,
+            own_pods_as_of,
+            edges,
+        } = snapshot.body;
+        self.take_own_pods(own_pods_as_of, &mut workloads);
         self.observed.extend(coverage.nodes.observed);
         self.expected.extend(coverage.nodes.expected);
         self.sources.extend(sources);
@@ -183,8 +237,7 @@ impl Facts {
             let kept = self.losses.entry((loss.source, loss.reason)).or_insert((loss.class, 0));
             *kept = (kept.0.max(loss.class), kept.1.max(loss.count));
         }
-        let derived =
-            [UnresolvedReason::ServiceBackendUnknown.as_str(), UnresolvedReason::ServiceAttemptFailed.as_str()];
+        let derived = UnresolvedReason::DERIVED.map(UnresolvedReason::as_str);
         for entry in coverage.unresolved.into_iter().filter(|u| u.count > 0 && !derived.contains(&u.reason.as_str())) {
             let kept = self.unresolved.entry((entry.source, entry.reason)).or_default();
             kept.0 = kept.0.max(entry.count);
@@ -227,6 +280,16 @@ impl Facts {
                 max_into(&mut facts.sources, key, seen);
             }
         }
+        for flow in remote_flows {
+            let key = (flow.local, flow.side, flow.address, flow.protocol, flow.port);
+            let facts = self.remote_flows.entry(key).or_default();
+            facts.port_name = facts.port_name.take().max(flow.port_name);
+            facts.flow.marks.extend(flow.marks);
+            facts.flow.node_workloads.extend(flow.node_workloads);
+            for (key, seen) in seen_of(&flow.sources) {
+                max_into(&mut facts.flow.sources, key, seen);
+            }
+        }
         for edge in edges {
             self.add_edge(edge);
         }
@@ -258,7 +321,7 @@ impl Facts {
 
     fn add_edge(&mut self, edge: EdgeRecord) {
         let derived = edge.marks.contains(marks::INFERRED) || edge.marks.contains(marks::VIA_SERVICE);
-        if edge.sources.is_empty() && derived {
+        if edge.sources.is_empty() && derived || !edge.sources.is_empty() && edge.sources.iter().all(|s| s.by_merge) {
             return;
         }
         let facts = self.edges.entry((edge.client.peer, edge.server.peer, edge.protocol, edge.port)).or_default();

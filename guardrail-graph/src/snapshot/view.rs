@@ -29,7 +29,7 @@ impl Snapshot {
         let observed = &self.body.coverage.nodes.observed;
         let Some(entry) = self.body.workloads.iter().find(|w| w.workload == *workload) else { return NodeView::Whole };
         // A pod without node that has no address does not run yet.
-        let missing: BTreeSet<String> = entry
+        let mut missing: BTreeSet<String> = entry
             .pods
             .iter()
             .filter(|(node, pods)| {
@@ -37,6 +37,10 @@ impl Snapshot {
             })
             .map(|(node, _)| node.clone())
             .collect();
+        // An agent that knows its own node's pods only cannot say that the others have none.
+        if !self.body.own_pods_as_of.is_empty() {
+            missing.extend(self.body.coverage.nodes.expected.difference(observed).cloned());
+        }
         if missing.is_empty() { NodeView::Whole } else { NodeView::Partial { observed: observed.clone(), missing } }
     }
 

@@ -93,8 +93,8 @@ impl<'a> Completeness<'a> {
                 reasons.insert(format!("window_gap:{node}"));
             }
         }
-        if hosts.is_empty() && !self.missing.is_empty() {
-            // A finished job's pod may have run anywhere.
+        if (hosts.is_empty() || !self.context.body.own_pods_as_of.is_empty()) && !self.missing.is_empty() {
+            // A finished job's pod may have run anywhere, and where agents know only their own node's pods, so may any.
             hosted = false;
             reasons.extend(self.missing.iter().map(|node| format!("node_unobserved:{node}")));
         }

@@ -258,6 +258,7 @@ impl Scenario {
                         counts,
                         first_seen: at(10),
                         last_seen: at(20),
+                        by_merge: false,
                     })
                     .collect();
                 let external = |p: &Peer| matches!(p, Peer::External { .. });
@@ -339,6 +340,8 @@ impl Scenario {
                 services: self.services.iter().map(|(name, s)| service(name, s)).collect(),
                 addresses,
                 service_flows: Vec::new(),
+                remote_flows: Vec::new(),
+                own_pods_as_of: BTreeMap::new(),
                 edges,
             },
         }

@@ -1,0 +1,212 @@
+//! What agents with `--inventory-scope node` leave to `merge`: the names of pods on other nodes.
+//!
+//! Such an agent knows the pods of its own node. Of a flow with another node's pod it keeps the address; who had that address when stands in
+//! the snapshot of the node that hosts the pod. Everything here is computed from the joined facts, anew each time, so that joining stays
+//! commutative, associative and idempotent.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    time::Duration,
+};
+
+use super::{
+    Counts, RemoteFlow, Side, WorkloadEntry,
+    derive::{Deriver, source_counts},
+    facts::{EdgeKey, Facts, PodsOfNode, RemoteFacts, RemoteKey, Seen},
+};
+use crate::{observer::UnresolvedReason, peer::Peer, time::Timestamp};
+
+/// Nodes' clocks differ, and around a change of owner only the API server's word may be known: doubt on both sides of a tenure.
+const GUARD: Duration = Duration::from_secs(5);
+/// How long before the first word of its owner an address may have been in use.
+const LEAD: Duration = Duration::from_secs(60);
+
+/// Who had which address when, over all nodes.
+#[derive(Default)]
+pub(super) struct Owners<'a>(HashMap<IpAddr, Vec<(Timestamp, Timestamp, &'a Peer)>>);
+
+impl<'a> Owners<'a> {
+    /// Those of the facts, or none if nothing has to be named.
+    pub(super) fn of(facts: &'a Facts) -> Self {
+        let mut owners = Self::default();
+        if facts.own_pods.is_empty() && facts.remote_flows.is_empty() {
+            return owners;
+        }
+        for ((address, from, peer, _), (to, _)) in &facts.addresses {
+            let tenure = (from.unwrap_or(Timestamp::MIN), to.unwrap_or(Timestamp::MAX), peer);
+            owners.0.entry(*address).or_default().push(tenure);
+        }
+        owners
+    }
+
+    /// The one who had the address at an instant; `None` if nobody is known, or several are possible.
+    fn at(&self, address: IpAddr, at: Timestamp) -> Option<&'a Peer> {
+        let tenures = self.0.get(&address)?;
+        let possible: BTreeSet<&Peer> = tenures
+            .iter()
+            .filter(|(from, to, _)| from.before(GUARD) <= at && at <= to.after(GUARD))
+            .map(|(.., peer)| *peer)
+            .collect();
+        if !possible.is_empty() {
+            return possible.first().copied().filter(|_| possible.len() == 1);
+        }
+        tenures.iter().filter(|(from, ..)| at < *from && from.before(LEAD) <= at).min().map(|(.., peer)| *peer)
+    }
+
+    /// Everybody who had it some time in between.
+    pub(super) fn between(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> BTreeSet<&'a Peer> {
+        let tenures = self.0.get(&address).into_iter().flatten();
+        let mut peers: BTreeSet<&Peer> = tenures
+            .filter(|(from, to, _)| from.before(GUARD) <= last && first <= to.after(GUARD))
+            .map(|t| t.2)
+            .collect();
+        peers.extend(self.at(address, first));
+        peers.extend(self.at(address, last));
+        peers
+    }
+
+    /// Whose a flow is: parts of it with their owner, and how many connections nobody can be given.
+    fn shares(&self, address: IpAddr, seen: &Seen) -> (Vec<(&'a Peer, Seen)>, u64) {
+        let weight = |c: &Counts| c.established().saturating_add(c.failed());
+        let all = self.between(address, seen.first, seen.last);
+        match all.len() {
+            0 => return (Vec::new(), weight(&seen.counts)),
+            1 => return (all.into_iter().map(|peer| (peer, *seen)).collect(), 0),
+            _ => {}
+        }
+        // The address changed hands: the first and the last connection each prove an edge, and of those between nothing is known.
+        let ends = (self.at(address, seen.first), self.at(address, seen.last));
+        let (Some(first), Some(last)) = ends else { return (Vec::new(), weight(&seen.counts)) };
+        if seen.counts.opened < 2 || seen.counts.failed() > 0 || seen.counts.found > 0 {
+            return (Vec::new(), weight(&seen.counts));
+        }
+        let one = |at| Seen { counts: Counts { opened: 1, ..Counts::default() }, first: at, last: at };
+        (vec![(first, one(seen.first)), (last, one(seen.last))], seen.counts.opened - 2)
+    }
+}
+
+impl Facts {
+    /// Sets apart the pods that an agent knows of its own node: whatever else knows of that node, this is the better word.
+    pub(crate) fn take_own_pods(&mut self, as_of: BTreeMap<String, Timestamp>, workloads: &mut [WorkloadEntry]) {
+        if as_of.is_empty() {
+            return;
+        }
+        for (node, at) in as_of {
+            let mut pods = PodsOfNode::new();
+            for entry in workloads.iter_mut() {
+                if let Some(own) = entry.pods.remove(&node) {
+                    pods.insert(entry.workload.clone(), own);
+                }
+            }
+            let text = |pods: &PodsOfNode| serde_json::to_string(&pods.iter().collect::<Vec<_>>()).unwrap_or_default();
+            match self.own_pods.get_mut(&node) {
+                Some(kept) if (kept.0, text(&kept.1)) < (at, text(&pods)) => *kept = (at, pods),
+                Some(_) => {}
+                None => {
+                    self.own_pods.insert(node, (at, pods));
+                }
+            }
+        }
+        for entry in workloads.iter_mut().filter(|w| w.host_network) {
+            self.host_network.insert(entry.workload.clone());
+            entry.host_network = false;
+        }
+    }
+
+    /// Puts the pods of each node where they belong.
+    pub(super) fn place_own_pods(&mut self) {
+        for (node, (_, pods)) in &self.own_pods {
+            for (name, workload) in &mut self.workloads {
+                workload.pods.remove(node);
+                if let Some(own) = pods.get(name) {
+                    workload.pods.insert(node.clone(), own.clone());
+                }
+            }
+        }
+        for name in &self.host_network {
+            if let Some(workload) = self.workloads.get_mut(name) {
+                workload.host_network = true;
+            }
+        }
+    }
+
+    /// Adds the remote flows whose other end has a name by now to the edges. What remains is counted by [`Deriver::unnamed_flows`].
+    pub(super) fn name_remote_flows(&mut self) {
+        if self.remote_flows.is_empty() {
+            return;
+        }
+        let mut named = Vec::new();
+        let owners = Owners::of(self);
+        for (key, facts) in &self.remote_flows {
+            for ((source, _), seen) in &facts.flow.sources {
+                for (peer, share) in owners.shares(key.2, seen).0 {
+                    named.push((edge_key(key, peer), (source.clone(), key.1), share, key.clone()));
+                }
+            }
+        }
+        for (edge, source, share, remote) in named {
+            // On another node it is never the same pod, so a workload's edge to itself is one.
+            let by_merge = &mut self.edges.entry(edge).or_default().by_merge;
+            by_merge.sources.entry(source).and_modify(|seen| seen.add(&share)).or_insert(share);
+            if let Some(RemoteFacts { port_name, flow }) = self.remote_flows.get(&remote) {
+                if by_merge.port_name < *port_name {
+                    by_merge.port_name.clone_from(port_name);
+                }
+                by_merge.marks.extend(flow.marks.iter().cloned());
+                by_merge.node_workloads.extend(flow.node_workloads.iter().cloned());
+            }
+        }
+    }
+
+    /// The remote flows as they stand in a snapshot.
+    pub(super) fn remote_entries(flows: BTreeMap<RemoteKey, RemoteFacts>) -> Vec<RemoteFlow> {
+        flows
+            .into_iter()
+            .map(|((local, side, address, protocol, port), facts)| RemoteFlow {
+                local,
+                side,
+                address,
+                protocol,
+                port,
+                port_name: facts.port_name,
+                marks: facts.flow.marks,
+                node_workloads: facts.flow.node_workloads,
+                sources: source_counts(&facts.flow.sources, false).collect(),
+            })
+            .collect()
+    }
+}
+
+fn edge_key((local, side, _, protocol, port): &RemoteKey, other: &Peer) -> EdgeKey {
+    match side {
+        Side::Client => (local.clone(), other.clone(), *protocol, *port),
+        Side::Server => (other.clone(), local.clone(), *protocol, *port),
+    }
+}
+
+impl Deriver<'_> {
+    /// Counts the remote flows that nobody can name.
+    pub(super) fn unnamed_flows(&mut self) {
+        for ((local, side, address, protocol, port), remote) in &self.facts.remote_flows {
+            for ((source, _), seen) in &remote.flow.sources {
+                let left = self.owners.shares(*address, seen).1;
+                if left == 0 {
+                    continue;
+                }
+                let example = match side {
+                    Side::Client => format!("{local} -> {address}:{port}/{protocol}"),
+                    Side::Server => format!("{address} -> {local}:{port}/{protocol}"),
+                };
+                self.count_at(source, UnresolvedReason::RemotePod, left, example);
+                // Failed attempts support nothing, so nothing is missing without them.
+                if seen.counts.established() > 0 {
+                    self.incomplete
+                        .entry(local.clone())
+                        .or_default()
+                        .insert(UnresolvedReason::RemotePod.as_str().to_owned());
+                }
+            }
+        }
+    }
+}
