@@ -7,12 +7,13 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::ValueEnum;
 
-use crate::exit::finish;
+use crate::{exit::finish, input::KubeArgs};
 
 /// Options of `guardrail check`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Snapshots whose observed edges are judged: files, `-`, or http(s)://…/v1/graph; several are merged
+    /// Snapshots whose observed edges are judged: files, `-`, http(s)://…/v1/graph, or
+    /// kube[:NAMESPACE] for all agents of a cluster; several are merged
     #[arg(value_name = "SNAPSHOT", required_unless_present = "flows", conflicts_with = "flows")]
     snapshots: Vec<String>,
 
@@ -40,6 +41,9 @@ pub(crate) struct Args {
     /// Answer although something cannot be judged, as if it allowed everything
     #[arg(long)]
     allow_unproven: bool,
+
+    #[command(flatten)]
+    cluster: KubeArgs,
 }
 
 /// Output formats.

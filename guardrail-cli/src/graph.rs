@@ -17,7 +17,7 @@ use guardrail_graph::{
 use crate::{
     coverage,
     exit::{Outcome, finish},
-    input::{self, tell},
+    input::{self, KubeArgs, tell},
     output::{self, Cell, Paint, Table},
 };
 use names::Names;
@@ -25,7 +25,7 @@ use names::Names;
 /// Options of `guardrail graph`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Snapshots: files, `-`, or http(s)://…/v1/graph; several are merged
+    /// Snapshots: files, `-`, http(s)://…/v1/graph, or kube[:NAMESPACE] for all agents of a cluster; several are merged
     #[arg(value_name = "SNAPSHOT", required = true)]
     snapshots: Vec<String>,
 
@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
+
+    #[command(flatten)]
+    cluster: KubeArgs,
 }
 
 /// Output formats.
@@ -57,8 +60,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn graph(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { snapshots, namespaces, output } = args;
-    let mut snapshot = input::snapshots(snapshots)?;
+    let Args { snapshots, namespaces, output, cluster } = args;
+    let mut snapshot = input::snapshots(snapshots, cluster)?;
     if !namespaces.is_empty() {
         restrict(&mut snapshot, namespaces);
     }

@@ -1,4 +1,6 @@
-//! What the command line names: files, `-`, URLs and directories; read with limits, and turned into snapshots, inventories and policies.
+//! What the command line names: files, `-`, URLs, clusters and directories; read with limits, and turned into snapshots, inventories and policies.
+
+mod kube;
 
 use std::{
     fs::File,
@@ -14,6 +16,8 @@ use guardrail_graph::{
     snapshot::merge,
 };
 use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader};
+
+pub(crate) use kube::KubeArgs;
 
 use crate::output;
 
@@ -33,10 +37,14 @@ pub(crate) struct Inventory {
     pub(crate) policies: PolicySet,
 }
 
-/// Reads and merges snapshots.
-pub(crate) fn snapshots(names: &[String]) -> anyhow::Result<Snapshot> {
+/// Reads and merges snapshots. `cluster` says how to reach the cluster of a `kube[:NAMESPACE]`.
+pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs) -> anyhow::Result<Snapshot> {
     let mut all = Vec::new();
     for name in names {
+        if let Some(namespace) = kube::namespace(name)? {
+            all.extend(kube::snapshots(namespace, cluster)?);
+            continue;
+        }
         let text = text(name, MAX_DOCUMENT_BYTES)?;
         all.push(Snapshot::from_json(&text, shown(name))?);
     }

@@ -11,19 +11,22 @@ use anyhow::Context as _;
 use crate::{
     coverage,
     exit::{Outcome, finish},
-    input::{self, tell},
+    input::{self, KubeArgs, tell},
 };
 
 /// Options of `guardrail merge`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Snapshots: files, `-`, or http(s)://…/v1/graph
+    /// Snapshots: files, `-`, http(s)://…/v1/graph, or kube[:NAMESPACE] for all agents of a cluster
     #[arg(value_name = "SNAPSHOT", required = true)]
     snapshots: Vec<String>,
 
     /// File to write; it is replaced as a whole or not at all. Without it the result goes to stdout
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
+
+    #[command(flatten)]
+    cluster: KubeArgs,
 }
 
 /// Runs `guardrail merge`.
@@ -32,8 +35,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn merge(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { snapshots, output } = args;
-    let snapshot = input::snapshots(snapshots)?;
+    let Args { snapshots, output, cluster } = args;
+    let snapshot = input::snapshots(snapshots, cluster)?;
     let text = snapshot.to_json();
     match output {
         Some(file) => replace(file, text.as_bytes()).with_context(|| format!("cannot write {}", file.display()))?,

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::{
+    apiserver::Forward,
     bins,
     container::Container,
     lab::{Lab, netns, process, wait_until},
@@ -23,6 +24,8 @@ use crate::{
 
 /// Where every agent of the lab listens, in its node's namespace.
 pub const LISTEN: &str = "127.0.0.1:9464";
+/// Where port-forwards lead, as in deploy/base.
+pub const LOCAL_LISTEN: &str = "127.0.0.1:9465";
 /// How long readiness may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -65,7 +68,7 @@ impl Agent {
             command.arg("--inventory").arg(lab.inventory());
         }
         command
-            .args(["--node", name, "--listen", LISTEN, "--export-interval", "1"])
+            .args(["--node", name, "--listen", LISTEN, "--local-listen", LOCAL_LISTEN, "--export-interval", "1"])
             .arg("--cgroup-root")
             .arg(&lab.nodes[node].cgroup)
             .arg("--export-dir")
@@ -136,6 +139,19 @@ impl Agent {
     /// No connection, or no HTTP.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         get(&self.netns, LISTEN.parse()?, path)
+    }
+
+    /// Where a port-forward to this agent's pod leads: to the loopback of its node's namespace.
+    ///
+    /// # Errors
+    /// Out of file descriptors.
+    pub fn forward(&self) -> Result<Forward> {
+        let netns = self.netns.try_clone()?;
+        let connect = move |port| {
+            let inside = || netns::enter(netns.as_fd()).and_then(|()| TcpStream::connect(("127.0.0.1", port)));
+            thread::scope(|scope| scope.spawn(inside).join()).unwrap_or_else(|_| Err(std::io::ErrorKind::Other.into()))
+        };
+        Ok(Forward::To(Box::new(connect)))
     }
 
     /// The current graph.

@@ -2,8 +2,9 @@
 //!
 //! It speaks HTTP/1.1 over plain TCP, one thread per connection, every connection for one request. What it knows of the API is what the recordings
 //! show: lists (whole and paged), watches (from a version, or with the list first), bookmarks, metadata alone, field selectors on pods, tokens,
-//! permissions, TokenReviews and SubjectAccessReviews.
+//! permissions, TokenReviews and SubjectAccessReviews, and port-forwards to pods.
 
+mod forward;
 mod http;
 mod serve;
 mod store;
@@ -21,7 +22,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use serde_json::Value;
+pub use forward::{Connect, Forward};
+use serde_json::{Value, json};
 use store::Store;
 
 /// How the next request for a resource goes wrong. Each fault is used up by one request.
@@ -68,6 +70,8 @@ pub struct Manners {
     pub tokens: Option<BTreeSet<String>>,
     /// (verb, resource) that are forbidden.
     pub denied: BTreeSet<(String, String)>,
+    /// Inside a namespace only these (verb, resource) are permitted, and nothing outside; `None` permits everything that is not denied.
+    pub granted: Option<(String, BTreeSet<(String, String)>)>,
     /// Users by token, for TokenReviews.
     pub users: BTreeMap<String, String>,
     /// (user, non-resource path) that SubjectAccessReviews allow.
@@ -82,6 +86,8 @@ pub(crate) struct State {
     pub(crate) manners: Manners,
     /// `METHOD path?query` of every request, in order.
     pub(crate) requests: Vec<String>,
+    /// Where port-forwards lead, by (namespace, pod).
+    pub(crate) forwards: BTreeMap<(String, String), Arc<Forward>>,
     /// Per resource: open watches that have been sent everything.
     pub(crate) idle: BTreeMap<String, usize>,
 }
@@ -125,6 +131,20 @@ pub struct ApiServer {
     shared: Arc<Shared>,
     recording: Vec<Recorded>,
     accepting: Option<thread::JoinHandle<()>>,
+}
+
+/// A pod of the DaemonSet of deploy/base in the namespace `guardrail`.
+#[must_use]
+pub fn agent_pod(name: &str, node: &str, ready: bool) -> Value {
+    let status = if ready { "True" } else { "False" };
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "guardrail", "uid": format!("uid-{name}"),
+            "labels": {"app.kubernetes.io/name": "guardrail-agent", "app.kubernetes.io/part-of": "guardrail", "controller-revision-hash": "7d9c5b8f66"}},
+        "spec": {"nodeName": node, "containers": [{"name": "agent", "image": "guardrail"}]},
+        "status": {"phase": "Running", "conditions": [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": status}],
+            "containerStatuses": [{"name": "agent", "ready": ready, "restartCount": 0, "state": {"running": {}}}]},
+    })
 }
 
 /// Where the recordings are.
@@ -204,6 +224,7 @@ impl ApiServer {
                 faults: BTreeMap::new(),
                 manners: Manners::default(),
                 requests: Vec::new(),
+                forwards: BTreeMap::new(),
                 idle: BTreeMap::new(),
             }),
             changed: Condvar::new(),
@@ -242,6 +263,17 @@ impl ApiServer {
     /// Lets a coming request for `resource` go wrong. Faults of one resource are used in order.
     pub fn fault(&self, resource: &str, fault: Fault) {
         self.shared.lock().faults.entry(resource.to_owned()).or_default().push_back(fault);
+    }
+
+    /// Where the port-forwards of a pod lead from now on. Those of a pod that has none are refused with 404, as if it had just gone.
+    pub fn forward(&self, namespace: &str, pod: &str, forward: Forward) {
+        let key = (namespace.to_owned(), pod.to_owned());
+        self.shared.lock().forwards.insert(key, Arc::new(forward));
+    }
+
+    /// The pod is gone: its port-forwards are refused, though the last list still had it.
+    pub fn forget(&self, namespace: &str, pod: &str) {
+        self.shared.lock().forwards.remove(&(namespace.to_owned(), pod.to_owned()));
     }
 
     /// Whether every fault has happened.

@@ -1,10 +1,17 @@
 //! The whole path on real traffic: what the agent shows and writes is what really happened, no more and no less.
 
-use std::{collections::BTreeSet, fs, net::IpAddr, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, TcpListener},
+    path::Path,
+};
 
 use guardrail_tests::{
     agent::{self, Agent, guardrail},
+    apiserver::{ApiServer, Forward, agent_pod},
     bins,
+    cluster::inventory,
     compare::{compare, edges, has_mark, peer},
     lab::BLACK_HOLE,
     policies,
@@ -12,7 +19,7 @@ use guardrail_tests::{
     small::{eventually, eventually_true, same, state},
     truth::Truth,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Everything that holds for the graph of a finished shop, whoever made it.
 fn check_graph(snapshot: &Value, truth: &Truth) {
@@ -129,6 +136,89 @@ fn blocks(documents: &[Value]) -> Vec<String> {
     out
 }
 
+/// Each agent watches the pods of its own node, and `merge` names the others: the same truth.
+#[test]
+fn agents_that_know_their_own_nodes_pods_only_merge_to_the_truth() {
+    if !bins::can_run("the shop on two nodes, each agent with its own node's pods") {
+        return;
+    }
+    let mut shop = Shop::start(&bins::find("guardrail-lab-app"), &["node-a", "node-b"], 9).unwrap();
+    let objects = inventory::objects(&shop.lab.cluster);
+    let mut servers = Vec::new();
+    let mut agents = Vec::new();
+    for (index, node) in shop.lab.nodes.iter().enumerate() {
+        let listener = node.netns.run(|| TcpListener::bind("127.0.0.1:0")).unwrap();
+        let server = ApiServer::serving(listener, &objects).unwrap();
+        let config = shop.lab.directory.join(format!("kubeconfig-{}", node.name));
+        fs::write(&config, server.kubeconfig(None)).unwrap();
+        let config = config.to_str().unwrap();
+        let args = ["--inventory", "kube", "--kubeconfig", config, "--inventory-scope", "node"];
+        agents.push(Agent::start(&shop.lab, index, &args).unwrap());
+        let own = "/api/v1/pods?watch=1&allowWatchBookmarks=true";
+        assert!(server.requests(own) > 0 && server.requests(&format!("spec.nodeName%3D{}", node.name)) > 0);
+        assert_eq!(
+            server.requests("/api/v1/pods?"),
+            server.requests("spec.nodeName%3D"),
+            "no other pods are asked for"
+        );
+        servers.push(server);
+    }
+    shop.run().unwrap();
+    let truth = shop.truth().unwrap();
+    let merged_file = shop.lab.directory.join("merged.json");
+    let merge = || {
+        let mut files = Vec::new();
+        for (index, agent) in agents.iter().enumerate() {
+            let file = shop.lab.directory.join(format!("graph-{index}.json"));
+            fs::write(&file, agent.get("/v1/graph")?.1)?;
+            files.push(file);
+        }
+        agent::merge(&files, &merged_file)
+    };
+    let merged = eventually(std::time::Duration::from_secs(20), merge, |m| same(&compare(m, &truth))).unwrap();
+    check_graph(&merged, &truth);
+    for agent in &agents {
+        let alone = agent.snapshot().unwrap();
+        assert_eq!(alone["coverage"]["complete"], false, "one node alone has names for its own pods only");
+    }
+}
+
+/// `guardrail graph kube` shows what `guardrail merge` makes of the same agents' answers, and names an agent that is gone.
+fn check_kube(agents: &[Agent], shop: &Shop, merged: &Value) {
+    let pods: Vec<Value> =
+        shop.lab.nodes.iter().map(|n| agent_pod(&format!("agent-{}", n.name), &n.name, true)).collect();
+    let server = ApiServer::serving(TcpListener::bind("127.0.0.1:0").unwrap(), &pods).unwrap();
+    for (node, agent) in shop.lab.nodes.iter().zip(agents) {
+        server.forward("guardrail", &format!("agent-{}", node.name), agent.forward().unwrap());
+    }
+    let config = shop.lab.directory.join("kubeconfig");
+    fs::write(&config, server.kubeconfig(None)).unwrap();
+    let graph = || {
+        let output = guardrail(["graph", "kube", "-o", "json", "--kubeconfig", config.to_str().unwrap()]).unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        (serde_json::from_slice::<Value>(&output.stdout).unwrap(), said)
+    };
+    let (whole, said) = graph();
+    assert_eq!(said, "");
+    // The window goes on; what was seen in it does not change any more.
+    for part in ["edges", "coverage", "service_flows", "sources"] {
+        assert_eq!(whole[part], merged[part], "{part}");
+    }
+    server.forward(
+        "guardrail",
+        "agent-node-b",
+        Forward::To(Box::new(|_| Err(std::io::ErrorKind::ConnectionRefused.into()))),
+    );
+    let (half, said) = graph();
+    assert!(
+        said.contains("node node-b did not answer: the port-forward failed: ") && said.contains("refused"),
+        "{said}"
+    );
+    assert_eq!(half["coverage"]["nodes"], json!({"observed": ["node-a"], "expected": ["node-a", "node-b"]}));
+    assert_eq!(half["coverage"]["complete"], false);
+}
+
 fn shop_on_one_node(seed: u64) {
     if !bins::can_run("the shop under an agent") {
         return;
@@ -195,6 +285,7 @@ fn two_nodes_agents_merge_to_the_truth_and_the_merged_policies_are_for_applying(
     };
     let merged = eventually(std::time::Duration::from_secs(20), merge, |m| same(&compare(m, &truth))).unwrap();
     check_graph(&merged, &truth);
+    check_kube(&agents, &shop, &merged);
     for agent in &mut agents {
         assert_eq!(agent.terminate().unwrap().code(), Some(0), "{}", agent.said());
     }

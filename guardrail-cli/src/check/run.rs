@@ -77,8 +77,8 @@ pub(super) struct Report<'a> {
 }
 
 pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { snapshots, flows, policies, inventory, output, allow_partial, allow_unproven } = args;
-    let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots)?) };
+    let Args { snapshots, flows, policies, inventory, output, allow_partial, allow_unproven, cluster } = args;
+    let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots, cluster)?) };
     let Loaded { evaluator, before, unproven } = policies::load(policies, inventory, snapshot.as_ref())?;
     let accept = unproven.is_empty() || *allow_unproven;
     for reason in &unproven {

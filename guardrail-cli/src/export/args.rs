@@ -11,7 +11,7 @@ use guardrail_policy::{
 };
 use ipnet::IpNet;
 
-use crate::input;
+use crate::input::{self, KubeArgs};
 
 /// Options of `guardrail export`.
 #[derive(Debug, clap::Args)]
@@ -20,7 +20,8 @@ Each policy is one file, NAMESPACE.NAME.yaml; kustomization.yaml lists them for 
 evidence.json and REPORT.md say what each rule rests on. Nothing is written (exit code 2) if the
 evidence is incomplete, a flow cannot be allowed, or the proof fails; --force accepts the first two.")]
 pub(crate) struct Args {
-    /// Snapshots: files, `-` for stdin, or URLs of an agent (http://HOST:9464/v1/graph); several are merged
+    /// Snapshots: files, `-` for stdin, URLs of an agent (http://HOST:9464/v1/graph), or kube[:NAMESPACE] for all
+    /// agents of a cluster; several are merged
     #[arg(required = true, value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
 
@@ -68,6 +69,9 @@ pub(crate) struct Args {
     /// The address range behind an external name, for egress to it (repeatable)
     #[arg(long, value_name = "NAME=CIDR", value_parser = declared)]
     declare: Vec<(String, IpNet)>,
+
+    #[command(flatten)]
+    cluster: KubeArgs,
 }
 
 fn declared(text: &str) -> Result<(String, IpNet), String> {
@@ -89,7 +93,7 @@ pub(crate) struct Input {
 impl Args {
     /// Reads everything that the arguments name.
     pub(crate) fn input(&self) -> anyhow::Result<Input> {
-        let snapshot = input::snapshots(&self.snapshots)?;
+        let snapshot = input::snapshots(&self.snapshots, &self.cluster)?;
         let inventory = input::inventory(&self.inventory)?;
         let policies = input::policies(&self.policies)?;
         let mut options = Options::new(self.phase);

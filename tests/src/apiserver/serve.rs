@@ -1,16 +1,17 @@
 //! One request: permission, faults, list, watch, reviews.
 
 use std::{
-    io,
+    io::{self, Read as _},
     net::TcpStream,
-    sync::Arc,
+    sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
 use super::{
-    Fault, Shared, State,
+    Fault, Forward, Shared, State,
+    forward::relay,
     http::{self, Request},
     store::{Logged, RESOURCES, Resource},
 };
@@ -18,7 +19,7 @@ use super::{
 /// Objects per page, whatever the client asks for: real servers may send fewer, too.
 const LARGEST_PAGE: usize = 500;
 
-fn status(code: u16, reason: &str, message: &str) -> Vec<u8> {
+pub(crate) fn status(code: u16, reason: &str, message: &str) -> Vec<u8> {
     json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": message, "reason": reason, "code": code,
@@ -48,17 +49,16 @@ pub(crate) fn connection(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<
             None => http::answer(&stream, 404, "", b"404 page not found\n"),
         };
     }
-    let Some(resource) = RESOURCES.into_iter().find(|r| r.path() == request.path) else {
+    if let Some((namespace, pod)) = forwarded(&request) {
+        return port_forward(&stream, state, &request, namespace, pod, shared);
+    }
+    let Some((resource, namespace)) = collection(&request.path) else {
         drop(state);
         return http::answer(&stream, 404, "", b"404 page not found\n");
     };
     let watch = request.query.contains_key("watch");
     let verb = if watch { "watch" } else { "list" };
-    if state.manners.denied.contains(&(verb.to_owned(), resource.plural.to_owned())) {
-        let message = format!(
-            "{} is forbidden: User \"system:serviceaccount:guardrail:guardrail-agent\" cannot {verb} resource \"{}\" in API group \"{}\" at the cluster scope",
-            resource.plural, resource.plural, resource.group
-        );
+    if let Some(message) = forbidden(&state, verb, resource.plural, resource.group, namespace, None) {
         drop(state);
         return http::answer(&stream, 403, "", &status(403, "Forbidden", &message));
     }
@@ -86,7 +86,95 @@ pub(crate) fn connection(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<
     Watch::new(&stream, shared, resource, &request, fault).run()
 }
 
+/// The resource of a collection's path, and its namespace if it is that of one.
+fn collection(path: &str) -> Option<(Resource, Option<&str>)> {
+    RESOURCES.into_iter().find_map(|resource| {
+        let whole = resource.path();
+        if path == whole {
+            return Some((resource, None));
+        }
+        let root = whole.strip_suffix(resource.plural)?;
+        let namespace = path.strip_prefix(root)?.strip_prefix("namespaces/")?.strip_suffix(resource.plural)?;
+        Some((resource, Some(namespace.strip_suffix('/').filter(|n| !n.contains('/'))?)))
+    })
+}
+
+/// Namespace and name of the pod of a port-forward.
+fn forwarded(request: &Request) -> Option<(&str, &str)> {
+    let path = request.path.strip_prefix("/api/v1/namespaces/")?.strip_suffix("/portforward")?;
+    path.split_once("/pods/")
+}
+
+/// What the server says if RBAC does not permit it.
+fn forbidden(
+    state: &State,
+    verb: &str,
+    resource: &str,
+    group: &str,
+    namespace: Option<&str>,
+    name: Option<&str>,
+) -> Option<String> {
+    let rule = (verb.to_owned(), resource.to_owned());
+    let granted = state.manners.granted.as_ref();
+    let permitted = granted.is_none_or(|(inside, rules)| namespace == Some(inside) && rules.contains(&rule));
+    if permitted && !state.manners.denied.contains(&rule) {
+        return None;
+    }
+    let place = namespace.map_or("at the cluster scope".to_owned(), |n| format!("in the namespace \"{n}\""));
+    let what = name.map_or(resource.to_owned(), |name| format!("pods \"{name}\""));
+    Some(format!(
+        "{what} is forbidden: User \"system:serviceaccount:guardrail:guardrail-agent\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {place}"
+    ))
+}
+
+fn port_forward(
+    stream: &TcpStream,
+    state: MutexGuard<'_, State>,
+    request: &Request,
+    namespace: &str,
+    pod: &str,
+    shared: &Shared,
+) -> io::Result<()> {
+    // A websocket is a GET, and since 1.35 the server asks for `create` as well.
+    let refused = ["get", "create"]
+        .into_iter()
+        .find_map(|verb| forbidden(&state, verb, "pods/portforward", "", Some(namespace), Some(pod)));
+    let forward = state.forwards.get(&(namespace.to_owned(), pod.to_owned())).cloned();
+    drop(state);
+    if let Some(message) = refused {
+        return http::answer(stream, 403, "", &status(403, "Forbidden", &message));
+    }
+    match forward.as_deref() {
+        None => http::answer(stream, 404, "", &status(404, "NotFound", &format!("pods \"{pod}\" not found"))),
+        Some(Forward::Status(code, message)) => http::answer(stream, *code, "", &status(*code, "Misbehaving", message)),
+        Some(Forward::Silence) => silence(stream, shared),
+        Some(Forward::To(connect)) => relay(stream, request, pod, connect),
+    }
+}
+
+/// Nothing until the client gives up; its closing shows as an end of input.
+fn silence(mut stream: &TcpStream, shared: &Shared) -> io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+    while !shared.stopped() {
+        match stream.read(&mut [0]) {
+            Ok(_) => break,
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 fn selects(request: &Request, object: &Value) -> bool {
+    let namespace = collection(&request.path).and_then(|(_, namespace)| namespace);
+    let labels = request.query.get("labelSelector").map_or("", String::as_str).split(',').filter(|l| !l.is_empty());
+    let labelled = |label: &str| {
+        let (key, value) = label.split_once('=').unwrap_or((label, ""));
+        object["metadata"]["labels"][key] == value
+    };
+    if namespace.is_some_and(|n| object["metadata"]["namespace"] != n) || !labels.into_iter().all(labelled) {
+        return false;
+    }
     match request.query.get("fieldSelector").and_then(|s| s.strip_prefix("spec.nodeName=")) {
         Some(node) => object["spec"]["nodeName"].as_str() == Some(node),
         None => true,
@@ -278,15 +366,7 @@ impl<'a> Watch<'a> {
                 return Ok(Next::Go);
             }
             Some(Fault::Stall { after }) if self.sent >= after => {
-                // Silence until the client gives up; its closing shows as an end of input.
-                self.stream.set_read_timeout(Some(Duration::from_millis(50)))?;
-                while !self.shared.stopped() {
-                    match io::Read::read(&mut &*self.stream, &mut [0]) {
-                        Ok(_) => break,
-                        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
-                        Err(e) => return Err(e),
-                    }
-                }
+                silence(self.stream, self.shared)?;
                 return Ok(Next::End);
             }
             _ => {}

@@ -1,0 +1,255 @@
+//! `kube[:NAMESPACE]`: the snapshots of all agents of a cluster, without another server.
+//!
+//! In: a namespace and the user's own kubeconfig. Out: one snapshot per agent that answered, and one that says which nodes should have an agent,
+//! so that a node without an answer makes the window incomplete. The user needs `list` on pods, and `get` and `create` on pods/portforward, in
+//! that namespace only: a port-forward over a websocket is a GET, and since Kubernetes 1.35 the API server asks for `create` as well.
+
+mod agents;
+mod fetch;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use guardrail_graph::Snapshot;
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+
+use super::tell;
+use agents::{Agent, State};
+use fetch::Miss;
+
+/// The namespace of deploy/base.
+const DEFAULT_NAMESPACE: &str = "guardrail";
+/// Agents that are asked at the same time: bounds memory here and port-forwards at the API server.
+const AT_ONCE: usize = 8;
+/// Until a connection to the API server is there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How to reach the cluster of a `kube[:NAMESPACE]`.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options for kube[:NAMESPACE]")]
+pub(crate) struct KubeArgs {
+    /// Kubeconfig file; without it KUBECONFIG, ~/.kube/config, or the pod's service account
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Context of the kubeconfig; without it the current one
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+
+    /// How long the API server, and then each agent, may take to answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    agent_timeout: u64,
+}
+
+/// The namespace that a SNAPSHOT argument of the form `kube[:NAMESPACE]` names; `None` if it is something else.
+///
+/// # Errors
+/// If what stands behind the colon is no name of a namespace.
+pub(super) fn namespace(name: &str) -> anyhow::Result<Option<&str>> {
+    let namespace = match name.strip_prefix("kube") {
+        Some("") => return Ok(Some(DEFAULT_NAMESPACE)),
+        Some(rest) => match rest.strip_prefix(':') {
+            Some(namespace) => namespace,
+            None => return Ok(None),
+        },
+        None => return Ok(None),
+    };
+    // RFC 1123 label, as the API server checks it.
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = namespace.as_bytes();
+    let valid = bytes.len() <= 63
+        && bytes.iter().all(|b| inner(*b) || *b == b'-')
+        && [bytes.first(), bytes.last()].into_iter().all(|end| end.is_some_and(|b| inner(*b)));
+    if !valid {
+        bail!("`{name}`: `{namespace}` is no name of a namespace; write kube:NAMESPACE");
+    }
+    Ok(Some(namespace))
+}
+
+/// What all agents of the namespace answer. Says on stderr which nodes did not, and why.
+///
+/// # Errors
+/// No kubeconfig, no API server, no permission, no agent, or no agent that answers.
+pub(super) fn snapshots(namespace: &str, args: &KubeArgs) -> anyhow::Result<Vec<Snapshot>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        let client = connect(args).await?;
+        let limit = Duration::from_secs(args.agent_timeout);
+        let agents = timeout(limit, agents::list(&client, namespace)).await;
+        let agents = agents.map_err(|_| anyhow::anyhow!("the API server did not answer within {} s", limit.as_secs()))??;
+        if agents.is_empty() {
+            bail!(
+                "no agent in the namespace {namespace}: no pod there has the label {}; name another with kube:NAMESPACE",
+                agents::LABEL
+            );
+        }
+        ask(client, namespace, agents, limit).await
+    })
+}
+
+async fn connect(args: &KubeArgs) -> anyhow::Result<Client> {
+    let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
+    let config = match &args.kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(|e| anyhow::anyhow!("{}", sentence(&e)))?;
+            Config::from_custom_kubeconfig(file, &options).await.map_err(|e| anyhow::anyhow!("{}", sentence(&e)))
+        }
+        // A context stands in a kubeconfig: a pod's service account is no answer.
+        None if args.context.is_some() => {
+            Config::from_kubeconfig(&options).await.map_err(|e| anyhow::anyhow!("{}", sentence(&e)))
+        }
+        None => Config::infer().await.map_err(|e| anyhow::anyhow!("{}", sentence(&e))),
+    };
+    let mut config = config.context("no cluster to ask: set KUBECONFIG or give --kubeconfig")?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Client::try_from(config).map_err(|e| anyhow::anyhow!("cannot use the kubeconfig: {}", sentence(&e)))
+}
+
+/// Asks every agent that is there to answer.
+async fn ask(client: Client, namespace: &str, agents: Vec<Agent>, limit: Duration) -> anyhow::Result<Vec<Snapshot>> {
+    let permits = Arc::new(Semaphore::new(AT_ONCE));
+    let mut asked = JoinSet::new();
+    let mut nodes = Nodes::default();
+    for agent in agents {
+        nodes.expected.insert(agent.node.clone());
+        match agent.state {
+            State::Absent(reason) => nodes.missed(&agent.node, &agent.pod, Miss::Because(reason)),
+            State::Ready => {
+                let (client, namespace, permits) = (client.clone(), namespace.to_owned(), Arc::clone(&permits));
+                asked.spawn(async move {
+                    let _permit = permits.acquire_owned().await;
+                    let answer = fetch::snapshot(client, &namespace, &agent.pod, limit).await;
+                    (agent, answer)
+                });
+            }
+        }
+    }
+    let mut snapshots = Vec::new();
+    while let Some(done) = asked.join_next().await {
+        let (agent, answer) = done.context("asking an agent broke")?;
+        match answer {
+            Ok(snapshot) => {
+                nodes.answered.insert(agent.node);
+                snapshots.push(snapshot);
+            }
+            Err(miss) => nodes.missed(&agent.node, &agent.pod, miss),
+        }
+    }
+    nodes.tell(namespace, snapshots.is_empty())?;
+    snapshots.push(nodes.expectation());
+    Ok(snapshots)
+}
+
+/// Which nodes have an agent, and which of those answered.
+#[derive(Default)]
+struct Nodes {
+    expected: BTreeSet<String>,
+    answered: BTreeSet<String>,
+    /// Node → pod → why it did not answer.
+    missed: BTreeMap<String, BTreeMap<String, Miss>>,
+}
+
+impl Nodes {
+    fn missed(&mut self, node: &str, pod: &str, miss: Miss) {
+        self.missed.entry(node.to_owned()).or_default().insert(pod.to_owned(), miss);
+    }
+
+    /// Says which nodes did not answer. A pod that was replaced on its node misses nothing.
+    ///
+    /// # Errors
+    /// If nobody answered.
+    fn tell(&self, namespace: &str, nobody: bool) -> anyhow::Result<()> {
+        let missed = || self.missed.iter().filter(|(node, _)| !self.answered.contains(*node));
+        let refused = missed().flat_map(|(_, pods)| pods.values()).find_map(|miss| match miss {
+            Miss::Forbidden(said) => Some(said),
+            Miss::Because(_) => None,
+        });
+        if let Some(said) = refused.filter(|_| nobody) {
+            bail!(
+                "no permission to ask the agents: grant the verbs get and create on pods/portforward in the namespace {namespace} ({said})"
+            );
+        }
+        for (node, pods) in missed() {
+            let reasons: Vec<String> = pods.iter().map(|(pod, miss)| format!("{miss} ({pod})")).collect();
+            tell("warning", &format!("node {node} did not answer: {}", reasons.join("; ")));
+        }
+        if nobody {
+            bail!("none of the {} agents in the namespace {namespace} answered", self.expected.len());
+        }
+        Ok(())
+    }
+
+    /// A snapshot of nothing but the nodes that should have been observed.
+    fn expectation(self) -> Snapshot {
+        let mut snapshot = Snapshot::empty();
+        snapshot.body.coverage.nodes.expected = self.expected;
+        snapshot
+    }
+}
+
+/// An error with its causes, on one line, without anything that a terminal would obey.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    plain(&text)
+}
+
+/// A stranger's text for one line of a terminal.
+fn plain(text: &str) -> String {
+    let line: Vec<&str> = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
+    let line = line.join(" ");
+    match line.char_indices().nth(300) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_kube_and_kube_with_a_namespace_name_a_cluster() {
+        let of = |name| namespace(name).map_err(|e| e.to_string());
+        assert_eq!(of("kube"), Ok(Some("guardrail")));
+        assert_eq!(of("kube:obs-1"), Ok(Some("obs-1")));
+        for file in ["kube.json", "./kube", "kubes", "-", "http://kube/v1/graph"] {
+            assert_eq!(of(file), Ok(None), "{file}");
+        }
+        for bad in ["kube:", "kube:-a", "kube:a-", "kube:A", "kube:a/b", "kube:../x", "kube:a?b"] {
+            assert!(of(bad).unwrap_err().contains("no name of a namespace"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_strangers_say_fits_one_line_and_moves_no_cursor() {
+        assert_eq!(plain("a\r\n\u{1b}[2Jb\tc"), "a [2Jb c");
+        assert_eq!(plain(&"x".repeat(1000)).chars().count(), 301);
+    }
+
+    #[test]
+    fn a_node_without_an_answer_is_expected_and_not_observed() {
+        let mut nodes = Nodes::default();
+        nodes.expected.extend(["a".to_owned(), "b".to_owned()]);
+        nodes.answered.insert("a".to_owned());
+        let merged = guardrail_graph::snapshot::merge(vec![nodes.expectation()]);
+        assert!(!merged.body.coverage.complete);
+        assert_eq!(merged.body.coverage.nodes.expected.len(), 2);
+    }
+}
