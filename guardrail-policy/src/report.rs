@@ -333,7 +333,7 @@ fn rules(out: &mut String, evidence: &Evidence<'_>) {
                         ),
                         rule.allows.clone(),
                         edge_text(edge),
-                        (edge.counts.opened + edge.counts.found).to_string(),
+                        edge.counts.established().to_string(),
                         edge.first_seen.to_string(),
                         edge.last_seen.to_string(),
                         sides(edge.seen_by),

@@ -85,7 +85,7 @@ impl Observer {
         for reason in UnresolvedReason::DERIVED {
             let counts =
                 snapshot.body.coverage.unresolved.iter().filter(|u| u.reason == reason.as_str()).map(|u| u.count);
-            self.service_unresolved[reason as usize] = counts.sum::<u64>();
+            self.service_unresolved[reason as usize] = counts.fold(0, u64::saturating_add);
         }
         snapshot
     }
