@@ -44,7 +44,7 @@ pub struct Agent {
 
 impl Agent {
     /// Starts the agent of a node with `extra` arguments and waits until it is ready. Export and state directories are the node's own in the
-    /// lab's directory; the export is renewed every second.
+    /// lab's directory; the export is renewed every second unless `extra` says otherwise.
     ///
     /// # Errors
     /// It ends, or is not ready in time; the message has its standard error.
@@ -68,13 +68,14 @@ impl Agent {
             command.arg("--inventory").arg(lab.inventory());
         }
         command
-            .args(["--node", name, "--listen", LISTEN, "--local-listen", LOCAL_LISTEN, "--export-interval", "1"])
+            .args(["--node", name, "--listen", LISTEN, "--local-listen", LOCAL_LISTEN])
             .arg("--cgroup-root")
             .arg(&lab.nodes[node].cgroup)
             .arg("--export-dir")
             .arg(&export_dir)
             .arg("--state-dir")
             .arg(&state_dir)
+            .args(if extra.contains(&"--export-interval") { &[][..] } else { &["--export-interval", "1"] })
             .args(extra)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -5,6 +5,7 @@
 //! permissions, TokenReviews and SubjectAccessReviews, and port-forwards to pods.
 
 mod forward;
+pub mod generated;
 mod http;
 mod serve;
 mod store;

@@ -71,6 +71,9 @@ fn run_after(caller: &Arc<Caller>, scenario: &Scenario) {
             scope.spawn(move || caller.run(call, 1000 + index as u64, false));
         }
     });
+    if let Some((median, p99)) = caller.take_bare_us() {
+        say(&format!("bare-us {median} {p99}"));
+    }
     if scenario.exit_when_done && !scenario.after.iter().any(|c| matches!(c.how, How::Held | How::HeldMptcp)) {
         say("done");
         std::process::exit(0);

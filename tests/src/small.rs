@@ -61,6 +61,16 @@ pub fn go(processes: &mut [AppProcess]) -> Result<()> {
     wait(processes, "done")
 }
 
+/// Tells processes that were told before to do the same once more: the `n`th time.
+///
+/// # Errors
+/// One is not done in time.
+pub fn go_again(processes: &mut [AppProcess], n: usize) -> Result<()> {
+    processes.iter_mut().try_for_each(AppProcess::go)?;
+    let deadline = Instant::now() + PATIENCE;
+    processes.iter().try_for_each(|p| p.wait_for_nth("done", n, deadline))
+}
+
 fn wait(processes: &[AppProcess], word: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     processes.iter().try_for_each(|p| p.wait_for(word, deadline))

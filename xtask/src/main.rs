@@ -83,8 +83,9 @@ enum Bench {
     Kernel,
     /// Where the time of the kernel programs goes, sampled with perf (needs root).
     KernelProfile,
-    /// CPU of the agent per 10,000 connections, and its memory with 10,000 edges (needs root).
-    Agent,
+    /// The agent under load: highest connection rate, 10,000 and 100,000 edges, time to a visible edge, start, a workload with and without it, a
+    /// cluster of 10,000 pods (needs root).
+    Load,
     /// Policy evaluation: 1,000,000 flows against 500 policies; export and proof of 10,000 edges.
     Policy,
 }
@@ -114,9 +115,9 @@ fn main() -> Result<()> {
                     run::cargo(["run", "--release", "--package", "guardrail-agent", "--example", "bench-kernel"])
                 }
                 Bench::KernelProfile => profile::run(),
-                Bench::Agent => {
+                Bench::Load => {
                     run::cargo(["build", "--release", "--package", "guardrail-agent", "--package", "guardrail-tests"])?;
-                    run::interactive(run::target_dir()?.join("release/bench-agent"), [] as [&str; 0])
+                    run::interactive(run::target_dir()?.join("release/bench-load"), [] as [&str; 0])
                 }
                 Bench::Policy => {
                     run::cargo(["run", "--release", "--package", "guardrail-policy", "--example", "bench-policy"])?;

@@ -1,6 +1,6 @@
 //! From a configuration to what the reading thread begins with: programs just loaded, or those that an earlier agent pinned.
 
-use std::{collections::HashMap, os::fd::AsFd as _};
+use std::{collections::HashMap, os::fd::AsFd as _, time::Instant};
 
 use guardrail_common::{
     decode,
@@ -54,7 +54,9 @@ pub(crate) fn alone(
     older: &mut [Predecessor],
 ) -> Result<Started, KernelError> {
     let mut warnings = Vec::new();
+    let began = Instant::now();
     let mut loaded = load::Loaded::load(config, root_cgroup)?;
+    let load_ms = began.elapsed().as_millis();
     let (mut journal, mut pinned) = (None, None);
     if let Some(generation) = generation {
         for name in MAPS {
@@ -78,6 +80,7 @@ pub(crate) fn alone(
     loaded.attach(&config.cgroup_root, generation, |name| {
         older.iter().try_for_each(|older| older.generation.detach_one(name))
     })?;
+    let attach_ms = began.elapsed().as_millis() - load_ms;
     let listed_at = sys::boot_ns().cast_unsigned();
     let inventory = match loaded.open_inventory(generation) {
         Ok(iterator) => read_inventory(iterator)?,
@@ -86,6 +89,8 @@ pub(crate) fn alone(
             Inventory::default()
         }
     };
+    let sockets_ms = began.elapsed().as_millis() - load_ms - attach_ms;
+    tracing::debug!(load_ms, attach_ms, sockets_ms, "programs are loaded and attached, open sockets are listed");
     Ok(Started {
         maps,
         programs: loaded.into_programs()?,

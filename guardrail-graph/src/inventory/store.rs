@@ -17,9 +17,10 @@ pub struct Inventory {
     pub(super) nodes: BTreeMap<String, Arc<Node>>,
     /// namespace → name → pod.
     pub(super) pods: BTreeMap<String, BTreeMap<String, Arc<Pod>>>,
-    pub(super) pods_by_uid: HashMap<String, Name>,
-    /// Address → pods that list it (live ones, host-network pods left out).
-    pub(super) pods_by_address: HashMap<IpAddr, BTreeSet<Name>>,
+    pods_by_uid: HashMap<Box<str>, Arc<Pod>>,
+    /// Address → pods that list it (live ones, host-network pods left out), sorted by name. Nearly always one, for which a set would take ten times the
+    /// memory.
+    pods_by_address: HashMap<IpAddr, Vec<Arc<Pod>>>,
     pub(super) services: BTreeMap<Name, Arc<Service>>,
     pub(super) slices: BTreeMap<Name, Arc<EndpointSlice>>,
     /// (namespace, Service) → names of its slices.
@@ -114,18 +115,21 @@ impl Inventory {
     fn insert_pod(&mut self, pod: Arc<Pod>) {
         let name = (pod.namespace.clone(), pod.name.clone());
         if !pod.uid.is_empty() {
-            self.pods_by_uid.insert(pod.uid.clone(), name.clone());
+            self.pods_by_uid.insert(pod.uid.as_str().into(), Arc::clone(&pod));
         }
         if let Some(hash) = &pod.config_hash {
             // An annotation, which anyone may write, stands for no pod that has it as its uid.
-            let of_uid = self.pods_by_uid.get(hash).and_then(|(namespace, name)| self.pod(namespace, name));
-            if of_uid.is_none_or(|pod| pod.uid != *hash) {
-                self.pods_by_uid.insert(hash.clone(), name.clone());
+            if self.pods_by_uid.get(hash.as_str()).is_none_or(|pod| pod.uid != *hash) {
+                self.pods_by_uid.insert(hash.as_str().into(), Arc::clone(&pod));
             }
         }
         if !pod.host_network && !pod.finished {
             for address in &pod.addresses {
-                self.pods_by_address.entry(*address).or_default().insert(name.clone());
+                let pods = self.pods_by_address.entry(*address).or_default();
+                if let Err(at) = pods.binary_search_by(|p| (&p.namespace, &p.name).cmp(&(&name.0, &name.1))) {
+                    pods.reserve_exact(1);
+                    pods.insert(at, Arc::clone(&pod));
+                }
             }
         }
         for port in pod.ports.iter().filter_map(|p| p.host_port) {
@@ -154,12 +158,17 @@ impl Inventory {
             Kind::Pod => {
                 if let Some(pod) = self.pods.get_mut(&key.namespace).and_then(|pods| pods.remove(&key.name)) {
                     for uid in std::iter::once(&pod.uid).chain(&pod.config_hash) {
-                        if self.pods_by_uid.get(uid) == Some(&name) {
-                            self.pods_by_uid.remove(uid);
+                        if self.pods_by_uid.get(uid.as_str()).is_some_and(|p| Arc::ptr_eq(p, &pod)) {
+                            self.pods_by_uid.remove(uid.as_str());
                         }
                     }
                     for address in &pod.addresses {
-                        unlink(&mut self.pods_by_address, address, &name);
+                        if let Some(pods) = self.pods_by_address.get_mut(address) {
+                            pods.retain(|p| !Arc::ptr_eq(p, &pod));
+                            if pods.is_empty() {
+                                self.pods_by_address.remove(address);
+                            }
+                        }
                     }
                     for port in pod.ports.iter().filter_map(|p| p.host_port) {
                         unlink(&mut self.pods_by_host_port, &port, &name);
@@ -289,17 +298,12 @@ impl Inventory {
     /// The pod with that uid, or the static pod with that config hash.
     #[must_use]
     pub fn pod_by_uid(&self, uid: &str) -> Option<&Arc<Pod>> {
-        let (namespace, name) = self.pods_by_uid.get(uid)?;
-        self.pod(namespace, name)
+        self.pods_by_uid.get(uid)
     }
 
     /// Live pods that list this address (not host-network ones): normally at most one.
     pub fn pods_by_address(&self, address: IpAddr) -> impl Iterator<Item = &Arc<Pod>> {
-        self.pods_by_address
-            .get(&address)
-            .into_iter()
-            .flatten()
-            .filter_map(|(namespace, name)| self.pod(namespace, name))
+        self.pods_by_address.get(&address).into_iter().flatten()
     }
 
     /// The Service of that name.

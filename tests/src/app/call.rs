@@ -30,6 +30,8 @@ pub struct Caller {
     seed: u64,
     next_id: AtomicU64,
     held: Mutex<Vec<TcpStream>>,
+    /// How long each bare call took, in nanoseconds.
+    bare_ns: Mutex<Vec<u32>>,
     enough: AtomicBool,
 }
 
@@ -66,6 +68,7 @@ impl Caller {
             seed: *seed,
             next_id: AtomicU64::new(0),
             held: Mutex::default(),
+            bare_ns: Mutex::default(),
             enough: AtomicBool::new(false),
         }
     }
@@ -101,6 +104,17 @@ impl Caller {
         }
     }
 
+    /// Median and 99th percentile of the bare calls since the last time, in microseconds.
+    ///
+    /// # Panics
+    /// A caller panicked.
+    pub fn take_bare_us(&self) -> Option<(u32, u32)> {
+        let mut taken = std::mem::take(&mut *self.bare_ns.lock().expect("no caller panics"));
+        taken.sort_unstable();
+        let at = |percent: usize| taken.get(taken.len() * percent / 100).map(|ns| ns / 1000);
+        Some((at(50)?, at(99)?))
+    }
+
     fn once(&self, call: &Call, round: u32, random: &mut Random, before: bool) {
         match call.how {
             How::DnsMusl => return self.ask_like_musl(&call.to, random, call.timeout_ms, before),
@@ -117,7 +131,10 @@ impl Caller {
             SocketAddr::new(nth_address(range, round), to.port())
         };
         if call.how == How::TcpBare {
-            return bare(to);
+            let began = Instant::now();
+            bare(to);
+            let took = u32::try_from(began.elapsed().as_nanos()).unwrap_or(u32::MAX);
+            return self.bare_ns.lock().expect("no caller panics").push(took);
         }
         let id = format!("{}#{}", self.log.process(), self.next_id.fetch_add(1, Ordering::Relaxed));
         let payload = payload(&id, random.between(call.payload_bytes) as usize);

@@ -132,6 +132,22 @@ impl AppProcess {
         &self.name
     }
 
+    /// Process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The last line it said that begins with `word` and a blank: what follows.
+    ///
+    /// # Panics
+    /// Whoever listens to it panicked.
+    #[must_use]
+    pub fn said(&self, word: &str) -> Option<String> {
+        let said = self.said.0.lock().expect("no listener panics");
+        said.words.iter().rev().find_map(|w| Some(w.strip_prefix(word)?.strip_prefix(' ')?.to_owned()))
+    }
+
     /// Waits until it said `word` (`ready`, `done`).
     ///
     /// # Errors
