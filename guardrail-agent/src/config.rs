@@ -93,6 +93,10 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_PIN", value_name = "DIR", requires = "state_dir")]
     pub pin: Option<PathBuf>,
 
+    /// Seconds between two writes of the graph there: what a crash may cost. It is also written at the end.
+    #[arg(long, env = "GUARDRAIL_STATE_INTERVAL", value_name = "SECONDS", default_value = "60")]
+    pub state_interval: Seconds,
+
     /// Observe UDP (and DNS answers, for the names of external peers). Off leaves out the only programs that run per packet.
     #[arg(long, env = "GUARDRAIL_UDP", value_enum, default_value_t = Switch::On)]
     pub udp: Switch,
@@ -123,8 +127,8 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_BPF_LOG_LEVEL", value_name = "off|error|warn|info|debug", default_value_t)]
     pub bpf_log_level: BpfLogLevel,
 
-    /// The agent's own messages on stderr, as in `info` or `guardrail_agent=debug`.
-    #[arg(long, env = "GUARDRAIL_LOG", value_name = "FILTER", default_value = "info")]
+    /// The agent's own messages on stderr, as in `info` or `guardrail_agent=debug`. The API client's are left out: they repeat each failure.
+    #[arg(long, env = "GUARDRAIL_LOG", value_name = "FILTER", default_value = "info,kube_client=off")]
     pub log: String,
 
     /// Stop after this many seconds, as if asked by SIGTERM.

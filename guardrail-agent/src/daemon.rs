@@ -2,15 +2,9 @@
 
 mod start;
 
-use std::{
-    collections::BTreeMap,
-    fmt, io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use guardrail_graph::{Observation, Observer, Snapshot, Timestamp, inventory::Change};
+use guardrail_graph::{Observation, Observer, Snapshot, inventory::Change};
 use guardrail_policy::{
     generate::{self, Phase},
     model::NetworkPolicy,
@@ -24,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::tls::TlsError,
+    clock::{self, now},
     config::Config,
     files::{self, FileError},
     http::{Query, Readiness},
-    inventory::FileInventoryError,
+    inventory::{Failures, FileInventoryError},
     kernel::{Batch, Checkpoint, Kernel, KernelError, Mark},
     kube::{self, ConnectError, ListState, Status},
     memory,
@@ -117,6 +112,8 @@ struct Daemon {
     changes: mpsc::Receiver<Vec<Change>>,
     /// How the watches of the API server are doing, with `--inventory kube`.
     kube: Option<Arc<Status>>,
+    /// How often the inventory's file could not be taken, with a file.
+    file: Option<Arc<Failures>>,
     lists: Option<Lists>,
     queries: mpsc::Receiver<Query>,
     readiness: watch::Sender<Readiness>,
@@ -153,6 +150,8 @@ impl Daemon {
         if self.readiness.borrow().inventory {
             self.check_node();
         }
+        // What is awaited is named from the start, not only when some of it came.
+        self.update_readiness();
         let deadline = self.config.duration.map(|d| Instant::now() + d.duration());
         let mut tick = interval(TICK);
         let mut state_due = interval(self.config.state_interval.duration());
@@ -326,7 +325,11 @@ impl Daemon {
         metrics::encode(Scrape {
             observer: self.observer.stats(),
             kernel: self.kernel.stats(),
-            inventory: self.kube.as_ref().map(|status| status.report()).unwrap_or_default(),
+            inventory: match (&self.kube, &self.file) {
+                (Some(status), _) => status.report(),
+                (None, Some(failures)) => failures.report(),
+                (None, None) => kube::Report::default(),
+            },
             daemon: self.stats.clone(),
             edges,
             edges_suppressed,
@@ -377,7 +380,7 @@ impl Daemon {
 
     fn written(&mut self, written: Option<Written>) {
         self.trims_due = TRIMS;
-        let seconds = now().as_unix_ns() as f64 / 1e9;
+        let seconds = clock::wall_seconds();
         match written {
             Some(Written::State(Ok(mark))) => {
                 self.stats.state_last_success_seconds = seconds;
@@ -442,9 +445,4 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix_ns(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }

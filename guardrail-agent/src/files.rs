@@ -34,12 +34,32 @@ pub fn require_writable_dir(dir: &Path) -> Result<(), FileError> {
     probe.close().map_err(failed("remove a file in the directory", dir))
 }
 
-/// Writes `content` beside `path`, syncs it, and renames it over `path`.
+/// Takes the directory for this process alone, until what is returned is dropped.
+///
+/// # Errors
+/// Another process has it, or it cannot be opened. A file system without locks gives one that holds nothing.
+pub fn lock_dir(dir: &Path) -> Result<fs::File, FileError> {
+    // The lock lies on the directory itself: a file for it would be one more to leave behind.
+    let handle = fs::File::open(dir).map_err(failed("open the directory", dir))?;
+    match handle.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => {
+            let source = io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "another agent uses it; end that one, or give another directory",
+            );
+            Err(failed("use", dir)(source))
+        }
+        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(handle),
+    }
+}
+
+/// Writes `content` beside `path`, syncs it, and renames it over `path`. A directory that is gone is made again.
 ///
 /// # Errors
 /// If a step fails; then `path` is as it was before.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
     let dir = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(dir).map_err(failed("create the directory", dir))?;
     let mut file = tempfile::Builder::new()
         .prefix(".guardrail-")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
@@ -80,9 +100,6 @@ pub fn replace_set(dir: &Path, files: &BTreeMap<String, String>) -> Result<bool,
         let path = dir.join(name);
         if fs::read(&path).is_ok_and(|old| old == content.as_bytes()) {
             continue;
-        }
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(failed("create the directory", parent))?;
         }
         replace(&path, content.as_bytes())?;
         changed = true;

@@ -6,11 +6,17 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use guardrail_graph::inventory::{Change, InventoryError, Kind, Object, read};
 use tokio::sync::mpsc;
+
+use crate::kube::Report;
 
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_millis(500);
@@ -42,11 +48,39 @@ impl Fingerprint {
     }
 }
 
+/// How often the file could not be taken.
+#[derive(Debug, Default)]
+pub struct Failures {
+    unreadable: AtomicU64,
+    malformed: AtomicU64,
+}
+
+impl Failures {
+    fn count(&self, error: &FileInventoryError) {
+        let counter = match error {
+            FileInventoryError::Unreadable { .. } => &self.unreadable,
+            FileInventoryError::Malformed(_) => &self.malformed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// For `/metrics`, beside those of the API server.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let failures = [("unreadable", &self.unreadable), ("malformed", &self.malformed)];
+        Report {
+            failures: failures.into_iter().map(|(why, n)| ("file", why, n.load(Ordering::Relaxed))).collect(),
+            ..Report::default()
+        }
+    }
+}
+
 /// The file with the state in which it was last read.
 #[derive(Debug)]
 pub struct InventoryFile {
     path: PathBuf,
     read: Option<Fingerprint>,
+    failures: Arc<Failures>,
 }
 
 impl InventoryFile {
@@ -55,15 +89,21 @@ impl InventoryFile {
     /// # Errors
     /// If it cannot be read or is not an inventory.
     pub fn open(path: PathBuf) -> Result<(Self, Vec<Change>), FileInventoryError> {
-        let mut file = Self { path, read: None };
+        // Before reading: a change during the read is then seen by the next look.
+        let read = Fingerprint::of(&path).ok();
+        let file = Self { path, read, failures: Arc::default() };
         let changes = file.load()?;
         Ok((file, changes))
     }
 
-    fn load(&mut self) -> Result<Vec<Change>, FileInventoryError> {
+    /// How often it could not be taken since.
+    #[must_use]
+    pub fn failures(&self) -> Arc<Failures> {
+        Arc::clone(&self.failures)
+    }
+
+    fn load(&self) -> Result<Vec<Change>, FileInventoryError> {
         let unreadable = |source| FileInventoryError::Unreadable { path: self.path.clone(), source };
-        // Before reading: a change during the read is then seen by the next look.
-        self.read = Some(Fingerprint::of(&self.path).map_err(unreadable)?);
         let text = fs::read_to_string(&self.path).map_err(unreadable)?;
         let objects = read::objects(&text, &self.path.display().to_string())?;
         for warning in &objects.warnings {
@@ -72,8 +112,10 @@ impl InventoryFile {
         Ok(replace_everything(objects.objects))
     }
 
-    /// Sends the whole inventory each time the file changed. A state that cannot be read is said once, and what was known before stays.
+    /// Sends the whole inventory each time the file changed. What was known before stays while the file is no inventory, or cannot be read; the
+    /// first is said once and waits for another content, the second is tried again.
     pub async fn follow(mut self, changes: mpsc::Sender<Vec<Change>>) {
+        let mut said = None;
         loop {
             tokio::time::sleep(POLL).await;
             let path = self.path.clone();
@@ -90,17 +132,22 @@ impl InventoryFile {
                 return;
             };
             self = file;
-            match loaded {
-                Ok(batch) => {
-                    tracing::info!(file = %self.path.display(), "inventory changed");
-                    if changes.send(batch).await.is_err() {
-                        return;
-                    }
+            if let Err(e) = &loaded {
+                self.failures.count(e);
+                let why = e.to_string();
+                if said.as_ref() != Some(&why) {
+                    tracing::warn!("keeping the inventory known before: {why}");
+                    said = Some(why);
                 }
-                Err(e) => {
+                if matches!(e, FileInventoryError::Malformed(_)) {
                     self.read = now;
-                    tracing::warn!("keeping the inventory known before: {e}");
                 }
+                continue;
+            }
+            (self.read, said) = (now, None);
+            tracing::info!(file = %self.path.display(), "inventory changed");
+            if changes.send(loaded.unwrap_or_default()).await.is_err() {
+                return;
             }
         }
     }

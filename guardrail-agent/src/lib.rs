@@ -4,6 +4,7 @@
 //! nothing about identity or policy.
 
 pub mod auth;
+pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod files;

@@ -248,6 +248,12 @@ impl Collector for Scrape {
                 ConstCounter::new(stats.run_ns as f64 / 1e9).encode(family.encode_family(&labels)?)?;
             }
         }
+        gauge(
+            e,
+            "guardrail_clock_ahead_seconds",
+            "How far the graph's time is ahead of the wall clock, because that was set back",
+            crate::clock::ahead().as_secs_f64(),
+        )?;
         inventory_series(e, inventory)?;
         gauge(
             e,
@@ -299,7 +305,7 @@ fn inventory_series(e: &mut DescriptorEncoder<'_>, inventory: &crate::kube::Repo
     counters(
         e,
         "guardrail_inventory_failures",
-        "Requests to the API server and streams from it that failed, by reason",
+        "Requests to the API server, streams from it, and readings of the inventory file that failed, by reason",
         failures.iter().map(|(kind, reason, n)| (vec![("kind", *kind), ("reason", *reason)], *n)),
     )?;
     counters(

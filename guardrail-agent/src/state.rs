@@ -5,6 +5,7 @@ mod progress;
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use guardrail_graph::{Observation, Observer, ObserverConfig, Snapshot, Timestamp};
@@ -25,16 +26,18 @@ pub struct Stored {
 #[derive(Clone, Debug)]
 pub struct StateFile {
     path: PathBuf,
+    /// Two agents that write one state would each undo what the other has seen.
+    _lock: Arc<fs::File>,
 }
 
 impl StateFile {
     /// The state kept in `dir`.
     ///
     /// # Errors
-    /// If the directory cannot be written.
+    /// If the directory cannot be written, or another agent uses it.
     pub fn open(dir: &Path) -> Result<Self, FileError> {
         files::require_writable_dir(dir)?;
-        Ok(Self { path: dir.join("state.json") })
+        Ok(Self { path: dir.join("state.json"), _lock: Arc::new(files::lock_dir(dir)?) })
     }
 
     /// What is stored. A file that cannot be used is set aside, never overwritten: it may be somebody's only evidence.

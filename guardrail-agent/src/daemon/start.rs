@@ -10,9 +10,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Daemon, StartError, now};
+use super::{Daemon, StartError};
 use crate::{
     auth::{self, Guard, tls::Tls},
+    clock::now,
     config::{AuthMode, Config, InventorySource, Switch},
     files,
     http::{self, Readiness},
@@ -187,6 +188,10 @@ impl Daemon {
             }
             "the HTTP server"
         });
+        let file = match &source {
+            Feed::File(file) => Some(file.failures()),
+            Feed::Kube(_) => None,
+        };
         let (changes, kube) = source.start(&config, &observer.config().node, &mut tasks, &stop);
         tracing::info!(
             node = observer.config().node,
@@ -206,6 +211,7 @@ impl Daemon {
             changes,
             lists: kube.as_ref().map(|status| status.subscribe()),
             kube,
+            file,
             queries,
             readiness,
             tasks,

@@ -1,7 +1,7 @@
 //! The cgroup v2 mount, and the cgroups that exist already.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -20,19 +20,33 @@ pub fn find_cgroup2_root() -> Result<PathBuf, KernelError> {
 
 /// Calls `each` with id and path of every cgroup below `root`, itself included. Paths are those that the kernel's tracepoints show: from the hierarchy's root, starting
 /// with `/`. A directory that goes away meanwhile is left out.
-pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) {
+///
+/// # Errors
+/// A directory that is there cannot be read (no file descriptor is left, for one): what is below it was not told.
+pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) -> io::Result<()> {
+    let mut outcome = Ok(());
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut pending = vec![(root.to_owned(), path_in_hierarchy(&table, root))];
     while let Some((directory, path)) = pending.pop() {
         let Ok(metadata) = fs::metadata(&directory) else { continue };
         each(metadata.ino(), if path.is_empty() { "/".to_owned() } else { path.clone() });
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) => {
+                if directory.exists() {
+                    outcome = Err(error);
+                }
+                continue;
+            }
+        };
+        for entry in entries.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 let name = entry.file_name();
                 pending.push((entry.path(), format!("{path}/{}", name.to_string_lossy())));
             }
         }
     }
+    outcome
 }
 
 /// Path of a cgroup directory from the hierarchy's root, empty for the root itself: what its mount shows of the hierarchy, then the rest.
@@ -118,7 +132,8 @@ mod tests {
         let mut seen = std::collections::BTreeMap::new();
         walk(root.path(), &mut |id, path| {
             seen.insert(path, id);
-        });
+        })
+        .expect("read");
         let inode = |path: &str| fs::metadata(root.path().join(path)).expect("there").ino();
         let expected = [("/", ""), ("/kubepods", "kubepods"), ("/kubepods/pod1", "kubepods/pod1")]
             .map(|(path, below)| (path.to_owned(), inode(below)));

@@ -21,6 +21,7 @@ use std::{
 use guardrail_common::LAYOUT;
 
 use super::{KernelConfig, KernelError, load, preflight, sys};
+use crate::clock;
 
 /// How long the agent before may take to end.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -101,7 +102,7 @@ impl Pins {
 
     /// A new, empty generation.
     pub(crate) fn create(&self) -> Result<Generation, KernelError> {
-        let id = sys::boot_ns().cast_unsigned();
+        let id = clock::boot_ns();
         let path = self.dir.join(format!("{id:016x}"));
         for part in ["", MAPS, PROGRAMS, LINKS] {
             let path = path.join(part);

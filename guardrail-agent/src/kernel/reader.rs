@@ -37,6 +37,7 @@ use super::{
     load::{Programs, Ring},
     sys::{self, Table},
 };
+use crate::clock;
 
 mod handover;
 mod sweep;
@@ -152,8 +153,8 @@ impl Out {
 /// What the thread remembers.
 pub(crate) struct State {
     fold: Fold,
-    /// Wall time minus boot time, ns.
-    wall_offset: i64,
+    /// Which time belongs to the kernel's boot times.
+    line: clock::Line,
     /// Live cgroups that were told.
     known: HashSet<u64>,
     /// Ends of cgroups that were told, `(id, boot time in ns)`, newest last.
@@ -200,7 +201,7 @@ impl State {
         };
         let mut state = Self {
             fold: Fold::default(),
-            wall_offset: 0,
+            line: clock::line(),
             known: HashSet::new(),
             ended: VecDeque::new(),
             told: Told::default(),
@@ -212,18 +213,12 @@ impl State {
             published,
             stats,
         };
-        state.set_clock();
         state.publish();
         state
     }
 
-    /// The wall clock may step; boot time does not.
-    fn set_clock(&mut self) {
-        self.wall_offset = sys::wall_ns() - sys::boot_ns();
-    }
-
     fn wall(&self, boot_ns: u64) -> Timestamp {
-        Timestamp::from_unix_ns(boot_ns.cast_signed().saturating_add(self.wall_offset))
+        self.line.at(boot_ns)
     }
 
     fn count(&mut self, kind: &'static str, n: u64) {
@@ -235,10 +230,6 @@ impl State {
         let mut stats = self.stats.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         stats.clone_from(&self.published);
     }
-}
-
-fn now() -> Timestamp {
-    Timestamp::from_unix_ns(sys::wall_ns())
 }
 
 impl Reader {
@@ -253,7 +244,7 @@ impl Reader {
         }
         self.read_cgroup_ring();
         self.walk_cgroups();
-        let at = now();
+        let at = clock::now();
         if inventory.broken > 0 {
             self.lose(LossReason::Decode, None, inventory.broken);
         }
@@ -285,7 +276,7 @@ impl Reader {
     /// Puts a found connection into the map, so that its end is counted there; less what the live hook has already seen open.
     fn found(&mut self, found: &Found) {
         let bytes = encode::key(&found.key);
-        let at = u64::try_from(sys::boot_ns()).unwrap_or(0);
+        let at = clock::boot_ns();
         let count = u32::try_from(found.count).unwrap_or(u32::MAX);
         let mut value =
             FlowValue { netns: found.netns, first_open: at, last_open: at, found: count, ..FlowValue::default() };
@@ -454,18 +445,23 @@ impl Reader {
 
     /// Tells every cgroup that exists and was not told, and those that were told and are gone.
     fn walk_cgroups(&mut self) {
-        let at = now();
+        let at = clock::now();
         let mut there = HashSet::new();
         let mut new = Vec::new();
-        cgroup::walk(&self.cgroup_root, &mut |id, path| {
+        let walked = cgroup::walk(&self.cgroup_root, &mut |id, path| {
             there.insert(id);
             new.push((id, path));
         });
         for (id, path) in new {
             self.cgroup_created(id, path, at);
         }
+        if let Err(error) = walked {
+            warn!("reading the cgroup tree failed: {error}");
+            // What was not seen may be there all the same.
+            return;
+        }
         let gone: Vec<u64> = self.state.known.difference(&there).copied().collect();
-        let at = sys::boot_ns().cast_unsigned();
+        let at = clock::boot_ns();
         for id in gone {
             self.cgroup_removed(id, at);
         }

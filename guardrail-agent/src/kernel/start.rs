@@ -81,7 +81,7 @@ pub(crate) fn alone(
         older.iter().try_for_each(|older| older.generation.detach_one(name))
     })?;
     let attach_ms = began.elapsed().as_millis() - load_ms;
-    let listed_at = sys::boot_ns().cast_unsigned();
+    let listed_at = crate::clock::boot_ns();
     let inventory = match loaded.open_inventory(generation) {
         Ok(iterator) => read_inventory(iterator)?,
         Err(error) => {
@@ -185,7 +185,7 @@ fn take_over(
 ) -> Result<Started, KernelError> {
     let programs = Programs::adopt(&generation, config.udp)?;
     let FoundJournal { journal, notes, broken } = open_journal(&generation)?;
-    let listed_at = sys::boot_ns().cast_unsigned();
+    let listed_at = crate::clock::boot_ns();
     let (inventory, warnings) = match Programs::open_inventory(&generation) {
         Ok(iterator) => (read_inventory(iterator)?, Vec::new()),
         Err(error) => (Inventory::default(), vec![format!("listening sockets are not known: {error}")]),

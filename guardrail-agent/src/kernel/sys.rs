@@ -1,4 +1,4 @@
-//! bpf(2) commands that aya does not offer: batched lookups, lookup-and-delete, statistics of a program. And poll, eventfd, clocks.
+//! bpf(2) commands that aya does not offer: batched lookups, lookup-and-delete, statistics of a program. And poll, eventfd.
 
 use std::{
     ffi::CString,
@@ -293,24 +293,6 @@ pub(crate) fn program_info(fd: BorrowedFd<'_>) -> io::Result<ProgramInfo> {
     // SAFETY: `info` is `len` bytes; all zero asks for no arrays.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
     Ok(ProgramInfo { run_time_ns: info[24], run_cnt: info[25], recursion_misses: info[26] })
-}
-
-/// Nanoseconds of a clock.
-fn clock(id: libc::clockid_t) -> i64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is written by the kernel.
-    unsafe { libc::clock_gettime(id, &raw mut time) };
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
-}
-
-/// `CLOCK_BOOTTIME`, ns.
-pub(crate) fn boot_ns() -> i64 {
-    clock(libc::CLOCK_BOOTTIME)
-}
-
-/// `CLOCK_REALTIME`, ns since the epoch.
-pub(crate) fn wall_ns() -> i64 {
-    clock(libc::CLOCK_REALTIME)
 }
 
 /// An event counter, to wake a thread out of [`wait`].

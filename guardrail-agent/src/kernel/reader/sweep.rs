@@ -7,14 +7,14 @@ use guardrail_common::{
     decode, encode,
     flow::{FlowKey, FlowValue},
 };
-use guardrail_graph::{
-    observe::{CgroupId, LossReason, Observation},
-    time::Timestamp,
-};
+use guardrail_graph::observe::{CgroupId, LossReason, Observation};
 use tracing::{debug, warn};
 
-use super::{Reader, VALUE, now};
-use crate::kernel::{ProgramStats, fold::ip, sys};
+use super::{Reader, VALUE};
+use crate::{
+    clock,
+    kernel::{ProgramStats, fold::ip, sys},
+};
 
 impl Reader {
     /// Folds a value as the map gave it.
@@ -24,11 +24,10 @@ impl Reader {
     }
 
     pub(super) fn emit(&mut self, key: &FlowKey, value: &FlowValue) -> u32 {
-        let offset = self.state.wall_offset;
-        let wall = |boot: u64| Timestamp::from_unix_ns(boot.cast_signed().saturating_add(offset));
+        let line = self.state.line;
         let mut told = 0;
         let out = &mut self.out;
-        let idle = self.state.fold.fold(key, value, wall, &mut |delta| {
+        let idle = self.state.fold.fold(key, value, |boot| line.at(boot), &mut |delta| {
             told += 1;
             out.push(Observation::Flow(delta));
         });
@@ -44,7 +43,7 @@ impl Reader {
 
     /// Reads every entry, folds it, deletes it if it has been idle for long (or its remote is to be evicted) and has no open connections.
     pub(super) fn sweep(&mut self, evicted: &HashSet<IpAddr>) {
-        self.state.set_clock();
+        self.state.line = clock::line();
         self.state.fold.next_sweep();
         let interval = self.sweep_interval.as_secs_f64().max(0.001);
         let mut idle_sweeps = (self.idle.as_secs_f64() / interval).ceil() as u32;
@@ -56,8 +55,7 @@ impl Reader {
         let mut broken = 0;
         let mut doomed = Vec::new();
         let Self { maps, state, out, .. } = self;
-        let offset = state.wall_offset;
-        let wall = |boot: u64| Timestamp::from_unix_ns(boot.cast_signed().saturating_add(offset));
+        let line = state.line;
         let mut told = 0;
         let fold = &mut state.fold;
         let result = maps.flows.for_each(|key, value| {
@@ -65,7 +63,7 @@ impl Reader {
                 broken += 1;
                 return;
             };
-            let idle = fold.fold(&key, &value, wall, &mut |delta| {
+            let idle = fold.fold(&key, &value, |boot| line.at(boot), &mut |delta| {
                 told += 1;
                 out.push(Observation::Flow(delta));
             });
@@ -148,7 +146,7 @@ impl Reader {
 
     pub(super) fn lose(&mut self, reason: LossReason, cgroup: Option<CgroupId>, count: u64) {
         *self.state.published.losses.entry(reason).or_insert(0) += count;
-        self.out.push(Observation::Lost { reason, cgroup, count, at: now() });
+        self.out.push(Observation::Lost { reason, cgroup, count, at: clock::now() });
     }
 
     pub(super) fn read_losses(&mut self) {
