@@ -35,7 +35,7 @@ use table::{Edge, Edges, Flow, PeerId, Peers};
 use crate::{
     identity::{addresses::AddressIndex, cgroups::Cgroups},
     inventory::{Inventory, Service, VirtualTarget},
-    observe::{FlowDelta, LossClass, LossReason, NetnsId, Observation},
+    observe::{CgroupId, FlowDelta, LossClass, LossReason, NetnsId, Observation},
     peer::{Peer, Protocol, WorkloadRef},
     snapshot::{
         Interval, Side, WorkloadEntry,
@@ -48,6 +48,8 @@ use crate::{
 const ADDRESS_LEAD: Duration = Duration::from_secs(60);
 /// Waiting flows are tried again at most this often while changes of the inventory pour in.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// One cgroup may have this part of the room for waiting flows.
+const PENDING_SHARES: usize = 8;
 /// Tables are swept of what is too old this often.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -78,6 +80,17 @@ impl Texts {
 struct Pending {
     observation: Observation,
     since: Timestamp,
+}
+
+impl Pending {
+    fn cgroup(&self) -> CgroupId {
+        match &self.observation {
+            Observation::Flow(delta) => delta.cgroup,
+            Observation::DnsAnswer { cgroup, .. } => *cgroup,
+            // Nothing else waits.
+            _ => CgroupId(0),
+        }
+    }
 }
 
 /// Names flows and keeps the graph.
@@ -116,6 +129,8 @@ pub struct Observer {
     service_cache: HashMap<(IpAddr, u16, Protocol), (Arc<str>, u16)>,
     dirty_services: BTreeSet<(String, String)>,
     pending: VecDeque<Pending>,
+    /// How many of these are of each cgroup.
+    pending_of: HashMap<CgroupId, usize>,
     unresolved: [u64; UnresolvedReason::ALL.len()],
     /// Those that Services left open, as of the last snapshot.
     service_unresolved: [u64; UnresolvedReason::ALL.len()],
@@ -171,6 +186,7 @@ impl Observer {
             service_cache: HashMap::new(),
             dirty_services: BTreeSet::new(),
             pending: VecDeque::new(),
+            pending_of: HashMap::new(),
             unresolved: Default::default(),
             service_unresolved: Default::default(),
             examples: Default::default(),
@@ -268,15 +284,49 @@ impl Observer {
         }
     }
 
+    /// A cgroup that fills its share of the room is not waited for any longer; only if many do is anybody else's wait cut short.
     fn wait(&mut self, pending: Pending, now: Timestamp) {
+        let share = self.config.max_pending / PENDING_SHARES;
+        if self.pending_of.get(&pending.cgroup()).is_some_and(|n| *n >= share) {
+            return self.wait_no_longer(&pending, now);
+        }
         if self.pending.len() >= self.config.max_pending
             && let Some(oldest) = self.pending.pop_front()
         {
-            self.count_loss(LossReason::PendingOverflow, 1);
-            self.node_incomplete(LossReason::PendingOverflow.as_str());
-            self.try_observation(&oldest.observation, now, Last { pod: true, role: true });
+            if let Some(n) = self.pending_of.get_mut(&oldest.cgroup()) {
+                *n -= 1;
+            }
+            self.wait_no_longer(&oldest, now);
         }
+        self.keep_waiting(pending);
+    }
+
+    fn keep_waiting(&mut self, pending: Pending) {
+        *self.pending_of.entry(pending.cgroup()).or_default() += 1;
         self.pending.push_back(pending);
+    }
+
+    /// Everything that waits; nothing waits any more.
+    fn take_pending(&mut self) -> VecDeque<Pending> {
+        self.pending_of.clear();
+        std::mem::take(&mut self.pending)
+    }
+
+    /// There is no room: what it would have become is not known.
+    fn wait_no_longer(&mut self, pending: &Pending, now: Timestamp) {
+        self.count_loss(LossReason::PendingOverflow, 1);
+        // Failed attempts support nothing, and an address without its name is no loss.
+        if let Observation::Flow(delta) = &pending.observation
+            && (delta.counts.opened > 0 || delta.counts.found > 0)
+        {
+            let at = delta.last_open.or(delta.first_open).unwrap_or(now);
+            match self.local_end(delta.cgroup, delta.local, at, true) {
+                ends::Found::Yes(local) => self.incomplete_peer(local.peer, LossReason::PendingOverflow.as_str()),
+                ends::Found::No(UnresolvedReason::OtherNode) => {}
+                _ => self.node_incomplete(LossReason::PendingOverflow.as_str()),
+            }
+        }
+        self.try_observation(&pending.observation, now, Last { pod: true, role: true });
     }
 
     /// Tries waiting flows again, but not with every one of thousands of changes.
@@ -288,11 +338,11 @@ impl Observer {
 
     fn retry(&mut self, now: Timestamp) {
         self.last_retry = now;
-        for pending in std::mem::take(&mut self.pending) {
+        for pending in self.take_pending() {
             let waited = now.since(pending.since);
             let last = Last { pod: waited >= self.config.pod_timeout, role: waited >= self.config.role_timeout };
             if self.try_observation(&pending.observation, now, last) != Step::Done {
-                self.pending.push_back(pending);
+                self.keep_waiting(pending);
             }
         }
     }
@@ -328,7 +378,7 @@ impl Observer {
     /// Ends every wait: what has no name or role by now is counted. Call it before the last snapshot.
     pub fn flush(&mut self, now: Timestamp) {
         self.settle_services(now);
-        for pending in std::mem::take(&mut self.pending) {
+        for pending in self.take_pending() {
             self.try_observation(&pending.observation, now, Last { pod: true, role: true });
         }
     }

@@ -200,6 +200,11 @@ impl Observer {
         self.config.own_pods_only && self.in_pod_range(address) && !self.own_ranges.iter().any(|r| r.contains(&address))
     }
 
+    /// Neither a node nor a pod is known: the API server has not been heard yet, and any address may be a pod's.
+    fn knows_nothing(&self) -> bool {
+        self.inventory.nodes().next().is_none() && self.inventory.pods().next().is_none()
+    }
+
     /// The node that owns an address, as far as known.
     pub(super) fn node_at(&self, address: IpAddr, at: Timestamp) -> Option<PeerId> {
         match self.addresses.lookup(address, at) {
@@ -305,8 +310,10 @@ impl Observer {
                     return Found::Yes(Remote::Elsewhere);
                 }
                 let pod_space = lookup == Lookup::Vacant || self.in_pod_range(address);
-                match (pod_space, last) {
+                let is_blind = !pod_space && self.knows_nothing();
+                match (pod_space || is_blind, last) {
                     (true, false) => Found::Wait,
+                    (true, true) if is_blind => Found::No(UnresolvedReason::ClusterUnknown),
                     (true, true) => Found::No(UnresolvedReason::PodRangeNoOwner),
                     (false, _) => Found::Yes(Remote::External { marks: 0 }),
                 }

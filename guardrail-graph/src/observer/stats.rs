@@ -24,13 +24,15 @@ pub enum UnresolvedReason {
     ServicePortUnknown,
     /// A pod of another node, while only the pods of this one are known: `merge` gives it its name.
     RemotePod,
+    /// Nothing of the cluster was known yet, so the address may have been a pod's.
+    ClusterUnknown,
     /// The local end is on another node: several nodes share this kernel, and that node's own agent counts the flow.
     OtherNode,
 }
 
 impl UnresolvedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::IpReuse,
         Self::PodRangeNoOwner,
         Self::RoleUnknown,
@@ -39,6 +41,7 @@ impl UnresolvedReason {
         Self::ServiceAttemptFailed,
         Self::ServicePortUnknown,
         Self::RemotePod,
+        Self::ClusterUnknown,
         Self::OtherNode,
     ];
 
@@ -57,6 +60,7 @@ impl UnresolvedReason {
             Self::ServiceAttemptFailed => "service_attempt_failed",
             Self::ServicePortUnknown => "service_port_unknown",
             Self::RemotePod => "remote_pod",
+            Self::ClusterUnknown => "cluster_unknown",
             Self::OtherNode => "other_node",
         }
     }
