@@ -93,10 +93,6 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_PIN", value_name = "DIR", requires = "state_dir")]
     pub pin: Option<PathBuf>,
 
-    /// Seconds between two writes of the graph there: what a crash may cost. It is also written at the end.
-    #[arg(long, env = "GUARDRAIL_STATE_INTERVAL", value_name = "SECONDS", default_value = "60")]
-    pub state_interval: Seconds,
-
     /// Observe UDP (and DNS answers, for the names of external peers). Off leaves out the only programs that run per packet.
     #[arg(long, env = "GUARDRAIL_UDP", value_enum, default_value_t = Switch::On)]
     pub udp: Switch,

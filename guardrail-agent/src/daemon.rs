@@ -4,7 +4,7 @@ mod start;
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use guardrail_graph::{Observation, Observer, Snapshot, inventory::Change};
+use guardrail_graph::{Observation, Observer, Snapshot, Timestamp, inventory::Change};
 use guardrail_policy::{
     generate::{self, Phase},
     model::NetworkPolicy,

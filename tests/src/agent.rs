@@ -29,6 +29,15 @@ pub const LOCAL_LISTEN: &str = "127.0.0.1:9465";
 /// How long readiness may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Where an agent writes.
+#[derive(Clone, Debug)]
+pub struct Directories {
+    /// Its `--export-dir`.
+    pub export: PathBuf,
+    /// Its `--state-dir`.
+    pub state: PathBuf,
+}
+
 /// A running agent. Dropping it kills it.
 #[derive(Debug)]
 pub struct Agent {
@@ -54,15 +63,45 @@ impl Agent {
         Ok(agent)
     }
 
+    /// The same after `prepare` has changed how the process is started: its environment, its limits, what is mounted.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_prepared(
+        lab: &Lab,
+        node: usize,
+        extra: &[&str],
+        prepare: impl FnOnce(&mut Command, &Directories) -> Result<()>,
+    ) -> Result<Self> {
+        let mut agent = Self::spawn_prepared(lab, node, extra, prepare)?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
     /// Starts the agent without waiting.
     ///
     /// # Errors
     /// The process cannot be started.
     pub fn spawn(lab: &Lab, node: usize, extra: &[&str]) -> Result<Self> {
+        Self::spawn_prepared(lab, node, extra, |_, _| Ok(()))
+    }
+
+    /// Starts the agent without waiting, after `prepare` has changed how the process is started.
+    ///
+    /// # Errors
+    /// The process cannot be started.
+    pub fn spawn_prepared(
+        lab: &Lab,
+        node: usize,
+        extra: &[&str],
+        prepare: impl FnOnce(&mut Command, &Directories) -> Result<()>,
+    ) -> Result<Self> {
         let name = &lab.nodes[node].name;
         let stderr = lab.directory.join(format!("agent-{name}.stderr"));
-        let (export_dir, state_dir) =
-            (lab.directory.join(format!("policies-{name}")), lab.directory.join(format!("state-{name}")));
+        let directories = Directories {
+            export: lab.directory.join(format!("policies-{name}")),
+            state: lab.directory.join(format!("state-{name}")),
+        };
         let mut command = Command::new(bins::find("guardrail-agent"));
         if !extra.contains(&"--inventory") {
             command.arg("--inventory").arg(lab.inventory());
@@ -72,16 +111,19 @@ impl Agent {
             .arg("--cgroup-root")
             .arg(&lab.nodes[node].cgroup)
             .arg("--export-dir")
-            .arg(&export_dir)
+            .arg(&directories.export)
             .arg("--state-dir")
-            .arg(&state_dir)
+            .arg(&directories.state)
             .args(if extra.contains(&"--export-interval") { &[][..] } else { &["--export-interval", "1"] })
             .args(extra)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&stderr)?);
+        prepare(&mut command, &directories)?;
         let child = lab.spawn_on_node(node, "guardrail-agent", command)?;
-        Ok(Self { child, netns: lab.nodes[node].netns.as_fd().try_clone_to_owned()?, stderr, export_dir, state_dir })
+        let netns = lab.nodes[node].netns.as_fd().try_clone_to_owned()?;
+        let Directories { export: export_dir, state: state_dir } = directories;
+        Ok(Self { child, netns, stderr, export_dir, state_dir })
     }
 
     /// Starts a command that runs the agent inside a container on a node, listening at [`LISTEN`]. `state_dir` is where its state lies outside.
@@ -219,6 +261,73 @@ impl Agent {
         unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGTERM) };
         process::wait(&mut self.child, Duration::from_secs(10))
             .with_context(|| format!("the agent does not end on SIGTERM\n{}", self.said()))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn signal(&self, signal: libc::c_int) {
+        // SAFETY: our own child, not yet waited for, so the number is still its own.
+        assert_eq!(unsafe { libc::kill(self.pid().cast_signed(), signal) }, 0, "the agent is there");
+    }
+
+    /// Waits until it refuses to start: exit code 2 and one sentence, which is given.
+    ///
+    /// # Errors
+    /// It runs on, ends otherwise, or says more.
+    pub fn refused(mut self) -> Result<String> {
+        let status = process::wait(&mut self.child, PATIENCE)
+            .with_context(|| format!("the agent does not refuse to start\n{}", self.said()))?;
+        let said = self.said();
+        if status.code() != Some(2) || said.lines().count() != 1 {
+            bail!("the agent ended with {status} and said:\n{said}");
+        }
+        Ok(said)
+    }
+
+    /// Time on a CPU since its start, in user and kernel mode, from `/proc/PID/stat` (proc(5): `utime` and `stime`).
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // The second field, the name, may hold blanks and parentheses.
+        let after = stat.rsplit_once(')').context("no name in stat")?.1;
+        let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+        // SAFETY: no pointers.
+        let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100);
+        Ok(Duration::from_millis(ticks * 1000 / per_second.max(1)))
+    }
+
+    /// A figure in KiB from `/proc/PID/status`: `VmRSS`, `VmHWM`.
+    ///
+    /// # Errors
+    /// The process is gone, or there is no such line.
+    pub fn memory_kib(&self, name: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|l| l.split_whitespace().next()).context("no such line in status")?;
+        Ok(number.parse()?)
+    }
+
+    /// A path as the agent sees it: in its own mount namespace.
+    #[must_use]
+    pub fn seen_by_agent(&self, path: &Path) -> PathBuf {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        Path::new("/proc").join(self.pid().to_string()).join("root").join(below)
+    }
+
+    /// Runs a command in the agent's mount namespace.
+    ///
+    /// # Errors
+    /// It fails; the message has its standard error.
+    pub fn in_mount_namespace(&self, command: &[&str]) -> Result<()> {
+        let output = Command::new("nsenter").args(["-t", &self.pid().to_string(), "-m"]).args(command).output()?;
+        if !output.status.success() {
+            bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
     }
 
     /// Kills it at once (a crash).

@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::{
     agent::Agent,
-    app::scenario::Scenario,
+    app::scenario::{Call, How, Scenario, Serve},
     bins,
     cluster::{Cluster, Kind, Port},
-    compare::{Difference, compare},
+    compare::{Difference, compare, edges},
     lab::{Lab, process::AppProcess, wait_until},
     truth::Truth,
 };
@@ -31,6 +31,42 @@ pub fn cluster(nodes: &[&str]) -> Cluster {
 pub fn deployment(cluster: &mut Cluster, name: &str, port: u16, node: usize) -> String {
     let ports = [Port { name: "main", protocol: "TCP", number: port }];
     cluster.workload("lab", Kind::Deployment, name, &ports, &[node]).remove(0)
+}
+
+/// The one edge of a [`pair`], in the lab's spelling.
+pub const PAIR_EDGE: &str = "lab/Deployment/client -> lab/Deployment/server 8080/TCP";
+
+/// A server, a client that holds one connection and makes 10 more each time it is told to go, and their lab on one node.
+///
+/// # Errors
+/// As [`lab`] and [`start`].
+pub fn pair() -> Result<(Vec<AppProcess>, Lab)> {
+    let mut c = cluster(&["node-a"]);
+    let server = deployment(&mut c, "server", 8080, 0);
+    let client = deployment(&mut c, "client", 8080, 0);
+    let to = format!("{}:8080", c.pod(&server).addresses.0);
+    let lab = lab(c)?;
+    let mut processes =
+        start(&lab, vec![(&server, Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() })])?;
+    let calls = Scenario {
+        before: vec![Call::new(&to, How::Held, 1)],
+        after: vec![Call::new(&to, How::Tcp, 10)],
+        ..Scenario::default()
+    };
+    processes.extend(start(&lab, vec![(&client, calls)])?);
+    Ok((processes, lab))
+}
+
+/// The edge of a [`pair`], if the snapshot has that one and no other.
+///
+/// # Errors
+/// The edges that it has.
+pub fn pair_edge(snapshot: &Value) -> std::result::Result<Value, String> {
+    let all = edges(snapshot);
+    match all.iter().collect::<Vec<_>>()[..] {
+        [(edge, value)] if edge.to_string() == PAIR_EDGE => Ok(value.clone()),
+        _ => Err(format!("{:?}", all.keys().map(ToString::to_string).collect::<Vec<_>>())),
+    }
 }
 
 /// Makes the lab.

@@ -29,11 +29,6 @@ fn flood(count: u32) -> Vec<Call> {
         .collect()
 }
 
-fn signal(agent: &Agent, signal: libc::c_int) {
-    // SAFETY: the agent is our child and not yet waited for.
-    assert_eq!(unsafe { libc::kill(agent.pid().cast_signed(), signal) }, 0);
-}
-
 fn incomplete_workloads(snapshot: &Value) -> BTreeSet<String> {
     let all = snapshot["coverage"]["workloads"].as_array().cloned().unwrap_or_default();
     all.iter().map(|w| guardrail_tests::compare::peer(&w["peer"])).collect()
@@ -53,9 +48,9 @@ fn a_ring_of_4_kib_loses_no_edge_of_20_000_and_counts_every_hint_that_it_dropped
     let agent = Agent::start(&lab, 0, &["--ring-bytes", "4096", "--new-keys-per-cgroup", "60000"]).unwrap();
     let mut processes = start(&lab, vec![(&client, Scenario { after: flood(20_000), ..Scenario::default() })]).unwrap();
     // A reader that stands still: the ring overflows for certain, and only the map knows.
-    signal(&agent, libc::SIGSTOP);
+    agent.signal(libc::SIGSTOP);
     let done = go(&mut processes);
-    signal(&agent, libc::SIGCONT);
+    agent.signal(libc::SIGCONT);
     done.unwrap();
     let truth = truth(&lab).unwrap();
     assert_eq!(truth.edges.len(), 20_000);

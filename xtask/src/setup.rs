@@ -11,11 +11,12 @@ const BPF_LINKER: &str = "0.10.3";
 /// A Debian package: name, what for, and the command that makes the package unnecessary if it is there from elsewhere.
 type Package = (&'static str, &'static str, Option<&'static str>);
 /// What building, testing and the demo need.
-const PACKAGES: [Package; 6] = [
+const PACKAGES: [Package; 7] = [
     ("iproute2", "network namespaces and veths of the lab", None),
     ("iptables", "the lab's kube-proxy", None),
     ("prometheus", "the demo and a test scrape the agent with it", None),
     ("bpftool", "tests look for programs left in the kernel", None),
+    ("libfaketime", "a test sets the agent's wall clock, and nobody else's", None),
     ("python3-yaml", "a YAML 1.1 reader that must read what guardrail writes", None),
     ("kubernetes-client", "kubectl kustomize must accept what guardrail writes", Some("kubectl")),
 ];

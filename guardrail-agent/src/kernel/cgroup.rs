@@ -24,8 +24,8 @@ pub fn find_cgroup2_root() -> Result<PathBuf, KernelError> {
 /// # Errors
 /// A directory that is there cannot be read (no file descriptor is left, for one): what is below it was not told.
 pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) -> io::Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
     let mut outcome = Ok(());
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut pending = vec![(root.to_owned(), path_in_hierarchy(&table, root))];
     while let Some((directory, path)) = pending.pop() {
         let Ok(metadata) = fs::metadata(&directory) else { continue };

@@ -1,0 +1,224 @@
+//! What names pods goes away or becomes nonsense: what was known stays, what cannot be named is counted, and it recovers by itself.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use guardrail_tests::{
+    agent::Agent,
+    apiserver::ApiServer,
+    app::scenario::{Call, How, Scenario, Serve},
+    bins,
+    cluster::inventory,
+    compare::{edges, happened, number},
+    lab::{Lab, wait_until},
+    small::{cluster, deployment, eventually, eventually_true, go, lab, pair, start, truth},
+};
+
+const LIMIT: Duration = Duration::from_secs(40);
+
+/// An address in the node's namespace where an API server may come to be, and a kubeconfig that names it.
+fn nobody_there(lab: &Lab) -> (SocketAddr, PathBuf) {
+    let (server, kubeconfig) = api_server(lab, "127.0.0.1:0".parse().unwrap());
+    let address = server.url()["http://".len()..].parse().unwrap();
+    drop(server);
+    (address, kubeconfig)
+}
+
+fn api_server(lab: &Lab, address: SocketAddr) -> (ApiServer, PathBuf) {
+    // The port of one that ended may be waiting out its last connections.
+    let listener = || lab.nodes[0].netns.run(|| TcpListener::bind(address)).ok();
+    let listener = wait_until(LIMIT, "the API server's address is free", listener).unwrap();
+    let server = ApiServer::serving(listener, &inventory::objects(&lab.cluster)).unwrap();
+    let path = lab.directory.join("kubeconfig");
+    fs::write(&path, server.kubeconfig(None)).unwrap();
+    (server, path)
+}
+
+#[test]
+fn an_inventory_file_that_becomes_nonsense_or_goes_away_is_counted_and_the_last_good_one_kept() {
+    if !bins::can_run("an inventory that becomes nonsense") {
+        return;
+    }
+    let (mut processes, lab) = pair().unwrap();
+    let agent = Agent::start(&lab, 0, &[]).unwrap();
+    let failures = |why: &str| {
+        agent.metric(&format!(r#"guardrail_inventory_failures_total{{kind="file",reason="{why}"}}"#)).unwrap()
+    };
+    assert_eq!((failures("malformed"), failures("unreadable")), (0.0, 0.0));
+    fs::write(lab.inventory(), b"kind: Pod\nmetadata: [unclosed\n").unwrap();
+    wait_until(LIMIT, "the nonsense is counted", || (failures("malformed") > 0.0).then_some(())).unwrap();
+    go(&mut processes).unwrap();
+    eventually_true(&agent, &truth(&lab).unwrap()).unwrap();
+    fs::remove_file(lab.inventory()).unwrap();
+    wait_until(LIMIT, "its absence is counted, each time it is looked for", || {
+        (failures("unreadable") >= 2.0).then_some(())
+    })
+    .unwrap();
+    processes[1].go().unwrap();
+    processes[1].wait_for_nth("done", 2, Instant::now() + LIMIT).unwrap();
+    eventually_true(&agent, &truth(&lab).unwrap()).unwrap();
+    // Said once each, however often it is tried.
+    let said = || agent.said().lines().filter(|l| l.contains("keeping the inventory known before")).count();
+    assert_eq!(said(), 2, "{}", agent.said());
+    lab.write_inventory().unwrap();
+    wait_until(LIMIT, "the good one is taken", || agent.said().contains("inventory changed").then_some(())).unwrap();
+}
+
+#[test]
+fn an_inventory_file_that_cannot_be_read_for_a_moment_is_read_again_although_it_does_not_change() {
+    if !bins::can_run("an inventory that cannot be read for a moment") {
+        return;
+    }
+    let (mut processes, mut lab) = pair().unwrap();
+    // The client is not in the first inventory.
+    lab.cluster.pods[1].present = false;
+    lab.write_inventory().unwrap();
+    let agent = Agent::start(&lab, 0, &[]).unwrap();
+    lab.cluster.pods[1].present = true;
+    // Files without their bytes: a directory of that name is as unreadable for root as for anybody.
+    let (there, aside) = (lab.inventory(), lab.directory.join("aside"));
+    fs::rename(&there, &aside).unwrap();
+    lab.write_inventory().unwrap();
+    let whole = fs::read(&there).unwrap();
+    fs::remove_file(&there).unwrap();
+    fs::create_dir(&there).unwrap();
+    let series = r#"guardrail_inventory_failures_total{kind="file",reason="unreadable"}"#;
+    wait_until(LIMIT, "the failure is counted", || agent.metric(series).ok().filter(|n| *n >= 1.0)).unwrap();
+    fs::remove_dir(&there).unwrap();
+    fs::write(&there, whole).unwrap();
+    go(&mut processes).unwrap();
+    eventually_true(&agent, &truth(&lab).unwrap()).unwrap_or_else(|e| panic!("{e:#}\n{}", agent.said()));
+}
+
+/// Started while the API server is away: pods cannot be named, and no address of theirs may pass for somebody outside the cluster.
+#[test]
+fn an_agent_that_starts_without_its_api_server_invents_no_name_and_recovers_when_it_comes() {
+    if !bins::can_run("a start without the API server") {
+        return;
+    }
+    let mut c = cluster(&["node-a"]);
+    let server = deployment(&mut c, "server", 8080, 0);
+    let client = deployment(&mut c, "client", 8080, 0);
+    let to = format!("{}:8080", c.pod(&server).addresses.0);
+    let lab = lab(c).unwrap();
+    let (address, kubeconfig) = nobody_there(&lab);
+    let args = ["--inventory", "kube", "--kubeconfig", kubeconfig.to_str().unwrap()];
+    let agent = Agent::spawn(&lab, 0, &args).unwrap();
+    wait_until(LIMIT, "it answers, and is not ready", || {
+        let (status, page) = agent.get("/readyz").ok()?;
+        (status == 503 && page.contains("list of pods pending")).then_some(())
+    })
+    .unwrap();
+    let serve = Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() };
+    let calls = |times| Scenario { after: vec![Call::new(&to, How::Tcp, times)], ..Scenario::default() };
+    // A pod, and a process of the node itself as kubelet is one.
+    let mut processes = start(&lab, vec![(&server, serve), (&client, calls(7))]).unwrap();
+    let probe = lab.start_on_node(0, "kubelet", calls(5)).unwrap();
+    probe.wait_for("ready", Instant::now() + LIMIT).unwrap();
+    processes.push(probe);
+    go(&mut processes).unwrap();
+    // Every wait is over before the API server comes.
+    let counted = |snapshot: &serde_json::Value| {
+        let invented: Vec<_> = edges(snapshot).keys().map(ToString::to_string).collect();
+        assert!(invented.is_empty(), "{invented:?}");
+        let unresolved = snapshot["coverage"]["unresolved"].as_array().cloned().unwrap_or_default();
+        let sum: u64 = unresolved.iter().map(|u| number(u, "count")).sum();
+        // Seven seen at both ends, five by the node at its own and at the server's.
+        if sum == 24 { Ok(()) } else { Err(format!("{unresolved:?}")) }
+    };
+    let snapshot = eventually(LIMIT, || agent.snapshot(), counted).unwrap();
+    assert_eq!(snapshot["coverage"]["complete"], false, "{}", snapshot["coverage"]);
+    assert_eq!(agent.metric("guardrail_flows_pending").unwrap(), 0.0);
+    let failed = agent.metric(r#"guardrail_inventory_failures_total{kind="pods",reason="transport"}"#).unwrap();
+    assert!(failed >= 1.0, "{failed}");
+
+    let (_server, _) = api_server(&lab, address);
+    wait_until(LIMIT, "it is ready", || (agent.get("/readyz").ok()?.0 == 200).then_some(())).unwrap();
+    for process in &mut processes[1..] {
+        process.go().unwrap();
+        process.wait_for_nth("done", 2, Instant::now() + LIMIT).unwrap();
+    }
+    let wanted = [("lab/Deployment/client", 7), ("node/node-a", 5)];
+    eventually(
+        LIMIT,
+        || agent.snapshot(),
+        |snapshot| {
+            let observed = edges(snapshot);
+            let found: Vec<_> = observed
+                .iter()
+                .filter(|(_, v)| happened(v))
+                .map(|(e, v)| (e.client.as_str(), e.server.as_str(), number(v, "opened")))
+                .collect();
+            let expected: Vec<_> = wanted.iter().map(|(c, n)| (*c, "lab/Deployment/server", *n)).collect();
+            if found == expected { Ok(()) } else { Err(format!("{found:?}")) }
+        },
+    )
+    .unwrap();
+}
+
+/// Away for longer than any request waits: pods that come meanwhile are not known, those that were stay, and nothing has to be restarted.
+#[test]
+fn an_api_server_that_is_long_away_costs_the_names_of_new_pods_only_and_for_that_time_only() {
+    if !bins::can_run("an API server that is long away") {
+        return;
+    }
+    let mut c = cluster(&["node-a"]);
+    let server = deployment(&mut c, "server", 8080, 0);
+    let client = deployment(&mut c, "client", 8080, 0);
+    let young = deployment(&mut c, "young", 8080, 0);
+    let to = format!("{}:8080", c.pod(&server).addresses.0);
+    let mut lab = lab(c).unwrap();
+    let index = lab.cluster.pods.iter().position(|p| p.key() == young).unwrap();
+    lab.cluster.pods[index].present = false;
+    let (api, kubeconfig) = api_server(&lab, "127.0.0.1:0".parse().unwrap());
+    let address: SocketAddr = api.url()["http://".len()..].parse().unwrap();
+    let agent = Agent::start(&lab, 0, &["--inventory", "kube", "--kubeconfig", kubeconfig.to_str().unwrap()]).unwrap();
+    drop(api);
+    lab.cluster.pods[index].present = true;
+    let serve = Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() };
+    let calls = || Scenario { after: vec![Call::new(&to, How::Tcp, 10)], ..Scenario::default() };
+    let mut processes = start(&lab, vec![(&server, serve), (&client, calls()), (&young, calls())]).unwrap();
+    go(&mut processes).unwrap();
+    let observed = |snapshot: &serde_json::Value| -> Vec<(String, u64)> {
+        let all = edges(snapshot);
+        all.iter().filter(|(_, v)| happened(v)).map(|(e, v)| (e.client.clone(), number(v, "opened"))).collect()
+    };
+    let known = ("lab/Deployment/client".to_owned(), 10);
+    eventually(
+        LIMIT,
+        || agent.snapshot(),
+        |snapshot| {
+            let (found, unresolved) = (observed(snapshot), &snapshot["coverage"]["unresolved"]);
+            let counted: u64 = unresolved.as_array().into_iter().flatten().map(|u| number(u, "count")).sum();
+            // The young pod's ten, at both ends.
+            if found == [known.clone()] && counted == 20 { Ok(()) } else { Err(format!("{found:?}, {unresolved}")) }
+        },
+    )
+    .unwrap();
+    // What was known before is still what it was, and says so.
+    assert_eq!(agent.get("/readyz").unwrap().0, 200);
+    let age = agent.metric(r#"guardrail_inventory_age_seconds{kind="pods"}"#).unwrap();
+    assert!(age >= 5.0, "{age}");
+
+    let (_api, _) = api_server(&lab, address);
+    wait_until(LIMIT, "it hears of the young pod", || {
+        (agent.metric(r#"guardrail_inventory_age_seconds{kind="pods"}"#).ok()? < age).then_some(())
+    })
+    .unwrap();
+    processes[2].go().unwrap();
+    processes[2].wait_for_nth("done", 2, Instant::now() + LIMIT).unwrap();
+    let young = ("lab/Deployment/young".to_owned(), 10);
+    eventually(
+        LIMIT,
+        || agent.snapshot(),
+        |snapshot| {
+            let found = observed(snapshot);
+            if found == [known.clone(), young.clone()] { Ok(()) } else { Err(format!("{found:?}")) }
+        },
+    )
+    .unwrap();
+}
