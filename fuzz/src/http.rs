@@ -13,6 +13,7 @@ use guardrail_agent::{
     kube::{Api, Source},
     serve,
 };
+use guardrail_graph::{Observer, ObserverConfig, Timestamp};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     runtime::Runtime,
@@ -44,7 +45,11 @@ fn surface() -> &'static Surface {
         runtime.spawn(async move {
             while let Some(query) = asked.recv().await {
                 match query {
-                    Query::Graph(reply) => drop(reply.send(b"{}\n".to_vec())),
+                    Query::Graph(reply) => {
+                        let at = Timestamp::from_unix_seconds(1_700_000_000);
+                        let document = Observer::new(ObserverConfig::new("node", "instance", at)).document(at);
+                        drop(reply.send(Some(Arc::new(document))));
+                    }
                     Query::Metrics(reply) => drop(reply.send("# EOF\n".to_owned())),
                 }
             }

@@ -1,10 +1,13 @@
 //! Wires the agent together: one task owns the observer, everything else talks to it over bounded channels.
 
+mod documents;
 mod start;
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use guardrail_graph::{Observation, Observer, Snapshot, Timestamp, inventory::Change};
+use guardrail_graph::{
+    Observation, Observer, Timestamp, inventory::Change, observer::EdgeCounters, snapshot::Document,
+};
 use guardrail_policy::{
     generate::{self, Phase},
     model::NetworkPolicy,
@@ -15,6 +18,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+
+use documents::Documents;
 
 use crate::{
     auth::tls::TlsError,
@@ -123,6 +128,8 @@ struct Daemon {
     series: EdgeSeries,
     stats: DaemonStats,
     writes: JoinSet<Written>,
+    /// Documents on their way out.
+    documents: Documents,
     trims_due: u8,
 }
 
@@ -216,14 +223,14 @@ impl Daemon {
             observer.flush(now);
         }
         while self.writes.join_next().await.is_some() {}
-        let snapshot = observer.snapshot(now);
+        let document = Arc::new(observer.document(now));
         self.stop.cancel();
         let state = match &self.state {
-            Some(state) => state.write(&json(&snapshot), now, progress.as_ref()),
+            Some(state) => state.write(Arc::clone(&document), now, progress.as_ref()),
             None => Ok(()),
         };
         let export = match &self.config.export_dir {
-            Some(dir) => files::replace_set(dir, &allow_lists(&snapshot, &options)).map(drop),
+            Some(dir) => files::replace_set(dir, &allow_lists(&document, &options)).map(drop),
             None => Ok(()),
         };
         // A client that keeps its connection open must not keep the agent from stopping.
@@ -281,18 +288,20 @@ impl Daemon {
     }
 
     fn answer(&mut self, query: Query) {
-        let snapshot = self.snapshot(now());
         // A receiver that is gone asked and went away: nothing to do.
         match query {
-            Query::Graph(reply) => drop(reply.send(json(&snapshot))),
+            Query::Graph(reply) => {
+                let observer = &mut self.observer;
+                drop(reply.send(self.documents.get(|| observer.document(now()))));
+                if self.observer.stats().edges > LARGE {
+                    self.trims_due = TRIMS;
+                }
+            }
             Query::Metrics(reply) => {
-                if let Ok(page) = self.scrape(&snapshot) {
+                if let Ok(page) = self.scrape() {
                     drop(reply.send(page));
                 }
             }
-        }
-        if snapshot.body.edges.len() > LARGE {
-            self.trims_due = TRIMS;
         }
     }
 
@@ -314,14 +323,10 @@ impl Daemon {
         }
     }
 
-    fn snapshot(&mut self, now: Timestamp) -> Snapshot {
-        let snapshot = self.observer.snapshot(now);
-        self.stats.complete = snapshot.body.coverage.complete;
-        snapshot
-    }
-
-    fn scrape(&mut self, snapshot: &Snapshot) -> Result<String, fmt::Error> {
-        let (edges, edges_suppressed) = self.series.bound(snapshot.edge_counters());
+    fn scrape(&mut self) -> Result<String, fmt::Error> {
+        let EdgeCounters { edges, complete } = self.observer.edge_counters(now());
+        self.stats.complete = complete;
+        let edges = self.series.bound(edges);
         metrics::encode(Scrape {
             observer: self.observer.stats(),
             kernel: self.kernel.stats(),
@@ -332,7 +337,6 @@ impl Daemon {
             },
             daemon: self.stats.clone(),
             edges,
-            edges_suppressed,
             bpf_stats_enabled: std::fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled")
                 .is_ok_and(|enabled| enabled.trim() == "1"),
         })
@@ -351,10 +355,9 @@ impl Daemon {
             let now = now();
             let (checkpoint, mark) = checkpoint.unzip();
             let progress = checkpoint.map(|checkpoint| Progress { checkpoint, waiting: self.observer.waiting() });
-            let snapshot = self.snapshot(now);
-            self.writes.spawn_blocking(move || {
-                Written::State(state.write(&json(&snapshot), now, progress.as_ref()).map(|()| mark))
-            });
+            let document = Arc::new(self.observer.document(now));
+            self.writes
+                .spawn_blocking(move || Written::State(state.write(document, now, progress.as_ref()).map(|()| mark)));
         }
     }
 
@@ -371,10 +374,10 @@ impl Daemon {
         if let Some(dir) = self.config.export_dir.clone()
             && self.writes.is_empty()
         {
-            let snapshot = self.snapshot(now());
+            let document = self.observer.document(now());
             let options = self.export_options();
             self.writes
-                .spawn_blocking(move || Written::Export(files::replace_set(&dir, &allow_lists(&snapshot, &options))));
+                .spawn_blocking(move || Written::Export(files::replace_set(&dir, &allow_lists(&document, &options))));
         }
     }
 
@@ -410,15 +413,8 @@ impl Daemon {
 }
 
 /// The files of `--export-dir`. Problems stand in the files themselves: what is incomplete says so, one node's view is marked.
-fn allow_lists(snapshot: &Snapshot, options: &generate::Options) -> BTreeMap<String, String> {
-    generate::generate(snapshot, options).files
-}
-
-fn json(snapshot: &Snapshot) -> Vec<u8> {
-    // Compact: 10,000 edges with line breaks and indentation would be twice the memory. A snapshot always serialises.
-    let mut bytes = serde_json::to_vec(snapshot).unwrap_or_default();
-    bytes.push(b'\n');
-    bytes
+fn allow_lists(document: &Document, options: &generate::Options) -> BTreeMap<String, String> {
+    generate::generate(&document.snapshot(), options).files
 }
 
 async fn at(deadline: Option<Instant>) {

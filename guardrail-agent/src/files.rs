@@ -53,11 +53,11 @@ pub fn lock_dir(dir: &Path) -> Result<fs::File, FileError> {
     }
 }
 
-/// Writes `content` beside `path`, syncs it, and renames it over `path`. A directory that is gone is made again.
+/// Writes the pieces of a content beside `path`, syncs them, and renames them over `path`. A directory that is gone is made again.
 ///
 /// # Errors
 /// If a step fails; then `path` is as it was before.
-pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
+pub fn replace<T: AsRef<[u8]>>(path: &Path, content: impl IntoIterator<Item = T>) -> Result<(), FileError> {
     let dir = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(dir).map_err(failed("create the directory", dir))?;
     let mut file = tempfile::Builder::new()
@@ -65,7 +65,11 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), FileError> {
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .tempfile_in(dir)
         .map_err(failed("create a temporary file for", path))?;
-    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed("write", path))?;
+    content
+        .into_iter()
+        .try_for_each(|piece| file.write_all(piece.as_ref()))
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(failed("write", path))?;
     file.persist(path).map_err(|e| failed("replace", path)(e.error))?;
     sync_dir(dir)
 }
@@ -90,7 +94,7 @@ pub fn replace_set(dir: &Path, files: &BTreeMap<String, String>) -> Result<bool,
     let now: BTreeSet<String> = files.keys().cloned().collect();
     let write_manifest = |names: &BTreeSet<String>| {
         let text: String = names.iter().map(|name| format!("{name}\n")).collect();
-        replace(&manifest, text.as_bytes())
+        replace(&manifest, [text])
     };
     if !now.is_subset(&before) {
         write_manifest(&now.union(&before).cloned().collect())?;
@@ -101,7 +105,7 @@ pub fn replace_set(dir: &Path, files: &BTreeMap<String, String>) -> Result<bool,
         if fs::read(&path).is_ok_and(|old| old == content.as_bytes()) {
             continue;
         }
-        replace(&path, content.as_bytes())?;
+        replace(&path, [content])?;
         changed = true;
     }
     for stale in before.difference(&now).filter(|name| is_below(name)) {
@@ -186,7 +190,7 @@ mod tests {
         let precious = outer.path().join("precious");
         fs::write(&precious, "kept").unwrap();
         std::os::unix::fs::symlink(&precious, dir.join("state.json")).unwrap();
-        replace(&dir.join("state.json"), b"new").unwrap();
+        replace(&dir.join("state.json"), ["new"]).unwrap();
         assert_eq!(fs::read_to_string(&precious).unwrap(), "kept");
         assert!(fs::symlink_metadata(dir.join("state.json")).unwrap().is_file());
     }
@@ -197,7 +201,7 @@ mod tests {
         let target = dir.path().join("state.json");
         fs::create_dir(&target).unwrap();
         fs::write(target.join("x"), "").unwrap();
-        assert!(replace(&target, b"new").is_err(), "a directory cannot be replaced by a file");
+        assert!(replace(&target, ["new"]).is_err(), "a directory cannot be replaced by a file");
         assert_eq!(listing(dir.path()), ["state.json"]);
     }
 

@@ -1,15 +1,23 @@
 //! The HTTP surface: `/metrics`, `/healthz`, `/readyz`, `/v1/graph`. It asks the observer task and never touches its state.
 
-use std::sync::Arc;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use axum::{
     Router,
+    body::Body,
     extract::State,
     http::{StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
+use guardrail_graph::snapshot::{Chunks, Document};
+use hyper::body::{Bytes, Frame};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::auth::{self, Guard};
@@ -17,11 +25,14 @@ use crate::auth::{self, Guard};
 /// `Content-Type` of the OpenMetrics text format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Pieces in which the graph is sent: what one connection holds of it.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// What a request asks of the observer task.
 #[derive(Debug)]
 pub enum Query {
-    /// The snapshot as JSON.
-    Graph(oneshot::Sender<Vec<u8>>),
+    /// The graph; none if too many are being sent already.
+    Graph(oneshot::Sender<Option<Arc<Document>>>),
     /// The metrics as OpenMetrics text.
     Metrics(oneshot::Sender<String>),
 }
@@ -99,26 +110,44 @@ async fn readyz(State(surface): State<Arc<Surface>>) -> Response {
 }
 
 async fn metrics(State(surface): State<Arc<Surface>>) -> Response {
-    ask(&surface.queries, Query::Metrics, OPENMETRICS).await
+    match ask(&surface.queries, Query::Metrics).await {
+        Ok(page) => ([(header::CONTENT_TYPE, OPENMETRICS)], page).into_response(),
+        Err(refusal) => refusal,
+    }
 }
 
 async fn graph(State(surface): State<Arc<Surface>>) -> Response {
-    ask(&surface.queries, Query::Graph, "application/json").await
+    match ask(&surface.queries, Query::Graph).await {
+        Ok(Some(document)) => {
+            let body = Body::new(Pieces(document.chunks(PIECE_BYTES)));
+            ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+        }
+        Ok(None) => busy(),
+        Err(refusal) => refusal,
+    }
+}
+
+/// A document on its way out: each piece is made when there is room for it, so a slow reader costs no memory.
+struct Pieces(Chunks);
+
+impl hyper::body::Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.next().map(|piece| Ok(Frame::data(piece.into()))))
+    }
+}
+
+fn busy() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "busy, try again in a second\n").into_response()
 }
 
 /// The queue of queries is bounded: when it is full the caller is told to come back, instead of the agent remembering everybody.
-async fn ask<T: IntoResponse>(
-    queries: &mpsc::Sender<Query>,
-    query: impl FnOnce(oneshot::Sender<T>) -> Query,
-    content_type: &'static str,
-) -> Response {
+async fn ask<T>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, Response> {
     let (reply, answer) = oneshot::channel();
     if queries.try_send(query(reply)).is_err() {
-        return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "busy, try again in a second\n")
-            .into_response();
+        return Err(busy());
     }
-    match answer.await {
-        Ok(body) => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response(),
-    }
+    answer.await.map_err(|_| (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response())
 }

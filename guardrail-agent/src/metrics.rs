@@ -1,11 +1,16 @@
 //! `/metrics`: every figure is read at the scrape, so gauges cannot drift. Names are those of DESIGN §8.
 
-use std::{collections::HashSet, fmt};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use guardrail_graph::{
     observe::LossReason,
-    observer::{EdgeCounter, Stats},
-    peer::Protocol,
+    observer::{EdgeCounter, OUTCOMES, Stats},
+    peer::{Peer, Protocol},
 };
 use prometheus_client::{
     collector::Collector,
@@ -43,9 +48,7 @@ pub struct Scrape {
     /// The daemon's counters.
     pub daemon: DaemonStats,
     /// Edges as bounded by [`EdgeSeries`].
-    pub edges: Vec<EdgeCounter>,
-    /// Edges without a series of their own.
-    pub edges_suppressed: u64,
+    pub edges: BoundedEdges,
     /// Whether the kernel counts the programs' run time (`kernel.bpf_stats_enabled`).
     pub bpf_stats_enabled: bool,
 }
@@ -59,7 +62,18 @@ pub struct EdgeSeries {
     hasher: std::hash::RandomState,
 }
 
-type EdgeName = (String, String, String, String, Protocol, u16);
+type EdgeName = (Arc<Peer>, Arc<Peer>, Protocol, u16);
+
+/// The counters of edges, in so many series as are allowed.
+#[derive(Clone, Debug, Default)]
+pub struct BoundedEdges {
+    /// Those with a series of their own.
+    pub shown: Vec<EdgeCounter>,
+    /// The sums of all others per protocol, in the order of [`OUTCOMES`].
+    pub other: BTreeMap<Protocol, [u64; 4]>,
+    /// How many edges all others have been so far.
+    pub suppressed: u64,
+}
 
 impl EdgeSeries {
     /// At most `max` series.
@@ -68,46 +82,35 @@ impl EdgeSeries {
         Self { max, admitted: HashSet::new(), suppressed: HashSet::new(), hasher: std::hash::RandomState::new() }
     }
 
-    /// Keeps the edges that have a series of their own and sums the rest under `other`; also says how many edges that rest has been so far.
-    pub fn bound(&mut self, edges: Vec<EdgeCounter>) -> (Vec<EdgeCounter>, u64) {
+    /// Keeps the edges that have a series of their own and sums up the rest.
+    pub fn bound(&mut self, mut edges: Vec<EdgeCounter>) -> BoundedEdges {
         use std::hash::BuildHasher as _;
-        let mut shown = Vec::with_capacity(edges.len().min(self.max + 1));
-        let mut other: Option<EdgeCounter> = None;
-        for edge in edges {
-            let name = (
-                edge.client_namespace.clone(),
-                edge.client_workload.clone(),
-                edge.server_namespace.clone(),
-                edge.server_workload.clone(),
-                edge.protocol,
-                edge.port,
-            );
-            if self.admitted.contains(&name) || self.admitted.len() < self.max {
-                self.admitted.insert(name);
-                shown.push(edge);
-                continue;
+        let mut other: BTreeMap<Protocol, [u64; 4]> = BTreeMap::new();
+        edges.retain(|edge| {
+            let name = (Arc::clone(&edge.client), Arc::clone(&edge.server), edge.protocol, edge.port);
+            if self.admitted.contains(&name) {
+                return true;
+            }
+            if self.admitted.len() < self.max {
+                return self.admitted.insert(name);
             }
             self.suppressed.insert(self.hasher.hash_one(&name));
-            match &mut other {
-                None => {
-                    other = Some(EdgeCounter {
-                        client_namespace: "other".to_owned(),
-                        client_workload: "other".to_owned(),
-                        server_namespace: "other".to_owned(),
-                        server_workload: "other".to_owned(),
-                        port: 0,
-                        ..edge
-                    });
-                }
-                Some(sum) => {
-                    for (total, (_, count)) in sum.outcomes.iter_mut().zip(edge.outcomes) {
-                        total.1 += count;
-                    }
-                }
+            let sums = other.entry(edge.protocol).or_default();
+            for (sum, count) in sums.iter_mut().zip(edge.outcomes) {
+                *sum = sum.saturating_add(count);
             }
-        }
-        shown.extend(other);
-        (shown, self.suppressed.len() as u64)
+            false
+        });
+        BoundedEdges { shown: edges, other, suppressed: self.suppressed.len() as u64 }
+    }
+}
+
+/// Namespace and name of an end, as labels: `Owner/name`, `node/NAME` or `external`.
+fn labels(peer: &Peer) -> (&str, Cow<'_, str>) {
+    match peer {
+        Peer::Workload(w) => (&w.namespace, format!("{}/{}", w.owner, w.name).into()),
+        Peer::Node { name } => ("", format!("node/{name}").into()),
+        Peer::External { .. } => ("", "external".into()),
     }
 }
 
@@ -159,37 +162,50 @@ fn gauges<'a>(
     Ok(())
 }
 
+/// The edges: a series per outcome.
+fn edge_series(e: &mut DescriptorEncoder<'_>, edges: &BoundedEdges) -> fmt::Result {
+    let mut family = e.encode_descriptor(
+        "guardrail_flow_connections",
+        "Connections (TCP) and client datagrams (UDP) by edge and outcome",
+        None,
+        MetricType::Counter,
+    )?;
+    let mut series = |ends: [(&str, &str); 2], protocol: Protocol, port: u16, counts: &[u64; 4]| {
+        let (protocol, port) = (protocol.to_string(), port.to_string());
+        let [client, server] = ends;
+        OUTCOMES.iter().zip(counts).try_for_each(|(outcome, count)| {
+            let labels = [
+                ("client_namespace", client.0),
+                ("client_workload", client.1),
+                ("server_namespace", server.0),
+                ("server_workload", server.1),
+                ("protocol", protocol.as_str()),
+                ("port", port.as_str()),
+                ("outcome", outcome),
+            ];
+            ConstCounter::new(*count).encode(family.encode_family(&labels)?)
+        })
+    };
+    for edge in &edges.shown {
+        let (client, server) = (labels(&edge.client), labels(&edge.server));
+        series([(client.0, &client.1), (server.0, &server.1)], edge.protocol, edge.port, &edge.outcomes)?;
+    }
+    for (protocol, counts) in &edges.other {
+        series([("other", "other"); 2], *protocol, 0, counts)?;
+    }
+    counter(
+        e,
+        "guardrail_flow_series_suppressed",
+        "Edges without a time series of their own (--metrics-max-edges)",
+        edges.suppressed,
+    )
+}
+
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let Self { observer, kernel, inventory, daemon, edges, edges_suppressed, bpf_stats_enabled } = self;
+        let Self { observer, kernel, inventory, daemon, edges, bpf_stats_enabled } = self;
         let e = &mut encoder;
-        let ports: Vec<_> = edges.iter().map(|edge| edge.port.to_string()).collect();
-        let protocols: Vec<_> = edges.iter().map(|edge| edge.protocol.to_string()).collect();
-        counters(
-            e,
-            "guardrail_flow_connections",
-            "Connections (TCP) and client datagrams (UDP) by edge and outcome",
-            edges.iter().zip(&ports).zip(&protocols).flat_map(|((edge, port), protocol)| {
-                edge.outcomes.iter().map(move |(outcome, count)| {
-                    let labels = vec![
-                        ("client_namespace", edge.client_namespace.as_str()),
-                        ("client_workload", edge.client_workload.as_str()),
-                        ("server_namespace", edge.server_namespace.as_str()),
-                        ("server_workload", edge.server_workload.as_str()),
-                        ("protocol", protocol.as_str()),
-                        ("port", port.as_str()),
-                        ("outcome", *outcome),
-                    ];
-                    (labels, *count)
-                })
-            }),
-        )?;
-        counter(
-            e,
-            "guardrail_flow_series_suppressed",
-            "Edges without a time series of their own (--metrics-max-edges)",
-            *edges_suppressed,
-        )?;
+        edge_series(e, edges)?;
         gauge(e, "guardrail_edges", "Edges in the observed graph", observer.edges as f64)?;
         gauge(
             e,
@@ -330,17 +346,18 @@ fn inventory_series(e: &mut DescriptorEncoder<'_>, inventory: &crate::kube::Repo
 
 #[cfg(test)]
 mod tests {
+    use guardrail_graph::WorkloadRef;
+
     use super::*;
 
     fn edge(port: u16, opened: u64) -> EdgeCounter {
+        let web = WorkloadRef { namespace: "shop".into(), owner: "Deployment".into(), name: "web".into() };
         EdgeCounter {
-            client_namespace: "shop".to_owned(),
-            client_workload: "Deployment/web".to_owned(),
-            server_namespace: String::new(),
-            server_workload: "external".to_owned(),
+            client: Arc::new(Peer::Workload(web)),
+            server: Arc::new(Peer::many()),
             protocol: Protocol::Tcp,
             port,
-            outcomes: [("opened", opened), ("refused", 0), ("unanswered", 0), ("unreachable", 0)],
+            outcomes: [opened, 0, 0, 0],
         }
     }
 
@@ -350,8 +367,7 @@ mod tests {
             kernel: KernelStats::default(),
             inventory: crate::kube::Report::default(),
             daemon: DaemonStats::default(),
-            edges,
-            edges_suppressed: 0,
+            edges: BoundedEdges { shown: edges, ..BoundedEdges::default() },
             bpf_stats_enabled: false,
         }
     }
@@ -360,17 +376,23 @@ mod tests {
     fn an_edge_that_has_a_series_keeps_it_and_the_rest_is_summed() {
         let mut series = EdgeSeries::new(2);
         series.bound(vec![edge(2, 1), edge(3, 1)]);
-        let (shown, suppressed) = series.bound(vec![edge(1, 5), edge(2, 2), edge(3, 2), edge(4, 6)]);
-        let ports: Vec<_> = shown.iter().map(|e| (e.port, e.outcomes[0].1)).collect();
-        assert_eq!(ports, [(2, 2), (3, 2), (0, 11)]);
-        assert_eq!(suppressed, 2);
-        assert_eq!(shown[2].client_workload, "other");
+        let mut datagrams = edge(5, 7);
+        datagrams.protocol = Protocol::Udp;
+        let bounded = series.bound(vec![edge(1, 5), edge(2, 2), edge(3, 2), edge(4, 6), datagrams]);
+        let ports: Vec<_> = bounded.shown.iter().map(|e| (e.port, e.outcomes[0])).collect();
+        assert_eq!(ports, [(2, 2), (3, 2)]);
+        assert_eq!(bounded.other, [(Protocol::Tcp, [11, 0, 0, 0]), (Protocol::Udp, [7, 0, 0, 0])].into());
+        assert_eq!(bounded.suppressed, 3);
+        let page = encode(Scrape { edges: bounded, ..scrape(Vec::new()) }).unwrap();
+        let other = r#"client_workload="other",server_namespace="other",server_workload="other",protocol="TCP",port="0",outcome="opened"} 11"#;
+        assert!(page.contains(other), "{page}");
     }
 
     #[test]
     fn a_label_value_that_needs_escaping_is_escaped() {
         let mut hostile = edge(80, 1);
-        hostile.client_workload = "Pod/a\"b\\c\nd".to_owned();
+        let name = "a\"b\\c\nd".to_owned();
+        hostile.client = Arc::new(Peer::Workload(WorkloadRef { namespace: "shop".into(), owner: "Pod".into(), name }));
         let page = encode(scrape(vec![hostile])).unwrap();
         assert!(page.contains(r#"client_workload="Pod/a\"b\\c\nd""#), "{page}");
     }

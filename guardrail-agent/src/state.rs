@@ -8,10 +8,13 @@ use std::{
     sync::Arc,
 };
 
-use guardrail_graph::{Observation, Observer, ObserverConfig, Snapshot, Timestamp};
+use guardrail_graph::{Observation, Observer, ObserverConfig, Snapshot, Timestamp, snapshot::Document};
 pub use progress::Progress;
 
 use crate::files::{self, FileError};
+
+/// Pieces in which the state is written.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// What an earlier agent stored.
 #[derive(Debug, Default)]
@@ -103,15 +106,15 @@ impl StateFile {
         }
     }
 
-    /// Replaces the state with a snapshot as of `at`; with pins also what belongs to it.
+    /// Replaces the state with a document as of `at`; with pins also what belongs to it.
     ///
     /// # Errors
     /// If it cannot be written; then the earlier one is whole.
-    pub fn write(&self, snapshot: &[u8], at: Timestamp, progress: Option<&Progress>) -> Result<(), FileError> {
+    pub fn write(&self, document: Arc<Document>, at: Timestamp, progress: Option<&Progress>) -> Result<(), FileError> {
         if let Some(progress) = progress {
             progress.write(self.dir(), at)?;
         }
-        files::replace(&self.path, snapshot)?;
+        files::replace(&self.path, document.chunks(PIECE_BYTES))?;
         Progress::remove_others(self.dir(), at);
         Ok(())
     }

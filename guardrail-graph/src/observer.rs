@@ -5,6 +5,7 @@
 //! when the snapshot is made (`snapshot::derive`).
 
 mod config;
+mod counters;
 mod ends;
 mod flows;
 mod names;
@@ -29,7 +30,8 @@ use ipnet::IpNet;
 use names::Names;
 use pods::{PodId, Pods};
 pub use restore::RestoreError;
-pub use stats::{EdgeCounter, Stats, UnresolvedReason};
+pub(crate) use stats::add_outcomes;
+pub use stats::{EdgeCounter, EdgeCounters, OUTCOMES, Stats, UnresolvedReason};
 use table::{Edge, Edges, Flow, PeerId, Peers};
 
 use crate::{
@@ -39,7 +41,7 @@ use crate::{
     peer::{Peer, Protocol, WorkloadRef},
     snapshot::{
         Interval, Side, WorkloadEntry,
-        facts::{MAX_EXAMPLES, ServiceFacts},
+        facts::{MAX_EXAMPLES, Services},
     },
     time::Timestamp,
 };
@@ -123,7 +125,7 @@ pub struct Observer {
     host_ports: HashMap<(PeerId, u16, Protocol), Option<Arc<str>>>,
     /// Virtual addresses of Services that are gone.
     gone_services: HashMap<IpAddr, (Arc<Service>, Timestamp)>,
-    services: BTreeMap<(String, String), ServiceFacts>,
+    services: Services,
     endpoint_ports: HashSet<(IpAddr, u16, Protocol)>,
     /// Virtual addresses that were asked for, until a Service or node changes.
     service_cache: HashMap<(IpAddr, u16, Protocol), (Arc<str>, u16)>,
@@ -132,7 +134,7 @@ pub struct Observer {
     /// How many of these are of each cgroup.
     pending_of: HashMap<CgroupId, usize>,
     unresolved: [u64; UnresolvedReason::ALL.len()],
-    /// Those that Services left open, as of the last snapshot.
+    /// Those that Services left open, as of the last document or scrape.
     service_unresolved: [u64; UnresolvedReason::ALL.len()],
     examples: [BTreeSet<String>; UnresolvedReason::ALL.len()],
     losses: [u64; LossReason::ALL.len()],
@@ -143,6 +145,7 @@ pub struct Observer {
     node_wide: BTreeSet<Arc<str>>,
     /// Earlier intervals of observation, of the restored state.
     earlier: Vec<Interval>,
+    /// Workloads of the inventory with the nodes of their pods, but without the pods themselves: those are looked up for a snapshot.
     workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
     workloads_version: Option<u64>,
     gone_workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
@@ -463,7 +466,7 @@ impl Observer {
         self.incomplete_peer(local.peer, LossReason::GraphFull.as_str());
     }
 
-    /// Counters for `/metrics`; for those of edges see [`crate::Snapshot::edge_counters`].
+    /// Counters for `/metrics`; for those of edges see [`Observer::edge_counters`].
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats {

@@ -4,7 +4,9 @@
 //! and renamed never. Numbers are kept per source and side; the numbers that stand directly in an edge are computed from those
 //! ([`EdgeRecord::sources`]) so that `merge` can take the maximum per source and stay commutative, associative and idempotent.
 
-mod derive;
+pub(crate) mod behind;
+pub(crate) mod derive;
+mod document;
 pub(crate) mod facts;
 pub mod marks;
 mod merge;
@@ -15,6 +17,7 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+pub use document::{Chunks, Document};
 pub use merge::merge;
 pub use read::SnapshotError;
 use serde::{Deserialize, Serialize};

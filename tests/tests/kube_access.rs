@@ -12,6 +12,7 @@ use guardrail_agent::{
     kube::{Api, Source},
     serve::{self, serve},
 };
+use guardrail_graph::{Observer, ObserverConfig, Timestamp};
 use guardrail_tests::apiserver::ApiServer;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -64,7 +65,11 @@ async fn surface(tls: Option<Tls>, audience: Option<&str>, limits: Limits, bound
     tokio::spawn(async move {
         while let Some(query) = asked.recv().await {
             match query {
-                Query::Graph(reply) => drop(reply.send(b"{\"graph\": 1}".to_vec())),
+                Query::Graph(reply) => {
+                    let at = Timestamp::from_unix_seconds(1_700_000_000);
+                    let mut observer = Observer::new(ObserverConfig::new("node-a", "instance", at));
+                    drop(reply.send(Some(Arc::new(observer.document(at)))));
+                }
                 Query::Metrics(reply) => drop(reply.send("guardrail_edges 1\n".to_owned())),
             }
         }

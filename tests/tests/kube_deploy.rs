@@ -310,8 +310,7 @@ fn exported() -> BTreeSet<String> {
         kernel: KernelStats::default(),
         inventory: Status::default().report(),
         daemon: metrics::DaemonStats::default(),
-        edges: Vec::new(),
-        edges_suppressed: 0,
+        edges: metrics::BoundedEdges::default(),
         bpf_stats_enabled: true,
     })
     .unwrap();

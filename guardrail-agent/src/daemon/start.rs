@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Daemon, StartError};
+use super::{Daemon, StartError, documents::Documents};
 use crate::{
     auth::{self, Guard, tls::Tls},
     clock::now,
@@ -203,6 +203,7 @@ impl Daemon {
             series: EdgeSeries::new(config.metrics_max_edges),
             stats: DaemonStats { complete: true, ..DaemonStats::default() },
             writes: JoinSet::new(),
+            documents: Documents::default(),
             trims_due: 0,
             config,
             observer,

@@ -1,7 +1,7 @@
 //! From values of FLOWS, whose counters only grow, to what each entry gained since it was last looked at.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     net::{IpAddr, Ipv6Addr},
 };
 
@@ -14,6 +14,7 @@ use guardrail_graph::{
     peer::Protocol,
     time::Timestamp,
 };
+use indexmap::IndexMap;
 
 /// What was folded of one entry.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,7 +29,8 @@ struct Seen {
 /// What was folded of every live entry.
 #[derive(Debug, Default)]
 pub(crate) struct Fold {
-    seen: HashMap<FlowKey, Seen>,
+    /// Its entries lie close together and grow in place, other than those of a hash table.
+    seen: IndexMap<FlowKey, Seen>,
     sweep: u32,
 }
 
@@ -125,7 +127,7 @@ impl Fold {
 
     /// The entry is gone from the map.
     pub(crate) fn forget(&mut self, key: &FlowKey) {
-        self.seen.remove(key);
+        self.seen.swap_remove(key);
     }
 }
 

@@ -41,7 +41,7 @@ impl Progress {
         bytes.extend(waiting);
         // Into memory: it does not fail.
         let _ = self.checkpoint.write(&mut bytes);
-        files::replace(&path(dir, at), &bytes)
+        files::replace(&path(dir, at), [bytes])
     }
 
     /// What belongs to the graph whose window ends at `at`; `None` if there is nothing.

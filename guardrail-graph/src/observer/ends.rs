@@ -11,7 +11,7 @@ use crate::{
     identity::{addresses::Lookup, cgroups::Resident},
     inventory::VirtualTarget,
     observe::CgroupId,
-    peer::{Peer, Protocol},
+    peer::Protocol,
     snapshot::marks,
     time::Timestamp,
 };
@@ -222,10 +222,7 @@ impl Observer {
         protocol: Protocol,
         at: Timestamp,
     ) -> Option<VirtualTarget> {
-        let node = self.node_at(address, at).and_then(|id| match self.peers.get(id) {
-            Peer::Node { name } => Some(name.as_str()),
-            _ => None,
-        });
+        let node = self.node_at(address, at).and_then(|id| self.peers.node_name(id));
         self.inventory.virtual_target(address, port, protocol, node).or_else(|| {
             // A Service that is gone since: flows of its time still belong to it.
             let service = self.gone_services.get(&address).map(|(service, _)| service)?;

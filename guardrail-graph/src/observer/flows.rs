@@ -10,7 +10,7 @@ use super::{
 use crate::{
     identity::addresses::Lookup,
     observe::{self, FlowCounts, FlowDelta, Role},
-    peer::{Peer, Protocol},
+    peer::Protocol,
     snapshot::{Counts, Side, facts::Seen, marks},
     time::Timestamp,
 };
@@ -314,7 +314,7 @@ impl Observer {
 
     /// The workload of the one host-network pod of a node that declares a port.
     fn host_network_server(&self, node: PeerId, port: u16, protocol: Protocol) -> Option<Arc<str>> {
-        let Peer::Node { .. } = self.peers.get(node) else { return None };
+        self.peers.node_name(node)?;
         self.host_ports.get(&(node, port, protocol)).cloned().flatten()
     }
 

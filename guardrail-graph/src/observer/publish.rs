@@ -1,13 +1,16 @@
 //! The snapshot of an observer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{Observer, UnresolvedReason, table::MARKS};
 use crate::{
     inventory::Pod,
     peer::{Peer, WorkloadRef},
     snapshot::{
-        Interval, NamedPort, PodEntry, Side, Snapshot, Source, WorkloadEntry,
+        Document, NamedPort, PodEntry, Side, Snapshot, Source, WorkloadEntry,
         facts::{EdgeFacts, Facts, FlowFacts, RemoteFacts},
     },
     time::Timestamp,
@@ -32,28 +35,33 @@ fn pod_entry(pod: &Pod) -> PodEntry {
 }
 
 impl Observer {
-    /// The graph as a document, with everything derived. Ends no wait.
+    /// The graph with everything derived, spelled out. Ends no wait.
     pub fn snapshot(&mut self, now: Timestamp) -> Snapshot {
+        self.document(now).snapshot()
+    }
+
+    /// The graph with everything derived, as a document that costs a fraction of the snapshot. Ends no wait.
+    pub fn document(&mut self, now: Timestamp) -> Document {
         self.settle_services(now);
         self.refresh_workloads(now);
-        let source = Source { node: self.config.node.clone(), instance: self.config.instance.clone() };
-        let mut facts = Facts { expected: self.expected_nodes(), ..Facts::default() };
-        facts.sources.insert(source.clone());
+        let source = Arc::new(Source { node: self.config.node.clone(), instance: self.config.instance.clone() });
+        let mut facts = Facts::default();
+        facts.expected = self.expected_nodes();
+        facts.sources.insert(Arc::clone(&source));
         facts.observed.insert(self.config.node.clone());
-        let mut intervals = self.earlier.clone();
-        intervals.push(Interval { from: self.config.started, to: now.max(self.config.started) });
-        facts.window.insert(self.config.node.clone(), intervals);
+        facts.window.insert(self.config.node.clone(), self.intervals(now));
         for (reason, count) in self.losses().filter(|(_, count)| *count > 0) {
-            facts.losses.insert((source.clone(), reason.as_str().to_owned()), (reason.class(), count));
+            facts.losses.insert((Arc::clone(&source), reason.as_str().to_owned()), (reason.class(), count));
         }
         for reason in UnresolvedReason::ALL {
             let (count, examples) = (self.unresolved[reason as usize], &self.examples[reason as usize]);
             if count > 0 {
-                facts.unresolved.insert((source.clone(), reason.as_str().to_owned()), (count, examples.clone()));
+                let key = (Arc::clone(&source), reason.as_str().to_owned());
+                facts.unresolved.insert(key, (count, examples.clone()));
             }
         }
         for (peer, reasons) in &self.incomplete {
-            facts.incomplete.insert(self.peers.get(*peer).clone(), reasons.iter().map(|r| r.to_string()).collect());
+            facts.incomplete.insert(self.peers.get(*peer), reasons.iter().map(|r| r.to_string()).collect());
         }
         if !self.node_wide.is_empty() {
             let here = self
@@ -62,67 +70,70 @@ impl Observer {
                 .filter(|w| w.pods.contains_key(&self.config.node))
                 .map(|w| Peer::Workload(w.workload.clone()));
             for peer in here.chain([Peer::Node { name: self.config.node.clone() }]) {
-                facts.incomplete.entry(peer).or_default().extend(self.node_wide.iter().map(|r| r.to_string()));
+                let reasons = facts.incomplete.entry(Arc::new(peer)).or_default();
+                reasons.extend(self.node_wide.iter().map(|r| r.to_string()));
             }
         }
-        for entry in self.gone_workloads.values().chain(self.workloads.values()) {
-            facts.workloads.insert(entry.workload.clone(), entry.clone());
+        facts.workloads = self.gone_workloads.clone();
+        facts.workloads.extend(self.workloads.iter().map(|(name, entry)| (name.clone(), entry.clone())));
+        self.fill_pods(&mut facts.workloads, |pods, pod| pods.push(pod_entry(pod)));
+        for pods in facts.workloads.values_mut().flat_map(|e| e.pods.values_mut()) {
+            pods.sort_unstable();
         }
         facts.services = self.services.clone();
         self.address_facts(&mut facts);
         for ((client, service, protocol, port), flow) in &self.service_flows {
             let Some(seen) = flow.seen else { continue };
-            let key = (self.peers.get(*client).clone(), service.to_string(), *protocol, *port);
+            let key = (self.peers.get(*client), Arc::clone(service), *protocol, *port);
             let mut flow_facts = FlowFacts { marks: marks_of(flow.marks), ..FlowFacts::default() };
             flow_facts.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
-            flow_facts.sources.insert((source.clone(), Side::Client), seen);
+            flow_facts.sources.max(Arc::clone(&source), Side::Client, &seen);
             facts.service_flows.insert(key, flow_facts);
         }
         self.remote_facts(&mut facts, &source, now);
         self.edge_facts(&mut facts, &source);
-        let snapshot = facts.finish();
-        // What Services left open is computed with the snapshot; the counters of `/metrics` show it.
+        let document = facts.document();
+        // What Services left open is computed with the document; the counters of `/metrics` show it.
         for reason in UnresolvedReason::DERIVED {
-            let counts =
-                snapshot.body.coverage.unresolved.iter().filter(|u| u.reason == reason.as_str()).map(|u| u.count);
+            let counts = document.coverage().unresolved.iter().filter(|u| u.reason == reason.as_str()).map(|u| u.count);
             self.service_unresolved[reason as usize] = counts.fold(0, u64::saturating_add);
         }
-        snapshot
+        document
     }
 
-    fn edge_facts(&self, facts: &mut Facts, source: &Source) {
+    fn edge_facts(&self, facts: &mut Facts, source: &Arc<Source>) {
+        facts.edges.reserve_exact(self.edges.len());
         for ((client, server, protocol, port), edge) in self.edges.iter() {
-            let mut edge_facts = EdgeFacts { marks: marks_of(edge.marks), ..EdgeFacts::default() };
-            edge_facts.node_workloads.extend(edge.node_workloads.iter().map(|w| w.to_string()));
-            edge_facts.port_name = edge.port_name.as_ref().map(|n| n.to_string());
-            for (side, seen) in [Side::Client, Side::Server].into_iter().zip(edge.sides) {
+            let mut edge_facts = EdgeFacts::default();
+            edge_facts.port_name.clone_from(&edge.port_name);
+            for (side, seen) in [Side::Client, Side::Server].into_iter().zip(&edge.sides) {
                 if let Some(seen) = seen {
-                    edge_facts.sources.insert((source.clone(), side), seen);
+                    edge_facts.sources.max(Arc::clone(source), side, seen);
                 }
             }
-            let server_peer = self.peers.get(*server);
-            if let Peer::External { address } = server_peer
-                && let Ok(address) = address.parse()
-            {
-                edge_facts.server_names.extend(self.names.of(*client, address).iter().map(|n| n.to_string()));
+            let names = self.peers.address(*server).map_or(&[][..], |address| self.names.of(*client, address));
+            if edge.marks != 0 || !edge.node_workloads.is_empty() || !names.is_empty() {
+                let rare = edge_facts.rare_mut();
+                rare.marks = marks_of(edge.marks);
+                rare.node_workloads.extend(edge.node_workloads.iter().map(|w| w.to_string()));
+                rare.server_names.extend(names.iter().map(|n| n.to_string()));
             }
-            facts.edges.insert((self.peers.get(*client).clone(), server_peer.clone(), *protocol, *port), edge_facts);
+            facts.edges.insert((self.peers.get(*client), self.peers.get(*server), *protocol, *port), edge_facts);
         }
     }
 
     /// What is left for `merge` to name.
-    fn remote_facts(&self, facts: &mut Facts, source: &Source, now: Timestamp) {
+    fn remote_facts(&self, facts: &mut Facts, source: &Arc<Source>, now: Timestamp) {
         if !self.config.own_pods_only && self.remote_flows.is_empty() {
             return;
         }
         for ((local, side, address, protocol, port), flow) in &self.remote_flows {
             let Some(seen) = flow.sides.iter().flatten().next() else { continue };
-            let mut kept =
-                RemoteFacts { port_name: flow.port_name.as_ref().map(|n| n.to_string()), ..RemoteFacts::default() };
+            let mut kept = RemoteFacts { port_name: flow.port_name.clone(), ..RemoteFacts::default() };
             kept.flow.marks = marks_of(flow.marks);
             kept.flow.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
-            kept.flow.sources.insert((source.clone(), *side), *seen);
-            facts.remote_flows.insert((self.peers.get(*local).clone(), *side, *address, *protocol, *port), kept);
+            kept.flow.sources.max(Arc::clone(source), *side, seen);
+            facts.remote_flows.insert((self.peers.get(*local), *side, *address, *protocol, *port), kept);
         }
         if self.config.own_pods_only {
             let as_of = BTreeMap::from([(self.config.node.clone(), now)]);
@@ -142,18 +153,18 @@ impl Observer {
                     None => continue,
                 },
             };
-            let key = (address, bound(tenure.from), self.peers.get(peer).clone(), pod);
+            let key = (address, bound(tenure.from), self.peers.get(peer), pod);
             facts.addresses.insert(key, (bound(tenure.to), tenure.proven.is_some()));
         }
         for (address, peer) in &self.range_nodes {
             if self.addresses.lookup(*address, Timestamp::MAX) == crate::identity::addresses::Lookup::Unknown {
-                facts.addresses.insert((*address, None, self.peers.get(*peer).clone(), None), (None, false));
+                facts.addresses.insert((*address, None, self.peers.get(*peer), None), (None, false));
             }
         }
     }
 
     /// Workloads change with the inventory only.
-    fn refresh_workloads(&mut self, now: Timestamp) {
+    pub(super) fn refresh_workloads(&mut self, now: Timestamp) {
         let version = self.inventory.version();
         if self.workloads_version != Some(version) {
             self.workloads_version = Some(version);
@@ -196,15 +207,22 @@ impl Observer {
             })
             .collect();
         for pod in self.inventory.pods() {
-            let Some(entry) = entries.get_mut(&self.inventory.owner_of(pod).workload) else { continue };
-            entry.host_network |= pod.host_network;
-            if !pod.finished {
-                entry.pods.entry(pod.node.clone().unwrap_or_default()).or_default().push(pod_entry(pod));
+            if pod.host_network
+                && let Some(entry) = entries.get_mut(&self.inventory.owner_of(pod).workload)
+            {
+                entry.host_network = true;
             }
         }
-        for pods in entries.values_mut().flat_map(|e| e.pods.values_mut()) {
-            pods.sort_unstable();
-        }
+        self.fill_pods(&mut entries, |_, _| ());
         entries
+    }
+
+    /// Calls `add` with each live pod and the list of its workload and node, which is there from then on.
+    fn fill_pods(&self, entries: &mut BTreeMap<WorkloadRef, WorkloadEntry>, add: impl Fn(&mut Vec<PodEntry>, &Pod)) {
+        for pod in self.inventory.pods().filter(|p| !p.finished) {
+            if let Some(entry) = entries.get_mut(&self.inventory.owner_of(pod).workload) {
+                add(entry.pods.entry(pod.node.clone().unwrap_or_default()).or_default(), pod);
+            }
+        }
     }
 }

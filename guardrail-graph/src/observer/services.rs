@@ -1,6 +1,9 @@
 //! The endpoints of Services over time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
 
 use super::{
     Observer,
@@ -56,7 +59,8 @@ impl Observer {
             for backend in self.inventory.backends(&service) {
                 match self.backend_peer(&backend, now) {
                     Some(peer) => {
-                        let entry = (backend.address, backend.port, peer, backend.node);
+                        let node = backend.node.map(|node| self.texts.intern(&node));
+                        let entry = (backend.address, backend.port, peer, node);
                         current.entry(port_key(backend.service_port)).or_default().insert(entry);
                     }
                     // Its pod is not known yet.
@@ -74,18 +78,19 @@ impl Observer {
                 ports: Vec::new(),
                 as_of: now,
             };
-            let facts = self
-                .services
-                .entry(key.clone())
-                .or_insert_with(|| ServiceFacts { base: base.clone(), ports: BTreeMap::new() });
-            facts.base = base;
+            match self.services.entry(key.clone()) {
+                Entry::Occupied(known) => Arc::make_mut(known.into_mut()).base = base,
+                Entry::Vacant(new) => {
+                    new.insert(Arc::new(ServiceFacts { base, ports: BTreeMap::new() }));
+                }
+            }
         }
         let since = (self.saw_flow && now > self.config.started).then_some(now);
-        let Some(facts) = self.services.get_mut(&key) else { return };
+        let Some(facts) = self.services.get_mut(&key).map(Arc::make_mut) else { return };
         for (port, known) in &mut facts.ports {
             let now_there = current.get(port);
             for ((address, number, peer, node, _), to) in known.iter_mut().filter(|(_, to)| to.is_none()) {
-                if !now_there.is_some_and(|c| c.contains(&(*address, *number, peer.clone(), node.clone()))) {
+                if !now_there.is_some_and(|c| c.contains(&(*address, *number, Arc::clone(peer), node.clone()))) {
                     *to = Some(now);
                 }
             }
@@ -120,18 +125,18 @@ impl Observer {
         });
     }
 
-    fn backend_peer(&self, backend: &Backend, now: Timestamp) -> Option<Peer> {
+    fn backend_peer(&self, backend: &Backend, now: Timestamp) -> Option<Arc<Peer>> {
         if self.config.own_pods_only && backend.node.as_ref().is_some_and(|node| *node != self.config.node) {
             // `merge` knows whose address it is.
-            return Some(Peer::External { address: backend.address.to_string() });
+            return Some(Arc::new(Peer::External { address: backend.address.to_string() }));
         }
         if let Some((namespace, name)) = &backend.pod {
             let (_, record) = self.pods.by_name(namespace, name)?;
-            return (!record.provisional).then(|| self.peers.get(record.peer).clone());
+            return (!record.provisional).then(|| self.peers.get(record.peer));
         }
         match self.remote_peer(backend.address, now, true) {
-            Found::Yes(Remote::Peer { peer, .. }) => Some(self.peers.get(peer).clone()),
-            Found::Yes(_) => Some(Peer::External { address: backend.address.to_string() }),
+            Found::Yes(Remote::Peer { peer, .. }) => Some(self.peers.get(peer)),
+            Found::Yes(_) => Some(Arc::new(Peer::External { address: backend.address.to_string() })),
             Found::Wait | Found::No(_) => None,
         }
     }

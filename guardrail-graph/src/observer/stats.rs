@@ -1,8 +1,11 @@
 //! Counters of an observer, as `/metrics` shows them.
 
+use std::sync::Arc;
+
 use crate::{
     observe::{LossClass, LossReason},
-    peer::Protocol,
+    peer::{Peer, Protocol},
+    snapshot::Counts,
 };
 
 /// Reasons of `guardrail_flows_unresolved_total`; each exists from the start at 0.
@@ -75,7 +78,7 @@ pub struct Stats {
     pub service_flows: usize,
     /// Flows that wait for their pod or their role.
     pub pending: usize,
-    /// Unresolved flows by reason, in the order of [`UnresolvedReason::ALL`]; Service reasons as of the last snapshot.
+    /// Unresolved flows by reason, in the order of [`UnresolvedReason::ALL`]; Service reasons as of the last document or scrape.
     pub unresolved: Vec<(&'static str, u64)>,
     /// Losses by reason, in the order of [`LossReason::ALL`].
     pub losses: Vec<(LossReason, LossClass, u64)>,
@@ -85,21 +88,37 @@ pub struct Stats {
     pub identity_entries: Vec<(&'static str, usize)>,
 }
 
-/// One line of `guardrail_flow_connections_total`: an edge with bounded label values, and its counts by outcome.
+/// Outcomes that [`EdgeCounter::outcomes`] counts: `opened` has those found at start in it.
+pub const OUTCOMES: [&str; 4] = ["opened", "refused", "unanswered", "unreachable"];
+
+/// Series of `guardrail_flow_connections_total`: an edge whose external ends are one, and its counts by outcome.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EdgeCounter {
-    /// Namespace of the client; empty for nodes and external peers.
-    pub client_namespace: String,
-    /// `Owner/name`, `node/NAME` or `external`.
-    pub client_workload: String,
-    /// Namespace of the server; empty for nodes and external peers.
-    pub server_namespace: String,
-    /// As `client_workload`.
-    pub server_workload: String,
+    /// The client; [`Peer::many`] for whatever is outside the cluster.
+    pub client: Arc<Peer>,
+    /// The server; likewise.
+    pub server: Arc<Peer>,
     /// Protocol.
     pub protocol: Protocol,
     /// Pod port.
     pub port: u16,
-    /// `(outcome, count)`: `opened` (with those found at start), `refused`, `unanswered`, `unreachable`.
-    pub outcomes: [(&'static str, u64); 4],
+    /// In the order of [`OUTCOMES`].
+    pub outcomes: [u64; 4],
+}
+
+/// What `/metrics` shows of the edges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EdgeCounters {
+    /// Sorted.
+    pub edges: Vec<EdgeCounter>,
+    /// As [`crate::snapshot::Coverage::complete`].
+    pub complete: bool,
+}
+
+/// Adds the counts of an edge.
+pub(crate) fn add_outcomes(sums: &mut [u64; 4], counts: &Counts) {
+    let gains = [counts.established(), counts.refused, counts.unanswered, counts.unreachable];
+    for (sum, gain) in sums.iter_mut().zip(gains) {
+        *sum = sum.saturating_add(gain);
+    }
 }

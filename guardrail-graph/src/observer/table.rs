@@ -1,10 +1,13 @@
 //! The edges and service flows of one observer, with peers and names as small numbers.
 
 use std::{
+    borrow::BorrowMut,
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
+
+use indexmap::IndexMap;
 
 use super::ObserverConfig;
 use crate::{
@@ -16,23 +19,45 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PeerId(u32);
 
+/// A peer as it is kept. There may be 100,000 external ones: their text is made when it is asked for.
+#[derive(Debug)]
+enum Kept {
+    Named(Arc<Peer>),
+    Address(IpAddr),
+}
+
 /// Peers by number.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    peers: Vec<Arc<Peer>>,
+    peers: Vec<Kept>,
     ids: HashMap<Arc<Peer>, PeerId>,
     external: HashMap<IpAddr, PeerId>,
 }
 
+fn address(peer: &Peer) -> Option<IpAddr> {
+    match peer {
+        Peer::External { address } => address.parse().ok(),
+        _ => None,
+    }
+}
+
 impl Peers {
     pub(super) fn id(&mut self, peer: Peer) -> PeerId {
+        if let Some(address) = address(&peer) {
+            return self.external(address);
+        }
         if let Some(id) = self.ids.get(&peer) {
             return *id;
         }
-        let id = PeerId(u32::try_from(self.peers.len()).unwrap_or(u32::MAX));
         let peer = Arc::new(peer);
-        self.peers.push(Arc::clone(&peer));
+        let id = self.push(Kept::Named(Arc::clone(&peer)));
         self.ids.insert(peer, id);
+        id
+    }
+
+    fn push(&mut self, peer: Kept) -> PeerId {
+        let id = PeerId(u32::try_from(self.peers.len()).unwrap_or(u32::MAX));
+        self.peers.push(peer);
         id
     }
 
@@ -40,7 +65,7 @@ impl Peers {
         if let Some(id) = self.external.get(&address) {
             return *id;
         }
-        let id = self.id(Peer::External { address: address.to_string() });
+        let id = self.push(Kept::Address(address));
         self.external.insert(address, id);
         id
     }
@@ -50,8 +75,46 @@ impl Peers {
         self.external.get(&address).copied()
     }
 
-    pub(super) fn get(&self, id: PeerId) -> &Peer {
-        &self.peers[id.0 as usize]
+    /// The number of a peer, if it was ever used.
+    pub(super) fn find(&self, peer: &Peer) -> Option<PeerId> {
+        match address(peer) {
+            Some(address) => self.known_external(address),
+            None => self.ids.get(peer).copied(),
+        }
+    }
+
+    pub(super) fn get(&self, id: PeerId) -> Arc<Peer> {
+        match &self.peers[id.0 as usize] {
+            Kept::Named(peer) => Arc::clone(peer),
+            Kept::Address(address) => Arc::new(Peer::External { address: address.to_string() }),
+        }
+    }
+
+    /// The name, if it is a node.
+    pub(super) fn node_name(&self, id: PeerId) -> Option<&str> {
+        match &self.peers[id.0 as usize] {
+            Kept::Named(peer) => match &**peer {
+                Peer::Node { name } => Some(name),
+                _ => None,
+            },
+            Kept::Address(_) => None,
+        }
+    }
+
+    /// Whether it is outside the cluster: an address, or [`Peer::many`].
+    pub(super) fn is_external(&self, id: PeerId) -> bool {
+        match &self.peers[id.0 as usize] {
+            Kept::Named(peer) => matches!(**peer, Peer::External { .. }),
+            Kept::Address(_) => true,
+        }
+    }
+
+    /// The address, if it is one.
+    pub(super) fn address(&self, id: PeerId) -> Option<IpAddr> {
+        match &self.peers[id.0 as usize] {
+            Kept::Named(_) => None,
+            Kept::Address(address) => Some(*address),
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -79,8 +142,8 @@ pub(super) type Key = (PeerId, PeerId, Protocol, u16);
 /// What is known of an edge.
 #[derive(Debug, Default)]
 pub(super) struct Edge {
-    /// Seen at the client, at the server.
-    pub(super) sides: [Option<Seen>; 2],
+    /// Seen at the client, at the server. Boxed: mostly it is one of them, and the table has free places.
+    pub(super) sides: [Option<Box<Seen>>; 2],
     pub(super) marks: u8,
     pub(super) node_workloads: Vec<Arc<str>>,
     pub(super) port_name: Option<Arc<str>>,
@@ -103,13 +166,16 @@ pub(super) struct Gain {
     pub(super) port_name: Option<Arc<str>>,
 }
 
-fn add(slot: &mut Option<Seen>, seen: &Seen) {
+fn add<S: BorrowMut<Seen> + From<Seen>>(slot: &mut Option<S>, seen: &Seen) {
     let opens = seen.counts.established() > 0 || seen.counts.failed() > 0;
     match slot {
-        Some(kept) if opens => kept.add(seen),
+        Some(kept) if opens => kept.borrow_mut().add(seen),
         // First and last seen are times of opens and attempts, not of bytes.
-        Some(kept) => kept.counts = kept.counts.plus(&seen.counts),
-        None if opens => *slot = Some(*seen),
+        Some(kept) => {
+            let kept = kept.borrow_mut();
+            kept.counts = kept.counts.plus(&seen.counts);
+        }
+        None if opens => *slot = Some((*seen).into()),
         None => {}
     }
 }
@@ -182,7 +248,8 @@ enum End {
 /// All edges.
 #[derive(Debug)]
 pub(super) struct Edges {
-    edges: HashMap<Key, Edge>,
+    /// Its entries lie close together and grow in place, other than those of a hash table.
+    edges: IndexMap<Key, Edge>,
     externals: HashMap<(End, PeerId, Protocol, u16), Externals>,
     many: PeerId,
     max_clients: usize,
@@ -197,7 +264,7 @@ pub(super) struct Edges {
 impl Edges {
     pub(super) fn new(many: PeerId, config: &ObserverConfig) -> Self {
         Self {
-            edges: HashMap::new(),
+            edges: IndexMap::new(),
             externals: HashMap::new(),
             many,
             max_clients: config.max_external_clients,
@@ -221,7 +288,7 @@ impl Edges {
     }
 
     fn remove(&mut self, key: &Key, local: PeerId) -> Option<Edge> {
-        let edge = self.edges.remove(key)?;
+        let edge = self.edges.swap_remove(key)?;
         if let Some(held) = self.held.get_mut(&local) {
             *held = held.saturating_sub(1);
         }
@@ -234,6 +301,10 @@ impl Edges {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Edge)> {
         self.edges.iter()
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<&Edge> {
+        self.edges.get(key)
     }
 
     pub(super) fn contains(&self, key: &Key) -> bool {
@@ -345,7 +416,7 @@ impl Edges {
     pub(super) fn restore(&mut self, key: Key, edge: Edge, peers: &Peers) {
         let many = self.many;
         for (end, external, other) in [(End::Client, key.0, key.1), (End::Server, key.1, key.0)] {
-            if matches!(peers.get(external), Peer::External { .. }) {
+            if peers.is_external(external) {
                 let state = self
                     .externals
                     .entry((end, other, key.2, key.3))

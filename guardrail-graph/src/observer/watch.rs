@@ -232,7 +232,7 @@ impl Observer {
                 let name = self.texts.intern(&format!("{}/{}:{}", service.namespace, service.name, key.3));
                 let gain = Gain {
                     side: Side::Client,
-                    seen,
+                    seen: *seen,
                     marks: edge.marks,
                     node_workload: edge.node_workloads.first().cloned(),
                     port_name: None,

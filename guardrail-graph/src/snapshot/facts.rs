@@ -2,9 +2,13 @@
 //! commutative, associative and idempotent, and so is everything that is computed from the joined facts.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    hash::Hash,
     net::IpAddr,
+    sync::Arc,
 };
+
+use indexmap::IndexMap;
 
 use super::{
     AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, PodEntry, ServiceEntry, Side, Snapshot, Source,
@@ -24,9 +28,9 @@ pub(super) const NODE_UNOBSERVED: &str = "node_unobserved:";
 pub(super) const WINDOW_GAP: &str = "window_gap:";
 
 /// `(client, server, protocol, port)`.
-pub(crate) type EdgeKey = (Peer, Peer, Protocol, u16);
+pub(crate) type EdgeKey = (Arc<Peer>, Arc<Peer>, Protocol, u16);
 /// `(client, "namespace/name:port", protocol, port)`.
-pub(crate) type FlowKey = (Peer, String, Protocol, u16);
+pub(crate) type FlowKey = (Arc<Peer>, Arc<str>, Protocol, u16);
 
 /// What was counted by one source at one side, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +48,17 @@ impl Seen {
         self.last = self.last.max(other.last);
     }
 
+    /// Both, as far as there are any.
+    pub(crate) fn sum(a: Option<Self>, b: Option<Self>) -> Option<Self> {
+        match (a, b) {
+            (Some(mut a), Some(b)) => {
+                a.add(&b);
+                Some(a)
+            }
+            (a, b) => a.or(b),
+        }
+    }
+
     /// Different observations.
     pub(crate) fn add(&mut self, other: &Self) {
         self.counts = self.counts.plus(&other.counts);
@@ -52,8 +67,55 @@ impl Seen {
     }
 }
 
-pub(crate) fn max_into<K: Ord>(map: &mut BTreeMap<K, Seen>, key: K, seen: Seen) {
-    map.entry(key).and_modify(|s| s.max(&seen)).or_insert(seen);
+/// What each source counted at each side, sorted. Mostly one or two, for which a map would take ten times the memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct BySource(Vec<((Arc<Source>, Side), Seen)>);
+
+impl BySource {
+    /// Joins what a source counted: of the same, the greater.
+    pub(crate) fn max(&mut self, source: Arc<Source>, side: Side, seen: &Seen) {
+        let key = (source, side);
+        match self.0.binary_search_by(|(known, _)| known.cmp(&key)) {
+            Ok(at) => self.0[at].1.max(seen),
+            Err(at) => {
+                self.0.reserve_exact(1);
+                self.0.insert(at, (key, *seen));
+            }
+        }
+    }
+
+    /// Adds what a source counted besides.
+    pub(crate) fn plus(&mut self, source: Arc<Source>, side: Side, seen: &Seen) {
+        match self.0.iter_mut().find(|((known, s), _)| *known == source && *s == side) {
+            Some((_, kept)) => kept.add(seen),
+            None => self.max(source, side, seen),
+        }
+    }
+
+    fn add(&mut self, sources: &mut Interned<Source>, counts: Vec<SourceCounts>) {
+        for c in counts.into_iter().filter(|c| !c.by_merge) {
+            let seen = Seen { counts: c.counts, first: c.first_seen, last: c.last_seen };
+            self.max(sources.get(c.source), c.side, &seen);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<Source>, Side, &Seen)> {
+        self.0.iter().map(|((source, side), seen)| (source, *side, seen))
+    }
+
+    /// The sum over sources at one side.
+    pub(crate) fn at(&self, side: Side) -> Option<Seen> {
+        self.iter().filter(|(_, s, _)| *s == side).fold(None, |sum, (.., seen)| Seen::sum(sum, Some(*seen)))
+    }
+
+    /// The sum over all.
+    pub(crate) fn total(&self) -> Option<Seen> {
+        self.iter().fold(None, |sum, (.., seen)| Seen::sum(sum, Some(*seen)))
+    }
 }
 
 impl Counts {
@@ -94,41 +156,75 @@ impl Counts {
     }
 }
 
+/// Facts of an edge. There may be 100,000 of them at once, so what few have stands apart.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct EdgeFacts {
+    pub(crate) sources: BySource,
+    pub(crate) port_name: Option<Arc<str>>,
+    rare: Option<Box<Rare>>,
+}
+
 /// What remote flows add to an edge.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ByMerge {
-    pub(crate) sources: BTreeMap<(Source, Side), Seen>,
-    pub(crate) port_name: Option<String>,
+    pub(crate) sources: BySource,
+    pub(crate) port_name: Option<Arc<str>>,
     pub(crate) marks: BTreeSet<String>,
     pub(crate) node_workloads: BTreeSet<String>,
 }
 
-impl EdgeFacts {
-    /// Counts per source and side; one may come twice, of its own records and of remote flows.
-    pub(super) fn seen(&self) -> impl Iterator<Item = (&(Source, Side), &Seen)> {
-        self.sources.iter().chain(&self.by_merge.sources)
-    }
-
-    /// No record shows it.
-    pub(super) fn is_unseen(&self) -> bool {
-        self.sources.is_empty() && self.by_merge.sources.is_empty()
-    }
-}
-
-/// Facts of an edge.
+/// What few edges have.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct EdgeFacts {
+pub(crate) struct Rare {
     pub(crate) client_names: BTreeSet<String>,
     pub(crate) server_names: BTreeSet<String>,
-    pub(crate) port_name: Option<String>,
     pub(crate) via: BTreeSet<String>,
     pub(crate) marks: BTreeSet<String>,
     pub(crate) node_workloads: BTreeSet<String>,
-    pub(crate) sources: BTreeMap<(Source, Side), Seen>,
     /// What remote flows add, computed anew each time.
     pub(crate) by_merge: ByMerge,
     /// An edge that came without counts per source: its numbers as they stood, who saw it, and whether it was supported.
     pub(crate) bare: Option<(Seen, BTreeSet<Side>, bool)>,
+}
+
+static NOTHING_RARE: Rare = Rare {
+    client_names: BTreeSet::new(),
+    server_names: BTreeSet::new(),
+    via: BTreeSet::new(),
+    marks: BTreeSet::new(),
+    node_workloads: BTreeSet::new(),
+    by_merge: ByMerge {
+        sources: BySource(Vec::new()),
+        port_name: None,
+        marks: BTreeSet::new(),
+        node_workloads: BTreeSet::new(),
+    },
+    bare: None,
+};
+
+impl EdgeFacts {
+    pub(crate) fn rare(&self) -> &Rare {
+        self.rare.as_deref().unwrap_or(&NOTHING_RARE)
+    }
+
+    pub(crate) fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Counts per source and side; one may come twice, of its own records and of remote flows.
+    pub(super) fn seen(&self) -> impl Iterator<Item = (&Arc<Source>, Side, &Seen)> {
+        self.sources.iter().chain(self.rare().by_merge.sources.iter())
+    }
+
+    /// The sum at one side.
+    pub(super) fn at(&self, side: Side) -> Option<Seen> {
+        Seen::sum(self.sources.at(side), self.rare().by_merge.sources.at(side))
+    }
+
+    /// No record shows it.
+    pub(super) fn is_unseen(&self) -> bool {
+        self.sources.is_empty() && self.rare().by_merge.sources.is_empty()
+    }
 }
 
 /// Facts of a service flow.
@@ -136,16 +232,16 @@ pub(crate) struct EdgeFacts {
 pub(crate) struct FlowFacts {
     pub(crate) marks: BTreeSet<String>,
     pub(crate) node_workloads: BTreeSet<String>,
-    pub(crate) sources: BTreeMap<(Source, Side), Seen>,
+    pub(crate) sources: BySource,
 }
 
 /// `(end on the agent's node, which end that is, address of the other, protocol, port)`.
-pub(crate) type RemoteKey = (Peer, Side, IpAddr, Protocol, u16);
+pub(crate) type RemoteKey = (Arc<Peer>, Side, IpAddr, Protocol, u16);
 
 /// Facts of a remote flow.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RemoteFacts {
-    pub(crate) port_name: Option<String>,
+    pub(crate) port_name: Option<Arc<str>>,
     pub(crate) flow: FlowFacts,
 }
 
@@ -153,10 +249,10 @@ pub(crate) struct RemoteFacts {
 pub(crate) type PodsOfNode = BTreeMap<WorkloadRef, Vec<PodEntry>>;
 
 type PortKey = (u16, String, Option<String>, Option<u16>);
-type BackendKey = (IpAddr, u16, Peer, Option<String>, Option<Timestamp>);
+type BackendKey = (IpAddr, u16, Arc<Peer>, Option<Arc<str>>, Option<Timestamp>);
 
 /// `(address, from, owner, pod)`.
-pub(crate) type TenureKey = (IpAddr, Option<Timestamp>, Peer, Option<String>);
+pub(crate) type TenureKey = (IpAddr, Option<Timestamp>, Arc<Peer>, Option<String>);
 
 /// Facts of a Service: its latest description without ports, and every port and endpoint it ever had.
 #[derive(Clone, Debug)]
@@ -165,18 +261,21 @@ pub(crate) struct ServiceFacts {
     pub(crate) ports: BTreeMap<PortKey, BTreeMap<BackendKey, Option<Timestamp>>>,
 }
 
+/// Services by namespace and name.
+pub(crate) type Services = BTreeMap<(String, String), Arc<ServiceFacts>>;
+
 /// All facts of one or many snapshots.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
-    pub(crate) sources: BTreeSet<Source>,
+    pub(crate) sources: BTreeSet<Arc<Source>>,
     pub(crate) window: BTreeMap<String, Vec<Interval>>,
     pub(crate) observed: BTreeSet<String>,
     pub(crate) expected: BTreeSet<String>,
-    pub(crate) losses: BTreeMap<(Source, String), (LossClass, u64)>,
-    pub(crate) unresolved: BTreeMap<(Source, String), (u64, BTreeSet<String>)>,
-    pub(crate) incomplete: BTreeMap<Peer, BTreeSet<String>>,
+    pub(crate) losses: BTreeMap<(Arc<Source>, String), (LossClass, u64)>,
+    pub(crate) unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
+    pub(crate) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
     pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
-    pub(crate) services: BTreeMap<(String, String), ServiceFacts>,
+    pub(crate) services: Services,
     /// Tenures with their end, and whether one was proven.
     pub(crate) addresses: BTreeMap<TenureKey, (Option<Timestamp>, bool)>,
     pub(crate) service_flows: BTreeMap<FlowKey, FlowFacts>,
@@ -185,7 +284,31 @@ pub(crate) struct Facts {
     pub(crate) own_pods: BTreeMap<String, (Timestamp, PodsOfNode)>,
     /// Workloads of which such an agent has a host-network pod.
     pub(crate) host_network: BTreeSet<WorkloadRef>,
-    pub(crate) edges: BTreeMap<EdgeKey, EdgeFacts>,
+    /// In no order before [`Facts::document`].
+    pub(crate) edges: IndexMap<EdgeKey, EdgeFacts>,
+    peers: Interned<Peer>,
+    counters: Interned<Source>,
+}
+
+/// Values of which equal ones are kept once.
+#[derive(Clone, Debug)]
+struct Interned<T>(HashSet<Arc<T>>);
+
+impl<T> Default for Interned<T> {
+    fn default() -> Self {
+        Self(HashSet::new())
+    }
+}
+
+impl<T: Eq + Hash> Interned<T> {
+    fn get(&mut self, value: T) -> Arc<T> {
+        if let Some(known) = self.0.get(&value) {
+            return Arc::clone(known);
+        }
+        let value = Arc::new(value);
+        self.0.insert(Arc::clone(&value));
+        value
+    }
 }
 
 /// An open end is the weaker word: whoever knows the end knows more.
@@ -202,13 +325,6 @@ fn keep_later<T: serde::Serialize + PartialEq>(kept: &mut T, other: T, as_of: im
     if *kept != other && (as_of(&other), text(&other)) > (as_of(kept), text(kept)) {
         *kept = other;
     }
-}
-
-fn seen_of(counts: &[SourceCounts]) -> impl Iterator<Item = ((Source, Side), Seen)> + '_ {
-    counts
-        .iter()
-        .filter(|c| !c.by_merge)
-        .map(|c| ((c.source.clone(), c.side), Seen { counts: c.counts, first: c.first_seen, last: c.last_seen }))
 }
 
 impl Facts {
@@ -229,17 +345,17 @@ impl Facts {
         self.take_own_pods(own_pods_as_of, &mut workloads);
         self.observed.extend(coverage.nodes.observed);
         self.expected.extend(coverage.nodes.expected);
-        self.sources.extend(sources);
+        self.sources.extend(sources.into_iter().map(|source| self.counters.get(source)));
         for (node, intervals) in window.nodes {
             self.window.entry(node).or_default().extend(intervals);
         }
         for loss in coverage.losses.into_iter().filter(|l| l.count > 0) {
-            let kept = self.losses.entry((loss.source, loss.reason)).or_insert((loss.class, 0));
+            let kept = self.losses.entry((loss.source.into(), loss.reason)).or_insert((loss.class, 0));
             *kept = (kept.0.max(loss.class), kept.1.max(loss.count));
         }
         let derived = UnresolvedReason::DERIVED.map(UnresolvedReason::as_str);
         for entry in coverage.unresolved.into_iter().filter(|u| u.count > 0 && !derived.contains(&u.reason.as_str())) {
-            let kept = self.unresolved.entry((entry.source, entry.reason)).or_default();
+            let kept = self.unresolved.entry((entry.source.into(), entry.reason)).or_default();
             kept.0 = kept.0.max(entry.count);
             kept.1.extend(entry.examples);
             while kept.1.len() > MAX_EXAMPLES {
@@ -254,7 +370,8 @@ impl Facts {
                 })
                 .collect();
             if !raw.is_empty() {
-                self.incomplete.entry(entry.peer).or_default().extend(raw);
+                let peer = self.peers.get(entry.peer);
+                self.incomplete.entry(peer).or_default().extend(raw);
             }
         }
         for entry in workloads {
@@ -269,26 +386,24 @@ impl Facts {
             self.add_service(entry);
         }
         for AddressEntry { address, from, to, peer, pod, proven } in addresses {
+            let peer = self.peers.get(peer);
             let kept = self.addresses.entry((address, from, peer, pod)).or_insert((to, proven));
             *kept = (earlier_end(kept.0, to), kept.1 || proven);
         }
         for flow in service_flows {
-            let facts = self.service_flows.entry((flow.client, flow.service, flow.protocol, flow.port)).or_default();
+            let key = (self.peers.get(flow.client), flow.service.into(), flow.protocol, flow.port);
+            let facts = self.service_flows.entry(key).or_default();
             facts.marks.extend(flow.marks);
             facts.node_workloads.extend(flow.node_workloads);
-            for (key, seen) in seen_of(&flow.sources) {
-                max_into(&mut facts.sources, key, seen);
-            }
+            facts.sources.add(&mut self.counters, flow.sources);
         }
         for flow in remote_flows {
-            let key = (flow.local, flow.side, flow.address, flow.protocol, flow.port);
+            let key = (self.peers.get(flow.local), flow.side, flow.address, flow.protocol, flow.port);
             let facts = self.remote_flows.entry(key).or_default();
-            facts.port_name = facts.port_name.take().max(flow.port_name);
+            facts.port_name = facts.port_name.take().max(flow.port_name.map(Arc::from));
             facts.flow.marks.extend(flow.marks);
             facts.flow.node_workloads.extend(flow.node_workloads);
-            for (key, seen) in seen_of(&flow.sources) {
-                max_into(&mut facts.flow.sources, key, seen);
-            }
+            facts.flow.sources.add(&mut self.counters, flow.sources);
         }
         for edge in edges {
             self.add_edge(edge);
@@ -298,12 +413,10 @@ impl Facts {
     pub(crate) fn add_service(&mut self, mut entry: ServiceEntry) {
         let ports = std::mem::take(&mut entry.ports);
         let key = (entry.namespace.clone(), entry.name.clone());
-        let facts = match self.services.entry(key) {
-            std::collections::btree_map::Entry::Vacant(v) => {
-                v.insert(ServiceFacts { base: entry, ports: BTreeMap::new() })
-            }
-            std::collections::btree_map::Entry::Occupied(o) => {
-                let facts = o.into_mut();
+        let mut facts = match self.services.remove(&key) {
+            None => ServiceFacts { base: entry, ports: BTreeMap::new() },
+            Some(known) => {
+                let mut facts = Arc::unwrap_or_clone(known);
                 keep_later(&mut facts.base, entry, |s| s.as_of);
                 facts
             }
@@ -312,11 +425,12 @@ impl Facts {
             let backends = facts.ports.entry((port.port, port.protocol, port.name, port.node_port)).or_default();
             for BackendEntry { address, port, peer, node, from, to } in port.backends {
                 backends
-                    .entry((address, port, peer, node, from))
+                    .entry((address, port, self.peers.get(peer), node.map(Arc::from), from))
                     .and_modify(|kept| *kept = earlier_end(*kept, to))
                     .or_insert(to);
             }
         }
+        self.services.insert(key, Arc::new(facts));
     }
 
     fn add_edge(&mut self, edge: EdgeRecord) {
@@ -324,26 +438,31 @@ impl Facts {
         if edge.sources.is_empty() && derived || !edge.sources.is_empty() && edge.sources.iter().all(|s| s.by_merge) {
             return;
         }
-        let facts = self.edges.entry((edge.client.peer, edge.server.peer, edge.protocol, edge.port)).or_default();
-        facts.client_names.extend(edge.client.names);
-        facts.server_names.extend(edge.server.names);
-        facts.port_name = facts.port_name.take().max(edge.port_name);
-        facts.via.extend(edge.via);
-        facts.marks.extend(edge.marks.into_iter().filter(|m| !marks::DERIVED.contains(&m.as_str())));
-        facts.node_workloads.extend(edge.node_workloads);
+        let key = (self.peers.get(edge.client.peer), self.peers.get(edge.server.peer), edge.protocol, edge.port);
+        let facts = self.edges.entry(key).or_default();
+        facts.port_name = facts.port_name.take().max(edge.port_name.map(Arc::from));
+        let marks: BTreeSet<String> =
+            edge.marks.into_iter().filter(|m| !marks::DERIVED.contains(&m.as_str())).collect();
+        let sets = [&edge.client.names, &edge.server.names, &edge.via, &marks, &edge.node_workloads];
+        if sets.iter().any(|set| !set.is_empty()) {
+            let rare = facts.rare_mut();
+            rare.client_names.extend(edge.client.names);
+            rare.server_names.extend(edge.server.names);
+            rare.via.extend(edge.via);
+            rare.marks.extend(marks);
+            rare.node_workloads.extend(edge.node_workloads);
+        }
         if edge.sources.is_empty() {
             let seen = Seen { counts: edge.counts, first: edge.first_seen, last: edge.last_seen };
-            match &mut facts.bare {
+            match &mut facts.rare_mut().bare {
                 Some((kept, sides, supported)) => {
                     kept.max(&seen);
                     sides.extend(edge.seen_by);
                     *supported |= edge.supported;
                 }
-                None => facts.bare = Some((seen, edge.seen_by, edge.supported)),
+                bare @ None => *bare = Some((seen, edge.seen_by, edge.supported)),
             }
         }
-        for (key, seen) in seen_of(&edge.sources) {
-            max_into(&mut facts.sources, key, seen);
-        }
+        facts.sources.add(&mut self.counters, edge.sources);
     }
 }

@@ -9,5 +9,5 @@ pub fn merge(snapshots: Vec<Snapshot>) -> Snapshot {
     for snapshot in snapshots {
         joined.add(snapshot);
     }
-    joined.finish()
+    joined.document().snapshot()
 }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +25,7 @@ const LEAD: Duration = Duration::from_secs(60);
 
 /// Who had which address when, over all nodes.
 #[derive(Default)]
-pub(super) struct Owners<'a>(HashMap<IpAddr, Vec<(Timestamp, Timestamp, &'a Peer)>>);
+pub(super) struct Owners<'a>(HashMap<IpAddr, Vec<(Timestamp, Timestamp, &'a Arc<Peer>)>>);
 
 impl<'a> Owners<'a> {
     /// Those of the facts, or none if nothing has to be named.
@@ -41,9 +42,9 @@ impl<'a> Owners<'a> {
     }
 
     /// The one who had the address at an instant; `None` if nobody is known, or several are possible.
-    fn at(&self, address: IpAddr, at: Timestamp) -> Option<&'a Peer> {
+    fn at(&self, address: IpAddr, at: Timestamp) -> Option<&'a Arc<Peer>> {
         let tenures = self.0.get(&address)?;
-        let possible: BTreeSet<&Peer> = tenures
+        let possible: BTreeSet<&Arc<Peer>> = tenures
             .iter()
             .filter(|(from, to, _)| from.before(GUARD) <= at && at <= to.after(GUARD))
             .map(|(.., peer)| *peer)
@@ -55,9 +56,9 @@ impl<'a> Owners<'a> {
     }
 
     /// Everybody who had it some time in between.
-    pub(super) fn between(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> BTreeSet<&'a Peer> {
+    pub(super) fn between(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> BTreeSet<&'a Arc<Peer>> {
         let tenures = self.0.get(&address).into_iter().flatten();
-        let mut peers: BTreeSet<&Peer> = tenures
+        let mut peers: BTreeSet<&Arc<Peer>> = tenures
             .filter(|(from, to, _)| from.before(GUARD) <= last && first <= to.after(GUARD))
             .map(|t| t.2)
             .collect();
@@ -67,7 +68,7 @@ impl<'a> Owners<'a> {
     }
 
     /// Whose a flow is: parts of it with their owner, and how many connections nobody can be given.
-    fn shares(&self, address: IpAddr, seen: &Seen) -> (Vec<(&'a Peer, Seen)>, u64) {
+    fn shares(&self, address: IpAddr, seen: &Seen) -> (Vec<(&'a Arc<Peer>, Seen)>, u64) {
         let weight = |c: &Counts| c.established().saturating_add(c.failed());
         let all = self.between(address, seen.first, seen.last);
         match all.len() {
@@ -139,16 +140,16 @@ impl Facts {
         let mut named = Vec::new();
         let owners = Owners::of(self);
         for (key, facts) in &self.remote_flows {
-            for ((source, _), seen) in &facts.flow.sources {
+            for (source, _, seen) in facts.flow.sources.iter() {
                 for (peer, share) in owners.shares(key.2, seen).0 {
-                    named.push((edge_key(key, peer), (source.clone(), key.1), share, key.clone()));
+                    named.push((edge_key(key, peer), Arc::clone(source), share, key.clone()));
                 }
             }
         }
         for (edge, source, share, remote) in named {
             // On another node it is never the same pod, so a workload's edge to itself is one.
-            let by_merge = &mut self.edges.entry(edge).or_default().by_merge;
-            by_merge.sources.entry(source).and_modify(|seen| seen.add(&share)).or_insert(share);
+            let by_merge = &mut self.edges.entry(edge).or_default().rare_mut().by_merge;
+            by_merge.sources.plus(source, remote.1, &share);
             if let Some(RemoteFacts { port_name, flow }) = self.remote_flows.get(&remote) {
                 if by_merge.port_name < *port_name {
                     by_merge.port_name.clone_from(port_name);
@@ -158,39 +159,36 @@ impl Facts {
             }
         }
     }
+}
 
-    /// The remote flows as they stand in a snapshot.
-    pub(super) fn remote_entries(flows: BTreeMap<RemoteKey, RemoteFacts>) -> Vec<RemoteFlow> {
-        flows
-            .into_iter()
-            .map(|((local, side, address, protocol, port), facts)| RemoteFlow {
-                local,
-                side,
-                address,
-                protocol,
-                port,
-                port_name: facts.port_name,
-                marks: facts.flow.marks,
-                node_workloads: facts.flow.node_workloads,
-                sources: source_counts(&facts.flow.sources, false).collect(),
-            })
-            .collect()
+/// A remote flow as it stands in a snapshot.
+pub(super) fn remote_entry((local, side, address, protocol, port): &RemoteKey, facts: &RemoteFacts) -> RemoteFlow {
+    RemoteFlow {
+        local: Peer::clone(local),
+        side: *side,
+        address: *address,
+        protocol: *protocol,
+        port: *port,
+        port_name: facts.port_name.as_deref().map(str::to_owned),
+        marks: facts.flow.marks.clone(),
+        node_workloads: facts.flow.node_workloads.clone(),
+        sources: source_counts(&facts.flow.sources, false).collect(),
     }
 }
 
-fn edge_key((local, side, _, protocol, port): &RemoteKey, other: &Peer) -> EdgeKey {
+fn edge_key((local, side, _, protocol, port): &RemoteKey, other: &Arc<Peer>) -> EdgeKey {
     match side {
-        Side::Client => (local.clone(), other.clone(), *protocol, *port),
-        Side::Server => (other.clone(), local.clone(), *protocol, *port),
+        Side::Client => (Arc::clone(local), Arc::clone(other), *protocol, *port),
+        Side::Server => (Arc::clone(other), Arc::clone(local), *protocol, *port),
     }
 }
 
-impl Deriver<'_> {
+impl Deriver {
     /// Counts the remote flows that nobody can name.
-    pub(super) fn unnamed_flows(&mut self) {
-        for ((local, side, address, protocol, port), remote) in &self.facts.remote_flows {
-            for ((source, _), seen) in &remote.flow.sources {
-                let left = self.owners.shares(*address, seen).1;
+    pub(super) fn unnamed_flows(&mut self, facts: &Facts, owners: &Owners<'_>) {
+        for ((local, side, address, protocol, port), remote) in &facts.remote_flows {
+            for (source, _, seen) in remote.flow.sources.iter() {
+                let left = owners.shares(*address, seen).1;
                 if left == 0 {
                     continue;
                 }
@@ -202,7 +200,7 @@ impl Deriver<'_> {
                 // Failed attempts support nothing, so nothing is missing without them.
                 if seen.counts.established() > 0 {
                     self.incomplete
-                        .entry(local.clone())
+                        .entry(Arc::clone(local))
                         .or_default()
                         .insert(UnresolvedReason::RemotePod.as_str().to_owned());
                 }

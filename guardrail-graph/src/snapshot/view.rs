@@ -1,10 +1,13 @@
 //! What a snapshot is fit for: which workloads it has seen as a whole, and the counters that follow from it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::Snapshot;
 use crate::{
-    observer::EdgeCounter,
+    observer::{EdgeCounter, add_outcomes},
     peer::{Peer, WorkloadRef},
 };
 
@@ -44,42 +47,27 @@ impl Snapshot {
         if missing.is_empty() { NodeView::Whole } else { NodeView::Partial { observed: observed.clone(), missing } }
     }
 
-    /// The edges as bounded label values with their counts, sorted; external addresses are one peer, so lines may join several edges.
+    /// The counters that `/metrics` shows of these edges, sorted; external addresses are one peer, so a counter may join several edges.
     #[must_use]
     pub fn edge_counters(&self) -> Vec<EdgeCounter> {
-        fn label(peer: &Peer) -> (String, String) {
-            match peer {
-                Peer::Workload(w) => (w.namespace.clone(), format!("{}/{}", w.owner, w.name)),
-                Peer::Node { name } => (String::new(), format!("node/{name}")),
-                Peer::External { .. } => (String::new(), "external".to_owned()),
-            }
-        }
-        let mut lines = BTreeMap::new();
+        let many = Arc::new(Peer::many());
+        let shown = |peer: &Peer| match peer {
+            Peer::External { .. } => Arc::clone(&many),
+            _ => Arc::new(peer.clone()),
+        };
+        let mut counters: BTreeMap<_, [u64; 4]> = BTreeMap::new();
         for edge in &self.body.edges {
-            let (client, server) = (label(&edge.client.peer), label(&edge.server.peer));
-            let counts: &mut [u64; 4] = lines.entry((client, server, edge.protocol, edge.port)).or_default();
-            let c = &edge.counts;
-            for (sum, gain) in
-                counts.iter_mut().zip([c.opened.saturating_add(c.found), c.refused, c.unanswered, c.unreachable])
-            {
-                *sum = sum.saturating_add(gain);
-            }
+            let key = (shown(&edge.client.peer), shown(&edge.server.peer), edge.protocol, edge.port);
+            add_outcomes(counters.entry(key).or_default(), &edge.counts);
         }
-        lines
+        counters
             .into_iter()
-            .map(|((client, server, protocol, port), [opened, refused, unanswered, unreachable])| EdgeCounter {
-                client_namespace: client.0,
-                client_workload: client.1,
-                server_namespace: server.0,
-                server_workload: server.1,
+            .map(|((client, server, protocol, port), outcomes)| EdgeCounter {
+                client,
+                server,
                 protocol,
                 port,
-                outcomes: [
-                    ("opened", opened),
-                    ("refused", refused),
-                    ("unanswered", unanswered),
-                    ("unreachable", unreachable),
-                ],
+                outcomes,
             })
             .collect()
     }

@@ -1,7 +1,7 @@
 //! A small cluster and short words for what the kernel side would report.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its part")]
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use guardrail_graph::{
     Observation, Observer, ObserverConfig, Peer, Protocol, Snapshot, Timestamp,
@@ -110,8 +110,21 @@ impl Lab {
         self.observer.observe(Observation::Flow(delta), self.now);
     }
 
+    /// The snapshot, after proof that its other forms say the same: the counters of a scrape, and the document in pieces.
     pub(crate) fn snapshot(&mut self) -> Snapshot {
-        self.observer.snapshot(self.now)
+        let counters = self.observer.edge_counters(self.now);
+        let unresolved = self.observer.stats().unresolved;
+        let document = Arc::new(self.observer.document(self.now));
+        let snapshot = document.snapshot();
+        assert_eq!(counters.edges, snapshot.edge_counters(), "counters without a snapshot");
+        assert_eq!(counters.complete, snapshot.body.coverage.complete, "{:?}", snapshot.body.coverage);
+        assert_eq!(unresolved, self.observer.stats().unresolved);
+        let whole = format!("{}\n", serde_json::to_string(&snapshot).unwrap());
+        for bytes in [1, 1000] {
+            let pieces = Arc::clone(&document).chunks(bytes).collect::<Vec<_>>().concat();
+            assert_eq!(String::from_utf8(pieces).unwrap(), whole);
+        }
+        snapshot
     }
 
     pub(crate) fn edges(&mut self) -> Vec<String> {

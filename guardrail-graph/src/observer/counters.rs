@@ -1,0 +1,160 @@
+//! The edges' counters for `/metrics`, as a document would give them but without making one: a scrape must not cost what a snapshot costs.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use super::{
+    Observer, UnresolvedReason,
+    stats::{EdgeCounter, EdgeCounters, add_outcomes},
+    table::{Key, PeerId, side_index},
+};
+use crate::{
+    observe::LossClass,
+    peer::Peer,
+    snapshot::{
+        Interval, Side,
+        behind::{Evidence, behind},
+        derive::joined,
+        facts::{EdgeKey, Seen, Services},
+    },
+    time::Timestamp,
+};
+
+/// What an observer knows, as evidence for what is behind Services.
+struct Here<'a> {
+    observer: &'a Observer,
+    nodes: BTreeSet<String>,
+}
+
+impl Evidence for Here<'_> {
+    fn services(&self) -> &Services {
+        &self.observer.services
+    }
+
+    fn server_saw(&self, (client, server, protocol, port): &EdgeKey) -> bool {
+        let peers = &self.observer.peers;
+        let (Some(client), Some(server)) = (peers.find(client), peers.find(server)) else { return false };
+        let edge = self.observer.edges.get(&(client, server, *protocol, *port));
+        edge.and_then(|e| e.sides[side_index(Side::Server)].as_ref()).is_some_and(|seen| seen.counts.established() > 0)
+    }
+
+    fn is_node_observed(&self, node: &str) -> bool {
+        node == self.observer.config.node
+    }
+
+    fn is_observed(&self, peer: &Peer) -> bool {
+        match peer {
+            Peer::External { .. } => false,
+            Peer::Node { name } => self.is_node_observed(name),
+            Peer::Workload(workload) => self
+                .observer
+                .workloads
+                .get(workload)
+                .is_none_or(|w| w.pods.keys().all(|node| node.is_empty() || self.is_node_observed(node))),
+        }
+    }
+
+    fn any_node(&self, wanted: impl FnMut(&str) -> bool) -> bool {
+        self.nodes.iter().map(String::as_str).any(wanted)
+    }
+}
+
+impl Observer {
+    /// The counters of the edges: the same as [`crate::Snapshot::edge_counters`] of a snapshot at `now`. Ends no wait.
+    pub fn edge_counters(&mut self, now: Timestamp) -> EdgeCounters {
+        if self.config.own_pods_only || !self.remote_flows.is_empty() {
+            // What goes to other nodes' pods is named by the document alone. Such an agent knows one node's pods, so its graph is small.
+            let snapshot = self.snapshot(now);
+            return EdgeCounters { edges: snapshot.edge_counters(), complete: snapshot.body.coverage.complete };
+        }
+        self.settle_services(now);
+        self.refresh_workloads(now);
+        let mut nodes = self.expected_nodes();
+        nodes.insert(self.config.node.clone());
+        let all_observed = nodes.len() == 1;
+        let (attached, backends_known) = self.behind_services(nodes);
+
+        let mut counters: HashMap<Key, [u64; 4]> = HashMap::new();
+        let mut extra: HashMap<Key, Seen> = HashMap::new();
+        for ((client, server, protocol, port), seen) in attached {
+            let server = self.peers.id(Arc::unwrap_or_clone(server));
+            let sum =
+                extra.entry((client, server, protocol, port)).or_insert(Seen { counts: Default::default(), ..seen });
+            sum.add(&seen);
+        }
+        let shown = |id: PeerId| if self.peers.is_external(id) { self.many } else { id };
+        let shown = |(client, server, protocol, port): &Key| (shown(*client), shown(*server), *protocol, *port);
+        for (key, edge) in self.edges.iter() {
+            let [at_client, at_server] = &edge.sides;
+            let at_client = Seen::sum(at_client.as_deref().copied(), extra.remove(key));
+            let mut counts = at_client.map(|seen| seen.counts).unwrap_or_default();
+            if let Some(at_server) = at_server {
+                counts = counts.max(&at_server.counts);
+            }
+            add_outcomes(counters.entry(shown(key)).or_default(), &counts);
+        }
+        for (key, seen) in extra {
+            add_outcomes(counters.entry(shown(&key)).or_default(), &seen.counts);
+        }
+        let mut edges: Vec<EdgeCounter> = counters
+            .into_iter()
+            .map(|((client, server, protocol, port), outcomes)| EdgeCounter {
+                client: self.peers.get(client),
+                server: self.peers.get(server),
+                protocol,
+                port,
+                outcomes,
+            })
+            .collect();
+        edges.sort_unstable();
+
+        let lost = self.losses().any(|(reason, count)| reason.class() == LossClass::Edge && count > 0);
+        let complete = !lost
+            && all_observed
+            && backends_known
+            && self.incomplete.is_empty()
+            && self.node_wide.is_empty()
+            && joined(self.intervals(now)).len() == 1;
+        EdgeCounters { edges, complete }
+    }
+
+    /// What service flows add to edges, and whether every backend that answered is known. Counts what is not.
+    #[expect(clippy::type_complexity, reason = "a key whose server may not have a number yet, and counts")]
+    fn behind_services(
+        &mut self,
+        nodes: BTreeSet<String>,
+    ) -> (Vec<((PeerId, Arc<Peer>, crate::peer::Protocol, u16), Seen)>, bool) {
+        let here = Here { observer: self, nodes };
+        let mut attached = Vec::new();
+        let (mut backends_unknown, mut attempts_unknown) = (0u64, 0u64);
+        let mut backends_known = true;
+        for ((client, service, protocol, port), flow) in &self.service_flows {
+            let Some(total) = flow.seen else { continue };
+            let found = behind(&here, &(self.peers.get(*client), Arc::clone(service), *protocol, *port), &total);
+            attached.extend(found.attached.into_iter().filter_map(|a| {
+                let (_, server, protocol, port) = a.key;
+                Some(((*client, server, protocol, port), a.extra?))
+            }));
+            if found.backend_unknown {
+                backends_known = false;
+                backends_unknown = backends_unknown.saturating_add(total.counts.established());
+            }
+            if found.attempts_unknown {
+                attempts_unknown = attempts_unknown.saturating_add(total.counts.failed());
+            }
+        }
+        self.service_unresolved[UnresolvedReason::RemotePod as usize] = 0;
+        self.service_unresolved[UnresolvedReason::ServiceBackendUnknown as usize] = backends_unknown;
+        self.service_unresolved[UnresolvedReason::ServiceAttemptFailed as usize] = attempts_unknown;
+        (attached, backends_known)
+    }
+
+    /// When this node was watched.
+    pub(super) fn intervals(&self, now: Timestamp) -> Vec<Interval> {
+        let mut intervals = self.earlier.clone();
+        intervals.push(Interval { from: self.config.started, to: now.max(self.config.started) });
+        intervals
+    }
+}

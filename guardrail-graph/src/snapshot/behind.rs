@@ -1,0 +1,160 @@
+//! What is behind a client's use of a Service (DESIGN §4 "Virtual addresses"): one decision for documents, `merge` and counters.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use super::{
+    Counts,
+    facts::{EdgeKey, FlowKey, Seen, Services},
+    marks,
+};
+use crate::{
+    peer::{Peer, Protocol},
+    time::Timestamp,
+};
+
+/// An endpoint counts for a flow if it was one within this much of the flow's time: the API server's word comes late, and a terminating
+/// endpoint still serves.
+const ENDPOINT_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// What the decision rests on.
+pub(crate) trait Evidence {
+    /// Services and their endpoints over time.
+    fn services(&self) -> &Services;
+    /// Whether the server's own node recorded a connection of this edge.
+    fn server_saw(&self, key: &EdgeKey) -> bool;
+    /// Whether that node's agent contributed.
+    fn is_node_observed(&self, node: &str) -> bool;
+    /// Whether a server's own side would have been seen.
+    fn is_observed(&self, peer: &Peer) -> bool;
+    /// Whether `wanted` holds for a node that is known to exist.
+    fn any_node(&self, wanted: impl FnMut(&str) -> bool) -> bool;
+    /// Who may have been an endpoint at the time of the flow: the peer that it is known as, unless more is known of its address.
+    fn backend(&self, _address: IpAddr, peer: &Arc<Peer>, _has_node: bool, _flow: &Seen) -> BTreeSet<Arc<Peer>> {
+        BTreeSet::from([Arc::clone(peer)])
+    }
+}
+
+/// What a service flow adds to one edge.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    /// The edge.
+    pub(crate) key: EdgeKey,
+    /// Counts of the flow that can only be this edge's.
+    pub(crate) extra: Option<Seen>,
+    /// How the flow came to be this edge's; none: a server-side record shows it. More facts never take that back.
+    pub(crate) marks: &'static [&'static str],
+}
+
+/// What is behind a service flow.
+#[derive(Debug, Default)]
+pub(crate) struct Behind {
+    /// The edges it is part of.
+    pub(crate) attached: Vec<Attached>,
+    /// It had answers, and nobody knows from whom: its established connections are unresolved, and its client is incomplete.
+    pub(crate) backend_unknown: bool,
+    /// Failed attempts of which nobody knows whom they were for.
+    pub(crate) attempts_unknown: bool,
+}
+
+/// Where a Service port leads, as far as it concerns a flow.
+struct Target {
+    peer: Arc<Peer>,
+    port: u16,
+    /// Some endpoint of it is on a node that nobody observed.
+    unobserved: bool,
+    /// It was an endpoint at the time of the flow.
+    current: bool,
+}
+
+/// Decides what is behind a service flow with these counts.
+pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> Behind {
+    let (client, service, protocol, port) = flow;
+    let targets = targets(evidence, service, *protocol, *port, total);
+    let edge_key = |t: &Target| (Arc::clone(client), Arc::clone(&t.peer), *protocol, t.port);
+    let mut found = Behind::default();
+    let mut attach = |key, extra, marks| found.attached.push(Attached { key, extra, marks });
+    let answered = match protocol {
+        Protocol::Tcp => total.counts.established() > 0,
+        Protocol::Udp => total.counts.bytes_received > 0,
+    };
+    let single = targets.iter().filter(|t| t.current).count() == 1;
+    let mut resolved = false;
+    for target in &targets {
+        let key = edge_key(target);
+        let external = matches!(*target.peer, Peer::External { .. });
+        if evidence.server_saw(&key) {
+            attach(key, (single && target.current).then_some(*total), &[]);
+            resolved = true;
+        } else if target.current && total.counts.established() > 0 && (external || target.unobserved) {
+            let marks: &[&str] = if external { &[marks::VIA_SERVICE] } else { &[marks::INFERRED] };
+            attach(key, Some(*total), marks);
+            resolved = true;
+        }
+    }
+    let targets: Vec<&Target> = targets.iter().filter(|t| t.current).collect();
+    if !resolved && answered {
+        // The server's node may have seen a node's address in the client's place.
+        let mut masqueraded = false;
+        for target in targets.iter().filter(|t| a_node_reached(evidence, t, *protocol)) {
+            attach(edge_key(target), Some(*total), &[marks::INFERRED, marks::MASQUERADED]);
+            masqueraded = true;
+        }
+        // A pod that reached itself leaves no edge.
+        let hairpin = targets.iter().any(|t| t.peer == *client);
+        found.backend_unknown = !masqueraded && !hairpin;
+    }
+    if total.counts.failed() > 0 && !(single && resolved) {
+        // Only where one workload stands behind the port is it known whom the attempt was for.
+        match &targets[..] {
+            [only] if only.peer != *client => {
+                let counts = Counts { opened: 0, found: 0, bytes_sent: 0, bytes_received: 0, ..total.counts };
+                attach(edge_key(only), Some(Seen { counts, ..*total }), &[marks::VIA_SERVICE]);
+            }
+            _ => found.attempts_unknown = true,
+        }
+    }
+    found
+}
+
+fn a_node_reached(evidence: &impl Evidence, target: &Target, protocol: Protocol) -> bool {
+    evidence.any_node(|node| {
+        let node = Arc::new(Peer::Node { name: node.to_owned() });
+        evidence.server_saw(&(node, Arc::clone(&target.peer), protocol, target.port))
+    })
+}
+
+fn targets(evidence: &impl Evidence, service: &str, protocol: Protocol, port: u16, flow: &Seen) -> Vec<Target> {
+    let name = service.rsplit_once(':').map_or(service, |(name, _)| name);
+    let Some((namespace, name)) = name.split_once('/') else { return Vec::new() };
+    let Some(facts) = evidence.services().get(&(namespace.to_owned(), name.to_owned())) else { return Vec::new() };
+    let protocol = protocol.to_string();
+    let all = facts
+        .ports
+        .iter()
+        .filter(|((p, proto, ..), _)| *p == port && *proto == protocol)
+        .flat_map(|(_, backends)| backends);
+    let at_that_time = |from: &Option<Timestamp>, to: &Option<Timestamp>| {
+        from.is_none_or(|f| f.before(ENDPOINT_SLACK) <= flow.last)
+            && to.is_none_or(|t| t.after(ENDPOINT_SLACK) >= flow.first)
+    };
+    let mut targets: BTreeMap<(Arc<Peer>, u16), (bool, bool)> = BTreeMap::new();
+    for ((address, port, peer, node, from), to) in all {
+        for peer in evidence.backend(*address, peer, node.is_some(), flow) {
+            let unobserved = match (node, &*peer) {
+                (Some(node), Peer::Workload(_)) => !evidence.is_node_observed(node),
+                _ => !evidence.is_observed(&peer),
+            };
+            let current = at_that_time(from, to);
+            let target = targets.entry((peer, *port)).or_default();
+            *target = (target.0 | (unobserved && current), target.1 | current);
+        }
+    }
+    targets
+        .into_iter()
+        .map(|((peer, port), (unobserved, current))| Target { peer, port, unobserved, current })
+        .collect()
+}

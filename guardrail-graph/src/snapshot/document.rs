@@ -1,0 +1,267 @@
+//! A snapshot that is not yet spelled out: what it costs is a fraction of the snapshot, and it is written piece by piece.
+
+use std::{
+    collections::BTreeMap,
+    ops::{Bound, RangeBounds},
+    sync::Arc,
+};
+
+use serde::Serialize;
+
+use super::{
+    API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, KIND, ServiceEntry, ServiceFlow,
+    ServicePortEntry, Snapshot, Source, Window,
+    derive::{Derived, source_counts},
+    facts::{EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, RemoteKey, ServiceFacts, TenureKey},
+    remote::remote_entry,
+};
+use crate::{
+    peer::{Peer, WorkloadRef},
+    time::Timestamp,
+};
+
+/// A [`Snapshot`] whose entries are made when they are asked for.
+#[derive(Debug)]
+pub struct Document {
+    facts: Facts,
+    derived: BTreeMap<EdgeKey, Derived>,
+    coverage: Coverage,
+    window: Window,
+}
+
+/// Where a range goes on.
+fn after<K: Clone>(key: Option<&K>) -> impl RangeBounds<K> + use<K> {
+    (key.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone())), Bound::Unbounded)
+}
+
+fn service(facts: &ServiceFacts) -> ServiceEntry {
+    let ports = facts.ports.iter().map(|((port, protocol, name, node_port), backends)| ServicePortEntry {
+        port: *port,
+        protocol: protocol.clone(),
+        name: name.clone(),
+        node_port: *node_port,
+        backends: backends
+            .iter()
+            .map(|((address, port, peer, node, from), to)| BackendEntry {
+                address: *address,
+                port: *port,
+                peer: Peer::clone(peer),
+                node: node.as_deref().map(str::to_owned),
+                from: *from,
+                to: *to,
+            })
+            .collect(),
+    });
+    ServiceEntry { ports: ports.collect(), ..facts.base.clone() }
+}
+
+fn address(key: &TenureKey, (to, proven): &(Option<Timestamp>, bool)) -> AddressEntry {
+    let (address, from, peer, pod) = key;
+    AddressEntry { address: *address, from: *from, to: *to, peer: Peer::clone(peer), pod: pod.clone(), proven: *proven }
+}
+
+fn service_flow(key: &FlowKey, facts: &FlowFacts) -> ServiceFlow {
+    let (client, service, protocol, port) = key;
+    ServiceFlow {
+        client: Peer::clone(client),
+        service: service.to_string(),
+        protocol: *protocol,
+        port: *port,
+        marks: facts.marks.clone(),
+        node_workloads: facts.node_workloads.clone(),
+        sources: source_counts(&facts.sources, false).collect(),
+    }
+}
+
+impl Document {
+    pub(super) fn new(facts: Facts, derived: BTreeMap<EdgeKey, Derived>, coverage: Coverage) -> Self {
+        let times = || facts.window.values().flatten();
+        let window = Window {
+            from: times().map(|i| i.from).min(),
+            to: times().map(|i| i.to).max(),
+            nodes: facts.window.clone(),
+        };
+        Self { facts, derived, coverage, window }
+    }
+
+    /// As [`Snapshot`]'s.
+    #[must_use]
+    pub fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// Spells it out.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::empty();
+        snapshot.body = Body {
+            sources: self.facts.sources.iter().map(|s| Source::clone(s)).collect(),
+            window: self.window.clone(),
+            coverage: self.coverage.clone(),
+            workloads: self.facts.workloads.values().cloned().collect(),
+            services: self.facts.services.values().map(|s| service(s)).collect(),
+            addresses: self.facts.addresses.iter().map(|(key, tenure)| address(key, tenure)).collect(),
+            service_flows: self.facts.service_flows.iter().map(|(key, flow)| service_flow(key, flow)).collect(),
+            remote_flows: self.facts.remote_flows.iter().map(|(key, flow)| remote_entry(key, flow)).collect(),
+            own_pods_as_of: self.own_pods_as_of(),
+            edges: self.edges(None).map(|(_, edge)| edge).collect(),
+        };
+        snapshot
+    }
+
+    fn own_pods_as_of(&self) -> BTreeMap<String, Timestamp> {
+        self.facts.own_pods.iter().map(|(node, (at, _))| (node.clone(), *at)).collect()
+    }
+
+    /// The edges after that one, sorted by key: those with a record, and those that follow from service flows alone.
+    fn edges(&self, from: Option<&EdgeKey>) -> impl Iterator<Item = (&EdgeKey, EdgeRecord)> {
+        let edges = &self.facts.edges;
+        let mut own = edges.iter().skip(from.map_or(0, |from| edges.partition_point(|key, _| key <= from))).peekable();
+        let mut derived = self.derived.range(after(from)).filter(|(_, d)| d.extra.is_some()).peekable();
+        let (no_facts, nothing) = (EdgeFacts::default(), Derived::default());
+        std::iter::from_fn(move || {
+            while let Some((key, of_edge)) = derived.next_if(|(key, _)| own.peek().is_none_or(|(next, _)| key <= next))
+            {
+                // An edge with a record takes what is derived along.
+                if own.peek().is_none_or(|(next, _)| *next != key) {
+                    return Some((key, self.facts.edge(key, &no_facts, of_edge)));
+                }
+            }
+            let (key, facts) = own.next()?;
+            Some((key, self.facts.edge(key, facts, self.derived.get(key).unwrap_or(&nothing))))
+        })
+    }
+
+    /// The snapshot as compact JSON with a line break at its end, in pieces of about `bytes`.
+    #[must_use]
+    pub fn chunks(self: Arc<Self>, bytes: usize) -> Chunks {
+        Chunks { document: self, bytes, at: At::Head }
+    }
+}
+
+/// How far [`Chunks`] have come: in each list, the last entry that was written.
+#[derive(Debug)]
+enum At {
+    Head,
+    Workloads(Option<WorkloadRef>),
+    Services(Option<(String, String)>),
+    Addresses(Option<TenureKey>),
+    ServiceFlows(Option<FlowKey>),
+    RemoteFlows(Option<RemoteKey>),
+    OwnPods,
+    Edges(Option<EdgeKey>),
+    Done,
+}
+
+/// The pieces of a document's JSON. Only the piece at hand is in memory.
+#[derive(Debug)]
+pub struct Chunks {
+    document: Arc<Document>,
+    bytes: usize,
+    at: At,
+}
+
+/// What of a list fits in `out`: the last key, if there may be more.
+fn list<'a, K: Clone + 'a, T: Serialize>(
+    out: &mut Vec<u8>,
+    bytes: usize,
+    name: &str,
+    last: Option<K>,
+    entries: impl Iterator<Item = (&'a K, T)>,
+) -> Option<K> {
+    let mut separator: &[u8] = b",";
+    if last.is_none() {
+        out.extend_from_slice(format!(",\"{name}\":[").as_bytes());
+        separator = b"";
+    }
+    for (key, entry) in entries {
+        out.extend_from_slice(separator);
+        json(out, &entry);
+        separator = b",";
+        if out.len() >= bytes {
+            return Some(key.clone());
+        }
+    }
+    out.push(b']');
+    None
+}
+
+/// Writing to memory cannot fail, and neither can what a snapshot consists of: no map in it has keys that are not text.
+fn json(out: &mut Vec<u8>, value: &impl Serialize) {
+    let written = serde_json::to_writer(out, value);
+    debug_assert!(written.is_ok(), "{written:?}");
+}
+
+impl Iterator for Chunks {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let Document { facts, coverage, window, .. } = &*self.document;
+        let bytes = self.bytes;
+        let mut out = Vec::with_capacity(bytes + bytes / 8);
+        while out.len() < bytes {
+            self.at = match std::mem::replace(&mut self.at, At::Done) {
+                At::Head => {
+                    for (before, value) in [("{\"apiVersion\":", API_VERSION), (",\"kind\":", KIND)] {
+                        out.extend_from_slice(before.as_bytes());
+                        json(&mut out, &value);
+                    }
+                    out.extend_from_slice(b",\"sources\":");
+                    json(&mut out, &facts.sources);
+                    out.extend_from_slice(b",\"window\":");
+                    json(&mut out, window);
+                    out.extend_from_slice(b",\"coverage\":");
+                    json(&mut out, coverage);
+                    At::Workloads(None)
+                }
+                At::Workloads(last) => {
+                    let rest = facts.workloads.range(after(last.as_ref()));
+                    let last = list(&mut out, bytes, "workloads", last, rest);
+                    last.map_or(At::Services(None), |last| At::Workloads(Some(last)))
+                }
+                At::Services(last) => {
+                    let rest = facts.services.range(after(last.as_ref())).map(|(key, s)| (key, service(s)));
+                    let last = list(&mut out, bytes, "services", last, rest);
+                    last.map_or(At::Addresses(None), |last| At::Services(Some(last)))
+                }
+                At::Addresses(last) => {
+                    let rest = facts.addresses.range(after(last.as_ref())).map(|(key, t)| (key, address(key, t)));
+                    let last = list(&mut out, bytes, "addresses", last, rest);
+                    last.map_or(At::ServiceFlows(None), |last| At::Addresses(Some(last)))
+                }
+                At::ServiceFlows(last) => {
+                    let rest = facts.service_flows.range(after(last.as_ref())).map(|(k, f)| (k, service_flow(k, f)));
+                    let last = list(&mut out, bytes, "service_flows", last, rest);
+                    last.map_or(At::RemoteFlows(None), |last| At::ServiceFlows(Some(last)))
+                }
+                // These two are left out where there are none.
+                At::RemoteFlows(_) if facts.remote_flows.is_empty() => At::OwnPods,
+                At::RemoteFlows(last) => {
+                    let rest = facts.remote_flows.range(after(last.as_ref())).map(|(k, f)| (k, remote_entry(k, f)));
+                    let last = list(&mut out, bytes, "remote_flows", last, rest);
+                    last.map_or(At::OwnPods, |last| At::RemoteFlows(Some(last)))
+                }
+                At::OwnPods => {
+                    let own_pods = self.document.own_pods_as_of();
+                    if !own_pods.is_empty() {
+                        out.extend_from_slice(b",\"own_pods_as_of\":");
+                        json(&mut out, &own_pods);
+                    }
+                    At::Edges(None)
+                }
+                At::Edges(last) => {
+                    let rest = self.document.edges(last.as_ref());
+                    match list(&mut out, bytes, "edges", last.clone(), rest) {
+                        Some(last) => At::Edges(Some(last)),
+                        None => {
+                            out.extend_from_slice(b"}\n");
+                            At::Done
+                        }
+                    }
+                }
+                At::Done => break,
+            };
+        }
+        (!out.is_empty()).then_some(out)
+    }
+}
