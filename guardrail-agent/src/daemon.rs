@@ -5,9 +5,7 @@ mod start;
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use guardrail_graph::{
-    Observation, Observer, Timestamp, inventory::Change, observer::EdgeCounters, snapshot::Document,
-};
+use guardrail_graph::{Observation, Observer, inventory::Change, observer::EdgeCounters, snapshot::Document};
 use guardrail_policy::{
     generate::{self, Phase},
     model::NetworkPolicy,

@@ -23,9 +23,12 @@ const GUARD: Duration = Duration::from_secs(5);
 /// How long before the first word of its owner an address may have been in use.
 const LEAD: Duration = Duration::from_secs(60);
 
+/// From when, until when, who.
+type Tenure<'a> = (Timestamp, Timestamp, &'a Arc<Peer>);
+
 /// Who had which address when, over all nodes.
 #[derive(Default)]
-pub(super) struct Owners<'a>(HashMap<IpAddr, Vec<(Timestamp, Timestamp, &'a Arc<Peer>)>>);
+pub(super) struct Owners<'a>(HashMap<IpAddr, Vec<Tenure<'a>>>);
 
 impl<'a> Owners<'a> {
     /// Those of the facts, or none if nothing has to be named.

@@ -39,10 +39,11 @@ pub fn pod_name(n: u32, services: u32) -> (String, String) {
 /// The recordings cannot be read.
 pub fn cluster(pods: u32, services: u32) -> anyhow::Result<Vec<Value>> {
     let of_replica_set = |o: &Value| o["metadata"]["ownerReferences"][0]["kind"] == "ReplicaSet";
+    let owned = |o: &Value| o["metadata"]["ownerReferences"][0].is_object();
     let running = |o: &Value| of_replica_set(o) && o["status"]["podIP"].is_string();
     let pod = first("pods", running)?;
     let (service, slice) = (first("services", |_| true)?, first("endpointslices", |_| true)?);
-    let (deployment, replica_set) = (first("deployments", |_| true)?, first("replicasets", of_replica_set)?);
+    let (deployment, replica_set) = (first("deployments", |_| true)?, first("replicasets", owned)?);
     let node = first("nodes", |_| true)?;
     let mut all = Vec::new();
     for n in 0..20 {

@@ -87,7 +87,11 @@ fn memory(count: u32, aim: &str) -> Result<()> {
         &format!("{there} in the graph"),
         &count.to_string(),
     );
-    row("  complete", &snapshot["coverage"]["complete"].to_string(), "true");
+    let coverage = &snapshot["coverage"];
+    row("  complete", &coverage["complete"].to_string(), "true");
+    if coverage["complete"] != true {
+        println!("  {coverage}");
+    }
     row("  agent CPU per 10,000 new edges", &format!("{:.0} ms", spent * 1e3 / (f64::from(count) / 1e4)), "");
     row("  resident memory at start (peak)", &format!("{:.1} ({:.1}) MiB", at_start.0, at_start.1), "");
     row("  … with the edges (peak meanwhile)", &format!("{:.1} ({:.1}) MiB", with_edges.0, with_edges.1), aim);
