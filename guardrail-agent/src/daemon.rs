@@ -126,6 +126,8 @@ struct Daemon {
     series: EdgeSeries,
     stats: DaemonStats,
     writes: JoinSet<Written>,
+    /// The state was due while something else was written.
+    state_waits: bool,
     /// Documents on their way out.
     documents: Documents,
     trims_due: u8,
@@ -176,8 +178,7 @@ impl Daemon {
                 () = changed(&mut self.lists) => self.update_readiness(),
                 Some(query) = self.queries.recv() => self.answer(query),
                 _ = tick.tick() => self.tick(),
-                // With pins the state is written where the stream of observations says how far it is.
-                _ = state_due.tick() => if self.config.pin.is_some() { self.kernel.checkpoint() } else { self.write_state(None) },
+                _ = state_due.tick() => self.state_is_due(),
                 _ = export_due.tick() => self.export(),
                 Some(written) = self.writes.join_next() => self.written(written.ok()),
                 Some(ended) = self.tasks.join_next() => break Some(ended.unwrap_or("a task")),
@@ -345,11 +346,21 @@ impl Daemon {
         self.kube.as_ref().map(|status| status.policies()).unwrap_or_default()
     }
 
-    /// The writes are done elsewhere, one at a time: a slow disk must not stop the observer, nor pile up writes.
+    /// With pins the state is written where the stream of observations says how far it is.
+    fn state_is_due(&mut self) {
+        if self.config.pin.is_some() {
+            self.kernel.checkpoint();
+        } else {
+            self.write_state(None);
+        }
+    }
+
+    /// The writes are done elsewhere, one at a time: a slow disk must not stop the observer, nor pile up writes. A state that finds another write going on comes right
+    /// after it: the two timers meet again and again.
     fn write_state(&mut self, checkpoint: Option<(Checkpoint, Mark)>) {
-        if let Some(state) = self.state.clone()
-            && self.writes.is_empty()
-        {
+        if !self.writes.is_empty() {
+            self.state_waits = true;
+        } else if let Some(state) = self.state.clone() {
             let now = now();
             let (checkpoint, mark) = checkpoint.unzip();
             let progress = checkpoint.map(|checkpoint| Progress { checkpoint, waiting: self.observer.waiting() });
@@ -406,6 +417,9 @@ impl Daemon {
                 tracing::warn!("the allow-lists were not written, next try in {next} s: {e}");
             }
             None => tracing::error!("a write in the background panicked"),
+        }
+        if std::mem::take(&mut self.state_waits) {
+            self.state_is_due();
         }
     }
 }

@@ -50,6 +50,11 @@ fn start_pinned(lab: &Lab, pins: &Path, extra: &[&str]) -> Agent {
 
 fn until_more(agent: &Agent, edges: f64) {
     wait_until(LIMIT, "more edges", || agent.metric("guardrail_edges").ok().filter(|now| *now >= edges)).unwrap();
+    // Both are due every second: neither may keep the other from being written.
+    for written in ["guardrail_state_last_success_timestamp_seconds", "guardrail_export_last_success_timestamp_seconds"]
+    {
+        wait_until(LIMIT, written, || agent.metric(written).ok().filter(|at| *at > 0.0)).unwrap();
+    }
 }
 
 fn until_done(processes: &[AppProcess]) {

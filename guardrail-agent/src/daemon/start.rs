@@ -203,6 +203,7 @@ impl Daemon {
             series: EdgeSeries::new(config.metrics_max_edges),
             stats: DaemonStats { complete: true, ..DaemonStats::default() },
             writes: JoinSet::new(),
+            state_waits: false,
             documents: Documents::default(),
             trims_due: 0,
             config,
