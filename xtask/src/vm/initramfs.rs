@@ -165,10 +165,14 @@ fn padding(length: usize) -> usize {
     length.next_multiple_of(4) - length
 }
 
-/// Paths in `ldd`'s output: after `=>`, or alone (the loader); the vDSO has none.
+/// Paths in `ldd`'s output: after `=>`, or alone (the loader); the vDSO has none. A foreign loader names itself by two paths, of which the first is the guest's.
 fn libraries(ldd: &str) -> impl Iterator<Item = &str> {
     ldd.lines().filter_map(|line| {
-        let found = line.split_once("=>").map_or(line, |(_, path)| path);
+        let found = match line.split_once("=>") {
+            Some((name, path)) if !name.trim().starts_with('/') => path,
+            Some((name, _)) => name,
+            None => line,
+        };
         found.split_whitespace().next().filter(|path| path.starts_with('/'))
     })
 }
@@ -189,6 +193,8 @@ mod tests {
             ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]
         );
         assert_eq!(libraries("\tnot a dynamic executable\n").count(), 0);
+        let foreign = "\t/lib/ld-linux-aarch64.so.1 => /here/unpacked/lib/ld-linux-aarch64.so.1 (0x00000055)\n";
+        assert_eq!(libraries(foreign).collect::<Vec<_>>(), ["/lib/ld-linux-aarch64.so.1"]);
     }
 
     #[test]
