@@ -1,6 +1,11 @@
 //! Disks that are full or read-only, directories that are gone or somebody else's: the graph goes on, files stay whole, failures are counted.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use guardrail_tests::{
     agent::Agent,
@@ -61,6 +66,7 @@ fn a_full_disk_leaves_the_earlier_files_whole_is_counted_and_costs_nothing_once_
     };
     let earlier = failures().unwrap();
     processes[1].go().unwrap();
+    processes[1].wait_for_nth("done", 2, Instant::now() + LIMIT).unwrap();
     // The graph itself needs no disk.
     eventually_true(&agent, &truth(&lab).unwrap()).unwrap();
     wait_until(LIMIT, "both failures are counted, more than once", || {
@@ -107,6 +113,7 @@ fn a_state_directory_that_becomes_read_only_is_counted_and_tried_again() {
     agent.in_mount_namespace(&["mount", "-o", "remount,ro", &inside]).unwrap();
     let earlier = agent.metric("guardrail_state_failures_total").unwrap();
     processes[1].go().unwrap();
+    processes[1].wait_for_nth("done", 2, Instant::now() + LIMIT).unwrap();
     eventually_true(&agent, &truth(&lab).unwrap()).unwrap();
     wait_until(LIMIT, "the failure is counted, more than once", || {
         agent.metric("guardrail_state_failures_total").ok().filter(|now| *now >= earlier + 2.0)

@@ -142,6 +142,12 @@ impl Userland {
         }
     }
 
+    /// The path under which the guest has a file of this userland: a loader that is run from there names itself by where it lies here.
+    pub(super) fn in_guest<'a>(&self, path: &'a str) -> &'a str {
+        let root = self.root.as_ref().and_then(|root| root.to_str());
+        root.and_then(|root| path.strip_prefix(root)).unwrap_or(path)
+    }
+
     /// The path of a program of the system, if it is there.
     pub(super) fn find_tool(&self, name: &str) -> Option<PathBuf> {
         ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]

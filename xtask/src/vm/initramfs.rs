@@ -99,7 +99,7 @@ impl Tree<'_> {
             .loader_trace(program)
             .output()
             .with_context(|| format!("cannot list the libraries of {}", program.display()))?;
-        for library in libraries(&String::from_utf8_lossy(&output.stdout)) {
+        for library in libraries(&String::from_utf8_lossy(&output.stdout)).map(|path| self.userland.in_guest(path)) {
             if !self.files.contains_key(library) {
                 self.add_file(library, &self.userland.file(Path::new(library)))?;
             }
