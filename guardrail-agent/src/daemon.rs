@@ -126,8 +126,8 @@ struct Daemon {
     series: EdgeSeries,
     stats: DaemonStats,
     writes: JoinSet<Written>,
-    /// The state was due while something else was written.
-    state_waits: bool,
+    /// State and export that were due while something else was written.
+    waits: Waits,
     /// Documents on their way out.
     documents: Documents,
     trims_due: u8,
@@ -143,6 +143,13 @@ async fn changed(lists: &mut Option<Lists>) {
         return;
     }
     std::future::pending().await
+}
+
+/// Writes that wait for the one that is going on.
+#[derive(Clone, Copy, Debug, Default)]
+struct Waits {
+    state: bool,
+    export: bool,
 }
 
 /// The outcome of a write in the background.
@@ -355,11 +362,11 @@ impl Daemon {
         }
     }
 
-    /// The writes are done elsewhere, one at a time: a slow disk must not stop the observer, nor pile up writes. A state that finds another write going on comes right
+    /// The writes are done elsewhere, one at a time: a slow disk must not stop the observer, nor pile up writes. What finds another write going on comes right
     /// after it: the two timers meet again and again.
     fn write_state(&mut self, checkpoint: Option<(Checkpoint, Mark)>) {
         if !self.writes.is_empty() {
-            self.state_waits = true;
+            self.waits.state = true;
         } else if let Some(state) = self.state.clone() {
             let now = now();
             let (checkpoint, mark) = checkpoint.unzip();
@@ -380,9 +387,9 @@ impl Daemon {
     }
 
     fn export(&mut self) {
-        if let Some(dir) = self.config.export_dir.clone()
-            && self.writes.is_empty()
-        {
+        if !self.writes.is_empty() {
+            self.waits.export = true;
+        } else if let Some(dir) = self.config.export_dir.clone() {
             let document = self.observer.document(now());
             let options = self.export_options();
             self.writes
@@ -393,11 +400,11 @@ impl Daemon {
     fn written(&mut self, written: Option<Written>) {
         self.trims_due = TRIMS;
         let seconds = clock::wall_seconds();
-        match written {
+        match &written {
             Some(Written::State(Ok(mark))) => {
                 self.stats.state_last_success_seconds = seconds;
                 if let Some(mark) = mark {
-                    self.kernel.stored(mark);
+                    self.kernel.stored(*mark);
                 }
             }
             Some(Written::State(Err(e))) => {
@@ -407,7 +414,7 @@ impl Daemon {
             }
             Some(Written::Export(Ok(changed))) => {
                 self.stats.export_last_success_seconds = seconds;
-                if changed {
+                if *changed {
                     tracing::debug!("allow-lists changed");
                 }
             }
@@ -418,8 +425,14 @@ impl Daemon {
             }
             None => tracing::error!("a write in the background panicked"),
         }
-        if std::mem::take(&mut self.state_waits) {
+        // The other one first, so that neither keeps the other from being written.
+        let was_export = matches!(written, Some(Written::Export(_)));
+        if self.waits.state && (was_export || !self.waits.export) {
+            self.waits.state = false;
             self.state_is_due();
+        } else if self.waits.export {
+            self.waits.export = false;
+            self.export();
         }
     }
 }

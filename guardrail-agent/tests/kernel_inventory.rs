@@ -281,3 +281,32 @@ fn a_udp_port_bound_before_the_agent_is_a_served_one_whose_past_is_not_known() {
     ]);
     assert!(seen.deltas().all(|(_, delta)| !delta.bind_seen), "no bind was seen");
 }
+
+/// As many descriptors as this process may have.
+fn more_descriptors() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is written, then read.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+    }
+}
+
+#[test]
+fn a_connection_that_is_opened_before_the_found_ones_are_told_hides_none_of_them() {
+    const LISTENING: u16 = 2_100;
+    let Some(lab) = Lab::new() else { return };
+    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    more_descriptors();
+    let listener = db.listen(at(RIGHT, 5900));
+    let before = (web.connect(at(RIGHT, 5900)).expect("connected"), listener.accept().expect("accepted"));
+    // Told first, and more than there is room for while nobody receives: the found connection waits behind them.
+    let others: Vec<_> = (0..LISTENING).map(|port| db.listen(at(RIGHT, 20_000 + port))).collect();
+    let mut agent = Agent::held(&lab, |config| config.channel_batches = 1);
+    let after = (web.connect(at(RIGHT, 5900)).expect("connected"), listener.accept().expect("accepted"));
+    agent.receive();
+    let both = FlowCounts { opened: 1, found: 1, ..FlowCounts::default() };
+    agent.finish(&[(client(&web, Tcp, LEFT, RIGHT, 5900), both), (server(&db, Tcp, RIGHT, LEFT, 5900), both)]);
+    drop((before, after, others));
+}

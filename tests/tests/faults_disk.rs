@@ -36,6 +36,11 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
+/// A file that will replace another one when it is whole.
+fn is_temporary(name: &str) -> bool {
+    name.starts_with(".guardrail-") && name != ".guardrail-files"
+}
+
 fn opened(state: &Value) -> u64 {
     pair_edge(state).map_or(0, |edge| edge["opened"].as_u64().unwrap_or(0))
 }
@@ -57,7 +62,9 @@ fn a_full_disk_leaves_the_earlier_files_whole_is_counted_and_costs_nothing_once_
         exported(&export_dir)
     })
     .unwrap_or_else(|e| panic!("{e}\n{}", agent.said()));
-    let before = names(&export_dir);
+    // Between two writes.
+    let whole = || Some(names(&export_dir)).filter(|names| names.iter().all(|name| !is_temporary(name)));
+    let before = wait_until(LIMIT, "no file is being written", whole).unwrap();
 
     let fillers = [&state_dir, &export_dir].map(|dir| trouble::fill_disk(dir, "filler").unwrap());
     let failures = || {
@@ -83,7 +90,8 @@ fn a_full_disk_leaves_the_earlier_files_whole_is_counted_and_costs_nothing_once_
     let mut with_filler = before.clone();
     with_filler.push("filler".to_owned());
     with_filler.sort();
-    assert_eq!(names(&export_dir), with_filler, "nothing half-written stays");
+    wait_until(LIMIT, "nothing half-written stays", || (names(&export_dir) == with_filler).then_some(()))
+        .unwrap_or_else(|e| panic!("{e}: {:?}, not {with_filler:?}", names(&export_dir)));
     assert_eq!(agent.get("/readyz").unwrap().0, 200);
 
     for filler in fillers {

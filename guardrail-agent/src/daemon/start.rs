@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Daemon, StartError, documents::Documents};
+use super::{Daemon, StartError, Waits, documents::Documents};
 use crate::{
     auth::{self, Guard, tls::Tls},
     clock::now,
@@ -203,7 +203,7 @@ impl Daemon {
             series: EdgeSeries::new(config.metrics_max_edges),
             stats: DaemonStats { complete: true, ..DaemonStats::default() },
             writes: JoinSet::new(),
-            state_waits: false,
+            waits: Waits::default(),
             documents: Documents::default(),
             trims_due: 0,
             config,

@@ -104,6 +104,8 @@ pub(crate) struct Begin {
     pub(crate) inventory: Inventory,
     /// When they were listed, boot time, ns.
     pub(crate) listed_at: u64,
+    /// When the list was whole, boot time, ns.
+    pub(crate) listed_until: u64,
     /// Our own maps are an earlier agent's: its notes, those that did not decode, and what was told of them.
     pub(crate) taken_over: Option<(Vec<Note>, u64, Checkpoint)>,
     /// Detached maps, oldest first.
@@ -165,6 +167,8 @@ pub(crate) struct State {
     unjournalled: u64,
     /// Listening sockets are known as of then, boot time, ns.
     listed_at: u64,
+    /// No socket that is newer was listed, boot time, ns.
+    listed_until: u64,
     /// Keys removed, in all.
     removed: u64,
     /// Undecided entries that the inventory put into FLOWS.
@@ -207,6 +211,7 @@ impl State {
             told: Told::default(),
             unjournalled: 0,
             listed_at: 0,
+            listed_until: 0,
             removed: 0,
             undecided: HashSet::new(),
             capacity: u64::from(capacity),
@@ -235,8 +240,8 @@ impl State {
 impl Reader {
     /// Tells the cgroups that exist and what the inventory found. The programs are attached already, so nothing falls between.
     fn first_observations(&mut self, begin: Begin) {
-        let Begin { inventory, listed_at, taken_over, older, carried } = begin;
-        self.state.listed_at = listed_at;
+        let Begin { inventory, listed_at, listed_until, taken_over, older, carried } = begin;
+        (self.state.listed_at, self.state.listed_until) = (listed_at, listed_until);
         let is_first = taken_over.is_none() && older.is_empty();
         self.drain(older, carried, taken_over.is_none());
         if let Some((notes, broken, checkpoint)) = taken_over {
@@ -306,7 +311,12 @@ impl Reader {
                     .and_then(|bytes| decode::value(&bytes).ok())
                     .unwrap_or_default();
                 // What the hook found at its end is told by the entry itself; so is what it saw open and is open still.
-                let open = live.opened.saturating_sub(live.closed.saturating_sub(live.found.into()));
+                // An entry whose first open is newer than the list has nothing of what was listed.
+                let open = if live.first_open > self.state.listed_until {
+                    0
+                } else {
+                    live.opened.saturating_sub(live.closed.saturating_sub(live.found.into()))
+                };
                 let missed = u64::from(count.saturating_sub(live.found)).saturating_sub(open);
                 if missed > 0 {
                     // The map's entry is the live hook's, or there is no room: told, but not kept.

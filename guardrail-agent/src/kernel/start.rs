@@ -89,12 +89,13 @@ pub(crate) fn alone(
             Inventory::default()
         }
     };
+    let listed_until = crate::clock::boot_ns();
     let sockets_ms = began.elapsed().as_millis() - load_ms - attach_ms;
     tracing::debug!(load_ms, attach_ms, sockets_ms, "programs are loaded and attached, open sockets are listed");
     Ok(Started {
         maps,
         programs: loaded.into_programs()?,
-        begin: Begin { inventory, listed_at, taken_over: None, older: Vec::new(), carried },
+        begin: Begin { inventory, listed_at, listed_until, taken_over: None, older: Vec::new(), carried },
         journal,
         pinned,
         warnings,
@@ -196,6 +197,7 @@ fn take_over(
         begin: Begin {
             inventory,
             listed_at,
+            listed_until: crate::clock::boot_ns(),
             taken_over: Some((notes, broken, checkpoint)),
             older: Vec::new(),
             carried: HashMap::new(),
