@@ -16,6 +16,9 @@ use guardrail_graph::{
 };
 use indexmap::IndexMap;
 
+/// Two CPUs that count the first opens of one entry at once may both set its time: such times belong to one life of the key.
+const SAME_LIFE_NS: u64 = 1_000_000_000;
+
 /// What was folded of one entry.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
@@ -59,7 +62,7 @@ impl Fold {
         let sweep = self.sweep;
         let new = Seen { gained_in: sweep, ..Seen::default() };
         let seen = self.seen.entry(*key).or_insert(new);
-        if seen.first_open != 0 && seen.first_open != value.first_open {
+        if seen.first_open != 0 && seen.first_open.abs_diff(value.first_open) > SAME_LIFE_NS {
             // Another life of the key than the one that an earlier agent told of.
             *seen = new;
         }
@@ -291,9 +294,10 @@ mod tests {
         let gain = fold(&mut f, &value);
         assert_eq!((gain[0].counts.opened, gain[0].first_open, gain.len()), (1, None, 1));
         // The entry was taken out and made anew meanwhile: its counters began at 0 again.
-        let anew = FlowValue { first_open: 40, last_open: 50, opened: 2, ..FlowValue::default() };
+        let later = 40 + SAME_LIFE_NS;
+        let anew = FlowValue { first_open: later, last_open: later, opened: 2, ..FlowValue::default() };
         let gain = fold(&mut f, &anew);
-        assert_eq!((gain[0].counts.opened, gain[0].first_open), (2, Some(wall(40))));
+        assert_eq!((gain[0].counts.opened, gain[0].first_open), (2, Some(wall(later))));
         f.retain(&HashSet::new());
         assert_eq!(f.len(), 0);
     }

@@ -285,21 +285,21 @@ impl Reader {
         let count = u32::try_from(found.count).unwrap_or(u32::MAX);
         let mut value =
             FlowValue { netns: found.netns, first_open: at, last_open: at, found: count, ..FlowValue::default() };
-        for key in &found.if_ended {
-            // It ended after the iterator had passed: the end belongs to this find.
-            let ended = self.maps.flows.take(&encode::key(key)).ok().flatten();
-            if let Some(ended) = ended.and_then(|bytes| decode::value(&bytes).ok()) {
-                self.removed(key.cgroup_id, 1);
-                value.closed += ended.closed;
-                value.bytes_sent += ended.bytes_sent;
-                value.bytes_received += ended.bytes_received;
-            }
+        // Those that ended after the iterator had passed: the end belongs to this find.
+        for ended in self.take_ended(found) {
+            value.closed += ended.closed;
+            value.bytes_sent += ended.bytes_sent;
+            value.bytes_received += ended.bytes_received;
         }
         match self.maps.flows.set(&bytes, &encode::value(&value), sys::NOEXIST) {
             Ok(()) => {
                 // Put in from this side: as if one fewer had been removed.
                 self.removed(found.key.cgroup_id, 1u64.wrapping_neg());
                 self.emit(&found.key, &value);
+                // From now on ends are counted there; what came between the two looks is told.
+                for FlowValue { closed, bytes_sent, bytes_received, .. } in self.take_ended(found) {
+                    self.tell(&found.key, &FlowValue { closed, bytes_sent, bytes_received, ..FlowValue::default() });
+                }
             }
             Err(_) => {
                 let live = self
@@ -320,15 +320,31 @@ impl Reader {
                 let missed = u64::from(count.saturating_sub(live.found)).saturating_sub(open);
                 if missed > 0 {
                     // The map's entry is the live hook's, or there is no room: told, but not kept.
-                    let mut fold = Fold::default();
-                    let mut deltas = Vec::new();
-                    let value = FlowValue { found: u32::try_from(missed).unwrap_or(u32::MAX), ..value };
-                    fold.fold(&found.key, &value, |boot| self.state.wall(boot), &mut |delta| deltas.push(delta));
-                    for delta in deltas {
-                        self.out.push(Observation::Flow(delta));
-                    }
+                    self.tell(&found.key, &FlowValue { found: u32::try_from(missed).unwrap_or(u32::MAX), ..value });
                 }
             }
+        }
+    }
+
+    /// Takes out the entries of found connections that ended before their own entry stood in the map.
+    fn take_ended(&mut self, found: &Found) -> Vec<FlowValue> {
+        let mut all = Vec::new();
+        for key in &found.if_ended {
+            let ended = self.maps.flows.take(&encode::key(key)).ok().flatten();
+            if let Some(ended) = ended.and_then(|bytes| decode::value(&bytes).ok()) {
+                self.removed(key.cgroup_id, 1);
+                all.push(ended);
+            }
+        }
+        all
+    }
+
+    /// Tells a value of which the map keeps nothing.
+    fn tell(&mut self, key: &FlowKey, value: &FlowValue) {
+        let mut deltas = Vec::new();
+        Fold::default().fold(key, value, |boot| self.state.wall(boot), &mut |delta| deltas.push(delta));
+        for delta in deltas {
+            self.out.push(Observation::Flow(delta));
         }
     }
 
