@@ -51,6 +51,11 @@ struct Client {
     token: PathBuf,
 }
 
+/// For the tests about silence alone: a machine that is busy is silent as well, and no other test may take that for a fault.
+fn soon_given_up(options: &mut Options) {
+    options.timing.stall = Duration::from_millis(800);
+}
+
 impl Client {
     async fn start(server: &ApiServer) -> Self {
         Self::with(server, |_| {}).await
@@ -64,7 +69,6 @@ impl Client {
         std::fs::write(&kubeconfig, server.kubeconfig(Some(&token))).unwrap();
         let mut options = Options::new("node-a");
         options.page = 7;
-        options.timing.stall = Duration::from_millis(800);
         options.timing.watch = Duration::from_secs(2);
         options.timing.backoff = Duration::from_millis(20);
         options.timing.backoff_max = Duration::from_millis(400);
@@ -300,7 +304,7 @@ async fn a_first_list_cut_inside_an_object_is_not_taken_for_the_whole() {
 #[tokio::test]
 async fn a_silent_stream_is_given_up() {
     let server = server();
-    let mut client = Client::start(&server).await;
+    let mut client = Client::with(&server, soon_given_up).await;
     client.synced().await;
     server.fault("pods", Fault::Stall { after: 2 });
     server.fault("endpointslices", Fault::Stall { after: 0 });
@@ -313,7 +317,7 @@ async fn a_silent_stream_is_given_up() {
 async fn a_first_list_that_never_ends_is_asked_for_in_pages() {
     let server = server();
     server.fault("pods", Fault::Stall { after: 4 });
-    let mut client = Client::start(&server).await;
+    let mut client = Client::with(&server, soon_given_up).await;
     client.synced().await;
     assert!(server.requests("GET /api/v1/pods?limit=7") > 0);
     replayed(&server, &mut client).await;
