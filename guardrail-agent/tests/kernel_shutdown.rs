@@ -101,7 +101,7 @@ fn a_shutdown_leaves_no_program_no_link_no_map_and_no_thread() {
     let agent = Agent::start(&lab);
     let objects = held();
     // Nine hooks; the rings, FLOWS and the rest.
-    assert!(count(&objects, PROGRAM) >= 9 && count(&objects, LINK) >= 9 && count(&objects, MAP) >= 9, "{objects:?}");
+    assert!(count(&objects, PROGRAM) >= 10 && count(&objects, LINK) >= 10 && count(&objects, MAP) >= 9, "{objects:?}");
     let _ = agent.stop();
     assert_gone(&objects);
 }
@@ -153,7 +153,7 @@ fn without_udp_nothing_runs_per_packet() {
     let agent = Agent::with(&lab, |config| config.udp = false);
     assert!(until(|| !agent.kernel.stats().programs.is_empty()));
     let names: Vec<_> = agent.kernel.stats().programs.into_keys().collect();
-    assert_eq!(names, ["cgroup_mkdir", "cgroup_rmdir", "tcp_state"]);
+    assert_eq!(names, ["cgroup_mkdir", "cgroup_rmdir", "tcp_state", "tcp_state_missed"]);
     let objects = held();
     let _ = agent.stop();
     assert_gone(&objects);

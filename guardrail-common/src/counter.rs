@@ -22,8 +22,10 @@ pub const UNDECIDED: u32 = 8;
 /// Entries that user space took out of FLOWS without a note in its journal since the last checkpoint. Only user space writes it; it stands here so that the next
 /// agent finds it.
 pub const UNJOURNALLED: u32 = 9;
+/// TCP events that the second program took because the first missed them.
+pub const TAKEN_OVER: u32 = 10;
 /// How many counters there are.
-pub const COUNT: u32 = 10;
+pub const COUNT: u32 = 11;
 
 /// Why a cgroup lost something: with its id, the key of CGROUP_LOSSES.
 #[repr(u8)]

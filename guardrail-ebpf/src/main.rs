@@ -17,6 +17,7 @@ mod offsets;
 mod sockaddr;
 mod socket;
 mod tcp;
+mod turn;
 mod udp;
 
 #[unsafe(link_section = "license")]

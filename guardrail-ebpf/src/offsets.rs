@@ -84,6 +84,10 @@ globals! {
     CGROUP_PARENT: u32 = 0;
     /// `cgroup_subsys_state.cgroup`.
     CSS_CGROUP: u32 = 0;
+    /// `task_struct.stack`.
+    TASK_STACK: u32 = 0;
+    /// Bytes of a task's stack; 0: the kernel runs a tracing program that it finds running once more.
+    STACK_BYTES: u32 = 0;
     /// Id of the observed cgroup; 1 is the root of the hierarchy. Sockets and cgroups that are not below it are somebody else's.
     ROOT_CGROUP: u64 = 1;
     /// Live keys one cgroup may have.

@@ -23,6 +23,7 @@ use crate::{
     maps::{CGROUP_RING, add, add_half, count},
     offsets as o,
     socket::{Memory as _, SOCK_BINDPORT_LOCK, Typed, addresses, cgroup_id, is_foreign, netns, userlocks},
+    turn,
 };
 
 const TCP_ESTABLISHED: i32 = 1;
@@ -39,10 +40,27 @@ const ECONNREFUSED: i32 = 111;
 /// `RCV_SHUTDOWN` in `sk_shutdown`: the peer's FIN arrived, and was counted as a received byte.
 const RCV_SHUTDOWN: u8 = 1;
 
-/// Entry. Most transitions do not count and leave here. What the others need stands in functions of its own, so that the entry saves no register and needs no
-/// stack; what is rare stands apart from what is frequent, because most of a run's cost is fetching its instructions.
+/// Entry.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn tcp_state(ctx: BtfTracePointContext) -> i32 {
+    turn::take(ctx.as_ptr(), ctx.arg(0), ctx.arg(2));
+    count_transition(&ctx)
+}
+
+/// Entry behind [`tcp_state`], attached after it: takes what that one missed because an interrupt found it running.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn tcp_state_missed(ctx: BtfTracePointContext) -> i32 {
+    if o::STACK_BYTES.load() == 0 || turn::is_taken(ctx.arg(0), ctx.arg(2)) {
+        return 0;
+    }
+    count(counter::TAKEN_OVER);
+    count_transition(&ctx)
+}
+
+/// Most transitions do not count and leave here. What the others need stands in functions of its own, so that these save no register and need no
+/// stack; what is rare stands apart from what is frequent, because most of a run's cost is fetching its instructions.
+#[inline(always)]
+fn count_transition(ctx: &BtfTracePointContext) -> i32 {
     let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
     let at = ctx.as_ptr();
     match (old, new) {

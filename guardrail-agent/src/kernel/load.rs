@@ -37,10 +37,12 @@ enum Hook {
 }
 
 /// A program of ours: name, hook, only with UDP.
-const PROGRAMS: [(&str, Hook, bool); 9] = [
+const PROGRAMS: [(&str, Hook, bool); 10] = [
     ("cgroup_mkdir", Hook::Tracepoint("cgroup_mkdir"), false),
     ("cgroup_rmdir", Hook::Tracepoint("cgroup_rmdir"), false),
     ("tcp_state", Hook::Tracepoint("inet_sock_set_state"), false),
+    // The kernel runs them in the order in which they were attached.
+    (SECOND, Hook::Tracepoint("inet_sock_set_state"), false),
     ("bind4", Hook::SockAddr, true),
     ("bind6", Hook::SockAddr, true),
     ("sendmsg4", Hook::SockAddr, true),
@@ -48,6 +50,9 @@ const PROGRAMS: [(&str, Hook, bool); 9] = [
     ("udp_egress", Hook::Packet(CgroupSkbAttachType::Egress), true),
     ("udp_ingress", Hook::Packet(CgroupSkbAttachType::Ingress), true),
 ];
+
+/// Name of the program that takes what `tcp_state` missed.
+pub(crate) const SECOND: &str = "tcp_state_missed";
 
 /// Name of the socket iterator.
 const INVENTORY: &str = "open_sockets";
@@ -342,7 +347,7 @@ fn raise_memlock() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
 }
 
-fn page_bytes() -> u32 {
+pub(crate) fn page_bytes() -> u32 {
     // SAFETY: no pointers.
     u32::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }

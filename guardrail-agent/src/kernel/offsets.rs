@@ -1,6 +1,6 @@
 //! The members that the programs read, and the globals that carry their offsets (`guardrail-ebpf/src/offsets.rs`).
 
-use super::{KernelError, btf::Btf};
+use super::{KernelError, btf::Btf, load::page_bytes};
 
 /// A member that some hook reads.
 struct Wanted {
@@ -56,6 +56,7 @@ const WANTED: &[Wanted] = &[
     wanted("SB_MAGIC", &[("super_block", "s_magic")], ITER),
     wanted("SOCKET_SK", &[("socket", "sk")], ITER),
     wanted("SKB_SK", &[("sk_buff", "sk")], UDP),
+    wanted("TASK_STACK", &[("task_struct", "stack")], TCP),
 ];
 
 /// Name of each global, and the value to write into it.
@@ -77,7 +78,18 @@ pub(crate) fn resolve(btf: &Btf) -> Result<Vec<(&'static str, u32)>, KernelError
             _ => {}
         }
     }
+    if has_recursion_guard(btf) {
+        globals.push(("STACK_BYTES", THREAD_BYTES.max(page_bytes())));
+    }
     Ok(globals)
+}
+
+/// `THREAD_SIZE` of x86-64, and of arm64 with small pages; with larger ones it is a page.
+const THREAD_BYTES: u32 = 16 << 10;
+
+/// Whether the kernel may skip a tracing program because it is running on that CPU already (`bpf_prog.active`, Linux ≥ 5.12; for raw tracepoints since 6.1).
+fn has_recursion_guard(btf: &Btf) -> bool {
+    btf.member("bpf_prog", "active").is_some()
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::{Reader, VALUE};
 use crate::{
     clock,
-    kernel::{ProgramStats, fold::ip, sys},
+    kernel::{ProgramStats, fold::ip, load::SECOND, sys},
 };
 
 impl Reader {
@@ -149,17 +149,16 @@ impl Reader {
         self.out.push(Observation::Lost { reason, cgroup, count, at: clock::now() });
     }
 
+    /// One of COUNTERS.
+    fn counter(&self, index: u32) -> Option<u64> {
+        self.maps.counters.get(&index.to_ne_bytes()).ok().flatten().map(u64::from_ne_bytes)
+    }
+
     pub(super) fn read_losses(&mut self) {
         // Totals first: the programs count a cgroup's loss before the total, so no named loss is missing from what follows.
         let mut totals = [0u64; counter::COUNT as usize];
         for (index, total) in (0u32..).zip(&mut totals) {
-            *total = self
-                .maps
-                .counters
-                .get(&index.to_ne_bytes())
-                .ok()
-                .flatten()
-                .map_or(self.state.told.counters[index as usize], u64::from_ne_bytes);
+            *total = self.counter(index).unwrap_or(self.state.told.counters[index as usize]);
         }
         let mut named = Vec::new();
         if let Err(error) =
@@ -217,7 +216,10 @@ impl Reader {
         let published = &mut self.state.published.programs;
         programs.for_each(|name, fd| match sys::program_info(fd) {
             Ok(info) => {
-                recursion += info.recursion_misses;
+                // What the second program misses, the first has taken.
+                if name != SECOND {
+                    recursion += info.recursion_misses;
+                }
                 let entry = ProgramStats {
                     runs: info.run_cnt,
                     run_ns: info.run_time_ns,
@@ -227,8 +229,11 @@ impl Reader {
             }
             Err(error) => warn!("reading the statistics of {name} failed: {error}"),
         });
-        let gain = recursion.saturating_sub(self.state.told.recursion);
-        self.state.told.recursion = recursion;
+        // Read after the misses, so that each of them that was taken over is in it.
+        let taken_over = self.counter(counter::TAKEN_OVER).unwrap_or(0);
+        let lost = recursion.saturating_sub(taken_over);
+        let gain = lost.saturating_sub(self.state.told.recursion);
+        self.state.told.recursion += gain;
         if gain > 0 {
             self.lose(LossReason::Recursion, None, gain);
         }
