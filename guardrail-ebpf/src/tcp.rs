@@ -49,7 +49,7 @@ pub(crate) fn tcp_state(ctx: BtfTracePointContext) -> i32 {
 
 /// Entry behind [`tcp_state`], attached after it: takes what that one missed because an interrupt found it running.
 #[btf_tracepoint(function = "inet_sock_set_state")]
-pub(crate) fn tcp_state_missed(ctx: BtfTracePointContext) -> i32 {
+pub(crate) fn tcp_missed(ctx: BtfTracePointContext) -> i32 {
     if o::STACK_BYTES.load() == 0 || turn::is_taken(ctx.arg(0), ctx.arg(2)) {
         return 0;
     }

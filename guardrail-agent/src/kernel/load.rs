@@ -40,7 +40,7 @@ enum Hook {
 const PROGRAMS: [(&str, Hook, bool); 10] = [
     ("cgroup_mkdir", Hook::Tracepoint("cgroup_mkdir"), false),
     ("cgroup_rmdir", Hook::Tracepoint("cgroup_rmdir"), false),
-    ("tcp_state", Hook::Tracepoint("inet_sock_set_state"), false),
+    (FIRST, Hook::Tracepoint("inet_sock_set_state"), false),
     // The kernel runs them in the order in which they were attached.
     (SECOND, Hook::Tracepoint("inet_sock_set_state"), false),
     ("bind4", Hook::SockAddr, true),
@@ -51,8 +51,10 @@ const PROGRAMS: [(&str, Hook, bool); 10] = [
     ("udp_ingress", Hook::Packet(CgroupSkbAttachType::Ingress), true),
 ];
 
-/// Name of the program that takes what `tcp_state` missed.
-pub(crate) const SECOND: &str = "tcp_state_missed";
+/// Name of the program that sees every TCP event but those which find it running.
+pub(crate) const FIRST: &str = "tcp_state";
+/// Name of the program that takes what [`FIRST`] missed.
+pub(crate) const SECOND: &str = "tcp_missed";
 
 /// Name of the socket iterator.
 const INVENTORY: &str = "open_sockets";

@@ -78,7 +78,9 @@ pub(crate) fn alone(
     }
     // What happens between the two is counted twice, never not at all; so the one follows on the other at once (an RCU grace period later).
     loaded.attach(&config.cgroup_root, generation, |name| {
-        older.iter().try_for_each(|older| older.generation.detach_one(name))
+        // The second of the TCP programs takes all that the first does not see: without the first it would count everything once more.
+        let names: &[&str] = if name == load::FIRST { &[load::SECOND, load::FIRST] } else { &[name] };
+        older.iter().try_for_each(|older| names.iter().try_for_each(|name| older.generation.detach_one(name)))
     })?;
     let attach_ms = began.elapsed().as_millis() - load_ms;
     let listed_at = crate::clock::boot_ns();
