@@ -178,7 +178,7 @@ fn a_server_over_its_budget_keeps_all_its_clients_in_one_flow_without_loss() {
 fn no_event_is_lost_that_finds_its_program_running() {
     const PORT: u16 = 9100;
     const CLIENTS: u64 = 4;
-    const CONNECTIONS: u64 = 2_500;
+    const CONNECTIONS: u64 = 1_000;
     let Some(lab) = Lab::new() else { return };
     let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
     steer_to_the_other_cpu(&lab, Side::Left, "left");

@@ -153,7 +153,7 @@ fn without_udp_nothing_runs_per_packet() {
     let agent = Agent::with(&lab, |config| config.udp = false);
     assert!(until(|| !agent.kernel.stats().programs.is_empty()));
     let names: Vec<_> = agent.kernel.stats().programs.into_keys().collect();
-    assert_eq!(names, ["cgroup_mkdir", "cgroup_rmdir", "tcp_state", "tcp_missed"]);
+    assert_eq!(names, ["cgroup_mkdir", "cgroup_rmdir", "tcp_missed", "tcp_state"]);
     let objects = held();
     let _ = agent.stop();
     assert_gone(&objects);
