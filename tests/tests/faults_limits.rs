@@ -99,14 +99,16 @@ fn too_few_file_descriptors_to_start_are_refused_with_one_sentence() {
 
 /// What a suspended agent cannot see in time must be found afterwards: new flows by the thousand, pods that came and went, names that were asked for.
 #[test]
-fn an_agent_that_is_suspended_under_load_loses_no_edge_and_no_pod_that_came_and_went_meanwhile() {
+fn an_agent_that_is_suspended_for_30_s_under_load_loses_no_edge_and_no_pod_that_came_and_went_meanwhile() {
     const TARGETS: u32 = 6_000;
+    const SUSPENDED: Duration = Duration::from_secs(30);
     if !bins::can_run("a suspended agent") {
         return;
     }
     let mut c = cluster(&["node-a"]);
     let crawler = deployment(&mut c, "crawler", 8080, 0);
     let server = deployment(&mut c, "server", 8080, 0);
+    let steady = deployment(&mut c, "steady", 8080, 0);
     let jobs: Vec<_> = (0..3).map(|i| deployment(&mut c, &format!("job-{i}"), 8080, 0)).collect();
     let to = format!("{}:8080", c.pod(&server).addresses.0);
     let lab = lab(c).unwrap();
@@ -123,9 +125,13 @@ fn an_agent_that_is_suspended_under_load_loses_no_edge_and_no_pod_that_came_and_
     });
     let serve = Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() };
     let calls = Scenario { after: flood.collect(), ..Scenario::default() };
-    let mut processes = start(&lab, vec![(&server, serve), (&crawler, calls)]).unwrap();
+    // Some 28 s of calls, beside the flood.
+    let all_the_time = Scenario { after: vec![Call::new(&to, How::Tcp, 700).pause(30, 50)], ..Scenario::default() };
+    let mut processes = start(&lab, vec![(&server, serve), (&crawler, calls), (&steady, all_the_time)]).unwrap();
     let agent = Agent::start(&lab, 0, &[]).unwrap();
     agent.signal(libc::SIGSTOP);
+    let began = Instant::now();
+    processes.iter_mut().for_each(|process| process.go().unwrap());
     // 6,000 hints of 64 bytes fill a ring of 256 KiB, and 1,000 cgroups of some 700 bytes theirs; the pods come in between.
     for (number, job) in jobs.iter().enumerate() {
         for flood in 0..350 {
@@ -142,10 +148,13 @@ fn an_agent_that_is_suspended_under_load_loses_no_edge_and_no_pod_that_came_and_
         drop(process);
         lab.remove_pod_cgroup(job).unwrap();
     }
-    go(&mut processes).unwrap();
+    for process in &processes[1..] {
+        process.wait_for("done", Instant::now() + 2 * LIMIT).unwrap();
+    }
+    wait_until(LIMIT, "the time is over", || (began.elapsed() >= SUSPENDED).then_some(())).unwrap();
     agent.signal(libc::SIGCONT);
     let truth = truth(&lab).unwrap();
-    assert_eq!(truth.edges.len(), TARGETS as usize + jobs.len());
+    assert_eq!(truth.edges.len(), TARGETS as usize + jobs.len() + 1);
     let snapshot = eventually(LIMIT, || agent.snapshot(), |s| same(&compare(s, &truth))).unwrap();
     assert_eq!(snapshot["coverage"]["complete"], true, "{}", snapshot["coverage"]);
     for reason in ["ring_full", "cgroup_ring_full"] {
