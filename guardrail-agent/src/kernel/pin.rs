@@ -114,10 +114,7 @@ impl Pins {
     /// The generations that are whole, oldest first. What an agent left half made is removed.
     pub(crate) fn generations(&self) -> Result<Vec<Generation>, KernelError> {
         let mut whole = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(failed("reading", &self.dir))?.flatten() {
-            let path = entry.path();
-            let Some(id) = entry.file_name().to_str().and_then(generation_id) else { continue };
-            let generation = Generation { id, path };
+        for generation in self.all()? {
             if generation.path.join(MANIFEST).exists() {
                 whole.push(generation);
             } else {
@@ -126,6 +123,16 @@ impl Pins {
         }
         whole.sort_unstable_by_key(|generation| generation.id);
         Ok(whole)
+    }
+
+    /// Every generation, whole or not.
+    fn all(&self) -> Result<Vec<Generation>, KernelError> {
+        let entries = fs::read_dir(&self.dir).map_err(failed("reading", &self.dir))?.flatten();
+        Ok(entries
+            .filter_map(|entry| {
+                Some(Generation { id: generation_id(entry.file_name().to_str()?)?, path: entry.path() })
+            })
+            .collect())
     }
 }
 
@@ -247,17 +254,12 @@ pub fn unpin(dir: &Path) -> Result<usize, KernelError> {
         return Ok(0);
     }
     let pins = Pins::hold_for(dir, Duration::ZERO)?;
-    let mut count = 0;
-    for entry in fs::read_dir(dir).map_err(failed("reading", dir))?.flatten() {
-        if let Some(id) = entry.file_name().to_str().and_then(generation_id) {
-            Generation { id, path: entry.path() }.remove()?;
-            count += 1;
-        }
-    }
+    let all = pins.all()?;
+    all.iter().try_for_each(Generation::remove)?;
     drop(pins);
     // Somebody else's names, or a mount point: then it stays.
     let _ = fs::remove_dir(dir);
-    Ok(count)
+    Ok(all.len())
 }
 
 #[cfg(test)]

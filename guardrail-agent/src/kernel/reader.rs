@@ -67,6 +67,18 @@ pub(crate) enum Command {
 /// FLOWS.
 pub(crate) type Flows = Table<KEY, VALUE>;
 
+impl Flows {
+    /// Calls `each` for every entry, as [`Table::for_each`] does. Gives how many did not decode.
+    pub(crate) fn entries(&mut self, mut each: impl FnMut(&FlowKey, &FlowValue)) -> std::io::Result<u64> {
+        let mut broken = 0;
+        self.for_each(|key, value| match (decode::key(key), decode::value(value)) {
+            (Ok(key), Ok(value)) => each(&key, &value),
+            _ => broken += 1,
+        })?;
+        Ok(broken)
+    }
+}
+
 /// Maps and rings, taken out of the loaded object.
 pub(crate) struct Maps {
     pub(crate) flow_ring: Ring,

@@ -2,10 +2,7 @@
 
 use std::{collections::HashMap, os::fd::AsFd as _, time::Instant};
 
-use guardrail_common::{
-    decode,
-    flow::{FlowKey, FlowValue},
-};
+use guardrail_common::flow::{FlowKey, FlowValue};
 
 use super::{
     BpfLogLevel, Checkpoint, KernelConfig, KernelError,
@@ -223,12 +220,7 @@ fn carried_list(generation: &Generation) -> Result<Flows, KernelError> {
 /// Entries that were carried over into a generation.
 fn carried(generation: &Generation) -> Result<Vec<(FlowKey, FlowValue)>, KernelError> {
     let mut carried = Vec::new();
-    let each = |key: &[u8; size_of::<FlowKey>()], value: &[u8; size_of::<FlowValue>()]| {
-        if let (Ok(key), Ok(value)) = (decode::key(key), decode::value(value)) {
-            carried.push((key, value));
-        }
-    };
-    carried_list(generation)?.for_each(each).map_err(carried_failed)?;
+    carried_list(generation)?.entries(|key, value| carried.push((*key, *value))).map_err(carried_failed)?;
     Ok(carried)
 }
 

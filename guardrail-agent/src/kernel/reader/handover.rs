@@ -55,25 +55,24 @@ type CgroupEvents = BTreeMap<(u64, bool, u64), String>;
 /// is told from the older maps.
 pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<FlowKey, FlowValue> {
     let mut made = HashMap::new();
-    let result = older.for_each(|key, value| {
-        let (Ok(key), Ok(value)) = (decode::key(key), decode::value(value)) else { return };
+    let result = older.entries(|key, value| {
         let open = value.open_connections(key.protocol);
         let (opened, found) = match u32::try_from(open) {
             Ok(found) if key.role == FlowRole::Undecided as u8 => (0, found),
             _ => (open, 0),
         };
-        let FlowValue { netns, flags, first_open, last_open, .. } = value;
+        let FlowValue { netns, flags, first_open, last_open, .. } = *value;
         let kept = FlowValue { netns, flags, first_open, last_open, opened, found, ..FlowValue::default() };
         // On the list first: an agent that finds an entry and not its like there would tell it.
-        if list.set(&encode::key(&key), &encode::value(&kept), sys::NOEXIST).is_err() {
+        if list.set(&encode::key(key), &encode::value(&kept), sys::NOEXIST).is_err() {
             // Carried before.
             return;
         }
         // A key that is there has its own beginning; where there is no room, the end of what is open is seen late.
-        if new.set(&encode::key(&key), &encode::value(&kept), sys::NOEXIST).is_ok() {
-            made.insert(key, kept);
+        if new.set(&encode::key(key), &encode::value(&kept), sys::NOEXIST).is_ok() {
+            made.insert(*key, kept);
         } else {
-            let _ = list.delete(&encode::key(&key));
+            let _ = list.delete(&encode::key(key));
         }
     });
     if let Err(error) = result {
@@ -120,9 +119,12 @@ impl Reader {
         self.read_rings();
         self.sweep(&HashSet::new());
         let mut live = HashSet::new();
-        self.each_entry(|key, _| {
+        let listed = self.maps.flows.entries(|key, _| {
             live.insert(*key);
         });
+        if let Err(error) = listed {
+            warn!("reading the FLOWS map failed: {error}");
+        }
         self.state.fold.retain(&live);
         self.state.undecided = live.into_iter().filter(|key| key.role == FlowRole::Undecided as u8).collect();
         self.tell_undecided();
@@ -141,17 +143,6 @@ impl Reader {
                 && live.unanswered >= noted.unanswered
                 && live.unreachable >= noted.unreachable
         })
-    }
-
-    fn each_entry(&mut self, mut each: impl FnMut(&FlowKey, &FlowValue)) {
-        let result = self.maps.flows.for_each(|key, value| {
-            if let (Ok(key), Ok(value)) = (decode::key(key), decode::value(value)) {
-                each(&key, &value);
-            }
-        });
-        if let Err(error) = result {
-            warn!("reading the FLOWS map failed: {error}");
-        }
     }
 
     /// The lives of cgroups that no observer knows: from the kernel's map of recent ones, and from what nobody read off the ring.

@@ -52,29 +52,25 @@ impl Reader {
             idle_sweeps = idle_sweeps.min(2);
         }
         let idle_sweeps = idle_sweeps.max(1);
-        let mut broken = 0;
         let mut doomed = Vec::new();
         let Self { maps, state, out, .. } = self;
         let line = state.line;
         let mut told = 0;
         let fold = &mut state.fold;
-        let result = maps.flows.for_each(|key, value| {
-            let (Ok(key), Ok(value)) = (decode::key(key), decode::value(value)) else {
-                broken += 1;
-                return;
-            };
-            let idle = fold.fold(&key, &value, |boot| line.at(boot), &mut |delta| {
+        let result = maps.flows.entries(|key, value| {
+            let idle = fold.fold(key, value, |boot| line.at(boot), &mut |delta| {
                 told += 1;
                 out.push(Observation::Flow(delta));
             });
             let is_evicted = !evicted.is_empty() && evicted.contains(&ip(&key.remote));
             if (idle >= idle_sweeps || is_evicted) && value.open_connections(key.protocol) == 0 {
-                doomed.push(key);
+                doomed.push(*key);
             }
         });
-        if let Err(error) = result {
+        let broken = result.unwrap_or_else(|error| {
             warn!("reading the FLOWS map failed: {error}");
-        }
+            0
+        });
         self.state.count("flow_delta", told);
         for key in doomed {
             self.delete(&key);
