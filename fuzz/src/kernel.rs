@@ -1,6 +1,6 @@
-//! What comes over the kernel boundary: ring records, map entries, BTF, cgroup paths, socket records; and DNS answers, which come from the network.
+//! What comes over the kernel boundary: ring records, map entries, BTF, cgroup paths, socket records; DNS answers, which come from the network; and the checkpoint of an earlier agent.
 
-use guardrail_agent::fuzzing;
+use guardrail_agent::{fuzzing, kernel::Checkpoint};
 use guardrail_common::{
     decode::{self, Decoded},
     flow::{FlowKey, FlowRole, FlowValue, PROTOCOL_TCP, PROTOCOL_UDP},
@@ -69,6 +69,19 @@ pub(super) fn dns(bytes: &[u8]) {
         assert!(!addresses.is_empty() && addresses.len() <= bytes.len());
         assert!(!name.is_empty() && name.len() <= 253, "{} bytes", name.len());
         assert!(name.bytes().all(|b| b.is_ascii_graphic() && !b"\"'`\\<>|{}#".contains(&b)), "{name:?}");
+    }
+}
+
+/// A checkpoint that is read can be written, and is read again as what it was.
+pub(super) fn checkpoint(bytes: &[u8]) {
+    match Checkpoint::from_bytes(bytes) {
+        Ok(checkpoint) => {
+            let mut written = Vec::new();
+            checkpoint.write(&mut written).expect("memory takes it");
+            assert!(written.len() <= bytes.len());
+            assert_eq!(Checkpoint::from_bytes(&written), Ok(checkpoint));
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
 

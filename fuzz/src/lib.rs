@@ -14,10 +14,11 @@ mod text;
 pub type Check = fn(&[u8]);
 
 /// Every check by the name of its target and of its directory of seeds.
-pub const CHECKS: [(&str, Check); 14] = [
+pub const CHECKS: [(&str, Check); 15] = [
     ("bearer", http::bearer),
     ("btf", kernel::btf),
     ("cgroup", kernel::cgroup),
+    ("checkpoint", kernel::checkpoint),
     ("dns", kernel::dns),
     ("flows", policy::flows),
     ("http", http::exchange),

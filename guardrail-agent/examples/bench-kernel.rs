@@ -223,9 +223,11 @@ impl Empty {
         let mut ebpf = EbpfLoader::new().map_max_entries("FLOWS", 1).load(OBJECT)?;
         let root = File::open(find_cgroup2_root()?)?;
         let missing = "the object lacks an empty program";
-        let program: &mut BtfTracePoint = ebpf.program_mut("empty_tp").ok_or(missing)?.try_into()?;
-        program.load("inet_sock_set_state", &btf)?;
-        program.attach()?;
+        for name in ["empty_tp", "empty_second_tp"] {
+            let program: &mut BtfTracePoint = ebpf.program_mut(name).ok_or(missing)?.try_into()?;
+            program.load("inet_sock_set_state", &btf)?;
+            program.attach()?;
+        }
         if udp {
             for (name, direction) in
                 [("empty_egress", CgroupSkbAttachType::Egress), ("empty_ingress", CgroupSkbAttachType::Ingress)]

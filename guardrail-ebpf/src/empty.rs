@@ -12,6 +12,12 @@ pub(crate) fn empty_tp(_ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// Beside `tcp_missed`.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn empty_second_tp(_ctx: BtfTracePointContext) -> i32 {
+    0
+}
+
 /// Beside `udp_egress`.
 #[cgroup_skb(egress)]
 pub(crate) fn empty_egress(_ctx: SkBuffContext) -> i32 {

@@ -48,7 +48,7 @@ macro_rules! targets {
     };
 }
 
-targets!(bearer btf cgroup dns flows http inventory merge observer policies ring snapshot sockets watch);
+targets!(bearer btf cgroup checkpoint dns flows http inventory merge observer policies ring snapshot sockets watch);
 
 #[test]
 fn every_check_has_a_target_seeds_and_a_test() {

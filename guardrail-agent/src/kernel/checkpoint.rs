@@ -174,4 +174,14 @@ mod tests {
         bytes.push(0);
         assert_eq!(Checkpoint::from_bytes(&bytes), Err(CheckpointError::Length));
     }
+
+    #[test]
+    fn the_seeds_of_the_fuzz_target_are_checkpoints_of_this_version() {
+        assert_eq!(
+            Checkpoint::from_bytes(include_bytes!("../../../fuzz/seeds/checkpoint/empty")),
+            Ok(Checkpoint::default())
+        );
+        let flows = Checkpoint::from_bytes(include_bytes!("../../../fuzz/seeds/checkpoint/flows")).expect("reads");
+        assert_eq!((flows.flows.len(), flows.told.cgroup_losses.len()), (3, 2));
+    }
 }
