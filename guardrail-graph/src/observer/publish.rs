@@ -198,7 +198,7 @@ impl Observer {
                     workload: workload.clone(),
                     selector: s.selector,
                     selector_advice: s.advice,
-                    labels: s.labels,
+                    labels: s.labels.to_map(),
                     host_network: false,
                     pods: BTreeMap::new(),
                     as_of: Timestamp::default(),

@@ -47,6 +47,7 @@ impl Observer {
     fn apply_object(&mut self, object: Object, now: Timestamp) {
         match object {
             Object::Pod(pod) => {
+                let pod = self.inventory.share(pod);
                 let before = self.inventory.pod(&pod.namespace, &pod.name).cloned();
                 self.inventory.apply(Object::Pod(Arc::clone(&pod)));
                 let first_heard_finished = pod.finished && before.is_none();
@@ -268,7 +269,7 @@ impl Observer {
         for (_, record) in
             self.pods.iter().filter(|(_, r)| r.pod.host_network && r.deleted.is_none() && !r.pod.finished)
         {
-            for port in &record.pod.ports {
+            for port in &*record.pod.ports {
                 let protocol = match port.protocol.as_str() {
                     "TCP" => Protocol::Tcp,
                     "UDP" => Protocol::Udp,
