@@ -33,9 +33,9 @@ use crate::{
     state::{Progress, StateFile},
 };
 
-/// Edges of a snapshot whose memory is worth giving back to the system.
+/// Entries of a graph, or changes of an inventory, whose memory is worth giving back to the system.
 const LARGE: usize = 500;
-/// Ticks after such a snapshot on which free memory goes back.
+/// Ticks after such a graph or such changes on which free memory goes back.
 const TRIMS: u8 = 4;
 /// How often waits are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -130,6 +130,8 @@ struct Daemon {
     waits: Waits,
     /// Documents on their way out.
     documents: Documents,
+    /// Changes of the inventory since free memory last went back.
+    changes_taken: usize,
     trims_due: u8,
 }
 
@@ -256,6 +258,10 @@ impl Daemon {
     fn apply(&mut self, changes: Vec<Change>) {
         let now = now();
         for change in changes {
+            self.changes_taken += match &change {
+                Change::Replace { objects, .. } => objects.len(),
+                Change::Apply(_) | Change::Delete(_) => 1,
+            };
             self.observer.apply(change, now);
         }
         self.evict();
@@ -299,7 +305,8 @@ impl Daemon {
             Query::Graph(reply) => {
                 let observer = &mut self.observer;
                 drop(reply.send(self.documents.get(|| observer.document(now()))));
-                if self.observer.stats().edges > LARGE {
+                let stats = self.observer.stats();
+                if stats.edges + stats.identity_entries.iter().map(|(_, entries)| entries).sum::<usize>() > LARGE {
                     self.trims_due = TRIMS;
                 }
             }
@@ -322,6 +329,10 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.observer.tick(now());
+        if self.changes_taken > LARGE {
+            self.changes_taken = 0;
+            self.trims_due = TRIMS;
+        }
         // Not at once, and more than once: the answer is still on its way out, as long as its reader takes.
         if self.trims_due > 0 {
             self.trims_due -= 1;

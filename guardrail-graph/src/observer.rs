@@ -40,8 +40,9 @@ use crate::{
     observe::{CgroupId, FlowDelta, LossClass, LossReason, NetnsId, Observation},
     peer::{Peer, Protocol, WorkloadRef},
     snapshot::{
-        Interval, Side, WorkloadEntry,
+        Interval, Side,
         facts::{MAX_EXAMPLES, Services},
+        workloads::WorkloadFacts,
     },
     time::Timestamp,
 };
@@ -146,9 +147,9 @@ pub struct Observer {
     /// Earlier intervals of observation, of the restored state.
     earlier: Vec<Interval>,
     /// Workloads of the inventory with the nodes of their pods, but without the pods themselves: those are looked up for a snapshot.
-    workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
+    workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
     workloads_version: Option<u64>,
-    gone_workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
+    gone_workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
     saw_flow: bool,
     last_retry: Timestamp,
     last_expire: Timestamp,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use common::{Lab, pod, t, tcp_client, tcp_server};
-use guardrail_graph::inventory::{Change, Inventory, Kind, read};
+use guardrail_graph::inventory::{Change, Kind, read};
 
 /// Bytes that are allocated now, and the most since it was last set.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -131,23 +131,21 @@ fn pods_behind_services() {
             "---\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{clusterIP: {address}, selector: {{app: {name}}}, ports: [{{name: http, port: 80, targetPort: http}}]}}\n"
         );
     }
-    let per_pod = |bytes: usize| bytes / PODS as usize;
-    let read = || read::objects(&yaml, "test").unwrap().objects;
-    let (inventory, ..) = cost(|| Inventory::from_objects(read()));
-    at_most("the inventory, per pod", per_pod(inventory), 3_500);
     let mut lab = Lab::new("node-0", &[]);
-    let (listed, ..) = cost(read);
-    at_most("a list, per pod", per_pod(listed), 3_500);
-    let (everything, ..) = cost(|| {
-        let kind = Kind::Pod;
-        let (pods, services) = read().into_iter().partition(|object| object.key().kind == kind);
-        lab.observer.apply(Change::Replace { kind, objects: pods }, lab.now);
-        lab.observer.apply(Change::Replace { kind: Kind::Service, objects: services }, lab.now);
-        lab.observer.tick(lab.now);
-        lab.observer.edge_counters(lab.now)
-    });
-    at_most("everything that is kept, per pod", per_pod(everything), 3_500);
-    let (document, peak, _document) = cost(|| lab.observer.document(lab.now));
-    at_most("a document, per pod", per_pod(document), 3_500);
-    at_most("making it, per pod", per_pod(peak), 3_500);
+    let before = LIVE.load(Relaxed);
+    let per_pod_since = || (LIVE.load(Relaxed) - before) / PODS as usize;
+    let objects = read::objects(&yaml, "test").unwrap().objects;
+    at_most("a list as it is read, per pod", per_pod_since(), 750);
+    let (pods, services) = objects.into_iter().partition(|object| object.key().kind == Kind::Pod);
+    for (kind, objects) in [(Kind::Pod, pods), (Kind::Service, services)] {
+        lab.observer.apply(Change::Replace { kind, objects }, lab.now);
+    }
+    lab.observer.tick(lab.now);
+    lab.observer.edge_counters(lab.now);
+    at_most("everything that is kept, per pod", per_pod_since(), 1_600);
+    let (kept, peak, document) = cost(|| Arc::new(lab.observer.document(lab.now)));
+    at_most("a document, per pod", kept / PODS as usize, 350);
+    at_most("making it, per pod", peak / PODS as usize, 400);
+    let (_, peak, bytes) = cost(|| document.chunks(64 << 10).map(|piece| piece.len()).sum::<usize>());
+    at_most(&format!("sending its {bytes} bytes"), peak, 256 << 10);
 }

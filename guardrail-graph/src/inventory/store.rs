@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{Change, Controller, EndpointSlice, Kind, Namespace, Node, Object, ObjectKey, Pod, Service, shared::Shared};
+use super::{
+    Change, Controller, EndpointSlice, Kind, Namespace, Node, Object, ObjectKey, Pod, Service, shared::Shared,
+};
 
 type Name = (String, String);
 

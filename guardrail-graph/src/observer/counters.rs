@@ -52,7 +52,7 @@ impl Evidence for Here<'_> {
                 .observer
                 .workloads
                 .get(workload)
-                .is_none_or(|w| w.pods.keys().all(|node| node.is_empty() || self.is_node_observed(node))),
+                .is_none_or(|w| w.nodes().all(|node| node.is_empty() || self.is_node_observed(node))),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Continuing from a stored state.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use thiserror::Error;
 
@@ -12,7 +12,7 @@ use crate::{
     identity::addresses::Tenure,
     observe::LossReason,
     peer::Peer,
-    snapshot::{Body, Snapshot, SourceCounts, facts::Seen},
+    snapshot::{Body, Snapshot, SourceCounts, WorkloadEntry, facts::Seen},
     time::Timestamp,
 };
 
@@ -93,10 +93,8 @@ impl Observer {
                 self.incomplete_peer(peer, reason);
             }
         }
-        self.gone_workloads = body.workloads.iter().map(|w| (w.workload.clone(), w.clone())).collect();
-        for entry in self.gone_workloads.values_mut() {
-            entry.pods.clear();
-        }
+        let gone = body.workloads.iter().map(|w| WorkloadEntry { pods: BTreeMap::new(), ..w.clone() });
+        self.gone_workloads = gone.map(|w| (w.workload.clone(), w.into())).collect();
         let mut services = crate::snapshot::facts::Facts::default();
         for service in &body.services {
             let mut service = service.clone();

@@ -240,22 +240,16 @@ impl Facts {
         }
         self.workloads
             .get(workload)
-            .is_none_or(|w| w.pods.keys().all(|node| node.is_empty() || self.observed.contains(node)))
+            .is_none_or(|w| w.nodes().all(|node| node.is_empty() || self.observed.contains(node)))
     }
 
     /// The one name that the server's pods give the port.
     fn port_name(&self, server: &Peer, protocol: Protocol, port: u16) -> Option<String> {
-        let entry = self.workloads.get(server.workload()?)?;
+        let workload = self.workloads.get(server.workload()?)?;
         let protocol = protocol.to_string();
-        let mut names = entry
-            .pods
-            .values()
-            .flatten()
-            .flat_map(|p| &p.ports)
-            .filter(|p| p.port == port && p.protocol == protocol)
-            .map(|p| &p.name);
+        let mut names = workload.port_names(&protocol, port);
         let first = names.next()?;
-        names.all(|n| n == first).then(|| first.clone())
+        names.all(|n| n == first).then(|| first.to_owned())
     }
 
     fn coverage(
@@ -370,9 +364,9 @@ impl Deriver {
 
     /// Workloads on nodes that nobody watched, or not all the time.
     fn coverage_of_nodes(&mut self, facts: &Facts) {
-        let gaps: BTreeSet<&String> = facts.window.iter().filter(|(_, i)| i.len() > 1).map(|(node, _)| node).collect();
+        let gaps: BTreeSet<&str> = facts.window.iter().filter(|(_, i)| i.len() > 1).map(|(node, _)| &**node).collect();
         for (name, workload) in &facts.workloads {
-            for node in workload.pods.keys().filter(|n| !n.is_empty()) {
+            for node in workload.nodes().filter(|n| !n.is_empty()) {
                 let reason = if !facts.observed.contains(node) {
                     NODE_UNOBSERVED
                 } else if gaps.contains(node) {
@@ -385,7 +379,7 @@ impl Deriver {
             }
         }
         for node in gaps {
-            let peer = Arc::new(Peer::Node { name: node.clone() });
+            let peer = Arc::new(Peer::Node { name: node.to_owned() });
             self.incomplete.entry(peer).or_default().insert(format!("{WINDOW_GAP}{node}"));
         }
     }

@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 
 use super::{
     AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, PodEntry, ServiceEntry, Side, Snapshot, Source,
-    SourceCounts, WorkloadEntry, marks,
+    SourceCounts, marks, workloads::WorkloadFacts,
 };
 use crate::{
     observe::LossClass,
@@ -274,7 +274,7 @@ pub(crate) struct Facts {
     pub(crate) losses: BTreeMap<(Arc<Source>, String), (LossClass, u64)>,
     pub(crate) unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
     pub(crate) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
-    pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
+    pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
     pub(crate) services: Services,
     /// Tenures with their end, and whether one was proven.
     pub(crate) addresses: BTreeMap<TenureKey, (Option<Timestamp>, bool)>,
@@ -377,9 +377,13 @@ impl Facts {
         for entry in workloads {
             match self.workloads.entry(entry.workload.clone()) {
                 std::collections::btree_map::Entry::Vacant(v) => {
-                    v.insert(entry);
+                    v.insert(entry.into());
                 }
-                std::collections::btree_map::Entry::Occupied(mut o) => keep_later(o.get_mut(), entry, |w| w.as_of),
+                std::collections::btree_map::Entry::Occupied(mut o) => {
+                    let mut known = o.get().entry();
+                    keep_later(&mut known, entry, |w| w.as_of);
+                    o.insert(known.into());
+                }
             }
         }
         for entry in services {

@@ -122,15 +122,12 @@ impl Facts {
     pub(super) fn place_own_pods(&mut self) {
         for (node, (_, pods)) in &self.own_pods {
             for (name, workload) in &mut self.workloads {
-                workload.pods.remove(node);
-                if let Some(own) = pods.get(name) {
-                    workload.pods.insert(node.clone(), own.clone());
-                }
+                workload.place(node, pods.get(name).cloned());
             }
         }
         for name in &self.host_network {
             if let Some(workload) = self.workloads.get_mut(name) {
-                workload.host_network = true;
+                workload.set_host_network();
             }
         }
     }
