@@ -51,8 +51,10 @@ impl Observer {
                 let before = self.inventory.pod(&pod.namespace, &pod.name).cloned();
                 self.inventory.apply(Object::Pod(Arc::clone(&pod)));
                 let first_heard_finished = pod.finished && before.is_none();
-                for changed in before.iter().chain([&pod]) {
-                    self.pod_services_dirty(changed);
+                if before.as_ref().is_none_or(|before| endpoints_may_differ(before, &pod)) {
+                    for changed in before.iter().chain([&pod]) {
+                        self.pod_services_dirty(changed);
+                    }
                 }
                 let changes = self.pods.apply(&pod, &self.inventory, &mut self.peers, &self.config.node, now);
                 for change in changes {
@@ -293,6 +295,11 @@ impl Observer {
         let of_pods = self.inventory.pods().filter(|p| !p.finished).filter_map(|p| p.node.clone());
         self.inventory.nodes().map(|n| n.name.clone()).chain(of_pods).collect()
     }
+}
+
+/// Whether a change of a pod may change the endpoints of Services: most tell of readiness alone.
+fn endpoints_may_differ(before: &Pod, after: &Pod) -> bool {
+    *before != Pod { ready: before.ready, terminating: before.terminating, ..after.clone() }
 }
 
 fn next(address: IpAddr) -> Option<IpAddr> {
