@@ -131,8 +131,8 @@ impl Observer {
         let (mut backends_unknown, mut attempts_unknown) = (0u64, 0u64);
         let mut backends_known = true;
         for ((client, service, protocol, port), flow) in &self.service_flows {
-            let Some(total) = flow.seen else { continue };
-            let found = behind(&here, &(self.peers.get(*client), Arc::clone(service), *protocol, *port), &total);
+            let Some(total) = &flow.seen else { continue };
+            let found = behind(&here, &(self.peers.get(*client), Arc::clone(service), *protocol, *port), total);
             attached.extend(found.attached.into_iter().filter_map(|a| {
                 let (_, server, protocol, port) = a.key;
                 Some(((*client, server, protocol, port), a.extra?))

@@ -73,11 +73,11 @@ impl Observer {
         facts.services = self.services.clone();
         self.address_facts(&mut facts);
         for ((client, service, protocol, port), flow) in &self.service_flows {
-            let Some(seen) = flow.seen else { continue };
+            let Some(seen) = &flow.seen else { continue };
             let key = (self.peers.get(*client), Arc::clone(service), *protocol, *port);
             let mut flow_facts = FlowFacts { marks: marks_of(flow.marks), ..FlowFacts::default() };
             flow_facts.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
-            flow_facts.sources.max(Arc::clone(&source), Side::Client, &seen);
+            flow_facts.sources.max(Arc::clone(&source), Side::Client, seen);
             facts.service_flows.insert(key, flow_facts);
         }
         self.remote_facts(&mut facts, &source, now);

@@ -29,8 +29,8 @@ pub enum RestoreError {
     },
 }
 
-fn seen(counts: &SourceCounts) -> Seen {
-    Seen { counts: counts.counts, first: counts.first_seen, last: counts.last_seen }
+fn seen(counts: &SourceCounts) -> Arc<Seen> {
+    Arc::new(Seen { counts: counts.counts, first: counts.first_seen, last: counts.last_seen })
 }
 
 fn bits<'a>(marks: impl IntoIterator<Item = &'a String>) -> u8 {
@@ -133,7 +133,7 @@ impl Observer {
                 port_name: flow.port_name.as_deref().map(Arc::from),
                 ..Edge::default()
             };
-            kept.sides[side_index(flow.side)] = flow.sources.first().map(|counts| Box::new(seen(counts)));
+            kept.sides[side_index(flow.side)] = flow.sources.first().map(seen);
             self.remote_flows.insert((local, flow.side, flow.address, flow.protocol, flow.port), kept);
         }
         for edge in &body.edges {
@@ -148,7 +148,7 @@ impl Observer {
                 ..Edge::default()
             };
             for counts in edge.sources.iter().filter(|s| !s.by_merge) {
-                kept.sides[side_index(counts.side)] = Some(Box::new(seen(counts)));
+                kept.sides[side_index(counts.side)] = Some(seen(counts));
             }
             let [client, server] = [&edge.client.peer, &edge.server.peer].map(|peer| self.restored_peer(peer));
             if let Peer::External { address } = &edge.server.peer

@@ -1,7 +1,6 @@
 //! The edges and service flows of one observer, with peers and names as small numbers.
 
 use std::{
-    borrow::BorrowMut,
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
@@ -142,10 +141,10 @@ pub(super) type Key = (PeerId, PeerId, Protocol, u16);
 /// What is known of an edge.
 #[derive(Debug, Default)]
 pub(super) struct Edge {
-    /// Seen at the client, at the server. Boxed: mostly it is one of them, and the table has free places.
-    pub(super) sides: [Option<Box<Seen>>; 2],
+    /// Seen at the client, at the server. Documents share it; what is counted while one is there goes to a copy.
+    pub(super) sides: [Option<Arc<Seen>>; 2],
     pub(super) marks: u8,
-    pub(super) node_workloads: Vec<Arc<str>>,
+    pub(super) node_workloads: NodeWorkloads,
     pub(super) port_name: Option<Arc<str>>,
 }
 
@@ -166,17 +165,40 @@ pub(super) struct Gain {
     pub(super) port_name: Option<Arc<str>>,
 }
 
-fn add<S: BorrowMut<Seen> + From<Seen>>(slot: &mut Option<S>, seen: &Seen) {
+fn add(slot: &mut Option<Arc<Seen>>, seen: &Seen) {
     let opens = seen.counts.established() > 0 || seen.counts.failed() > 0;
-    match slot {
-        Some(kept) if opens => kept.borrow_mut().add(seen),
+    match slot.as_mut().map(Arc::make_mut) {
+        Some(kept) if opens => kept.add(seen),
         // First and last seen are times of opens and attempts, not of bytes.
-        Some(kept) => {
-            let kept = kept.borrow_mut();
-            kept.counts = kept.counts.plus(&seen.counts);
-        }
-        None if opens => *slot = Some((*seen).into()),
+        Some(kept) => kept.counts = kept.counts.plus(&seen.counts),
+        None if opens => *slot = Some(Arc::new(*seen)),
         None => {}
+    }
+}
+
+/// NodeWorkloads of workloads on a node, each once. Few edges have any, so there is no room for more before they come.
+#[derive(Debug, Default)]
+pub(super) struct NodeWorkloads(Box<[Arc<str>]>);
+
+impl NodeWorkloads {
+    fn add(&mut self, name: &Arc<str>) {
+        if !self.0.contains(name) {
+            self.0 = self.0.iter().chain([name]).cloned().collect();
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.iter()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<Arc<str>> for NodeWorkloads {
+    fn from_iter<I: IntoIterator<Item = Arc<str>>>(names: I) -> Self {
+        Self(names.into_iter().collect())
     }
 }
 
@@ -184,10 +206,8 @@ impl Edge {
     pub(super) fn gain(&mut self, gain: &Gain) {
         add(&mut self.sides[side_index(gain.side)], &gain.seen);
         self.marks |= gain.marks;
-        if let Some(workload) = &gain.node_workload
-            && !self.node_workloads.contains(workload)
-        {
-            self.node_workloads.push(Arc::clone(workload));
+        if let Some(workload) = &gain.node_workload {
+            self.node_workloads.add(workload);
         }
         if gain.port_name.is_some() {
             self.port_name.clone_from(&gain.port_name);
@@ -201,10 +221,8 @@ impl Edge {
             }
         }
         self.marks |= other.marks;
-        for workload in other.node_workloads {
-            if !self.node_workloads.contains(&workload) {
-                self.node_workloads.push(workload);
-            }
+        for workload in other.node_workloads.iter() {
+            self.node_workloads.add(workload);
         }
         self.port_name = self.port_name.take().or(other.port_name);
     }
@@ -213,19 +231,17 @@ impl Edge {
 /// What is known of a client's use of a Service port.
 #[derive(Debug, Default)]
 pub(super) struct Flow {
-    pub(super) seen: Option<Seen>,
+    pub(super) seen: Option<Arc<Seen>>,
     pub(super) marks: u8,
-    pub(super) node_workloads: Vec<Arc<str>>,
+    pub(super) node_workloads: NodeWorkloads,
 }
 
 impl Flow {
     pub(super) fn gain(&mut self, gain: &Gain) {
         add(&mut self.seen, &gain.seen);
         self.marks |= gain.marks;
-        if let Some(workload) = &gain.node_workload
-            && !self.node_workloads.contains(workload)
-        {
-            self.node_workloads.push(Arc::clone(workload));
+        if let Some(workload) = &gain.node_workload {
+            self.node_workloads.add(workload);
         }
     }
 }

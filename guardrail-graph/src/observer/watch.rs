@@ -237,7 +237,7 @@ impl Observer {
                     side: Side::Client,
                     seen: *seen,
                     marks: edge.marks,
-                    node_workload: edge.node_workloads.first().cloned(),
+                    node_workload: edge.node_workloads.iter().next().cloned(),
                     port_name: None,
                 };
                 self.service_flows.entry((key.0, name, key.2, key.3)).or_default().gain(&gain);

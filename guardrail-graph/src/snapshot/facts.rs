@@ -67,19 +67,23 @@ impl Seen {
     }
 }
 
-/// What each source counted at each side, sorted. Mostly one or two, for which a map would take ten times the memory.
+/// What each source counted at each side, sorted. Mostly one or two, for which a map would take ten times the memory; what was counted is shared with the
+/// observer's table until that counts on.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct BySource(Vec<((Arc<Source>, Side), Seen)>);
+pub(crate) struct BySource(Vec<Counted>);
+
+/// By whom, at which side, and what.
+type Counted = ((Arc<Source>, Side), Arc<Seen>);
 
 impl BySource {
     /// Joins what a source counted: of the same, the greater.
-    pub(crate) fn max(&mut self, source: Arc<Source>, side: Side, seen: &Seen) {
+    pub(crate) fn max(&mut self, source: Arc<Source>, side: Side, seen: &Arc<Seen>) {
         let key = (source, side);
         match self.0.binary_search_by(|(known, _)| known.cmp(&key)) {
-            Ok(at) => self.0[at].1.max(seen),
+            Ok(at) => Arc::make_mut(&mut self.0[at].1).max(seen),
             Err(at) => {
                 self.0.reserve_exact(1);
-                self.0.insert(at, (key, *seen));
+                self.0.insert(at, (key, Arc::clone(seen)));
             }
         }
     }
@@ -87,15 +91,15 @@ impl BySource {
     /// Adds what a source counted besides.
     pub(crate) fn plus(&mut self, source: Arc<Source>, side: Side, seen: &Seen) {
         match self.0.iter_mut().find(|((known, s), _)| *known == source && *s == side) {
-            Some((_, kept)) => kept.add(seen),
-            None => self.max(source, side, seen),
+            Some((_, kept)) => Arc::make_mut(kept).add(seen),
+            None => self.max(source, side, &Arc::new(*seen)),
         }
     }
 
     fn add(&mut self, sources: &mut Interned<Source>, counts: Vec<SourceCounts>) {
         for c in counts.into_iter().filter(|c| !c.by_merge) {
             let seen = Seen { counts: c.counts, first: c.first_seen, last: c.last_seen };
-            self.max(sources.get(c.source), c.side, &seen);
+            self.max(sources.get(c.source), c.side, &Arc::new(seen));
         }
     }
 
@@ -104,7 +108,7 @@ impl BySource {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<Source>, Side, &Seen)> {
-        self.0.iter().map(|((source, side), seen)| (source, *side, seen))
+        self.0.iter().map(|((source, side), seen)| (source, *side, &**seen))
     }
 
     /// The sum over sources at one side.
