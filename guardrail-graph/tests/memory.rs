@@ -72,7 +72,7 @@ fn external_edges() {
         }
     });
     assert_eq!(lab.observer.stats().edges, EDGES as usize);
-    at_most("an edge to an external server", kept / EDGES as usize, 400);
+    at_most("an edge to an external server", kept / EDGES as usize, 340);
     documents("10,000 external edges", &mut lab, EDGES as usize);
 }
 
@@ -95,7 +95,7 @@ fn edges_between_pods() {
     });
     let edges = lab.observer.stats().edges;
     assert_eq!(edges, 9_900);
-    at_most("an edge between pods, seen at both ends", kept / edges, 400);
+    at_most("an edge between pods, seen at both ends", kept / edges, 340);
     documents("9,900 edges between pods", &mut lab, edges);
 }
 
@@ -105,12 +105,12 @@ fn documents(what: &str, lab: &mut Lab, edges: usize) {
     lab.observer.edge_counters(lab.now);
     let (_, peak, counters) = cost(|| lab.observer.edge_counters(lab.now));
     let per_series = peak / counters.edges.len().max(100);
-    at_most(&format!("{what}: a scrape, per series"), per_series, 200);
+    at_most(&format!("{what}: a scrape, per series"), per_series, 160);
     let (kept, peak, document) = cost(|| Arc::new(lab.observer.document(lab.now)));
-    at_most(&format!("{what}: a document, per edge"), kept / edges, 400);
-    at_most(&format!("{what}: making it, per edge"), peak / edges, 400);
+    at_most(&format!("{what}: a document, per edge"), kept / edges, 200);
+    at_most(&format!("{what}: making it, per edge"), peak / edges, 220);
     let (_, peak, bytes) = cost(|| Arc::clone(&document).chunks(64 << 10).map(|piece| piece.len()).sum::<usize>());
-    at_most(&format!("{what}: sending its {bytes} bytes"), peak, 256 << 10);
+    at_most(&format!("{what}: sending its {bytes} bytes"), peak, 128 << 10);
     let (snapshot, ..) = cost(|| document.snapshot());
     assert!(kept * 2 < snapshot, "a document takes {kept} bytes, the snapshot {snapshot}");
 }
@@ -147,5 +147,5 @@ fn pods_behind_services() {
     at_most("a document, per pod", kept / PODS as usize, 350);
     at_most("making it, per pod", peak / PODS as usize, 400);
     let (_, peak, bytes) = cost(|| document.chunks(64 << 10).map(|piece| piece.len()).sum::<usize>());
-    at_most(&format!("sending its {bytes} bytes"), peak, 256 << 10);
+    at_most(&format!("sending its {bytes} bytes"), peak, 128 << 10);
 }

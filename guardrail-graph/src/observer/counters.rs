@@ -35,7 +35,9 @@ impl Evidence for Here<'_> {
 
     fn server_saw(&self, (client, server, protocol, port): &EdgeKey) -> bool {
         let peers = &self.observer.peers;
-        let (Some(client), Some(server)) = (peers.find(client), peers.find(server)) else { return false };
+        let (Some(client), Some(server)) = (peers.find_compact(client), peers.find_compact(server)) else {
+            return false;
+        };
         let edge = self.observer.edges.get(&(client, server, *protocol, *port));
         edge.and_then(|e| e.sides[side_index(Side::Server)].as_ref()).is_some_and(|seen| seen.counts.established() > 0)
     }
@@ -135,7 +137,7 @@ impl Observer {
             let found = behind(&here, &(self.peers.get(*client), Arc::clone(service), *protocol, *port), total);
             attached.extend(found.attached.into_iter().filter_map(|a| {
                 let (_, server, protocol, port) = a.key;
-                Some(((*client, server, protocol, port), a.extra?))
+                Some(((*client, server.peer(), protocol, port), a.extra?))
             }));
             if found.backend_unknown {
                 backends_known = false;

@@ -108,7 +108,9 @@ impl Observer {
                 rare.node_workloads.extend(edge.node_workloads.iter().map(|w| w.to_string()));
                 rare.server_names.extend(names.iter().map(|n| n.to_string()));
             }
-            facts.edges.insert((self.peers.get(*client), self.peers.get(*server), *protocol, *port), edge_facts);
+            let ends = [client, server].map(|end| self.peers.compact(*end).clone());
+            let [client, server] = ends;
+            facts.edges.insert((client, server, *protocol, *port), edge_facts);
         }
     }
 

@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 
 use super::ObserverConfig;
 use crate::{
-    peer::{Peer, Protocol},
+    peer::{CompactPeer, Peer, Protocol},
     snapshot::{Side, facts::Seen},
 };
 
@@ -18,17 +18,10 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PeerId(u32);
 
-/// A peer as it is kept. There may be 100,000 external ones: their text is made when it is asked for.
-#[derive(Debug)]
-enum Kept {
-    Named(Arc<Peer>),
-    Address(IpAddr),
-}
-
 /// Peers by number.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    peers: Vec<Kept>,
+    peers: Vec<CompactPeer>,
     ids: HashMap<Arc<Peer>, PeerId>,
     external: HashMap<IpAddr, PeerId>,
 }
@@ -49,12 +42,12 @@ impl Peers {
             return *id;
         }
         let peer = Arc::new(peer);
-        let id = self.push(Kept::Named(Arc::clone(&peer)));
+        let id = self.push((&peer).into());
         self.ids.insert(peer, id);
         id
     }
 
-    fn push(&mut self, peer: Kept) -> PeerId {
+    fn push(&mut self, peer: CompactPeer) -> PeerId {
         let id = PeerId(u32::try_from(self.peers.len()).unwrap_or(u32::MAX));
         self.peers.push(peer);
         id
@@ -64,7 +57,7 @@ impl Peers {
         if let Some(id) = self.external.get(&address) {
             return *id;
         }
-        let id = self.push(Kept::Address(address));
+        let id = self.push(address.into());
         self.external.insert(address, id);
         id
     }
@@ -82,38 +75,38 @@ impl Peers {
         }
     }
 
-    pub(super) fn get(&self, id: PeerId) -> Arc<Peer> {
-        match &self.peers[id.0 as usize] {
-            Kept::Named(peer) => Arc::clone(peer),
-            Kept::Address(address) => Arc::new(Peer::External { address: address.to_string() }),
+    /// The number of a peer, if it was ever used.
+    pub(super) fn find_compact(&self, peer: &CompactPeer) -> Option<PeerId> {
+        match peer.named() {
+            Some(named) => self.find(named),
+            None => self.known_external(peer.address()?),
         }
+    }
+
+    pub(super) fn get(&self, id: PeerId) -> Arc<Peer> {
+        self.compact(id).peer()
+    }
+
+    pub(super) fn compact(&self, id: PeerId) -> &CompactPeer {
+        &self.peers[id.0 as usize]
     }
 
     /// The name, if it is a node.
     pub(super) fn node_name(&self, id: PeerId) -> Option<&str> {
-        match &self.peers[id.0 as usize] {
-            Kept::Named(peer) => match &**peer {
-                Peer::Node { name } => Some(name),
-                _ => None,
-            },
-            Kept::Address(_) => None,
+        match &**self.compact(id).named()? {
+            Peer::Node { name } => Some(name),
+            _ => None,
         }
     }
 
     /// Whether it is outside the cluster: an address, or [`Peer::many`].
     pub(super) fn is_external(&self, id: PeerId) -> bool {
-        match &self.peers[id.0 as usize] {
-            Kept::Named(peer) => matches!(**peer, Peer::External { .. }),
-            Kept::Address(_) => true,
-        }
+        self.compact(id).named().is_none_or(|peer| matches!(**peer, Peer::External { .. }))
     }
 
     /// The address, if it is one.
     pub(super) fn address(&self, id: PeerId) -> Option<IpAddr> {
-        match &self.peers[id.0 as usize] {
-            Kept::Named(_) => None,
-            Kept::Address(address) => Some(*address),
-        }
+        self.compact(id).address()
     }
 
     pub(super) fn len(&self) -> usize {

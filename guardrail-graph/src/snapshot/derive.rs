@@ -167,12 +167,12 @@ impl Facts {
             all_marks.remove(marks::ONE_WAY);
         }
         EdgeRecord {
-            client: EdgePeer { peer: Peer::clone(client), names: rare.client_names.clone() },
-            server: EdgePeer { peer: Peer::clone(server), names: rare.server_names.clone() },
+            client: EdgePeer { peer: Arc::unwrap_or_clone(client.peer()), names: rare.client_names.clone() },
+            server: EdgePeer { peer: Arc::unwrap_or_clone(server.peer()), names: rare.server_names.clone() },
             protocol: *protocol,
             port: *port,
             port_name: if facts.is_unseen() && rare.bare.is_none() {
-                self.port_name(server, *protocol, *port)
+                server.named().and_then(|server| self.port_name(server, *protocol, *port))
             } else {
                 facts.port_name.as_deref().max(rare.by_merge.port_name.as_deref()).map(str::to_owned)
             },
@@ -218,7 +218,11 @@ impl Facts {
             return Support::Yes;
         }
         let sent_in_vain = client.refused > 0 || client.unreachable > 0;
-        if key.2 == Protocol::Udp && client.established() >= 2 && !sent_in_vain && !self.is_observed(&key.1) {
+        if key.2 == Protocol::Udp
+            && client.established() >= 2
+            && !sent_in_vain
+            && !key.1.named().is_some_and(|server| self.is_observed(server))
+        {
             return Support::OneWay;
         }
         Support::No

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     observe::LossClass,
     observer::UnresolvedReason,
-    peer::{Peer, Protocol, WorkloadRef},
+    peer::{CompactPeer, Peer, Protocol, WorkloadRef},
     time::Timestamp,
 };
 
@@ -28,7 +28,7 @@ pub(super) const NODE_UNOBSERVED: &str = "node_unobserved:";
 pub(super) const WINDOW_GAP: &str = "window_gap:";
 
 /// `(client, server, protocol, port)`.
-pub(crate) type EdgeKey = (Arc<Peer>, Arc<Peer>, Protocol, u16);
+pub(crate) type EdgeKey = (CompactPeer, CompactPeer, Protocol, u16);
 /// `(client, "namespace/name:port", protocol, port)`.
 pub(crate) type FlowKey = (Arc<Peer>, Arc<str>, Protocol, u16);
 
@@ -446,7 +446,8 @@ impl Facts {
         if edge.sources.is_empty() && derived || !edge.sources.is_empty() && edge.sources.iter().all(|s| s.by_merge) {
             return;
         }
-        let key = (self.peers.get(edge.client.peer), self.peers.get(edge.server.peer), edge.protocol, edge.port);
+        let [client, server] = [edge.client.peer, edge.server.peer].map(|peer| (&self.peers.get(peer)).into());
+        let key = (client, server, edge.protocol, edge.port);
         let facts = self.edges.entry(key).or_default();
         facts.port_name = facts.port_name.take().max(edge.port_name.map(Arc::from));
         let marks: BTreeSet<String> =

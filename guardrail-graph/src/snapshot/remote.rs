@@ -178,8 +178,8 @@ pub(super) fn remote_entry((local, side, address, protocol, port): &RemoteKey, f
 
 fn edge_key((local, side, _, protocol, port): &RemoteKey, other: &Arc<Peer>) -> EdgeKey {
     match side {
-        Side::Client => (Arc::clone(local), Arc::clone(other), *protocol, *port),
-        Side::Server => (Arc::clone(other), Arc::clone(local), *protocol, *port),
+        Side::Client => (local.into(), other.into(), *protocol, *port),
+        Side::Server => (other.into(), local.into(), *protocol, *port),
     }
 }
 
