@@ -33,7 +33,7 @@ use crate::{
     state::{Progress, StateFile},
 };
 
-/// Entries of a graph, or changes of an inventory, whose memory is worth giving back to the system.
+/// Entries of a graph, or changes of it or of the inventory, whose memory is worth giving back to the system.
 const LARGE: usize = 500;
 /// Ticks after such a graph or such changes on which free memory goes back.
 const TRIMS: u8 = 4;
@@ -130,7 +130,8 @@ struct Daemon {
     waits: Waits,
     /// Documents on their way out.
     documents: Documents,
-    /// Changes of the inventory since free memory last went back.
+    /// Entries of the graph when free memory last went back, and changes of the inventory since then.
+    trimmed_at: usize,
     changes_taken: usize,
     trims_due: u8,
 }
@@ -305,8 +306,7 @@ impl Daemon {
             Query::Graph(reply) => {
                 let observer = &mut self.observer;
                 drop(reply.send(self.documents.get(|| observer.document(now()))));
-                let stats = self.observer.stats();
-                if stats.edges + stats.identity_entries.iter().map(|(_, entries)| entries).sum::<usize>() > LARGE {
+                if self.entries() > LARGE {
                     self.trims_due = TRIMS;
                 }
             }
@@ -316,6 +316,12 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// What the graph holds, in all.
+    fn entries(&self) -> usize {
+        let stats = self.observer.stats();
+        stats.edges + stats.identity_entries.iter().map(|(_, entries)| entries).sum::<usize>()
     }
 
     /// Pods are told apart by their node's name: under a wrong one every local pod is somebody else's.
@@ -329,9 +335,9 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.observer.tick(now());
-        if self.changes_taken > LARGE {
-            self.changes_taken = 0;
-            self.trims_due = TRIMS;
+        let entries = self.entries();
+        if self.changes_taken + entries.abs_diff(self.trimmed_at) > LARGE {
+            (self.trimmed_at, self.changes_taken, self.trims_due) = (entries, 0, TRIMS);
         }
         // Not at once, and more than once: the answer is still on its way out, as long as its reader takes.
         if self.trims_due > 0 {

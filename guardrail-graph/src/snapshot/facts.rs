@@ -67,33 +67,63 @@ impl Seen {
     }
 }
 
-/// What each source counted at each side, sorted. Mostly one or two, for which a map would take ten times the memory; what was counted is shared with the
-/// observer's table until that counts on.
+/// What each source counted at each side, sorted. Of 100,000 edges most have one, for which a map would take ten times the memory; what was counted is shared
+/// with the observer's table until that counts on.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct BySource(Vec<Counted>);
+pub(crate) enum BySource {
+    #[default]
+    Nothing,
+    One {
+        source: Arc<Source>,
+        side: Side,
+        seen: Arc<Seen>,
+    },
+    Many(Box<[Counted]>),
+}
+
+const _: () = assert!(size_of::<BySource>() == 24);
 
 /// By whom, at which side, and what.
-type Counted = ((Arc<Source>, Side), Arc<Seen>);
+pub(crate) type Counted = ((Arc<Source>, Side), Arc<Seen>);
+
+impl From<Vec<Counted>> for BySource {
+    fn from(mut all: Vec<Counted>) -> Self {
+        if all.len() > 1 {
+            return Self::Many(all.into_boxed_slice());
+        }
+        all.pop().map_or(Self::Nothing, |((source, side), seen)| Self::One { source, side, seen })
+    }
+}
 
 impl BySource {
-    /// Joins what a source counted: of the same, the greater.
-    pub(crate) fn max(&mut self, source: Arc<Source>, side: Side, seen: &Arc<Seen>) {
-        let key = (source, side);
-        match self.0.binary_search_by(|(known, _)| known.cmp(&key)) {
-            Ok(at) => Arc::make_mut(&mut self.0[at].1).max(seen),
-            Err(at) => {
-                self.0.reserve_exact(1);
-                self.0.insert(at, (key, Arc::clone(seen)));
-            }
+    fn take(&mut self) -> Vec<Counted> {
+        match std::mem::take(self) {
+            Self::Nothing => Vec::new(),
+            Self::One { source, side, seen } => vec![((source, side), seen)],
+            Self::Many(all) => all.into_vec(),
         }
     }
 
+    /// Joins what a source counted: of the same, the greater.
+    pub(crate) fn max(&mut self, source: Arc<Source>, side: Side, seen: &Arc<Seen>) {
+        self.join(source, side, seen, Seen::max);
+    }
+
     /// Adds what a source counted besides.
-    pub(crate) fn plus(&mut self, source: Arc<Source>, side: Side, seen: &Seen) {
-        match self.0.iter_mut().find(|((known, s), _)| *known == source && *s == side) {
-            Some((_, kept)) => Arc::make_mut(kept).add(seen),
-            None => self.max(source, side, &Arc::new(*seen)),
+    pub(crate) fn plus(&mut self, source: Arc<Source>, side: Side, seen: &Arc<Seen>) {
+        self.join(source, side, seen, Seen::add);
+    }
+
+    fn join(&mut self, source: Arc<Source>, side: Side, seen: &Arc<Seen>, join: impl Fn(&mut Seen, &Seen)) {
+        let (mut all, key) = (self.take(), (source, side));
+        match all.binary_search_by(|(known, _)| known.cmp(&key)) {
+            Ok(at) => join(Arc::make_mut(&mut all[at].1), seen),
+            Err(at) => {
+                all.reserve_exact(1);
+                all.insert(at, (key, Arc::clone(seen)));
+            }
         }
+        *self = all.into();
     }
 
     fn add(&mut self, sources: &mut Interned<Source>, counts: Vec<SourceCounts>) {
@@ -104,11 +134,16 @@ impl BySource {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        matches!(self, Self::Nothing)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<Source>, Side, &Seen)> {
-        self.0.iter().map(|((source, side), seen)| (source, *side, &**seen))
+        let (one, many) = match self {
+            Self::Nothing => (None, &[][..]),
+            Self::One { source, side, seen } => (Some((source, *side, &**seen)), &[][..]),
+            Self::Many(all) => (None, &**all),
+        };
+        one.into_iter().chain(many.iter().map(|((source, side), seen)| (source, *side, &**seen)))
     }
 
     /// The sum over sources at one side.
@@ -198,7 +233,7 @@ static NOTHING_RARE: Rare = Rare {
     marks: BTreeSet::new(),
     node_workloads: BTreeSet::new(),
     by_merge: ByMerge {
-        sources: BySource(Vec::new()),
+        sources: BySource::Nothing,
         port_name: None,
         marks: BTreeSet::new(),
         node_workloads: BTreeSet::new(),

@@ -149,7 +149,7 @@ impl Facts {
         for (edge, source, share, remote) in named {
             // On another node it is never the same pod, so a workload's edge to itself is one.
             let by_merge = &mut self.edges.entry(edge).or_default().rare_mut().by_merge;
-            by_merge.sources.plus(source, remote.1, &share);
+            by_merge.sources.plus(source, remote.1, &Arc::new(share));
             if let Some(RemoteFacts { port_name, flow }) = self.remote_flows.get(&remote) {
                 if by_merge.port_name < *port_name {
                     by_merge.port_name.clone_from(port_name);
