@@ -33,9 +33,9 @@ use crate::{
     state::{Progress, StateFile},
 };
 
-/// Edges of a snapshot whose memory is worth giving back to the system.
+/// Entries of a graph, or changes of it or of the inventory, whose memory is worth giving back to the system.
 const LARGE: usize = 500;
-/// Ticks after such a snapshot on which free memory goes back.
+/// Ticks after such a graph or such changes on which free memory goes back.
 const TRIMS: u8 = 4;
 /// How often waits are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -130,6 +130,9 @@ struct Daemon {
     waits: Waits,
     /// Documents on their way out.
     documents: Documents,
+    /// Entries of the graph when free memory last went back, and changes of the inventory since then.
+    trimmed_at: usize,
+    changes_taken: usize,
     trims_due: u8,
 }
 
@@ -256,6 +259,10 @@ impl Daemon {
     fn apply(&mut self, changes: Vec<Change>) {
         let now = now();
         for change in changes {
+            self.changes_taken += match &change {
+                Change::Replace { objects, .. } => objects.len(),
+                Change::Apply(_) | Change::Delete(_) => 1,
+            };
             self.observer.apply(change, now);
         }
         self.evict();
@@ -299,7 +306,7 @@ impl Daemon {
             Query::Graph(reply) => {
                 let observer = &mut self.observer;
                 drop(reply.send(self.documents.get(|| observer.document(now()))));
-                if self.observer.stats().edges > LARGE {
+                if self.entries() > LARGE {
                     self.trims_due = TRIMS;
                 }
             }
@@ -309,6 +316,12 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// What the graph holds, in all.
+    fn entries(&self) -> usize {
+        let stats = self.observer.stats();
+        stats.edges + stats.identity_entries.iter().map(|(_, entries)| entries).sum::<usize>()
     }
 
     /// Pods are told apart by their node's name: under a wrong one every local pod is somebody else's.
@@ -322,6 +335,10 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.observer.tick(now());
+        let entries = self.entries();
+        if self.changes_taken + entries.abs_diff(self.trimmed_at) > LARGE {
+            (self.trimmed_at, self.changes_taken, self.trims_due) = (entries, 0, TRIMS);
+        }
         // Not at once, and more than once: the answer is still on its way out, as long as its reader takes.
         if self.trims_due > 0 {
             self.trims_due -= 1;

@@ -4,10 +4,12 @@
 //! [`Inventory`], so whoever reads it needs no API server.
 
 mod error;
+mod labels;
 mod raw;
 pub mod read;
 mod selectors;
 mod services;
+mod shared;
 mod store;
 pub mod types;
 mod workloads;

@@ -40,8 +40,9 @@ use crate::{
     observe::{CgroupId, FlowDelta, LossClass, LossReason, NetnsId, Observation},
     peer::{Peer, Protocol, WorkloadRef},
     snapshot::{
-        Interval, Side, WorkloadEntry,
+        Interval, Side,
         facts::{MAX_EXAMPLES, Services},
+        workloads::WorkloadFacts,
     },
     time::Timestamp,
 };
@@ -126,7 +127,8 @@ pub struct Observer {
     /// Virtual addresses of Services that are gone.
     gone_services: HashMap<IpAddr, (Arc<Service>, Timestamp)>,
     services: Services,
-    endpoint_ports: HashSet<(IpAddr, u16, Protocol)>,
+    /// Endpoints → how many Services have them.
+    endpoint_ports: HashMap<(IpAddr, u16, Protocol), u32>,
     /// Virtual addresses that were asked for, until a Service or node changes.
     service_cache: HashMap<(IpAddr, u16, Protocol), (Arc<str>, u16)>,
     dirty_services: BTreeSet<(String, String)>,
@@ -146,9 +148,9 @@ pub struct Observer {
     /// Earlier intervals of observation, of the restored state.
     earlier: Vec<Interval>,
     /// Workloads of the inventory with the nodes of their pods, but without the pods themselves: those are looked up for a snapshot.
-    workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
+    workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
     workloads_version: Option<u64>,
-    gone_workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
+    gone_workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
     saw_flow: bool,
     last_retry: Timestamp,
     last_expire: Timestamp,
@@ -185,7 +187,7 @@ impl Observer {
             host_ports: HashMap::new(),
             gone_services: HashMap::new(),
             services: BTreeMap::new(),
-            endpoint_ports: HashSet::new(),
+            endpoint_ports: HashMap::new(),
             service_cache: HashMap::new(),
             dirty_services: BTreeSet::new(),
             pending: VecDeque::new(),
@@ -400,7 +402,7 @@ impl Observer {
     }
 
     fn is_server_at(&self, address: IpAddr, port: u16, protocol: Protocol, at: Timestamp) -> bool {
-        if self.endpoint_ports.contains(&(address, port, protocol)) {
+        if self.endpoint_ports.contains_key(&(address, port, protocol)) {
             return true;
         }
         let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };

@@ -1,7 +1,10 @@
 //! The two ends of an edge, in canonical form.
 
+mod compact;
+
 use std::fmt;
 
+pub(crate) use compact::CompactPeer;
 use serde::{Deserialize, Serialize};
 
 /// Transport protocol of an edge (SCTP is recorded by nobody; POLICY-SEMANTICS A23 allows it in policies).

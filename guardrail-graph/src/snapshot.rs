@@ -13,6 +13,7 @@ mod merge;
 mod read;
 mod remote;
 mod view;
+pub(crate) mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

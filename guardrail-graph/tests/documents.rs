@@ -49,6 +49,32 @@ fn busy(node: &str) -> Lab {
 }
 
 #[test]
+fn a_document_stays_as_it_was_while_the_observer_counts_on() {
+    let service = "---\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {clusterIP: 10.96.0.7, selector: {app: api}, ports: [{port: 80, targetPort: http}]}\n";
+    let mut lab = busy("node-a");
+    lab.apply(service);
+    let step = |lab: &mut Lab, seconds: i64| {
+        lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.3", 8080, t(seconds)));
+        lab.flow(tcp_server(2, "10.244.1.3", "10.244.1.2", 8080, t(seconds)));
+        lab.flow(tcp_client(1, "10.244.1.2", "10.96.0.7", 80, t(seconds)));
+        lab.flow(tcp_client(1, "10.244.1.2", "198.51.100.9", 443, t(seconds)));
+    };
+    step(&mut lab, 5);
+    let document = lab.observer.document(lab.now);
+    let before = document.snapshot();
+    step(&mut lab, 6);
+    lab.apply(&pod("shop", "api", 0, "node-a", "10.244.1.3", &["renamed:8080"]));
+    lab.apply(&service.replace("port: 80", "port: 81"));
+    lab.delete_pod("shop", "web-5d9c-0");
+    lab.at(7);
+    assert_eq!(document.snapshot(), before);
+    let after = lab.snapshot();
+    let opened = |snapshot: &Snapshot| snapshot.body.edges.iter().map(|e| e.counts.opened).collect::<Vec<_>>();
+    assert!(opened(&after).iter().zip(opened(&before)).any(|(after, before)| *after > before), "{after:?}");
+    assert!(after.body.workloads != before.body.workloads && after.body.services != before.body.services);
+}
+
+#[test]
 fn a_restored_state_continues_its_counts_and_its_gap_is_incompleteness() {
     let mut lab = busy("node-a");
     lab.flow(tcp_client(1, "10.244.1.2", "10.96.0.7", 80, t(5)));

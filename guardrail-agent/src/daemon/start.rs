@@ -205,6 +205,8 @@ impl Daemon {
             writes: JoinSet::new(),
             waits: Waits::default(),
             documents: Documents::default(),
+            trimmed_at: 0,
+            changes_taken: 0,
             trims_due: 0,
             config,
             observer,

@@ -88,6 +88,13 @@ pub enum Lookup<O> {
     Ambiguous(Vec<O>),
 }
 
+/// Most addresses have one owner ever, so there is no room for more before it comes.
+fn insert<O>(tenures: &mut Vec<Tenure<O>>, tenure: Tenure<O>) {
+    tenures.reserve_exact(1);
+    tenures.push(tenure);
+    tenures.sort_by_key(|t| t.from);
+}
+
 /// The index.
 #[derive(Debug)]
 pub struct AddressIndex<O> {
@@ -129,8 +136,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         if others {
             self.reassigned.insert(address);
         }
-        tenures.push(Tenure::told(owner, from, Timestamp::MAX));
-        tenures.sort_by_key(|t| t.from);
+        insert(tenures, Tenure::told(owner, from, Timestamp::MAX));
     }
 
     /// The API server says that `owner` no longer has the address.
@@ -177,8 +183,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         if others {
             self.reassigned.insert(address);
         }
-        tenures.push(Tenure { born, end: End::Proven, ..Tenure::told(owner, born, to) });
-        tenures.sort_by_key(|t| t.from);
+        insert(tenures, Tenure { born, end: End::Proven, ..Tenure::told(owner, born, to) });
     }
 
     /// `owner`, whose end was proven, exists again: what the API server says of it counts from `at` on.
@@ -191,8 +196,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         if held {
             last.end = End::Overruled;
         } else {
-            tenures.push(Tenure { born: at, ..Tenure::told(owner, at, Timestamp::MAX) });
-            tenures.sort_by_key(|t| t.from);
+            insert(tenures, Tenure { born: at, ..Tenure::told(owner, at, Timestamp::MAX) });
         }
     }
 
@@ -238,7 +242,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
                 own.end = End::Told;
                 let next = tenures.iter().filter(|t| t.owner != owner && at < t.from).map(|t| t.from).min();
                 let to = next.unwrap_or(Timestamp::MAX);
-                tenures.push(Tenure { proven: Some((at, at)), born: at, ..Tenure::told(owner, at, to) });
+                insert(tenures, Tenure { proven: Some((at, at)), born: at, ..Tenure::told(owner, at, to) });
                 self.reassigned.insert(address);
             }
             Some(own) => {
@@ -249,7 +253,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
             }
             None => {
                 new = true;
-                tenures.push(Tenure { proven: Some((at, at)), ..Tenure::told(owner, at, Timestamp::MAX) });
+                insert(tenures, Tenure { proven: Some((at, at)), ..Tenure::told(owner, at, Timestamp::MAX) });
                 if others {
                     self.reassigned.insert(address);
                 }
@@ -344,8 +348,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     /// Puts a tenure back, as a stored state has it.
     pub fn restore(&mut self, address: IpAddr, tenure: Tenure<O>) {
         let tenures = self.tenures.entry(address).or_default();
-        tenures.push(tenure);
-        tenures.sort_by_key(|t| t.from);
+        insert(tenures, tenure);
     }
 
     /// Number of addresses.

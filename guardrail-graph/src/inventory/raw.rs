@@ -276,9 +276,9 @@ impl Item {
         let namespace = meta.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned());
         Ok(Some(match kind {
             Kind::Namespace => {
-                let mut labels = meta.labels;
+                let mut labels = meta.labels.to_map();
                 labels.entry("kubernetes.io/metadata.name".to_owned()).or_insert_with(|| meta.name.clone());
-                Object::Namespace(Arc::new(Namespace { name: meta.name, labels }))
+                Object::Namespace(Arc::new(Namespace { name: meta.name, labels: labels.into() }))
             }
             Kind::Node => Object::Node(Arc::new(node(meta, node_spec(spec)?, node_status(status)?)?)),
             Kind::Pod => Object::Pod(Arc::new(pod(namespace, meta, pod_spec(spec)?, pod_status(status)?)?)),

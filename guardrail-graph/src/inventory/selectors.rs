@@ -1,5 +1,7 @@
 //! Label selectors: matching (POLICY-SEMANTICS A21), and the labels that controllers generate.
 
+use std::collections::BTreeMap;
+
 use crate::{
     inventory::types::Labels,
     snapshot::{LabelSelector, SelectorOperator},
@@ -24,13 +26,13 @@ pub fn is_generated_label(key: &str) -> bool {
 /// `labels` without generated ones.
 #[must_use]
 pub fn stable_labels(labels: &Labels) -> Labels {
-    labels.iter().filter(|(k, _)| !is_generated_label(k)).map(|(k, v)| (k.clone(), v.clone())).collect()
+    labels.iter().filter(|(k, _)| !is_generated_label(k)).collect()
 }
 
 impl LabelSelector {
     /// A selector that asks for exactly these labels.
     #[must_use]
-    pub fn of_labels(labels: Labels) -> Self {
+    pub fn of_labels(labels: BTreeMap<String, String>) -> Self {
         Self { match_labels: labels, match_expressions: Vec::new() }
     }
 
@@ -43,12 +45,12 @@ impl LabelSelector {
     /// Whether it selects an object with these labels: all requirements hold; `NotIn` and `DoesNotExist` hold when the key is absent.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
-        self.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v))
+        self.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v.as_str()))
             && self.match_expressions.iter().all(|r| {
                 let value = labels.get(&r.key);
                 match r.operator {
-                    SelectorOperator::In => value.is_some_and(|v| r.values.contains(v)),
-                    SelectorOperator::NotIn => value.is_none_or(|v| !r.values.contains(v)),
+                    SelectorOperator::In => value.is_some_and(|v| r.values.iter().any(|r| r == v)),
+                    SelectorOperator::NotIn => value.is_none_or(|v| r.values.iter().all(|r| r != v)),
                     SelectorOperator::Exists => value.is_some(),
                     SelectorOperator::DoesNotExist => value.is_none(),
                 }
@@ -69,12 +71,12 @@ mod tests {
     use crate::snapshot::SelectorRequirement;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
-        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        pairs.iter().copied().collect()
     }
 
     fn requirement(operator: SelectorOperator, values: &[&str]) -> LabelSelector {
         LabelSelector {
-            match_labels: Labels::new(),
+            match_labels: BTreeMap::new(),
             match_expressions: vec![SelectorRequirement {
                 key: "a".into(),
                 operator,
@@ -117,6 +119,6 @@ mod tests {
             ("version", "2"),
         ]);
         assert_eq!(stable_labels(&all), labels(&[("app", "x"), ("version", "2")]));
-        assert!(LabelSelector::of_labels(all).names_generated_label());
+        assert!(LabelSelector::of_labels(all.to_map()).names_generated_label());
     }
 }

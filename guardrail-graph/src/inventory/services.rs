@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use super::{Inventory, Pod, Service, ServicePort, TargetPort};
-use crate::{peer::Protocol, snapshot::LabelSelector};
+use crate::peer::Protocol;
 
 /// Where a virtual address leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,8 +124,8 @@ impl Inventory {
                 }
             }
             None if !service.selector.is_empty() => {
-                let selector = LabelSelector::of_labels(service.selector.clone());
-                for pod in self.pods_in(&service.namespace).filter(|p| !p.finished && selector.matches(&p.labels)) {
+                let selected = |pod: &Pod| !pod.finished && service.selector.are_in(&pod.labels);
+                for pod in self.pods_in(&service.namespace).filter(|pod| selected(pod)) {
                     for (service_port, declared) in service.ports.iter().enumerate() {
                         let port = match &declared.target_port {
                             TargetPort::Number(number) => Some(*number),
@@ -157,6 +157,6 @@ impl Inventory {
             .range((pod.namespace.clone(), String::new())..)
             .take_while(|((namespace, _), _)| *namespace == pod.namespace)
             .map(|(_, service)| service)
-            .filter(|s| !s.selector.is_empty() && s.selector.iter().all(|(k, v)| pod.labels.get(k) == Some(v)))
+            .filter(|s| !s.selector.is_empty() && s.selector.are_in(&pod.labels))
     }
 }

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{Change, Controller, EndpointSlice, Kind, Namespace, Node, Object, ObjectKey, Pod, Service};
+use super::{
+    Change, Controller, EndpointSlice, Kind, Namespace, Node, Object, ObjectKey, Pod, Service, shared::Shared,
+};
 
 type Name = (String, String);
 
@@ -17,7 +19,6 @@ pub struct Inventory {
     pub(super) nodes: BTreeMap<String, Arc<Node>>,
     /// namespace → name → pod.
     pub(super) pods: BTreeMap<String, BTreeMap<String, Arc<Pod>>>,
-    pods_by_uid: HashMap<Box<str>, Arc<Pod>>,
     /// Address → pods that list it (live ones, host-network pods left out), sorted by name. Nearly always one, for which a set would take ten times the
     /// memory.
     pods_by_address: HashMap<IpAddr, Vec<Arc<Pod>>>,
@@ -35,6 +36,8 @@ pub struct Inventory {
     pub(super) services_by_node_port: HashMap<u16, BTreeSet<Name>>,
     /// Host port → pods that ask for it.
     pub(super) pods_by_host_port: HashMap<u16, BTreeSet<Name>>,
+    /// What pods have alike.
+    shared: Shared,
     version: u64,
 }
 
@@ -86,7 +89,10 @@ impl Inventory {
                 }
                 self.nodes.insert(o.name.clone(), o);
             }
-            Object::Pod(o) => self.insert_pod(o),
+            Object::Pod(o) => {
+                let pod = self.share(o);
+                self.insert_pod(pod);
+            }
             Object::Service(o) => {
                 let name = (o.namespace.clone(), o.name.clone());
                 for address in o.cluster_ips.iter().chain(&o.external_ips) {
@@ -112,17 +118,13 @@ impl Inventory {
         }
     }
 
+    /// The pod with what it has in common with others shared with them, if nobody else holds it yet. Kept so until it is deleted.
+    pub(crate) fn share(&mut self, pod: Arc<Pod>) -> Arc<Pod> {
+        self.shared.share(pod)
+    }
+
     fn insert_pod(&mut self, pod: Arc<Pod>) {
         let name = (pod.namespace.clone(), pod.name.clone());
-        if !pod.uid.is_empty() {
-            self.pods_by_uid.insert(pod.uid.as_str().into(), Arc::clone(&pod));
-        }
-        if let Some(hash) = &pod.config_hash {
-            // An annotation, which anyone may write, stands for no pod that has it as its uid.
-            if self.pods_by_uid.get(hash.as_str()).is_none_or(|pod| pod.uid != *hash) {
-                self.pods_by_uid.insert(hash.as_str().into(), Arc::clone(&pod));
-            }
-        }
         if !pod.host_network && !pod.finished {
             for address in &pod.addresses {
                 let pods = self.pods_by_address.entry(*address).or_default();
@@ -157,11 +159,6 @@ impl Inventory {
             }
             Kind::Pod => {
                 if let Some(pod) = self.pods.get_mut(&key.namespace).and_then(|pods| pods.remove(&key.name)) {
-                    for uid in std::iter::once(&pod.uid).chain(&pod.config_hash) {
-                        if self.pods_by_uid.get(uid.as_str()).is_some_and(|p| Arc::ptr_eq(p, &pod)) {
-                            self.pods_by_uid.remove(uid.as_str());
-                        }
-                    }
                     for address in &pod.addresses {
                         if let Some(pods) = self.pods_by_address.get_mut(address) {
                             pods.retain(|p| !Arc::ptr_eq(p, &pod));
@@ -173,6 +170,7 @@ impl Inventory {
                     for port in pod.ports.iter().filter_map(|p| p.host_port) {
                         unlink(&mut self.pods_by_host_port, &port, &name);
                     }
+                    self.shared.release(&pod);
                 }
             }
             Kind::Service => {
@@ -293,12 +291,6 @@ impl Inventory {
     #[must_use]
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Pod>> {
         self.pods.get(namespace)?.get(name)
-    }
-
-    /// The pod with that uid, or the static pod with that config hash.
-    #[must_use]
-    pub fn pod_by_uid(&self, uid: &str) -> Option<&Arc<Pod>> {
-        self.pods_by_uid.get(uid)
     }
 
     /// Live pods that list this address (not host-network ones): normally at most one.

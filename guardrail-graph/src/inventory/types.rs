@@ -1,13 +1,11 @@
 //! Trimmed Kubernetes objects. Field meanings are those of the API (core/v1, apps/v1, batch/v1, discovery.k8s.io/v1).
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
+pub use super::labels::Labels;
 use crate::snapshot::LabelSelector;
-
-/// Labels of an object.
-pub type Labels = BTreeMap<String, String>;
 
 /// Kinds that are understood.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,7 +90,7 @@ pub struct Pod {
     /// `metadata.labels`.
     pub labels: Labels,
     /// The owner reference with `controller: true`.
-    pub controller: Option<OwnerRef>,
+    pub controller: Option<Arc<OwnerRef>>,
     /// `spec.nodeName`.
     pub node: Option<String>,
     /// `spec.hostNetwork`.
@@ -106,11 +104,11 @@ pub struct Pod {
     /// The `Ready` condition is true.
     pub ready: bool,
     /// Container ports, of regular and restartable init containers.
-    pub ports: Vec<ContainerPort>,
+    pub ports: Arc<[ContainerPort]>,
 }
 
 /// A container port.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContainerPort {
     /// `name`.
     pub name: Option<String>,

@@ -52,7 +52,7 @@ impl Inventory {
             ("ReplicaSet", None) => {
                 let hash = pod.labels.get("pod-template-hash");
                 let deployment = hash
-                    .and_then(|hash| controller.name.strip_suffix(hash.as_str())?.strip_suffix('-'))
+                    .and_then(|hash| controller.name.strip_suffix(hash)?.strip_suffix('-'))
                     .filter(|n| !n.is_empty());
                 match deployment {
                     Some(deployment) => Owner { workload: named("Deployment", deployment), provisional: false },
@@ -119,8 +119,8 @@ impl Inventory {
             .filter(|s| !s.is_empty() && !s.names_generated_label() && own.iter().all(|l| s.matches(l)));
         let from_template = controller.map(|c| stable_labels(&c.template_labels)).filter(|l| !l.is_empty());
         let mut candidates: Vec<LabelSelector> = from_controller.into_iter().collect();
-        candidates.extend(from_template.map(LabelSelector::of_labels));
-        candidates.push(LabelSelector::of_labels(labels.clone()));
+        candidates.extend(from_template.map(|l| LabelSelector::of_labels(l.to_map())));
+        candidates.push(LabelSelector::of_labels(labels.to_map()));
         candidates.retain(|s| !s.is_empty() && own.iter().all(|l| s.matches(l)));
         let mut clash = None;
         for candidate in candidates {
@@ -146,11 +146,7 @@ impl Inventory {
 /// The labels that all sets have in common.
 fn shared(sets: &BTreeSet<Labels>) -> Labels {
     let mut sets = sets.iter();
-    let Some(first) = sets.next() else { return Labels::new() };
-    let mut labels = first.clone();
-    for set in sets {
-        labels.retain(|k, v| set.get(k) == Some(v));
-    }
-    labels.retain(|k, _| !is_generated_label(k));
-    labels
+    let Some(first) = sets.next() else { return Labels::default() };
+    let everywhere = |(key, value): &(&str, &str)| sets.clone().all(|set| set.get(key) == Some(value));
+    first.iter().filter(|(key, _)| !is_generated_label(key)).filter(everywhere).collect()
 }

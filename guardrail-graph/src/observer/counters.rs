@@ -35,7 +35,9 @@ impl Evidence for Here<'_> {
 
     fn server_saw(&self, (client, server, protocol, port): &EdgeKey) -> bool {
         let peers = &self.observer.peers;
-        let (Some(client), Some(server)) = (peers.find(client), peers.find(server)) else { return false };
+        let (Some(client), Some(server)) = (peers.find_compact(client), peers.find_compact(server)) else {
+            return false;
+        };
         let edge = self.observer.edges.get(&(client, server, *protocol, *port));
         edge.and_then(|e| e.sides[side_index(Side::Server)].as_ref()).is_some_and(|seen| seen.counts.established() > 0)
     }
@@ -52,7 +54,7 @@ impl Evidence for Here<'_> {
                 .observer
                 .workloads
                 .get(workload)
-                .is_none_or(|w| w.pods.keys().all(|node| node.is_empty() || self.is_node_observed(node))),
+                .is_none_or(|w| w.nodes().all(|node| node.is_empty() || self.is_node_observed(node))),
         }
     }
 
@@ -131,11 +133,11 @@ impl Observer {
         let (mut backends_unknown, mut attempts_unknown) = (0u64, 0u64);
         let mut backends_known = true;
         for ((client, service, protocol, port), flow) in &self.service_flows {
-            let Some(total) = flow.seen else { continue };
-            let found = behind(&here, &(self.peers.get(*client), Arc::clone(service), *protocol, *port), &total);
+            let Some(total) = &flow.seen else { continue };
+            let found = behind(&here, &(self.peers.get(*client), Arc::clone(service), *protocol, *port), total);
             attached.extend(found.attached.into_iter().filter_map(|a| {
                 let (_, server, protocol, port) = a.key;
-                Some(((*client, server, protocol, port), a.extra?))
+                Some(((*client, server.peer(), protocol, port), a.extra?))
             }));
             if found.backend_unknown {
                 backends_known = false;

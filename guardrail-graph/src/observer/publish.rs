@@ -10,8 +10,9 @@ use crate::{
     inventory::Pod,
     peer::{Peer, WorkloadRef},
     snapshot::{
-        Document, NamedPort, PodEntry, Side, Snapshot, Source, WorkloadEntry,
+        Document, Side, Snapshot, Source, WorkloadEntry,
         facts::{EdgeFacts, Facts, FlowFacts, RemoteFacts},
+        workloads::{Hosted, WorkloadFacts},
     },
     time::Timestamp,
 };
@@ -21,17 +22,6 @@ const MAX_GONE_WORKLOADS: usize = 10_000;
 
 fn marks_of(bits: u8) -> BTreeSet<String> {
     MARKS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, m)| (*m).to_owned()).collect()
-}
-
-fn pod_entry(pod: &Pod) -> PodEntry {
-    let mut ports: Vec<NamedPort> = pod
-        .ports
-        .iter()
-        .filter_map(|p| Some(NamedPort { name: p.name.clone()?, protocol: p.protocol.clone(), port: p.port }))
-        .collect();
-    ports.sort_unstable();
-    ports.dedup();
-    PodEntry { name: pod.name.clone(), addresses: pod.addresses.iter().copied().collect(), ports }
 }
 
 impl Observer {
@@ -66,28 +56,28 @@ impl Observer {
         if !self.node_wide.is_empty() {
             let here = self
                 .workloads
-                .values()
-                .filter(|w| w.pods.contains_key(&self.config.node))
-                .map(|w| Peer::Workload(w.workload.clone()));
+                .iter()
+                .filter(|(_, w)| w.nodes().any(|node| node == self.config.node))
+                .map(|(name, _)| Peer::Workload(name.clone()));
             for peer in here.chain([Peer::Node { name: self.config.node.clone() }]) {
                 let reasons = facts.incomplete.entry(Arc::new(peer)).or_default();
                 reasons.extend(self.node_wide.iter().map(|r| r.to_string()));
             }
         }
         facts.workloads = self.gone_workloads.clone();
-        facts.workloads.extend(self.workloads.iter().map(|(name, entry)| (name.clone(), entry.clone())));
-        self.fill_pods(&mut facts.workloads, |pods, pod| pods.push(pod_entry(pod)));
-        for pods in facts.workloads.values_mut().flat_map(|e| e.pods.values_mut()) {
-            pods.sort_unstable();
-        }
+        let mut pods = self.pods_by_workload();
+        facts.workloads.extend(self.workloads.iter().map(|(name, workload)| {
+            let pods = pods.remove(name).unwrap_or_default();
+            (name.clone(), workload.hosting(pods.into_iter().map(Hosted::Live).collect(), now))
+        }));
         facts.services = self.services.clone();
         self.address_facts(&mut facts);
         for ((client, service, protocol, port), flow) in &self.service_flows {
-            let Some(seen) = flow.seen else { continue };
+            let Some(seen) = &flow.seen else { continue };
             let key = (self.peers.get(*client), Arc::clone(service), *protocol, *port);
             let mut flow_facts = FlowFacts { marks: marks_of(flow.marks), ..FlowFacts::default() };
             flow_facts.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
-            flow_facts.sources.max(Arc::clone(&source), Side::Client, &seen);
+            flow_facts.sources.max(Arc::clone(&source), Side::Client, seen);
             facts.service_flows.insert(key, flow_facts);
         }
         self.remote_facts(&mut facts, &source, now);
@@ -118,7 +108,9 @@ impl Observer {
                 rare.node_workloads.extend(edge.node_workloads.iter().map(|w| w.to_string()));
                 rare.server_names.extend(names.iter().map(|n| n.to_string()));
             }
-            facts.edges.insert((self.peers.get(*client), self.peers.get(*server), *protocol, *port), edge_facts);
+            let ends = [client, server].map(|end| self.peers.compact(*end).clone());
+            let [client, server] = ends;
+            facts.edges.insert((client, server, *protocol, *port), edge_facts);
         }
     }
 
@@ -137,9 +129,9 @@ impl Observer {
         }
         if self.config.own_pods_only {
             let as_of = BTreeMap::from([(self.config.node.clone(), now)]);
-            let mut workloads: Vec<_> = std::mem::take(&mut facts.workloads).into_values().collect();
+            let mut workloads: Vec<_> = facts.workloads.values().map(WorkloadFacts::entry).collect();
             facts.take_own_pods(as_of, &mut workloads);
-            facts.workloads = workloads.into_iter().map(|w| (w.workload.clone(), w)).collect();
+            facts.workloads = workloads.into_iter().map(|w| (w.workload.clone(), w.into())).collect();
         }
     }
 
@@ -166,63 +158,56 @@ impl Observer {
     /// Workloads change with the inventory only.
     pub(super) fn refresh_workloads(&mut self, now: Timestamp) {
         let version = self.inventory.version();
-        if self.workloads_version != Some(version) {
-            self.workloads_version = Some(version);
-            let fresh = self.workload_entries();
-            for (name, entry) in std::mem::take(&mut self.workloads) {
-                if !fresh.contains_key(&name) {
-                    self.gone_workloads.insert(name, WorkloadEntry { pods: BTreeMap::new(), as_of: now, ..entry });
-                }
-            }
-            self.gone_workloads.retain(|name, _| !fresh.contains_key(name));
-            while self.gone_workloads.len() > MAX_GONE_WORKLOADS {
-                let oldest =
-                    self.gone_workloads.iter().min_by_key(|(name, w)| (w.as_of, *name)).map(|(name, _)| name.clone());
-                let Some(oldest) = oldest else { break };
-                self.gone_workloads.remove(&oldest);
-            }
-            self.workloads = fresh;
+        if self.workloads_version == Some(version) {
+            return;
         }
-        for entry in self.workloads.values_mut() {
-            entry.as_of = now;
+        self.workloads_version = Some(version);
+        let fresh = self.current_workloads(now);
+        for (name, workload) in std::mem::take(&mut self.workloads) {
+            if !fresh.contains_key(&name) {
+                self.gone_workloads.insert(name, workload.hosting(Vec::new(), now));
+            }
         }
+        self.gone_workloads.retain(|name, _| !fresh.contains_key(name));
+        while self.gone_workloads.len() > MAX_GONE_WORKLOADS {
+            let oldest =
+                self.gone_workloads.iter().min_by_key(|(name, w)| (w.as_of, *name)).map(|(name, _)| name.clone());
+            let Some(oldest) = oldest else { break };
+            self.gone_workloads.remove(&oldest);
+        }
+        self.workloads = fresh;
     }
 
-    fn workload_entries(&self) -> BTreeMap<WorkloadRef, WorkloadEntry> {
-        let mut entries: BTreeMap<WorkloadRef, WorkloadEntry> = self
-            .inventory
-            .workloads()
-            .into_iter()
-            .map(|(workload, s)| {
-                let entry = WorkloadEntry {
-                    workload: workload.clone(),
-                    selector: s.selector,
-                    selector_advice: s.advice,
-                    labels: s.labels,
-                    host_network: false,
-                    pods: BTreeMap::new(),
-                    as_of: Timestamp::default(),
-                };
-                (workload, entry)
-            })
-            .collect();
-        for pod in self.inventory.pods() {
-            if pod.host_network
-                && let Some(entry) = entries.get_mut(&self.inventory.owner_of(pod).workload)
-            {
-                entry.host_network = true;
-            }
+    fn current_workloads(&mut self, now: Timestamp) -> BTreeMap<WorkloadRef, WorkloadFacts> {
+        let mut host_network = BTreeSet::new();
+        for pod in self.inventory.pods().filter(|pod| pod.host_network) {
+            host_network.insert(self.inventory.owner_of(pod).workload);
         }
-        self.fill_pods(&mut entries, |_, _| ());
-        entries
+        let pods = self.pods_by_workload();
+        let mut facts = BTreeMap::new();
+        for (workload, selector) in self.inventory.workloads() {
+            let pods = pods.get(&workload).into_iter().flatten();
+            let nodes: BTreeSet<&str> = pods.map(|pod| pod.node.as_deref().unwrap_or_default()).collect();
+            let nodes = nodes.into_iter().map(|node| Hosted::Node(self.texts.intern(node))).collect();
+            let base = WorkloadFacts::from(WorkloadEntry {
+                workload: workload.clone(),
+                selector: selector.selector,
+                selector_advice: selector.advice,
+                labels: selector.labels.to_map(),
+                host_network: host_network.contains(&workload),
+                pods: BTreeMap::new(),
+                as_of: now,
+            });
+            facts.insert(workload, base.hosting(nodes, now));
+        }
+        facts
     }
 
-    /// Calls `add` with each live pod and the list of its workload and node, which is there from then on.
-    fn fill_pods(&self, entries: &mut BTreeMap<WorkloadRef, WorkloadEntry>, add: impl Fn(&mut Vec<PodEntry>, &Pod)) {
+    fn pods_by_workload(&self) -> BTreeMap<WorkloadRef, Vec<Arc<Pod>>> {
+        let mut by_workload: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for pod in self.inventory.pods().filter(|p| !p.finished) {
-            if let Some(entry) = entries.get_mut(&self.inventory.owner_of(pod).workload) {
-                add(entry.pods.entry(pod.node.clone().unwrap_or_default()).or_default(), pod);
-            }
+            by_workload.entry(self.inventory.owner_of(pod).workload).or_default().push(Arc::clone(pod));
         }
+        by_workload
     }
 }

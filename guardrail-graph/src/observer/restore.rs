@@ -1,6 +1,6 @@
 //! Continuing from a stored state.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use thiserror::Error;
 
@@ -12,7 +12,7 @@ use crate::{
     identity::addresses::Tenure,
     observe::LossReason,
     peer::Peer,
-    snapshot::{Body, Snapshot, SourceCounts, facts::Seen},
+    snapshot::{Body, Snapshot, SourceCounts, WorkloadEntry, facts::Seen},
     time::Timestamp,
 };
 
@@ -29,8 +29,8 @@ pub enum RestoreError {
     },
 }
 
-fn seen(counts: &SourceCounts) -> Seen {
-    Seen { counts: counts.counts, first: counts.first_seen, last: counts.last_seen }
+fn seen(counts: &SourceCounts) -> Arc<Seen> {
+    Arc::new(Seen { counts: counts.counts, first: counts.first_seen, last: counts.last_seen })
 }
 
 fn bits<'a>(marks: impl IntoIterator<Item = &'a String>) -> u8 {
@@ -93,10 +93,8 @@ impl Observer {
                 self.incomplete_peer(peer, reason);
             }
         }
-        self.gone_workloads = body.workloads.iter().map(|w| (w.workload.clone(), w.clone())).collect();
-        for entry in self.gone_workloads.values_mut() {
-            entry.pods.clear();
-        }
+        let gone = body.workloads.iter().map(|w| WorkloadEntry { pods: BTreeMap::new(), ..w.clone() });
+        self.gone_workloads = gone.map(|w| (w.workload.clone(), w.into())).collect();
         let mut services = crate::snapshot::facts::Facts::default();
         for service in &body.services {
             let mut service = service.clone();
@@ -135,7 +133,7 @@ impl Observer {
                 port_name: flow.port_name.as_deref().map(Arc::from),
                 ..Edge::default()
             };
-            kept.sides[side_index(flow.side)] = flow.sources.first().map(|counts| Box::new(seen(counts)));
+            kept.sides[side_index(flow.side)] = flow.sources.first().map(seen);
             self.remote_flows.insert((local, flow.side, flow.address, flow.protocol, flow.port), kept);
         }
         for edge in &body.edges {
@@ -150,7 +148,7 @@ impl Observer {
                 ..Edge::default()
             };
             for counts in edge.sources.iter().filter(|s| !s.by_merge) {
-                kept.sides[side_index(counts.side)] = Some(Box::new(seen(counts)));
+                kept.sides[side_index(counts.side)] = Some(seen(counts));
             }
             let [client, server] = [&edge.client.peer, &edge.server.peer].map(|peer| self.restored_peer(peer));
             if let Peer::External { address } = &edge.server.peer

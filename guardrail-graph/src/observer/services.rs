@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -25,28 +26,40 @@ impl Observer {
         if self.dirty_services.is_empty() {
             return;
         }
-        for (namespace, name) in std::mem::take(&mut self.dirty_services) {
-            self.settle_service(&namespace, &name, now);
-        }
-        self.endpoint_ports.clear();
-        for facts in self.services.values() {
-            for ((_, protocol, ..), backends) in &facts.ports {
-                let protocol = match protocol.as_str() {
-                    "TCP" => Protocol::Tcp,
-                    "UDP" => Protocol::Udp,
-                    _ => continue,
-                };
-                let current = backends
-                    .iter()
-                    .filter(|(_, to)| to.is_none())
-                    .map(|((address, port, ..), _)| (*address, *port, protocol));
-                self.endpoint_ports.extend(current);
+        for key in std::mem::take(&mut self.dirty_services) {
+            let before = self.current_ports(&key);
+            self.settle_service(&key, now);
+            for port in self.current_ports(&key) {
+                *self.endpoint_ports.entry(port).or_default() += 1;
+            }
+            for port in before {
+                if let Some(services) = self.endpoint_ports.get_mut(&port) {
+                    *services -= 1;
+                    if *services == 0 {
+                        self.endpoint_ports.remove(&port);
+                    }
+                }
             }
         }
     }
 
-    fn settle_service(&mut self, namespace: &str, name: &str, now: Timestamp) {
-        let key = (namespace.to_owned(), name.to_owned());
+    /// The endpoints that a Service has now.
+    fn current_ports(&self, key: &(String, String)) -> BTreeSet<(IpAddr, u16, Protocol)> {
+        let mut current = BTreeSet::new();
+        for ((_, protocol, ..), backends) in self.services.get(key).into_iter().flat_map(|facts| &facts.ports) {
+            let protocol = match protocol.as_str() {
+                "TCP" => Protocol::Tcp,
+                "UDP" => Protocol::Udp,
+                _ => continue,
+            };
+            let open = backends.iter().filter(|(_, to)| to.is_none());
+            current.extend(open.map(|((address, port, ..), _)| (*address, *port, protocol)));
+        }
+        current
+    }
+
+    fn settle_service(&mut self, key: &(String, String), now: Timestamp) {
+        let (namespace, name) = key;
         let mut current: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         if let Some(service) = self.inventory.service(namespace, name).cloned() {
             let port_key = |index: usize| {
@@ -70,8 +83,8 @@ impl Observer {
                 }
             }
             let base = ServiceEntry {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
+                namespace: namespace.clone(),
+                name: name.clone(),
                 service_type: service.service_type.clone(),
                 addresses: service.cluster_ips.iter().chain(&service.external_ips).copied().collect(),
                 external_name: service.external_name.clone(),
@@ -86,7 +99,7 @@ impl Observer {
             }
         }
         let since = (self.saw_flow && now > self.config.started).then_some(now);
-        let Some(facts) = self.services.get_mut(&key).map(Arc::make_mut) else { return };
+        let Some(facts) = self.services.get_mut(key).map(Arc::make_mut) else { return };
         for (port, known) in &mut facts.ports {
             let now_there = current.get(port);
             for ((address, number, peer, node, _), to) in known.iter_mut().filter(|(_, to)| to.is_none()) {

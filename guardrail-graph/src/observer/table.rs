@@ -1,7 +1,6 @@
 //! The edges and service flows of one observer, with peers and names as small numbers.
 
 use std::{
-    borrow::BorrowMut,
     collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
@@ -11,7 +10,7 @@ use indexmap::IndexMap;
 
 use super::ObserverConfig;
 use crate::{
-    peer::{Peer, Protocol},
+    peer::{CompactPeer, Peer, Protocol},
     snapshot::{Side, facts::Seen},
 };
 
@@ -19,17 +18,10 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PeerId(u32);
 
-/// A peer as it is kept. There may be 100,000 external ones: their text is made when it is asked for.
-#[derive(Debug)]
-enum Kept {
-    Named(Arc<Peer>),
-    Address(IpAddr),
-}
-
 /// Peers by number.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    peers: Vec<Kept>,
+    peers: Vec<CompactPeer>,
     ids: HashMap<Arc<Peer>, PeerId>,
     external: HashMap<IpAddr, PeerId>,
 }
@@ -50,12 +42,12 @@ impl Peers {
             return *id;
         }
         let peer = Arc::new(peer);
-        let id = self.push(Kept::Named(Arc::clone(&peer)));
+        let id = self.push((&peer).into());
         self.ids.insert(peer, id);
         id
     }
 
-    fn push(&mut self, peer: Kept) -> PeerId {
+    fn push(&mut self, peer: CompactPeer) -> PeerId {
         let id = PeerId(u32::try_from(self.peers.len()).unwrap_or(u32::MAX));
         self.peers.push(peer);
         id
@@ -65,7 +57,7 @@ impl Peers {
         if let Some(id) = self.external.get(&address) {
             return *id;
         }
-        let id = self.push(Kept::Address(address));
+        let id = self.push(address.into());
         self.external.insert(address, id);
         id
     }
@@ -83,38 +75,38 @@ impl Peers {
         }
     }
 
-    pub(super) fn get(&self, id: PeerId) -> Arc<Peer> {
-        match &self.peers[id.0 as usize] {
-            Kept::Named(peer) => Arc::clone(peer),
-            Kept::Address(address) => Arc::new(Peer::External { address: address.to_string() }),
+    /// The number of a peer, if it was ever used.
+    pub(super) fn find_compact(&self, peer: &CompactPeer) -> Option<PeerId> {
+        match peer.named() {
+            Some(named) => self.find(named),
+            None => self.known_external(peer.address()?),
         }
+    }
+
+    pub(super) fn get(&self, id: PeerId) -> Arc<Peer> {
+        self.compact(id).peer()
+    }
+
+    pub(super) fn compact(&self, id: PeerId) -> &CompactPeer {
+        &self.peers[id.0 as usize]
     }
 
     /// The name, if it is a node.
     pub(super) fn node_name(&self, id: PeerId) -> Option<&str> {
-        match &self.peers[id.0 as usize] {
-            Kept::Named(peer) => match &**peer {
-                Peer::Node { name } => Some(name),
-                _ => None,
-            },
-            Kept::Address(_) => None,
+        match &**self.compact(id).named()? {
+            Peer::Node { name } => Some(name),
+            _ => None,
         }
     }
 
     /// Whether it is outside the cluster: an address, or [`Peer::many`].
     pub(super) fn is_external(&self, id: PeerId) -> bool {
-        match &self.peers[id.0 as usize] {
-            Kept::Named(peer) => matches!(**peer, Peer::External { .. }),
-            Kept::Address(_) => true,
-        }
+        self.compact(id).named().is_none_or(|peer| matches!(**peer, Peer::External { .. }))
     }
 
     /// The address, if it is one.
     pub(super) fn address(&self, id: PeerId) -> Option<IpAddr> {
-        match &self.peers[id.0 as usize] {
-            Kept::Named(_) => None,
-            Kept::Address(address) => Some(*address),
-        }
+        self.compact(id).address()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -142,10 +134,10 @@ pub(super) type Key = (PeerId, PeerId, Protocol, u16);
 /// What is known of an edge.
 #[derive(Debug, Default)]
 pub(super) struct Edge {
-    /// Seen at the client, at the server. Boxed: mostly it is one of them, and the table has free places.
-    pub(super) sides: [Option<Box<Seen>>; 2],
+    /// Seen at the client, at the server. Documents share it; what is counted while one is there goes to a copy.
+    pub(super) sides: [Option<Arc<Seen>>; 2],
     pub(super) marks: u8,
-    pub(super) node_workloads: Vec<Arc<str>>,
+    pub(super) node_workloads: NodeWorkloads,
     pub(super) port_name: Option<Arc<str>>,
 }
 
@@ -166,17 +158,40 @@ pub(super) struct Gain {
     pub(super) port_name: Option<Arc<str>>,
 }
 
-fn add<S: BorrowMut<Seen> + From<Seen>>(slot: &mut Option<S>, seen: &Seen) {
+fn add(slot: &mut Option<Arc<Seen>>, seen: &Seen) {
     let opens = seen.counts.established() > 0 || seen.counts.failed() > 0;
-    match slot {
-        Some(kept) if opens => kept.borrow_mut().add(seen),
+    match slot.as_mut().map(Arc::make_mut) {
+        Some(kept) if opens => kept.add(seen),
         // First and last seen are times of opens and attempts, not of bytes.
-        Some(kept) => {
-            let kept = kept.borrow_mut();
-            kept.counts = kept.counts.plus(&seen.counts);
-        }
-        None if opens => *slot = Some((*seen).into()),
+        Some(kept) => kept.counts = kept.counts.plus(&seen.counts),
+        None if opens => *slot = Some(Arc::new(*seen)),
         None => {}
+    }
+}
+
+/// NodeWorkloads of workloads on a node, each once. Few edges have any, so there is no room for more before they come.
+#[derive(Debug, Default)]
+pub(super) struct NodeWorkloads(Box<[Arc<str>]>);
+
+impl NodeWorkloads {
+    fn add(&mut self, name: &Arc<str>) {
+        if !self.0.contains(name) {
+            self.0 = self.0.iter().chain([name]).cloned().collect();
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.iter()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<Arc<str>> for NodeWorkloads {
+    fn from_iter<I: IntoIterator<Item = Arc<str>>>(names: I) -> Self {
+        Self(names.into_iter().collect())
     }
 }
 
@@ -184,10 +199,8 @@ impl Edge {
     pub(super) fn gain(&mut self, gain: &Gain) {
         add(&mut self.sides[side_index(gain.side)], &gain.seen);
         self.marks |= gain.marks;
-        if let Some(workload) = &gain.node_workload
-            && !self.node_workloads.contains(workload)
-        {
-            self.node_workloads.push(Arc::clone(workload));
+        if let Some(workload) = &gain.node_workload {
+            self.node_workloads.add(workload);
         }
         if gain.port_name.is_some() {
             self.port_name.clone_from(&gain.port_name);
@@ -201,10 +214,8 @@ impl Edge {
             }
         }
         self.marks |= other.marks;
-        for workload in other.node_workloads {
-            if !self.node_workloads.contains(&workload) {
-                self.node_workloads.push(workload);
-            }
+        for workload in other.node_workloads.iter() {
+            self.node_workloads.add(workload);
         }
         self.port_name = self.port_name.take().or(other.port_name);
     }
@@ -213,19 +224,17 @@ impl Edge {
 /// What is known of a client's use of a Service port.
 #[derive(Debug, Default)]
 pub(super) struct Flow {
-    pub(super) seen: Option<Seen>,
+    pub(super) seen: Option<Arc<Seen>>,
     pub(super) marks: u8,
-    pub(super) node_workloads: Vec<Arc<str>>,
+    pub(super) node_workloads: NodeWorkloads,
 }
 
 impl Flow {
     pub(super) fn gain(&mut self, gain: &Gain) {
         add(&mut self.seen, &gain.seen);
         self.marks |= gain.marks;
-        if let Some(workload) = &gain.node_workload
-            && !self.node_workloads.contains(workload)
-        {
-            self.node_workloads.push(Arc::clone(workload));
+        if let Some(workload) = &gain.node_workload {
+            self.node_workloads.add(workload);
         }
     }
 }

@@ -47,11 +47,14 @@ impl Observer {
     fn apply_object(&mut self, object: Object, now: Timestamp) {
         match object {
             Object::Pod(pod) => {
+                let pod = self.inventory.share(pod);
                 let before = self.inventory.pod(&pod.namespace, &pod.name).cloned();
                 self.inventory.apply(Object::Pod(Arc::clone(&pod)));
                 let first_heard_finished = pod.finished && before.is_none();
-                for changed in before.iter().chain([&pod]) {
-                    self.pod_services_dirty(changed);
+                if before.as_ref().is_none_or(|before| endpoints_may_differ(before, &pod)) {
+                    for changed in before.iter().chain([&pod]) {
+                        self.pod_services_dirty(changed);
+                    }
                 }
                 let changes = self.pods.apply(&pod, &self.inventory, &mut self.peers, &self.config.node, now);
                 for change in changes {
@@ -234,7 +237,7 @@ impl Observer {
                     side: Side::Client,
                     seen: *seen,
                     marks: edge.marks,
-                    node_workload: edge.node_workloads.first().cloned(),
+                    node_workload: edge.node_workloads.iter().next().cloned(),
                     port_name: None,
                 };
                 self.service_flows.entry((key.0, name, key.2, key.3)).or_default().gain(&gain);
@@ -268,7 +271,7 @@ impl Observer {
         for (_, record) in
             self.pods.iter().filter(|(_, r)| r.pod.host_network && r.deleted.is_none() && !r.pod.finished)
         {
-            for port in &record.pod.ports {
+            for port in &*record.pod.ports {
                 let protocol = match port.protocol.as_str() {
                     "TCP" => Protocol::Tcp,
                     "UDP" => Protocol::Udp,
@@ -292,6 +295,11 @@ impl Observer {
         let of_pods = self.inventory.pods().filter(|p| !p.finished).filter_map(|p| p.node.clone());
         self.inventory.nodes().map(|n| n.name.clone()).chain(of_pods).collect()
     }
+}
+
+/// Whether a change of a pod may change the endpoints of Services: most tell of readiness alone.
+fn endpoints_may_differ(before: &Pod, after: &Pod) -> bool {
+    *before != Pod { ready: before.ready, terminating: before.terminating, ..after.clone() }
 }
 
 fn next(address: IpAddr) -> Option<IpAddr> {

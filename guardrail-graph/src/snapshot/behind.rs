@@ -74,7 +74,7 @@ struct Target {
 pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> Behind {
     let (client, service, protocol, port) = flow;
     let targets = targets(evidence, service, *protocol, *port, total);
-    let edge_key = |t: &Target| (Arc::clone(client), Arc::clone(&t.peer), *protocol, t.port);
+    let edge_key = |t: &Target| (client.into(), (&t.peer).into(), *protocol, t.port);
     let mut found = Behind::default();
     let mut attach = |key, extra, marks| found.attached.push(Attached { key, extra, marks });
     let answered = match protocol {
@@ -123,7 +123,7 @@ pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> 
 fn a_node_reached(evidence: &impl Evidence, target: &Target, protocol: Protocol) -> bool {
     evidence.any_node(|node| {
         let node = Arc::new(Peer::Node { name: node.to_owned() });
-        evidence.server_saw(&(node, Arc::clone(&target.peer), protocol, target.port))
+        evidence.server_saw(&((&node).into(), (&target.peer).into(), protocol, target.port))
     })
 }
 

@@ -167,12 +167,12 @@ impl Facts {
             all_marks.remove(marks::ONE_WAY);
         }
         EdgeRecord {
-            client: EdgePeer { peer: Peer::clone(client), names: rare.client_names.clone() },
-            server: EdgePeer { peer: Peer::clone(server), names: rare.server_names.clone() },
+            client: EdgePeer { peer: Arc::unwrap_or_clone(client.peer()), names: rare.client_names.clone() },
+            server: EdgePeer { peer: Arc::unwrap_or_clone(server.peer()), names: rare.server_names.clone() },
             protocol: *protocol,
             port: *port,
             port_name: if facts.is_unseen() && rare.bare.is_none() {
-                self.port_name(server, *protocol, *port)
+                server.named().and_then(|server| self.port_name(server, *protocol, *port))
             } else {
                 facts.port_name.as_deref().max(rare.by_merge.port_name.as_deref()).map(str::to_owned)
             },
@@ -218,7 +218,11 @@ impl Facts {
             return Support::Yes;
         }
         let sent_in_vain = client.refused > 0 || client.unreachable > 0;
-        if key.2 == Protocol::Udp && client.established() >= 2 && !sent_in_vain && !self.is_observed(&key.1) {
+        if key.2 == Protocol::Udp
+            && client.established() >= 2
+            && !sent_in_vain
+            && !key.1.named().is_some_and(|server| self.is_observed(server))
+        {
             return Support::OneWay;
         }
         Support::No
@@ -240,22 +244,16 @@ impl Facts {
         }
         self.workloads
             .get(workload)
-            .is_none_or(|w| w.pods.keys().all(|node| node.is_empty() || self.observed.contains(node)))
+            .is_none_or(|w| w.nodes().all(|node| node.is_empty() || self.observed.contains(node)))
     }
 
     /// The one name that the server's pods give the port.
     fn port_name(&self, server: &Peer, protocol: Protocol, port: u16) -> Option<String> {
-        let entry = self.workloads.get(server.workload()?)?;
+        let workload = self.workloads.get(server.workload()?)?;
         let protocol = protocol.to_string();
-        let mut names = entry
-            .pods
-            .values()
-            .flatten()
-            .flat_map(|p| &p.ports)
-            .filter(|p| p.port == port && p.protocol == protocol)
-            .map(|p| &p.name);
+        let mut names = workload.port_names(&protocol, port);
         let first = names.next()?;
-        names.all(|n| n == first).then(|| first.clone())
+        names.all(|n| n == first).then(|| first.to_owned())
     }
 
     fn coverage(
@@ -370,9 +368,9 @@ impl Deriver {
 
     /// Workloads on nodes that nobody watched, or not all the time.
     fn coverage_of_nodes(&mut self, facts: &Facts) {
-        let gaps: BTreeSet<&String> = facts.window.iter().filter(|(_, i)| i.len() > 1).map(|(node, _)| node).collect();
+        let gaps: BTreeSet<&str> = facts.window.iter().filter(|(_, i)| i.len() > 1).map(|(node, _)| &**node).collect();
         for (name, workload) in &facts.workloads {
-            for node in workload.pods.keys().filter(|n| !n.is_empty()) {
+            for node in workload.nodes().filter(|n| !n.is_empty()) {
                 let reason = if !facts.observed.contains(node) {
                     NODE_UNOBSERVED
                 } else if gaps.contains(node) {
@@ -385,7 +383,7 @@ impl Deriver {
             }
         }
         for node in gaps {
-            let peer = Arc::new(Peer::Node { name: node.clone() });
+            let peer = Arc::new(Peer::Node { name: node.to_owned() });
             self.incomplete.entry(peer).or_default().insert(format!("{WINDOW_GAP}{node}"));
         }
     }

@@ -14,6 +14,7 @@ use super::{
     derive::{Derived, source_counts},
     facts::{EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, RemoteKey, ServiceFacts, TenureKey},
     remote::remote_entry,
+    workloads::WorkloadFacts,
 };
 use crate::{
     peer::{Peer, WorkloadRef},
@@ -98,7 +99,7 @@ impl Document {
             sources: self.facts.sources.iter().map(|s| Source::clone(s)).collect(),
             window: self.window.clone(),
             coverage: self.coverage.clone(),
-            workloads: self.facts.workloads.values().cloned().collect(),
+            workloads: self.facts.workloads.values().map(WorkloadFacts::entry).collect(),
             services: self.facts.services.values().map(|s| service(s)).collect(),
             addresses: self.facts.addresses.iter().map(|(key, tenure)| address(key, tenure)).collect(),
             service_flows: self.facts.service_flows.iter().map(|(key, flow)| service_flow(key, flow)).collect(),
@@ -143,6 +144,8 @@ impl Document {
 #[derive(Debug)]
 enum At {
     Head,
+    /// In the coverage, which is sorted by peer as it comes from a map.
+    Incomplete(Option<Peer>),
     Workloads(Option<WorkloadRef>),
     Services(Option<(String, String)>),
     Addresses(Option<TenureKey>),
@@ -210,12 +213,31 @@ impl Iterator for Chunks {
                     json(&mut out, &facts.sources);
                     out.extend_from_slice(b",\"window\":");
                     json(&mut out, window);
-                    out.extend_from_slice(b",\"coverage\":");
-                    json(&mut out, coverage);
-                    At::Workloads(None)
+                    let Coverage { complete, nodes, losses, unresolved, workloads: _ } = coverage;
+                    out.extend_from_slice(b",\"coverage\":{\"complete\":");
+                    json(&mut out, complete);
+                    out.extend_from_slice(b",\"nodes\":");
+                    json(&mut out, nodes);
+                    out.extend_from_slice(b",\"losses\":");
+                    json(&mut out, losses);
+                    out.extend_from_slice(b",\"unresolved\":");
+                    json(&mut out, unresolved);
+                    At::Incomplete(None)
+                }
+                At::Incomplete(last) => {
+                    let all = &coverage.workloads;
+                    let from = last.as_ref().map_or(0, |last| all.partition_point(|w| w.peer <= *last));
+                    let rest = all[from..].iter().map(|w| (&w.peer, w));
+                    match list(&mut out, bytes, "workloads", last, rest) {
+                        Some(last) => At::Incomplete(Some(last)),
+                        None => {
+                            out.push(b'}');
+                            At::Workloads(None)
+                        }
+                    }
                 }
                 At::Workloads(last) => {
-                    let rest = facts.workloads.range(after(last.as_ref()));
+                    let rest = facts.workloads.range(after(last.as_ref())).map(|(key, w)| (key, w.entry()));
                     let last = list(&mut out, bytes, "workloads", last, rest);
                     last.map_or(At::Services(None), |last| At::Workloads(Some(last)))
                 }

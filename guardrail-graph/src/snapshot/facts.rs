@@ -12,12 +12,12 @@ use indexmap::IndexMap;
 
 use super::{
     AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, PodEntry, ServiceEntry, Side, Snapshot, Source,
-    SourceCounts, WorkloadEntry, marks,
+    SourceCounts, marks, workloads::WorkloadFacts,
 };
 use crate::{
     observe::LossClass,
     observer::UnresolvedReason,
-    peer::{Peer, Protocol, WorkloadRef},
+    peer::{CompactPeer, Peer, Protocol, WorkloadRef},
     time::Timestamp,
 };
 
@@ -28,7 +28,7 @@ pub(super) const NODE_UNOBSERVED: &str = "node_unobserved:";
 pub(super) const WINDOW_GAP: &str = "window_gap:";
 
 /// `(client, server, protocol, port)`.
-pub(crate) type EdgeKey = (Arc<Peer>, Arc<Peer>, Protocol, u16);
+pub(crate) type EdgeKey = (CompactPeer, CompactPeer, Protocol, u16);
 /// `(client, "namespace/name:port", protocol, port)`.
 pub(crate) type FlowKey = (Arc<Peer>, Arc<str>, Protocol, u16);
 
@@ -67,44 +67,83 @@ impl Seen {
     }
 }
 
-/// What each source counted at each side, sorted. Mostly one or two, for which a map would take ten times the memory.
+/// What each source counted at each side, sorted. Of 100,000 edges most have one, for which a map would take ten times the memory; what was counted is shared
+/// with the observer's table until that counts on.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct BySource(Vec<((Arc<Source>, Side), Seen)>);
+pub(crate) enum BySource {
+    #[default]
+    Nothing,
+    One {
+        source: Arc<Source>,
+        side: Side,
+        seen: Arc<Seen>,
+    },
+    Many(Box<[Counted]>),
+}
+
+const _: () = assert!(size_of::<BySource>() == 24);
+
+/// By whom, at which side, and what.
+pub(crate) type Counted = ((Arc<Source>, Side), Arc<Seen>);
+
+impl From<Vec<Counted>> for BySource {
+    fn from(mut all: Vec<Counted>) -> Self {
+        if all.len() > 1 {
+            return Self::Many(all.into_boxed_slice());
+        }
+        all.pop().map_or(Self::Nothing, |((source, side), seen)| Self::One { source, side, seen })
+    }
+}
 
 impl BySource {
-    /// Joins what a source counted: of the same, the greater.
-    pub(crate) fn max(&mut self, source: Arc<Source>, side: Side, seen: &Seen) {
-        let key = (source, side);
-        match self.0.binary_search_by(|(known, _)| known.cmp(&key)) {
-            Ok(at) => self.0[at].1.max(seen),
-            Err(at) => {
-                self.0.reserve_exact(1);
-                self.0.insert(at, (key, *seen));
-            }
+    fn take(&mut self) -> Vec<Counted> {
+        match std::mem::take(self) {
+            Self::Nothing => Vec::new(),
+            Self::One { source, side, seen } => vec![((source, side), seen)],
+            Self::Many(all) => all.into_vec(),
         }
     }
 
+    /// Joins what a source counted: of the same, the greater.
+    pub(crate) fn max(&mut self, source: Arc<Source>, side: Side, seen: &Arc<Seen>) {
+        self.join(source, side, seen, Seen::max);
+    }
+
     /// Adds what a source counted besides.
-    pub(crate) fn plus(&mut self, source: Arc<Source>, side: Side, seen: &Seen) {
-        match self.0.iter_mut().find(|((known, s), _)| *known == source && *s == side) {
-            Some((_, kept)) => kept.add(seen),
-            None => self.max(source, side, seen),
+    pub(crate) fn plus(&mut self, source: Arc<Source>, side: Side, seen: &Arc<Seen>) {
+        self.join(source, side, seen, Seen::add);
+    }
+
+    fn join(&mut self, source: Arc<Source>, side: Side, seen: &Arc<Seen>, join: impl Fn(&mut Seen, &Seen)) {
+        let (mut all, key) = (self.take(), (source, side));
+        match all.binary_search_by(|(known, _)| known.cmp(&key)) {
+            Ok(at) => join(Arc::make_mut(&mut all[at].1), seen),
+            Err(at) => {
+                all.reserve_exact(1);
+                all.insert(at, (key, Arc::clone(seen)));
+            }
         }
+        *self = all.into();
     }
 
     fn add(&mut self, sources: &mut Interned<Source>, counts: Vec<SourceCounts>) {
         for c in counts.into_iter().filter(|c| !c.by_merge) {
             let seen = Seen { counts: c.counts, first: c.first_seen, last: c.last_seen };
-            self.max(sources.get(c.source), c.side, &seen);
+            self.max(sources.get(c.source), c.side, &Arc::new(seen));
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        matches!(self, Self::Nothing)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<Source>, Side, &Seen)> {
-        self.0.iter().map(|((source, side), seen)| (source, *side, seen))
+        let (one, many) = match self {
+            Self::Nothing => (None, &[][..]),
+            Self::One { source, side, seen } => (Some((source, *side, &**seen)), &[][..]),
+            Self::Many(all) => (None, &**all),
+        };
+        one.into_iter().chain(many.iter().map(|((source, side), seen)| (source, *side, &**seen)))
     }
 
     /// The sum over sources at one side.
@@ -194,7 +233,7 @@ static NOTHING_RARE: Rare = Rare {
     marks: BTreeSet::new(),
     node_workloads: BTreeSet::new(),
     by_merge: ByMerge {
-        sources: BySource(Vec::new()),
+        sources: BySource::Nothing,
         port_name: None,
         marks: BTreeSet::new(),
         node_workloads: BTreeSet::new(),
@@ -274,7 +313,7 @@ pub(crate) struct Facts {
     pub(crate) losses: BTreeMap<(Arc<Source>, String), (LossClass, u64)>,
     pub(crate) unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
     pub(crate) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
-    pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadEntry>,
+    pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
     pub(crate) services: Services,
     /// Tenures with their end, and whether one was proven.
     pub(crate) addresses: BTreeMap<TenureKey, (Option<Timestamp>, bool)>,
@@ -377,9 +416,13 @@ impl Facts {
         for entry in workloads {
             match self.workloads.entry(entry.workload.clone()) {
                 std::collections::btree_map::Entry::Vacant(v) => {
-                    v.insert(entry);
+                    v.insert(entry.into());
                 }
-                std::collections::btree_map::Entry::Occupied(mut o) => keep_later(o.get_mut(), entry, |w| w.as_of),
+                std::collections::btree_map::Entry::Occupied(mut o) => {
+                    let mut known = o.get().entry();
+                    keep_later(&mut known, entry, |w| w.as_of);
+                    o.insert(known.into());
+                }
             }
         }
         for entry in services {
@@ -438,7 +481,8 @@ impl Facts {
         if edge.sources.is_empty() && derived || !edge.sources.is_empty() && edge.sources.iter().all(|s| s.by_merge) {
             return;
         }
-        let key = (self.peers.get(edge.client.peer), self.peers.get(edge.server.peer), edge.protocol, edge.port);
+        let [client, server] = [edge.client.peer, edge.server.peer].map(|peer| (&self.peers.get(peer)).into());
+        let key = (client, server, edge.protocol, edge.port);
         let facts = self.edges.entry(key).or_default();
         facts.port_name = facts.port_name.take().max(edge.port_name.map(Arc::from));
         let marks: BTreeSet<String> =

@@ -122,15 +122,12 @@ impl Facts {
     pub(super) fn place_own_pods(&mut self) {
         for (node, (_, pods)) in &self.own_pods {
             for (name, workload) in &mut self.workloads {
-                workload.pods.remove(node);
-                if let Some(own) = pods.get(name) {
-                    workload.pods.insert(node.clone(), own.clone());
-                }
+                workload.place(node, pods.get(name).cloned());
             }
         }
         for name in &self.host_network {
             if let Some(workload) = self.workloads.get_mut(name) {
-                workload.host_network = true;
+                workload.set_host_network();
             }
         }
     }
@@ -152,7 +149,7 @@ impl Facts {
         for (edge, source, share, remote) in named {
             // On another node it is never the same pod, so a workload's edge to itself is one.
             let by_merge = &mut self.edges.entry(edge).or_default().rare_mut().by_merge;
-            by_merge.sources.plus(source, remote.1, &share);
+            by_merge.sources.plus(source, remote.1, &Arc::new(share));
             if let Some(RemoteFacts { port_name, flow }) = self.remote_flows.get(&remote) {
                 if by_merge.port_name < *port_name {
                     by_merge.port_name.clone_from(port_name);
@@ -181,8 +178,8 @@ pub(super) fn remote_entry((local, side, address, protocol, port): &RemoteKey, f
 
 fn edge_key((local, side, _, protocol, port): &RemoteKey, other: &Arc<Peer>) -> EdgeKey {
     match side {
-        Side::Client => (Arc::clone(local), Arc::clone(other), *protocol, *port),
-        Side::Server => (Arc::clone(other), Arc::clone(local), *protocol, *port),
+        Side::Client => (local.into(), other.into(), *protocol, *port),
+        Side::Server => (other.into(), local.into(), *protocol, *port),
     }
 }
 

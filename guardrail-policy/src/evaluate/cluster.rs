@@ -140,7 +140,7 @@ impl Cluster {
     }
 
     fn add_namespace(&mut self, namespace: &Namespace) {
-        self.set_namespace(&namespace.name, namespace.labels.clone());
+        self.set_namespace(&namespace.name, namespace.labels.to_map());
     }
 
     fn add_node(&mut self, node: &Node) {
@@ -162,7 +162,7 @@ impl Cluster {
         self.push_pod(ClusterPod {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
-            labels: pod.labels.clone(),
+            labels: pod.labels.to_map(),
             addresses: pod.addresses.iter().map(IpAddr::to_canonical).collect(),
             node: pod.node.clone(),
             host_network: pod.host_network,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use guardrail_graph::inventory::stable_labels;
+use guardrail_graph::inventory::is_generated_label;
 
 use super::{Question, Smallest};
 use crate::{
@@ -18,7 +18,8 @@ impl Evaluator {
         let mut caution = None;
         let mut yaml = format!("- {}:\n", direction.peers_field());
         if let Some(pod) = other.pod().map(|p| &self.cluster().pods[p as usize]) {
-            let labels = stable_labels(&pod.labels);
+            let mut labels = pod.labels.clone();
+            labels.retain(|key, _| !is_generated_label(key));
             let mut head = "  - ";
             if pod.namespace != target.namespace {
                 let own = Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), pod.namespace.clone())]);

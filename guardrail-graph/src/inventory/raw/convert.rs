@@ -1,6 +1,6 @@
 //! From raw fields to [`crate::inventory::types`].
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
@@ -101,7 +101,9 @@ pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatu
     {
         addresses.insert(0, address);
     }
-    let annotation = |key: &str| meta.annotations.get(key).cloned();
+    // There may be tens of thousands of pods, and a list that grows has room for four.
+    addresses.shrink_to_fit();
+    let annotation = |key: &str| meta.annotations.get(key).map(str::to_owned);
     Ok(Pod {
         // The kubelet writes the hash under this name into mirror objects only.
         config_hash: annotation("kubernetes.io/config.mirror"),
@@ -109,14 +111,14 @@ pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatu
         name: meta.name,
         uid: meta.uid,
         labels: meta.labels,
-        controller: owner(meta.owner_references),
+        controller: owner(meta.owner_references).map(Arc::new),
         node: spec.node_name.filter(|n| !n.is_empty()),
         host_network: spec.host_network,
         addresses,
         finished: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
         terminating: meta.deletion_timestamp.is_some(),
         ready: status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True"),
-        ports,
+        ports: if ports.is_empty() { Arc::default() } else { ports.into() },
     })
 }
 
@@ -168,10 +170,11 @@ pub(super) fn slice(
     endpoints: Vec<RawEndpoint>,
     ports: Vec<RawEndpointPort>,
 ) -> Result<EndpointSlice, String> {
-    let mut converted = Vec::new();
+    let mut converted = Vec::with_capacity(endpoints.len());
     for raw in endpoints {
         // addressType FQDN: names are no addresses, and kube-proxy ignores them as well.
-        let addresses = raw.addresses.iter().filter_map(|a| a.parse().ok()).map(canonical).collect();
+        let mut addresses: Vec<IpAddr> = raw.addresses.iter().filter_map(|a| a.parse().ok()).map(canonical).collect();
+        addresses.shrink_to_fit();
         let EndpointConditions { ready, serving, terminating } = raw.conditions;
         converted.push(Endpoint {
             addresses,
@@ -182,7 +185,7 @@ pub(super) fn slice(
     }
     Ok(EndpointSlice {
         namespace,
-        service: meta.labels.get("kubernetes.io/service-name").cloned(),
+        service: meta.labels.get("kubernetes.io/service-name").map(str::to_owned),
         name: meta.name,
         endpoints: converted,
         ports: ports
