@@ -48,12 +48,10 @@ pub(crate) fn take(arguments: *mut c_void, socket: *const c_void, state: i32) {
         let (outer, outer_at) = (&raw mut (*turn).outer, &raw mut (*turn).outer_at);
         let inner = &raw mut (*turn).inner;
         if is_softirq(arguments, outer.read_volatile(), outer_at.read_volatile()) {
-            inner.write_volatile(0);
             (&raw mut (*turn).inner_state).write_volatile(state);
             inner.write_volatile(socket as u64);
         } else {
             inner.write_volatile(0);
-            outer.write_volatile(0);
             outer_at.write_volatile(arguments as u64);
             (&raw mut (*turn).outer_state).write_volatile(state);
             outer.write_volatile(socket as u64);
