@@ -23,11 +23,14 @@ const PAIRS: usize = 9;
 type Round = [f64; 4];
 
 pub(crate) fn run() -> Result<()> {
-    compare("connections, reset at once (the worst case)", How::TcpBare, 40_000)?;
-    compare("connect, request, answer, close (both ends write a log)", How::Tcp, 6_000)
+    for udp in ["off", "on"] {
+        compare("connections, reset at once (the worst case)", How::TcpBare, 40_000, udp)?;
+        compare("connect, request, answer, close (both ends write a log)", How::Tcp, 6_000, udp)?;
+    }
+    Ok(())
 }
 
-fn compare(what: &str, how: How, times: u32) -> Result<()> {
+fn compare(what: &str, how: How, times: u32, udp: &str) -> Result<()> {
     let mut c = cluster(&["node-a"]);
     let server = deployment(&mut c, "server", 8080, 0);
     let client = deployment(&mut c, "client", 8080, 0);
@@ -44,7 +47,8 @@ fn compare(what: &str, how: How, times: u32) -> Result<()> {
     for pair in 0..PAIRS {
         // Which comes first changes, so that a drift of the machine favours neither.
         for watched in [pair % 2 == 0, pair % 2 == 1] {
-            let agent = if watched { Some(Agent::start(&lab, 0, &["--export-interval", "30"])?) } else { None };
+            let agent =
+                if watched { Some(Agent::start(&lab, 0, &["--udp", udp, "--export-interval", "30"])?) } else { None };
             n += 1;
             let round = round(&mut processes, n, times)?;
             drop(agent);
@@ -54,7 +58,7 @@ fn compare(what: &str, how: How, times: u32) -> Result<()> {
         }
     }
     let of = |watched: usize, i: usize| median(&mut rounds[watched].iter().map(|r| r[i]).collect::<Vec<_>>());
-    println!("{what}, with UDP programs, median of {} rounds each, in turn:", PAIRS - 1);
+    println!("{what}, UDP programs {udp}, median of {} rounds each, in turn:", PAIRS - 1);
     for (i, name, unit) in [
         (0, "throughput", "/s"),
         (1, "median latency", " µs"),
