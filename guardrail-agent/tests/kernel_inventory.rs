@@ -5,7 +5,7 @@
 mod kernel;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::{Read as _, Write as _},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
 };
@@ -57,6 +57,13 @@ fn found(n: u64) -> FlowCounts {
 
 fn ended(found: u64, bytes_sent: u64, bytes_received: u64) -> FlowCounts {
     FlowCounts { found, closed: found, bytes_sent, bytes_received, ..FlowCounts::default() }
+}
+
+/// Whether the kernel looks up and deletes an entry of a hash in one call (Linux ≥ 5.14).
+fn has_atomic_take() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc");
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(14))
 }
 
 #[test]
@@ -211,7 +218,20 @@ fn connections_that_end_while_the_agent_starts_are_found_once() {
         expected.push((client(&web, Tcp, LEFT, RIGHT, *port), ended(EACH, 2 * EACH, 3 * EACH)));
         expected.push((server(&db, Tcp, RIGHT, LEFT, *port), ended(EACH, 3 * EACH, 2 * EACH)));
     }
-    agent.finish(&expected);
+    if has_atomic_take() {
+        agent.finish(&expected);
+        return;
+    }
+    // What ends between a look-up and the deletion behind it is not counted as ended (docs/kernels.md); found it is, and once.
+    let expected: BTreeMap<_, _> = expected.into_iter().collect();
+    agent.wait("each connection once", |seen| {
+        let flows = seen.flows();
+        flows.keys().eq(expected.keys()) && flows.values().all(|counts| counts.found == EACH)
+    });
+    let (seen, _) = agent.stop();
+    for (key, counts) in seen.flows() {
+        assert!(counts.found == EACH && counts.opened == 0 && counts.closed <= EACH, "{key:?}: {counts:?}");
+    }
 }
 
 #[test]
