@@ -5,7 +5,7 @@
 mod kernel;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::CStr,
     fs::File,
     io::{self, Read as _},
@@ -244,6 +244,13 @@ struct UnderInit {
     /// The trace's directory, if there is one.
     directory: Option<PathBuf>,
     _mount: Option<File>,
+    /// Threads of process 1 at the beginning.
+    threads: BTreeSet<String>,
+}
+
+fn threads_of_init() -> BTreeSet<String> {
+    let threads = std::fs::read_dir("/proc/1/task").expect("process 1");
+    threads.flatten().map(|thread| thread.file_name().display().to_string()).collect()
 }
 
 impl UnderInit {
@@ -252,7 +259,7 @@ impl UnderInit {
             mount(c"tracefs", c"/sys/kernel/tracing").and_then(|()| File::open("/sys/kernel/tracing"))
         });
         let Ok(mount) = mounted.join().expect("the thread that mounts") else {
-            return Self { directory: None, _mount: None };
+            return Self { directory: None, _mount: None, threads: BTreeSet::new() };
         };
         let directory = PathBuf::from(format!(
             "/proc/self/fd/{}/instances/guardrail-test-{}",
@@ -261,20 +268,22 @@ impl UnderInit {
         ));
         std::fs::create_dir(&directory).expect("an instance of the trace");
         let event = directory.join("events/sock/inet_sock_set_state");
-        let threads = std::fs::read_dir("/proc/1/task").expect("process 1");
-        let threads: Vec<String> =
-            threads.flatten().map(|thread| format!("common_pid=={}", thread.file_name().display())).collect();
-        let filter = format!("(sport=={port}||dport=={port})&&({})", threads.join("||"));
-        std::fs::write(event.join("filter"), filter).expect("a filter");
+        // Room for all of them: which threads are process 1's is known at the end.
+        std::fs::write(directory.join("buffer_size_kb"), "16384").expect("a buffer");
+        std::fs::write(event.join("filter"), format!("sport=={port}||dport=={port}")).expect("a filter");
         std::fs::write(event.join("enable"), "1").expect("enabled");
-        Self { directory: Some(directory), _mount: Some(mount) }
+        Self { directory: Some(directory), _mount: Some(mount), threads: threads_of_init() }
     }
 
     /// Events since then.
     fn events(&self) -> u64 {
         let Some(directory) = &self.directory else { return 0 };
         let trace = std::fs::read_to_string(directory.join("trace")).expect("the trace");
-        trace.lines().filter(|line| line.contains("inet_sock_set_state:")).count() as u64
+        let threads: BTreeSet<String> = self.threads.union(&threads_of_init()).cloned().collect();
+        // "task-PID   [CPU] flags time: event: …"
+        let thread = |line: &str| Some(line.split_once(" [")?.0.trim_end().rsplit_once('-')?.1.to_owned());
+        let of_init = |line: &&str| thread(line).is_some_and(|thread| threads.contains(&thread));
+        trace.lines().filter(|line| line.contains("inet_sock_set_state:")).filter(of_init).count() as u64
     }
 }
 
