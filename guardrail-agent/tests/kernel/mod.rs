@@ -14,6 +14,6 @@ pub(crate) use self::{
     agent::{Agent, Key, Seen, Stored, client, server, until},
     lab::{LEFT, LEFT_V6, Lab, RIGHT, RIGHT_V6, Side},
     pod::Pod,
-    process::{Child, in_netns, pin},
+    process::{Child, in_netns, is_linux_before, pin},
     socket::{at, connect, descriptors, mapped, set_option, set_option_bytes},
 };

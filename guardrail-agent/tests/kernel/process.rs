@@ -77,6 +77,13 @@ pub(crate) fn pin(cpu: usize) {
     }
 }
 
+/// Whether the running kernel is older than this version.
+pub(crate) fn is_linux_before(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc");
+    let version: Vec<u32> = release.split(['.', '-']).map_while(|part| part.parse().ok()).take(2).collect();
+    version < vec![major, minor]
+}
+
 /// Runs `work` on a thread in this network namespace.
 pub(crate) fn in_netns<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {

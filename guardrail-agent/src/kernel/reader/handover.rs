@@ -90,11 +90,8 @@ impl Reader {
         for (key, value) in &flows {
             self.state.fold.seed(*key, value);
         }
-        let counter = |maps: &Maps, index: u32| {
-            maps.counters.get(&index.to_ne_bytes()).ok().flatten().map_or(0, u64::from_ne_bytes)
-        };
-        self.state.removed = counter(&self.maps, counter::KEYS_REMOVED);
-        let unjournalled = counter(&self.maps, counter::UNJOURNALLED);
+        self.state.removed = self.counter(counter::KEYS_REMOVED).unwrap_or(0);
+        let unjournalled = self.counter(counter::UNJOURNALLED).unwrap_or(0);
         for (reason, count) in [(LossReason::Decode, broken), (LossReason::JournalFull, unjournalled)] {
             if count > 0 {
                 self.lose(reason, None, count);

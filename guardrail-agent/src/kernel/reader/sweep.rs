@@ -146,7 +146,7 @@ impl Reader {
     }
 
     /// One of COUNTERS.
-    fn counter(&self, index: u32) -> Option<u64> {
+    pub(super) fn counter(&self, index: u32) -> Option<u64> {
         self.maps.counters.get(&index.to_ne_bytes()).ok().flatten().map(u64::from_ne_bytes)
     }
 
