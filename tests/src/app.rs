@@ -3,6 +3,7 @@
 pub mod call;
 pub mod dns;
 pub mod log;
+pub mod measured;
 pub mod random;
 pub mod scenario;
 pub mod serve;
@@ -71,8 +72,8 @@ fn run_after(caller: &Arc<Caller>, scenario: &Scenario) {
             scope.spawn(move || caller.run(call, 1000 + index as u64, false));
         }
     });
-    if let Some((median, p99)) = caller.take_bare_us() {
-        say(&format!("bare-us {median} {p99}"));
+    if let Some([decile, median, p99]) = caller.stopwatch.take() {
+        say(&format!("took-ns {decile} {median} {p99}"));
     }
     if scenario.exit_when_done && !scenario.after.iter().any(|c| matches!(c.how, How::Held | How::HeldMptcp)) {
         say("done");

@@ -9,7 +9,7 @@ use std::{
 
 use guardrail_tests::{
     agent::{Agent, guardrail},
-    app::scenario::{Call, How, Scenario, Serve},
+    app::scenario::{Call, How, Measured, Scenario, Serve},
     bins,
     cluster::inventory,
     compare::{edges, happened, number, peer},
@@ -33,7 +33,7 @@ fn reasons(snapshot: &Value) -> BTreeSet<(String, String)> {
 fn scan(first: Ipv4Addr, count: u32, threads: u32) -> impl Iterator<Item = Call> {
     (0..threads).map(move |part| {
         let from = Ipv4Addr::from(u32::from(first) + part * (count / threads));
-        let mut call = Call::new(&format!("{from}:443"), How::TcpBare, count / threads).pause(0, 0);
+        let mut call = Call::new(&format!("{from}:443"), How::Measured(Measured::Reset), count / threads).pause(0, 0);
         call.spread = count / threads;
         call
     })
@@ -55,7 +55,7 @@ fn a_scanner_of_50_000_targets_costs_only_itself_its_details() {
     lab.internet.ip("route add local 10.244.128.0/17 dev lo\n").unwrap();
     let wide = inventory::yaml(&lab.cluster).replace("10.244.0.0/24", "10.244.0.0/16");
     fs::write(lab.inventory(), wide).unwrap();
-    let everything = Serve::TcpBare { bind: "[::]:443".parse().unwrap() };
+    let everything = Serve::Measured { bind: "[::]:443".parse().unwrap() };
     let internet =
         lab.start_on_internet("everything", Scenario { serve: vec![everything], ..Scenario::default() }).unwrap();
     internet.wait_for("ready", Instant::now() + LIMIT).unwrap();

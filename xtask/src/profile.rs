@@ -31,7 +31,7 @@ pub(crate) fn run() -> Result<()> {
         let bench = target.join("release/examples/bench-kernel");
         let (data, bench) = (data.to_string_lossy().into_owned(), bench.to_string_lossy().into_owned());
         let record = ["record", "-q", "-g", "-a", "-e", "cpu-clock", "-F", FREQUENCY, "-o", &data, "--"];
-        run::program("perf", record.into_iter().chain([bench.as_str(), "--rounds", "5", "--udp", udp]))?;
+        run::program("perf", record.into_iter().chain([bench.as_str(), "--by", "statistics", "--udp", udp]))?;
         print!("\nUDP programs {udp}\n{}", table(&read(&data)?));
     }
     Ok(())

@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{
     dns,
     log::{Log, Outcome, Record, Side},
+    measured::{Stopwatch, document},
     random::Random,
     scenario::{AddressRange, Call, Family, How, Scenario},
     serve::{MPTCP, Served, read_frame, write_frame},
@@ -30,8 +31,8 @@ pub struct Caller {
     seed: u64,
     next_id: AtomicU64,
     held: Mutex<Vec<TcpStream>>,
-    /// How long each bare call took, in nanoseconds.
-    bare_ns: Mutex<Vec<u32>>,
+    /// Of the exchanges that are measured.
+    pub stopwatch: Stopwatch,
     enough: AtomicBool,
 }
 
@@ -68,7 +69,7 @@ impl Caller {
             seed: *seed,
             next_id: AtomicU64::new(0),
             held: Mutex::default(),
-            bare_ns: Mutex::default(),
+            stopwatch: Stopwatch::default(),
             enough: AtomicBool::new(false),
         }
     }
@@ -104,17 +105,6 @@ impl Caller {
         }
     }
 
-    /// Median and 99th percentile of the bare calls since the last time, in microseconds.
-    ///
-    /// # Panics
-    /// A caller panicked.
-    pub fn take_bare_us(&self) -> Option<(u32, u32)> {
-        let mut taken = std::mem::take(&mut *self.bare_ns.lock().expect("no caller panics"));
-        taken.sort_unstable();
-        let at = |percent: usize| taken.get(taken.len() * percent / 100).map(|ns| ns / 1000);
-        Some((at(50)?, at(99)?))
-    }
-
     fn once(&self, call: &Call, round: u32, random: &mut Random, before: bool) {
         match call.how {
             How::DnsMusl => return self.ask_like_musl(&call.to, random, call.timeout_ms, before),
@@ -130,11 +120,8 @@ impl Caller {
             let range = AddressRange { first: to.ip(), count: call.spread };
             SocketAddr::new(nth_address(range, round), to.port())
         };
-        if call.how == How::TcpBare {
-            let began = Instant::now();
-            bare(to);
-            let took = u32::try_from(began.elapsed().as_nanos()).unwrap_or(u32::MAX);
-            return self.bare_ns.lock().expect("no caller panics").push(took);
+        if let How::Measured(what) = call.how {
+            return self.stopwatch.exchange(what, to, &document(call.payload_bytes.0 as usize));
         }
         let id = format!("{}#{}", self.log.process(), self.next_id.fetch_add(1, Ordering::Relaxed));
         let payload = payload(&id, random.between(call.payload_bytes) as usize);
@@ -147,7 +134,7 @@ impl Caller {
             How::UdpMapped => over_udp(mapped(to), None, timeout, &payload, false),
             How::UdpFromServed => self.send_from_served(to, &payload),
             How::Multicast => multicast(to, &payload),
-            How::DnsMusl | How::DnsTcp | How::TcpBare => unreachable!("handled above"),
+            How::DnsMusl | How::DnsTcp | How::Measured(_) => unreachable!("handled above"),
         };
         self.note(
             if matches!(call.how, How::Tcp | How::Held | How::HeldMptcp) { "TCP" } else { "UDP" },
@@ -371,15 +358,6 @@ fn connect(to: SocketAddr, source: Option<IpAddr>, timeout: Duration, mptcp: boo
     socket.connect_timeout(&to.into(), timeout)?;
     socket.set_tcp_nodelay(true)?;
     Ok(socket.into())
-}
-
-/// Connects and resets, which leaves no `TIME_WAIT` behind.
-fn bare(to: SocketAddr) {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).expect("a TCP socket");
-    socket
-        .set_linger(Some(Duration::ZERO))
-        .and_then(|()| socket.connect(&to.into()))
-        .expect("the measured server is there");
 }
 
 /// Binds an address that no interface has.

@@ -53,8 +53,8 @@ pub enum Serve {
         /// Set `IPV6_V6ONLY`.
         v6_only: bool,
     },
-    /// TCP server that closes what it accepts, without a record: for measuring only.
-    TcpBare {
+    /// TCP server that answers JSON documents, one connection after the other, without a record: for measuring only.
+    Measured {
         /// Address to bind.
         bind: SocketAddr,
     },
@@ -174,6 +174,18 @@ pub enum Family {
     V6,
 }
 
+/// An exchange that is measured. The request is a JSON document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measured {
+    /// Connect and reset at once, without any data.
+    Reset,
+    /// Connect, one request, close.
+    Connection,
+    /// A request on the connection of the first.
+    Kept,
+}
+
 /// How a target is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -184,8 +196,8 @@ pub enum How {
     Held,
     /// The same over Multipath TCP.
     HeldMptcp,
-    /// TCP, connect and reset at once, without any data and without a record: for measuring only.
-    TcpBare,
+    /// TCP, without a record: for measuring only.
+    Measured(Measured),
     /// UDP over a connected socket, with an answer.
     UdpConnected,
     /// UDP with `sendto` on a socket that was never bound or connected, with an answer.

@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{
     dns,
     log::{Log, Outcome, Record, Side},
+    measured,
     scenario::Serve,
 };
 
@@ -45,15 +46,10 @@ impl Served {
                     let log = log.clone();
                     thread::spawn(move || accept_all(&listener, &log, echo));
                 }
-                Serve::TcpBare { bind } => {
+                Serve::Measured { bind } => {
                     let listener =
                         listen(*bind, 4096, false, false, false).with_context(|| format!("cannot listen on {bind}"))?;
-                    // A connection that was reset before it was accepted is one more connection, nothing else.
-                    thread::spawn(move || {
-                        loop {
-                            drop(listener.accept());
-                        }
-                    });
+                    thread::spawn(move || measured::serve(&listener));
                 }
                 Serve::Udp { bind, reply, ignore } => {
                     let socket = bind_udp(*bind).with_context(|| format!("cannot bind UDP {bind}"))?;

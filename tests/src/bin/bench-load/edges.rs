@@ -7,7 +7,7 @@ use guardrail_tests::{
     agent::Agent,
     app::{
         log::{Side, now_ns},
-        scenario::{Call, How, Scenario, Serve},
+        scenario::{Call, How, Measured, Scenario, Serve},
     },
     compare::edges,
     lab::{Lab, wait_until},
@@ -34,7 +34,7 @@ fn crawlers(edges: u32) -> Result<(Lab, Vec<String>, guardrail_tests::lab::proce
     let clients: Vec<_> = (0..CLIENTS).map(|n| deployment(&mut c, &format!("crawler-{n}"), 8080, 0)).collect();
     let lab = lab(c)?;
     ensure!(edges <= 100_000, "100.64.0.0/15 has that many addresses");
-    let serve = vec![Serve::TcpBare { bind: "[::]:443".parse()? }];
+    let serve = vec![Serve::Measured { bind: "[::]:443".parse()? }];
     let server = lab.start_on_internet("everything", Scenario { serve, ..Scenario::default() })?;
     server.wait_for("ready", Instant::now() + LIMIT)?;
     Ok((lab, clients, server))
@@ -49,7 +49,7 @@ fn memory(count: u32, aim: &str) -> Result<()> {
     let part = count / CLIENTS;
     let calls = |n: u32| {
         let to = format!("{}:443", Ipv4Addr::from(FIRST + n * part));
-        vec![Call { pause_ms: (0, 0), spread: part, ..Call::new(&to, How::TcpBare, part) }]
+        vec![Call { pause_ms: (0, 0), spread: part, ..Call::new(&to, How::Measured(Measured::Reset), part) }]
     };
     let load = (0..).zip(&clients).map(|(n, key)| (key.as_str(), Scenario { after: calls(n), ..Scenario::default() }));
     let mut processes = start(&lab, load.collect())?;
@@ -115,7 +115,7 @@ pub(crate) fn visible() -> Result<()> {
         let timed = Call { spread: 40, payload_bytes: (1, 1), ..Call::new("100.64.0.0:444", How::Tcp, 40) };
         let timed = Scenario { after: vec![timed.pause(150, 250)], ..Scenario::default() };
         let mut processes = start(&lab, vec![(&clients[0], timed)])?;
-        let noise = Call { pause_ms: (0, 0), ..Call::new("100.65.0.1:443", How::TcpBare, u32::MAX) };
+        let noise = Call { pause_ms: (0, 0), ..Call::new("100.65.0.1:443", How::Measured(Measured::Reset), u32::MAX) };
         let noise = Scenario { after: vec![noise], ..Scenario::default() };
         let mut others = if busy { start(&lab, vec![(&clients[1], noise)])? } else { Vec::new() };
         for process in &mut others {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use guardrail_tests::{
     agent::Agent,
-    app::scenario::{Call, How, Scenario, Serve},
+    app::scenario::{Call, How, Measured, Scenario, Serve},
     compare::{edges, number},
     small::{cluster, deployment, eventually, go, lab, start},
 };
@@ -29,9 +29,9 @@ fn warm_edges(udp: &str) -> Result<()> {
     let to = format!("{}:8080", c.pod(&server).addresses.0);
     let lab = lab(c)?;
     let agent = Agent::start(&lab, 0, &["--udp", udp, "--export-interval", "30"])?;
-    let bare = Serve::TcpBare { bind: "[::]:8080".parse()? };
-    let _server = start(&lab, vec![(&server, Scenario { serve: vec![bare], ..Scenario::default() })])?;
-    let calls = |times| vec![Call { pause_ms: (0, 0), ..Call::new(&to, How::TcpBare, times) }];
+    let measured = Serve::Measured { bind: "[::]:8080".parse()? };
+    let _server = start(&lab, vec![(&server, Scenario { serve: vec![measured], ..Scenario::default() })])?;
+    let calls = |times| vec![Call { pause_ms: (0, 0), ..Call::new(&to, How::Measured(Measured::Reset), times) }];
     let load = |times| {
         clients.iter().map(|key| (key.as_str(), Scenario { after: calls(times), ..Scenario::default() })).collect()
     };
