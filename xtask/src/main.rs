@@ -79,7 +79,7 @@ enum Command {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Bench {
-    /// Cost of the kernel programs, from the kernel's own statistics (needs root).
+    /// Cost of the kernel programs, by the clock and by the kernel's own statistics (needs root).
     Kernel,
     /// Where the time of the kernel programs goes, sampled with perf (needs root).
     KernelProfile,
