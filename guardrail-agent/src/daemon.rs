@@ -128,6 +128,8 @@ struct Daemon {
     writes: JoinSet<Written>,
     /// State and export that were due while something else was written.
     waits: Waits,
+    /// A checkpoint is on its way here. It is as large as FLOWS, so there is one at a time.
+    is_checkpoint_due: bool,
     /// Documents on their way out.
     documents: Documents,
     /// Entries of the graph when free memory last went back, and changes of the inventory since then.
@@ -181,7 +183,10 @@ impl Daemon {
             tokio::select! {
                 batch = self.batches.recv() => match batch {
                     Some(Batch::Observations(batch)) => self.observe(batch),
-                    Some(Batch::Checkpoint(checkpoint, mark)) => self.write_state(Some((*checkpoint, mark))),
+                    Some(Batch::Checkpoint(checkpoint, mark)) => {
+                        self.is_checkpoint_due = false;
+                        self.write_state(Some((*checkpoint, mark)));
+                    }
                     None => break Some("the kernel reader"),
                 },
                 Some(changes) = self.changes.recv() => self.apply(changes),
@@ -372,10 +377,10 @@ impl Daemon {
 
     /// With pins the state is written where the stream of observations says how far it is.
     fn state_is_due(&mut self) {
-        if self.config.pin.is_some() {
-            self.kernel.checkpoint();
-        } else {
+        if self.config.pin.is_none() {
             self.write_state(None);
+        } else if !std::mem::replace(&mut self.is_checkpoint_due, true) {
+            self.kernel.checkpoint();
         }
     }
 

@@ -60,7 +60,7 @@ pub use self::{
 };
 use self::{
     pin::Pins,
-    reader::{Command, Out, Reader, State},
+    reader::{BATCH, BATCH_TEXT, Command, Out, Reader, State},
     start::Started,
 };
 
@@ -127,9 +127,15 @@ pub struct KernelConfig {
     pub sweep_interval: Duration,
     /// A FLOWS entry without open connections that gained nothing for this long is folded and deleted.
     pub idle: Duration,
-    /// Batches that the channel to the observer holds before the reader waits.
+    /// Batches that the channel to the observer holds before the reader waits: each of at most 1,024 observations and 64 KiB of text (paths, DNS names).
     pub channel_batches: usize,
 }
+
+/// The default of [`KernelConfig::channel_batches`].
+const CHANNEL_BATCHES: usize = 64;
+
+// What may wait for the observer, as ARCHITECTURE.md and the pod's memory limit have it: 65,536 observations in 15 MiB.
+const _: () = assert!(CHANNEL_BATCHES * (BATCH * size_of::<Observation>() + BATCH_TEXT) <= 15 << 20);
 
 impl KernelConfig {
     /// The defaults, for this cgroup v2 root.
@@ -144,7 +150,7 @@ impl KernelConfig {
             bpf_log_level: BpfLogLevel::Off,
             sweep_interval: Duration::from_secs(2),
             idle: Duration::from_secs(120),
-            channel_batches: 64,
+            channel_batches: CHANNEL_BATCHES,
         }
     }
 }
@@ -274,7 +280,7 @@ impl Kernel {
             idle: config.idle,
             commands: received,
             wake: Arc::clone(&wake),
-            out: Out { channel, batch: Vec::new(), abandoned: Arc::clone(&abandoned) },
+            out: Out::new(channel, Arc::clone(&abandoned)),
             state: State::new(config.flow_entries, Arc::clone(&stats)),
             journal,
             pinned,
@@ -296,7 +302,7 @@ impl Kernel {
         self.is_seamless
     }
 
-    /// With pins, asks for a [`Batch::Checkpoint`]. Returns at once.
+    /// With pins, asks for a [`Batch::Checkpoint`]. Returns at once. One is as large as FLOWS: ask for the next when this one has come.
     pub fn checkpoint(&self) {
         self.command(Command::Checkpoint);
     }

@@ -204,6 +204,7 @@ impl Daemon {
             stats: DaemonStats { complete: true, ..DaemonStats::default() },
             writes: JoinSet::new(),
             waits: Waits::default(),
+            is_checkpoint_due: false,
             documents: Documents::default(),
             trimmed_at: 0,
             changes_taken: 0,

@@ -5,11 +5,7 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
 
@@ -24,11 +20,10 @@ use guardrail_graph::{
     observe::{CgroupId, LossReason, NetnsId, Observation},
     time::Timestamp,
 };
-use tokio::sync::mpsc::{Sender, error::TrySendError};
 use tracing::warn;
 
 use super::{
-    Batch, KernelStats, Mark, cgroup,
+    KernelStats, Mark, cgroup,
     checkpoint::{Checkpoint, Told},
     dns,
     fold::{Fold, ip},
@@ -40,14 +35,14 @@ use super::{
 use crate::clock;
 
 mod handover;
+mod out;
 mod sweep;
 
-pub(crate) use handover::{Found as FoundJournal, Owned, Predecessor, carry};
-
-/// Observations per batch, about.
-const BATCH: usize = 1024;
-/// How often a full channel is tried again.
-const RETRY: Duration = Duration::from_millis(2);
+use out::RETRY;
+pub(crate) use {
+    handover::{Found as FoundJournal, Owned, Predecessor, carry},
+    out::{BATCH, BATCH_TEXT, Out},
+};
 
 const KEY: usize = size_of::<FlowKey>();
 const VALUE: usize = size_of::<FlowValue>();
@@ -124,44 +119,6 @@ pub(crate) struct Begin {
     pub(crate) older: Vec<Predecessor>,
     /// Their entries that were made in ours before anything was attached.
     pub(crate) carried: HashMap<FlowKey, FlowValue>,
-}
-
-/// Where observations go.
-pub(crate) struct Out {
-    pub(crate) channel: Sender<Batch>,
-    pub(crate) batch: Vec<Observation>,
-    /// Nobody will receive any more: do not wait for room.
-    pub(crate) abandoned: Arc<AtomicBool>,
-}
-
-impl Out {
-    fn push(&mut self, observation: Observation) {
-        self.batch.push(observation);
-        if self.batch.len() >= BATCH {
-            self.send();
-        }
-    }
-
-    /// Waits while the channel is full: rings fill meanwhile, which is a counted loss of hints only.
-    fn send(&mut self) {
-        if !self.batch.is_empty() {
-            let batch = std::mem::take(&mut self.batch);
-            self.deliver(Batch::Observations(batch));
-        }
-    }
-
-    fn deliver(&self, mut batch: Batch) {
-        loop {
-            match self.channel.try_send(batch) {
-                Ok(()) | Err(TrySendError::Closed(_)) => return,
-                Err(TrySendError::Full(_)) if self.abandoned.load(Ordering::Acquire) => return,
-                Err(TrySendError::Full(again)) => {
-                    batch = again;
-                    std::thread::sleep(RETRY);
-                }
-            }
-        }
-    }
 }
 
 /// What the thread remembers.
