@@ -92,7 +92,7 @@ pub struct FlowDelta {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossClass {
-    /// Repaired by the sweep: does not touch completeness.
+    /// Repaired by the sweep, or counted where it matters: does not touch completeness.
     Hint,
     /// An edge may be missing: the affected workload is incomplete.
     Edge,
@@ -121,13 +121,15 @@ pub enum LossReason {
     PendingOverflow,
     /// The observer's table of edges was full.
     GraphFull,
+    /// The observer's table of listening sockets, or of served UDP ports, was full: a role that cannot be told for want of it is counted as `role_unknown`.
+    ListenersFull,
     /// An agent that was killed had taken entries out of the kernel's map that neither its state nor its journal holds.
     JournalFull,
 }
 
 impl LossReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::RingFull,
         Self::DnsRingFull,
         Self::CgroupRingFull,
@@ -138,6 +140,7 @@ impl LossReason {
         Self::QueueFull,
         Self::PendingOverflow,
         Self::GraphFull,
+        Self::ListenersFull,
         Self::JournalFull,
     ];
 
@@ -155,6 +158,7 @@ impl LossReason {
             Self::QueueFull => "queue_full",
             Self::PendingOverflow => "pending_overflow",
             Self::GraphFull => "graph_full",
+            Self::ListenersFull => "listeners_full",
             Self::JournalFull => "journal_full",
         }
     }
@@ -163,7 +167,7 @@ impl LossReason {
     #[must_use]
     pub const fn class(self) -> LossClass {
         match self {
-            Self::RingFull | Self::DnsRingFull | Self::CgroupRingFull => LossClass::Hint,
+            Self::RingFull | Self::DnsRingFull | Self::CgroupRingFull | Self::ListenersFull => LossClass::Hint,
             _ => LossClass::Edge,
         }
     }

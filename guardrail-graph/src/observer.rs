@@ -251,6 +251,8 @@ impl Observer {
                 } else if self.listeners.len() < self.config.max_listeners || self.listeners.contains_key(&key) {
                     let count = self.listeners.entry(key).or_default();
                     *count = count.saturating_add(1);
+                } else {
+                    self.count_loss(LossReason::ListenersFull, 1);
                 }
             }
             Observation::Lost { reason, cgroup, count, at } => {

@@ -5,7 +5,7 @@ mod common;
 use common::{Lab, delta, edges, failed, ip, pod, t, tcp_client};
 use guardrail_graph::{
     Observation, Protocol,
-    observe::{CgroupId, FlowCounts, NetnsId, Remote, Role},
+    observe::{CgroupId, FlowCounts, LossClass, LossReason, NetnsId, Remote, Role},
 };
 
 fn web(index: u32, node: &str, address: &str) -> String {
@@ -100,6 +100,62 @@ fn the_role_of_a_socket_found_at_start_comes_from_listeners_and_known_ports_only
     lab.at(100);
     assert_eq!(lab.edges(), ["web -> api TCP/8080 [found-at-start]", "web -> db TCP/5432 [found-at-start]"]);
     assert_eq!(lab.unresolved("role_unknown"), 1);
+}
+
+fn listening(port: u16, listening: bool) -> Observation {
+    let (cgroup, netns) = (CgroupId(3), NetnsId(3));
+    Observation::Listening { cgroup, netns, address: ip("::"), port, listening, at: t(1) }
+}
+
+#[test]
+fn listening_sockets_beyond_the_bound_are_counted_and_what_they_would_have_told_is_unknown() {
+    let pods = [pod("shop", "db", 0, "node-a", "10.244.1.4", &[]), web(0, "node-a", "10.244.1.2")];
+    let mut lab = Lab::with("node-a", &pods, |config| config.max_listeners = 2);
+    lab.pod_cgroup(3, "db", 0);
+    // The second socket of one port needs no room, and none is needed to stop listening.
+    for (port, starts) in [(5001, true), (5002, true), (5001, true), (5003, true), (5003, false), (5004, true)] {
+        lab.observer.observe(listening(port, starts), t(1));
+    }
+    assert_eq!(lab.lost(LossReason::ListenersFull), 2);
+    for port in [5001, 5004] {
+        let mut found = delta(3, Role::Undecided, "10.244.1.4", "10.244.1.2", Protocol::Tcp, 40_000, t(1));
+        (found.local_port, found.counts) = (Some(port), FlowCounts { found: 1, ..FlowCounts::default() });
+        lab.flow(found);
+    }
+    lab.at(100);
+    assert_eq!(lab.edges(), ["web -> db TCP/5001 [found-at-start]"]);
+    assert_eq!(lab.unresolved("role_unknown"), 1);
+    let coverage = lab.snapshot().body.coverage;
+    let lost: Vec<_> = coverage.losses.iter().map(|loss| (loss.reason.as_str(), loss.class, loss.count)).collect();
+    assert_eq!(lost, [("listeners_full", LossClass::Hint, 2)]);
+    let incomplete: Vec<_> = coverage.workloads.iter().filter(|w| w.reasons.contains("role_unknown")).collect();
+    assert_eq!(incomplete.len(), 1, "{incomplete:?}");
+}
+
+#[test]
+fn udp_ports_beyond_the_bound_are_counted_and_leave_no_question_passing_for_an_answer() {
+    for bound in [2, 3] {
+        let pods = [("odd", "10.244.1.5"), ("time", "10.244.1.3"), ("web", "10.244.1.2")]
+            .map(|(name, address)| pod("shop", name, 0, "node-a", address, &[]));
+        let mut lab = Lab::with("node-a", &pods, |config| config.max_listeners = bound);
+        lab.pod_cgroup(5, "odd", 0);
+        lab.pod_cgroup(3, "time", 0);
+        let asked = |cgroup, local, port| delta(cgroup, Role::Server, local, "10.244.1.2", Protocol::Udp, port, t(2));
+        let served = [(5, "10.244.1.5", 7001), (5, "10.244.1.5", 7002), (3, "10.244.1.3", 123)];
+        for (cgroup, local, port) in served.into_iter().chain(served) {
+            lab.flow(asked(cgroup, local, port));
+        }
+        // A port that is served itself asks one that is, from a bind that nobody saw.
+        let mut asks = delta(5, Role::Client, "10.244.1.5", "10.244.1.3", Protocol::Udp, 123, t(3));
+        (asks.local_port, asks.bind_seen) = (Some(7001), false);
+        lab.flow(asks);
+        lab.at(100);
+        let (edge, unknown, lost) = if bound == 3 { (1, 0, 0) } else { (0, 1, 2) };
+        let edges = lab.edges();
+        assert_eq!(edges.iter().filter(|e| e.as_str() == "odd -> time UDP/123").count(), edge, "{bound}: {edges:?}");
+        assert_eq!(lab.unresolved("role_unknown"), unknown, "{bound}");
+        assert_eq!(lab.lost(LossReason::ListenersFull), lost, "{bound}");
+    }
 }
 
 #[test]

@@ -93,7 +93,7 @@ impl Observer {
             }
         };
         if role == Role::Server {
-            self.learn_served(delta, &local, port);
+            self.learn_served(delta, port);
         }
         let address = match remote {
             observe::Remote::Addr(address) => address,
@@ -414,9 +414,10 @@ impl Observer {
             // Gossip and NTP: both ports are fixed, and each side's own sends make an edge.
             _ if local_port == delta.server_port => Decided::Client,
             (_, true) => Decided::Client,
-            (true, false) => Decided::Reply,
-            (false, false) if last => Decided::Unknown,
-            (false, false) => Decided::Wait,
+            // A full table does not tell who serves nothing.
+            (true, false) if self.served.len() < self.config.max_listeners => Decided::Reply,
+            (_, false) if last => Decided::Unknown,
+            (_, false) => Decided::Wait,
         }
     }
 
@@ -435,11 +436,15 @@ impl Observer {
             || self.listeners.contains_key(&(netns, port, Some(delta.local)))
     }
 
-    fn learn_served(&mut self, delta: &FlowDelta, local: &Local, port: u16) {
-        if delta.protocol == Protocol::Udp && special(delta.local) == 0 && self.served.len() < self.config.max_listeners
-        {
-            let _ = local;
-            self.served.insert((delta.local, port));
+    fn learn_served(&mut self, delta: &FlowDelta, port: u16) {
+        let served = (delta.local, port);
+        if delta.protocol != Protocol::Udp || special(delta.local) != 0 || self.served.contains(&served) {
+            return;
+        }
+        if self.served.len() < self.config.max_listeners {
+            self.served.insert(served);
+        } else {
+            self.count_loss(observe::LossReason::ListenersFull, 1);
         }
     }
 

@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 use guardrail_graph::{
     Observation, Observer, ObserverConfig, Peer, Protocol, Snapshot, Timestamp,
     inventory::{Change, Kind, ObjectKey, read},
-    observe::{CgroupId, FlowCounts, FlowDelta, NetnsId, Remote, Role},
+    observe::{CgroupId, FlowCounts, FlowDelta, LossReason, NetnsId, Remote, Role},
     snapshot::EdgeRecord,
 };
 
@@ -77,7 +77,14 @@ pub(crate) fn apply_text(observer: &mut Observer, text: &str, now: Timestamp) {
 
 impl Lab {
     pub(crate) fn new(node: &str, inventory: &[String]) -> Self {
-        let mut observer = Observer::new(ObserverConfig::new(node, format!("instance-{node}"), t(0)));
+        Self::with(node, inventory, |_| ())
+    }
+
+    /// With other bounds.
+    pub(crate) fn with(node: &str, inventory: &[String], change: impl FnOnce(&mut ObserverConfig)) -> Self {
+        let mut config = ObserverConfig::new(node, format!("instance-{node}"), t(0));
+        change(&mut config);
+        let mut observer = Observer::new(config);
         apply_text(&mut observer, &format!("{CLUSTER}\n{}", inventory.concat()), t(0));
         Self { observer, now: t(1) }
     }
@@ -129,6 +136,10 @@ impl Lab {
 
     pub(crate) fn edges(&mut self) -> Vec<String> {
         edges(&self.snapshot())
+    }
+
+    pub(crate) fn lost(&self, reason: LossReason) -> u64 {
+        self.observer.stats().losses.iter().find(|(r, ..)| *r == reason).unwrap().2
     }
 
     pub(crate) fn unresolved(&self, reason: &str) -> u64 {
