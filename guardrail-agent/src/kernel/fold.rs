@@ -1,9 +1,6 @@
 //! From values of FLOWS, whose counters only grow, to what each entry gained since it was last looked at.
 
-use std::{
-    collections::HashSet,
-    net::{IpAddr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv6Addr};
 
 use guardrail_common::{
     address::{Address, UNSPECIFIED},
@@ -27,6 +24,8 @@ struct Seen {
     first_open: u64,
     /// Number of the last sweep that found a gain.
     gained_in: u32,
+    /// Number of the last sweep that found the entry in the map.
+    found_in: u32,
 }
 
 /// What was folded of every live entry.
@@ -60,8 +59,9 @@ impl Fold {
         out: &mut impl FnMut(FlowDelta),
     ) -> u32 {
         let sweep = self.sweep;
-        let new = Seen { gained_in: sweep, ..Seen::default() };
+        let new = Seen { gained_in: sweep, found_in: sweep, ..Seen::default() };
         let seen = self.seen.entry(*key).or_insert(new);
+        seen.found_in = sweep;
         if seen.first_open != 0 && seen.first_open.abs_diff(value.first_open) > SAME_LIFE_NS {
             // Another life of the key than the one that an earlier agent told of.
             *seen = new;
@@ -98,7 +98,8 @@ impl Fold {
 
     /// Takes an entry's value for told.
     pub(crate) fn seed(&mut self, key: FlowKey, value: &FlowValue) {
-        self.seen.insert(key, Seen { counts: counts(value), first_open: value.first_open, gained_in: self.sweep });
+        let (counts, sweep) = (counts(value), self.sweep);
+        self.seen.insert(key, Seen { counts, first_open: value.first_open, gained_in: sweep, found_in: sweep });
     }
 
     /// Every live entry as it was told, for [`Fold::seed`].
@@ -123,9 +124,14 @@ impl Fold {
         self.seen.iter().map(told).collect()
     }
 
-    /// Forgets the entries that are not among these.
-    pub(crate) fn retain(&mut self, live: &HashSet<FlowKey>) {
-        self.seen.retain(|key, _| live.contains(key));
+    /// Every live entry.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &FlowKey> {
+        self.seen.keys()
+    }
+
+    /// Forgets the entries that the last sweep did not find. It must have read the whole map.
+    pub(crate) fn forget_missing(&mut self) {
+        self.seen.retain(|_, seen| seen.found_in == self.sweep);
     }
 
     /// The entry is gone from the map.
@@ -298,8 +304,20 @@ mod tests {
         let anew = FlowValue { first_open: later, last_open: later, opened: 2, ..FlowValue::default() };
         let gain = fold(&mut f, &anew);
         assert_eq!((gain[0].counts.opened, gain[0].first_open), (2, Some(wall(later))));
-        f.retain(&HashSet::new());
-        assert_eq!(f.len(), 0);
+    }
+
+    #[test]
+    fn what_was_told_and_is_not_in_the_map_any_more_is_forgotten_and_nothing_else_is() {
+        let mut f = Fold::default();
+        let value = FlowValue { first_open: 10, last_open: 20, opened: 2, ..FlowValue::default() };
+        let gone = FlowKey { server_port: 81, ..key() };
+        f.seed(gone, &value);
+        f.seed(key(), &value);
+        f.next_sweep();
+        assert!(fold(&mut f, &value).is_empty());
+        f.forget_missing();
+        assert_eq!(f.keys().collect::<Vec<_>>(), [&key()]);
+        assert!(fold(&mut f, &value).is_empty(), "its counts are still known");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    io,
     net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::PathBuf,
@@ -63,14 +64,14 @@ pub(crate) enum Command {
 pub(crate) type Flows = Table<KEY, VALUE>;
 
 impl Flows {
-    /// Calls `each` for every entry, as [`Table::for_each`] does. Gives how many did not decode.
-    pub(crate) fn entries(&mut self, mut each: impl FnMut(&FlowKey, &FlowValue)) -> std::io::Result<u64> {
+    /// Calls `each` for every entry, as [`Table::for_each`] does. Gives how many did not decode, and whether the reading broke off after that.
+    pub(crate) fn entries(&mut self, mut each: impl FnMut(&FlowKey, &FlowValue)) -> (u64, io::Result<()>) {
         let mut broken = 0;
-        self.for_each(|key, value| match (decode::key(key), decode::value(value)) {
+        let result = self.for_each(|key, value| match (decode::key(key), decode::value(value)) {
             (Ok(key), Ok(value)) => each(&key, &value),
             _ => broken += 1,
-        })?;
-        Ok(broken)
+        });
+        (broken, result)
     }
 }
 
@@ -540,4 +541,49 @@ fn next(ring: &mut Ring) -> Option<Result<Event, DecodeError>> {
         Decoded::Listen(listen) => Event::Listen(listen),
         Decoded::Dns { cgroup_id, at, payload } => Event::Dns { cgroup_id, at, answer: dns::answer(payload) },
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use guardrail_common::{address::UNSPECIFIED, flow::PROTOCOL_TCP};
+
+    use super::*;
+
+    #[test]
+    fn what_did_not_decode_before_a_reading_broke_off_is_counted() {
+        // SAFETY: geteuid(2) cannot fail.
+        if unsafe { libc::geteuid() } != 0 {
+            eprintln!("DID NOT RUN: a map needs root");
+            return;
+        }
+        const ENTRIES: u64 = 4_000;
+        let map = sys::create_map(sys::MAP_TYPE_HASH, KEY, VALUE, ENTRIES as u32, 0).expect("a map");
+        let mut flows = Flows::new(map.as_fd()).expect("a table");
+        let key = FlowKey {
+            cgroup_id: 0,
+            local: UNSPECIFIED,
+            remote: UNSPECIFIED,
+            server_port: 80,
+            local_port: 0,
+            protocol: PROTOCOL_TCP,
+            role: 0,
+            pad: [0; 2],
+        };
+        for number in 0..ENTRIES {
+            let role = if number % 2 == 0 { FlowRole::Client as u8 } else { u8::MAX };
+            let key = FlowKey { cgroup_id: number, role, ..key };
+            flows.set(&encode::key(&key), &[0; VALUE], 0).expect("set");
+        }
+        let mut decoded = 0;
+        let (broken, result) = flows.entries(|_, _| decoded += 1);
+        assert!(result.is_ok());
+        assert_eq!((decoded, broken), (ENTRIES / 2, ENTRIES / 2));
+
+        // From the first entry on the table's descriptor is no map any more: the next batch cannot be read.
+        let (table, other) = (flows.as_fd().as_raw_fd(), std::fs::File::open("/dev/null").expect("there"));
+        // SAFETY: both are open, and the one that is replaced is this test's alone.
+        let (broken, result) = flows.entries(|_, _| unsafe { assert_eq!(libc::dup2(other.as_raw_fd(), table), table) });
+        assert!(result.is_err());
+        assert!(broken > 0 && broken < ENTRIES / 2, "{broken} of the first batch");
+    }
 }

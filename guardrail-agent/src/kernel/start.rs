@@ -220,7 +220,9 @@ fn carried_list(generation: &Generation) -> Result<Flows, KernelError> {
 /// Entries that were carried over into a generation.
 fn carried(generation: &Generation) -> Result<Vec<(FlowKey, FlowValue)>, KernelError> {
     let mut carried = Vec::new();
-    carried_list(generation)?.entries(|key, value| carried.push((*key, *value))).map_err(carried_failed)?;
+    // What does not decode is told once more rather than not at all.
+    let (_, result) = carried_list(generation)?.entries(|key, value| carried.push((*key, *value)));
+    result.map_err(carried_failed)?;
     Ok(carried)
 }
 

@@ -4,7 +4,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -96,6 +96,12 @@ pub(crate) struct Table<const K: usize, const V: usize> {
     batch: bool,
     keys: Vec<u8>,
     values: Vec<u8>,
+}
+
+impl<const K: usize, const V: usize> AsFd for Table<K, V> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 /// Elements per batch. A hash's batch ends at a bucket's end, so it must hold the fullest bucket.

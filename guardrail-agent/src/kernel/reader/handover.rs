@@ -16,6 +16,7 @@ use super::{Event, Flows, Maps, Reader, next};
 use crate::kernel::{
     Batch, Mark,
     checkpoint::{Checkpoint, Told},
+    fold::Fold,
     journal::{Journal, Note},
     pin::Generation,
     sys,
@@ -55,7 +56,8 @@ type CgroupEvents = BTreeMap<(u64, bool, u64), String>;
 /// is told from the older maps.
 pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<FlowKey, FlowValue> {
     let mut made = HashMap::new();
-    let result = older.entries(|key, value| {
+    // What does not decode is counted when the older maps are told.
+    let (_, result) = older.entries(|key, value| {
         let open = value.open_connections(key.protocol);
         let (opened, found) = match u32::try_from(open) {
             Ok(found) if key.role == FlowRole::Undecided as u8 => (0, found),
@@ -114,16 +116,11 @@ impl Reader {
             self.state.fold.forget(&key);
         }
         self.read_rings();
-        self.sweep(&HashSet::new());
-        let mut live = HashSet::new();
-        let listed = self.maps.flows.entries(|key, _| {
-            live.insert(*key);
-        });
-        if let Err(error) = listed {
-            warn!("reading the FLOWS map failed: {error}");
+        if self.sweep(&HashSet::new()) {
+            self.state.fold.forget_missing();
         }
-        self.state.fold.retain(&live);
-        self.state.undecided = live.into_iter().filter(|key| key.role == FlowRole::Undecided as u8).collect();
+        let is_undecided = |key: &&FlowKey| key.role == FlowRole::Undecided as u8;
+        self.state.undecided = self.state.fold.keys().filter(is_undecided).copied().collect();
         self.tell_undecided();
         info!(entries = self.state.fold.len(), "took over what an earlier agent had pinned");
     }
@@ -183,7 +180,7 @@ impl Reader {
             self.take_over(notes, broken, checkpoint);
             std::mem::swap(&mut self.maps, &mut maps);
             self.journal = own;
-            self.state.fold.retain(&HashSet::new());
+            self.state.fold = Fold::default();
             (self.state.told, self.state.removed, self.state.unjournalled) = (Told::default(), 0, 0);
             self.state.undecided.clear();
             if let Some(pinned) = &mut self.pinned {

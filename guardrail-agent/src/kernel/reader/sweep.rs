@@ -41,8 +41,9 @@ impl Reader {
         self.out.send();
     }
 
-    /// Reads every entry, folds it, deletes it if it has been idle for long (or its remote is to be evicted) and has no open connections.
-    pub(super) fn sweep(&mut self, evicted: &HashSet<IpAddr>) {
+    /// Reads every entry, folds it, deletes it if it has been idle for long (or its remote is to be evicted) and has no open connections. Gives whether the
+    /// whole map could be read.
+    pub(super) fn sweep(&mut self, evicted: &HashSet<IpAddr>) -> bool {
         self.state.line = clock::line();
         self.state.fold.next_sweep();
         let interval = self.sweep_interval.as_secs_f64().max(0.001);
@@ -57,7 +58,7 @@ impl Reader {
         let line = state.line;
         let mut told = 0;
         let fold = &mut state.fold;
-        let result = maps.flows.entries(|key, value| {
+        let (broken, result) = maps.flows.entries(|key, value| {
             let idle = fold.fold(key, value, |boot| line.at(boot), &mut |delta| {
                 told += 1;
                 out.push(Observation::Flow(delta));
@@ -67,10 +68,9 @@ impl Reader {
                 doomed.push(*key);
             }
         });
-        let broken = result.unwrap_or_else(|error| {
+        if let Err(error) = &result {
             warn!("reading the FLOWS map failed: {error}");
-            0
-        });
+        }
         self.state.count("flow_delta", told);
         for key in doomed {
             self.delete(&key);
@@ -84,6 +84,7 @@ impl Reader {
         self.state.published.sweeps += 1;
         self.state.publish();
         debug!(entries = self.state.fold.len(), "swept");
+        result.is_ok()
     }
 
     pub(super) fn delete(&mut self, key: &FlowKey) {
