@@ -5,7 +5,9 @@ mod start;
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use guardrail_graph::{Observation, Observer, inventory::Change, observer::EdgeCounters, snapshot::Document};
+use guardrail_graph::{
+    Observation, Observer, inventory::Change, observe::LossReason, observer::EdgeCounters, snapshot::Document,
+};
 use guardrail_policy::{
     generate::{self, Phase},
     model::NetworkPolicy,
@@ -37,6 +39,8 @@ use crate::{
 const LARGE: usize = 500;
 /// Ticks after such a graph or such changes on which free memory goes back.
 const TRIMS: u8 = 4;
+/// The thread that reads the kernel's maps, when it has ended.
+const READER: &str = "the kernel reader";
 /// How often waits are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -187,7 +191,7 @@ impl Daemon {
                         self.is_checkpoint_due = false;
                         self.write_state(Some((*checkpoint, mark)));
                     }
-                    None => break Some("the kernel reader"),
+                    None => break Some(READER),
                 },
                 Some(changes) = self.changes.recv() => self.apply(changes),
                 () = changed(&mut self.lists) => self.update_readiness(),
@@ -207,15 +211,12 @@ impl Daemon {
                 }
             }
         };
-        let written = self.finish().await;
-        match failed {
-            Some(part) => Err(RunError::Ended(part)),
-            None => written.map_err(RunError::LastWrite),
-        }
+        let finished = self.finish().await;
+        failed.map_or(finished, |part| Err(RunError::Ended(part)))
     }
 
     /// Detaches, folds what the kernel still holds, and writes the last files.
-    async fn finish(mut self) -> Result<(), FileError> {
+    async fn finish(mut self) -> Result<(), RunError> {
         self.readiness.send_modify(|ready| ready.hooks = false);
         let options = self.export_options();
         let (kernel, mut batches, mut observer) = (self.kernel, self.batches, self.observer);
@@ -230,8 +231,13 @@ impl Daemon {
                 }
             }
         }
-        let _ = kernel.await;
+        let is_whole = matches!(kernel.await, Ok(Ok(_)));
         let now = now();
+        if !is_whole {
+            // What came after the last one cannot be told from what did not.
+            progress = None;
+            observer.observe(Observation::Lost { reason: LossReason::Unread, cgroup: None, count: 1, at: now }, now);
+        }
         if progress.is_none() {
             // Flows that still wait for their pod are counted, not forgotten. With pins they wait for the next agent.
             observer.flush(now);
@@ -240,6 +246,8 @@ impl Daemon {
         let document = Arc::new(observer.document(now));
         self.stop.cancel();
         let state = match &self.state {
+            // The stored graph fits the maps that stay. One without its checkpoint would make the next agent count everything once more.
+            Some(_) if self.config.pin.is_some() && progress.is_none() => Ok(()),
             Some(state) => state.write(Arc::clone(&document), now, progress.as_ref()),
             None => Ok(()),
         };
@@ -250,7 +258,10 @@ impl Daemon {
         // A client that keeps its connection open must not keep the agent from stopping.
         let _ = tokio::time::timeout(Duration::from_secs(1), async { while self.tasks.join_next().await.is_some() {} })
             .await;
-        state.and(export)
+        if !is_whole {
+            return Err(RunError::Ended(READER));
+        }
+        state.and(export).map_err(RunError::LastWrite)
     }
 
     fn observe(&mut self, batch: Vec<Observation>) {

@@ -12,7 +12,7 @@
 //! for warning in kernel.warnings() { eprintln!("{warning}"); }
 //! let reader = std::thread::spawn(move || while let Some(batch) = batches.blocking_recv() { drop(batch); });
 //! // Blocking: the final sweep goes through the channel, so something must keep receiving until `None`.
-//! let last = kernel.shutdown();
+//! let last = kernel.shutdown()?;
 //! # drop((last, reader));
 //! # Ok(()) }
 //! ```
@@ -54,7 +54,7 @@ mod sys;
 pub use self::{
     cgroup::find_cgroup2_root,
     checkpoint::{Checkpoint, CheckpointError},
-    error::KernelError,
+    error::{KernelError, ReaderDied},
     load::OBJECT,
     pin::unpin,
 };
@@ -332,11 +332,13 @@ impl Kernel {
 
     /// Detach, sweep once more, drain the rings, send what came of it, end the thread. Blocking: receive until the channel gives `None`, or drop the receiver.
     /// Nothing stays in the kernel; with pins everything does, and the last batch is a checkpoint.
-    #[must_use]
-    pub fn shutdown(mut self) -> KernelStats {
+    ///
+    /// # Errors
+    /// The thread had died, or did so now.
+    pub fn shutdown(mut self) -> Result<KernelStats, ReaderDied> {
         self.command(Command::Shutdown);
-        self.join();
-        self.stats()
+        self.join()?;
+        Ok(self.stats())
     }
 
     fn command(&self, command: Command) {
@@ -346,12 +348,8 @@ impl Kernel {
         }
     }
 
-    fn join(&mut self) {
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that reads the kernel's maps panicked");
-        }
+    fn join(&mut self) -> Result<(), ReaderDied> {
+        self.thread.take().map_or(Ok(()), JoinHandle::join).map_err(|_| ReaderDied)
     }
 }
 
@@ -360,7 +358,9 @@ impl Drop for Kernel {
         if self.thread.is_some() {
             self.abandoned.store(true, Ordering::Release);
             self.command(Command::Shutdown);
-            self.join();
+            if let Err(died) = self.join() {
+                tracing::error!("{died}");
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
     fs,
     net::{TcpListener, TcpStream},
     os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -20,41 +20,7 @@ use guardrail_graph::{
     peer::Protocol::{Tcp, Udp},
 };
 
-use self::kernel::{Agent, Key, LEFT, Lab, Pod, RIGHT, Seen, Side, Stored, at, client, server, until};
-
-/// A BPF file system of the test's own. Unmounting it lets go of everything that was pinned in it.
-struct BpfFs(tempfile::TempDir);
-
-impl BpfFs {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let target = CString::new(dir.path().as_os_str().as_bytes()).expect("a path");
-        // SAFETY: terminated strings.
-        let result = unsafe { libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null()) };
-        assert_eq!(result, 0, "a BPF file system is mounted: {}", std::io::Error::last_os_error());
-        Self(dir)
-    }
-
-    fn pins(&self) -> PathBuf {
-        self.0.path().join("guardrail")
-    }
-
-    /// Names of the generations.
-    fn generations(&self) -> Vec<PathBuf> {
-        let mut all: Vec<_> =
-            fs::read_dir(self.pins()).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-        all.sort();
-        all
-    }
-}
-
-impl Drop for BpfFs {
-    fn drop(&mut self) {
-        let target = CString::new(self.0.path().as_os_str().as_bytes()).expect("a path");
-        // SAFETY: a terminated string.
-        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-    }
-}
+use self::kernel::{Agent, BpfFs, Key, LEFT, Lab, Pod, RIGHT, Seen, Side, Stored, at, client, server, until};
 
 /// Opens `count` connections and closes them, client first.
 fn talk(from: &Pod, listener: &TcpListener, port: u16, count: usize) {

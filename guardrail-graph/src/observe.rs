@@ -125,11 +125,13 @@ pub enum LossReason {
     ListenersFull,
     /// An agent that was killed had taken entries out of the kernel's map that neither its state nor its journal holds.
     JournalFull,
+    /// The kernel's maps went without being read to their end: the reading broke off, or the thread that reads them died with observations in hand.
+    Unread,
 }
 
 impl LossReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::RingFull,
         Self::DnsRingFull,
         Self::CgroupRingFull,
@@ -142,6 +144,7 @@ impl LossReason {
         Self::GraphFull,
         Self::ListenersFull,
         Self::JournalFull,
+        Self::Unread,
     ];
 
     /// Label value.
@@ -160,6 +163,7 @@ impl LossReason {
             Self::GraphFull => "graph_full",
             Self::ListenersFull => "listeners_full",
             Self::JournalFull => "journal_full",
+            Self::Unread => "unread",
         }
     }
 

@@ -152,7 +152,7 @@ pub(crate) struct State {
 const EVENTS: [&str; 8] =
     ["flow_hint", "flow_delta", "cgroup_created", "cgroup_removed", "listen", "dns_answer", "socket_found", "sweep"];
 /// Losses that this side can meet.
-const LOSSES: [LossReason; 8] = [
+const LOSSES: [LossReason; 9] = [
     LossReason::RingFull,
     LossReason::DnsRingFull,
     LossReason::CgroupRingFull,
@@ -161,6 +161,7 @@ const LOSSES: [LossReason; 8] = [
     LossReason::Recursion,
     LossReason::Decode,
     LossReason::JournalFull,
+    LossReason::Unread,
 ];
 /// Ends of cgroups that are remembered: more than the kernel's map of recent cgroups holds.
 const MAX_ENDED: usize = 4_096;
@@ -370,7 +371,10 @@ impl Reader {
         self.logger = None;
         self.programs = None;
         self.read_rings();
-        self.sweep(&HashSet::new());
+        let is_whole = self.sweep(&HashSet::new());
+        if !is_whole && self.pinned.is_none() {
+            self.lose(LossReason::Unread, None, 1);
+        }
         self.out.send();
         self.checkpoint();
     }

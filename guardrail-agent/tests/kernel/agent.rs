@@ -250,7 +250,7 @@ impl Agent {
     /// Shuts down; all that was said, and the last figures.
     pub(crate) fn stop(self) -> (Seen, KernelStats) {
         let Self { kernel, seen, stored: _, held: _, reader } = self;
-        let stats = kernel.shutdown();
+        let stats = kernel.shutdown().expect("the reading thread lives");
         if let Some(reader) = reader {
             reader.join().expect("the receiving thread");
         }

@@ -5,6 +5,7 @@
 //! socket is made, so the test can drive both ends of a connection from one thread, in whatever order it wants, while its own cgroup is a third one.
 
 mod agent;
+mod bpffs;
 mod lab;
 mod pod;
 mod process;
@@ -12,6 +13,7 @@ mod socket;
 
 pub(crate) use self::{
     agent::{Agent, Key, Seen, Stored, client, server, until},
+    bpffs::BpfFs,
     lab::{LEFT, LEFT_V6, Lab, RIGHT, RIGHT_V6, Side},
     pod::Pod,
     process::{Child, in_netns, is_linux_before, pin},

@@ -84,8 +84,8 @@ pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<Flo
 }
 
 impl Reader {
-    /// Tells what these maps (our own by now) hold beyond the checkpoint.
-    pub(super) fn take_over(&mut self, notes: Vec<Note>, broken: u64, checkpoint: Checkpoint) {
+    /// Tells what these maps (our own by now) hold beyond the checkpoint. Gives whether they could be read to their end.
+    pub(super) fn take_over(&mut self, notes: Vec<Note>, broken: u64, checkpoint: Checkpoint) -> bool {
         self.tell_cgroups_of_the_gap();
         let Checkpoint { generation: _, journal, told, flows } = checkpoint;
         self.state.told = told;
@@ -116,13 +116,15 @@ impl Reader {
             self.state.fold.forget(&key);
         }
         self.read_rings();
-        if self.sweep(&HashSet::new()) {
+        let is_whole = self.sweep(&HashSet::new());
+        if is_whole {
             self.state.fold.forget_missing();
         }
         let is_undecided = |key: &&FlowKey| key.role == FlowRole::Undecided as u8;
         self.state.undecided = self.state.fold.keys().filter(is_undecided).copied().collect();
         self.tell_undecided();
         info!(entries = self.state.fold.len(), "took over what an earlier agent had pinned");
+        is_whole
     }
 
     /// An agent notes an entry, then takes it out. Killed in between, it leaves both, and the entry has gone on counting.
@@ -177,7 +179,10 @@ impl Reader {
         for Predecessor { generation, mut maps, found: Found { journal, notes, broken }, checkpoint } in older {
             std::mem::swap(&mut self.maps, &mut maps);
             let own = self.journal.replace(journal);
-            self.take_over(notes, broken, checkpoint);
+            if !self.take_over(notes, broken, checkpoint) {
+                // Nobody reads them again.
+                self.lose(LossReason::Unread, None, 1);
+            }
             std::mem::swap(&mut self.maps, &mut maps);
             self.journal = own;
             self.state.fold = Fold::default();
