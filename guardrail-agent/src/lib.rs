@@ -20,7 +20,13 @@ pub mod process;
 pub mod serve;
 pub mod state;
 
-use std::{ffi::OsString, io::IsTerminal as _, path::Path, process::ExitCode};
+use std::{
+    error::Error,
+    ffi::OsString,
+    io::{self, IsTerminal as _, Write as _},
+    path::Path,
+    process::ExitCode,
+};
 
 use clap::Parser as _;
 
@@ -41,11 +47,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match init_log(&config.log).map_err(RunError::Start).and_then(|()| daemon::run(config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(RunError::Start(e)) => {
-            eprintln!("guardrail-agent: {e}");
+            say(&e);
             ExitCode::from(2)
         }
         Err(e) => {
-            eprintln!("guardrail-agent: {e}");
+            say(&e);
             ExitCode::FAILURE
         }
     }
@@ -56,19 +62,26 @@ fn unpin(dir: &Path) -> ExitCode {
         Ok(0) => println!("nothing is pinned below {}", dir.display()),
         Ok(_) => println!("detached and removed what was pinned below {}", dir.display()),
         Err(e) => {
-            eprintln!("guardrail-agent: {e}");
+            say(&e);
             return ExitCode::from(2);
         }
     }
     ExitCode::SUCCESS
 }
 
+/// `eprintln!` panics when nobody takes it, and the exit code would be another one.
+fn say(error: &dyn Error) {
+    let _ = writeln!(io::stderr(), "guardrail-agent: {error}");
+}
+
 fn init_log(filter: &str) -> Result<(), StartError> {
     let filter = tracing_subscriber::EnvFilter::builder().parse(filter).map_err(|e| StartError::Log(e.to_string()))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        // It says by `eprintln!` that a message cannot be written, and that panics in whichever thread had something to say.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

@@ -212,3 +212,28 @@ fn a_second_agent_with_the_same_state_directory_is_refused_and_the_first_goes_on
     eventually_true(&first, &truth(&lab).unwrap()).unwrap();
     assert_eq!(first.terminate().unwrap().code(), Some(0));
 }
+
+/// A log that cannot be written must not cost the thread that has something to say: with this filter all do, the one that reads the kernel's maps at each sweep.
+#[test]
+fn an_agent_whose_messages_nobody_takes_goes_on_and_its_exit_codes_stay() {
+    if !bins::can_run("messages that nobody takes") {
+        return;
+    }
+    let (mut processes, lab) = pair().unwrap();
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut agent = Agent::start_prepared(&lab, 0, &["--log", "debug"], |command, _| {
+        command.stderr(full());
+        Ok(())
+    })
+    .unwrap();
+    go(&mut processes).unwrap();
+    let snapshot = eventually_true(&agent, &truth(&lab).unwrap()).unwrap();
+    assert_eq!(snapshot["coverage"]["complete"], true, "{}", snapshot["coverage"]);
+    assert_eq!(agent.terminate().unwrap().code(), Some(0));
+    let refused = Command::new(bins::find("guardrail-agent"))
+        .args(["--inventory", "/no/such/file"])
+        .stderr(full())
+        .status()
+        .unwrap();
+    assert_eq!(refused.code(), Some(2));
+}
