@@ -263,6 +263,14 @@ impl Agent {
             .with_context(|| format!("the agent does not end on SIGTERM\n{}", self.said()))
     }
 
+    /// Waits until it ends by itself, or at somebody else's hand.
+    ///
+    /// # Errors
+    /// It does not within `limit`.
+    pub fn wait_ended(&mut self, limit: Duration) -> Result<ExitStatus> {
+        process::wait(&mut self.child, limit).with_context(|| format!("the agent runs on\n{}", self.said()))
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics

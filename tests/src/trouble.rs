@@ -1,14 +1,20 @@
-//! Troubles that a test makes for one agent, and for nobody else on the machine: a small disk, few descriptors, a clock that steps.
+//! Troubles that a test makes for one agent, and for nobody else on the machine: a small disk, few descriptors, little memory, a clock that steps.
 
 use std::{
     ffi::CString,
     fs, io,
-    os::unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    },
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+
+use crate::lab;
 
 /// Lets the process start in a mount namespace of its own, where each of `directories` is a file system in memory of `kib` KiB with mount `options`
 /// (as in `ro`). It ends with the process.
@@ -76,6 +82,65 @@ pub fn few_descriptors(command: &mut Command, limit: u64) {
     };
     // SAFETY: setrlimit(2) is async-signal-safe, and nothing is allocated.
     unsafe { command.pre_exec(set) };
+}
+
+/// A memory cgroup (v1) of the test's own for one process: beyond its limit the kernel kills. Dropping it removes it; the process must have ended.
+#[derive(Debug)]
+pub struct MemoryLimit(PathBuf);
+
+impl MemoryLimit {
+    /// Where the hierarchy is mounted, if the memory controller is one of cgroup v1.
+    const HIERARCHY: &str = "/sys/fs/cgroup/memory";
+
+    /// Lets the process be born in a memory cgroup without a limit. `None`: this machine has no such hierarchy.
+    ///
+    /// # Errors
+    /// The cgroup cannot be made.
+    pub fn give(command: &mut Command) -> Result<Option<Self>> {
+        let hierarchy = Path::new(Self::HIERARCHY);
+        if !hierarchy.join("memory.limit_in_bytes").exists() {
+            return Ok(None);
+        }
+        let limit = Self(hierarchy.join(format!("guardrail-test-{}", std::process::id())));
+        fs::create_dir(&limit.0).with_context(|| format!("cannot make {}", limit.0.display()))?;
+        let procs = fs::File::options().write(true).open(limit.0.join("cgroup.procs"))?;
+        // SAFETY: write(2) is async-signal-safe; the buffer is static and the descriptor open.
+        let join = move || match unsafe { libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) } {
+            1 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        };
+        // SAFETY: the closure makes that one call.
+        unsafe { command.pre_exec(join) };
+        Ok(Some(limit))
+    }
+
+    /// Lets the process take so many bytes more than it has, and no more: its own, the kernel's for it, and cached files.
+    ///
+    /// # Errors
+    /// The limit cannot be set.
+    pub fn leave(&self, bytes: u64) -> Result<()> {
+        let used: u64 = fs::read_to_string(self.0.join("memory.usage_in_bytes"))?.trim().parse()?;
+        fs::write(self.0.join("memory.limit_in_bytes"), (used + bytes).to_string()).context("cannot set the limit")
+    }
+
+    /// How many processes the kernel has killed in it.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn kills(&self) -> Result<u64> {
+        let control = fs::read_to_string(self.0.join("memory.oom_control"))?;
+        let kills = control.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        Ok(kills.context("memory.oom_control has no oom_kill")?.trim().parse()?)
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        let gone = lab::wait_until(Duration::from_secs(10), "the memory cgroup goes", || fs::remove_dir(&self.0).ok());
+        if gone.is_err() && !std::thread::panicking() {
+            panic!("{} cannot be removed", self.0.display());
+        }
+    }
 }
 
 /// A wall clock (`CLOCK_REALTIME`) of one process's own, made by Debian's libfaketime; no other clock is touched.

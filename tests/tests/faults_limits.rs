@@ -1,8 +1,9 @@
-//! The agent's own limits: no file descriptor is left, or it does not run for a while.
+//! The agent's own limits: no file descriptor or no memory is left, or it does not run for a while.
 
 use std::{
     fs,
     net::TcpStream,
+    os::unix::process::ExitStatusExt as _,
     time::{Duration, Instant},
 };
 
@@ -11,7 +12,7 @@ use guardrail_tests::{
     app::scenario::{Call, How, Scenario, Serve},
     bins,
     compare::compare,
-    lab::wait_until,
+    lab::{bpffs, wait_until},
     small::{cluster, deployment, eventually, eventually_true, go, lab, pair, pair_edge, same, start, state, truth},
     trouble,
 };
@@ -161,4 +162,49 @@ fn an_agent_that_is_suspended_for_30_s_under_load_loses_no_edge_and_no_pod_that_
         let series = format!(r#"guardrail_events_lost_total{{reason="{reason}",class="hint"}}"#);
         assert!(agent.metric(&series).unwrap() > 0.0, "the ring ran over: {reason}");
     }
+}
+
+#[test]
+fn an_agent_with_pins_that_the_kernel_kills_for_its_memory_loses_no_connection() {
+    if !bins::can_run("an OOM kill") {
+        return;
+    }
+    let (mut processes, lab) = pair().unwrap();
+    let pins = bpffs::mount(&lab.directory).unwrap().join("guardrail");
+    let pinned = ["--pin", pins.to_str().unwrap(), "--state-interval", "1"];
+    let mut limit = None;
+    let mut agent = Agent::start_prepared(&lab, 0, &pinned, |command, _| {
+        limit = trouble::MemoryLimit::give(command)?;
+        Ok(())
+    })
+    .unwrap();
+    let Some(limit) = &limit else {
+        eprintln!("DID NOT RUN: an OOM kill needs the memory controller of cgroup v1");
+        return;
+    };
+    go(&mut processes).unwrap();
+    wait_until(LIMIT, "the first 10 connections are stored", || {
+        pair_edge(&state(&agent.state_dir).ok()?).ok().filter(|edge| edge["opened"] == 10)
+    })
+    .unwrap();
+    processes[1].go().unwrap();
+    processes[1].wait_for_nth("done", 2, Instant::now() + LIMIT).unwrap();
+    // An inventory of 64 MiB, where there is room for 16 more.
+    limit.leave(16 << 20).unwrap();
+    let large = lab.directory.join("large");
+    fs::File::create(&large).unwrap().set_len(64 << 20).unwrap();
+    fs::rename(large, lab.inventory()).unwrap();
+    let ended = agent.wait_ended(LIMIT).unwrap();
+    assert_eq!(ended.signal(), Some(libc::SIGKILL), "{ended}\n{}", agent.said());
+    assert_eq!(limit.kills().unwrap(), 1, "it was the kernel");
+    drop(agent);
+    processes[1].go().unwrap();
+    processes[1].wait_for_nth("done", 3, Instant::now() + LIMIT).unwrap();
+    lab.write_inventory().unwrap();
+    let agent = Agent::start(&lab, 0, &pinned).unwrap();
+    let snapshot = eventually_true(&agent, &truth(&lab).unwrap()).unwrap();
+    assert_eq!(pair_edge(&snapshot).unwrap()["opened"], 30);
+    assert_eq!(snapshot["coverage"]["complete"], true, "{}", snapshot["coverage"]);
+    let window = &snapshot["window"]["nodes"]["node-a"];
+    assert_eq!(window.as_array().map(Vec::len), Some(1), "the hooks were there all the time: {window}");
 }
