@@ -115,8 +115,6 @@ pub enum LossReason {
     Recursion,
     /// A ring record did not decode.
     Decode,
-    /// A queue between the reader and the observer was full.
-    QueueFull,
     /// Flows that waited for their pod were pushed out or timed out.
     PendingOverflow,
     /// The observer's table of edges was full.
@@ -131,7 +129,7 @@ pub enum LossReason {
 
 impl LossReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 12] = [
         Self::RingFull,
         Self::DnsRingFull,
         Self::CgroupRingFull,
@@ -139,7 +137,6 @@ impl LossReason {
         Self::MapFull,
         Self::Recursion,
         Self::Decode,
-        Self::QueueFull,
         Self::PendingOverflow,
         Self::GraphFull,
         Self::ListenersFull,
@@ -158,7 +155,6 @@ impl LossReason {
             Self::MapFull => "map_full",
             Self::Recursion => "recursion",
             Self::Decode => "decode",
-            Self::QueueFull => "queue_full",
             Self::PendingOverflow => "pending_overflow",
             Self::GraphFull => "graph_full",
             Self::ListenersFull => "listeners_full",

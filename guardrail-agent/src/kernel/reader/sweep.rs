@@ -68,8 +68,10 @@ impl Reader {
                 doomed.push(*key);
             }
         });
-        if let Err(error) = &result {
-            warn!("reading the FLOWS map failed: {error}");
+        match &result {
+            // Counted when the whole map was read, so that a reading that always breaks off shows like a thread that hangs.
+            Ok(()) => self.state.count("sweep", 1),
+            Err(error) => warn!("reading the FLOWS map failed: {error}"),
         }
         self.state.count("flow_delta", told);
         for key in doomed {
@@ -80,7 +82,6 @@ impl Reader {
         }
         self.read_losses();
         self.read_programs();
-        self.state.count("sweep", 1);
         self.state.published.sweeps += 1;
         self.state.publish();
         debug!(entries = self.state.fold.len(), "swept");
