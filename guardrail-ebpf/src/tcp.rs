@@ -321,15 +321,17 @@ fn closed_late(ctx: *mut c_void, key: &mut FlowKey, end: &End) -> i32 {
     0
 }
 
+/// Counts an end, the bytes first: who sees the end has them.
+///
 /// # Safety
 /// `value` comes from FLOWS in this run.
 #[inline(always)]
 unsafe fn close(value: *mut FlowValue, sent: u64, received: u64) {
     // SAFETY: the caller's.
     unsafe {
-        add(&raw mut (*value).closed, 1);
         add(&raw mut (*value).bytes_sent, sent);
         add(&raw mut (*value).bytes_received, received);
+        add(&raw mut (*value).closed, 1);
     }
 }
 

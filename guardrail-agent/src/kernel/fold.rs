@@ -183,7 +183,8 @@ pub(crate) fn address(ip: IpAddr) -> Address {
     }
 }
 
-fn counts(value: &FlowValue) -> FlowCounts {
+/// What the programs have counted.
+pub(crate) fn counts(value: &FlowValue) -> FlowCounts {
     FlowCounts {
         opened: value.opened,
         found: u64::from(value.found),

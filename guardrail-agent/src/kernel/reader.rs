@@ -18,7 +18,7 @@ use guardrail_common::{
     record::{CgroupRecord, ListenRecord},
 };
 use guardrail_graph::{
-    observe::{CgroupId, LossReason, NetnsId, Observation},
+    observe::{CgroupId, FlowCounts, LossReason, NetnsId, Observation},
     time::Timestamp,
 };
 use tracing::warn;
@@ -27,7 +27,7 @@ use super::{
     KernelStats, Mark, cgroup,
     checkpoint::{Checkpoint, Told},
     dns,
-    fold::{Fold, ip},
+    fold::{Fold, counts, ip},
     inventory::{Found, Inventory},
     journal::{Journal, Note},
     load::{Programs, Ring},
@@ -72,6 +72,22 @@ impl Flows {
             _ => broken += 1,
         });
         (broken, result)
+    }
+
+    /// An entry's value once `is_counted`; `None`: there is none, or not in time. A program puts an entry in as zeros and counts on it then: who takes it out in between
+    /// takes nothing, and the count is lost.
+    fn counted(&self, key: &FlowKey, is_counted: impl Fn(&FlowValue) -> bool) -> Option<FlowValue> {
+        let (bytes, patience) = (encode::key(key), Instant::now() + MAKING);
+        loop {
+            let value = decode::value(&self.get(&bytes).ok()??).ok()?;
+            if is_counted(&value) {
+                return Some(value);
+            }
+            if Instant::now() > patience {
+                return None;
+            }
+            std::thread::sleep(MAKING / 1000);
+        }
     }
 }
 
@@ -121,6 +137,11 @@ pub(crate) struct Begin {
     /// Their entries that were made in ours before anything was attached.
     pub(crate) carried: HashMap<FlowKey, FlowValue>,
 }
+
+/// The longest that an entry may stand in the map before the program that puts it in has counted on it: microseconds, but its CPU may be a virtual one that has to wait.
+const MAKING: Duration = Duration::from_millis(100);
+/// The longest that a program may take from looking for an entry in vain to having put in another.
+const LOOKING: Duration = Duration::from_millis(5);
 
 /// What the thread remembers.
 pub(crate) struct State {
@@ -247,6 +268,13 @@ impl Reader {
             self.state.count("socket_found", found.count);
             self.found(found);
         }
+        // Ends are counted at those entries now, but for programs that had looked for them before.
+        std::thread::sleep(LOOKING);
+        for found in inventory.connections.values() {
+            for FlowValue { closed, bytes_sent, bytes_received, .. } in self.take_ended(found) {
+                self.tell(&found.key, &FlowValue { closed, bytes_sent, bytes_received, ..FlowValue::default() });
+            }
+        }
     }
 
     /// Puts a found connection into the map, so that its end is counted there; less what the live hook has already seen open.
@@ -267,20 +295,10 @@ impl Reader {
                 // Put in from this side: as if one fewer had been removed.
                 self.removed(found.key.cgroup_id, 1u64.wrapping_neg());
                 self.emit(&found.key, &value);
-                // From now on ends are counted there; what came between the two looks is told.
-                for FlowValue { closed, bytes_sent, bytes_received, .. } in self.take_ended(found) {
-                    self.tell(&found.key, &FlowValue { closed, bytes_sent, bytes_received, ..FlowValue::default() });
-                }
             }
             Err(_) => {
-                let live = self
-                    .maps
-                    .flows
-                    .get(&bytes)
-                    .ok()
-                    .flatten()
-                    .and_then(|bytes| decode::value(&bytes).ok())
-                    .unwrap_or_default();
+                let live = self.maps.flows.counted(&found.key, |live| counts(live) != FlowCounts::default());
+                let live = live.unwrap_or_default();
                 // What the hook found at its end is told by the entry itself; so is what it saw open and is open still.
                 // An entry whose first open is newer than the list has nothing of what was listed.
                 let open = if live.first_open > self.state.listed_until {
@@ -301,6 +319,9 @@ impl Reader {
     fn take_ended(&mut self, found: &Found) -> Vec<FlowValue> {
         let mut all = Vec::new();
         for key in &found.if_ended {
+            if self.maps.flows.counted(key, |ended| ended.closed > 0).is_none() {
+                continue;
+            }
             let ended = self.maps.flows.take(&encode::key(key)).ok().flatten();
             if let Some(ended) = ended.and_then(|bytes| decode::value(&bytes).ok()) {
                 self.removed(key.cgroup_id, 1);
@@ -553,41 +574,66 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn what_did_not_decode_before_a_reading_broke_off_is_counted() {
+    const KEY_OF_ALL: FlowKey = FlowKey {
+        cgroup_id: 0,
+        local: UNSPECIFIED,
+        remote: UNSPECIFIED,
+        server_port: 80,
+        local_port: 0,
+        protocol: PROTOCOL_TCP,
+        role: FlowRole::Client as u8,
+        pad: [0; 2],
+    };
+
+    /// A map like FLOWS; `None` without the rights.
+    fn flows(entries: u32) -> Option<Flows> {
         // SAFETY: geteuid(2) cannot fail.
         if unsafe { libc::geteuid() } != 0 {
             eprintln!("DID NOT RUN: a map needs root");
-            return;
+            return None;
         }
-        const ENTRIES: u64 = 4_000;
-        let map = sys::create_map(sys::MAP_TYPE_HASH, KEY, VALUE, ENTRIES as u32, 0).expect("a map");
-        let mut flows = Flows::new(map.as_fd()).expect("a table");
-        let key = FlowKey {
-            cgroup_id: 0,
-            local: UNSPECIFIED,
-            remote: UNSPECIFIED,
-            server_port: 80,
-            local_port: 0,
-            protocol: PROTOCOL_TCP,
-            role: 0,
-            pad: [0; 2],
-        };
-        for number in 0..ENTRIES {
+        let map = sys::create_map(sys::MAP_TYPE_HASH, KEY, VALUE, entries, 0).expect("a map");
+        Some(Flows::new(map.as_fd()).expect("a table"))
+    }
+
+    #[test]
+    fn what_did_not_decode_before_a_reading_broke_off_is_counted() {
+        const ENTRIES: u32 = 4_000;
+        let Some(mut flows) = flows(ENTRIES) else { return };
+        for number in 0..u64::from(ENTRIES) {
             let role = if number % 2 == 0 { FlowRole::Client as u8 } else { u8::MAX };
-            let key = FlowKey { cgroup_id: number, role, ..key };
+            let key = FlowKey { cgroup_id: number, role, ..KEY_OF_ALL };
             flows.set(&encode::key(&key), &[0; VALUE], 0).expect("set");
         }
         let mut decoded = 0;
         let (broken, result) = flows.entries(|_, _| decoded += 1);
         assert!(result.is_ok());
-        assert_eq!((decoded, broken), (ENTRIES / 2, ENTRIES / 2));
+        let half = u64::from(ENTRIES / 2);
+        assert_eq!((decoded, broken), (half, half));
 
         // From the first entry on the table's descriptor is no map any more: the next batch cannot be read.
         let (table, other) = (flows.as_fd().as_raw_fd(), std::fs::File::open("/dev/null").expect("there"));
         // SAFETY: both are open, and the one that is replaced is this test's alone.
         let (broken, result) = flows.entries(|_, _| unsafe { assert_eq!(libc::dup2(other.as_raw_fd(), table), table) });
         assert!(result.is_err());
-        assert!(broken > 0 && broken < ENTRIES / 2, "{broken} of the first batch");
+        assert!(broken > 0 && broken < half, "{broken} of the first batch");
+    }
+
+    #[test]
+    fn who_takes_an_entry_out_waits_for_what_its_maker_counts() {
+        let Some(flows) = flows(8) else { return };
+        let is_ended = |value: &FlowValue| value.closed > 0;
+        assert_eq!(flows.counted(&KEY_OF_ALL, is_ended), None);
+        let bytes = encode::key(&KEY_OF_ALL);
+        flows.set(&bytes, &[0; VALUE], 0).expect("set");
+        assert_eq!(flows.counted(&KEY_OF_ALL, is_ended), None, "not for ever");
+        let ended = FlowValue { found: 1, closed: 1, bytes_sent: 7, ..FlowValue::default() };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(MAKING / 10);
+                flows.set(&bytes, &encode::value(&ended), 0).expect("set");
+            });
+            assert_eq!(flows.counted(&KEY_OF_ALL, is_ended), Some(ended));
+        });
     }
 }

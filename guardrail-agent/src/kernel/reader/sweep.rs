@@ -7,13 +7,18 @@ use guardrail_common::{
     decode, encode,
     flow::{FlowKey, FlowValue},
 };
-use guardrail_graph::observe::{CgroupId, LossReason, Observation};
+use guardrail_graph::observe::{CgroupId, FlowCounts, LossReason, Observation};
 use tracing::{debug, warn};
 
 use super::{Reader, VALUE};
 use crate::{
     clock,
-    kernel::{ProgramStats, fold::ip, load::SECOND, sys},
+    kernel::{
+        ProgramStats,
+        fold::{counts, ip},
+        load::SECOND,
+        sys,
+    },
 };
 
 impl Reader {
@@ -63,7 +68,9 @@ impl Reader {
                 told += 1;
                 out.push(Observation::Flow(delta));
             });
-            let is_evicted = !evicted.is_empty() && evicted.contains(&ip(&key.remote));
+            // Not while the program that puts it in has not counted on it yet.
+            let is_evicted =
+                !evicted.is_empty() && evicted.contains(&ip(&key.remote)) && counts(value) != FlowCounts::default();
             if (idle >= idle_sweeps || is_evicted) && value.open_connections(key.protocol) == 0 {
                 doomed.push(*key);
             }
