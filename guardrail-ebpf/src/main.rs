@@ -14,6 +14,7 @@ mod flows;
 mod inventory;
 mod maps;
 mod offsets;
+mod packet;
 mod sockaddr;
 mod socket;
 mod tcp;
