@@ -16,6 +16,10 @@ use super::{
 /// The largest text that is read.
 pub const MAX_BYTES: usize = 1 << 30;
 
+/// What aliases may add to any text, and to the largest, in events of the parser (a scalar is one, a list or mapping two and its contents). In between it is as many as
+/// the text has bytes, so that reading costs no more than a text twice as long: kubectl writes no aliases, and people share some labels.
+const ALIASED_EVENTS: (usize, usize) = (1_000, 1_000_000);
+
 /// What a text holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReadObjects {
@@ -190,6 +194,7 @@ fn options(bytes: usize) -> Options {
     budget.max_documents = budget.max_documents.max(bytes / 4);
     let mut options = Options::default();
     options.budget = Some(budget);
+    options.alias_limits.max_total_replayed_events = bytes.clamp(ALIASED_EVENTS.0, ALIASED_EVENTS.1);
     options.with_snippet = false;
     // YAML 1.2, as kubectl prints it: `n`, `yes` and `off` are words.
     options.strict_booleans = true;
@@ -276,8 +281,25 @@ mod tests {
         }
         bomb.push_str("kind: Pod\n");
         error(&bomb);
+        // One level of it is within the limits on nesting and on the text's own events.
+        let flat = format!("a: &a [{}]\nb: [{}]\nkind: Pod\n", ["x"; 400].join(","), ["*a"; 10].join(","));
+        let message = error(&flat);
+        assert!(message.contains("alias"), "{message:?}");
         error(&format!("kind: Pod\nspec: {}{}", "[".repeat(5_000), "]".repeat(5_000)));
         error(&format!("{{\"kind\": \"Pod\", \"spec\": {}", "[".repeat(100_000)));
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "a large text takes minutes under Miri")]
+    fn labels_that_every_object_shares_through_an_alias_are_read() {
+        let labels: Vec<String> = (0..15).map(|i| format!("l{i}: v")).collect();
+        let labels = labels.join(", ");
+        let mut text =
+            format!("kind: List\nitems:\n- kind: Namespace\n  metadata: {{name: n, labels: &l {{{labels}}}}}\n");
+        for i in 0..90 {
+            text.push_str(&format!("- kind: Pod\n  metadata: {{name: p{i}, namespace: n, uid: u{i}, labels: *l}}\n"));
+        }
+        assert_eq!(objects(&text, "f").unwrap().objects.len(), 91);
     }
 
     #[test]
