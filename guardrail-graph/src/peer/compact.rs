@@ -116,7 +116,12 @@ mod tests {
 
     #[test]
     fn compact_peers_sort_as_the_peers_that_they_stand_for() {
-        let octets = [0, 1, 2, 9, 10, 11, 19, 20, 25, 99, 100, 101, 110, 199, 200, 250, 255];
+        let octets: &[u8] = if cfg!(miri) {
+            // All pairs of more than these take a quarter of an hour there.
+            &[1, 10, 19, 100]
+        } else {
+            &[0, 1, 2, 9, 10, 11, 19, 20, 25, 99, 100, 101, 110, 199, 200, 250, 255]
+        };
         let v4 = octets.iter().flat_map(|o| [format!("{o}.0.2.1"), format!("10.{o}.1.1"), format!("10.1.1.{o}")]);
         let other =
             ["::1", "fd00::10", "fd00::2", "2001:db8::7", "::ffff:10.1.1.1", "*", "", "10.01.1.1", "FD00::2", "10"];
@@ -125,11 +130,11 @@ mod tests {
         };
         let mut peers: Vec<Arc<Peer>> = v4.chain(other.map(str::to_owned)).map(external).collect();
         peers.extend([workload("a"), workload("b"), Arc::new(Peer::Node { name: "n".into() })]);
-        for a in &peers {
-            assert_eq!(CompactPeer::from(a).peer(), *a);
-            for b in &peers {
-                let (short_a, short_b) = (CompactPeer::from(a), CompactPeer::from(b));
-                assert_eq!(short_a.cmp(&short_b), a.cmp(b), "{a} and {b}");
+        let short: Vec<CompactPeer> = peers.iter().map(CompactPeer::from).collect();
+        for (a, short_a) in peers.iter().zip(&short) {
+            assert_eq!(short_a.peer(), *a);
+            for (b, short_b) in peers.iter().zip(&short) {
+                assert_eq!(short_a.cmp(short_b), a.cmp(b), "{a} and {b}");
                 assert_eq!(short_a == short_b, a == b, "{a} and {b}");
             }
         }
