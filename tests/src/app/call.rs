@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{
     dns,
     log::{Log, Outcome, Record, Side},
-    measured::{Stopwatch, document},
+    measured::Stopwatch,
     random::Random,
     scenario::{AddressRange, Call, Family, How, Scenario},
     serve::{MPTCP, Served, read_frame, write_frame},
@@ -121,7 +121,7 @@ impl Caller {
             SocketAddr::new(nth_address(range, round), to.port())
         };
         if let How::Measured(what) = call.how {
-            return self.stopwatch.exchange(what, to, &document(call.payload_bytes.0 as usize));
+            return self.stopwatch.exchange(what, to, call.payload_bytes.0 as usize);
         }
         let id = format!("{}#{}", self.log.process(), self.next_id.fetch_add(1, Ordering::Relaxed));
         let payload = payload(&id, random.between(call.payload_bytes) as usize);

@@ -22,18 +22,19 @@ pub struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// Does one exchange.
+    /// Does one exchange, with a document of about so many bytes where there is a request.
     ///
     /// # Panics
     /// The server is not there, or answers something else.
-    pub fn exchange(&self, what: Measured, to: SocketAddr, request: &[u8]) {
+    pub fn exchange(&self, what: Measured, to: SocketAddr, bytes: usize) {
+        let request = if what == Measured::Reset { Vec::new() } else { document(bytes) };
         let begin = Instant::now();
         match what {
             Measured::Reset => reset(to),
-            Measured::Connection => ask(&mut connect(to), request),
+            Measured::Connection => ask(&mut connect(to), &request),
             Measured::Kept => {
                 let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-                ask(kept.get_or_insert_with(|| connect(to)), request);
+                ask(kept.get_or_insert_with(|| connect(to)), &request);
             }
         }
         self.took.lock().unwrap_or_else(PoisonError::into_inner).push(begin.elapsed());
@@ -48,8 +49,7 @@ impl Stopwatch {
 }
 
 /// A JSON document of about this size, as a request.
-#[must_use]
-pub fn document(bytes: usize) -> Vec<u8> {
+fn document(bytes: usize) -> Vec<u8> {
     let item = |n: usize| json!({"id": n, "name": format!("item-{n}"), "labels": {"app": "shop", "tier": "front"}, "price": 1.5});
     let items: Vec<Value> = (0..(bytes / 80).max(1)).map(item).collect();
     Value::from(items).to_string().into_bytes()
