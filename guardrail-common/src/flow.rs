@@ -59,6 +59,13 @@ pub struct FlowKey {
 const _: () = assert!(size_of::<FlowKey>() == 48 && align_of::<FlowKey>() == 8);
 
 impl FlowKey {
+    /// Whether the socket's state did not tell its role.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_undecided(&self) -> bool {
+        self.role == FlowRole::Undecided as u8
+    }
+
     /// This key with many remotes instead of one. It keeps workload, port and role.
     #[inline(always)]
     #[must_use]

@@ -92,7 +92,7 @@ pub(crate) fn classify(bytes: &[u8]) -> Inventory {
                     if_ended: Vec::new(),
                 });
                 found.count += 1;
-                if key.role != FlowRole::Undecided as u8 {
+                if !key.is_undecided() {
                     found.if_ended.push(self::key(socket, FlowRole::Undecided));
                 }
             }

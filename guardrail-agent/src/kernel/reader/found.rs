@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use guardrail_common::{
     decode, encode,
-    flow::{FlowKey, FlowRole, FlowValue},
+    flow::{FlowKey, FlowValue},
 };
 use guardrail_graph::observe::FlowCounts;
 
@@ -44,8 +44,9 @@ impl Flows {
 impl Reader {
     /// Tells the connections that the inventory found, and puts them into the map.
     pub(super) fn tell_found(&mut self, inventory: &Inventory) {
-        let is_undecided = |key: &FlowKey| key.role == FlowRole::Undecided as u8;
-        self.state.undecided.extend(inventory.connections.values().map(|found| found.key).filter(is_undecided));
+        self.state
+            .undecided
+            .extend(inventory.connections.values().map(|found| found.key).filter(FlowKey::is_undecided));
         // Before the entries: from now on the ends of connections are looked for among them.
         self.tell_undecided();
         for found in inventory.connections.values() {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use guardrail_common::{
     counter, decode, encode,
-    flow::{FlowKey, FlowRole, FlowValue},
+    flow::{FlowKey, FlowValue},
 };
 use guardrail_graph::observe::LossReason;
 use tracing::{info, warn};
@@ -60,7 +60,7 @@ pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<Flo
     let (_, result) = older.entries(|key, value| {
         let open = value.open_connections(key.protocol);
         let (opened, found) = match u32::try_from(open) {
-            Ok(found) if key.role == FlowRole::Undecided as u8 => (0, found),
+            Ok(found) if key.is_undecided() => (0, found),
             _ => (open, 0),
         };
         let FlowValue { netns, flags, first_open, last_open, .. } = *value;
@@ -120,8 +120,7 @@ impl Reader {
         if is_whole {
             self.state.fold.forget_missing();
         }
-        let is_undecided = |key: &&FlowKey| key.role == FlowRole::Undecided as u8;
-        self.state.undecided = self.state.fold.keys().filter(is_undecided).copied().collect();
+        self.state.undecided = self.state.fold.keys().filter(|key| key.is_undecided()).copied().collect();
         self.tell_undecided();
         info!(entries = self.state.fold.len(), "took over what an earlier agent had pinned");
         is_whole
@@ -199,7 +198,7 @@ impl Reader {
             self.removed(key.cgroup_id, 1u64.wrapping_neg());
             self.state.fold.seed(*key, kept);
         }
-        self.state.undecided = carried.into_keys().filter(|key| key.role == FlowRole::Undecided as u8).collect();
+        self.state.undecided = carried.into_keys().filter(FlowKey::is_undecided).collect();
         self.tell_undecided();
     }
 
