@@ -53,6 +53,9 @@ impl Reader {
             self.state.count("socket_found", found.count);
             self.found(found);
         }
+        if inventory.connections.values().all(|found| found.if_ended.is_empty()) {
+            return;
+        }
         // Ends are counted at those entries now, but for programs that had looked for them before.
         std::thread::sleep(LOOKING);
         for found in inventory.connections.values() {
