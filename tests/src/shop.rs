@@ -269,11 +269,7 @@ impl Shop {
                     ..serves(listen(9090, 128, true, false))
                 };
                 all.extend(self.each("cart", &cart));
-                for (index, key) in self.pods("db").into_iter().enumerate() {
-                    // The second one replicates from the first, over a connection that is older than the agent.
-                    let before = if index == 1 { vec![Call::new(DB0, How::Held, 1)] } else { Vec::new() };
-                    all.push((key, Scenario { before, ..serves(Serve::tcp(5432)) }));
-                }
+                all.push((self.pods("db").remove(0), serves(Serve::tcp(5432))));
             }
             2 => {
                 let api = Scenario {
@@ -299,6 +295,9 @@ impl Shop {
                     ..Scenario::default()
                 };
                 all.extend(self.each("worker", &worker));
+                // The second one replicates from the first.
+                let before = vec![Call::new(DB0, How::Held, 1)];
+                all.push((self.pods("db").remove(1), Scenario { before, ..serves(Serve::tcp(5432)) }));
             }
             _ => {
                 let web = Scenario {

@@ -3,9 +3,11 @@
 use std::{collections::BTreeSet, fs, time::Instant};
 
 use guardrail_tests::{
+    app::scenario::{Call, How, Scenario},
     bins,
     lab::{cgroup, cleanup},
     shop::Shop,
+    small::{cluster, deployment, lab, start},
 };
 
 #[test]
@@ -40,6 +42,21 @@ fn the_shop_makes_the_same_true_edges_with_every_seed_and_leaves_nothing_behind(
         assert!(!cleanup::temporary_directory(&name).exists());
     }
     assert_eq!(all.len(), 1, "seeds change the schedule, not the edges");
+}
+
+#[test]
+fn a_process_whose_connections_from_before_the_agent_fail_is_never_ready() {
+    if !bins::can_run("a client without its server") {
+        return;
+    }
+    let mut c = cluster(&["node-a"]);
+    let client = deployment(&mut c, "client", 8080, 0);
+    let nobody = deployment(&mut c, "nobody", 8080, 0);
+    let call = Call::new(&format!("{}:8080", c.pod(&nobody).addresses.0), How::Held, 1);
+    let lab = lab(c).unwrap();
+    let error = start(&lab, vec![(&client, Scenario { before: vec![call], ..Scenario::default() })])
+        .expect_err("nobody serves");
+    assert_eq!(error.to_string(), format!("{client} ended before it was ready"));
 }
 
 #[test]

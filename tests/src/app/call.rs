@@ -155,6 +155,13 @@ impl Caller {
         exchange: &Exchange,
         before: bool,
     ) {
+        // Whoever called before its server was there would be taken for a client whose failure the agent missed.
+        assert!(
+            !before || matches!(exchange.outcome, Outcome::Established | Outcome::Sent),
+            "{}: {remote} must work before this is ready, but was {:?}",
+            self.log.process(),
+            exchange.outcome
+        );
         self.log.write(Record {
             at_ns: 0,
             process: String::new(),
