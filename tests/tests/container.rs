@@ -4,33 +4,14 @@ use std::{fs, time::Duration};
 
 use guardrail_tests::{
     agent::Agent,
-    app::scenario::{Call, How, Scenario, Serve},
     bins,
     compare::{edges, has_mark, number},
     container::Container,
     deployed::Deployed,
-    lab::{Lab, process::AppProcess},
-    small::{cluster, deployment, eventually, eventually_true, go, lab, start, truth},
+    lab::Lab,
+    small::{cluster, eventually, eventually_true, go, lab, pair, truth},
 };
 use serde_json::Value;
-
-/// A server, and a client that holds a connection from before the agent and makes 5 more when told.
-fn pair() -> (Vec<AppProcess>, Lab) {
-    let mut c = cluster(&["node-a"]);
-    let server = deployment(&mut c, "server", 8080, 0);
-    let client = deployment(&mut c, "client", 8080, 0);
-    let to = format!("{}:8080", c.pod(&server).addresses.0);
-    let lab = lab(c).unwrap();
-    let mut processes =
-        start(&lab, vec![(&server, Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() })]).unwrap();
-    let calls = Scenario {
-        before: vec![Call::new(&to, How::Held, 1)],
-        after: vec![Call::new(&to, How::Tcp, 5)],
-        ..Scenario::default()
-    };
-    processes.extend(start(&lab, vec![(&client, calls)]).unwrap());
-    (processes, lab)
-}
 
 fn deployed(lab: &Lab, overlay: &str) -> Deployed {
     let container = Container::of_program(lab.directory.join("container"), &bins::find("guardrail-agent")).unwrap();
@@ -49,7 +30,7 @@ fn the_agent_observes_with_exactly_the_rights_that_deploy_gives() {
     if !bins::can_run("the agent in a container") {
         return;
     }
-    let (mut processes, lab) = pair();
+    let (mut processes, lab) = pair().unwrap();
     let mut agent = deployed(&lab, "plain").spawn(&lab, 0).unwrap();
     agent.wait_ready().unwrap();
     let (_, ready) = agent.get("/readyz").unwrap();
@@ -85,15 +66,15 @@ fn without_the_nodes_processes_the_agent_runs_and_says_what_it_misses() {
     if !bins::can_run("the agent in a container without hostPID") {
         return;
     }
-    let (mut processes, lab) = pair();
+    let (mut processes, lab) = pair().unwrap();
     let mut agent = deployed(&lab, "without-host-pid").spawn(&lab, 0).unwrap();
     agent.wait_ready().unwrap();
     let (_, ready) = agent.get("/readyz").unwrap();
     assert!(ready.contains("hostPID") && ready.contains("connections older than the agent"), "{ready}");
     go(&mut processes).unwrap();
     let seen = |snapshot: &Value| match edges(snapshot).into_values().collect::<Vec<_>>().as_slice() {
-        [edge] if number(edge, "opened") == 5 && !has_mark(edge, "found-at-start") => Ok(()),
-        other => Err(format!("not just the 5 new connections: {other:?}")),
+        [edge] if number(edge, "opened") == 10 && !has_mark(edge, "found-at-start") => Ok(()),
+        other => Err(format!("not just the 10 new connections: {other:?}")),
     };
     eventually(Duration::from_secs(20), || agent.snapshot(), seen).unwrap();
 }
@@ -103,7 +84,7 @@ fn pins_need_no_further_right_and_close_the_gap_of_a_rollout() {
     if !bins::can_run("the agent in a container with pins") {
         return;
     }
-    let (mut processes, lab) = pair();
+    let (mut processes, lab) = pair().unwrap();
     let deployed = deployed(&lab, "pinned");
     let mut agent = deployed.spawn(&lab, 0).unwrap();
     agent.wait_ready().unwrap();
