@@ -115,8 +115,8 @@ pub struct Observer {
     names: Names,
     /// Listening TCP sockets: (namespace, port, address or any) → how many.
     listeners: HashMap<(NetnsId, u16, Option<IpAddr>), u32>,
-    /// Local UDP ports on which a server record was seen.
-    served: HashSet<(IpAddr, u16)>,
+    /// Local UDP ports on which a server record was seen, with who had the address then.
+    served: HashMap<(IpAddr, u16), Option<AddressOwner>>,
     /// Addresses that nodes own by their pod range (network and first host address), unless a pod has them.
     range_nodes: HashMap<IpAddr, PeerId>,
     pod_ranges: Vec<IpNet>,
@@ -180,7 +180,7 @@ impl Observer {
             texts: Texts::default(),
             names: Names::default(),
             listeners: HashMap::new(),
-            served: HashSet::new(),
+            served: HashMap::new(),
             range_nodes: HashMap::new(),
             pod_ranges: Vec::new(),
             own_ranges: Vec::new(),
@@ -363,6 +363,7 @@ impl Observer {
         if now.since(self.last_expire) >= EXPIRE_INTERVAL {
             self.last_expire = now;
             let before = now.before(self.config.tombstone_ttl);
+            self.forget_served(now);
             self.pods.expire(before);
             self.addresses.expire(before);
             self.cgroups.expire(before, self.config.max_cgroups);

@@ -65,6 +65,33 @@ fn a_udp_answer_from_a_served_port_in_an_exchange_older_than_the_agent_is_no_edg
 }
 
 #[test]
+fn what_a_gone_pod_served_tells_nothing_of_the_next_owner_of_its_address_and_is_forgotten() {
+    let dns = pod("shop", "dns", 0, "node-a", "10.244.1.3", &["dns:53/UDP"]);
+    let mut lab = Lab::new("node-a", &[dns, pod("shop", "odd", 0, "node-a", "10.244.1.5", &[])]);
+    lab.pod_cgroup(2, "dns", 0);
+    lab.pod_cgroup(5, "odd", 0);
+    lab.flow(delta(5, Role::Server, "10.244.1.5", "10.244.1.3", Protocol::Udp, 9999, t(5)));
+    lab.at(20).delete_pod("shop", "odd-5d9c-0");
+    lab.at(40).apply(&pod("shop", "new", 0, "node-a", "10.244.1.5", &[]));
+    lab.pod_cgroup(6, "new", 0);
+    // The kernel gave the next owner's question just this port, and it is older than the agent's sight of the server's bind.
+    let mut answer = delta(2, Role::Client, "10.244.1.3", "10.244.1.5", Protocol::Udp, 9999, t(60));
+    (answer.local_port, answer.bind_seen) = (Some(53), false);
+    lab.at(60).flow(answer);
+    assert_eq!(lab.edges(), ["dns -> odd UDP/9999"]);
+    let listeners = |lab: &Lab| {
+        let entries = lab.observer.stats().identity_entries;
+        entries.iter().find(|(kind, _)| *kind == "listener").unwrap().1
+    };
+    lab.at(120);
+    assert_eq!(listeners(&lab), 0);
+    // What lasts is kept.
+    lab.flow(delta(6, Role::Server, "10.244.1.5", "10.244.1.3", Protocol::Udp, 9998, t(120)));
+    lab.at(9000);
+    assert_eq!(listeners(&lab), 1);
+}
+
+#[test]
 fn the_role_of_a_socket_found_at_start_comes_from_listeners_and_known_ports_only() {
     let mut lab = Lab::new(
         "node-a",

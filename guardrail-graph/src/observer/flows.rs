@@ -93,7 +93,7 @@ impl Observer {
             }
         };
         if role == Role::Server {
-            self.learn_served(delta, port);
+            self.learn_served(delta, port, at);
         }
         let address = match remote {
             observe::Remote::Addr(address) => address,
@@ -174,10 +174,7 @@ impl Observer {
     }
 
     fn same_peer_since(&self, address: IpAddr, since: Timestamp, at: Timestamp) -> bool {
-        let peer = |at| match self.addresses.lookup(address, at) {
-            Lookup::Owner(owner) => self.peer_of(owner),
-            _ => None,
-        };
+        let peer = |at| self.owner(address, at).and_then(|owner| self.peer_of(owner));
         peer(since).is_some() && peer(since) == peer(at)
     }
 
@@ -199,10 +196,7 @@ impl Observer {
             return;
         }
         let one = Counts { opened: 1, ..Counts::default() };
-        let owners = [first, at].map(|t| match self.addresses.lookup(address, t) {
-            Lookup::Owner(owner) => owner,
-            _ => AddressOwner::Node(self.this_node),
-        });
+        let owners = [first, at].map(|t| self.owner(address, t).unwrap_or(AddressOwner::Node(self.this_node)));
         let mut rest = Counts { opened: counts.opened - 1, ..counts };
         if rest.opened > 1 && self.addresses.others_between(address, first, at, owners) {
             self.unresolved_flow(UnresolvedReason::IpReuse, delta, &last_local, rest.opened - 1);
@@ -406,10 +400,9 @@ impl Observer {
         if delta.bind_seen && !is_server_of_remote {
             return Decided::Client;
         }
-        let local_serves =
-            self.served.contains(&(delta.local, local_port)) || self.declares(local, local_port, Protocol::Udp);
+        let local_serves = self.serves(delta.local, local_port, at) || self.declares(local, local_port, Protocol::Udp);
         let remote_serves = self.is_server_at(remote, delta.server_port, Protocol::Udp, at)
-            || self.served.contains(&(remote, delta.server_port));
+            || self.serves(remote, delta.server_port, at);
         match (local_serves, remote_serves) {
             // Gossip and NTP: both ports are fixed, and each side's own sends make an edge.
             _ if local_port == delta.server_port => Decided::Client,
@@ -436,15 +429,37 @@ impl Observer {
             || self.listeners.contains_key(&(netns, port, Some(delta.local)))
     }
 
-    fn learn_served(&mut self, delta: &FlowDelta, port: u16) {
-        let served = (delta.local, port);
-        if delta.protocol != Protocol::Udp || special(delta.local) != 0 || self.served.contains(&served) {
+    fn learn_served(&mut self, delta: &FlowDelta, port: u16, at: Timestamp) {
+        if delta.protocol != Protocol::Udp || special(delta.local) != 0 {
             return;
         }
-        if self.served.len() < self.config.max_listeners {
-            self.served.insert(served);
+        let owner = self.owner(delta.local, at);
+        if let Some(known) = self.served.get_mut(&(delta.local, port)) {
+            *known = owner;
+        } else if self.served.len() < self.config.max_listeners {
+            self.served.insert((delta.local, port), owner);
         } else {
             self.count_loss(observe::LossReason::ListenersFull, 1);
+        }
+    }
+
+    /// Whether whoever has the address at `at` was seen serving this UDP port on it: what an earlier owner served tells nothing of the next one.
+    fn serves(&self, address: IpAddr, port: u16, at: Timestamp) -> bool {
+        self.served.get(&(address, port)).is_some_and(|owner| *owner == self.owner(address, at))
+    }
+
+    /// Forgets what was served by those who no longer have the address.
+    pub(super) fn forget_served(&mut self, now: Timestamp) {
+        let mut served = std::mem::take(&mut self.served);
+        served.retain(|(address, _), owner| *owner == self.owner(*address, now));
+        self.served = served;
+    }
+
+    /// The one owner of an address at `at`.
+    fn owner(&self, address: IpAddr, at: Timestamp) -> Option<AddressOwner> {
+        match self.addresses.lookup(address, at) {
+            Lookup::Owner(owner) => Some(owner),
+            _ => None,
         }
     }
 
