@@ -15,7 +15,7 @@ use guardrail_policy::{
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinSet, spawn_blocking},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +41,8 @@ const LARGE: usize = 500;
 const TRIMS: u8 = 4;
 /// The thread that reads the kernel's maps, when it has ended.
 const READER: &str = "the kernel reader";
+/// How long a thread that ends may say nothing before it is taken for one that hangs: the last files must be written before the kubelet's patience is over.
+const SILENCE: Duration = Duration::from_secs(8);
 /// How often waits are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -96,6 +98,9 @@ pub enum RunError {
     /// A part ended that must not end.
     #[error("{0} ended unexpectedly")]
     Ended(&'static str),
+    /// A part did not end when it had to.
+    #[error("{0} hangs")]
+    Hangs(&'static str),
     /// The last state or export could not be written.
     #[error("stopped, but {0}")]
     LastWrite(FileError),
@@ -108,7 +113,10 @@ pub enum RunError {
 pub fn run(config: Config) -> Result<(), RunError> {
     // One thread is enough for the observer and HTTP; blocking work has threads of its own. Fewer threads, fewer malloc arenas.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
-    runtime.block_on(async { Daemon::start(config).await?.run().await })
+    let outcome = runtime.block_on(async { Daemon::start(config).await?.run().await });
+    // Everything was waited for that may be; a thread that hangs must not keep the process.
+    runtime.shutdown_background();
+    outcome
 }
 
 struct Daemon {
@@ -132,6 +140,8 @@ struct Daemon {
     writes: JoinSet<Written>,
     /// State and export that were due while something else was written.
     waits: Waits,
+    /// Sweeps of the kernel's table of flows, as of the last tick.
+    sweeps: u64,
     /// A checkpoint is on its way here. It is as large as FLOWS, so there is one at a time.
     is_checkpoint_due: bool,
     /// Documents on their way out.
@@ -222,7 +232,12 @@ impl Daemon {
         let (kernel, mut batches, mut observer) = (self.kernel, self.batches, self.observer);
         let kernel = spawn_blocking(move || kernel.shutdown());
         let mut progress = None;
-        while let Some(batch) = batches.recv().await {
+        let hangs = loop {
+            let batch = match timeout(SILENCE, batches.recv()).await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => break false,
+                Err(_) => break true,
+            };
             let now = now();
             match batch {
                 Batch::Observations(batch) => batch.into_iter().for_each(|o| observer.observe(o, now)),
@@ -230,8 +245,8 @@ impl Daemon {
                     progress = Some(Progress { checkpoint: *checkpoint, waiting: observer.waiting() });
                 }
             }
-        }
-        let is_whole = matches!(kernel.await, Ok(Ok(_)));
+        };
+        let is_whole = !hangs && matches!(kernel.await, Ok(Ok(_)));
         let now = now();
         if !is_whole {
             // What came after the last one cannot be told from what did not.
@@ -256,8 +271,10 @@ impl Daemon {
             None => Ok(()),
         };
         // A client that keeps its connection open must not keep the agent from stopping.
-        let _ = tokio::time::timeout(Duration::from_secs(1), async { while self.tasks.join_next().await.is_some() {} })
-            .await;
+        let _ = timeout(Duration::from_secs(1), async { while self.tasks.join_next().await.is_some() {} }).await;
+        if hangs {
+            return Err(RunError::Hangs(READER));
+        }
         if !is_whole {
             return Err(RunError::Ended(READER));
         }
@@ -351,6 +368,11 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.observer.tick(now());
+        let sweeps = self.kernel.stats().sweeps;
+        if sweeps != self.sweeps {
+            self.sweeps = sweeps;
+            self.readiness.send_modify(|ready| ready.swept = Some(Instant::now()));
+        }
         let entries = self.entries();
         if self.changes_taken + entries.abs_diff(self.trimmed_at) > LARGE {
             (self.trimmed_at, self.changes_taken, self.trims_due) = (entries, 0, TRIMS);

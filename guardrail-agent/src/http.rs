@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -18,12 +19,19 @@ use axum::{
 };
 use guardrail_graph::snapshot::{Chunks, Document};
 use hyper::body::{Bytes, Frame};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
 use crate::auth::{self, Guard};
 
 /// `Content-Type` of the OpenMetrics text format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How long the kernel's table of flows may go unread before `/healthz` says so: a multiple of the time between two sweeps. A probe that fails a few times in a row then
+/// has the agent restarted, which is all that helps.
+pub const STALLED: Duration = Duration::from_secs(15);
 
 /// Pieces in which the graph is sent: what one connection holds of it.
 const PIECE_BYTES: usize = 64 << 10;
@@ -50,6 +58,8 @@ pub struct Readiness {
     pub pending_lists: Vec<&'static str>,
     /// What was given up, with the reason: readiness does not wait for it.
     pub given_up: Vec<String>,
+    /// When the kernel's table of flows had last been read to its end; none before observation begins.
+    pub swept: Option<Instant>,
 }
 
 impl Readiness {
@@ -57,6 +67,11 @@ impl Readiness {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.hooks && self.sockets && self.inventory
+    }
+
+    /// For how long the graph has been standing still, if it is too long.
+    fn stalled(&self, now: Instant) -> Option<Duration> {
+        Some(now.saturating_duration_since(self.swept?)).filter(|since| *since >= STALLED)
     }
 
     fn page(&self) -> String {
@@ -97,10 +112,20 @@ pub fn router(queries: mpsc::Sender<Query>, ready: watch::Receiver<Readiness>, g
     }
     Router::new()
         .route("/", get(async || "guardrail-agent: /metrics /healthz /readyz /v1/graph\n"))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .merge(named)
         .with_state(Arc::new(Surface { queries, ready }))
+}
+
+async fn healthz(State(surface): State<Arc<Surface>>) -> Response {
+    match surface.ready.borrow().stalled(Instant::now()) {
+        None => "ok\n".into_response(),
+        Some(since) => {
+            let page = format!("the kernel's table of flows was last read {} s ago\n", since.as_secs());
+            (StatusCode::SERVICE_UNAVAILABLE, page).into_response()
+        }
+    }
 }
 
 async fn readyz(State(surface): State<Arc<Surface>>) -> Response {

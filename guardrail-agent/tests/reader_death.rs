@@ -1,4 +1,4 @@
-//! The thread that reads the kernel's maps dies under a daemon: the daemon ends, and what the thread had in hand is counted as lost, or is in the pinned maps.
+//! The thread that reads the kernel's maps dies under a daemon, or hangs: the daemon ends, and what the thread had in hand is counted as lost, or is in the pinned maps.
 
 #[expect(clippy::allow_attributes, reason = "which helpers a test binary leaves unused differs")]
 #[allow(dead_code, unused_imports, reason = "each test binary uses its part")]
@@ -6,13 +6,15 @@ mod kernel;
 
 use std::{
     fs,
-    net::TcpListener,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     sync::{
         Mutex, Once,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use clap::Parser as _;
@@ -25,10 +27,11 @@ use tracing::{Event, Metadata, Subscriber, span};
 
 use self::kernel::{BpfFs, LEFT, Lab, Pod, RIGHT, Side, at, until};
 
-/// Takes messages, and makes the reading thread panic at its next one when asked: at the end of a sweep, with all that it found in hand.
+/// Takes messages, and makes the reading thread panic or wait at its next one when asked: at the end of a sweep, with all that it found in hand.
 struct Mortal;
 
 static DIES: AtomicBool = AtomicBool::new(false);
+static HANGS: AtomicBool = AtomicBool::new(false);
 /// The readers of two tests are not told apart.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -44,6 +47,9 @@ impl Subscriber for Mortal {
             "the test kills this thread at {}",
             event.metadata().name()
         );
+        while is_reader && HANGS.load(Ordering::SeqCst) {
+            thread::park_timeout(Duration::from_millis(10));
+        }
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -79,7 +85,7 @@ fn run(lab: &Lab, dir: &Path, extra: &[&str]) -> JoinHandle<Result<(), RunError>
     let path = |path: &Path| path.to_str().expect("a path").to_owned();
     let (inventory, cgroup, state) = (path(&inventory), path(&lab.cgroup), path(&dir.join("state")));
     let args = ["guardrail-agent", "--inventory", &inventory, "--cgroup-root", &cgroup, "--state-dir", &state];
-    let args = [&args, &["--node", "node-a", "--listen", "127.0.0.1:0", "--state-interval", "1"][..], extra].concat();
+    let args = [&args, &["--node", "node-a", "--state-interval", "1"][..], extra].concat();
     let config = Config::try_parse_from(args).expect("a command line");
     thread::spawn(move || daemon::run(config))
 }
@@ -102,8 +108,22 @@ fn talk(from: &Pod, listener: &TcpListener, count: usize) {
     }
 }
 
-/// Stores three connections, then has the thread die while it holds four more.
-fn live_and_die(lab: &Lab, dir: &Path, extra: &[&str]) -> RunError {
+/// An address of its own for a daemon.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.77:0").and_then(|listener| listener.local_addr()).expect("a free port")
+}
+
+/// What `/healthz` answers; nothing while nobody listens.
+fn healthz(address: SocketAddr) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// Stores three connections, then tells the thread its fate while four more are there for it.
+fn live_until(fate: &AtomicBool, lab: &Lab, dir: &Path, extra: &[&str]) -> JoinHandle<Result<(), RunError>> {
     let pod = |name, side| lab.pod(&format!("kubepods/pod{}/0123456789abcdef", uid(name)), side);
     let (web, db) = (pod("web", Side::Left), pod("db", Side::Right));
     let listener = db.listen(at(RIGHT, 5001));
@@ -112,10 +132,23 @@ fn live_and_die(lab: &Lab, dir: &Path, extra: &[&str]) -> RunError {
     talk(&web, &listener, 3);
     assert!(until(|| opened(dir) == [3]), "{:?}", opened(dir));
     talk(&web, &listener, 4);
-    DIES.store(true, Ordering::SeqCst);
+    fate.store(true, Ordering::SeqCst);
+    daemon
+}
+
+fn live_and_die(lab: &Lab, dir: &Path, extra: &[&str]) -> RunError {
+    let daemon = live_until(&DIES, lab, dir, &[&["--listen", "127.0.0.1:0"], extra].concat());
     assert!(until(|| daemon.is_finished()), "the daemon outlives its reader");
     assert!(!DIES.load(Ordering::SeqCst), "the reader died");
     daemon.join().expect("the daemon does not panic").expect_err("its reader died")
+}
+
+/// The losses in a stored graph, and that it is incomplete.
+fn assert_unread(dir: &Path) {
+    let coverage = stored(dir).expect("a state").body.coverage;
+    let losses: Vec<_> = coverage.losses.iter().map(|loss| (&*loss.reason, loss.class, loss.count)).collect();
+    assert_eq!(losses, [("unread", LossClass::Edge, 1)]);
+    assert!(!coverage.complete);
 }
 
 #[test]
@@ -125,10 +158,29 @@ fn a_daemon_whose_reader_dies_ends_with_an_error_and_its_graph_says_that_it_is_i
     let dir = tempfile::tempdir().expect("a directory");
     let error = live_and_die(&lab, dir.path(), &[]);
     assert!(matches!(error, RunError::Ended("the kernel reader")), "{error}");
-    let coverage = stored(dir.path()).expect("a state").body.coverage;
-    let losses: Vec<_> = coverage.losses.iter().map(|loss| (&*loss.reason, loss.class, loss.count)).collect();
-    assert_eq!(losses, [("unread", LossClass::Edge, 1)]);
-    assert!(!coverage.complete);
+    assert_unread(dir.path());
+}
+
+#[test]
+fn a_daemon_whose_reader_hangs_says_so_to_its_probe_and_still_ends_when_it_is_told_to() {
+    let Some(lab) = Lab::new() else { return };
+    let _alone = ALONE.lock();
+    let dir = tempfile::tempdir().expect("a directory");
+    let address = free_address();
+    let daemon = live_until(&HANGS, &lab, dir.path(), &["--listen", &address.to_string()]);
+    let says = |text: &str| healthz(address).is_some_and(|answer| answer.contains(text));
+    assert!(says("200 OK"), "{:?}", healthz(address));
+    assert!(until(|| says("503 ")), "{:?}", healthz(address));
+    assert!(says("the kernel's table of flows was last read "), "{:?}", healthz(address));
+    // SAFETY: the daemon has taken SIGTERM over for this process, and there is no other.
+    assert_eq!(unsafe { libc::kill(libc::getpid(), libc::SIGTERM) }, 0);
+    let ends = until(|| daemon.is_finished());
+    HANGS.store(false, Ordering::SeqCst);
+    assert!(ends, "a reader that hangs keeps the daemon");
+    let error = daemon.join().expect("the daemon does not panic").expect_err("its reader hung");
+    assert!(matches!(error, RunError::Hangs("the kernel reader")), "{error}");
+    assert_eq!(opened(dir.path()), [3]);
+    assert_unread(dir.path());
 }
 
 #[test]
@@ -140,7 +192,7 @@ fn with_pins_the_death_of_a_reader_loses_nothing_and_nothing_is_counted_twice() 
     let pins = ["--pin", pins.to_str().expect("a path")];
     let error = live_and_die(&lab, dir.path(), &pins);
     assert!(matches!(error, RunError::Ended("the kernel reader")), "{error}");
-    let next = run(&lab, dir.path(), &[&pins[..], &["--duration", "1"]].concat());
+    let next = run(&lab, dir.path(), &[&pins[..], &["--listen", "127.0.0.1:0", "--duration", "1"]].concat());
     next.join().expect("no panic").expect("it ends when it is over");
     let state = stored(dir.path()).expect("a state");
     assert_eq!(opened(dir.path()), [7], "{}", state.to_json());

@@ -7,6 +7,7 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
     task::{JoinSet, spawn_blocking},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -166,6 +167,7 @@ impl Daemon {
             inventory: matches!(source, Feed::File(_)),
             pending_lists: Vec::new(),
             given_up: kernel.warnings().to_vec(),
+            swept: Some(Instant::now()),
         });
         for warning in kernel.warnings() {
             tracing::warn!("{warning}");
@@ -204,6 +206,7 @@ impl Daemon {
             stats: DaemonStats { complete: true, ..DaemonStats::default() },
             writes: JoinSet::new(),
             waits: Waits::default(),
+            sweeps: 0,
             is_checkpoint_due: false,
             documents: Documents::default(),
             trimmed_at: 0,
