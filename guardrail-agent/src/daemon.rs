@@ -307,8 +307,11 @@ impl Daemon {
         let lists = lists.borrow_and_update().clone();
         let pending: Vec<_> =
             lists.iter().filter(|(_, s)| **s == ListState::Pending).map(|(r, _)| r.as_str()).collect();
+        for (resource, _) in lists.iter().filter(|(_, state)| matches!(state, ListState::Denied(_))) {
+            self.observer.do_without(&resource.kind());
+        }
         let missing = lists.into_values().filter_map(|state| match state {
-            ListState::GivenUp(reason) => Some(reason),
+            ListState::GivenUp(reason) | ListState::Denied(reason) => Some(reason),
             ListState::Outdated(reason) => Some(format!("news of {reason}")),
             ListState::Pending | ListState::Synced => None,
         });

@@ -5,6 +5,7 @@ mod common;
 use common::{Lab, delta, pod, t, tcp_client};
 use guardrail_graph::{
     Observation, Observer, ObserverConfig, Protocol,
+    inventory::{Change, Kind, read},
     observe::{CgroupId, FlowCounts, Role},
 };
 
@@ -76,6 +77,61 @@ fn a_flood_of_attempts_that_reach_nobody_is_counted_and_leaves_everybody_complet
     lab.at(40);
     assert_eq!(lab.unresolved("pod_range_no_owner"), 40_000);
     assert_eq!(reasons(&mut lab), [] as [&str; 0]);
+}
+
+#[test]
+fn until_every_list_that_is_awaited_came_no_address_is_external_and_no_nodes_port_the_nodes_own() {
+    let service = "---\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {type: NodePort, clusterIP: 10.96.0.7, selector: {app: api}, \
+         ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}\n";
+    let cluster = format!(
+        "{}{service}{}{}",
+        common::CLUSTER,
+        pod("shop", "web", 0, "node-a", "10.244.1.2", &[]),
+        pod("shop", "api", 0, "node-b", "10.244.2.9", &["http:8080"])
+    );
+    let list = |kind: &Kind| Change::Replace {
+        kind: kind.clone(),
+        objects: read::objects(&cluster, "test")
+            .unwrap()
+            .objects
+            .into_iter()
+            .filter(|o| o.key().kind == *kind)
+            .collect(),
+    };
+    let kinds = [Kind::Node, Kind::Service, Kind::Pod];
+    let flows: Vec<_> = [("10.244.2.9", 8080), ("10.96.0.7", 80), ("192.0.2.12", 30080), ("198.51.100.1", 443)]
+        .into_iter()
+        .map(|(remote, port)| tcp_client(1, "10.244.1.2", remote, port, t(5)))
+        .collect();
+    // Whatever comes first: the agent's own pods, the nodes, or Services.
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let awaited = kinds.to_vec();
+        let observer = Observer::new(ObserverConfig { awaited, ..ObserverConfig::new("node-a", "instance", t(0)) });
+        let mut lab = Lab { observer, now: t(1) };
+        lab.pod_cgroup(1, "web", 0);
+        flows.iter().for_each(|flow| lab.flow(flow.clone()));
+        for (second, kind) in (6..).zip(order) {
+            let early = lab.at(second).edges();
+            assert!(early.iter().all(|edge| edge == "web -> api TCP/8080"), "{order:?}: {early:?}");
+            lab.observer.apply(list(&kinds[kind]), lab.now);
+        }
+        assert_eq!(lab.at(9).edges(), ["web -> api TCP/8080", "web -> external/198.51.100.1 TCP/443"], "{order:?}");
+        assert_eq!(lab.unresolved("cluster_unknown"), 0, "{order:?}");
+    }
+    // A list that does not come in time.
+    let observer =
+        Observer::new(ObserverConfig { awaited: kinds.to_vec(), ..ObserverConfig::new("node-a", "instance", t(0)) });
+    let mut lab = Lab { observer, now: t(1) };
+    lab.pod_cgroup(1, "web", 0);
+    lab.observer.apply(list(&Kind::Pod), t(2));
+    lab.observer.apply(list(&Kind::Node), t(2));
+    flows.iter().for_each(|flow| lab.flow(flow.clone()));
+    assert_eq!(lab.at(40).edges(), ["web -> api TCP/8080"]);
+    assert_eq!(lab.unresolved("cluster_unknown"), 3);
+    // One that is refused is no longer awaited.
+    lab.observer.do_without(&Kind::Service);
+    flows.iter().for_each(|flow| lab.flow(flow.clone()));
+    assert_eq!(lab.at(80).edges().len(), 4);
 }
 
 #[test]

@@ -236,7 +236,7 @@ async fn a_missing_permission_is_named_and_the_rest_goes_on() {
         .await;
     let lists = client.status.subscribe().borrow().clone();
     match &lists[&Resource::Services] {
-        ListState::GivenUp(reason) => {
+        ListState::Denied(reason) => {
             assert!(reason.contains("services: the service account may not watch them"), "{reason}");
             assert!(reason.contains("system:serviceaccount:guardrail:guardrail-agent"), "{reason}");
         }

@@ -2,7 +2,10 @@
 
 use std::{io, sync::Arc};
 
-use guardrail_graph::{Observer, ObserverConfig, inventory::Change};
+use guardrail_graph::{
+    Observer, ObserverConfig,
+    inventory::{Change, Kind},
+};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -151,6 +154,9 @@ impl Daemon {
 
         let mut observer_config = ObserverConfig::new(node, instance_id(), started);
         observer_config.own_pods_only = matches!(source, Feed::Kube(_)) && config.inventory_scope == kube::Scope::Node;
+        if matches!(source, Feed::Kube(_)) {
+            observer_config.awaited = vec![Kind::Node, Kind::Service, Kind::Pod];
+        }
         let mut observer = match &state {
             Some(state) => state.restore(stored, observer_config, kernel.is_seamless()),
             None => Observer::new(observer_config),

@@ -24,8 +24,10 @@ pub enum ListState {
     Synced,
     /// A list came, but now the server refuses it: what was known stays.
     Outdated(String),
-    /// There is no list, and readiness does not wait for it any more.
+    /// No list came yet, and readiness does not wait for it any more.
     GivenUp(String),
+    /// The server refuses the list, or does not serve it: there will be none before somebody changes that.
+    Denied(String),
 }
 
 /// What became of objects, by outcome.

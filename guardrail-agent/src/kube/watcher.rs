@@ -206,7 +206,10 @@ impl Watcher {
         let waited = self.waiting_since.elapsed();
         match self.status.state(self.resource) {
             ListState::Synced if denied => self.status.set(self.resource, ListState::Outdated(reason.clone())),
-            ListState::Pending if denied || waited >= self.timing.patience => {
+            ListState::Pending | ListState::GivenUp(_) if denied => {
+                self.status.set(self.resource, ListState::Denied(reason.clone()));
+            }
+            ListState::Pending if waited >= self.timing.patience => {
                 self.status.set(self.resource, ListState::GivenUp(reason.clone()));
             }
             _ => {}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::time::Timestamp;
+use crate::{inventory::Kind, time::Timestamp};
 
 /// Who observes, since when, and the bounds of everything that could grow.
 #[derive(Clone, Debug)]
@@ -14,6 +14,9 @@ pub struct ObserverConfig {
     /// Only the pods of this node are known (`--inventory-scope node`): what goes to or comes from another node's pod range is kept by its
     /// address, and `merge` names it.
     pub own_pods_only: bool,
+    /// Kinds whose first lists ([`crate::inventory::Change::Replace`]) are still to come. Until they are all in, or are done without
+    /// ([`super::Observer::do_without`]), an address that nobody is known to own may be anybody's, and none passes for an external peer.
+    pub awaited: Vec<Kind>,
     /// When the hooks were attached: the start of the window.
     pub started: Timestamp,
     /// How long a flow waits for its pod before it is counted as `pod_unknown`.
@@ -55,6 +58,7 @@ impl ObserverConfig {
             instance: instance.into(),
             started,
             own_pods_only: false,
+            awaited: Vec::new(),
             pod_timeout: Duration::from_secs(10),
             role_timeout: Duration::from_secs(60),
             guard: Duration::from_secs(5),

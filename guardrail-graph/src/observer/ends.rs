@@ -139,7 +139,9 @@ impl Observer {
                 (None, Lookup::Ambiguous(_)) if !last => Found::Wait,
                 (None, Lookup::Ambiguous(_)) => Found::No(UnresolvedReason::IpReuse),
                 // Without cgroup v2 of their own, pods' processes are in the root cgroup, and this pod may not be known yet.
-                (None, Lookup::Unknown | Lookup::Vacant) if *root && !last && usable && self.in_pod_range(address) => {
+                (None, Lookup::Unknown | Lookup::Vacant)
+                    if *root && !last && usable && (self.in_pod_range(address) || !self.config.awaited.is_empty()) =>
+                {
                     Found::Wait
                 }
                 _ => self.host_local(&owner),
@@ -200,9 +202,10 @@ impl Observer {
         self.config.own_pods_only && self.in_pod_range(address) && !self.own_ranges.iter().any(|r| r.contains(&address))
     }
 
-    /// Neither a node nor a pod is known: the API server has not been heard yet, and any address may be a pod's.
-    fn knows_nothing(&self) -> bool {
-        self.inventory.nodes().next().is_none() && self.inventory.pods().next().is_none()
+    /// Whether an address that nobody is known to own may be anybody's: a list is still to come, or neither a node nor a pod is known.
+    fn is_blind(&self) -> bool {
+        !self.config.awaited.is_empty()
+            || (self.inventory.nodes().next().is_none() && self.inventory.pods().next().is_none())
     }
 
     /// The node that owns an address, as far as known.
@@ -268,7 +271,17 @@ impl Observer {
             },
             None => {}
         }
-        self.remote_peer(address, at, last)
+        match self.remote_peer(address, at, last) {
+            // A node's port may be that of a Service or of a pod.
+            Found::Yes(Remote::Peer { pod: None, .. }) if !self.config.awaited.is_empty() => {
+                if last {
+                    Found::No(UnresolvedReason::ClusterUnknown)
+                } else {
+                    Found::Wait
+                }
+            }
+            found => found,
+        }
     }
 
     /// Whoever had a remote address at the time of the flow.
@@ -307,7 +320,7 @@ impl Observer {
                     return Found::Yes(Remote::Elsewhere);
                 }
                 let pod_space = lookup == Lookup::Vacant || self.in_pod_range(address);
-                let is_blind = !pod_space && self.knows_nothing();
+                let is_blind = !pod_space && self.is_blind();
                 match (pod_space || is_blind, last) {
                     (true, false) => Found::Wait,
                     (true, true) if is_blind => Found::No(UnresolvedReason::ClusterUnknown),

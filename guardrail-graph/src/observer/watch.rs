@@ -34,9 +34,15 @@ impl Observer {
                 for object in objects {
                     self.apply_object(object, now);
                 }
+                self.do_without(&kind);
             }
         }
         self.retry_soon(now);
+    }
+
+    /// No list of this kind is awaited (any more): what is not known of it will not become known.
+    pub fn do_without(&mut self, kind: &Kind) {
+        self.config.awaited.retain(|awaited| awaited != kind);
     }
 
     /// What is known before anything was observed has been so since before the window.
