@@ -9,7 +9,7 @@ use std::{
 
 use guardrail_tests::{
     agent::Agent,
-    apiserver::ApiServer,
+    apiserver::{ApiServer, Fault},
     app::scenario::{Call, How, Scenario, Serve},
     bins,
     cluster::inventory,
@@ -30,7 +30,7 @@ fn nobody_there(lab: &Lab) -> (SocketAddr, PathBuf) {
 
 fn api_server(lab: &Lab, address: SocketAddr) -> (ApiServer, PathBuf) {
     // The port of one that ended may be waiting out its last connections.
-    let listener = || lab.nodes[0].netns.run(|| TcpListener::bind(address)).ok();
+    let listener = || lab.nodes[lab.nodes.len() - 1].netns.run(|| TcpListener::bind(address)).ok();
     let listener = wait_until(LIMIT, "the API server's address is free", listener).unwrap();
     let server = ApiServer::serving(listener, &inventory::objects(&lab.cluster)).unwrap();
     let path = lab.directory.join("kubeconfig");
@@ -158,6 +158,54 @@ fn an_agent_that_starts_without_its_api_server_invents_no_name_and_recovers_when
         },
     )
     .unwrap();
+}
+
+/// The list of nodes, by whose ranges another node's pod is told from an external peer, comes long after all others.
+#[test]
+fn another_nodes_pod_is_no_external_peer_while_the_list_of_nodes_is_awaited() {
+    if !bins::can_run("a list of nodes that comes late") {
+        return;
+    }
+    let mut c = cluster(&["node-a", "node-b"]);
+    let server = deployment(&mut c, "server", 8080, 0);
+    let client = deployment(&mut c, "client", 8080, 1);
+    let to = format!("{}:8080", c.pod(&server).addresses.0);
+    let lab = lab(c).unwrap();
+    let serve = Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() };
+    let _server = start(&lab, vec![(&server, serve)]).unwrap();
+    let calls = Scenario {
+        before: vec![Call::new(&to, How::Held, 2)],
+        after: vec![Call::new(&to, How::Tcp, 3)],
+        ..Scenario::default()
+    };
+    let mut processes = start(&lab, vec![(&client, calls)]).unwrap();
+    let (api, kubeconfig) = api_server(&lab, "127.0.0.1:0".parse().unwrap());
+    api.fault("nodes", Fault::Status { code: 503, retry_after: Some(4) });
+    let args = ["--inventory", "kube", "--kubeconfig", kubeconfig.to_str().unwrap(), "--inventory-scope", "node"];
+    let agent = Agent::spawn(&lab, 1, &args).unwrap();
+    wait_until(LIMIT, "only the nodes are awaited", || {
+        let (_, page) = agent.get("/readyz").ok()?;
+        let pending: Vec<_> = page.lines().filter(|line| line.starts_with("[-] list of ")).collect();
+        (pending == ["[-] list of nodes pending"]).then_some(())
+    })
+    .unwrap();
+    go(&mut processes).unwrap();
+    let remote = |snapshot: &serde_json::Value| {
+        let invented: Vec<_> = edges(snapshot).keys().map(ToString::to_string).collect();
+        assert!(invented.is_empty(), "{invented:?}");
+        let flows = snapshot["remote_flows"].as_array().cloned().unwrap_or_default();
+        let sources = || flows.iter().flat_map(|flow| flow["sources"].as_array().into_iter().flatten());
+        let sum = |key| sources().map(|source| number(source, key)).sum::<u64>();
+        (sum("found"), sum("opened"))
+    };
+    assert_eq!(remote(&agent.snapshot().unwrap()), (0, 0));
+    wait_until(LIMIT, "it is ready", || (agent.get("/readyz").ok()?.0 == 200).then_some(())).unwrap();
+    let all = |snapshot: &serde_json::Value| match remote(snapshot) {
+        (2, 3) => Ok(()),
+        other => Err(format!("{other:?}: {snapshot}")),
+    };
+    eventually(LIMIT, || agent.snapshot(), all).unwrap();
+    assert_eq!(agent.metric(r#"guardrail_flows_unresolved_total{reason="cluster_unknown"}"#).unwrap(), 0.0);
 }
 
 /// Away for longer than any request waits: pods that come meanwhile are not known, those that were stay, and nothing has to be restarted.
