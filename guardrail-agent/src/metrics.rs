@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::Arc,
 };
@@ -53,11 +53,13 @@ pub struct Scrape {
     pub bpf_stats_enabled: bool,
 }
 
-/// Which edges have a time series of their own. An edge that has one keeps it, so that no counter ever goes back.
+/// Which edges have a time series of their own. An edge that has one keeps it, and no counter ever goes back, which would pass for a restart: what was counted for one
+/// edge and is another's after all (a pod that was taken for an external peer until its name came) stays counted there.
 #[derive(Debug)]
 pub struct EdgeSeries {
     max: usize,
-    admitted: HashSet<EdgeName>,
+    admitted: HashMap<EdgeName, [u64; 4]>,
+    other: BTreeMap<Protocol, [u64; 4]>,
     suppressed: HashSet<u64>,
     hasher: std::hash::RandomState,
 }
@@ -79,20 +81,25 @@ impl EdgeSeries {
     /// At most `max` series.
     #[must_use]
     pub fn new(max: usize) -> Self {
-        Self { max, admitted: HashSet::new(), suppressed: HashSet::new(), hasher: std::hash::RandomState::new() }
+        Self {
+            max,
+            admitted: HashMap::new(),
+            other: BTreeMap::new(),
+            suppressed: HashSet::new(),
+            hasher: std::hash::RandomState::new(),
+        }
     }
 
     /// Keeps the edges that have a series of their own and sums up the rest.
     pub fn bound(&mut self, mut edges: Vec<EdgeCounter>) -> BoundedEdges {
         use std::hash::BuildHasher as _;
         let mut other: BTreeMap<Protocol, [u64; 4]> = BTreeMap::new();
-        edges.retain(|edge| {
+        edges.retain_mut(|edge| {
             let name = (Arc::clone(&edge.client), Arc::clone(&edge.server), edge.protocol, edge.port);
-            if self.admitted.contains(&name) {
+            let is_full = self.admitted.len() >= self.max;
+            if !is_full || self.admitted.contains_key(&name) {
+                keep_greatest(self.admitted.entry(name).or_default(), &mut edge.outcomes);
                 return true;
-            }
-            if self.admitted.len() < self.max {
-                return self.admitted.insert(name);
             }
             self.suppressed.insert(self.hasher.hash_one(&name));
             let sums = other.entry(edge.protocol).or_default();
@@ -101,7 +108,18 @@ impl EdgeSeries {
             }
             false
         });
+        for (protocol, sums) in &mut other {
+            keep_greatest(self.other.entry(*protocol).or_default(), sums);
+        }
         BoundedEdges { shown: edges, other, suppressed: self.suppressed.len() as u64 }
+    }
+}
+
+/// Makes both of two counts the greater one.
+fn keep_greatest(before: &mut [u64; 4], now: &mut [u64; 4]) {
+    for (before, now) in before.iter_mut().zip(now) {
+        *before = (*before).max(*now);
+        *now = *before;
     }
 }
 
@@ -386,6 +404,16 @@ mod tests {
         let page = encode(Scrape { edges: bounded, ..scrape(Vec::new()) }).unwrap();
         let other = r#"client_workload="other",server_namespace="other",server_workload="other",protocol="TCP",port="0",outcome="opened"} 11"#;
         assert!(page.contains(other), "{page}");
+    }
+
+    #[test]
+    fn no_counter_goes_back_when_what_was_one_edges_turns_out_to_be_anothers() {
+        let mut series = EdgeSeries::new(1);
+        series.bound(vec![edge(1, 5), edge(2, 5)]);
+        let bounded = series.bound(vec![edge(1, 3), edge(2, 4)]);
+        assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([5, 0, 0, 0], [5, 0, 0, 0]));
+        let bounded = series.bound(vec![edge(1, 6), edge(2, 6)]);
+        assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([6, 0, 0, 0], [6, 0, 0, 0]));
     }
 
     #[test]

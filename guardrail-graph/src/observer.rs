@@ -4,6 +4,7 @@
 //! What is counted comes from kernel state; who is behind it is decided here, as of the event's time (`ends`); the edges behind Services follow
 //! when the snapshot is made (`snapshot::derive`).
 
+mod adopt;
 mod config;
 mod counters;
 mod ends;
@@ -117,6 +118,9 @@ pub struct Observer {
     listeners: HashMap<(NetnsId, u16, Option<IpAddr>), u32>,
     /// Local UDP ports on which a server record was seen, with who had the address then.
     served: HashMap<(IpAddr, u16), Option<AddressOwner>>,
+    /// External peers that may be the cluster's own, to be named anew, and those of them that have to wait.
+    newcomers: HashMap<PeerId, IpAddr>,
+    late_newcomers: HashMap<PeerId, IpAddr>,
     /// Addresses that nodes own by their pod range (network and first host address), unless a pod has them.
     range_nodes: HashMap<IpAddr, PeerId>,
     pod_ranges: Vec<IpNet>,
@@ -181,6 +185,8 @@ impl Observer {
             names: Names::default(),
             listeners: HashMap::new(),
             served: HashMap::new(),
+            newcomers: HashMap::new(),
+            late_newcomers: HashMap::new(),
             range_nodes: HashMap::new(),
             pod_ranges: Vec::new(),
             own_ranges: Vec::new(),
@@ -356,6 +362,8 @@ impl Observer {
 
     /// Ends waits that are over and forgets what is too old. Call it about once a second.
     pub fn tick(&mut self, now: Timestamp) {
+        self.newcomers.extend(self.late_newcomers.drain());
+        self.adopt(now);
         self.settle_services(now);
         if !self.pending.is_empty() {
             self.retry(now);

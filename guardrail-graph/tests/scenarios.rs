@@ -594,3 +594,47 @@ fn an_external_server_carries_the_names_that_its_client_had_asked_for() {
     assert!(snapshot.body.edges[0].server.names.contains("cdn.example.org"));
     assert_eq!(snapshot.body.edges[0].server.peer, Peer::External { address: "203.0.113.7".into() });
 }
+
+/// Where pods have addresses outside their nodes' `spec.podCIDR`, nothing tells at first that they are no external peers.
+#[test]
+fn traffic_from_before_the_word_of_a_pod_of_a_node_or_of_a_service_is_named_when_the_word_comes() {
+    let api = pod("shop", "api", 0, "node-a", "10.99.0.3", &["http:8080"]);
+    let mut lab = Lab::new("node-a", &[api]);
+    lab.pod_cgroup(2, "api", 0);
+    let asks = |lab: &mut Lab, remote, second| lab.flow(tcp_server(2, "10.99.0.3", remote, 8080, t(second)));
+    let calls = |lab: &mut Lab, remote, port, second| lab.flow(tcp_client(2, "10.99.0.3", remote, port, t(second)));
+    // Long there under an address that a pod gets later on.
+    lab.at(5);
+    asks(&mut lab, "10.99.0.8", 5);
+    lab.at(100);
+    for remote in ["10.99.0.7", "10.99.0.7", "192.0.2.13", "10.244.3.1", "198.51.100.1"] {
+        asks(&mut lab, remote, 100);
+    }
+    calls(&mut lab, "10.99.0.9", 5432, 100);
+    calls(&mut lab, "10.96.0.7", 80, 100);
+    calls(&mut lab, "10.96.0.7", 81, 100);
+    assert_eq!(lab.edges().len(), 8);
+    lab.at(101);
+    let node = "---\nkind: Node\nmetadata: {name: node-c}\nspec: {podCIDR: 10.244.3.0/24}\nstatus: {addresses: [{type: InternalIP, address: 192.0.2.13}]}\n";
+    let service = "---\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.7, selector: {app: web}, ports: [{port: 80}]}\n";
+    let pods = [("web", "10.99.0.7", "x:1"), ("old", "10.99.0.8", "x:1"), ("db", "10.99.0.9", "sql:5432")]
+        .map(|(name, address, port)| pod("shop", name, 0, "node-b", address, &[port]));
+    lab.apply(&[node, service, &pods.concat()].concat());
+    let snapshot = lab.snapshot();
+    assert_eq!(
+        edges(&snapshot),
+        [
+            "api -> db TCP/5432",
+            "api -> web TCP/80 via shop/web:80 [inferred]",
+            "web -> api TCP/8080",
+            "node/node-c -> api TCP/8080",
+            "external/10.99.0.8 -> api TCP/8080",
+            "external/198.51.100.1 -> api TCP/8080",
+        ]
+    );
+    let opened: Vec<_> = snapshot.body.edges.iter().map(|edge| edge.counts.opened).collect();
+    assert_eq!(opened, [1, 1, 2, 2, 1, 1]);
+    let names: Vec<_> = snapshot.body.edges.iter().map(|edge| edge.port_name.as_deref()).collect();
+    assert_eq!(names, [Some("sql"), None, Some("http"), Some("http"), Some("http"), Some("http")]);
+    assert_eq!(lab.unresolved("service_port_unknown"), 1);
+}

@@ -167,11 +167,13 @@ impl Observer {
             if let Some(owner) = owner {
                 // Counts that are folded after the cgroup's end show the address up to that end.
                 let at = at.min(self.cgroups.end(cgroup, at).before(Duration::from_nanos(1)));
-                if self.addresses.prove(address, owner, at)
-                    && let AddressOwner::Pod(id) = owner
-                    && let Some(life) = self.pod_life(id)
-                {
-                    self.addresses.born(address, owner, life.from);
+                if self.addresses.prove(address, owner, at) {
+                    if let AddressOwner::Pod(id) = owner
+                        && let Some(life) = self.pod_life(id)
+                    {
+                        self.addresses.born(address, owner, life.from);
+                    }
+                    self.newcomer(address);
                 }
             }
         }

@@ -226,7 +226,7 @@ impl Observer {
                 return;
             }
         };
-        let mut gain = Gain {
+        let gain = Gain {
             side: if role == Role::Server { Side::Server } else { Side::Client },
             seen,
             // A group's address is the local one at its receivers.
@@ -234,15 +234,31 @@ impl Observer {
             node_workload: local.node_workload.clone(),
             port_name: None,
         };
+        self.place(delta.protocol, port, address, local, remote, gain);
+    }
+
+    /// Adds what was seen at the local end to where the remote end belongs.
+    pub(super) fn place(
+        &mut self,
+        protocol: Protocol,
+        port: u16,
+        address: IpAddr,
+        local: &Local,
+        remote: Remote,
+        mut gain: Gain,
+    ) {
+        if gain.side == Side::Server && gain.port_name.is_none() {
+            gain.port_name = local.pod.and_then(|id| self.port_name(id, port, protocol));
+        }
         let local_ref = Ref::Peer(local.peer);
         let (remote_ref, port) = match remote {
             // A pod that reaches itself (through its Service, or by its own address) is no edge.
             Remote::Peer { pod: Some(pod), .. } if local.pod == Some(pod) => return,
             Remote::Peer { peer, pod } => {
-                if role != Role::Server {
-                    gain.port_name = pod.and_then(|id| self.port_name(id, port, delta.protocol));
+                if gain.side == Side::Client {
+                    gain.port_name = pod.and_then(|id| self.port_name(id, port, protocol));
                     if gain.node_workload.is_none() && pod.is_none() {
-                        gain.node_workload = self.host_network_server(peer, port, delta.protocol);
+                        gain.node_workload = self.host_network_server(peer, port, protocol);
                     }
                 }
                 (Ref::Peer(peer), port)
@@ -256,15 +272,12 @@ impl Observer {
                 (Ref::External(address), port)
             }
             Remote::Elsewhere => {
-                if role == Role::Server {
-                    gain.port_name = local.pod.and_then(|id| self.port_name(id, port, delta.protocol));
-                }
-                self.remote_flow((local.peer, gain.side, address, delta.protocol, port), &gain, local);
+                self.remote_flow((local.peer, gain.side, address, protocol, port), &gain, local);
                 return;
             }
             Remote::Service { service, port } => {
                 let room = self.service_flows.len() < self.config.max_edges;
-                let key = (local.peer, service, delta.protocol, port);
+                let key = (local.peer, service, protocol, port);
                 if gain.seen.counts.established() == 0
                     && gain.seen.counts.failed() == 0
                     && !self.service_flows.contains_key(&key)
@@ -279,11 +292,9 @@ impl Observer {
                 return;
             }
         };
-        if role == Role::Server {
-            gain.port_name = local.pod.and_then(|id| self.port_name(id, port, delta.protocol));
-        }
-        let (client, server) = if role == Role::Server { (remote_ref, local_ref) } else { (local_ref, remote_ref) };
-        if !self.edges.gain(client, server, delta.protocol, port, &gain, &mut self.peers) {
+        let is_server = gain.side == Side::Server;
+        let (client, server) = if is_server { (remote_ref, local_ref) } else { (local_ref, remote_ref) };
+        if !self.edges.gain(client, server, protocol, port, &gain, &mut self.peers) {
             self.table_full(local);
         }
     }

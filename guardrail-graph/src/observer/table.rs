@@ -445,10 +445,13 @@ impl Edges {
         self.insert(key, local, edge);
     }
 
-    /// Takes out the edges to one server (an external address that turned out to be a Service's).
-    pub(super) fn take_server(&mut self, server: PeerId) -> Vec<(Key, Edge)> {
-        let keys: Vec<Key> = self.edges.keys().filter(|k| k.1 == server).copied().collect();
-        keys.into_iter().filter_map(|k| Some((k, self.remove(&k, k.0)?))).collect()
+    /// Takes out an edge between the end that is here and an address that turned out to be no external peer.
+    pub(super) fn take(&mut self, key: &Key, local: PeerId, external: PeerId) -> Option<Edge> {
+        let end = if key.0 == external { End::Client } else { End::Server };
+        if let Some(Externals::Apart(apart)) = self.externals.get_mut(&(end, local, key.2, key.3)) {
+            apart.remove(&external);
+        }
+        self.remove(key, local)
     }
 }
 

@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 use super::{
     AddressOwner, Observer,
     pods::{AddressChanges, PodId},
-    table::Gain,
 };
 use crate::{
     identity::{
@@ -14,7 +13,6 @@ use crate::{
     },
     inventory::{Change, Kind, Object, ObjectKey, Pod, Service},
     peer::{Peer, Protocol},
-    snapshot::Side,
     time::Timestamp,
 };
 
@@ -37,6 +35,7 @@ impl Observer {
                 self.do_without(&kind);
             }
         }
+        self.adopt(now);
         self.retry_soon(now);
     }
 
@@ -82,6 +81,11 @@ impl Observer {
                 }
                 for address in &node.addresses {
                     self.addresses.claim(*address, owner, self.known_since(now));
+                    self.newcomer(*address);
+                }
+                for range in &node.pod_cidrs {
+                    self.newcomer(range.network());
+                    next(range.network()).into_iter().for_each(|first| self.newcomer(first));
                 }
                 self.inventory.apply(Object::Node(node));
                 self.index_nodes();
@@ -95,8 +99,10 @@ impl Observer {
                     self.gone_services.remove(address);
                 }
                 self.dirty_services.insert((service.namespace.clone(), service.name.clone()));
-                self.inventory.apply(Object::Service(Arc::clone(&service)));
-                self.adopt_edges(&service);
+                for address in service.cluster_ips.iter().chain(&service.external_ips) {
+                    self.newcomer(*address);
+                }
+                self.inventory.apply(Object::Service(service));
             }
             Object::EndpointSlice(slice) => {
                 let before = self.inventory.slices_service(&slice.namespace, &slice.name);
@@ -174,6 +180,7 @@ impl Observer {
             if let Some(life) = life {
                 self.addresses.born(*address, owner, life.from);
             }
+            self.newcomer(*address);
         }
     }
 
@@ -225,29 +232,6 @@ impl Observer {
     fn service_gone(&mut self, service: &Arc<Service>, now: Timestamp) {
         for address in service.cluster_ips.iter().chain(&service.external_ips) {
             self.gone_services.insert(*address, (Arc::clone(service), now));
-        }
-    }
-
-    /// Edges to a Service's address that were taken for edges to an external peer because the Service was not known yet.
-    fn adopt_edges(&mut self, service: &Service) {
-        for address in service.cluster_ips.iter().chain(&service.external_ips) {
-            let Some(peer) = self.peers.known_external(*address) else { continue };
-            for (key, edge) in self.edges.take_server(peer) {
-                let text = key.2.to_string();
-                let [Some(seen), _] = edge.sides else { continue };
-                if !service.ports.iter().any(|p| p.port == key.3 && p.protocol == text) {
-                    continue;
-                }
-                let name = self.texts.intern(&format!("{}/{}:{}", service.namespace, service.name, key.3));
-                let gain = Gain {
-                    side: Side::Client,
-                    seen: *seen,
-                    marks: edge.marks,
-                    node_workload: edge.node_workloads.iter().next().cloned(),
-                    port_name: None,
-                };
-                self.service_flows.entry((key.0, name, key.2, key.3)).or_default().gain(&gain);
-            }
         }
     }
 
