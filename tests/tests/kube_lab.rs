@@ -15,7 +15,7 @@ use guardrail_tests::{
     compare::{compare, edges, happened},
     lab::Lab,
     shop::Shop,
-    small::{cluster, deployment, eventually, eventually_true, lab, start, truth},
+    small::{cluster, deployment, eventually, eventually_true, go, lab, start, truth},
 };
 
 /// An API server inside a node's network namespace, and a kubeconfig for it.
@@ -74,9 +74,51 @@ fn an_agent_whose_api_server_is_away_keeps_observing_and_recovers() {
         ],
     )
     .unwrap();
-    guardrail_tests::small::go(&mut processes).unwrap();
+    go(&mut processes).unwrap();
     eventually_true(&agent, &truth(&lab).unwrap()).unwrap();
     assert_eq!(agent.get("/readyz").unwrap().0, 200);
+}
+
+/// Many clusters give out pod addresses without `spec.podCIDR`: then nothing tells that a caller is a pod until the API server tells of it, which is after its first call.
+#[test]
+fn a_pod_that_calls_before_the_api_server_tells_of_it_is_no_external_peer_though_no_range_has_its_address() {
+    if !bins::can_run("a pod that calls before it is known") {
+        return;
+    }
+    let mut c = cluster(&["node-a", "node-b"]);
+    let server = deployment(&mut c, "server", 8080, 0);
+    let client = deployment(&mut c, "client", 8080, 1);
+    let to = format!("{}:8080", c.pod(&server).addresses.0);
+    let from = c.pod(&client).addresses.0;
+    let mut lab = lab(c).unwrap();
+    let present = |lab: &mut Lab, is_present| {
+        lab.cluster.pods.iter_mut().find(|p| p.key() == client).unwrap().present = is_present;
+        let mut objects = inventory::objects(&lab.cluster);
+        for spec in objects.iter_mut().filter_map(|object| object["spec"].as_object_mut()) {
+            spec.remove("podCIDR");
+            spec.remove("podCIDRs");
+        }
+        objects
+    };
+    let (api, kubeconfig) = api_server(&lab, 0);
+    api.sync(&present(&mut lab, false));
+    let agent = agent(&lab, 0, &kubeconfig);
+    let serve = Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() };
+    let _server = start(&lab, vec![(&server, serve)]).unwrap();
+    let calls = Scenario { after: vec![Call::new(&to, How::Tcp, 5)], ..Scenario::default() };
+    go(&mut start(&lab, vec![(&client, calls)]).unwrap()).unwrap();
+    let early = |snapshot: &serde_json::Value| {
+        let edges: Vec<_> = edges(snapshot).keys().map(ToString::to_string).collect();
+        if edges == [format!("external/{from} -> lab/Deployment/server 8080/TCP")] {
+            Ok(())
+        } else {
+            Err(format!("{edges:?}"))
+        }
+    };
+    eventually(Duration::from_secs(20), || agent.snapshot(), early).unwrap();
+    api.sync(&present(&mut lab, true));
+    let snapshot = eventually_true(&agent, &truth(&lab).unwrap()).unwrap();
+    assert_eq!(edges(&snapshot).len(), 1);
 }
 
 /// Pods come and go more than a hundred times a minute, every new one with the address of the one before. Two clients take turns, so that each owner of the
