@@ -118,9 +118,10 @@ pub struct Observer {
     listeners: HashMap<(NetnsId, u16, Option<IpAddr>), u32>,
     /// Local UDP ports on which a server record was seen, with who had the address then.
     served: HashMap<(IpAddr, u16), Option<AddressOwner>>,
-    /// External peers that may be the cluster's own, to be named anew, and those of them that have to wait.
+    /// External peers that may be the cluster's own, to be named anew.
     newcomers: HashMap<PeerId, IpAddr>,
-    late_newcomers: HashMap<PeerId, IpAddr>,
+    /// Those of them that wait for their owner's name, since when.
+    unnamed: HashMap<PeerId, (IpAddr, Timestamp)>,
     /// Addresses that nodes own by their pod range (network and first host address), unless a pod has them.
     range_nodes: HashMap<IpAddr, PeerId>,
     pod_ranges: Vec<IpNet>,
@@ -186,7 +187,7 @@ impl Observer {
             listeners: HashMap::new(),
             served: HashMap::new(),
             newcomers: HashMap::new(),
-            late_newcomers: HashMap::new(),
+            unnamed: HashMap::new(),
             range_nodes: HashMap::new(),
             pod_ranges: Vec::new(),
             own_ranges: Vec::new(),
@@ -362,8 +363,8 @@ impl Observer {
 
     /// Ends waits that are over and forgets what is too old. Call it about once a second.
     pub fn tick(&mut self, now: Timestamp) {
-        self.newcomers.extend(self.late_newcomers.drain());
         self.adopt(now);
+        self.adopt_unnamed(now);
         self.settle_services(now);
         if !self.pending.is_empty() {
             self.retry(now);

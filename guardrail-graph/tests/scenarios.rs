@@ -638,3 +638,26 @@ fn traffic_from_before_the_word_of_a_pod_of_a_node_or_of_a_service_is_named_when
     assert_eq!(names, [Some("sql"), None, Some("http"), Some("http"), Some("http"), Some("http")]);
     assert_eq!(lab.unresolved("service_port_unknown"), 1);
 }
+
+#[test]
+fn a_late_word_of_a_pod_whose_owner_is_not_known_yet_names_it_when_the_owner_is_or_the_wait_is_over() {
+    let mut lab = Lab::new("node-a", &[pod("shop", "api", 0, "node-a", "10.99.0.3", &[])]);
+    lab.pod_cgroup(2, "api", 0);
+    lab.at(100);
+    for remote in ["10.99.0.7", "10.99.0.8"] {
+        lab.flow(tcp_server(2, "10.99.0.3", remote, 8080, t(100)));
+    }
+    let of_job = |name: &str, address: &str| {
+        pod("shop", name, 0, "node-b", address, &[]).replace("kind: ReplicaSet", "kind: Job")
+    };
+    lab.apply(&[of_job("report", "10.99.0.7"), of_job("once", "10.99.0.8")].concat());
+    lab.at(102);
+    assert_eq!(lab.edges(), ["external/10.99.0.7 -> api TCP/8080", "external/10.99.0.8 -> api TCP/8080"]);
+    lab.apply(
+        "---\nkind: Job\nmetadata: {name: report-5d9c, namespace: shop, uid: rs, ownerReferences: [{kind: CronJob, name: report, uid: c, controller: true}]}\n",
+    );
+    lab.at(103);
+    assert_eq!(lab.edges(), ["report -> api TCP/8080", "external/10.99.0.8 -> api TCP/8080"]);
+    lab.at(111);
+    assert_eq!(lab.edges(), ["report -> api TCP/8080", "once-5d9c -> api TCP/8080"]);
+}

@@ -20,40 +20,52 @@ impl Observer {
         }
     }
 
-    /// Names anew what was recorded of newcomers. Those whose owner's name is not final yet wait for the next tick.
+    /// Names anew what was recorded of newcomers.
     pub(super) fn adopt(&mut self, now: Timestamp) {
-        if self.newcomers.is_empty() {
+        let newcomers = std::mem::take(&mut self.newcomers);
+        self.adopt_these(newcomers.into_iter().map(|(peer, address)| (peer, (address, now))).collect(), now);
+    }
+
+    /// The same for those that wait. Called once a second: each call looks at every edge.
+    pub(super) fn adopt_unnamed(&mut self, now: Timestamp) {
+        let unnamed = std::mem::take(&mut self.unnamed);
+        self.adopt_these(unnamed, now);
+    }
+
+    fn adopt_these(&mut self, these: HashMap<PeerId, (IpAddr, Timestamp)>, now: Timestamp) {
+        if these.is_empty() {
             return;
         }
-        let newcomers: HashMap<PeerId, IpAddr> = std::mem::take(&mut self.newcomers);
         let edges = self.edges.iter().filter_map(|(key, _)| {
-            let server = newcomers.get(&key.1).map(|address| (*key, Side::Client, key.1, *address));
-            server.or_else(|| newcomers.get(&key.0).map(|address| (*key, Side::Server, key.0, *address)))
+            let server = these.get(&key.1).map(|since| (*key, Side::Client, key.1, *since));
+            server.or_else(|| these.get(&key.0).map(|since| (*key, Side::Server, key.0, *since)))
         });
-        for (key, side, external, address) in edges.collect::<Vec<_>>() {
-            if !self.adopt_edge(&key, side, address, now) {
-                self.late_newcomers.insert(external, address);
+        for (key, side, external, (address, since)) in edges.collect::<Vec<_>>() {
+            let last = now.since(since) >= self.config.pod_timeout;
+            if !self.adopt_edge(&key, side, address, since, last) {
+                self.unnamed.insert(external, (address, since));
             }
         }
     }
 
-    /// Whether no more can be said of the edge between an address and the end that is here, which is at this `side` of it.
-    fn adopt_edge(&mut self, key: &Key, side: Side, address: IpAddr, now: Timestamp) -> bool {
+    /// Names an edge anew between an address, a newcomer `since` then, and the end that is here, which is at this `side` of it. False: it has to wait; never if this is
+    /// the `last` time.
+    fn adopt_edge(&mut self, key: &Key, side: Side, address: IpAddr, since: Timestamp, last: bool) -> bool {
         let Some(seen) = self.edges.get(key).and_then(|edge| edge.sides[side_index(side)].as_deref().copied()) else {
             return true;
         };
         let (protocol, port) = (key.2, key.3);
         let remote = match side {
-            Side::Client => self.remote_server(address, port, protocol, seen.last, false),
-            Side::Server => self.remote_peer(address, seen.last, false),
+            Side::Client => self.remote_server(address, port, protocol, seen.last, last),
+            Side::Server => self.remote_peer(address, seen.last, last),
         };
         let adopted = match remote {
-            Found::Wait => return false,
+            Found::Wait => return last,
             Found::Yes(Remote::External { .. }) => false,
             // A Service's address was never anybody else's.
             Found::Yes(Remote::Service { .. }) | Found::No(UnresolvedReason::ServicePortUnknown) => true,
             // An address that has been there for longer than such news take was somebody else's before.
-            _ => seen.first >= now.before(ADDRESS_LEAD),
+            _ => seen.first >= since.before(ADDRESS_LEAD),
         };
         if !adopted {
             return true;
