@@ -1,4 +1,4 @@
-//! What a large cluster costs. Figures are printed (`--nocapture`); the bounds asserted leave room for slow machines and debug builds.
+//! What a large cluster costs. Figures are printed (`--nocapture`); what is asserted is size, never time.
 
 mod common;
 
@@ -58,7 +58,7 @@ fn ten_thousand_edges_cost_a_few_mebibytes() {
 }
 
 #[test]
-fn ten_thousand_pods_are_read_and_given_their_workloads_in_seconds() {
+fn ten_thousand_pods_are_read_and_given_their_workloads() {
     let yaml: String = (0..10_000u32)
         .map(|i| {
             pod(
@@ -84,5 +84,4 @@ fn ten_thousand_pods_are_read_and_given_their_workloads_in_seconds() {
     );
     assert_eq!(workloads.len(), 1_000);
     assert!(workloads.values().all(|w| w.selector.is_some()));
-    assert!(reading.as_secs() < 60);
 }

@@ -661,3 +661,23 @@ fn a_late_word_of_a_pod_whose_owner_is_not_known_yet_names_it_when_the_owner_is_
     lab.at(111);
     assert_eq!(lab.edges(), ["report -> api TCP/8080", "once-5d9c -> api TCP/8080"]);
 }
+
+#[test]
+fn pods_that_were_taken_for_external_peers_at_first_leave_nothing_behind() {
+    let mut lab = Lab::new("node-a", &[pod("shop", "api", 0, "node-a", "10.99.0.3", &[])]);
+    lab.pod_cgroup(2, "api", 0);
+    let peers = |lab: &Lab| lab.observer.stats().identity_entries.iter().find(|(kind, _)| *kind == "peer").unwrap().1;
+    let mut first = None;
+    for i in 0..200_u32 {
+        lab.at(100 + i64::from(i));
+        let address = format!("10.98.{}.{}", i / 100, i % 100);
+        lab.flow(tcp_server(2, "10.99.0.3", &address, 8080, lab.now));
+        lab.flow(tcp_client(2, "10.99.0.3", &address, 9090, lab.now));
+        lab.apply(&pod("shop", "web", i, "node-b", &address, &[]));
+        assert_eq!(peers(&lab), *first.get_or_insert(peers(&lab)), "after {i}");
+    }
+    // More than are kept apart as external peers.
+    let snapshot = lab.snapshot();
+    assert_eq!(edges(&snapshot), ["api -> web TCP/9090", "web -> api TCP/8080"]);
+    assert!(snapshot.body.edges.iter().all(|edge| edge.counts.opened == 200));
+}

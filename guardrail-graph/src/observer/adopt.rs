@@ -3,7 +3,10 @@
 //! The API server tells of a pod's address, a node or a Service a moment after its first traffic. Where the nodes' ranges do not tell that an address is a pod's (many
 //! clusters give out pod addresses without `spec.podCIDR`), such traffic has been taken for an external peer's by then.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+};
 
 use super::{
     ADDRESS_LEAD, Observer, UnresolvedReason,
@@ -11,6 +14,16 @@ use super::{
     table::{Gain, Key, PeerId, side_index},
 };
 use crate::{snapshot::Side, time::Timestamp};
+
+/// What became of an edge with an address that may be the cluster's own.
+enum Adopted {
+    /// It stands under another name now.
+    Yes,
+    /// It is an external peer's.
+    No,
+    /// The name is not known yet.
+    Wait,
+}
 
 impl Observer {
     /// The address has an owner, or is a Service's, since this moment.
@@ -40,38 +53,50 @@ impl Observer {
             let server = these.get(&key.1).map(|since| (*key, Side::Client, key.1, *since));
             server.or_else(|| these.get(&key.0).map(|since| (*key, Side::Server, key.0, *since)))
         });
+        let mut kept: HashSet<PeerId> = HashSet::new();
         for (key, side, external, (address, since)) in edges.collect::<Vec<_>>() {
             let last = now.since(since) >= self.config.pod_timeout;
-            if !self.adopt_edge(&key, side, address, since, last) {
-                self.unnamed.insert(external, (address, since));
+            match self.adopt_edge(&key, side, address, since, last) {
+                Adopted::Yes => continue,
+                Adopted::No => {}
+                Adopted::Wait => drop(self.unnamed.insert(external, (address, since))),
             }
+            kept.insert(external);
+        }
+        let gone: Vec<PeerId> = these.into_keys().filter(|external| !kept.contains(external)).collect();
+        if !gone.is_empty() {
+            self.edges.forget_external(&gone);
+        }
+        for external in gone {
+            self.unnamed.remove(&external);
+            self.peers.forget_external(external);
         }
     }
 
-    /// Names an edge anew between an address, a newcomer `since` then, and the end that is here, which is at this `side` of it. False: it has to wait; never if this is
-    /// the `last` time.
-    fn adopt_edge(&mut self, key: &Key, side: Side, address: IpAddr, since: Timestamp, last: bool) -> bool {
+    /// Names an edge anew between an address, a newcomer `since` then, and the end that is here, which is at this `side` of it. If this is the `last` time it does not wait.
+    fn adopt_edge(&mut self, key: &Key, side: Side, address: IpAddr, since: Timestamp, last: bool) -> Adopted {
         let Some(seen) = self.edges.get(key).and_then(|edge| edge.sides[side_index(side)].as_deref().copied()) else {
-            return true;
+            return Adopted::No;
         };
         let (protocol, port) = (key.2, key.3);
         let remote = match side {
             Side::Client => self.remote_server(address, port, protocol, seen.last, last),
             Side::Server => self.remote_peer(address, seen.last, last),
         };
-        let adopted = match remote {
-            Found::Wait => return last,
+        let is_ours = match remote {
+            Found::Wait if last => false,
+            Found::Wait => return Adopted::Wait,
             Found::Yes(Remote::External { .. }) => false,
             // A Service's address was never anybody else's.
             Found::Yes(Remote::Service { .. }) | Found::No(UnresolvedReason::ServicePortUnknown) => true,
             // An address that has been there for longer than such news take was somebody else's before.
             _ => seen.first >= since.before(ADDRESS_LEAD),
         };
-        if !adopted {
-            return true;
+        if !is_ours {
+            return Adopted::No;
         }
         let (local, external) = if side == Side::Client { (key.0, key.1) } else { (key.1, key.0) };
-        let Some(edge) = self.edges.take(key, local, external) else { return true };
+        let Some(edge) = self.edges.take(key, local, external) else { return Adopted::No };
         let node_workload = edge.node_workloads.iter().next().cloned();
         let gain = Gain { side, seen, marks: edge.marks, node_workload, port_name: edge.port_name };
         let local = Local { peer: local, pod: None, marks: 0, node_workload: None };
@@ -87,6 +112,6 @@ impl Observer {
             }
             Found::Wait => {}
         }
-        true
+        Adopted::Yes
     }
 }

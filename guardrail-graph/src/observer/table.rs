@@ -24,6 +24,8 @@ pub(super) struct Peers {
     peers: Vec<CompactPeer>,
     ids: HashMap<Arc<Peer>, PeerId>,
     external: HashMap<IpAddr, PeerId>,
+    /// Numbers of external peers that were none, to be given out again.
+    free: Vec<PeerId>,
 }
 
 fn address(peer: &Peer) -> Option<IpAddr> {
@@ -48,6 +50,10 @@ impl Peers {
     }
 
     fn push(&mut self, peer: CompactPeer) -> PeerId {
+        if let Some(id) = self.free.pop() {
+            self.peers[id.0 as usize] = peer;
+            return id;
+        }
         let id = PeerId(u32::try_from(self.peers.len()).unwrap_or(u32::MAX));
         self.peers.push(peer);
         id
@@ -65,6 +71,15 @@ impl Peers {
     /// The external peer of that address, if it was ever used.
     pub(super) fn known_external(&self, address: IpAddr) -> Option<PeerId> {
         self.external.get(&address).copied()
+    }
+
+    /// Forgets an external peer that stands in no edge any more, so that ever new addresses do not make this grow.
+    pub(super) fn forget_external(&mut self, id: PeerId) {
+        if let Some(address) = self.address(id)
+            && self.external.remove(&address).is_some()
+        {
+            self.free.push(id);
+        }
     }
 
     /// The number of a peer, if it was ever used.
@@ -110,7 +125,7 @@ impl Peers {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.peers.len()
+        self.peers.len() - self.free.len()
     }
 }
 
@@ -445,11 +460,24 @@ impl Edges {
         self.insert(key, local, edge);
     }
 
+    /// Forgets that these external peers, which stand in no edge any more, were kept apart.
+    pub(super) fn forget_external(&mut self, gone: &[PeerId]) {
+        for state in self.externals.values_mut() {
+            if let Externals::Apart(apart) = state {
+                apart.retain(|id| !gone.contains(id));
+            }
+        }
+    }
+
     /// Takes out an edge between the end that is here and an address that turned out to be no external peer.
     pub(super) fn take(&mut self, key: &Key, local: PeerId, external: PeerId) -> Option<Edge> {
         let end = if key.0 == external { End::Client } else { End::Server };
-        if let Some(Externals::Apart(apart)) = self.externals.get_mut(&(end, local, key.2, key.3)) {
+        let place = (end, local, key.2, key.3);
+        if let Some(Externals::Apart(apart)) = self.externals.get_mut(&place) {
             apart.remove(&external);
+            if apart.is_empty() {
+                self.externals.remove(&place);
+            }
         }
         self.remove(key, local)
     }
