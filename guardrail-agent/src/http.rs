@@ -31,7 +31,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 
 /// How long the kernel's table of flows may go unread before `/healthz` says so: a multiple of the time between two sweeps. A probe that fails a few times in a row then
 /// has the agent restarted, which is all that helps.
-pub const STALLED: Duration = Duration::from_secs(15);
+const STALLED: Duration = Duration::from_secs(15);
 
 /// Pieces in which the graph is sent: what one connection holds of it.
 const PIECE_BYTES: usize = 64 << 10;

@@ -37,7 +37,7 @@ use table::{Edge, Edges, Flow, PeerId, Peers};
 
 use crate::{
     identity::{addresses::AddressIndex, cgroups::Cgroups},
-    inventory::{Inventory, Service, VirtualTarget},
+    inventory::{Inventory, Kind, Service, VirtualTarget},
     observe::{CgroupId, FlowDelta, LossClass, LossReason, NetnsId, Observation},
     peer::{Peer, Protocol, WorkloadRef},
     snapshot::{
@@ -118,6 +118,8 @@ pub struct Observer {
     listeners: HashMap<(NetnsId, u16, Option<IpAddr>), u32>,
     /// Local UDP ports on which a server record was seen, with who had the address then.
     served: HashMap<(IpAddr, u16), Option<AddressOwner>>,
+    /// First lists that are still to come.
+    awaited: Vec<Kind>,
     /// External peers that may be the cluster's own, to be named anew.
     newcomers: HashMap<PeerId, IpAddr>,
     /// Those of them that wait for their owner's name, since when.
@@ -173,6 +175,7 @@ impl Observer {
             edges: Edges::new(many, &config),
             last_retry: config.started,
             last_expire: config.started,
+            awaited: config.awaited.clone(),
             config,
             inventory: Inventory::default(),
             cgroups: Cgroups::default(),

@@ -29,14 +29,6 @@ fn small(change: impl FnOnce(&mut ObserverConfig)) -> Lab {
     lab
 }
 
-fn entries(lab: &Lab, kind: &str) -> usize {
-    lab.observer.stats().identity_entries.iter().find(|(k, _)| *k == kind).unwrap().1
-}
-
-fn lost(lab: &Lab, reason: LossReason) -> u64 {
-    lab.observer.stats().losses.iter().find(|(r, ..)| *r == reason).unwrap().2
-}
-
 #[test]
 #[cfg_attr(miri, ignore = "a flood takes minutes under Miri")]
 fn a_scan_of_ever_new_addresses_and_ports_grows_nothing_once_its_share_is_full_and_others_go_on() {
@@ -52,11 +44,11 @@ fn a_scan_of_ever_new_addresses_and_ports_grows_nothing_once_its_share_is_full_a
         }
     };
     scan(&mut lab, 0, 1_000);
-    let (edges_then, peers_then) = (lab.observer.stats().edges, entries(&lab, "peer"));
+    let (edges_then, peers_then) = (lab.observer.stats().edges, lab.entries("peer"));
     assert_eq!(edges_then, 200, "its share");
     scan(&mut lab, 1_000, 20_000);
-    assert_eq!((lab.observer.stats().edges, entries(&lab, "peer")), (edges_then, peers_then));
-    assert!(lost(&lab, LossReason::GraphFull) > 0);
+    assert_eq!((lab.observer.stats().edges, lab.entries("peer")), (edges_then, peers_then));
+    assert!(lab.lost(LossReason::GraphFull) > 0);
 
     lab.flow(tcp_client(2, "10.244.1.3", "203.0.113.9", 443, t(6)));
     let snapshot = lab.snapshot();
@@ -77,7 +69,7 @@ fn a_client_with_spoofed_source_addresses_is_one_external_peer() {
         lab.flow(tcp_server(2, "10.244.1.3", &Ipv4Addr::from(0xc612_0000 + i).to_string(), 8080, t(5)));
     }
     assert_eq!(edges(&lab.snapshot()).len(), 1);
-    assert!(entries(&lab, "peer") < 100, "{} peers", entries(&lab, "peer"));
+    assert!(lab.entries("peer") < 100, "{} peers", lab.entries("peer"));
 }
 
 #[test]
@@ -100,7 +92,7 @@ fn names_are_believed_for_the_client_that_was_told_them_and_for_nobody_else() {
             lab.flow(tcp_client(cgroup, local, remote, 443, t(5)));
         }
     }
-    assert!(entries(&lab, "name") <= lab.observer.config().max_names);
+    assert!(lab.entries("name") <= lab.observer.config().max_names);
     let snapshot = lab.snapshot();
     let named: Vec<(String, String)> = snapshot
         .body

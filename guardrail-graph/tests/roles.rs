@@ -79,16 +79,12 @@ fn what_a_gone_pod_served_tells_nothing_of_the_next_owner_of_its_address_and_is_
     (answer.local_port, answer.bind_seen) = (Some(53), false);
     lab.at(60).flow(answer);
     assert_eq!(lab.edges(), ["dns -> odd UDP/9999"]);
-    let listeners = |lab: &Lab| {
-        let entries = lab.observer.stats().identity_entries;
-        entries.iter().find(|(kind, _)| *kind == "listener").unwrap().1
-    };
     lab.at(120);
-    assert_eq!(listeners(&lab), 0);
+    assert_eq!(lab.entries("listener"), 0);
     // What lasts is kept.
     lab.flow(delta(6, Role::Server, "10.244.1.5", "10.244.1.3", Protocol::Udp, 9998, t(120)));
     lab.at(9000);
-    assert_eq!(listeners(&lab), 1);
+    assert_eq!(lab.entries("listener"), 1);
 }
 
 #[test]

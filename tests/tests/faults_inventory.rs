@@ -22,15 +22,15 @@ const LIMIT: Duration = Duration::from_secs(40);
 
 /// An address in the node's namespace where an API server may come to be, and a kubeconfig that names it.
 fn nobody_there(lab: &Lab) -> (SocketAddr, PathBuf) {
-    let (server, kubeconfig) = api_server(lab, "127.0.0.1:0".parse().unwrap());
+    let (server, kubeconfig) = api_server(lab, 0, "127.0.0.1:0".parse().unwrap());
     let address = server.url()["http://".len()..].parse().unwrap();
     drop(server);
     (address, kubeconfig)
 }
 
-fn api_server(lab: &Lab, address: SocketAddr) -> (ApiServer, PathBuf) {
+fn api_server(lab: &Lab, node: usize, address: SocketAddr) -> (ApiServer, PathBuf) {
     // The port of one that ended may be waiting out its last connections.
-    let listener = || lab.nodes[lab.nodes.len() - 1].netns.run(|| TcpListener::bind(address)).ok();
+    let listener = || lab.nodes[node].netns.run(|| TcpListener::bind(address)).ok();
     let listener = wait_until(LIMIT, "the API server's address is free", listener).unwrap();
     let server = ApiServer::serving(listener, &inventory::objects(&lab.cluster)).unwrap();
     let path = lab.directory.join("kubeconfig");
@@ -136,7 +136,7 @@ fn an_agent_that_starts_without_its_api_server_invents_no_name_and_recovers_when
     let failed = agent.metric(r#"guardrail_inventory_failures_total{kind="pods",reason="transport"}"#).unwrap();
     assert!(failed >= 1.0, "{failed}");
 
-    let (_server, _) = api_server(&lab, address);
+    let (_server, _) = api_server(&lab, 0, address);
     wait_until(LIMIT, "it is ready", || (agent.get("/readyz").ok()?.0 == 200).then_some(())).unwrap();
     for process in &mut processes[1..] {
         process.go().unwrap();
@@ -179,7 +179,7 @@ fn another_nodes_pod_is_no_external_peer_while_the_list_of_nodes_is_awaited() {
         ..Scenario::default()
     };
     let mut processes = start(&lab, vec![(&client, calls)]).unwrap();
-    let (api, kubeconfig) = api_server(&lab, "127.0.0.1:0".parse().unwrap());
+    let (api, kubeconfig) = api_server(&lab, 1, "127.0.0.1:0".parse().unwrap());
     api.fault("nodes", Fault::Status { code: 503, retry_after: Some(4) });
     let args = ["--inventory", "kube", "--kubeconfig", kubeconfig.to_str().unwrap(), "--inventory-scope", "node"];
     let agent = Agent::spawn(&lab, 1, &args).unwrap();
@@ -222,7 +222,7 @@ fn an_api_server_that_is_long_away_costs_the_names_of_new_pods_only_and_for_that
     let mut lab = lab(c).unwrap();
     let index = lab.cluster.pods.iter().position(|p| p.key() == young).unwrap();
     lab.cluster.pods[index].present = false;
-    let (api, kubeconfig) = api_server(&lab, "127.0.0.1:0".parse().unwrap());
+    let (api, kubeconfig) = api_server(&lab, 0, "127.0.0.1:0".parse().unwrap());
     let address: SocketAddr = api.url()["http://".len()..].parse().unwrap();
     let agent = Agent::start(&lab, 0, &["--inventory", "kube", "--kubeconfig", kubeconfig.to_str().unwrap()]).unwrap();
     drop(api);
@@ -252,7 +252,7 @@ fn an_api_server_that_is_long_away_costs_the_names_of_new_pods_only_and_for_that
     let age = agent.metric(r#"guardrail_inventory_age_seconds{kind="pods"}"#).unwrap();
     assert!(age >= 5.0, "{age}");
 
-    let (_api, _) = api_server(&lab, address);
+    let (_api, _) = api_server(&lab, 0, address);
     wait_until(LIMIT, "it hears of the young pod", || {
         (agent.metric(r#"guardrail_inventory_age_seconds{kind="pods"}"#).ok()? < age).then_some(())
     })

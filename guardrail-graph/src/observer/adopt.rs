@@ -13,7 +13,7 @@ use super::{
     ends::{Found, Local, Remote},
     table::{Gain, Key, PeerId, side_index},
 };
-use crate::{snapshot::Side, time::Timestamp};
+use crate::{observe, snapshot::Side, time::Timestamp};
 
 /// What became of an edge with an address that may be the cluster's own.
 enum Adopted {
@@ -103,12 +103,9 @@ impl Observer {
         match remote {
             Found::Yes(remote) => self.place(protocol, port, address, &local, remote, gain),
             Found::No(reason) => {
-                let count = seen.counts.established().saturating_add(seen.counts.failed());
-                let peer = self.peers.get(local.peer);
-                self.count_unresolved(reason, count, || format!("{peer} -> {address}:{port}/{protocol}"));
-                if seen.counts.established() > 0 {
-                    self.incomplete_peer(local.peer, reason.as_str());
-                }
+                let (established, failed) = (seen.counts.established(), seen.counts.failed());
+                let remote = (observe::Remote::Addr(address), port, protocol);
+                self.unresolved(reason, local.peer, remote, established.saturating_add(failed), established > 0);
             }
             Found::Wait => {}
         }

@@ -140,7 +140,7 @@ impl Observer {
                 (None, Lookup::Ambiguous(_)) => Found::No(UnresolvedReason::IpReuse),
                 // Without cgroup v2 of their own, pods' processes are in the root cgroup, and this pod may not be known yet.
                 (None, Lookup::Unknown | Lookup::Vacant)
-                    if *root && !last && usable && (self.in_pod_range(address) || !self.config.awaited.is_empty()) =>
+                    if *root && !last && usable && (self.in_pod_range(address) || !self.awaited.is_empty()) =>
                 {
                     Found::Wait
                 }
@@ -206,8 +206,7 @@ impl Observer {
 
     /// Whether an address that nobody is known to own may be anybody's: a list is still to come, or neither a node nor a pod is known.
     fn is_blind(&self) -> bool {
-        !self.config.awaited.is_empty()
-            || (self.inventory.nodes().next().is_none() && self.inventory.pods().next().is_none())
+        !self.awaited.is_empty() || (self.inventory.nodes().next().is_none() && self.inventory.pods().next().is_none())
     }
 
     /// The node that owns an address, as far as known.
@@ -275,7 +274,7 @@ impl Observer {
         }
         match self.remote_peer(address, at, last) {
             // A node's port may be that of a Service or of a pod.
-            Found::Yes(Remote::Peer { pod: None, .. }) if !self.config.awaited.is_empty() => {
+            Found::Yes(Remote::Peer { pod: None, .. }) if !self.awaited.is_empty() => {
                 if last {
                     Found::No(UnresolvedReason::ClusterUnknown)
                 } else {

@@ -482,12 +482,18 @@ impl Observer {
         }
         if reason == UnresolvedReason::OtherNode {
             self.count_unresolved(reason, count, || {
-                format!("{} -> {}/{}", delta.local, remote_text(delta), delta.protocol)
+                format!("{} -> {}/{}", delta.local, remote_text(delta.remote, delta.server_port), delta.protocol)
             });
             return;
         }
         self.count_unresolved(reason, count, || {
-            format!("cgroup {} ({}) -> {}/{}", delta.cgroup.0, delta.local, remote_text(delta), delta.protocol)
+            format!(
+                "cgroup {} ({}) -> {}/{}",
+                delta.cgroup.0,
+                delta.local,
+                remote_text(delta.remote, delta.server_port),
+                delta.protocol
+            )
         });
         let this_node = self.this_node;
         self.incomplete_peer(this_node, reason.as_str());
@@ -499,27 +505,39 @@ impl Observer {
     }
 
     fn unresolved_flow(&mut self, reason: UnresolvedReason, delta: &FlowDelta, local: &Local, count: u64) {
+        let remote = (delta.remote, delta.server_port, delta.protocol);
+        self.unresolved(reason, local.peer, remote, count, delta.counts.opened > 0 || delta.counts.found > 0);
+    }
+
+    /// Counts what `peer` had with a remote end that has no name. Failed attempts support nothing, so nothing is missing without them: only if some were
+    /// `established` is the peer incomplete.
+    pub(super) fn unresolved(
+        &mut self,
+        reason: UnresolvedReason,
+        peer: PeerId,
+        (remote, port, protocol): (observe::Remote, u16, Protocol),
+        count: u64,
+        established: bool,
+    ) {
         if count == 0 {
             return;
         }
-        let peer = local.peer;
         if self.wants_example(reason) {
-            let text = format!("{} -> {}/{}", self.peers.get(peer), remote_text(delta), delta.protocol);
+            let text = format!("{} -> {}/{protocol}", self.peers.get(peer), remote_text(remote, port));
             self.count_unresolved(reason, count, || text);
         } else {
             self.count_unresolved(reason, count, String::new);
         }
-        // Failed attempts support nothing, so nothing is missing without them.
-        if delta.counts.opened > 0 || delta.counts.found > 0 {
+        if established {
             self.incomplete_peer(peer, reason.as_str());
         }
     }
 }
 
-fn remote_text(delta: &FlowDelta) -> String {
-    match delta.remote {
-        observe::Remote::Addr(IpAddr::V6(address)) => format!("[{address}]:{}", delta.server_port),
-        observe::Remote::Addr(address) => format!("{address}:{}", delta.server_port),
-        observe::Remote::Many => format!("many:{}", delta.server_port),
+fn remote_text(remote: observe::Remote, port: u16) -> String {
+    match remote {
+        observe::Remote::Addr(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+        observe::Remote::Addr(address) => format!("{address}:{port}"),
+        observe::Remote::Many => format!("many:{port}"),
     }
 }

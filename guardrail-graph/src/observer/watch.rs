@@ -41,7 +41,7 @@ impl Observer {
 
     /// No list of this kind is awaited (any more): what is not known of it will not become known.
     pub fn do_without(&mut self, kind: &Kind) {
-        self.config.awaited.retain(|awaited| awaited != kind);
+        self.awaited.retain(|awaited| awaited != kind);
     }
 
     /// What is known before anything was observed has been so since before the window.

@@ -142,6 +142,11 @@ impl Lab {
         self.observer.stats().losses.iter().find(|(r, ..)| *r == reason).unwrap().2
     }
 
+    /// Entries of a kind that the observer keeps.
+    pub(crate) fn entries(&self, kind: &str) -> usize {
+        self.observer.stats().identity_entries.iter().find(|(k, _)| *k == kind).unwrap().1
+    }
+
     pub(crate) fn unresolved(&self, reason: &str) -> u64 {
         self.observer.stats().unresolved.iter().find(|(r, _)| *r == reason).unwrap().1
     }
