@@ -7,6 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod place;
+
+use place::{Place, place, pour};
+
 /// A file operation that failed, with the path.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}: {source}", path.display())]
@@ -53,11 +57,17 @@ pub fn lock_dir(dir: &Path) -> Result<fs::File, FileError> {
     }
 }
 
-/// Writes the pieces of a content beside `path`, syncs them, and renames them over `path`. A directory that is gone is made again.
+/// Writes the pieces of a content beside `path`, syncs them, and renames them over `path`. A directory that is gone is made again. A link is followed and
+/// the file behind it replaced; a device or a FIFO is written to and stays.
 ///
 /// # Errors
-/// If a step fails; then `path` is as it was before.
+/// If a step fails; then a file at `path` is as it was before.
 pub fn replace<T: AsRef<[u8]>>(path: &Path, content: impl IntoIterator<Item = T>) -> Result<(), FileError> {
+    let path = match place(path).map_err(failed("replace", path))? {
+        Place::File(path) => path,
+        Place::Stream(path) => return pour(&path, content).map_err(failed("write", &path)),
+    };
+    let path = path.as_path();
     let dir = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(dir).map_err(failed("create the directory", dir))?;
     let mut file = tempfile::Builder::new()
@@ -86,6 +96,10 @@ pub fn replace_set(dir: &Path, files: &BTreeMap<String, String>) -> Result<bool,
         return Err(failed("write", &dir.join(name))(elsewhere));
     }
     let manifest = dir.join(".guardrail-files");
+    if is_stream(&manifest) {
+        let special = io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file; remove it");
+        return Err(failed("read", &manifest)(special));
+    }
     let before: BTreeSet<String> = match fs::read_to_string(&manifest) {
         Ok(text) => text.lines().map(str::to_owned).collect(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
@@ -102,7 +116,7 @@ pub fn replace_set(dir: &Path, files: &BTreeMap<String, String>) -> Result<bool,
     let mut changed = false;
     for (name, content) in files {
         let path = dir.join(name);
-        if fs::read(&path).is_ok_and(|old| old == content.as_bytes()) {
+        if !is_stream(&path) && fs::read(&path).is_ok_and(|old| old == content.as_bytes()) {
             continue;
         }
         replace(&path, [content])?;
@@ -110,6 +124,10 @@ pub fn replace_set(dir: &Path, files: &BTreeMap<String, String>) -> Result<bool,
     }
     for stale in before.difference(&now).filter(|name| is_below(name)) {
         let path = dir.join(stale);
+        // What has become a device, a FIFO or a directory meanwhile is not what we wrote.
+        if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file() && !found.is_symlink()) {
+            continue;
+        }
         match fs::remove_file(&path) {
             Ok(()) => changed = true,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -127,6 +145,12 @@ fn is_below(name: &str) -> bool {
     !name.is_empty()
         && !name.contains(char::is_control)
         && Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
+}
+
+/// A device or a FIFO, directly or behind a link: it cannot be read back, and a FIFO would keep its reader waiting.
+#[must_use]
+pub fn is_stream(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
 fn sync_dir(dir: &Path) -> Result<(), FileError> {
@@ -183,16 +207,32 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_directory_is_replaced_and_not_followed() {
+    fn a_link_is_followed_and_the_file_behind_it_replaced() {
         let outer = tempfile::tempdir().unwrap();
         let dir = outer.path().join("state");
         fs::create_dir(&dir).unwrap();
-        let precious = outer.path().join("precious");
-        fs::write(&precious, "kept").unwrap();
-        std::os::unix::fs::symlink(&precious, dir.join("state.json")).unwrap();
+        fs::write(outer.path().join("real"), "old").unwrap();
+        std::os::unix::fs::symlink("../real", dir.join("state.json")).unwrap();
         replace(&dir.join("state.json"), ["new"]).unwrap();
-        assert_eq!(fs::read_to_string(&precious).unwrap(), "kept");
-        assert!(fs::symlink_metadata(dir.join("state.json")).unwrap().is_file());
+        assert_eq!(fs::read_to_string(outer.path().join("real")).unwrap(), "new");
+        assert!(fs::symlink_metadata(dir.join("state.json")).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn a_fifo_is_written_to_and_never_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("a.yaml");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        assert!(replace(&fifo, ["nobody reads"]).is_err(), "an agent does not wait for a reader");
+        // A reader that is there before the writer: opened for both, it does not wait either.
+        let mut reader = fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+        assert!(replace_set(dir.path(), &set(&[("a.yaml", "new")])).unwrap());
+        let mut read = [0; 3];
+        io::Read::read_exact(&mut reader, &mut read).unwrap();
+        assert_eq!(&read, b"new");
+        replace_set(dir.path(), &set(&[("b.yaml", "1")])).unwrap();
+        assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fs::metadata(&fifo).unwrap().file_type()));
+        assert_eq!(listing(dir.path()), [".guardrail-files", "a.yaml", "b.yaml"]);
     }
 
     #[test]

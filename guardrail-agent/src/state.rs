@@ -47,6 +47,10 @@ impl StateFile {
     #[must_use]
     pub fn load(&self, now: Timestamp) -> Stored {
         let name = self.path.display().to_string();
+        if files::is_stream(&self.path) {
+            tracing::warn!("starting with an empty graph: {name} is no regular file, nothing can be read back from it");
+            return Stored::default();
+        }
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Stored::default(),
@@ -97,6 +101,9 @@ impl StateFile {
     }
 
     fn set_aside(&self, now: Timestamp, why: &str) {
+        if files::is_stream(&self.path) {
+            return tracing::warn!("starting with an empty graph: {why}");
+        }
         let aside = self.path.with_extension(format!("unusable-{}.json", now.as_unix_ns() / 1_000_000));
         match fs::rename(&self.path, &aside) {
             Ok(()) => {

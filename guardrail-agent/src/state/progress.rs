@@ -70,7 +70,9 @@ impl Progress {
     pub fn remove_others(dir: &Path, at: Timestamp) {
         let keep = path(dir, at);
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(PREFIX) && entry.path() != keep {
+            let ours = entry.file_name().to_string_lossy().starts_with(PREFIX)
+                && entry.file_type().is_ok_and(|kind| kind.is_file() || kind.is_symlink());
+            if ours && entry.path() != keep {
                 // One that stays is never read again.
                 let _ = fs::remove_file(entry.path());
             }
