@@ -14,6 +14,7 @@ mod input;
 mod lint;
 mod merge;
 mod output;
+mod place;
 mod policies;
 
 use std::{ffi::OsString, process::ExitCode};

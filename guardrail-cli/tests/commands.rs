@@ -108,6 +108,35 @@ fn merge_is_idempotent_and_graph_json_is_the_merged_snapshot() {
 }
 
 #[test]
+fn merge_writes_into_a_fifo_and_through_a_link_and_removes_neither() {
+    let merged = guardrail(&["merge", "shop.json"]).stdout;
+    let directory = tempfile::tempdir().unwrap();
+    let [fifo, link, real] = ["fifo", "link", "real"].map(|name| directory.path().join(name));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let reader = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || fs::read_to_string(fifo).unwrap()
+    });
+    let answer = guardrail(&["merge", "shop.json", "--output", fifo.to_str().unwrap()]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fs::symlink_metadata(&fifo).unwrap().file_type()));
+    assert_eq!(reader.join().unwrap(), merged);
+
+    fs::write(&real, "old").unwrap();
+    std::os::unix::fs::symlink("real", &link).unwrap();
+    let answer = guardrail(&["merge", "shop.json", "--output", link.to_str().unwrap()]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::read_to_string(&real).unwrap(), merged);
+
+    // /dev/stdout is a link to what this process has open, here a pipe.
+    assert_eq!(guardrail(&["merge", "shop.json", "--output", "/dev/stdout"]).stdout, merged);
+    let answer = guardrail(&["merge", "shop.json", "--output", directory.path().to_str().unwrap()]);
+    assert_eq!(answer.code, 2, "a directory is no place for it");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3, "no temporary file is left");
+}
+
+#[test]
 fn check_of_a_snapshot_as_a_table() {
     insta::assert_snapshot!(shown(&guardrail(&["check", "shop.json", "--policies", "shop-policies.yaml"])));
 }

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Component, Path};
 
 use anyhow::Context as _;
+
+use crate::place::{self, Place};
 
 /// Names what we wrote, so that a later export removes its own stale files and nobody else's. The agent keeps the same list.
 const MANIFEST: &str = ".guardrail-files";
@@ -21,20 +23,30 @@ pub(crate) fn replace_set(directory: &Path, files: &BTreeMap<String, String>) ->
     let before = read_manifest(directory)?;
     let now: BTreeSet<&str> = files.keys().map(String::as_str).collect();
     let mut staged = Vec::with_capacity(files.len());
+    let mut streams = Vec::new();
     for (name, content) in files {
-        let path = directory.join(name);
-        if fs::read(&path).is_ok_and(|old| old == content.as_bytes()) {
-            continue;
+        let cannot = || format!("cannot write {name}");
+        match place::place(&directory.join(name)).with_context(cannot)? {
+            Place::File(path) if fs::read(&path).is_ok_and(|old| old == content.as_bytes()) => {}
+            Place::File(path) => staged.push((stage(&path, content).with_context(cannot)?, path)),
+            Place::Stream(path) => streams.push((path, content)),
         }
-        staged.push((stage(directory, content).with_context(|| format!("cannot write {name}"))?, path));
     }
     // Listed first, so that a crash forgets none.
     write_manifest(directory, before.iter().map(String::as_str).chain(now.iter().copied()).collect())?;
     for (file, path) in staged {
-        file.persist(&path).with_context(|| format!("cannot replace {}", path.display()))?;
+        place::persist(file, &path).with_context(|| format!("cannot replace {}", path.display()))?;
+    }
+    for (path, content) in streams {
+        place::pour(&path, content.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     for stale in before.iter().filter(|name| !now.contains(name.as_str()) && is_below(name)) {
-        match fs::remove_file(directory.join(stale)) {
+        let path = directory.join(stale);
+        // What has become a device, a FIFO or a directory meanwhile is not what we wrote.
+        if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file() && !found.is_symlink()) {
+            continue;
+        }
+        match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {stale}"));
             }
@@ -46,18 +58,13 @@ pub(crate) fn replace_set(directory: &Path, files: &BTreeMap<String, String>) ->
     Ok(())
 }
 
-fn stage(directory: &Path, content: &str) -> io::Result<tempfile::NamedTempFile> {
-    let mut file = tempfile::Builder::new()
-        .prefix(".guardrail-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(directory)?;
-    file.write_all(content.as_bytes())?;
-    file.as_file().sync_all()?;
-    Ok(file)
+fn stage(path: &Path, content: &str) -> io::Result<tempfile::NamedTempFile> {
+    place::stage(path, content.as_bytes(), 0o644)
 }
 
 fn read_manifest(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
-    match fs::read_to_string(directory.join(MANIFEST)) {
+    let path = manifest(directory)?;
+    match fs::read_to_string(path) {
         Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
         Err(error) => Err(error).with_context(|| format!("cannot read {MANIFEST}")),
@@ -66,8 +73,16 @@ fn read_manifest(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
 
 fn write_manifest(directory: &Path, names: BTreeSet<&str>) -> anyhow::Result<()> {
     let text: String = names.iter().map(|name| format!("{name}\n")).collect();
-    stage(directory, &text)?.persist(directory.join(MANIFEST))?;
+    let path = manifest(directory)?;
+    place::persist(stage(&path, &text)?, &path)?;
     Ok(())
+}
+
+fn manifest(directory: &Path) -> anyhow::Result<std::path::PathBuf> {
+    match place::place(&directory.join(MANIFEST)).with_context(|| format!("cannot read {MANIFEST}"))? {
+        Place::File(path) => Ok(path),
+        Place::Stream(_) => anyhow::bail!("{MANIFEST} is no regular file; remove it"),
+    }
 }
 
 /// Neither a name in a snapshot nor a manifest that somebody edited must make us write or remove files elsewhere, or hide a file name.
@@ -126,6 +141,27 @@ mod tests {
             assert!(error.contains("is no file name"), "{error}");
         }
         assert!(names(outer.path()).is_empty());
+    }
+
+    #[test]
+    fn a_fifo_is_written_to_a_link_is_followed_and_a_stale_fifo_stays() {
+        let outer = tempfile::tempdir().unwrap();
+        let directory = outer.path().join("export");
+        fs::create_dir(&directory).unwrap();
+        let fifo = directory.join("a.yaml");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        std::os::unix::fs::symlink("../report", directory.join("b.yaml")).unwrap();
+        let reader = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || fs::read_to_string(fifo).unwrap()
+        });
+        replace_set(&directory, &set(&[("a.yaml", "1"), ("b.yaml", "2")])).unwrap();
+        assert_eq!(reader.join().unwrap(), "1");
+        assert_eq!(fs::read_to_string(outer.path().join("report")).unwrap(), "2");
+        assert!(fs::symlink_metadata(directory.join("b.yaml")).unwrap().is_symlink());
+        replace_set(&directory, &set(&[("c.yaml", "3")])).unwrap();
+        assert_eq!(names(&directory), [MANIFEST, "a.yaml", "c.yaml"]);
+        assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fs::metadata(fifo).unwrap().file_type()));
     }
 
     #[test]

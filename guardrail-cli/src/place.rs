@@ -1,0 +1,126 @@
+//! Where a file that we write really goes: never over a device, a FIFO or a link.
+//!
+//! The agent has the same rules for its own directories (`guardrail-agent/src/files/place.rs`); no crate that both may use does IO.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+/// Most links that are followed, as the kernel has it.
+const MAX_LINKS: usize = 40;
+
+/// Where what is written under a name goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A regular file, or nothing yet: a new file is renamed over it. Links are followed, so this is no link.
+    File(PathBuf),
+    /// A device, a FIFO, or an open file of a process (`/dev/stdout`): it takes bytes and stays what it is.
+    Stream(PathBuf),
+}
+
+/// The place of `path`.
+///
+/// # Errors
+/// If it is a directory or a socket, links lead in a circle, or it cannot be looked at.
+pub(crate) fn place(path: &Path) -> io::Result<Place> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a socket"));
+        }
+        Ok(found) if !found.is_file() => return Ok(Place::Stream(path.to_owned())),
+        // A link may lead to a file that is not there yet.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::symlink_metadata(&file) {
+            Ok(found) if found.is_symlink() => {}
+            Ok(_) => return Ok(Place::File(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Place::File(file)),
+            Err(error) => return Err(error),
+        }
+        // The links of /proc lead to what a process has open: what they read as may be the name of another file by now.
+        if file.starts_with("/proc") {
+            return Ok(Place::Stream(path.to_owned()));
+        }
+        let target = fs::read_link(&file)?;
+        file = file.parent().unwrap_or(Path::new("")).join(target);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "its links lead in a circle"))
+}
+
+/// Writes `bytes` under this name: a file is replaced as a whole or not at all.
+///
+/// # Errors
+/// If a step fails; then a file is as it was before.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match place(path)? {
+        Place::File(file) => persist(stage(&file, bytes, 0o666)?, &file),
+        Place::Stream(stream) => pour(&stream, bytes),
+    }
+}
+
+/// Writes a new file beside `file`, to be renamed over it. `mode` is subject to the umask.
+pub(crate) fn stage(file: &Path, bytes: &[u8], mode: u32) -> io::Result<tempfile::NamedTempFile> {
+    let mut staged = tempfile::Builder::new()
+        .prefix(".guardrail-")
+        .permissions(fs::Permissions::from_mode(mode))
+        .tempfile_in(directory(file))?;
+    staged.write_all(bytes)?;
+    staged.as_file().sync_all()?;
+    Ok(staged)
+}
+
+/// Renames a staged file into its place.
+pub(crate) fn persist(staged: tempfile::NamedTempFile, file: &Path) -> io::Result<()> {
+    staged.persist(file).map_err(|e| e.error)?;
+    fs::File::open(directory(file))?.sync_all()
+}
+
+/// Writes into what is there; waits for the reader of a FIFO.
+pub(crate) fn pour(stream: &Path, bytes: &[u8]) -> io::Result<()> {
+    // What stdout was redirected to with `>>` keeps what it has.
+    let mut stream = fs::OpenOptions::new().append(true).open(stream)?;
+    stream.write_all(bytes)?;
+    stream.flush()
+}
+
+fn directory(file: &Path) -> &Path {
+    file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_followed_also_to_a_file_that_is_not_there_yet() {
+        let outer = tempfile::tempdir().unwrap();
+        let (real, link, second) = (outer.path().join("real"), outer.path().join("link"), outer.path().join("second"));
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        std::os::unix::fs::symlink(&link, &second).unwrap();
+        for content in ["first", "second"] {
+            write(&second, content.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&real).unwrap(), content);
+            assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+            assert!(fs::symlink_metadata(&second).unwrap().is_symlink());
+        }
+        assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 3, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_circle_of_links_and_a_directory_are_refused() {
+        let outer = tempfile::tempdir().unwrap();
+        let (a, b) = (outer.path().join("a"), outer.path().join("b"));
+        std::os::unix::fs::symlink(&a, &b).unwrap();
+        std::os::unix::fs::symlink(&b, &a).unwrap();
+        assert!(write(&a, b"x").is_err());
+        assert!(write(outer.path(), b"x").is_err());
+        assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 2);
+    }
+}
