@@ -439,6 +439,8 @@ impl Daemon {
     /// rules for "any external address".
     fn export_options(&self) -> generate::Options {
         let mut options = generate::Options { existing: self.policies(), ..generate::Options::new(Phase::DefaultDeny) };
+        // The files are for reading and say what they rest on.
+        options.stopped_too = true;
         let nodes = self.observer.inventory().nodes();
         options.cluster.pod_ranges = nodes.flat_map(|node| node.pod_cidrs.iter().copied()).collect();
         options

@@ -34,15 +34,16 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
     for warning in &generated.warnings {
         tell("warning", warning);
     }
-    if !acceptable(&generated, &options) {
+    tell_problems(&generated, &options);
+    let policies = generated.files.keys().filter(|name| !SIDECARS.contains(&name.as_str())).count();
+    if policies == 0 && !generated.problems.iter().all(|problem| !problem.stops(options.forced)) {
         tell("error", &"nothing was written");
         return Ok(Outcome::Unanswered);
     }
     match &args.directory {
         Some(directory) => {
-            write::replace_set(directory, &generated.files)
+            write::replace_set(directory, &generated.files, &generated.stopped)
                 .with_context(|| format!("cannot write the export to {}", directory.display()))?;
-            let policies = generated.plan.policies.len();
             anstream::eprintln!(
                 "{policies} policies, {KUSTOMIZATION_FILE}, {EVIDENCE_FILE} and {REPORT_FILE} in {}",
                 directory.display()
@@ -50,28 +51,34 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
         }
         None => print(&generated)?,
     }
-    Ok(Outcome::Fine)
+    if generated.stopped.is_empty() {
+        return Ok(Outcome::Fine);
+    }
+    let stopped: Vec<&str> = generated.stopped.iter().map(String::as_str).collect();
+    let kept = if args.directory.is_some() { ": their files stay as they were" } else { "" };
+    tell("error", &format_args!("not written: namespaces {}{kept}", stopped.join(", ")));
+    Ok(Outcome::Findings)
 }
 
-/// Reports what stands against the export; `--force` accepts what a person may accept.
-fn acceptable(generated: &Generated, options: &Options) -> bool {
-    let mut acceptable = true;
+/// Files that are no policies.
+const SIDECARS: [&str; 3] = [KUSTOMIZATION_FILE, EVIDENCE_FILE, REPORT_FILE];
+
+/// Says what stops which namespace, and what `--force` has accepted.
+fn tell_problems(generated: &Generated, options: &Options) {
     for problem in &generated.problems {
-        if options.forced && problem.kind.can_be_forced() {
-            tell("warning", &problem.message);
-        } else {
-            tell("error", &problem.message);
-            acceptable = false;
+        let namespaces: Vec<&str> = problem.namespaces.iter().map(String::as_str).collect();
+        let severity = if problem.stops(options.forced) { "error" } else { "warning" };
+        match namespaces.as_slice() {
+            [] => tell(severity, &problem.message),
+            names => tell(severity, &format_args!("{}: {}", names.join(", "), problem.message)),
         }
     }
-    acceptable
 }
 
 /// Without a directory: the policies as one YAML stream.
 fn print(generated: &Generated) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    let sidecars = [KUSTOMIZATION_FILE, EVIDENCE_FILE, REPORT_FILE];
-    for text in generated.files.iter().filter(|(name, _)| !sidecars.contains(&name.as_str())).map(|(_, text)| text) {
+    for text in generated.files.iter().filter(|(name, _)| !SIDECARS.contains(&name.as_str())).map(|(_, text)| text) {
         out.write_all(b"---\n")?;
         out.write_all(text.as_bytes())?;
     }

@@ -35,7 +35,7 @@ fn main() {
         let decision = plan_for(&snapshot, &options);
         let planned = before.elapsed();
         let before = Instant::now();
-        let files = emit::files(&decision.plan, &options);
+        let files = emit::files(&decision.plan, &options, &decision.stopped);
         let printed = before.elapsed();
         let before = Instant::now();
         let policies = files

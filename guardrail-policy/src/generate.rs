@@ -1,7 +1,8 @@
 //! From the observed graph to policies that allow exactly what was observed.
 //!
 //! Input: a [`Snapshot`] and [`Options`]. Output: [`Generated`]: the [`Plan`] (policies as data), the files as text, and what stands against
-//! using them, as data. Nothing here stops: the command line refuses on [`Problem`]s, the agent writes files that carry their marks.
+//! using them, as data. A [`Problem`] stops the namespaces that it concerns: their files are left out, or, for readers
+//! ([`Options::stopped_too`]), carry a mark. Policies of other namespaces are proven and written without them.
 //!
 //! Invariants (DESIGN §6): supported edges are allowed, nothing else between covered workloads is; pod ports only; no generated label, no
 //! address of a pod or Service in an `ipBlock`; equal graphs are equal bytes.
@@ -13,6 +14,7 @@ mod edges;
 mod names;
 mod phases;
 mod plan;
+mod problem;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -32,6 +34,7 @@ pub use completeness::{NamespaceVerdict, edge_name};
 pub use edges::{EdgeUse, Unused};
 pub use phases::{Direction, RuleEvidence};
 pub use plan::{Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort};
+pub use problem::{Problem, ProblemKind};
 
 /// How far to go (POLICY-SEMANTICS part C).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -132,8 +135,11 @@ pub struct Options {
     pub max_external_addresses: usize,
     /// Ranges behind external names, declared by a person (B20).
     pub declared_ranges: BTreeMap<String, BTreeSet<IpNet>>,
-    /// Somebody accepted the problems: the files say so.
+    /// Somebody accepted what can be forced: the files say so.
     pub forced: bool,
+    /// Also make the files of stopped namespaces, for reading, with a mark. Gates stop none then: each file says what it
+    /// rests on.
+    pub stopped_too: bool,
     /// What an inventory knows of the cluster ([`Cluster::from_objects`]), above all the ranges where pods get their addresses: without them,
     /// "any external address" includes the cluster's pods. Empty if there is no inventory.
     pub cluster: Cluster,
@@ -155,43 +161,11 @@ impl Options {
             max_external_addresses: 8,
             declared_ranges: BTreeMap::new(),
             forced: false,
+            stopped_too: false,
             cluster: Cluster::default(),
             existing: Vec::new(),
         }
     }
-}
-
-/// What kind of thing stands against using the files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ProblemKind {
-    /// The evidence is incomplete.
-    Incomplete,
-    /// A supported flow cannot be written as a rule: it would be denied.
-    Inexpressible,
-    /// A policy that exists already denies a supported flow.
-    Conflict,
-    /// The proof failed: a supported flow would be denied. A bug of the generator.
-    Denied,
-    /// The proof failed: something beyond the phase would be allowed. A bug of the generator.
-    Excess,
-}
-
-impl ProblemKind {
-    /// Whether a person may accept it (`--force`). What the proof finds may never be.
-    #[must_use]
-    pub const fn can_be_forced(self) -> bool {
-        matches!(self, Self::Incomplete | Self::Inexpressible | Self::Conflict)
-    }
-}
-
-/// Something that stands against using the files.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Problem {
-    /// Its kind.
-    pub kind: ProblemKind,
-    /// One sentence: what, where, what to do.
-    pub message: String,
 }
 
 /// The result.
@@ -204,6 +178,8 @@ pub struct Generated {
     pub files: BTreeMap<String, String>,
     /// What stands against using them, sorted.
     pub problems: Vec<Problem>,
+    /// Namespaces that problems stop: no file of theirs is in `files`, unless [`Options::stopped_too`].
+    pub stopped: BTreeSet<String>,
     /// What a person should know, sorted.
     pub warnings: Vec<String>,
     /// The completeness verdict per namespace.
@@ -238,6 +214,8 @@ pub struct Decision {
     pub announced: Announced,
     /// What stands against the plan, sorted.
     pub problems: BTreeSet<Problem>,
+    /// Namespaces that stay as they are, because problems of the plan or of its proof stop them.
+    pub stopped: BTreeSet<String>,
     /// What a person should know, sorted.
     pub warnings: BTreeSet<String>,
 }
@@ -260,26 +238,41 @@ pub fn plan_for(snapshot: &Snapshot, options: &Options) -> Decision {
 }
 
 /// Generates every file of an export, and proves it.
+///
+/// A problem stops the namespaces that it names. What is left is proven anew without their policies, until the proof
+/// stops no other: so it holds for what is written, beside namespaces that stay as they are.
 #[must_use]
 pub fn generate(snapshot: &Snapshot, options: &Options) -> Generated {
     let mut decision = plan_for(snapshot, options);
-    let mut files = crate::emit::files(&decision.plan, options);
-    let policies =
-        files.iter().filter(|(name, _)| *name != KUSTOMIZATION_FILE).map(|(name, text)| (name.as_str(), text.as_str()));
-    let proof = crate::prove::prove(snapshot, options, &decision, policies);
-    decision.problems.extend(proof.problems.iter().cloned());
-    decision.warnings.extend(proof.warnings.iter().cloned());
-    if proof.problems.iter().any(|problem| !problem.kind.can_be_forced()) {
-        // Whoever writes the files all the same (the agent does) writes them with this mark.
-        for policy in &mut decision.plan.policies {
-            policy.notes.insert(format!("not proven, not for applying: {REPORT_FILE} says why"));
+    // For readers gates are no reason to leave anything out.
+    let stopped_by = |problems: &BTreeSet<Problem>| problem::stopped(problems, options.forced || options.stopped_too);
+    let mut stopped = stopped_by(&decision.problems);
+    let proof = loop {
+        let files = crate::emit::policies(&decision.plan, options, &stopped);
+        let texts = files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+        let proof = crate::prove::prove(snapshot, options, &decision, texts);
+        let more: BTreeSet<String> = stopped_by(&proof.problems).difference(&stopped).cloned().collect();
+        decision.problems.extend(proof.problems.iter().cloned());
+        if more.is_empty() {
+            break proof;
         }
-        files = crate::emit::files(&decision.plan, options);
-    }
-    files.extend(crate::report::files(snapshot, options, &decision, &proof));
+        stopped.extend(more);
+    };
+    decision.warnings.extend(proof.warnings.iter().cloned());
+    decision.stopped = stopped;
+    let files = if options.stopped_too {
+        for policy in decision.plan.policies.iter_mut().filter(|p| decision.stopped.contains(&p.namespace)) {
+            policy.notes.insert(format!("stopped, not for applying: {REPORT_FILE} says why"));
+        }
+        crate::emit::files(&decision.plan, options, &BTreeSet::new())
+    } else {
+        crate::emit::files(&decision.plan, options, &decision.stopped)
+    };
+    let sidecars = crate::report::files(snapshot, options, &decision, &proof);
     Generated {
-        files,
+        files: files.into_iter().chain(sidecars).collect(),
         problems: decision.problems.into_iter().collect(),
+        stopped: decision.stopped,
         warnings: decision.warnings.into_iter().collect(),
         verdicts: decision.verdicts,
         plan: decision.plan,

@@ -14,7 +14,8 @@ use guardrail_graph::{
 use serde::Serialize;
 
 use crate::{
-    evaluate::{End, Evaluator, Side},
+    emit,
+    evaluate::{End, Evaluator, Side, Verdict},
     generate::{Decision, EdgeUse, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name},
     model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches},
     read,
@@ -57,18 +58,16 @@ pub fn prove<'a>(
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Proof {
     let mut proof = Proof::default();
-    let mut reader = read::Reader::new();
+    let mut generated = Vec::new();
     for (name, text) in files {
-        reader.add(name, text.as_bytes(), read::Expect::Policies);
-    }
-    let generated = match reader.finish() {
-        Ok(set) => set.policies,
-        Err(error) => {
-            let message = format!("the export does not read back as NetworkPolicy, this is a bug: {error}");
-            proof.problems.insert(Problem { kind: ProblemKind::Denied, message });
-            return proof;
+        match read::policies(name, text.as_bytes()) {
+            Ok(set) => generated.extend(set.policies),
+            Err(error) => {
+                let message = format!("{name} does not read back as NetworkPolicy: {error}; please report it");
+                proof.problems.insert(Problem::new(ProblemKind::Denied, emit::namespace_of_file(name), message));
+            }
         }
-    };
+    }
     let cluster = options.cluster.clone().with_snapshot(snapshot);
     // What we write replaces what has the same name.
     let replaced: BTreeSet<(&str, &str)> = generated.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
@@ -101,30 +100,51 @@ fn supported_flows_are_allowed(
         let Ok(verdict) = alone.evaluate_edge(edge) else { continue };
         proof.edges_judged += 1;
         if !verdict.allowed() {
-            let side = denied_side(&verdict.verdict.ingress);
+            let (side, namespaces) = denied_sides(edge, &verdict.verdict);
             let message = format!(
-                "{} was observed and would be denied by the generated {side} policies: this is a bug, nothing may be applied",
+                "{} was observed and would be denied by the generated {side} policies; please report it",
                 edge_name(edge)
             );
-            proof.problems.insert(Problem { kind: ProblemKind::Denied, message });
+            proof.problems.insert(Problem::new(ProblemKind::Denied, namespaces, message));
             continue;
         }
         let Some(Ok(joint)) = together.map(|t| t.evaluate_edge(edge)) else { continue };
         if !joint.allowed() {
-            let ingress_denied = joint.verdict.ingress == Side::Denied;
-            let message = format!(
-                "{} was observed and would be denied: an existing policy isolates the {} and allows it no more than the export does; change that policy, \
-                 export with the missing direction, or accept the loss with --force",
-                edge_name(edge),
-                if ingress_denied { "server's ingress" } else { "client's egress" },
-            );
-            proof.problems.insert(Problem { kind: ProblemKind::Conflict, message });
+            conflict(edge, &joint.verdict, decision, proof);
         }
     }
 }
 
-fn denied_side(ingress: &Side) -> &'static str {
-    if *ingress == Side::Denied { "ingress" } else { "egress" }
+/// An observed flow that a policy in force denies although the export allows it.
+fn conflict(edge: &EdgeRecord, verdict: &Verdict, decision: &Decision, proof: &mut Proof) {
+    let ours = |namespace: &&str| decision.verdicts.iter().any(|v| v.namespace == *namespace);
+    let (side, namespaces) = denied_sides(edge, verdict);
+    // Where the policy is not in a namespace of this export, the other end's namespace is the one that would be changed.
+    let ends = [&edge.client.peer, &edge.server.peer].into_iter().filter_map(Peer::workload);
+    let mut stops: BTreeSet<&str> = namespaces.into_iter().filter(ours).collect();
+    if stops.is_empty() {
+        stops = ends.map(|workload| workload.namespace.as_str()).filter(ours).collect();
+    }
+    let whose = if side == "ingress" { "server's ingress" } else { "client's egress" };
+    let message = format!(
+        "{} was observed and would be denied: an existing policy isolates the {whose} and allows it no more than the export \
+         does; change that policy or export with the missing direction",
+        edge_name(edge),
+    );
+    proof.problems.insert(Problem::new(ProblemKind::Conflict, stops, message));
+}
+
+/// Which direction is denied, by name, and the namespaces whose policies deny it.
+fn denied_sides<'a>(edge: &'a EdgeRecord, verdict: &Verdict) -> (&'static str, BTreeSet<&'a str>) {
+    let denied = |side: &Side, peer: &'a Peer| peer.workload().filter(|_| *side == Side::Denied);
+    let ingress = denied(&verdict.ingress, &edge.server.peer);
+    let egress = denied(&verdict.egress, &edge.client.peer);
+    let name = match (ingress, egress) {
+        (Some(_), Some(_)) => "ingress and egress",
+        (None, Some(_)) => "egress",
+        _ => "ingress",
+    };
+    (name, ingress.into_iter().chain(egress).map(|workload| workload.namespace.as_str()).collect())
 }
 
 /// Two workloads and a port.
@@ -320,11 +340,12 @@ impl<'a> Pairs<'a> {
             let shown: Vec<String> = clients.iter().take(3).map(ToString::to_string).collect();
             let more = clients.len().saturating_sub(shown.len());
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let message = format!(
-                "{}{more} could call {server} {port}/{protocol}, which nobody observed: this is a bug, nothing may be applied",
-                shown.join(", ")
-            );
-            proof.problems.insert(Problem { kind: ProblemKind::Excess, message });
+            let message =
+                format!("{}{more} could call {server} {port}/{protocol}, which nobody observed", shown.join(", "));
+            let closed = covered_ingress.get(server).copied().into_iter();
+            let callers = clients.iter().filter(|client| covered_egress.contains(**client)).copied();
+            let namespaces = closed.chain(callers).map(|workload| workload.namespace.as_str());
+            proof.problems.insert(Problem::new(ProblemKind::Excess, namespaces, message));
         }
     }
 

@@ -37,6 +37,8 @@ struct Evidence<'a> {
     egress: bool,
     forced: bool,
     complete: bool,
+    /// Namespaces whose policies stay as they are; `problems` says why.
+    stopped: &'a BTreeSet<String>,
     window: &'a Window,
     nodes: &'a NodeCoverage,
     losses: &'a [LossEntry],
@@ -130,6 +132,10 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
             edges: entry.edges.iter().map(|index| edge_entry(&edges[*index])).collect(),
         });
     }
+    if !options.stopped_too {
+        // Their files are not this export's.
+        policies.retain(|policy| !decision.stopped.contains(policy.namespace));
+    }
     let unused = edges
         .iter()
         .zip(&decision.uses)
@@ -144,7 +150,10 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
         phase: decision.plan.phase,
         egress: options.egress,
         forced: options.forced,
-        complete: decision.verdicts.iter().all(|v| v.complete) && decision.plan.policies.iter().all(|p| p.complete),
+        complete: decision.stopped.is_empty()
+            && decision.verdicts.iter().all(|v| v.complete)
+            && decision.plan.policies.iter().all(|p| p.complete),
+        stopped: &decision.stopped,
         window: &snapshot.body.window,
         nodes: &snapshot.body.coverage.nodes,
         losses: &snapshot.body.coverage.losses,
@@ -248,7 +257,8 @@ fn markdown(evidence: &Evidence<'_>) -> String {
         names.join(", ")
     );
 
-    section(out, "Problems", evidence.problems.iter().map(|p| p.message.clone()));
+    section(out, "Stopped namespaces: their policies are not of this export", evidence.stopped.iter().cloned());
+    section(out, "Problems", evidence.problems.iter().map(problem_text));
     section(out, "Warnings", evidence.warnings.iter().cloned());
     section(out, "Losses", evidence.losses.iter().map(loss_text));
     section(out, "Flows that could not be named", evidence.unresolved.iter().map(unresolved_text));
@@ -263,6 +273,13 @@ fn markdown(evidence: &Evidence<'_>) -> String {
         .map(|w| format!("{} reached or tried {} servers and ports: make sure it is meant to", w.client, w.servers));
     section(out, "Clients with unusually many servers", wide);
     text
+}
+
+fn problem_text(problem: &Problem) -> String {
+    if problem.namespaces.is_empty() {
+        return problem.message.clone();
+    }
+    format!("{}: {}", list(&problem.namespaces), problem.message)
 }
 
 fn loss_text(loss: &LossEntry) -> String {

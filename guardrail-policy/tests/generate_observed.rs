@@ -36,6 +36,7 @@ const NODE_PORT_SERVICE: &str = "---\nkind: Service\nmetadata: {name: api, names
 
 fn export(snapshot: &Snapshot, egress: bool) -> Generated {
     let mut options = Options::new(Phase::DefaultDeny);
+    options.stopped_too = true;
     options.egress = egress;
     options.cluster = Cluster::from_objects(&read::objects(common::CLUSTER, "cluster").unwrap().objects);
     let generated = generate(snapshot, &options);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use generate_support::Scenario;
 use guardrail_policy::{
-    generate::{self, KUSTOMIZATION_FILE, Options, ProblemKind},
+    generate::{self, Options, ProblemKind},
     prove::{Proof, prove},
 };
 
@@ -41,8 +41,7 @@ fn scenario() -> Scenario {
 fn proof(options: &Options, tamper: impl FnOnce(&mut BTreeMap<String, String>)) -> Proof {
     let snapshot = scenario().snapshot();
     let decision = generate::plan_for(&snapshot, options);
-    let mut files = guardrail_policy::emit::files(&decision.plan, options);
-    files.remove(KUSTOMIZATION_FILE);
+    let mut files = guardrail_policy::emit::policies(&decision.plan, options, &decision.stopped);
     tamper(&mut files);
     prove(&snapshot, options, &decision, files.iter().map(|(name, text)| (name.as_str(), text.as_str())))
 }

@@ -17,8 +17,10 @@ use crate::input::{self, KubeArgs};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Each policy is one file, NAMESPACE.NAME.yaml; kustomization.yaml lists them for `kubectl apply -k DIR`.
-evidence.json and REPORT.md say what each rule rests on. Nothing is written (exit code 2) if the
-evidence is incomplete, a flow cannot be allowed, or the proof fails; --force accepts the first two.")]
+evidence.json and REPORT.md say what each rule rests on. A namespace whose evidence is incomplete, of
+which an observed flow would be denied, or for which the proof fails, is stopped: its files stay as
+they were, the others are written, and the exit code is 1 (2 if all are stopped). --force accepts
+incomplete evidence and nothing else.")]
 pub(crate) struct Args {
     /// Snapshots: files, `-` for stdin, URLs of an agent (http://HOST:9464/v1/graph), or kube[:NAMESPACE] for all
     /// agents of a cluster; several are merged
@@ -50,7 +52,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     policies: Vec<PathBuf>,
 
-    /// Accept incomplete evidence and flows that no rule can allow; the files say so
+    /// Accept incomplete evidence, and policies in force of kinds that are not evaluated; the files say so
     #[arg(long)]
     force: bool,
 

@@ -140,6 +140,7 @@ impl<'a> Builder<'a> {
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
             self.problem(
                 ProblemKind::Incomplete,
+                [verdict.namespace.as_str()],
                 format!(
                     "the evidence for namespace {} is incomplete ({}{more}): observe longer or on every node, or accept it with --force",
                     verdict.namespace,
@@ -159,6 +160,7 @@ impl<'a> Builder<'a> {
             if verdicts.iter().all(|v| v.complete) {
                 self.problem(
                     ProblemKind::Incomplete,
+                    verdicts.iter().map(|v| v.namespace.as_str()),
                     format!("the snapshot is incomplete ({why}): merge every node's snapshot, choose complete namespaces with -n, or accept it with --force"),
                 );
             }
@@ -176,8 +178,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn problem(&mut self, kind: ProblemKind, message: String) {
-        self.problems.insert(Problem { kind, message });
+    fn problem<'n>(&mut self, kind: ProblemKind, namespaces: impl IntoIterator<Item = &'n str>, message: String) {
+        self.problems.insert(Problem::new(kind, namespaces, message));
     }
 
     fn edge(&self, index: usize) -> &'a EdgeRecord {
@@ -304,7 +306,8 @@ impl<'a> Builder<'a> {
         for workload in nameless {
             self.problem(
                 ProblemKind::Inexpressible,
-                format!("the DNS pods of {workload} have no label that an egress rule could name: give them one, or accept it with --force"),
+                [namespace],
+                format!("the DNS pods of {workload} have no label that an egress rule could name: give them one"),
             );
         }
     }
@@ -450,6 +453,7 @@ impl<'a> Builder<'a> {
             inexpressible: self.inexpressible,
             announced: self.announced,
             problems: self.problems,
+            stopped: BTreeSet::new(),
             warnings: self.warnings,
         }
     }

@@ -198,6 +198,7 @@ impl Scenario {
         options.accept_inferred = e.accept_inferred;
         options.also_service_ports = e.also_service_ports;
         options.forced = e.force;
+        options.stopped_too = true;
         options.ignore_clients = e.ignore_clients.iter().map(|c| c.parse().unwrap()).collect();
         options.declared_ranges.clone_from(&e.declare);
         options.cluster.pod_ranges = self.pod_ranges.iter().copied().collect();

@@ -64,10 +64,8 @@ impl Builder<'_> {
                     let side = if direction == Direction::Ingress { "ingress" } else { "egress" };
                     self.problem(
                         ProblemKind::Inexpressible,
-                        format!(
-                            "{} would be denied, no {side} rule can allow it: {why}; --force leaves it out",
-                            edge_name(edge)
-                        ),
+                        [namespace],
+                        format!("{} would be denied, no {side} rule can allow it: {why}", edge_name(edge)),
                     );
                     draft.notes.insert(format!("not allowed although observed: {} ({side})", edge_name(edge)));
                 }
