@@ -13,6 +13,7 @@ mod decode;
 pub(crate) mod fuzzing;
 mod known;
 mod lines;
+mod outage;
 mod resource;
 mod status;
 mod watcher;
@@ -58,6 +59,8 @@ pub struct Timing {
     pub denied: Duration,
     /// After so long without a first list, readiness does not wait for it any more.
     pub patience: Duration,
+    /// For how long lists are read page by page, after a streaming list failed.
+    pub paged: Duration,
 }
 
 impl Default for Timing {
@@ -71,6 +74,7 @@ impl Default for Timing {
             backoff_max: Duration::from_secs(30),
             denied: Duration::from_secs(60),
             patience: Duration::from_secs(120),
+            paged: Duration::from_secs(3600),
         }
     }
 }

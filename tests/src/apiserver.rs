@@ -56,13 +56,28 @@ pub enum Fault {
     },
     /// The connection is closed before an answer.
     Disconnect,
+    /// The next page of a list that is not the first is refused with 410, as a server does whose storage
+    /// has forgotten the version of the list. Other requests pass.
+    ExpiredPage,
+}
+
+/// How streaming lists (watches with `sendInitialEvents`) go wrong, each time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoStreaming {
+    /// They are refused with this status: 422 from servers without the feature.
+    Status(u16),
+    /// They are answered with 200 and an ERROR event of this code: 500 where the storage cannot
+    /// report its progress (etcd 3.4).
+    Event(u16),
+    /// They are answered with 200 and the end of the stream.
+    Cut,
 }
 
 /// What the server does all the time.
 #[derive(Clone, Debug, Default)]
 pub struct Manners {
-    /// No streaming lists: `sendInitialEvents` is refused with 422, as servers without the feature do.
-    pub no_streaming_lists: bool,
+    /// Resources whose lists cannot be streamed.
+    pub no_streaming: BTreeMap<String, NoStreaming>,
     /// Every event is sent twice.
     pub duplicates: bool,
     /// Neighbouring events of a watch are swapped.
@@ -79,6 +94,15 @@ pub struct Manners {
     pub allowed: BTreeSet<(String, String)>,
     /// Audience that tokens are for.
     pub audience: String,
+    /// TokenReviews take no notice of audiences, as servers before 1.13 did.
+    pub no_audiences: bool,
+}
+
+impl Manners {
+    /// No list of any resource can be streamed.
+    pub fn stream_no_lists(&mut self, how: NoStreaming) {
+        self.no_streaming = store::RESOURCES.iter().map(|r| (r.plural.to_owned(), how)).collect();
+    }
 }
 
 pub(crate) struct State {
@@ -336,7 +360,14 @@ impl ApiServer {
     /// How often a request was made whose `METHOD path?query` contains `part`.
     #[must_use]
     pub fn requests(&self, part: &str) -> usize {
-        self.shared.lock().requests.iter().filter(|r| r.contains(part)).count()
+        self.requests_with(&[part])
+    }
+
+    /// How often a request was made whose `METHOD path?query` contains all of `parts`.
+    #[must_use]
+    pub fn requests_with(&self, parts: &[&str]) -> usize {
+        let state = self.shared.lock();
+        state.requests.iter().filter(|r| parts.iter().all(|part| r.contains(part))).count()
     }
 
     /// Whether every resource has a watch that has been sent everything.

@@ -10,7 +10,7 @@ use std::{
 
 use guardrail_agent::kube::{Api, ListState, Options, Resource, Scope, Source, Status, follow};
 use guardrail_graph::inventory::{Change, Inventory, Kind, read};
-use guardrail_tests::apiserver::{ApiServer, Fault};
+use guardrail_tests::apiserver::{ApiServer, Fault, NoStreaming};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -117,10 +117,11 @@ impl Client {
     }
 
     async fn synced(&mut self) {
-        self.until("every first list is in", |c| {
-            c.status.subscribe().borrow().values().all(|s| *s == ListState::Synced)
-        })
-        .await;
+        self.until("every first list is in", |c| c.is_synced()).await;
+    }
+
+    fn is_synced(&self) -> bool {
+        self.status.subscribe().borrow().values().all(|s| *s == ListState::Synced)
     }
 
     /// Complete lists of pods that were taken.
@@ -180,14 +181,96 @@ async fn a_clean_replay_gives_what_the_server_holds() {
     assert!(!client.inventory.pods().any(|p| p.name == "oneoff"));
 }
 
+const STREAMED_PODS: &str = "GET /api/v1/pods?watch=1&allowWatchBookmarks=true&timeoutSeconds=";
+
+/// How often a list of pods was asked for as a stream.
+fn streamed_lists(server: &ApiServer) -> usize {
+    server.requests_with(&[STREAMED_PODS, "&sendInitialEvents=true"])
+}
+
 #[tokio::test]
 async fn a_server_without_streaming_lists_is_read_page_by_page() {
     let server = server();
-    server.manners(|m| m.no_streaming_lists = true);
+    server.manners(|m| m.stream_no_lists(NoStreaming::Status(422)));
     let mut client = Client::start(&server).await;
     client.synced().await;
     assert!(server.requests("GET /api/v1/pods?limit=7&continue=") >= 2, "pods come in pages");
     replayed(&server, &mut client).await;
+}
+
+#[tokio::test]
+async fn whatever_keeps_a_list_from_being_streamed_it_is_read_page_by_page_and_followed() {
+    let statuses = [400, 403, 404, 405, 410, 422, 429, 500, 501, 503, 504].map(NoStreaming::Status);
+    let events = [400, 403, 410, 429, 500, 503, 504].map(NoStreaming::Event);
+    for how in statuses.into_iter().chain(events).chain([NoStreaming::Cut]) {
+        let server = server();
+        server.manners(|m| m.stream_no_lists(how));
+        let mut client = Client::start(&server).await;
+        client.until(&format!("{how:?}: every list is in"), |c| c.is_synced()).await;
+        assert_eq!(streamed_lists(&server), 1, "{how:?}: once is enough");
+        server.replay(100_000);
+        client.agrees(&server).await;
+        assert_eq!(client.pod_lists(), 1, "{how:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_resource_is_streamed_or_not_for_itself() {
+    let server = server();
+    server.manners(|m| m.no_streaming = [("pods".to_owned(), NoStreaming::Event(500))].into());
+    let mut client = Client::start(&server).await;
+    client.synced().await;
+    assert!(server.requests("GET /api/v1/pods?limit=") > 0);
+    for resource in Resource::ALL.into_iter().filter(|r| *r != Resource::Pods) {
+        assert_eq!(server.requests(&format!("/{}?limit=", resource.as_str())), 0, "{}", resource.as_str());
+    }
+    client.agrees(&server).await;
+}
+
+#[tokio::test]
+async fn after_a_while_lists_are_streamed_again() {
+    let server = server();
+    server.manners(|m| m.stream_no_lists(NoStreaming::Event(500)));
+    let paged = Duration::from_secs(2);
+    let mut client = Client::with(&server, |o| o.timing.paged = paged).await;
+    client.synced().await;
+    let over = Instant::now() + paged;
+    assert!(server.requests("GET /api/v1/pods?limit=") > 0);
+    server.manners(|m| m.no_streaming.clear());
+    client.until("the time of pages is over", |_| Instant::now() > over).await;
+    let before = streamed_lists(&server);
+    server.fault("pods", Fault::Expired);
+    server.drop_streams();
+    client.until("the list came again", |c| c.pod_lists() == 2).await;
+    assert_eq!(streamed_lists(&server), before + 1);
+    client.agrees(&server).await;
+}
+
+#[tokio::test]
+async fn a_list_whose_later_page_has_expired_begins_anew() {
+    let server = server();
+    server.manners(|m| m.stream_no_lists(NoStreaming::Event(500)));
+    for _ in 0..3 {
+        server.fault("pods", Fault::ExpiredPage);
+    }
+    let mut client = Client::start(&server).await;
+    client.synced().await;
+    assert!(server.requests("GET /api/v1/pods?limit=7&continue=") >= 4, "each began with its first page");
+    assert_eq!((client.pod_lists(), client.failures("expired")), (1, 3));
+    replayed(&server, &mut client).await;
+}
+
+#[tokio::test]
+async fn an_expired_version_is_listed_again_at_once_however_long_other_failures_wait() {
+    let server = server();
+    let hour = Duration::from_secs(3600);
+    let mut client = Client::with(&server, |o| (o.timing.backoff, o.timing.backoff_max) = (hour, hour)).await;
+    client.synced().await;
+    server.fault("pods", Fault::Expired);
+    server.drop_streams();
+    client.until("the list came again", |c| c.pod_lists() == 2).await;
+    assert_eq!(client.failures("expired"), 1);
+    client.agrees(&server).await;
 }
 
 #[tokio::test]
@@ -237,7 +320,7 @@ async fn a_missing_permission_is_named_and_the_rest_goes_on() {
     let lists = client.status.subscribe().borrow().clone();
     match &lists[&Resource::Services] {
         ListState::Denied(reason) => {
-            assert!(reason.contains("services: the service account may not watch them"), "{reason}");
+            assert!(reason.contains("services: the service account may not list them"), "{reason}");
             assert!(reason.contains("system:serviceaccount:guardrail:guardrail-agent"), "{reason}");
         }
         other => panic!("{other:?}"),

@@ -43,9 +43,55 @@ impl Backoff {
     }
 }
 
+/// Waits before a new list, after the version of a watch was of no use.
+#[derive(Debug)]
+pub(super) struct Relists {
+    /// No watch has gone on since the last list that was asked for at once.
+    is_repeated: bool,
+    backoff: Backoff,
+}
+
+impl Relists {
+    pub(super) fn new(base: Duration, max: Duration) -> Self {
+        Self { is_repeated: false, backoff: Backoff::new(base, max) }
+    }
+
+    /// The version is too old. The server works, so the list is asked for at once; but only once, as long
+    /// as no watch goes on from it.
+    pub(super) fn expired(&mut self) -> Duration {
+        if std::mem::replace(&mut self.is_repeated, true) { self.next() } else { Duration::ZERO }
+    }
+
+    /// What the server sent made no sense.
+    pub(super) fn next(&mut self) -> Duration {
+        self.backoff.next()
+    }
+
+    /// A watch goes on.
+    pub(super) fn reset(&mut self) {
+        self.is_repeated = false;
+        self.backoff.reset();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_version_costs_no_wait_and_one_after_another_costs_more_each_time() {
+        let (base, max) = (Duration::from_millis(100), Duration::from_secs(1));
+        let mut relists = Relists::new(base, max);
+        for _ in 0..2 {
+            assert_eq!(relists.expired(), Duration::ZERO);
+            for expected in [100, 200, 400, 800, 1000, 1000] {
+                let wait = relists.expired().as_millis();
+                assert!((expected / 2..=expected).contains(&wait), "{wait} ms, not {expected}");
+            }
+            relists.reset();
+        }
+        assert!(relists.next() >= base / 2, "what makes no sense always waits");
+    }
 
     #[test]
     fn waits_grow_to_the_limit_and_start_again_after_a_success() {

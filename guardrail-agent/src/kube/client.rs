@@ -192,6 +192,8 @@ struct Current {
     generation: u64,
     client: Client,
     made: Instant,
+    /// Why the credentials could not be read again, as it was last logged.
+    logged: Option<String>,
 }
 
 /// The connection to the API server, shared by all that ask it.
@@ -236,7 +238,7 @@ impl Api {
     /// If there is no configuration, or it makes no sense.
     pub async fn new(source: Source) -> Result<Self, ConnectError> {
         let client = source.client().await?;
-        Ok(Self { source, current: Mutex::new(Current { generation: 0, client, made: Instant::now() }) })
+        Ok(Self { source, current: Mutex::new(Current { generation: 0, client, made: Instant::now(), logged: None }) })
     }
 
     /// The credentials of `generation` were refused: reads them again, unless somebody has done so since.
@@ -250,8 +252,15 @@ impl Api {
             Ok(client) => {
                 current.client = client;
                 current.generation += 1;
+                current.logged = None;
             }
-            Err(e) => tracing::warn!("the credentials were refused and cannot be read again: {e}"),
+            Err(e) => {
+                let reason = e.to_string();
+                if current.logged.as_ref() != Some(&reason) {
+                    tracing::warn!("the credentials were refused and cannot be read again: {reason}");
+                    current.logged = Some(reason);
+                }
+            }
         }
     }
 

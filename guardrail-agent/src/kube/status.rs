@@ -12,7 +12,7 @@ use std::{
 use guardrail_policy::model::NetworkPolicy;
 use tokio::sync::watch;
 
-use super::{client::Failure, resource::Resource};
+use super::{client::Failure, outage::Outage, resource::Resource};
 
 /// Where the list of one resource stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,6 +66,7 @@ pub struct Status {
     lists: watch::Sender<BTreeMap<Resource, ListState>>,
     counters: [Counters; Resource::ALL.len()],
     policies: Mutex<BTreeMap<String, NetworkPolicy>>,
+    outage: Mutex<Outage>,
 }
 
 /// A copy for one scrape.
@@ -90,7 +91,16 @@ impl Default for Status {
             lists: watch::Sender::new(Resource::ALL.into_iter().map(|r| (r, ListState::default())).collect()),
             counters: std::array::from_fn(|_| Counters::default()),
             policies: Mutex::default(),
+            outage: Mutex::default(),
         }
+    }
+}
+
+impl ListState {
+    /// Whether a whole list of this resource came at any time.
+    #[must_use]
+    pub const fn was_heard(&self) -> bool {
+        matches!(self, Self::Synced | Self::Outdated(_))
     }
 }
 
@@ -140,6 +150,22 @@ impl Status {
 
     pub(super) fn failed(&self, resource: Resource, failure: &Failure) {
         self.counters[resource.index()].failures[failure.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Logs a failure, or leaves it out because others were logged a short time ago.
+    pub(super) fn log_failure(&self, resource: Resource, reason: &str) {
+        let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = outage.failed(resource, reason, Instant::now()) {
+            tracing::warn!("{line}");
+        }
+    }
+
+    /// Logs the end of failures, once all resources are followed again.
+    pub(super) fn log_success(&self, resource: Resource) {
+        let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = outage.worked(resource) {
+            tracing::info!("{line}");
+        }
     }
 
     pub(super) fn listed(&self, resource: Resource) {

@@ -5,7 +5,10 @@
 //!      ▲                                                          │ 410, or an event that is none
 //!      └──────────────────────────────────────────────────────────┘
 //! ```
-//! A stream that ends or breaks is taken up where it stood; only a version that the server does not know any more costs a new list.
+//! A stream that ends or breaks is taken up where it stood; only a version that the server does not
+//! know any more costs a new list. When a server answers a streaming list with anything but the list,
+//! the lists of that resource are read page by page for a while: servers whose storage cannot stream
+//! accept the request and fail inside the stream, each time.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +23,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Options, Scope, Timing,
-    backoff::{Backoff, spread},
+    backoff::{Backoff, Relists, spread},
     client::{Api, Failure},
     decode::{self, Event, Head},
     known::{Known, Verdict, content},
@@ -55,6 +58,17 @@ impl From<TooLong> for Ended {
     }
 }
 
+/// What one request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The list as the first events of a watch (KEP-3157).
+    StreamedList,
+    /// The list page by page.
+    PagedList,
+    /// What happens from the known version on.
+    Watch,
+}
+
 /// A trimmed object.
 #[derive(Debug)]
 pub(super) enum Trimmed {
@@ -82,18 +96,21 @@ pub(super) struct Watcher {
     /// Query part that narrows the list; empty or starting with `&`.
     selector: String,
     page: u32,
-    /// Ask for streaming lists.
-    streaming: bool,
+    /// Until then lists are read page by page, because a streaming list failed.
+    paged_until: Option<Instant>,
+    /// The server answered the last request, with a status or with a stream.
+    is_answered: bool,
     /// Ask for metadata alone.
     metadata_only: bool,
     /// Where the watch goes on; `None`: list first.
     version: Option<String>,
     known: Known,
     backoff: Backoff,
+    relists: Relists,
     /// Since when nothing works, before the first list.
     waiting_since: Instant,
-    /// The failure that was last said.
-    said: Option<Failure>,
+    /// The missing permission or resource that was last logged.
+    logged_denial: Option<String>,
 }
 
 impl Watcher {
@@ -117,13 +134,15 @@ impl Watcher {
             timing: *timing,
             selector,
             page: (*page).max(1),
-            streaming: true,
+            paged_until: None,
+            is_answered: false,
             metadata_only: resource.metadata_first(),
             version: None,
             known: Known::default(),
             backoff: Backoff::new(timing.backoff, timing.backoff_max),
+            relists: Relists::new(timing.backoff, timing.backoff_max),
             waiting_since: Instant::now(),
-            said: None,
+            logged_denial: None,
         }
     }
 
@@ -131,16 +150,17 @@ impl Watcher {
     pub(super) async fn run(mut self) {
         loop {
             let began = Instant::now();
-            let listing = self.version.is_none();
-            let ended = match (listing, self.streaming) {
-                (true, false) => self.list().await,
-                _ => self.stream().await,
+            let step = self.step();
+            self.is_answered = false;
+            let ended = match step {
+                Step::PagedList => self.list().await,
+                Step::StreamedList | Step::Watch => self.stream().await,
             };
             match ended {
                 Ok(()) => {
                     self.backoff.reset();
                     // A server that ends every watch at once must not be asked without end.
-                    if !listing && began.elapsed() < Duration::from_secs(1) {
+                    if step == Step::Watch && began.elapsed() < Duration::from_secs(1) {
                         tokio::time::sleep(self.backoff.next()).await;
                     }
                 }
@@ -151,52 +171,80 @@ impl Watcher {
                     self.version = None;
                 }
                 Err(Ended::Failed(failure)) => {
-                    let wait = self.failed(failure, listing);
+                    let wait = self.failed(&failure, step);
                     tokio::time::sleep(wait).await;
                 }
             }
         }
     }
 
+    fn step(&self) -> Step {
+        match (&self.version, self.paged_until) {
+            (Some(_), _) => Step::Watch,
+            (None, Some(until)) if Instant::now() < until => Step::PagedList,
+            (None, _) => Step::StreamedList,
+        }
+    }
+
+    /// Reads lists page by page for a while.
+    fn page_lists(&mut self) {
+        self.paged_until = Some(Instant::now() + self.timing.paged);
+    }
+
+    /// Whether a failure of a streaming list says that the server cannot stream it. A connection that
+    /// was never there, and credentials that are refused, say nothing of the kind.
+    fn is_about_streaming(&self, failure: &Failure) -> bool {
+        match failure {
+            Failure::Unauthorized => false,
+            Failure::Transport(_) => self.is_answered,
+            _ => true,
+        }
+    }
+
     /// Takes note of a failure, decides how to go on, and how long to wait before.
-    fn failed(&mut self, failure: Failure, listing: bool) -> Duration {
-        self.status.failed(self.resource, &failure);
-        let streaming_list = listing && self.streaming;
-        let mut wait = self.backoff.next();
-        match &failure {
-            Failure::Expired | Failure::Malformed(_) => self.version = None,
-            Failure::TooLarge => {
-                self.version = None;
-                self.streaming = false;
-                self.page = (self.page / 2).max(1);
-            }
-            Failure::Refused { .. } if streaming_list => {
-                // Servers before 1.27, or without the feature: this is no failure, only an answer.
-                tracing::debug!(resource = self.resource.as_str(), "no streaming lists here: {failure}");
-                self.streaming = false;
+    fn failed(&mut self, failure: &Failure, step: Step) -> Duration {
+        self.status.failed(self.resource, failure);
+        let pages_instead = step == Step::StreamedList && self.is_about_streaming(failure);
+        if pages_instead {
+            self.page_lists();
+            tracing::debug!(resource = self.resource.as_str(), "no streaming list, reading pages: {failure}");
+        }
+        let mut wait = match failure {
+            // Servers before 1.27, without the feature, or with a rule of their own for watches: the
+            // request failed, not the server.
+            Failure::Refused { .. } | Failure::Forbidden(_) | Failure::NotServed if pages_instead => {
                 return Duration::ZERO;
             }
-            // A server (or something before it) that takes the request and then sends nothing.
-            Failure::Stalled | Failure::Cut if streaming_list => self.streaming = false,
-            Failure::Refused { .. } => self.version = None,
-            Failure::Forbidden(_) | Failure::NotServed => wait = spread(self.timing.denied),
+            Failure::Forbidden(_) | Failure::NotServed => spread(self.timing.denied),
+            // The server works, and needs another question.
+            Failure::Expired => self.relists.expired(),
+            Failure::Malformed(_) | Failure::TooLarge | Failure::Refused { .. } => self.relists.next(),
+            _ => self.backoff.next(),
+        };
+        match failure {
+            Failure::Expired | Failure::Malformed(_) | Failure::Refused { .. } => self.version = None,
+            Failure::TooLarge => {
+                self.version = None;
+                self.page_lists();
+                self.page = (self.page / 2).max(1);
+            }
             _ => {}
         }
         if let Some(asked) = failure.retry_after() {
             wait = wait.max(spread(asked));
         }
-        self.say(failure, listing, wait);
+        self.report(failure, step);
         wait
     }
 
-    /// Logs a failure once, and lets readiness know when there is no use in waiting.
-    fn say(&mut self, failure: Failure, listing: bool, wait: Duration) {
+    /// Logs a failure, and lets readiness know when there is no use in waiting.
+    fn report(&mut self, failure: &Failure, step: Step) {
         let (resource, group) = (self.resource.as_str(), self.resource.group());
         let dot = if group.is_empty() { "" } else { "." };
         let denied = matches!(failure, Failure::Forbidden(_) | Failure::NotServed);
-        let reason = match &failure {
+        let reason = match failure {
             Failure::Forbidden(said) => {
-                let verb = if listing && !self.streaming { "list" } else { "watch" };
+                let verb = if step == Step::PagedList { "list" } else { "watch" };
                 format!(
                     "{resource}{dot}{group}: the service account may not {verb} them; grant get, list and watch ({said})"
                 )
@@ -214,21 +262,19 @@ impl Watcher {
             }
             _ => {}
         }
-        // Ends of watches are the normal course of things; a failure that goes on is said once.
-        if self.said.as_ref() != Some(&failure) {
-            if matches!(failure, Failure::Expired | Failure::Cut | Failure::Stalled) {
-                tracing::info!("{reason}; next try in {wait:.1?}");
-            } else {
-                tracing::warn!("{reason}; next try in {wait:.1?}");
-            }
-            self.said = Some(failure);
+        if !denied {
+            self.status.log_failure(self.resource, &reason);
+        } else if self.logged_denial.as_ref() != Some(&reason) {
+            tracing::warn!("{reason}");
+            self.logged_denial = Some(reason);
         }
     }
 
-    /// The server works again.
+    /// The server works again: a list is complete, or a watch goes on.
     fn worked(&mut self) {
         self.backoff.reset();
-        self.said = None;
+        self.logged_denial = None;
+        self.status.log_success(self.resource);
         self.status.heard(self.resource);
         if matches!(self.status.state(self.resource), ListState::Outdated(_)) {
             self.status.set(self.resource, ListState::Synced);
@@ -287,18 +333,26 @@ impl Watcher {
             }
         };
         let mut answer = self.api.get(&path, self.accept(), self.timing.answer).await?;
+        self.is_answered = true;
         let mut lines = Lines::default();
         while let Some(piece) = answer.piece(self.timing.stall).await? {
             let mut batch = Vec::new();
-            let before = listing.is_some();
+            let was_listing = listing.is_some();
             let result = lines.push(&piece, |line| self.line(line, &mut listing, &mut batch));
             // What came before a line that makes no sense did make sense.
             self.hand_on(batch).await?;
-            if before && listing.is_none() {
+            if was_listing && listing.is_none() {
                 self.status.listed(self.resource);
             }
             result?;
-            self.worked();
+            // Part of a list is no success yet: the server may fail at the same object each time.
+            match listing {
+                Some(_) => self.status.heard(self.resource),
+                None => self.worked(),
+            }
+            if !was_listing {
+                self.relists.reset();
+            }
         }
         if lines.is_partial() || listing.is_some() { Err(Failure::Cut.into()) } else { Ok(()) }
     }

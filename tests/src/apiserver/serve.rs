@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    Fault, Forward, Shared, State,
+    Fault, Forward, NoStreaming, Shared, State,
     forward::relay,
     http::{self, Request},
     store::{Logged, RESOURCES, Resource},
@@ -62,8 +62,19 @@ pub(crate) fn connection(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<
         drop(state);
         return http::answer(&stream, 403, "", &status(403, "Forbidden", &message));
     }
-    let fault = state.faults.get_mut(resource.plural).and_then(std::collections::VecDeque::pop_front);
+    let is_later_page = request.query.contains_key("continue");
+    let applies = |fault: &mut Fault| *fault != Fault::ExpiredPage || is_later_page;
+    let fault = state.faults.get_mut(resource.plural).and_then(|faults| faults.pop_front_if(applies));
     match &fault {
+        Some(Fault::ExpiredPage) => {
+            drop(state);
+            return http::answer(
+                &stream,
+                410,
+                "",
+                &status(410, "Expired", "The provided continue parameter is too old"),
+            );
+        }
         Some(Fault::Disconnect) => return Ok(()),
         Some(Fault::Status { code, retry_after }) => {
             drop(state);
@@ -77,13 +88,31 @@ pub(crate) fn connection(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<
         drop(state);
         return http::answer(&stream, body.0, "", &body.1);
     }
-    if request.query.contains_key("sendInitialEvents") && state.manners.no_streaming_lists {
-        drop(state);
-        let message = "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-        return http::answer(&stream, 422, "", &status(422, "Invalid", message));
-    }
+    let streams_list = request.query.contains_key("sendInitialEvents");
+    let no_streaming = state.manners.no_streaming.get(resource.plural).copied().filter(|_| streams_list);
     drop(state);
-    Watch::new(&stream, shared, resource, &request, fault).run()
+    match no_streaming {
+        None => Watch::new(&stream, shared, resource, &request, fault).run(),
+        Some(NoStreaming::Status(code)) => {
+            let message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+            http::answer(&stream, code, "", &status(code, "Invalid", message))
+        }
+        Some(NoStreaming::Event(code)) => {
+            http::begin_stream(&stream)?;
+            error_event(&stream, code, "InternalError", "etcd cluster does not support progress notifications")
+        }
+        Some(NoStreaming::Cut) => {
+            http::begin_stream(&stream)?;
+            http::end_stream(&stream)
+        }
+    }
+}
+
+/// Ends a stream with an ERROR event.
+fn error_event(stream: &TcpStream, code: u16, reason: &str, message: &str) -> io::Result<()> {
+    let object: Value = serde_json::from_slice(&status(code, reason, message))?;
+    http::chunk(stream, format!("{}\n", json!({"type": "ERROR", "object": object})).as_bytes())?;
+    http::end_stream(stream)
 }
 
 /// The resource of a collection's path, and its namespace if it is that of one.
@@ -282,9 +311,7 @@ impl<'a> Watch<'a> {
             .then(|| collection.items.values().filter(|o| selects(self.request, o)).cloned().collect());
         drop(state);
         if expired {
-            let gone = json!({"type": "ERROR", "object": serde_json::from_slice::<Value>(&status(410, "Expired", "too old resource version: 1 (1047)"))?});
-            http::chunk(self.stream, format!("{gone}\n").as_bytes())?;
-            return http::end_stream(self.stream);
+            return error_event(self.stream, 410, "Expired", "too old resource version: 1 (1047)");
         }
         if let Some(objects) = initial {
             for object in objects {
@@ -387,8 +414,12 @@ fn review(state: &State, request: &Request) -> Option<Value> {
             let asked = review["spec"]["audiences"].as_array().cloned().unwrap_or_default();
             let audience = asked.is_empty() || asked.iter().any(|a| a == manners.audience.as_str());
             review["status"] = match user {
-                Some(user) if audience => {
-                    json!({"authenticated": true, "user": {"username": user, "uid": "u", "groups": ["system:authenticated"]}, "audiences": [manners.audience]})
+                Some(user) if audience || manners.no_audiences => {
+                    let mut status = json!({"authenticated": true, "user": {"username": user, "uid": "u", "groups": ["system:authenticated"]}});
+                    if !manners.no_audiences {
+                        status["audiences"] = json!([manners.audience]);
+                    }
+                    status
                 }
                 _ => json!({"authenticated": false, "error": "invalid bearer token", "user": {}}),
             };
