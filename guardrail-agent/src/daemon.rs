@@ -32,6 +32,7 @@ use crate::{
     kube::{self, ConnectError, ListState, Status},
     memory,
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
+    serve::thread::ServerThread,
     state::{Progress, StateFile},
 };
 
@@ -111,7 +112,7 @@ pub enum RunError {
 /// # Errors
 /// [`RunError::Start`] before anything was observed, the others afterwards.
 pub fn run(config: Config) -> Result<(), RunError> {
-    // One thread is enough for the observer and HTTP; blocking work has threads of its own. Fewer threads, fewer malloc arenas.
+    // One thread is enough for the observer; the listeners and blocking work have threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     let outcome = runtime.block_on(async { Daemon::start(config).await?.run().await });
     // Everything was waited for that may be; a thread that hangs must not keep the process.
@@ -133,6 +134,8 @@ struct Daemon {
     queries: mpsc::Receiver<Query>,
     readiness: watch::Sender<Readiness>,
     tasks: JoinSet<&'static str>,
+    /// Runs the listeners, as long as it is held.
+    _server: ServerThread,
     stop: CancellationToken,
     state: Option<StateFile>,
     series: EdgeSeries,
@@ -310,6 +313,7 @@ impl Daemon {
         for (resource, _) in lists.iter().filter(|(_, state)| matches!(state, ListState::Denied(_))) {
             self.observer.do_without(&resource.kind());
         }
+        let nothing_heard = !lists.values().any(ListState::was_heard);
         let missing = lists.into_values().filter_map(|state| match state {
             ListState::GivenUp(reason) | ListState::Denied(reason) => Some(reason),
             ListState::Outdated(reason) => Some(format!("news of {reason}")),
@@ -321,6 +325,7 @@ impl Daemon {
         self.readiness.send_modify(|ready| {
             ready.inventory = is_ready;
             ready.pending_lists = pending;
+            ready.nothing_heard = is_ready && nothing_heard;
             ready.given_up = given_up;
         });
         if is_ready && !was_ready {

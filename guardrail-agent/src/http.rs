@@ -56,6 +56,8 @@ pub struct Readiness {
     pub inventory: bool,
     /// Lists that are awaited.
     pub pending_lists: Vec<&'static str>,
+    /// No list of the cluster's objects ever came: no pod, Service or node has a name.
+    pub nothing_heard: bool,
     /// What was given up, with the reason: readiness does not wait for it.
     pub given_up: Vec<String>,
     /// When the kernel's table of flows had last been read to its end; none before observation begins.
@@ -87,6 +89,9 @@ impl Readiness {
             page += "[-] list of ";
             page += list;
             page += " pending\n";
+        }
+        if self.nothing_heard {
+            page += "[!] nothing is known of the cluster: no list ever came\n";
         }
         for reason in &self.given_up {
             page += "[!] without ";
@@ -175,4 +180,23 @@ async fn ask<T>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sende
         return Err(busy());
     }
     answer.await.map_err(|_| (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n").into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_knows_nothing_says_so_with_the_reasons() {
+        let mut ready = Readiness { hooks: true, sockets: true, inventory: true, ..Readiness::default() };
+        assert_eq!(ready.page(), "[+] kernel hooks ok\n[+] socket inventory ok\n[+] cluster inventory ok\nready\n");
+        ready.nothing_heard = true;
+        ready.given_up = vec!["pods: the API server failed (500): etcd".to_owned()];
+        assert_eq!(
+            ready.page(),
+            "[+] kernel hooks ok\n[+] socket inventory ok\n[+] cluster inventory ok\n\
+             [!] nothing is known of the cluster: no list ever came\n\
+             [!] without pods: the API server failed (500): etcd\nready\n"
+        );
+    }
 }

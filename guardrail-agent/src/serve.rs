@@ -3,6 +3,8 @@
 //! A listener is reached by anyone in the cluster, and the kubelet's probes share it. So when all connections are taken, a new one takes the place of
 //! one that waits, and of those first of the caller that holds the most: nobody keeps the others out by holding connections open.
 
+pub mod thread;
+
 use std::{
     collections::HashMap,
     io,

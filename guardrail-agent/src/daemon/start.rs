@@ -1,6 +1,6 @@
 //! Start of the agent: everything that can refuse, then everything that leaves a trace.
 
-use std::{io, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use guardrail_graph::{
     Observer, ObserverConfig,
@@ -25,7 +25,7 @@ use crate::{
     kernel::{Kernel, KernelConfig, Pinned, find_cgroup2_root},
     kube::{self, Api, Source, Status},
     metrics::{DaemonStats, EdgeSeries},
-    serve,
+    serve::{self, thread::ServerThread},
     state::StateFile,
 };
 
@@ -75,7 +75,7 @@ fn api_source(config: &Config) -> Source {
 /// Who may read, and with which certificate.
 async fn access(
     config: &Config,
-    source: &Feed,
+    server: &ServerThread,
     node: &str,
 ) -> Result<(Option<Arc<Guard>>, Option<Arc<Tls>>), StartError> {
     let tls = match (&config.tls_cert, &config.tls_key) {
@@ -88,14 +88,17 @@ async fn access(
     let guard = match config.auth {
         AuthMode::None => None,
         AuthMode::Kube => {
-            let api = match source {
-                Feed::Kube(api) => Arc::clone(api),
-                Feed::File(_) => Arc::new(Api::new(api_source(config)).await?),
-            };
-            Some(Arc::new(Guard::new(api, config.auth_audience.clone(), auth::Limits::default())))
+            // A client of its own, beside that of the watches: a client belongs to the runtime that made it.
+            let api = server.run(Api::new(api_source(config))).await.map_err(StartError::Runtime)??;
+            Some(Arc::new(Guard::new(Arc::new(api), config.auth_audience.clone(), auth::Limits::default())))
         }
     };
     Ok((guard, tls.map(Arc::new)))
+}
+
+async fn bind(server: &ServerThread, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = server.run(TcpListener::bind(address)).await.and_then(|bound| bound);
+    bound.map_err(|source| StartError::Listen { address, source })
 }
 
 impl Daemon {
@@ -112,14 +115,11 @@ impl Daemon {
             }
             InventorySource::Kube => (Vec::new(), Feed::Kube(Arc::new(Api::new(api_source(&config)).await?))),
         };
-        let (guard, tls) = access(&config, &source, &node).await?;
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(|source| StartError::Listen { address: config.listen, source })?;
+        let server = ServerThread::start().map_err(StartError::Runtime)?;
+        let (guard, tls) = access(&config, &server, &node).await?;
+        let listener = bind(&server, config.listen).await?;
         let local = match config.local_listen {
-            Some(address) => {
-                Some(TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?)
-            }
+            Some(address) => Some(bind(&server, address).await?),
             None => None,
         };
         if let Some(dir) = &config.export_dir {
@@ -172,6 +172,7 @@ impl Daemon {
             sockets: true,
             inventory: matches!(source, Feed::File(_)),
             pending_lists: Vec::new(),
+            nothing_heard: false,
             given_up: kernel.warnings().to_vec(),
             swept: Some(Instant::now()),
         });
@@ -182,16 +183,16 @@ impl Daemon {
         let limits = serve::Limits::default();
         if let Some(listener) = local {
             let open = http::router(query.clone(), readiness.subscribe(), None);
-            let serving = serve::serve(listener, None, open, limits, stop.clone());
+            let serving = server.spawn(serve::serve(listener, None, open, limits, stop.clone()));
             tasks.spawn(async move {
                 drop(serving.await);
                 "the local HTTP server"
             });
         }
         let guarded = http::router(query, readiness.subscribe(), guard);
-        let serving = serve::serve(listener, tls, guarded, limits, stop.clone());
+        let serving = server.spawn(serve::serve(listener, tls, guarded, limits, stop.clone()));
         tasks.spawn(async move {
-            if let Err(e) = serving.await {
+            if let Err(e) = serving.await.map_err(io::Error::other).and_then(|served| served) {
                 tracing::error!("the HTTP server failed: {e}");
             }
             "the HTTP server"
@@ -229,6 +230,7 @@ impl Daemon {
             queries,
             readiness,
             tasks,
+            _server: server,
             stop,
             state,
         })
