@@ -102,7 +102,7 @@ impl Deployed {
         container = container.mount(&lab.inventory(), Path::new("/inventory.yaml"), true);
         let args = texts(&spec["args"]).into_iter().filter_map(|arg| match arg.split('=').next() {
             Some("--inventory") => Some("--inventory=/inventory.yaml".to_owned()),
-            Some("--auth") => None,
+            Some("--auth" | "--auth-audience") => None,
             Some("--listen") => Some(format!("--listen={LISTEN}")),
             _ => Some(arg),
         });

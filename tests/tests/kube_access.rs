@@ -167,6 +167,10 @@ async fn only_tokens_for_the_audience_count() {
     assert_eq!(good.get("/metrics", Some("prometheus-token")).await.0, 200);
     let bad = surface(None, Some("somebody-else"), Limits::default(), serve::Limits::default()).await;
     assert_eq!(bad.get("/metrics", Some("prometheus-token")).await.0, 401);
+    // A server that takes no notice of the audience has not checked the token for it.
+    let old = surface(None, Some("guardrail"), Limits::default(), serve::Limits::default()).await;
+    old.server.manners(|m| m.no_audiences = true);
+    assert_eq!(old.get("/metrics", Some("prometheus-token")).await.0, 401);
 }
 
 #[tokio::test]

@@ -74,6 +74,8 @@ fn the_agent_is_confined_in_every_overlay() {
         assert_eq!(sets[0]["spec"]["updateStrategy"]["type"], "RollingUpdate");
         assert_eq!(pod["containers"].as_array().unwrap().len(), 1);
         let container = &pod["containers"][0];
+        // The default is Always for images without a tag and for `latest`, and no such image is in a registry.
+        assert_eq!(container["imagePullPolicy"], "IfNotPresent", "{name}");
         let security = &container["securityContext"];
         assert_eq!(security["privileged"], false, "{name}");
         assert_eq!(security["allowPrivilegeEscalation"], false, "{name}");
@@ -113,7 +115,7 @@ fn understood<T: serde::de::DeserializeOwned + serde::Serialize>(object: &Value)
 fn every_field_is_one_that_kubernetes_has() {
     use k8s_openapi::api::{
         apps::v1::DaemonSet,
-        core::v1::{Namespace, Secret, ServiceAccount},
+        core::v1::{Namespace, ServiceAccount},
         rbac::v1::{ClusterRole, ClusterRoleBinding, Role},
         scheduling::v1::PriorityClass,
     };
@@ -126,7 +128,6 @@ fn every_field_is_one_that_kubernetes_has() {
                 "Namespace" => understood::<Namespace>(object),
                 "PriorityClass" => understood::<PriorityClass>(object),
                 "Role" => understood::<Role>(object),
-                "Secret" => understood::<Secret>(object),
                 "ServiceAccount" => understood::<ServiceAccount>(object),
                 // The Prometheus operator's: its own test below.
                 "PodMonitor" | "PrometheusRule" => continue,
@@ -164,6 +165,7 @@ fn overlays_combine_as_components() {
     let pod = deployed::pod(&objects).unwrap();
     let container = &pod["containers"][0];
     assert_eq!(container["image"], "registry.example.com/g:1");
+    assert_eq!(container["imagePullPolicy"], "IfNotPresent");
     assert!(texts(&container["securityContext"]["capabilities"]["add"]).contains("SYS_RESOURCE"));
     assert_eq!(container["securityContext"]["seccompProfile"]["type"], "Unconfined");
     assert!(pod["hostPID"].is_null());
@@ -184,9 +186,11 @@ fn probes_reach_what_is_open_and_arguments_ask_for_authentication() {
             assert_eq!(get["path"], path, "{name}: {probe}");
             assert_eq!(&get["port"], port, "{name}: {probe}");
             assert_eq!(get["scheme"], "HTTPS", "{name}: {probe}");
+            // The default of one second is less than a busy node takes for a TLS handshake.
+            assert!(container[probe]["timeoutSeconds"].as_u64().is_some_and(|s| s >= 5), "{name}: {probe}");
         }
         let args = texts(&container["args"]);
-        for arg in ["--inventory=kube", "--auth=kube", "--local-listen=127.0.0.1:9465"] {
+        for arg in ["--inventory=kube", "--auth=kube", "--auth-audience=guardrail", "--local-listen=127.0.0.1:9465"] {
             assert!(args.contains(arg), "{name}: {arg} in {args:?}");
         }
         assert!(!args.iter().any(|a| a.contains("insecure")), "{name}");
@@ -262,19 +266,37 @@ fn only(object: &Value, fields: &[&str]) {
 }
 
 #[test]
-fn the_pod_monitor_finds_the_pods_and_brings_a_token_that_may_read_metrics_only() {
+fn nothing_is_applied_that_the_api_server_does_not_store() {
+    for (name, objects) in overlays() {
+        // `omitempty` without a pointer in k8s.io/api: false is not stored, and a client that asks for it patches
+        // the object at each apply.
+        for class in of_kind(&objects, "PriorityClass") {
+            assert_ne!(class["globalDefault"], false, "{name}");
+        }
+        for pod in of_kind(&objects, "DaemonSet").iter().map(|set| &set["spec"]["template"]["spec"]) {
+            for flag in ["hostPID", "hostNetwork", "hostIPC"] {
+                assert_ne!(pod[flag], false, "{name}: {flag}");
+            }
+            for mount in pod["containers"][0]["volumeMounts"].as_array().unwrap() {
+                assert_ne!(mount["readOnly"], false, "{name}: {mount}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_pod_monitor_finds_the_pods_and_sends_a_token_that_is_for_the_agents_only() {
     let objects = render("prometheus-operator");
     let monitor = of_kind(&objects, "PodMonitor")[0];
-    let labels = &of_kind(&objects, "DaemonSet")[0]["spec"]["template"]["metadata"]["labels"];
+    let set = of_kind(&objects, "DaemonSet")[0];
+    let labels = &set["spec"]["template"]["metadata"]["labels"];
     for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().unwrap() {
         assert_eq!(&labels[label], value);
     }
     let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
     // Fields that the definitions of monitoring.coreos.com/v1 have (the operator's generated CRD); the API server refuses or drops others.
-    only(&monitor["spec"], &["jobLabel", "selector", "podMetricsEndpoints"]);
-    only(endpoint, &["authorization", "interval", "path", "port", "relabelings", "scheme", "tlsConfig"]);
-    only(&endpoint["authorization"], &["credentials", "type"]);
-    only(&endpoint["authorization"]["credentials"], &["key", "name"]);
+    only(&monitor["spec"], &["jobLabel", "podMetricsEndpoints", "scrapeClass", "selector"]);
+    only(endpoint, &["interval", "path", "port", "relabelings", "scheme", "tlsConfig"]);
     only(&endpoint["tlsConfig"], &["insecureSkipVerify"]);
     only(&endpoint["relabelings"][0], &["sourceLabels", "targetLabel"]);
     let rules = of_kind(&objects, "PrometheusRule")[0];
@@ -284,13 +306,28 @@ fn the_pod_monitor_finds_the_pods_and_brings_a_token_that_may_read_metrics_only(
         only(rule, &["alert", "annotations", "expr", "for", "labels"]);
     }
     assert_eq!((endpoint["scheme"].as_str(), endpoint["path"].as_str()), (Some("https"), Some("/metrics")));
-    let secret = of_kind(&objects, "Secret")[0];
-    assert_eq!(endpoint["authorization"]["credentials"]["name"], secret["metadata"]["name"]);
-    let account = &secret["metadata"]["annotations"]["kubernetes.io/service-account.name"];
-    let bindings = of_kind(&objects, "ClusterRoleBinding");
-    let binding = bindings.iter().find(|b| &b["subjects"][0]["name"] == account).expect("a binding of the scraper");
+    assert!(of_kind(&objects, "Secret").is_empty(), "a token in a Secret is one for the API server");
+
+    // What the Prometheus object needs besides: the token that the agents take, where the scrape class looks for it.
+    let path = deploy().join("components/prometheus-operator/prometheus.yaml");
+    let patch: Value = serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let spec = &patch["spec"];
+    only(spec, &["scrapeClasses", "volumeMounts", "volumes"]);
+    let class = &spec["scrapeClasses"][0];
+    only(class, &["authorization", "name"]);
+    only(&class["authorization"], &["credentialsFile", "type"]);
+    assert_eq!(class["name"], monitor["spec"]["scrapeClass"]);
+    let volumes: Vec<k8s_openapi::api::core::v1::Volume> = serde_json::from_value(spec["volumes"].clone()).unwrap();
+    assert_eq!(serde_json::to_value(&volumes).unwrap(), spec["volumes"], "a field that is not in the API");
+    assert_eq!(spec["volumes"][0]["name"], spec["volumeMounts"][0]["name"]);
+    let token = &spec["volumes"][0]["projected"]["sources"][0]["serviceAccountToken"];
+    let directory = spec["volumeMounts"][0]["mountPath"].as_str().unwrap();
+    let file = format!("{directory}/{}", token["path"].as_str().unwrap());
+    assert_eq!(class["authorization"]["credentialsFile"], file.as_str());
+    let audience = format!("--auth-audience={}", token["audience"].as_str().unwrap());
+    assert!(texts(&set["spec"]["template"]["spec"]["containers"][0]["args"]).contains(&audience), "{audience}");
     let roles = of_kind(&objects, "ClusterRole");
-    let role = roles.iter().find(|r| r["metadata"]["name"] == binding["roleRef"]["name"]).unwrap();
+    let role = roles.iter().find(|r| r["metadata"]["name"] == "guardrail-scraper").unwrap();
     assert_eq!(role["rules"], serde_json::json!([{"nonResourceURLs": ["/metrics"], "verbs": ["get"]}]));
 }
 

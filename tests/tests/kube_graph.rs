@@ -35,7 +35,10 @@ impl Cluster {
     fn new(pods: &[Value]) -> Self {
         let server = ApiServer::serving(TcpListener::bind("127.0.0.1:0").unwrap(), pods).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config"), server.kubeconfig(None)).unwrap();
+        let token = dir.path().join("token");
+        std::fs::write(&token, "for-the-api-server").unwrap();
+        server.manners(|m| m.tokens = Some(["for-the-api-server".to_owned()].into()));
+        std::fs::write(dir.path().join("config"), server.kubeconfig(Some(&token))).unwrap();
         Self { server, dir }
     }
 
@@ -137,6 +140,8 @@ fn agent(answer: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + Clone
                     head.push(byte[0]);
                 }
                 assert!(head.is_empty() || head.starts_with(b"GET /v1/graph HTTP/1.1\r\n"));
+                let head = String::from_utf8(head).unwrap().to_lowercase();
+                assert!(!head.contains("authorization"), "the user's token is for the API server alone: {head}");
                 let _ = answer(&mut stream);
             });
         }
