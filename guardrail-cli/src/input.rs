@@ -3,19 +3,21 @@
 mod kube;
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     fs::File,
     io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use guardrail_graph::{
     Snapshot,
-    inventory::{self, Object},
+    inventory::{self, Object, ObjectKey},
     snapshot::merge,
 };
-use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader};
+use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader, may_concern_policies};
 
 pub(crate) use kube::KubeArgs;
 
@@ -56,19 +58,36 @@ pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs) -> anyhow::Result<
 pub(crate) fn inventory(paths: &[PathBuf]) -> anyhow::Result<Inventory> {
     let mut loaded = Inventory::default();
     let mut reader = Reader::new();
+    let mut known: HashMap<ObjectKey, (usize, Arc<str>)> = HashMap::new();
     for path in paths {
         for (file, _) in files(path)? {
             let name = file.to_string_lossy();
             let text = text(&name, MAX_DOCUMENT_BYTES)?;
             // Reading policies keeps every line; a large inventory without any is spared that.
-            if text.contains("NetworkPolic") || text.contains("EgressFirewall") {
+            if may_concern_policies(&text) {
                 reader.add(shown(&name), text.as_bytes(), Expect::Anything);
             }
             let read = inventory::read::objects(&text, shown(&name))?;
             for warning in read.warnings {
                 tell("warning", &warning);
             }
-            loaded.objects.extend(read.objects);
+            let file: Arc<str> = shown(&name).into();
+            for object in read.objects {
+                match known.entry(object.key()) {
+                    Entry::Vacant(new) => {
+                        new.insert((loaded.objects.len(), Arc::clone(&file)));
+                        loaded.objects.push(object);
+                    }
+                    // Two views of one cluster share most objects.
+                    Entry::Occupied(old) if loaded.objects[old.get().0] == object => {}
+                    // Which of the two is true nobody can tell, and verdicts would follow the order of the arguments.
+                    Entry::Occupied(old) => {
+                        let ObjectKey { kind, .. } = old.key();
+                        let (kind, name, first) = (kind.as_str(), old.key().full_name(), &old.get().1);
+                        bail!("{kind} {name} is in {first} and in {file} with different contents: keep one of them");
+                    }
+                }
+            }
         }
     }
     loaded.policies = reader.finish()?;

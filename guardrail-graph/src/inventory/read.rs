@@ -97,11 +97,7 @@ impl Collected<'_> {
                         return Err(InventoryError::Conflict {
                             file: self.file.to_owned(),
                             kind: key.kind.as_str().to_owned(),
-                            name: if key.namespace.is_empty() {
-                                key.name.clone()
-                            } else {
-                                format!("{}/{}", key.namespace, key.name)
-                            },
+                            name: key.full_name(),
                         });
                     }
                 }

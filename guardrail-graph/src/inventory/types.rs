@@ -37,6 +37,14 @@ pub struct ObjectKey {
     pub name: String,
 }
 
+impl ObjectKey {
+    /// `namespace/name`, or the name of a cluster-scoped object.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        if self.namespace.is_empty() { self.name.clone() } else { format!("{}/{}", self.namespace, self.name) }
+    }
+}
+
 /// One trimmed object.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
