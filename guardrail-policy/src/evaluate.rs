@@ -16,11 +16,13 @@ pub mod cluster;
 mod compile;
 pub mod edge;
 mod ends;
+mod virtuals;
 
 pub use cluster::{Cluster, ClusterNode, ClusterPod};
 pub use compile::Admission;
 pub use edge::EdgeVerdict;
 pub use ends::{End, UnknownEnd, common_addresses};
+pub use virtuals::DeclaredPort;
 
 use compile::Compiled;
 

@@ -161,6 +161,7 @@ fn compile(world: &World) -> Evaluator {
             host_network: pod.host_network,
             finished: false,
             ports: pod.ports.iter().map(|(n, p, number)| ((*n).to_owned(), p.parse().unwrap(), *number)).collect(),
+            ..ClusterPod::default()
         });
     }
     Evaluator::new(cluster, set.policies)

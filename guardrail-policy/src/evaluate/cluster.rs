@@ -7,11 +7,12 @@ use std::{
 
 use guardrail_graph::{
     Peer, Snapshot, WorkloadRef,
-    inventory::{Namespace, Node, Object, Pod, Service},
+    inventory::{ContainerPort, Namespace, Node, Object, Pod, Service},
     snapshot::WorkloadEntry,
 };
 use ipnet::IpNet;
 
+use super::virtuals::DeclaredPort;
 use crate::model::{Labels, NAMESPACE_NAME_LABEL, Protocol, selector_matches};
 
 /// A pod as policies see it.
@@ -33,6 +34,8 @@ pub struct ClusterPod {
     pub finished: bool,
     /// Named container ports: name, protocol, number; the same name may stand here twice.
     pub ports: Vec<(String, Protocol, u16)>,
+    /// Every container port, named or not; declaring none does not mean listening on none.
+    pub declared_ports: Vec<DeclaredPort>,
 }
 
 /// A node.
@@ -55,6 +58,10 @@ pub struct Cluster {
     namespaces: BTreeMap<String, Option<Labels>>,
     /// Virtual addresses and the Service (`namespace/name`) that owns them.
     pub virtual_addresses: BTreeMap<IpAddr, String>,
+    /// Which Service answers at a port of a virtual address. Such an address may be a node's own (`externalIPs`, a load balancer on the nodes).
+    pub service_ports: BTreeMap<(IpAddr, Protocol, u16), String>,
+    /// The Service (`namespace/name`) behind a port of every node.
+    pub node_ports: BTreeMap<(Protocol, u16), String>,
     /// Ranges that pods get their addresses from (`spec.podCIDRs` of the nodes).
     pub pod_ranges: BTreeSet<IpNet>,
     /// Which pods (indices) belong to a workload of the snapshot.
@@ -159,7 +166,11 @@ impl Cluster {
     fn add_pod(&mut self, pod: &Pod) {
         let ports =
             pod.ports.iter().filter_map(|p| Some((p.name.clone()?, p.protocol.parse().ok()?, p.port))).collect();
+        let declared = |p: &ContainerPort| {
+            Some(DeclaredPort { protocol: p.protocol.parse().ok()?, port: p.port, host_port: p.host_port })
+        };
         self.push_pod(ClusterPod {
+            declared_ports: pod.ports.iter().filter_map(declared).collect(),
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             labels: pod.labels.to_map(),
@@ -172,6 +183,7 @@ impl Cluster {
     }
 
     fn add_service(&mut self, service: &Service) {
+        self.add_service_ports(service);
         for address in service.cluster_ips.iter().chain(&service.external_ips) {
             self.virtual_addresses.insert(address.to_canonical(), format!("{}/{}", service.namespace, service.name));
         }

@@ -94,6 +94,11 @@ impl End {
             || (self.v6.is_some() && other.v6.is_some())
     }
 
+    /// An address that every node has for itself (NodeLocal DNS): no Service's and no pod's port is reached there.
+    pub(super) fn is_loopback_of_any(&self) -> bool {
+        self.host == NodeOf::Any
+    }
+
     fn first(&self) -> Option<IpAddr> {
         if self.v6_first { self.v6.or(self.v4) } else { self.v4.or(self.v6) }
     }
@@ -119,13 +124,43 @@ pub enum UnknownEnd {
         /// `namespace/name`.
         service: String,
     },
+    /// A Service's port on a node.
+    #[error("port {port} of {end} is the node port of Service {service}: policies are judged at the pods behind it")]
+    NodePort {
+        /// The node, as the user named it.
+        end: String,
+        /// `nodePort`.
+        port: u16,
+        /// `namespace/name`.
+        service: String,
+    },
+    /// A pod's port on its node.
+    #[error("port {port} of {end} is a host port of pod {pod}: policies are judged at that pod")]
+    HostPort {
+        /// The node, as the user named it.
+        end: String,
+        /// `hostPort`.
+        port: u16,
+        /// `namespace/name`.
+        pod: String,
+    },
+    /// A node's port that only a Service would have, and no Service is known that does.
+    #[error(
+        "port {port} of {end}, a node, lies in the range of node ports, and the inventory has no Service with it: add Services to --inventory"
+    )]
+    MaybeNodePort {
+        /// The node, as the user named it.
+        end: String,
+        /// The port.
+        port: u16,
+    },
 }
 
 impl UnknownEnd {
     /// The end exists, but a policy cannot be judged there: the flow is unproven; otherwise the input is wrong.
     #[must_use]
     pub fn is_unproven(&self) -> bool {
-        matches!(self, Self::Finished(_) | Self::Virtual { .. })
+        !matches!(self, Self::Malformed(_) | Self::NoSuchPod(_))
     }
 }
 
@@ -174,6 +209,12 @@ impl Evaluator {
             return Err(UnknownEnd::Finished(text.to_owned()));
         }
         Ok(self.end_of_pod(index))
+    }
+
+    /// Whether the pod with this index runs on the node that `node` is.
+    pub(super) fn runs_on(&self, index: u32, node: &End) -> bool {
+        let own = self.cluster().pods[index as usize].node.as_deref().and_then(|n| self.compiled.node_id(n));
+        own.is_some_and(|own| node.host == NodeOf::Is(own))
     }
 
     /// The end of the pod with this index in [`Cluster::pods`].
