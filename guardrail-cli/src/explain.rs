@@ -77,7 +77,7 @@ struct Answer<'a> {
     protocol: Protocol,
     port: u16,
     verdict: &'static str,
-    unproven_because: &'a [String],
+    unproven_because: Vec<&'a str>,
     #[serde(flatten)]
     explanation: &'a Explanation,
 }
@@ -91,27 +91,24 @@ fn explain(args: &Args) -> anyhow::Result<Outcome> {
     let Args { policies, inventory, from, to, port, protocol, output, allow_unproven } = args;
     let Loaded { evaluator, unproven, .. } = policies::load(policies, inventory, None)?;
     let end = |option: &str, text: &str| evaluator.end(text).with_context(|| option.to_owned());
-    let (src, dst) = (end("--from", from)?, end("--to", to)?);
+    let src = end("--from", from)?;
+    let dst = evaluator.destination(to, *protocol, *port).context("--to")?;
     let explanation =
         evaluator.explain(&Question { src: (&src, from), dst: (&dst, to), protocol: *protocol, port: *port });
-    let proven = unproven.is_empty() || *allow_unproven;
+    let namespaces = [&src, &dst].map(|end| Some(evaluator.cluster().pods[end.pod()? as usize].namespace.as_str()));
+    let unproven_because: Vec<&str> =
+        unproven.iter().filter(|reason| reason.concerns(namespaces)).map(|reason| reason.because.as_str()).collect();
+    let proven = unproven_because.is_empty() || *allow_unproven;
     let verdict = match (proven, explanation.allowed) {
         (false, _) => "unproven",
         (true, true) => "allowed",
         (true, false) => "denied",
     };
-    for reason in &unproven {
+    for reason in &unproven_because {
         tell("warning", reason);
     }
-    let answer = Answer {
-        from,
-        to,
-        protocol: *protocol,
-        port: *port,
-        verdict,
-        unproven_because: &unproven,
-        explanation: &explanation,
-    };
+    let answer =
+        Answer { from, to, protocol: *protocol, port: *port, verdict, unproven_because, explanation: &explanation };
     let mut out = BufWriter::new(std::io::stdout().lock());
     match output {
         Format::Text => text(&mut out, &answer)?,

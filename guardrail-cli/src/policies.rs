@@ -16,8 +16,23 @@ pub(crate) struct Loaded {
     pub(crate) evaluator: Evaluator,
     /// The inventory's own policies: what is in force already.
     pub(crate) before: Evaluator,
-    /// Why verdicts are not proven (A34), one sentence each.
-    pub(crate) unproven: Vec<String>,
+    /// Why verdicts are not proven (A34).
+    pub(crate) unproven: Vec<Unproven>,
+}
+
+/// Why some verdicts are not proven.
+pub(crate) struct Unproven {
+    /// One sentence without a full stop.
+    pub(crate) because: String,
+    /// Only verdicts with an end in this namespace; `None`: all.
+    pub(crate) namespace: Option<String>,
+}
+
+impl Unproven {
+    /// Whether it concerns a connection between ends in these namespaces (`None`: outside of all).
+    pub(crate) fn concerns(&self, ends: [Option<&str>; 2]) -> bool {
+        self.namespace.as_deref().is_none_or(|own| ends.contains(&Some(own)))
+    }
 }
 
 /// Reads policies and inventory.
@@ -43,11 +58,17 @@ pub(crate) fn load(policies: &[PathBuf], inventory: &[PathBuf], snapshot: Option
     let before = Evaluator::new(cluster.clone(), in_force);
     let evaluator = Evaluator::new(cluster, proposed.policies.into_iter().chain(kept).collect());
 
-    let mut unproven: Vec<String> = unevaluated.iter().map(|u| format!("{u} is not evaluated")).collect();
+    let mut unproven: Vec<Unproven> = unevaluated
+        .iter()
+        .map(|u| Unproven { because: u.sentence(), namespace: u.concerns().map(str::to_owned) })
+        .collect();
     let namespaces = evaluator.cluster().namespaces_without_labels().take(3).collect::<Vec<_>>().join(", ");
     for policy in evaluator.needs_namespace_labels() {
         let key = policy.key();
-        unproven.push(format!("{key} selects namespaces by label, and the labels of {namespaces} are not known: add these Namespaces to --inventory"));
+        let because = format!(
+            "{key} selects namespaces by label, and the labels of {namespaces} are not known: add these Namespaces to --inventory"
+        );
+        unproven.push(Unproven { because, namespace: Some(policy.namespace.clone()) });
     }
     Ok(Loaded { evaluator, before, unproven })
 }

@@ -90,6 +90,7 @@ rules! {
     UNKNOWN_PORT_NAME = "GR015" "unknown-port-name" Warning "No pod of the inventory that the rule can concern has a port of this name and protocol." "Correct the name, or write the number.";
     UNEVALUATED = "GR016" "unevaluated-kind" Note "A policy of this kind is not evaluated: verdicts are unproven beside it." "Check it with its own tool.";
     EMPTY_SPEC = "GR017" "empty-spec" Warning "Without a spec the policy closes ingress of every pod in its namespace." "Write the spec that is meant.";
+    UNREAD_POLICY = "GR018" "unread-policy" Warning "A policy stands inside an object that is not opened: nobody judges it." "Give the policy as an object of its own.";
 }
 
 /// One finding.
@@ -116,7 +117,7 @@ impl Finding {
     #[must_use]
     pub fn text(&self) -> String {
         let policy = self.policy.as_ref().map_or_else(String::new, |p| format!("{p}: "));
-        let told = [INVALID, QUOTED_PORT, CONFLICT, UNKNOWN_FIELD].iter().any(|r| r.id == self.rule);
+        let told = [INVALID, QUOTED_PORT, CONFLICT, UNKNOWN_FIELD, UNREAD_POLICY].iter().any(|r| r.id == self.rule);
         if told {
             format!("{policy}{}.", self.message).replace("?.", "?")
         } else {
@@ -170,9 +171,8 @@ pub fn lint(set: &PolicySet, problems: &[Problem], context: &Context) -> Vec<Fin
     linter.dns(&set.policies);
     findings.extend(linter.findings);
     for unevaluated in &set.unevaluated {
-        let name = [unevaluated.namespace.as_str(), unevaluated.name.as_str()].join("/");
-        let message = format!("{} {} is not evaluated", unevaluated.kind, name.trim_start_matches('/'));
-        findings.push(finding(&UNEVALUATED, Some(unevaluated.location.clone()), None, message));
+        let rule = if unevaluated.inside.is_some() { &UNREAD_POLICY } else { &UNEVALUATED };
+        findings.push(finding(rule, Some(unevaluated.location.clone()), None, unevaluated.without_place()));
     }
     findings.sort_by(|a, b| (&a.location, a.rule, &a.message).cmp(&(&b.location, b.rule, &b.message)));
     findings.dedup();

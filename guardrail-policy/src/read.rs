@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::model::{Location, NetworkPolicy};
 
 mod flows;
+mod foreign;
 mod object;
 mod policy;
 mod selector;
@@ -78,7 +79,7 @@ fn display(problems: &[Problem]) -> String {
     problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// A policy that is there and that nobody here evaluates.
+/// Something that changes who may connect and that nobody here evaluates.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Unevaluated {
     /// `kind`.
@@ -87,15 +88,68 @@ pub struct Unevaluated {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
+    /// The object (kind and name) that holds it, if it is not an object of its own.
+    pub inside: Option<String>,
+    /// Which answers it may change.
+    pub touches: Touches,
+    /// It may close what NetworkPolicy leaves open, and opens nothing.
+    pub restricts_only: bool,
     /// Where.
     pub location: Location,
+}
+
+/// Which answers something may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Touches {
+    /// Those with an end in its namespace.
+    Namespace,
+    /// All.
+    Everything,
+}
+
+impl Unevaluated {
+    /// Why an answer is unproven, and what to do where something can be done: one sentence without a full stop.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        match self.inside.as_deref() {
+            Some(outer) if outer.starts_with("Template ") => format!(
+                "{self} is not evaluated, because a parameter or its namespace is open: process the Template first (oc process --local -f {})",
+                self.location.file
+            ),
+            Some(_) => format!("{self} is not evaluated: add the policy that is made from it as an object of its own"),
+            None => format!("{self} is not evaluated"),
+        }
+    }
+
+    /// [`Unevaluated::sentence`] for somebody who sees the place already.
+    #[must_use]
+    pub fn without_place(&self) -> String {
+        self.sentence().replace(&format!(" ({})", self.location), "")
+    }
+
+    /// The namespace that an end must be in for the answer to be touched; `None`: every answer is.
+    #[must_use]
+    pub fn concerns(&self) -> Option<&str> {
+        (self.touches == Touches::Namespace).then_some(self.namespace.as_str())
+    }
 }
 
 impl fmt::Display for Unevaluated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let slash = if self.namespace.is_empty() { "" } else { "/" };
-        write!(f, "{} {}{slash}{} ({})", self.kind, self.namespace, self.name, self.location)
+        write!(f, "{} {}{slash}{}", self.kind, self.namespace, self.name)?;
+        if let Some(outer) = &self.inside {
+            write!(f, " in {outer}")?;
+        }
+        write!(f, " ({})", self.location)
     }
+}
+
+/// Whether a text may hold anything that [`Reader`] is interested in: a cheap look before a large inventory is read a second time.
+#[must_use]
+pub fn may_concern_policies(text: &str) -> bool {
+    foreign::NEEDLES.iter().any(|needle| text.contains(needle))
 }
 
 /// What was read.
@@ -188,7 +242,9 @@ impl Reader {
     #[must_use]
     pub fn finish_lenient(mut self) -> (PolicySet, Vec<Problem>) {
         self.set.unevaluated.sort();
-        self.set.unevaluated.dedup_by(|a, b| a.kind == b.kind && a.namespace == b.namespace && a.name == b.name);
+        self.set.unevaluated.dedup_by(|a, b| {
+            (&a.kind, &a.namespace, &a.name, &a.inside) == (&b.kind, &b.namespace, &b.name, &b.inside)
+        });
         (self.set, self.problems)
     }
 

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::HashMap};
 
 use anyhow::bail;
-use guardrail_graph::Snapshot;
+use guardrail_graph::{Peer, Snapshot};
 use guardrail_policy::{
     check::{Check, Findings},
     evaluate::{End, Evaluator, Exemption, Side, UnknownEnd},
@@ -18,7 +18,7 @@ use crate::{
     exit::Outcome,
     input::{self, tell},
     output::Progress,
-    policies::{self, Loaded},
+    policies::{self, Loaded, Unproven},
 };
 
 /// Largest flow file, bytes.
@@ -68,7 +68,7 @@ pub(super) struct Report<'a> {
     pub(super) allowed: usize,
     pub(super) denied: usize,
     pub(super) unproven: usize,
-    /// Why the whole answer is unproven.
+    /// Why verdicts are unproven.
     pub(super) unproven_because: Vec<String>,
     /// Why the observation is incomplete.
     pub(super) incomplete_because: Vec<String>,
@@ -80,24 +80,20 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
     let Args { snapshots, flows, policies, inventory, output, allow_partial, allow_unproven, cluster } = args;
     let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots, cluster)?) };
     let Loaded { evaluator, before, unproven } = policies::load(policies, inventory, snapshot.as_ref())?;
-    let accept = unproven.is_empty() || *allow_unproven;
-    for reason in &unproven {
-        tell("warning", reason);
-    }
-
     let mut report = Report {
         flows: Vec::new(),
         allowed: 0,
         denied: 0,
         unproven: 0,
-        unproven_because: unproven,
+        unproven_because: Vec::new(),
         incomplete_because: snapshot.as_ref().map(coverage::incomplete).unwrap_or_default(),
         findings: Findings::default(),
     };
     let mut judge = Judge {
         evaluator: &evaluator,
         check: Check::new(&evaluator, &before),
-        accept,
+        touched: vec![false; unproven.len()],
+        unproven: &unproven,
         allow_unproven: *allow_unproven,
     };
     let bytes;
@@ -112,6 +108,7 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         }
         (None, None) => bail!("name snapshots or --flows"),
     }
+    report.unproven_because = judge.told();
     report.findings = judge.check.finish();
     for row in &report.flows {
         *match row.verdict {
@@ -128,11 +125,11 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         Format::Json => render::json(&report)?,
         Format::Csv => render::csv(&report)?,
     }
-    Ok(outcome(&report, accept, *allow_partial))
+    Ok(outcome(&report, *allow_partial))
 }
 
-fn outcome(report: &Report<'_>, accept: bool, allow_partial: bool) -> Outcome {
-    if !accept || report.unproven > 0 {
+fn outcome(report: &Report<'_>, allow_partial: bool) -> Outcome {
+    if report.unproven > 0 {
         tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
         return Outcome::Unanswered;
     }
@@ -146,8 +143,9 @@ fn outcome(report: &Report<'_>, accept: bool, allow_partial: bool) -> Outcome {
 struct Judge<'a> {
     evaluator: &'a Evaluator,
     check: Check<'a>,
-    /// The policies as a whole can be judged, or the user accepts that they cannot.
-    accept: bool,
+    /// What makes verdicts unproven, and whether it concerned one yet.
+    unproven: &'a [Unproven],
+    touched: Vec<bool>,
     allow_unproven: bool,
 }
 
@@ -168,7 +166,11 @@ impl Judge<'_> {
                     found
                 }
             };
-            let (src, dst) = (end(&flow.src), end(&flow.dst));
+            let src = end(&flow.src);
+            let dst = end(&flow.dst).and_then(|dst| {
+                let elsewhere = self.evaluator.redirected(&dst, &flow.dst, flow.protocol, flow.port);
+                elsewhere.map_or(Ok(dst), Err)
+            });
             let bad = [&src, &dst].into_iter().filter_map(|e| e.as_ref().err()).find(|e| !e.is_unproven());
             if let Some(error) = bad {
                 wrong.push(format!("{file}:{}: {error}; correct the flow or complete --inventory", flow.line));
@@ -191,7 +193,8 @@ impl Judge<'_> {
             match (src, dst) {
                 (Ok(src), Ok(dst)) => {
                     let verdict = self.check.flow(&src, &dst, flow.protocol, flow.port);
-                    row.verdict = self.answer(verdict.allowed());
+                    let namespaces = [&src, &dst].map(|end| namespace(self.evaluator, end));
+                    self.answer(&mut row, verdict.allowed(), namespaces);
                     row.ingress_by = self.by(&verdict.ingress);
                     row.egress_by = self.by(&verdict.egress);
                     row.exempt = verdict.exemption;
@@ -229,7 +232,11 @@ impl Judge<'_> {
             };
             match self.check.edge(edge) {
                 Ok(verdict) => {
-                    row.verdict = self.answer(verdict.allowed());
+                    let namespaces = [&edge.client.peer, &edge.server.peer].map(|peer| match peer {
+                        Peer::Workload(workload) => Some(workload.namespace.as_str()),
+                        Peer::Node { .. } | Peer::External { .. } => None,
+                    });
+                    self.answer(&mut row, verdict.allowed(), namespaces);
                     row.ingress_by = self.by(&verdict.verdict.ingress);
                     row.egress_by = self.by(&verdict.verdict.egress);
                     row.exempt = verdict.verdict.exemption;
@@ -241,12 +248,29 @@ impl Judge<'_> {
         rows
     }
 
-    fn answer(&self, allowed: bool) -> Answer {
-        match (self.accept, allowed) {
-            (false, _) => Answer::Unproven,
-            (true, true) => Answer::Allowed,
-            (true, false) => Answer::Denied,
+    /// The verdict, unless something that is not evaluated may change it.
+    fn answer(&mut self, row: &mut Row<'_>, allowed: bool, ends: [Option<&str>; 2]) {
+        let mut because = None;
+        for (reason, touched) in self.unproven.iter().zip(&mut self.touched) {
+            if reason.concerns(ends) {
+                *touched = true;
+                because.get_or_insert(&reason.because);
+            }
         }
+        row.verdict = match (because, allowed) {
+            (Some(_), _) if !self.allow_unproven => Answer::Unproven,
+            (_, true) => Answer::Allowed,
+            (_, false) => Answer::Denied,
+        };
+        row.reason = because.cloned();
+    }
+
+    /// What made a verdict unproven; told once, not for each flow.
+    fn told(&self) -> Vec<String> {
+        let touched = self.unproven.iter().zip(&self.touched).filter(|(_, touched)| **touched);
+        let told: Vec<String> = touched.map(|(reason, _)| reason.because.clone()).collect();
+        told.iter().for_each(|because| tell("warning", because));
+        told
     }
 
     /// An end that exists and cannot be judged: the user may accept that, then nothing forbids the flow.
@@ -263,4 +287,9 @@ impl Judge<'_> {
             Side::AllowedBy(rules) => rules.iter().map(|r| self.evaluator.rule_name(*r)).collect::<Vec<_>>().join(";"),
         }
     }
+}
+
+/// The namespace of a pod that policies can select.
+fn namespace<'a>(evaluator: &'a Evaluator, end: &End) -> Option<&'a str> {
+    end.pod().map(|pod| evaluator.cluster().pods[pod as usize].namespace.as_str())
 }

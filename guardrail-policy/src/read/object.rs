@@ -4,13 +4,11 @@ use std::sync::Arc;
 
 use super::{
     Expect, Problem, ProblemKind, Unevaluated,
+    foreign::{self, GROUP},
     policy::{self, Decoded},
     yaml::{Node, Value},
 };
 use crate::model::Location;
-
-/// API group of the one kind that is evaluated.
-const GROUP: &str = "networking.k8s.io";
 
 #[derive(Default)]
 pub(super) struct Found {
@@ -87,34 +85,37 @@ fn object(file: &Arc<str>, node: &Node, expect: Expect, implied: Implied<'_>, fo
             let line = node.get("apiVersion").map_or(node.line, |n| n.line);
             wrong(line, format!("NetworkPolicy has no API version {api_version}; write networking.k8s.io/v1"));
         }
-        _ if is_policy(kind, group) => {
-            let metadata = |field: &str| {
-                node.get("metadata").and_then(|m| m.get(field)).and_then(Node::as_str).unwrap_or_default().to_owned()
-            };
-            found.unevaluated.push(Unevaluated {
-                kind: kind.to_owned(),
-                namespace: metadata("namespace"),
-                name: metadata("name"),
-                location: Location { file: file.clone(), line: node.line },
-            });
-        }
+        "Template" if group == "template.openshift.io" || api_version == "v1" => template(file, node, expect, found),
         _ if group == GROUP && !["Ingress", "IngressClass", "IPAddress", "ServiceCIDR"].contains(&kind) => {
             let line = node.get("kind").map_or(node.line, |n| n.line);
             wrong(line, format!("{GROUP} has no kind {kind}; did you mean NetworkPolicy?"));
         }
-        _ => found.others.push((kind.to_owned(), node.line)),
+        _ => match foreign::unevaluated(file, node, kind, group).or_else(|| foreign::inside(file, node, kind)) {
+            Some(unevaluated) => found.unevaluated.push(unevaluated),
+            None => found.others.push((kind.to_owned(), node.line)),
+        },
+    }
+}
+
+/// An OpenShift Template: its objects are read where they stand there as they will be made. A policy with a parameter in it, or without a
+/// namespace (it will be that of whoever processes the template), is named.
+fn template(file: &Arc<str>, node: &Node, expect: Expect, found: &mut Found) {
+    let Some(Node { value: Value::Seq(objects), .. }) = node.get("objects") else {
+        return found.others.push(("Template".to_owned(), node.line));
+    };
+    for inner in objects {
+        if !foreign::changes_connections(inner) {
+            let kind = inner.get("kind").and_then(Node::as_str).unwrap_or("object").to_owned();
+            found.others.push((kind, inner.line));
+        } else if foreign::has_parameter(inner) || foreign::metadata(inner, "namespace").is_empty() {
+            found.unevaluated.push(foreign::hidden(file, inner, "Template", &foreign::metadata(node, "name")));
+        } else {
+            object(file, inner, expect, Implied::default(), found);
+        }
     }
 }
 
 /// The kind of the items, if this is the kind of a list.
 fn list_of(kind: &str) -> Option<&str> {
     kind.strip_suffix("List")
-}
-
-/// Kinds, outside networking.k8s.io, that allow or deny connections: AdminNetworkPolicy and its siblings, and what CNIs add.
-fn is_policy(kind: &str, group: &str) -> bool {
-    // Calico's staged policies enforce nothing.
-    let enforced = !kind.starts_with("Staged");
-    let named = kind.ends_with("NetworkPolicy") || kind.ends_with("EgressFirewall") || kind == "EgressNetworkPolicy";
-    enforced && group != GROUP && named
 }
