@@ -115,7 +115,8 @@ pub enum LossReason {
     Recursion,
     /// A ring record did not decode.
     Decode,
-    /// Flows that waited for their pod were pushed out or timed out.
+    /// Flows that waited for their pod or their role were decided too soon, for want of room. Those whose wait ended in vain are
+    /// unresolved, not lost.
     PendingOverflow,
     /// The observer's table of edges was full.
     GraphFull,

@@ -458,9 +458,6 @@ impl Observer {
     fn count_unresolved(&mut self, reason: UnresolvedReason, count: u64, example: impl FnOnce() -> String) {
         let index = reason as usize;
         self.unresolved[index] = self.unresolved[index].saturating_add(count);
-        if reason == UnresolvedReason::PodUnknown {
-            self.count_loss(LossReason::PendingOverflow, 1);
-        }
         if self.examples[index].len() < MAX_EXAMPLES {
             self.examples[index].insert(example());
         }
