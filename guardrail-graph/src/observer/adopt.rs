@@ -13,7 +13,11 @@ use super::{
     ends::{Found, Local, Remote},
     table::{Gain, Key, PeerId, side_index},
 };
-use crate::{observe, snapshot::Side, time::Timestamp};
+use crate::{
+    observe::{self, Role},
+    snapshot::Side,
+    time::Timestamp,
+};
 
 /// What became of an edge with an address that may be the cluster's own.
 enum Adopted {
@@ -105,7 +109,14 @@ impl Observer {
             Found::No(reason) => {
                 let (established, failed) = (seen.counts.established(), seen.counts.failed());
                 let remote = (observe::Remote::Addr(address), port, protocol);
-                self.unresolved(reason, local.peer, remote, established.saturating_add(failed), established > 0);
+                let role = if side == Side::Client { Role::Client } else { Role::Server };
+                self.unresolved(
+                    reason,
+                    (role, local.peer),
+                    remote,
+                    established.saturating_add(failed),
+                    established > 0,
+                );
             }
             Found::Wait => {}
         }

@@ -1,6 +1,6 @@
 //! From one flow delta to edges.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use super::{
     AddressOwner, Observer, UnresolvedReason,
@@ -88,7 +88,8 @@ impl Observer {
             Decided::Reply => return Step::Done,
             Decided::Wait => return Step::WaitRole,
             Decided::Unknown => {
-                self.unresolved_flow(UnresolvedReason::RoleUnknown, delta, &local, weight(&delta.counts));
+                let undecided = (Role::Undecided, &local);
+                self.unresolved_flow(UnresolvedReason::RoleUnknown, delta, undecided, weight(&delta.counts));
                 return Step::Done;
             }
         };
@@ -163,7 +164,7 @@ impl Observer {
                     unreachable: 0,
                     ..counts
                 };
-                self.unresolved_flow(UnresolvedReason::IpReuse, delta, &local, total - one.opened);
+                self.unresolved_flow(UnresolvedReason::IpReuse, delta, (role, &local), total - one.opened);
                 self.record(delta, role, port, address, &local, remote, Seen { counts: one, first: at, last: at });
                 return Step::Done;
             }
@@ -192,14 +193,14 @@ impl Observer {
         let [(first_local, first_remote, first), (last_local, last_remote, at)] = ends;
         if counts.opened < 2 || counts.found > 0 {
             // One connection and one failed attempt: which of the two owners was reached cannot be told.
-            self.unresolved_flow(UnresolvedReason::IpReuse, delta, &last_local, weight(&delta.counts));
+            self.unresolved_flow(UnresolvedReason::IpReuse, delta, (role, &last_local), weight(&delta.counts));
             return;
         }
         let one = Counts { opened: 1, ..Counts::default() };
         let owners = [first, at].map(|t| self.owner(address, t).unwrap_or(AddressOwner::Node(self.this_node)));
         let mut rest = Counts { opened: counts.opened - 1, ..counts };
         if rest.opened > 1 && self.addresses.others_between(address, first, at, owners) {
-            self.unresolved_flow(UnresolvedReason::IpReuse, delta, &last_local, rest.opened - 1);
+            self.unresolved_flow(UnresolvedReason::IpReuse, delta, (role, &last_local), rest.opened - 1);
             rest.opened = 1;
         }
         self.record(delta, role, port, address, &first_local, first_remote, Seen { counts: one, first, last: first });
@@ -222,7 +223,12 @@ impl Observer {
             Found::Wait => return,
             Found::No(reason) => {
                 let counts = &seen.counts;
-                self.unresolved_flow(reason, delta, local, counts.established().saturating_add(counts.failed()));
+                self.unresolved_flow(
+                    reason,
+                    delta,
+                    (role, local),
+                    counts.established().saturating_add(counts.failed()),
+                );
                 return;
             }
         };
@@ -480,20 +486,13 @@ impl Observer {
         if count == 0 {
             return;
         }
+        let remote = (delta.remote, delta.server_port, delta.protocol);
         if reason == UnresolvedReason::OtherNode {
-            self.count_unresolved(reason, count, || {
-                format!("{} -> {}/{}", delta.local, remote_text(delta.remote, delta.server_port), delta.protocol)
-            });
+            self.count_unresolved(reason, count, || example(delta.local, delta.role, remote));
             return;
         }
         self.count_unresolved(reason, count, || {
-            format!(
-                "cgroup {} ({}) -> {}/{}",
-                delta.cgroup.0,
-                delta.local,
-                remote_text(delta.remote, delta.server_port),
-                delta.protocol
-            )
+            example(format_args!("cgroup {} ({})", delta.cgroup.0, delta.local), delta.role, remote)
         });
         let this_node = self.this_node;
         self.incomplete_peer(this_node, reason.as_str());
@@ -504,18 +503,25 @@ impl Observer {
         }
     }
 
-    fn unresolved_flow(&mut self, reason: UnresolvedReason, delta: &FlowDelta, local: &Local, count: u64) {
+    fn unresolved_flow(
+        &mut self,
+        reason: UnresolvedReason,
+        delta: &FlowDelta,
+        (role, local): (Role, &Local),
+        count: u64,
+    ) {
         let remote = (delta.remote, delta.server_port, delta.protocol);
-        self.unresolved(reason, local.peer, remote, count, delta.counts.opened > 0 || delta.counts.found > 0);
+        let established = delta.counts.opened > 0 || delta.counts.found > 0;
+        self.unresolved(reason, (role, local.peer), remote, count, established);
     }
 
-    /// Counts what `peer` had with a remote end that has no name. Failed attempts support nothing, so nothing is missing without them: only if some were
-    /// `established` is the peer incomplete.
+    /// Counts what `peer`, in this role, had with a remote end that has no name. Failed attempts support nothing, so nothing is missing without them: only
+    /// if some were `established` is the peer incomplete.
     pub(super) fn unresolved(
         &mut self,
         reason: UnresolvedReason,
-        peer: PeerId,
-        (remote, port, protocol): (observe::Remote, u16, Protocol),
+        (role, peer): (Role, PeerId),
+        remote: (observe::Remote, u16, Protocol),
         count: u64,
         established: bool,
     ) {
@@ -523,7 +529,7 @@ impl Observer {
             return;
         }
         if self.wants_example(reason) {
-            let text = format!("{} -> {}/{protocol}", self.peers.get(peer), remote_text(remote, port));
+            let text = example(self.peers.get(peer), role, remote);
             self.count_unresolved(reason, count, || text);
         } else {
             self.count_unresolved(reason, count, String::new);
@@ -534,10 +540,14 @@ impl Observer {
     }
 }
 
-fn remote_text(remote: observe::Remote, port: u16) -> String {
-    match remote {
-        observe::Remote::Addr(IpAddr::V6(address)) => format!("[{address}]:{port}"),
-        observe::Remote::Addr(address) => format!("{address}:{port}"),
-        observe::Remote::Many => format!("many:{port}"),
+/// `client -> server:port/protocol`, whichever of them is the local end. `port` is the server's. Where the role could not be told, the local end
+/// stands first.
+fn example(local: impl fmt::Display, role: Role, (remote, port, protocol): (observe::Remote, u16, Protocol)) -> String {
+    match (role, remote) {
+        (Role::Server, observe::Remote::Addr(client)) => format!("{client} -> {local}:{port}/{protocol}"),
+        (Role::Server, observe::Remote::Many) => format!("many -> {local}:{port}/{protocol}"),
+        (_, observe::Remote::Addr(IpAddr::V6(server))) => format!("{local} -> [{server}]:{port}/{protocol}"),
+        (_, observe::Remote::Addr(server)) => format!("{local} -> {server}:{port}/{protocol}"),
+        (_, observe::Remote::Many) => format!("{local} -> many:{port}/{protocol}"),
     }
 }
