@@ -142,7 +142,7 @@ pub struct UnresolvedEntry {
     pub reason: String,
     /// How many.
     pub count: u64,
-    /// A few examples (`peer -> address:port/protocol`), sorted, at most 8.
+    /// A few examples (`client -> server:port/protocol`; the port is the server's), sorted, at most 8.
     pub examples: BTreeSet<String>,
 }
 
@@ -434,7 +434,8 @@ pub struct EdgeRecord {
     pub port: u16,
     /// Name of that port at the server's pods, if they name it.
     pub port_name: Option<String>,
-    /// Services through which the client reached it: `namespace/name:port`.
+    /// Services through which the client reached it: `namespace/name:port`. Where it was reached directly too, `counts` is the sum of both, and
+    /// `sources` has what was direct.
     pub via: BTreeSet<String>,
     /// `client`, `server`, or both.
     pub seen_by: BTreeSet<Side>,

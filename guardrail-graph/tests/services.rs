@@ -2,10 +2,11 @@
 
 mod common;
 
-use common::{Lab, ip, pod};
+use common::{Lab, edges, ip, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{
     Protocol,
     inventory::{Change, Kind, ObjectKey},
+    snapshot::merge,
 };
 
 /// A Service of the namespace `shop` with the endpoints of its one slice.
@@ -64,4 +65,69 @@ fn endpoints_follow_their_pods() {
     lab.apply(&web("10.244.2.3").replace("app: web", "app: old"));
     lab.at(4);
     assert!(!knows(&lab, "10.244.2.3"));
+}
+
+#[test]
+fn an_address_outside_that_is_reached_directly_and_through_a_service_keeps_both() {
+    let mut lab = Lab::new(
+        "node-a",
+        &[pod("shop", "web", 0, "node-a", "10.244.1.2", &[]), service("pay", &["198.51.100.1", "198.51.100.2"])],
+    );
+    lab.apply(&service("pay", &["198.51.100.1", "198.51.100.2"]).replace("spec: {", "spec: {clusterIP: 10.96.0.9, "));
+    lab.pod_cgroup(1, "web", 0);
+    lab.at(5);
+    let direct = tcp_client(1, "10.244.1.2", "198.51.100.1", 8080, t(5));
+    lab.flow(direct.clone());
+    assert_eq!(lab.edges(), ["web -> external/198.51.100.1 TCP/8080"]);
+    for _ in 0..3 {
+        lab.flow(tcp_client(1, "10.244.1.2", "10.96.0.9", 80, t(6)));
+    }
+    let snapshot = lab.snapshot();
+    let both = [
+        "web -> external/198.51.100.1 TCP/8080 via shop/pay:80",
+        "web -> external/198.51.100.2 TCP/8080 via shop/pay:80 [via-service]",
+    ];
+    let merged = merge(vec![snapshot.clone()]);
+    for snapshot in [&snapshot, &merged, &merge(vec![merged.clone(), snapshot.clone()])] {
+        assert_eq!(edges(snapshot), both);
+        let edge = &snapshot.body.edges[0];
+        let (opened, counts) = (edge.counts.opened, &edge.sources);
+        assert_eq!((opened, counts.len(), counts[0].counts.opened), (4, 1, 1), "three of the four through the Service");
+    }
+    // A state is continued, and the flow through the Service is known no longer: so is what followed from it.
+    let mut without = snapshot;
+    without.body.services.clear();
+    assert_eq!(edges(&merge(vec![without])), ["web -> external/198.51.100.1 TCP/8080"]);
+}
+
+#[test]
+fn a_pod_on_an_unobserved_node_that_is_reached_directly_and_through_a_service_keeps_both() {
+    let service = "---\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {clusterIP: 10.96.0.7, selector: {app: api}, ports: [{port: 80, targetPort: 8080}]}\n";
+    let pods = |node: &str| {
+        Lab::new(
+            node,
+            &[
+                pod("shop", "web", 0, "node-a", "10.244.1.2", &[]),
+                pod("shop", "api", 0, "node-b", "10.244.2.2", &["http:8080"]),
+                service.into(),
+            ],
+        )
+    };
+    let mut lab = pods("node-a");
+    lab.pod_cgroup(1, "web", 0);
+    lab.at(5);
+    lab.flow(tcp_client(1, "10.244.1.2", "10.244.2.2", 8080, t(5)));
+    lab.flow(tcp_client(1, "10.244.1.2", "10.96.0.7", 80, t(6)));
+    let here = lab.snapshot();
+    assert_eq!(edges(&here), ["web -> api TCP/8080 via shop/api:80"]);
+    assert_eq!(here.body.edges[0].counts.opened, 2);
+    // The server's own node saw both: what was inferred is certain now, and counted once.
+    let mut there = pods("node-b");
+    there.pod_cgroup(2, "api", 0);
+    there.at(5);
+    there.flow(tcp_server(2, "10.244.2.2", "10.244.1.2", 8080, t(5)));
+    there.flow(tcp_server(2, "10.244.2.2", "10.244.1.2", 8080, t(6)));
+    let merged = merge(vec![here, there.snapshot()]);
+    assert_eq!(edges(&merged), ["web -> api TCP/8080 via shop/api:80"]);
+    assert_eq!(merged.body.edges[0].counts.opened, 2);
 }

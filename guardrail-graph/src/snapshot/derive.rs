@@ -29,9 +29,9 @@ pub(super) struct Derived {
     pub(super) extra: Option<Seen>,
     /// How those counts came to be this edge's.
     marks: BTreeSet<&'static str>,
-    /// Flows whose backend a server-side record shows. More facts never take this back, so what they pass on may stand in the edge for good.
+    /// Flows whose backend a server-side record shows. More facts never take this back, so their marks may stand in the edge for good.
     certain: Vec<FlowKey>,
-    /// Flows that are this edge's by inference: they pass on to edges that have no record of their own.
+    /// Flows that are this edge's by inference: an edge with a record of its own takes over the Service's name and the counts, others all they have.
     inferred: Vec<FlowKey>,
 }
 
@@ -138,6 +138,9 @@ impl Facts {
         self.inherit(&mut inherited, &derived.certain);
         if facts.is_unseen() && bare.is_none() {
             self.inherit(&mut inherited, &derived.inferred);
+        } else if bare.is_none() {
+            // Reached directly too: the counts above hold both ways, and `sources` only the direct one.
+            inherited.via.extend(derived.inferred.iter().map(|flow| flow.1.to_string()));
         }
         let mut seen_by: BTreeSet<Side> = facts.seen().map(|(_, side, _)| side).collect();
         if !inherited.via.is_empty() {

@@ -433,6 +433,9 @@ impl Facts {
             let kept = self.addresses.entry((address, from, peer, pod)).or_insert((to, proven));
             *kept = (earlier_end(kept.0, to), kept.1 || proven);
         }
+        // What follows from these is derived anew: more facts may take it back.
+        let derived_via: BTreeSet<(Peer, String, Protocol)> =
+            service_flows.iter().map(|flow| (flow.client.clone(), flow.service.clone(), flow.protocol)).collect();
         for flow in service_flows {
             let key = (self.peers.get(flow.client), flow.service.into(), flow.protocol, flow.port);
             let facts = self.service_flows.entry(key).or_default();
@@ -448,7 +451,12 @@ impl Facts {
             facts.flow.node_workloads.extend(flow.node_workloads);
             facts.flow.sources.add(&mut self.counters, flow.sources);
         }
-        for edge in edges {
+        for mut edge in edges {
+            if !edge.sources.is_empty() && !edge.via.is_empty() {
+                let is_derived =
+                    |via: &String| derived_via.contains(&(edge.client.peer.clone(), via.clone(), edge.protocol));
+                edge.via.retain(|via| !is_derived(via));
+            }
             self.add_edge(edge);
         }
     }
