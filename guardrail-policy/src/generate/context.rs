@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, WorkloadRef,
-    snapshot::{Body, LabelSelector, WorkloadEntry},
+    snapshot::{Body, EdgeRecord, LabelSelector, Side, SourceCounts, WorkloadEntry},
 };
 use ipnet::IpNet;
 
@@ -159,6 +159,32 @@ impl<'a> Context<'a> {
     /// Whether a pod port is behind a node port or a load balancer (B19).
     pub(crate) fn is_reachable_from_outside(&self, workload: &WorkloadRef, protocol: Protocol, port: u16) -> bool {
         self.reachable_from_outside.contains(&(workload, protocol, port))
+    }
+
+    /// Whether the sockets of the client, a node, opened as many connections as the server's side saw from it.
+    ///
+    /// What it opened through Services counts as a whole, though some of it may have reached other workloads.
+    pub(crate) fn explains_itself(&self, edge: &EdgeRecord) -> bool {
+        if edge.sources.is_empty() {
+            return edge.seen_by.contains(&Side::Client);
+        }
+        let established = |sources: &[SourceCounts], side: Side| {
+            let counts = sources.iter().filter(|s| s.side == side).map(|s| s.counts.established());
+            counts.fold(0, u64::saturating_add)
+        };
+        let flows: Vec<u64> = self
+            .body
+            .service_flows
+            .iter()
+            .filter(|f| f.client == edge.client.peer && f.protocol == edge.protocol && edge.via.contains(&f.service))
+            .map(|flow| established(&flow.sources, Side::Client))
+            .collect();
+        if flows.is_empty() && !edge.via.is_empty() {
+            // Numbers without a record of their own.
+            return true;
+        }
+        let opened = flows.into_iter().fold(established(&edge.sources, Side::Client), u64::saturating_add);
+        established(&edge.sources, Side::Server) <= opened
     }
 
     /// Every external address, of both families. `without_pods` leaves out the ranges where pods live, if they are known.

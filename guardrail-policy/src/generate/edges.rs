@@ -171,12 +171,12 @@ fn node_caller(edge: &EdgeRecord, node_name: &str, context: &Context<'_>) -> Nee
         .unwrap_or_default();
     let only = |nodes: &BTreeSet<&str>| nodes.len() == 1 && nodes.contains(node_name);
     let own_node_only = if server_nodes.is_empty() { only(&hosts) } else { only(&server_nodes) };
-    let seen_at_client = edge.seen_by.contains(&Side::Client);
     let from_outside =
         edge.server.peer.workload().is_some_and(|w| context.is_reachable_from_outside(w, edge.protocol, edge.port));
 
-    // A socket of the node was seen: the node itself calls. Without one, a Service that is open to the outside explains the node's address.
-    if !seen_at_client && from_outside && edge.node_workloads.is_empty() {
+    // The pods saw more connections from this node than its own sockets opened: somebody's address was translated. What the node itself opens (above
+    // all its probes, B39) says nothing of the rest.
+    if from_outside && !context.explains_itself(edge) {
         return Need::Anywhere { identity_lost: true };
     }
     if own_node_only && edge.node_workloads.is_empty() {

@@ -1,0 +1,158 @@
+//! Nodes as clients: whose connections a node's address stands for, and which addresses a rule names for it.
+
+#[path = "../../guardrail-graph/tests/common/mod.rs"]
+mod common;
+
+use common::{Lab, pod, t, tcp_client, tcp_server};
+use guardrail_graph::{Snapshot, inventory::read, snapshot::merge};
+use guardrail_policy::{
+    evaluate::Cluster,
+    generate::{Generated, Options, Phase, generate},
+};
+
+const NODE_PORT: &str = "type: NodePort, ";
+const KUBELET: u64 = 5;
+
+fn api(index: u32, node: &str, address: &str) -> String {
+    pod("shop", "api", index, node, address, &["http:8080"])
+}
+
+/// `spec` is more of the Service's spec.
+fn service(spec: &str) -> String {
+    let node_port = if spec == NODE_PORT { ", nodePort: 30080" } else { "" };
+    format!(
+        "---\nkind: Service\nmetadata: {{name: api, namespace: shop}}\nspec: {{{spec}clusterIP: 10.96.0.7, \
+         selector: {{app: api}}, ports: [{{name: http, port: 80, targetPort: http{node_port}}}]}}\n"
+    )
+}
+
+/// One pod of `api` on each of two nodes, whose kubelets probe them.
+struct Probed {
+    a: Lab,
+    b: Lab,
+}
+
+const ON_A: &str = "10.244.1.3";
+const ON_B: &str = "10.244.2.3";
+
+impl Probed {
+    fn new(spec: &str) -> Self {
+        let inventory = [api(0, "node-a", ON_A), api(1, "node-b", ON_B), service(spec), ingress()];
+        let [mut a, mut b] = ["node-a", "node-b"].map(|node| Lab::new(node, &inventory));
+        for (lab, index) in [(&mut a, 0), (&mut b, 1)] {
+            lab.cgroup(KUBELET, "/system.slice/kubelet.service");
+            lab.pod_cgroup(2, "api", index);
+            lab.at(2);
+        }
+        Self { a, b }
+    }
+
+    /// Every kubelet probes the pod on its node, at its bridge's address.
+    fn probe(&mut self) -> &mut Self {
+        for (lab, bridge, pod) in [(&mut self.a, "10.244.1.1", ON_A), (&mut self.b, "10.244.2.1", ON_B)] {
+            for second in 3..6 {
+                lab.flow(tcp_client(KUBELET, bridge, pod, 8080, t(second)));
+                lab.flow(tcp_server(2, pod, bridge, 8080, t(second)));
+            }
+        }
+        self
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        merge(vec![self.a.snapshot(), self.b.snapshot()])
+    }
+}
+
+fn ingress() -> String {
+    pod("edge", "ingress", 0, "node-b", "192.0.2.12", &[]).replace("spec:\n", "spec:\n  hostNetwork: true\n")
+}
+
+fn options() -> Options {
+    let mut options = Options::new(Phase::DefaultDeny);
+    options.cluster = Cluster::from_objects(&read::objects(common::CLUSTER, "cluster").unwrap().objects);
+    options
+}
+
+fn proven(snapshot: &Snapshot, options: &Options) -> Generated {
+    let generated = generate(snapshot, options);
+    let bugs = generated.problems.iter().filter(|p| !p.kind.can_be_forced()).collect::<Vec<_>>();
+    assert!(bugs.is_empty(), "{bugs:?}");
+    generated
+}
+
+/// The addresses that the one allow policy of `api` lets in.
+fn callers(snapshot: &Snapshot, options: &Options) -> Vec<String> {
+    let file = "shop.guardrail-allow-deployment-api.yaml";
+    let generated = proven(snapshot, options);
+    let text = generated.files.get(file).map_or("", String::as_str);
+    text.lines()
+        .filter_map(|line| line.split_once("cidr: "))
+        .map(|(_, cidr)| cidr.trim_matches('"').to_owned())
+        .collect()
+}
+
+const ANYBODY: [&str; 2] = ["0.0.0.0/0", "::/0"];
+const NODE_B: [&str; 3] = ["10.244.2.0/32", "10.244.2.1/32", "192.0.2.12/32"];
+const NOBODY: [&str; 0] = [];
+
+#[test]
+fn probes_alone_are_no_rule_whatever_the_service_is() {
+    for spec in [NODE_PORT, ""] {
+        let snapshot = Probed::new(spec).probe().snapshot();
+        assert_eq!(callers(&snapshot, &options()), NOBODY, "{spec}");
+    }
+}
+
+#[test]
+fn probes_do_not_hide_clients_from_outside_that_come_through_another_node() {
+    let mut lab = Probed::new(NODE_PORT);
+    lab.probe().a.flow(tcp_server(2, ON_A, "192.0.2.12", 8080, t(7)));
+    assert_eq!(callers(&lab.snapshot(), &options()), ANYBODY);
+}
+
+#[test]
+fn probes_do_not_hide_clients_from_outside_that_come_through_the_pods_own_node() {
+    for address in ["192.0.2.11", "10.244.1.1"] {
+        let mut lab = Probed::new(NODE_PORT);
+        lab.probe().a.flow(tcp_server(2, ON_A, address, 8080, t(7)));
+        assert_eq!(callers(&lab.snapshot(), &options()), ANYBODY, "{address}");
+    }
+}
+
+#[test]
+fn behind_a_cluster_ip_a_nodes_address_is_the_node_with_probes_and_without() {
+    for probes in [true, false] {
+        let mut lab = Probed::new("");
+        if probes {
+            lab.probe();
+        }
+        lab.a.flow(tcp_server(2, ON_A, "192.0.2.12", 8080, t(7)));
+        assert_eq!(callers(&lab.snapshot(), &options()), NODE_B, "{probes}");
+    }
+}
+
+#[test]
+fn a_client_on_the_hosts_network_is_its_node_behind_a_node_port_too() {
+    for (probes, through_service) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut lab = Probed::new(NODE_PORT);
+        if probes {
+            lab.probe();
+        }
+        lab.b.pod_cgroup(9, "ingress", 0);
+        let (target, port) = if through_service { ("10.96.0.7", 80) } else { (ON_A, 8080) };
+        lab.b.flow(tcp_client(9, "192.0.2.12", target, port, t(7)));
+        lab.a.flow(tcp_server(2, ON_A, "192.0.2.12", 8080, t(7)));
+        let case = format!("probes: {probes}, through the Service: {through_service}");
+        assert_eq!(callers(&lab.snapshot(), &options()), NODE_B, "{case}");
+        // One more than the host's own sockets opened.
+        lab.a.flow(tcp_server(2, ON_A, "192.0.2.12", 8080, t(8)));
+        assert_eq!(callers(&lab.snapshot(), &options()), ANYBODY, "{case}");
+    }
+}
+
+#[test]
+fn clients_from_outside_without_probes_are_anybody() {
+    let mut lab = Probed::new(NODE_PORT);
+    lab.a.flow(tcp_server(2, ON_A, "192.0.2.12", 8080, t(7)));
+    assert_eq!(callers(&lab.snapshot(), &options()), ANYBODY);
+}
