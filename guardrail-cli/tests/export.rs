@@ -220,3 +220,31 @@ fn a_namespace_that_is_a_path_writes_nothing_outside_of_the_directory() {
         );
     }
 }
+
+/// The names are those of a slip that went unnoticed: the intruder's rules stayed in the files.
+#[test]
+fn a_typo_in_an_option_that_names_something_is_said_on_stderr_and_in_the_report() {
+    let run = Run::new();
+    let mut scenario = cluster(&["node-a", "node-b"]);
+    let edges = serde_json::json!([
+        {"edge": "shop/Deployment/web -> 203.0.113.10 443", "names": ["payments.example.com"]},
+        {"edge": "shop/Deployment/web -> shop/Deployment/api 8080"},
+    ]);
+    scenario.edges = serde_json::from_value(edges).unwrap();
+    run.write("all.json", &scenario.snapshot().to_json());
+    let cases = [
+        (["--ignore-client", "shop/wbe"], "no client shop/wbe in the snapshot; did you mean shop/web?"),
+        (
+            ["--declare", "Paymnets.example.com=203.0.113.0/24"],
+            "no external name paymnets.example.com in the snapshot; did you mean payments.example.com?",
+        ),
+    ];
+    for (option, expected) in cases {
+        let args = ["all.json", "--phase", "default-deny", "--egress", "--force", "-d", "out"];
+        let output = run.export(&[&args[..], &option].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+        let report = fs::read_to_string(run.path("out/REPORT.md")).unwrap();
+        assert!(report.contains(expected), "{report}");
+    }
+}

@@ -15,6 +15,7 @@ mod names;
 mod phases;
 mod plan;
 mod problem;
+mod unmatched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -92,6 +93,23 @@ impl WorkloadPattern {
             && self.name == workload.name
             && self.owner.as_ref().is_none_or(|owner| owner.eq_ignore_ascii_case(&workload.owner))
     }
+
+    /// A workload as this pattern would have it written: with or without its kind.
+    fn like(&self, workload: &WorkloadRef) -> String {
+        match self.owner {
+            Some(_) => workload.to_string(),
+            None => format!("{}/{}", workload.namespace, workload.name),
+        }
+    }
+}
+
+impl fmt::Display for WorkloadPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.owner {
+            Some(owner) => write!(f, "{}/{owner}/{}", self.namespace, self.name),
+            None => write!(f, "{}/{}", self.namespace, self.name),
+        }
+    }
 }
 
 /// The text names no workload.
@@ -133,7 +151,8 @@ pub struct Options {
     pub ignore_clients: BTreeSet<WorkloadPattern>,
     /// How many external addresses one port gets as single addresses; with more it is "any external address" (B20, B35).
     pub max_external_addresses: usize,
-    /// Ranges behind external names, declared by a person (B20).
+    /// Ranges behind external names (lower case), declared by a person (B20): an address of such a name that lies in one of them is allowed by
+    /// the ranges, however many addresses there are.
     pub declared_ranges: BTreeMap<String, BTreeSet<IpNet>>,
     /// Somebody accepted what can be forced: the files say so.
     pub forced: bool,

@@ -23,6 +23,26 @@ pub(crate) struct Context<'a> {
     reachable_from_outside: BTreeSet<(&'a WorkloadRef, Protocol, u16)>,
     pod_ranges: Vec<IpNet>,
     all_pods_in_ranges: bool,
+    declared: BTreeMap<&'a str, BTreeMap<IpNet, DeclaredRange>>,
+}
+
+/// A range that a person declared.
+pub(crate) struct DeclaredRange {
+    /// The range without those where pods live.
+    pub(crate) peer: RulePeer,
+    /// It holds pods all the same: their range is not known.
+    pub(crate) holds_pods: bool,
+}
+
+impl DeclaredRange {
+    fn new(range: IpNet, pod_ranges: &[IpNet], body: &Body) -> Self {
+        let inside = |r: &&IpNet| range != **r && range.contains(*r);
+        let except: BTreeSet<IpNet> = pod_ranges.iter().filter(inside).copied().collect();
+        let pods = body.workloads.iter().filter(|w| !w.host_network).flat_map(|w| w.pods.values().flatten());
+        let mut addresses = pods.flat_map(|pod| &pod.addresses);
+        let holds_pods = addresses.any(|a| range.contains(a) && !except.iter().any(|e| e.contains(a)));
+        Self { peer: RulePeer::Block { cidr: range, except }, holds_pods }
+    }
 }
 
 /// What a container port's name means in a workload.
@@ -79,6 +99,11 @@ impl<'a> Context<'a> {
         let pods = body.workloads.iter().filter(|w| !w.host_network).flat_map(|w| w.pods.values().flatten());
         let in_a_range = |address: &IpAddr| pod_ranges.iter().any(|range| range.contains(address));
         let all_pods_in_ranges = !pod_ranges.is_empty() && pods.flat_map(|pod| &pod.addresses).all(in_a_range);
+        let declare = |ranges: &BTreeSet<IpNet>| {
+            let ranges = ranges.iter().map(IpNet::trunc);
+            ranges.map(|range| (range, DeclaredRange::new(range, &pod_ranges, body))).collect()
+        };
+        let declared = options.declared_ranges.iter().map(|(name, ranges)| (name.as_str(), declare(ranges))).collect();
         Self {
             body,
             options,
@@ -88,6 +113,7 @@ impl<'a> Context<'a> {
             reachable_from_outside,
             pod_ranges,
             all_pods_in_ranges,
+            declared,
         }
     }
 
@@ -194,6 +220,16 @@ impl<'a> Context<'a> {
             let inside = |range: &&IpNet| without_pods && cidr != **range && cidr.contains(*range);
             RulePeer::Block { cidr, except: self.pod_ranges.iter().filter(inside).copied().collect() }
         })
+    }
+
+    /// The first of these names for which a range with this address is declared, and the peers of all its ranges.
+    pub(crate) fn declared<'n>(
+        &self,
+        names: &'n BTreeSet<String>,
+        address: IpAddr,
+    ) -> Option<(&'n str, &BTreeMap<IpNet, DeclaredRange>)> {
+        let mut declared = names.iter().filter_map(|name| Some((name.as_str(), self.declared.get(name.as_str())?)));
+        declared.find(|(_, ranges)| ranges.keys().any(|range| range.contains(&address)))
     }
 
     /// Whether the ranges where pods live are known, so that [`Context::anywhere`] can leave them out.

@@ -18,6 +18,7 @@ use super::{
     edges::{EdgeUse, Need, callee, classify},
     names,
     plan::RuleSet,
+    unmatched,
 };
 
 /// Ingress or egress.
@@ -128,6 +129,7 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
         }
     }
     builder.explain_what_has_no_policy();
+    builder.warnings.extend(unmatched::warnings(context));
     builder.finish(verdicts)
 }
 

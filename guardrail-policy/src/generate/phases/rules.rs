@@ -7,7 +7,7 @@ use guardrail_graph::{Peer, Protocol, WorkloadRef, snapshot::EdgeRecord};
 
 use super::{Builder, Direction, Draft};
 use crate::generate::{
-    Phase, PortRef, ProblemKind, RulePeer, RulePort,
+    Phase, PortRef, ProblemKind, RulePort,
     completeness::edge_name,
     context::single,
     edges::{Need, callee, caller},
@@ -45,6 +45,9 @@ impl Builder<'_> {
                         draft.notes.insert(note);
                     }
                 }
+                Need::ExternalAddress(address)
+                    if direction == Direction::Egress
+                        && self.allow_declared(draft, index, address, &ports, namespace) => {}
                 Need::ExternalAddress(address) => {
                     let gathered = outside.entry(outside_key(edge, direction)).or_default();
                     gathered.ports.extend(ports);
@@ -76,6 +79,29 @@ impl Builder<'_> {
         }
     }
 
+    /// Allows an external server by the ranges that a person declared for one of its names (B20). Returns whether there are any.
+    fn allow_declared(
+        &mut self,
+        draft: &mut Draft,
+        index: usize,
+        address: IpAddr,
+        ports: &BTreeSet<RulePort>,
+        namespace: &str,
+    ) -> bool {
+        let edge = self.edge(index);
+        let Some((name, ranges)) = self.context.declared(&edge.server.names, address) else { return false };
+        let holds_pods = ranges.values().any(|range| range.holds_pods);
+        draft.allow(ranges.values().map(|range| range.peer.clone()), ports, &[index]);
+        draft.notes.insert(format!("{name}: ranges as declared"));
+        if holds_pods {
+            self.announce(edge.client.peer.workload(), ports, namespace, Direction::Egress);
+            self.warnings.insert(format!(
+                "the ranges declared for {name} hold addresses of pods, whose range is not known: give --inventory"
+            ));
+        }
+        true
+    }
+
     fn allow_outside(
         &mut self,
         draft: &mut Draft,
@@ -84,7 +110,7 @@ impl Builder<'_> {
         namespace: &str,
         direction: Direction,
     ) {
-        let (workload, protocol, port, name) = key;
+        let (workload, protocol, port, _) = key;
         let Outside { ports, addresses, anywhere, identity_lost, names } = gathered;
         let who = workload.as_ref().map_or_else(String::new, |w| format!("{w} "));
         if anywhere.is_empty() && addresses.len() <= self.context.options.max_external_addresses {
@@ -95,14 +121,6 @@ impl Builder<'_> {
         }
         let mut edges: Vec<usize> = addresses.values().flatten().copied().chain(anywhere).collect();
         edges.sort_unstable();
-        if let (Direction::Egress, Some(declared)) = (direction, self.context.options.declared_ranges.get(name))
-            && addresses.keys().all(|a| declared.iter().any(|range| range.contains(a)))
-        {
-            let peers = declared.iter().map(|cidr| RulePeer::Block { cidr: cidr.trunc(), except: BTreeSet::new() });
-            draft.allow(peers, &ports, &edges);
-            draft.notes.insert(format!("{name}: ranges as declared"));
-            return;
-        }
         draft.allow(self.context.anywhere(!identity_lost), &ports, &edges);
         let label = format!("{who}{port}/{protocol}");
         if identity_lost || !self.context.knows_pod_ranges() {

@@ -1,0 +1,86 @@
+//! Options that name something which the snapshot does not have: mostly a slip of the pen, which must not pass in silence.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guardrail_graph::{Peer, WorkloadRef};
+use ipnet::IpNet;
+
+use super::{WorkloadPattern, context::Context, edges::external_address};
+
+/// One sentence for each `--ignore-client` and `--declare` that has no effect.
+pub(crate) fn warnings(context: &Context<'_>) -> BTreeSet<String> {
+    let clients = clients(context);
+    let ignored = context.options.ignore_clients.iter().filter_map(|pattern| ignored(context, pattern, &clients));
+    let servers = servers(context);
+    let declared = context.options.declared_ranges.iter();
+    let declared = declared.filter_map(|(name, ranges)| declaration(context, name, ranges, &servers));
+    ignored.chain(declared).collect()
+}
+
+fn clients<'a>(context: &Context<'a>) -> BTreeSet<&'a WorkloadRef> {
+    let of_edges = context.body.edges.iter().map(|edge| &edge.client.peer);
+    let of_flows = context.body.service_flows.iter().map(|flow| &flow.client);
+    of_edges.chain(of_flows).filter_map(Peer::workload).collect()
+}
+
+/// External names and the addresses behind them.
+fn servers<'a>(context: &Context<'a>) -> BTreeMap<&'a str, BTreeSet<std::net::IpAddr>> {
+    let mut servers: BTreeMap<&str, BTreeSet<std::net::IpAddr>> = BTreeMap::new();
+    for edge in &context.body.edges {
+        for name in &edge.server.names {
+            servers.entry(name).or_default().extend(external_address(&edge.server.peer));
+        }
+    }
+    servers
+}
+
+fn ignored(context: &Context<'_>, pattern: &WorkloadPattern, clients: &BTreeSet<&WorkloadRef>) -> Option<String> {
+    if clients.iter().any(|client| pattern.matches(client)) {
+        return None;
+    }
+    match context.body.workloads.iter().find(|entry| pattern.matches(&entry.workload)) {
+        Some(entry) if entry.host_network => {
+            return Some(format!(
+                "{pattern} uses the host's network, so its connections are those of its nodes: --ignore-client leaves none of them out"
+            ));
+        }
+        Some(_) => return Some(format!("{pattern} called nobody in the snapshot: --ignore-client has no effect")),
+        None => {}
+    }
+    let known = clients.iter().copied().chain(context.body.workloads.iter().map(|w| &w.workload));
+    let known: BTreeSet<String> = known.map(|w| pattern.like(w)).collect();
+    Some(format!("no client {pattern} in the snapshot{}", suggestion(&pattern.to_string(), &known)))
+}
+
+fn declaration(
+    context: &Context<'_>,
+    name: &str,
+    ranges: &BTreeSet<IpNet>,
+    servers: &BTreeMap<&str, BTreeSet<std::net::IpAddr>>,
+) -> Option<String> {
+    let Some(addresses) = servers.get(name) else {
+        let known = servers.keys().map(|name| (*name).to_owned()).collect();
+        return Some(format!("no external name {name} in the snapshot{}", suggestion(name, &known)));
+    };
+    let outside: Vec<String> = addresses
+        .iter()
+        .filter(|address| !ranges.iter().any(|range| range.contains(*address)))
+        .map(ToString::to_string)
+        .collect();
+    if !outside.is_empty() {
+        let more = outside.len().saturating_sub(3);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let shown = outside.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        return Some(format!("{name} was reached at {shown}{more}, outside of the ranges declared for it"));
+    }
+    (!context.options.egress).then(|| format!("the ranges declared for {name} have no effect without --egress"))
+}
+
+/// The nearest of what is known, if it is near enough to be meant: a third of the letters may differ.
+fn suggestion(text: &str, known: &BTreeSet<String>) -> String {
+    let near = known.iter().map(|other| (strsim::osa_distance(text, other), other)).min();
+    match near {
+        Some((distance, other)) if distance * 3 <= text.chars().count() => format!("; did you mean {other}?"),
+        _ => String::new(),
+    }
+}
