@@ -324,6 +324,10 @@ pub struct AddressEntry {
     /// The agent's own record (a cgroup's socket held the address), not only the API's word.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub proven: bool,
+    /// Of a node's address: whether the API lists it as the node's (`status.addresses`, a tunnel address in an annotation, the bridge address of a pod
+    /// range), or only a socket of the node was seen with it. `None`: nobody knows. `merge` keeps the greater.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listed: Option<bool>,
 }
 
 /// A client's use of a virtual address: seen at the client only, before address translation.

@@ -409,14 +409,16 @@ fn document() -> impl Strategy<Value = Snapshot> {
             pods: nodes.into_iter().map(|n| (n, Vec::new())).collect(),
             as_of,
         });
-    let address = (0u8..3, prop::option::of(time()), prop::option::of(time()), peer(), any::<bool>()).prop_map(
-        |(last, from, to, peer, proven)| AddressEntry {
+    let known = (any::<bool>(), prop::option::of(any::<bool>()));
+    let address = (0u8..3, prop::option::of(time()), prop::option::of(time()), peer(), known).prop_map(
+        |(last, from, to, peer, (proven, listed))| AddressEntry {
             address: [10, 0, 0, last].into(),
             from,
             to,
             peer,
             pod: None,
             proven,
+            listed,
         },
     );
     (

@@ -154,6 +154,8 @@ pub struct Options {
     /// Ranges behind external names (lower case), declared by a person (B20): an address of such a name that lies in one of them is allowed by
     /// the ranges, however many addresses there are.
     pub declared_ranges: BTreeMap<String, BTreeSet<IpNet>>,
+    /// Ranges of node addresses, declared by a person: a range stands for every node address in it.
+    pub node_ranges: BTreeSet<IpNet>,
     /// Somebody accepted what can be forced: the files say so.
     pub forced: bool,
     /// Also make the files of stopped namespaces, for reading, with a mark. Gates stop none then: each file says what it
@@ -179,6 +181,7 @@ impl Options {
             ignore_clients: BTreeSet::new(),
             max_external_addresses: 8,
             declared_ranges: BTreeMap::new(),
+            node_ranges: BTreeSet::new(),
             forced: false,
             stopped_too: false,
             cluster: Cluster::default(),

@@ -156,3 +156,89 @@ fn clients_from_outside_without_probes_are_anybody() {
     lab.a.flow(tcp_server(2, ON_A, "192.0.2.12", 8080, t(7)));
     assert_eq!(callers(&lab.snapshot(), &options()), ANYBODY);
 }
+
+/// `node-b` calls the pod on `node-a` at its listed address, and has spoken from so many others.
+fn spoken_from(others: u16) -> Snapshot {
+    let mut lab = Probed::new("");
+    for number in 0..others {
+        let [high, low] = number.to_be_bytes();
+        let address = format!("172.20.{high}.{low}");
+        lab.b.flow(tcp_client(KUBELET, &address, "198.51.100.1", 443, t(4)));
+    }
+    lab.b.flow(tcp_client(KUBELET, "192.0.2.12", ON_A, 8080, t(7)));
+    lab.a.flow(tcp_server(2, ON_A, "192.0.2.12", 8080, t(7)));
+    lab.snapshot()
+}
+
+#[test]
+fn a_rule_names_what_the_api_lists_of_a_node_and_not_all_that_it_ever_spoke_from() {
+    let few = generate(&spoken_from(0), &options());
+    let many = spoken_from(3_000);
+    let listed = |listed| many.body.addresses.iter().filter(|a| a.listed == Some(listed)).count();
+    assert_eq!((listed(false), listed(true)), (3_000, 6), "the snapshot tells them apart");
+    assert_eq!(callers(&many, &options()), NODE_B);
+    let many = proven(&many, &options());
+    for (name, text) in few.files.iter().filter(|(name, _)| name.ends_with(".yaml")) {
+        assert_eq!(&many.files[name], text, "{name}");
+    }
+}
+
+#[test]
+fn a_declared_range_stands_for_every_address_of_a_node_in_it() {
+    let mut options = options();
+    options.node_ranges = ["192.0.2.0/24", "172.20.0.0/16"].map(|range| range.parse().unwrap()).into();
+    let expected = ["10.244.2.0/32", "10.244.2.1/32", "172.20.0.0/16", "192.0.2.0/24"];
+    assert_eq!(callers(&spoken_from(50), &options), expected);
+    options.node_ranges = ["10.99.0.0/16"].map(|range| range.parse().unwrap()).into();
+    let generated = proven(&spoken_from(50), &options);
+    let warning = "no node in the snapshot has an address in 10.99.0.0/16: --node-range has no effect";
+    assert!(generated.warnings.iter().any(|w| w == warning), "{:?}", generated.warnings);
+}
+
+#[test]
+fn a_node_that_a_pod_saw_at_an_address_nobody_lists_stops_its_namespace_until_the_range_is_declared() {
+    let inventory = [api(0, "node-a", ON_A)];
+    let [mut a, mut b] = ["node-a", "node-b"].map(|node| Lab::with(node, &inventory, |c| c.own_pods_only = true));
+    a.pod_cgroup(2, "api", 0);
+    b.cgroup(KUBELET, "/system.slice/kubelet.service");
+    // An address of the other node inside its pod range, of which only that node's own agent knows.
+    b.flow(tcp_client(KUBELET, "10.244.2.77", ON_A, 8080, t(7)));
+    a.flow(tcp_server(2, ON_A, "10.244.2.77", 8080, t(7)));
+    let snapshot = merge(vec![a.snapshot(), b.snapshot()]);
+    let again = merge(vec![snapshot.clone(), snapshot.clone()]);
+    assert_eq!(again.to_json(), snapshot.to_json());
+    let generated = generate(&snapshot, &options());
+    let said: Vec<&str> = generated.problems.iter().map(|p| p.message.as_str()).collect();
+    assert!(
+        said.iter().any(|p| p.contains("node/node-b -> shop/Deployment/api 8080/TCP")
+            && p.contains("(10.244.2.77)")
+            && p.contains("--node-range")),
+        "{said:?}"
+    );
+    let mut options = options();
+    options.node_ranges = ["10.244.2.77/32".parse().unwrap()].into();
+    assert!(callers(&snapshot, &options).contains(&"10.244.2.77/32".to_owned()));
+    assert!(generate(&snapshot, &options).problems.is_empty());
+}
+
+#[test]
+fn a_client_from_outside_that_is_a_nodes_second_address_is_said_and_a_declared_range_stands_for_it() {
+    let mut lab = Probed::new("");
+    lab.b.flow(tcp_client(KUBELET, "172.20.0.5", ON_A, 8080, t(7)));
+    lab.a.flow(tcp_server(2, ON_A, "172.20.0.5", 8080, t(7)));
+    let snapshot = lab.snapshot();
+    assert!(callers(&snapshot, &options()).contains(&"172.20.0.5/32".to_owned()), "what was seen is allowed");
+    let generated = proven(&snapshot, &options());
+    let said = generated
+        .warnings
+        .iter()
+        .any(|w| w.contains("172.20.0.5 is an address of node node-b") && w.contains("--node-range"));
+    assert!(said, "{:?}", generated.warnings);
+    let mut options = options();
+    options.node_ranges = ["172.20.0.0/24".parse().unwrap()].into();
+    let callers = callers(&snapshot, &options);
+    assert!(
+        callers.contains(&"172.20.0.0/24".to_owned()) && !callers.contains(&"172.20.0.5/32".to_owned()),
+        "{callers:?}"
+    );
+}

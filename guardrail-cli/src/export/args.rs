@@ -72,6 +72,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME=CIDR", value_parser = declared)]
     declare: Vec<(String, IpNet)>,
 
+    /// A range of node addresses: it stands for every address of a node in it, in rules for host-network clients (repeatable)
+    #[arg(long, value_name = "CIDR")]
+    node_range: Vec<IpNet>,
+
     #[command(flatten)]
     cluster: KubeArgs,
 }
@@ -108,6 +112,7 @@ impl Args {
         for (name, range) in &self.declare {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);
         }
+        options.node_ranges.extend(&self.node_range);
         options.cluster = Cluster::from_objects(&inventory.objects);
         let mut unevaluated = inventory.policies.unevaluated;
         unevaluated.extend(policies.unevaluated);

@@ -2,16 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
-use super::{Observer, UnresolvedReason, table::MARKS};
+use super::{
+    Observer, UnresolvedReason,
+    table::{MARKS, PeerId},
+};
 use crate::{
     inventory::Pod,
     peer::{Peer, WorkloadRef},
     snapshot::{
         Document, Side, Snapshot, Source, WorkloadEntry,
-        facts::{EdgeFacts, Facts, FlowFacts, RemoteFacts},
+        facts::{EdgeFacts, Facts, FlowFacts, KnownTenure, RemoteFacts},
         workloads::{Hosted, WorkloadFacts},
     },
     time::Timestamp,
@@ -138,21 +142,28 @@ impl Observer {
     fn address_facts(&self, facts: &mut Facts) {
         let bound = |at: Timestamp| (at != Timestamp::MIN && at != Timestamp::MAX).then_some(at);
         for (address, tenure) in self.addresses.iter() {
-            let (peer, pod) = match tenure.owner {
-                super::AddressOwner::Node(peer) => (peer, None),
+            let (peer, pod, listed) = match tenure.owner {
+                super::AddressOwner::Node(peer) => (peer, None, self.is_listed(address, peer)),
                 super::AddressOwner::Pod(id) => match self.pods.get(id) {
-                    Some(record) => (record.peer, Some(format!("{}/{}", record.pod.namespace, record.pod.name))),
+                    Some(record) => (record.peer, Some(format!("{}/{}", record.pod.namespace, record.pod.name)), None),
                     None => continue,
                 },
             };
             let key = (address, bound(tenure.from), self.peers.get(peer), pod);
-            facts.addresses.insert(key, (bound(tenure.to), tenure.proven.is_some()));
+            facts.addresses.insert(key, KnownTenure { to: bound(tenure.to), proven: tenure.proven.is_some(), listed });
         }
         for (address, peer) in &self.range_nodes {
             if self.addresses.lookup(*address, Timestamp::MAX) == crate::identity::addresses::Lookup::Unknown {
-                facts.addresses.insert((*address, None, self.peers.get(*peer), None), (None, false));
+                let known = KnownTenure { to: None, proven: false, listed: Some(true) };
+                facts.addresses.insert((*address, None, self.peers.get(*peer), None), known);
             }
         }
+    }
+
+    /// Whether the API lists an address as a node's; `None` if it does not know the node.
+    fn is_listed(&self, address: IpAddr, node: PeerId) -> Option<bool> {
+        let known = self.inventory.node(self.peers.node_name(node)?)?;
+        Some(known.addresses.contains(&address) || self.range_nodes.get(&address) == Some(&node))
     }
 
     /// Workloads change with the inventory only.

@@ -12,7 +12,7 @@ use super::{
     API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, KIND, ServiceEntry, ServiceFlow,
     ServicePortEntry, Snapshot, Source, Window,
     derive::{Derived, source_counts},
-    facts::{EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, RemoteKey, ServiceFacts, TenureKey},
+    facts::{EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey},
     remote::remote_entry,
     workloads::WorkloadFacts,
 };
@@ -56,9 +56,17 @@ fn service(facts: &ServiceFacts) -> ServiceEntry {
     ServiceEntry { ports: ports.collect(), ..facts.base.clone() }
 }
 
-fn address(key: &TenureKey, (to, proven): &(Option<Timestamp>, bool)) -> AddressEntry {
+fn address(key: &TenureKey, known: &KnownTenure) -> AddressEntry {
     let (address, from, peer, pod) = key;
-    AddressEntry { address: *address, from: *from, to: *to, peer: Peer::clone(peer), pod: pod.clone(), proven: *proven }
+    AddressEntry {
+        address: *address,
+        from: *from,
+        to: known.to,
+        peer: Peer::clone(peer),
+        pod: pod.clone(),
+        proven: known.proven,
+        listed: known.listed,
+    }
 }
 
 fn service_flow(key: &FlowKey, facts: &FlowFacts) -> ServiceFlow {

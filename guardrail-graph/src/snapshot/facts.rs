@@ -293,6 +293,25 @@ type BackendKey = (IpAddr, u16, Arc<Peer>, Option<Arc<str>>, Option<Timestamp>);
 /// `(address, from, owner, pod)`.
 pub(crate) type TenureKey = (IpAddr, Option<Timestamp>, Arc<Peer>, Option<String>);
 
+/// What is known of a tenure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KnownTenure {
+    /// Its end; `None`: not known to have ended.
+    pub(crate) to: Option<Timestamp>,
+    /// [`AddressEntry::proven`].
+    pub(crate) proven: bool,
+    /// [`AddressEntry::listed`].
+    pub(crate) listed: Option<bool>,
+}
+
+impl KnownTenure {
+    fn join(&mut self, other: Self) {
+        self.to = earlier_end(self.to, other.to);
+        self.proven |= other.proven;
+        self.listed = self.listed.max(other.listed);
+    }
+}
+
 /// Facts of a Service: its latest description without ports, and every port and endpoint it ever had.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceFacts {
@@ -315,8 +334,7 @@ pub(crate) struct Facts {
     pub(crate) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
     pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
     pub(crate) services: Services,
-    /// Tenures with their end, and whether one was proven.
-    pub(crate) addresses: BTreeMap<TenureKey, (Option<Timestamp>, bool)>,
+    pub(crate) addresses: BTreeMap<TenureKey, KnownTenure>,
     pub(crate) service_flows: BTreeMap<FlowKey, FlowFacts>,
     pub(crate) remote_flows: BTreeMap<RemoteKey, RemoteFacts>,
     /// Pods of nodes whose agents know only those, and when that was so.
@@ -428,10 +446,10 @@ impl Facts {
         for entry in services {
             self.add_service(entry);
         }
-        for AddressEntry { address, from, to, peer, pod, proven } in addresses {
-            let peer = self.peers.get(peer);
-            let kept = self.addresses.entry((address, from, peer, pod)).or_insert((to, proven));
-            *kept = (earlier_end(kept.0, to), kept.1 || proven);
+        for AddressEntry { address, from, to, peer, pod, proven, listed } in addresses {
+            let known = KnownTenure { to, proven, listed };
+            let key = (address, from, self.peers.get(peer), pod);
+            self.addresses.entry(key).and_modify(|kept| kept.join(known)).or_insert(known);
         }
         // What follows from these is derived anew: more facts may take it back.
         let derived_via: BTreeSet<(Peer, String, Protocol)> =

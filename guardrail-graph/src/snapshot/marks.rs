@@ -20,8 +20,10 @@ pub const BROADCAST: &str = "broadcast";
 pub const LINK_LOCAL: &str = "link-local";
 /// The client asked for a node's address at a host port.
 pub const HOST_PORT: &str = "host-port";
+/// The server saw the node at the client's end speak from an address that the API does not list as that node's.
+pub const UNLISTED_ADDRESS: &str = "unlisted-address";
 
 /// Marks that are computed from other facts.
-pub const DERIVED: [&str; 5] = [INFERRED, VIA_SERVICE, MASQUERADED, ONE_WAY, FOUND_AT_START];
+pub const DERIVED: [&str; 6] = [INFERRED, VIA_SERVICE, MASQUERADED, ONE_WAY, FOUND_AT_START, UNLISTED_ADDRESS];
 /// Marks of traffic that never supports a rule.
 pub const NEVER_SUPPORTED: [&str; 3] = [MULTICAST, BROADCAST, LINK_LOCAL];

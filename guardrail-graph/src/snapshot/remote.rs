@@ -37,8 +37,8 @@ impl<'a> Owners<'a> {
         if facts.own_pods.is_empty() && facts.remote_flows.is_empty() {
             return owners;
         }
-        for ((address, from, peer, _), (to, _)) in &facts.addresses {
-            let tenure = (from.unwrap_or(Timestamp::MIN), to.unwrap_or(Timestamp::MAX), peer);
+        for ((address, from, peer, _), known) in &facts.addresses {
+            let tenure = (from.unwrap_or(Timestamp::MIN), known.to.unwrap_or(Timestamp::MAX), peer);
             owners.0.entry(*address).or_default().push(tenure);
         }
         owners
@@ -139,17 +139,26 @@ impl Facts {
         }
         let mut named = Vec::new();
         let owners = Owners::of(self);
+        let mut listed: HashMap<(IpAddr, &Arc<Peer>), Option<bool>> = HashMap::new();
+        for ((address, _, peer, _), known) in &self.addresses {
+            let kept = listed.entry((*address, peer)).or_default();
+            *kept = (*kept).max(known.listed);
+        }
         for (key, facts) in &self.remote_flows {
             for (source, _, seen) in facts.flow.sources.iter() {
                 for (peer, share) in owners.shares(key.2, seen).0 {
-                    named.push((edge_key(key, peer), Arc::clone(source), share, key.clone()));
+                    let unlisted = key.1 == Side::Server && listed.get(&(key.2, peer)) == Some(&Some(false));
+                    named.push((edge_key(key, peer), Arc::clone(source), share, key.clone(), unlisted));
                 }
             }
         }
-        for (edge, source, share, remote) in named {
+        for (edge, source, share, remote, unlisted) in named {
             // On another node it is never the same pod, so a workload's edge to itself is one.
             let by_merge = &mut self.edges.entry(edge).or_default().rare_mut().by_merge;
             by_merge.sources.plus(source, remote.1, &Arc::new(share));
+            if unlisted {
+                by_merge.marks.insert(super::marks::UNLISTED_ADDRESS.to_owned());
+            }
             if let Some(RemoteFacts { port_name, flow }) = self.remote_flows.get(&remote) {
                 if by_merge.port_name < *port_name {
                     by_merge.port_name.clone_from(port_name);

@@ -62,6 +62,8 @@ pub struct Cluster {
     pub service_ports: BTreeMap<(IpAddr, Protocol, u16), String>,
     /// The Service (`namespace/name`) behind a port of every node.
     pub node_ports: BTreeMap<(Protocol, u16), String>,
+    /// Addresses with which only sockets of a node were seen, and whose they are: the API does not list them, and rules do not name them.
+    pub unlisted_addresses: BTreeMap<IpAddr, String>,
     /// Ranges that pods get their addresses from (`spec.podCIDRs` of the nodes).
     pub pod_ranges: BTreeSet<IpNet>,
     /// Which pods (indices) belong to a workload of the snapshot.
@@ -99,11 +101,22 @@ impl Cluster {
             let pods = if pods.is_empty() { self.add_stand_ins(entry) } else { pods };
             self.workloads.insert(entry.workload.clone(), pods);
         }
-        for address in &body.addresses {
-            if let (Peer::Node { name }, None, None) = (&address.peer, &address.pod, address.to) {
-                self.node_mut(name).addresses.insert(address.address.to_canonical());
+        let mut listed: BTreeMap<&str, BTreeSet<IpAddr>> = BTreeMap::new();
+        for entry in &body.addresses {
+            if let (Peer::Node { name }, None, None) = (&entry.peer, &entry.pod, entry.to) {
+                let address = entry.address.to_canonical();
+                if entry.listed == Some(false) {
+                    self.unlisted_addresses.insert(address, name.clone());
+                } else {
+                    listed.entry(name).or_default().insert(address);
+                }
             }
         }
+        for node in &mut self.nodes {
+            node.addresses.extend(listed.remove(node.name.as_str()).into_iter().flatten());
+        }
+        let more = listed.into_iter().map(|(name, addresses)| ClusterNode { name: name.to_owned(), addresses });
+        self.nodes.extend(more);
         for service in &body.services {
             for address in &service.addresses {
                 self.virtual_addresses

@@ -1,7 +1,7 @@
 //! Policies compiled against a cluster: classes of pods, sets of classes, rules as bit tests.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -52,7 +52,16 @@ struct CompiledRule {
     ports: Vec<(Protocol, CompiledPort)>,
     any_peer: bool,
     classes: Option<BitSet>,
+    /// Ranges that are more than one address.
     blocks: Vec<IpBlock>,
+    /// Single addresses: a rule for the nodes of a large cluster has thousands.
+    singles: HashSet<IpAddr>,
+}
+
+impl CompiledRule {
+    fn has_address(&self, address: IpAddr) -> bool {
+        self.singles.contains(&address) || self.blocks.iter().any(|block| block.contains(address))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -211,7 +220,7 @@ impl Compiled {
     /// Who may call `server` on this port, as far as its ingress goes.
     pub(super) fn admission(&self, server: Option<u32>, protocol: Protocol, port: u16) -> Admission<'_> {
         let mut admission =
-            Admission { everyone: false, classes: BitSet::with_len(self.classes.len()), blocks: Vec::new() };
+            Admission { everyone: false, classes: BitSet::with_len(self.classes.len()), by_address: Vec::new() };
         let policies = server.map(|class| &self.classes[class as usize].policies[slot(Direction::Ingress)]);
         let Some(policies) = policies.filter(|p| !p.is_empty()) else {
             admission.everyone = true;
@@ -220,7 +229,9 @@ impl Compiled {
         for rule in policies.iter().flat_map(|p| &self.rules[*p as usize][slot(Direction::Ingress)]) {
             if self.ports_match(rule, server, protocol, port) {
                 admission.everyone |= rule.any_peer;
-                admission.blocks.extend(&rule.blocks);
+                if !(rule.blocks.is_empty() && rule.singles.is_empty()) {
+                    admission.by_address.push(rule);
+                }
                 if let Some(classes) = &rule.classes {
                     admission.classes.union(classes);
                 }
@@ -249,7 +260,7 @@ impl Compiled {
 pub struct Admission<'a> {
     everyone: bool,
     classes: BitSet,
-    blocks: Vec<&'a IpBlock>,
+    by_address: Vec<&'a CompiledRule>,
 }
 
 impl Admission<'_> {
@@ -259,15 +270,15 @@ impl Admission<'_> {
     pub fn may_admit(&self, client: &super::End) -> bool {
         self.everyone
             || client.class.is_some_and(|class| self.classes.contains(class))
-            || (!self.blocks.is_empty()
-                && client.addresses().any(|address| self.blocks.iter().any(|block| block.contains(address))))
+            || (!self.by_address.is_empty()
+                && client.addresses().any(|address| self.by_address.iter().any(|rule| rule.has_address(address))))
     }
 }
 
 fn peers_match(rule: &CompiledRule, class: Option<u32>, address: Option<IpAddr>) -> bool {
     rule.any_peer
         || rule.classes.as_ref().zip(class).is_some_and(|(set, class)| set.contains(class))
-        || address.is_some_and(|address| rule.blocks.iter().any(|block| block.contains(address)))
+        || address.is_some_and(|address| rule.has_address(address))
 }
 
 /// Classes, their named ports, and the class of each pod.
@@ -329,9 +340,12 @@ fn peer_set(
 
 fn builder_rule<'a>(builder: &mut Builder<'a>, policy: &'a NetworkPolicy, rule: &'a Rule) -> CompiledRule {
     let mut classes: Option<BitSet> = None;
-    let mut blocks = Vec::new();
+    let (mut blocks, mut singles) = (Vec::new(), HashSet::new());
     for peer in &rule.peers {
         match &peer.kind {
+            PeerKind::IpBlock(block) if block.cidr.prefix_len() == block.cidr.max_prefix_len() => {
+                singles.insert(block.cidr.addr());
+            }
             PeerKind::IpBlock(block) => blocks.push(block.clone()),
             PeerKind::Pods { namespaces, pods } => {
                 let own = if namespaces.is_none() { Some(policy.namespace.as_str()) } else { None };
@@ -350,7 +364,7 @@ fn builder_rule<'a>(builder: &mut Builder<'a>, policy: &'a NetworkPolicy, rule: 
         }
     }
     let ports = rule.ports.iter().map(|port| (port.protocol, builder_port(builder, port))).collect();
-    CompiledRule { ports, any_peer: rule.peers.is_empty(), classes, blocks }
+    CompiledRule { ports, any_peer: rule.peers.is_empty(), classes, blocks, singles }
 }
 
 fn builder_port<'a>(builder: &mut Builder<'a>, port: &'a PolicyPort) -> CompiledPort {

@@ -10,7 +10,7 @@ use std::{
 
 use guardrail_graph::{
     Peer, WorkloadRef,
-    snapshot::{EdgeRecord, Side as SeenBy},
+    snapshot::{EdgeRecord, Side as SeenBy, marks},
 };
 
 use super::{End, Evaluator, Exemption, RuleRef, Side, Verdict};
@@ -90,7 +90,11 @@ impl Evaluator {
                 ingress_rules: Vec::new(),
             });
         }
-        let clients = self.peer_ends(&edge.client.peer, true)?;
+        let mut clients = self.peer_ends(&edge.client.peer, true)?;
+        if let (Peer::Node { name }, true) = (&edge.client.peer, edge.marks.contains(marks::UNLISTED_ADDRESS)) {
+            let unlisted = self.cluster().unlisted_addresses.iter().filter(|(_, node)| *node == name);
+            clients.extend(unlisted.map(|(address, _)| self.end_of_node(name).at(*address)));
+        }
         let servers = match (&edge.server.peer, &edge.port_name) {
             (Peer::Workload(workload), Some(name)) => {
                 self.replicas_with_port(workload, name, edge.protocol.into(), edge.port)

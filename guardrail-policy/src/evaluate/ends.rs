@@ -177,6 +177,12 @@ pub(super) fn owners(cluster: &Cluster) -> HashMap<IpAddr, Owner> {
             owners.entry(*address).or_insert(Owner::Node(index));
         }
     }
+    let names: HashMap<&str, u32> = cluster.nodes.iter().map(|n| n.name.as_str()).zip(0..).collect();
+    for (address, node) in &cluster.unlisted_addresses {
+        if let Some(index) = names.get(node.as_str()) {
+            owners.entry(*address).or_insert(Owner::Node(*index));
+        }
+    }
     for (pod, index) in cluster.pods.iter().zip(0..).filter(|(p, _)| !p.finished && p.host_network) {
         for address in &pod.addresses {
             owners.entry(*address).or_insert(Owner::Pod(index));

@@ -16,7 +16,12 @@ pub(crate) struct Context<'a> {
     pub(crate) body: &'a Body,
     pub(crate) options: &'a Options,
     pub(crate) workloads: BTreeMap<&'a WorkloadRef, &'a WorkloadEntry>,
-    node_addresses: BTreeMap<&'a str, BTreeSet<IpAddr>>,
+    nodes: BTreeMap<&'a str, NodeAddresses>,
+    /// Nodes of each host-network workload (`namespace/Owner/name`).
+    host_workloads: BTreeMap<String, BTreeSet<&'a str>>,
+    node_ranges: BTreeMap<IpNet, DeclaredRange>,
+    /// Addresses of nodes that the API does not list, and whose they are.
+    unlisted: BTreeMap<IpAddr, &'a str>,
     /// Addresses that an `ipBlock` must never name: live pods and Services.
     inside: BTreeSet<IpAddr>,
     /// Pod ports behind a Service port that has a node port or a load balancer: address translation may hide who calls them.
@@ -24,6 +29,15 @@ pub(crate) struct Context<'a> {
     pod_ranges: Vec<IpNet>,
     all_pods_in_ranges: bool,
     declared: BTreeMap<&'a str, BTreeMap<IpNet, DeclaredRange>>,
+}
+
+/// Addresses of a node.
+#[derive(Default)]
+struct NodeAddresses {
+    /// What the API lists, or all that is known where nobody knows what it lists.
+    listed: BTreeSet<IpAddr>,
+    /// What only sockets of the node were seen with.
+    unlisted: BTreeSet<IpAddr>,
 }
 
 /// A range that a person declared.
@@ -43,6 +57,11 @@ impl DeclaredRange {
         let holds_pods = addresses.any(|a| range.contains(a) && !except.iter().any(|e| e.contains(a)));
         Self { peer: RulePeer::Block { cidr: range, except }, holds_pods }
     }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        let RulePeer::Block { cidr, except } = &self.peer else { return false };
+        cidr.contains(&address) && !except.iter().any(|e| e.contains(&address))
+    }
 }
 
 /// What a container port's name means in a workload.
@@ -58,17 +77,28 @@ impl<'a> Context<'a> {
         let body = &snapshot.body;
         let workloads: BTreeMap<_, _> = body.workloads.iter().map(|w| (&w.workload, w)).collect();
 
-        let mut node_addresses: BTreeMap<&str, BTreeSet<IpAddr>> = BTreeMap::new();
+        let mut nodes: BTreeMap<&str, NodeAddresses> = BTreeMap::new();
         for entry in &body.addresses {
             if let (Peer::Node { name }, None) = (&entry.peer, entry.to) {
-                node_addresses.entry(name).or_default().insert(entry.address);
+                let known = nodes.entry(name).or_default();
+                let kind = if entry.listed == Some(false) { &mut known.unlisted } else { &mut known.listed };
+                kind.insert(entry.address);
             }
         }
         for node in &options.cluster.nodes {
-            node_addresses.entry(&node.name).or_default().extend(&node.addresses);
+            nodes.entry(&node.name).or_default().listed.extend(&node.addresses);
         }
-        for addresses in node_addresses.values_mut() {
-            addresses.retain(|a| !a.is_loopback() && !a.is_unspecified());
+        let usable = |a: &IpAddr| !a.is_loopback() && !a.is_unspecified();
+        let mut unlisted = BTreeMap::new();
+        for (name, known) in &mut nodes {
+            known.listed.retain(usable);
+            known.unlisted.retain(|a| usable(a) && !known.listed.contains(a));
+            unlisted.extend(known.unlisted.iter().map(|a| (*a, *name)));
+        }
+        let mut host_workloads: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for entry in body.workloads.iter().filter(|w| w.host_network) {
+            let hosts = entry.pods.keys().map(String::as_str).filter(|node| !node.is_empty());
+            host_workloads.insert(entry.workload.to_string(), hosts.collect());
         }
 
         let mut inside = BTreeSet::new();
@@ -99,16 +129,20 @@ impl<'a> Context<'a> {
         let pods = body.workloads.iter().filter(|w| !w.host_network).flat_map(|w| w.pods.values().flatten());
         let in_a_range = |address: &IpAddr| pod_ranges.iter().any(|range| range.contains(address));
         let all_pods_in_ranges = !pod_ranges.is_empty() && pods.flat_map(|pod| &pod.addresses).all(in_a_range);
-        let declare = |ranges: &BTreeSet<IpNet>| {
+        let declare = |ranges: &BTreeSet<IpNet>| -> BTreeMap<IpNet, DeclaredRange> {
             let ranges = ranges.iter().map(IpNet::trunc);
             ranges.map(|range| (range, DeclaredRange::new(range, &pod_ranges, body))).collect()
         };
+        let node_ranges = declare(&options.node_ranges);
         let declared = options.declared_ranges.iter().map(|(name, ranges)| (name.as_str(), declare(ranges))).collect();
         Self {
             body,
             options,
             workloads,
-            node_addresses,
+            nodes,
+            host_workloads,
+            node_ranges,
+            unlisted,
             inside,
             reachable_from_outside,
             pod_ranges,
@@ -151,30 +185,56 @@ impl<'a> Context<'a> {
         Some((RulePeer::Pods { namespace, selector }, wider))
     }
 
-    /// Current addresses of a node, never link-local.
-    pub(crate) fn addresses_of_node(&self, name: &str) -> BTreeSet<IpAddr> {
-        self.all_addresses_of_node(name).filter(|a| !is_link_local(*a)).collect()
-    }
-
     /// Link-local addresses of a node: where NodeLocal DNS listens.
     pub(crate) fn link_local_addresses_of_node(&self, name: &str) -> impl Iterator<Item = IpAddr> {
-        self.all_addresses_of_node(name).filter(|a| a.is_ipv4() && is_link_local(*a))
+        let known = self.nodes.get(name).into_iter();
+        let all = known.flat_map(|node| node.listed.iter().chain(&node.unlisted)).copied();
+        all.filter(|a| a.is_ipv4() && is_link_local(*a))
     }
 
-    fn all_addresses_of_node(&self, name: &str) -> impl Iterator<Item = IpAddr> {
-        self.node_addresses.get(name).into_iter().flatten().copied()
+    /// What a rule names for a node: the addresses that the API lists, or the declared ranges where one covers an address of the node.
+    pub(crate) fn peers_of_node(&self, name: &str, called: bool) -> BTreeSet<RulePeer> {
+        let Some(node) = self.nodes.get(name) else { return BTreeSet::new() };
+        let listed: BTreeSet<IpAddr> = node.listed.iter().copied().filter(|a| !is_link_local(*a)).collect();
+        // Nobody calls a node at its tunnel addresses, which lie where pods live.
+        let outside: BTreeSet<IpAddr> =
+            listed.iter().copied().filter(|a| !self.pod_ranges.iter().any(|r| r.contains(a))).collect();
+        let used = if called && !outside.is_empty() { outside } else { listed };
+        let mut peers: BTreeSet<RulePeer> = used
+            .into_iter()
+            .map(|a| self.node_range(a).map_or_else(|| single(a), |range| range.peer.clone()))
+            .collect();
+        peers.extend(node.unlisted.iter().filter_map(|a| Some(self.node_range(*a)?.peer.clone())));
+        peers
     }
 
-    /// Nodes that host the host-network workloads behind a node end (`namespace/Owner/name`), so that a rule does not break when another
-    /// replica calls.
-    pub(crate) fn nodes_of_host_workloads(&self, names: &BTreeSet<String>) -> BTreeSet<&'a str> {
-        self.body
-            .workloads
-            .iter()
-            .filter(|w| w.host_network && names.contains(&w.workload.to_string()))
-            .flat_map(|w| w.pods.keys().map(String::as_str))
-            .filter(|node| !node.is_empty())
-            .collect()
+    /// The declared range of node addresses that covers this one.
+    pub(crate) fn node_range(&self, address: IpAddr) -> Option<&DeclaredRange> {
+        self.node_ranges.values().find(|range| range.contains(address))
+    }
+
+    /// The declared ranges of node addresses, and whether each covers one that is known.
+    pub(crate) fn node_ranges(&self) -> impl Iterator<Item = (&IpNet, &DeclaredRange, bool)> {
+        self.node_ranges.iter().map(|(cidr, range)| {
+            let mut addresses = self.nodes.values().flat_map(|n| n.listed.iter().chain(&n.unlisted));
+            (cidr, range, addresses.any(|a| range.contains(*a)))
+        })
+    }
+
+    /// The node of which only its sockets show that it has this address.
+    pub(crate) fn node_with_unlisted(&self, address: IpAddr) -> Option<&'a str> {
+        self.unlisted.get(&address).copied()
+    }
+
+    /// Addresses of a node that neither the API lists nor a declared range covers.
+    pub(crate) fn uncovered_addresses_of_node(&self, name: &str) -> Vec<IpAddr> {
+        let unlisted = self.nodes.get(name).into_iter().flat_map(|node| &node.unlisted).copied();
+        unlisted.filter(|a| !is_link_local(*a) && self.node_range(*a).is_none()).collect()
+    }
+
+    /// Nodes that host a host-network workload (`namespace/Owner/name`).
+    pub(crate) fn nodes_of_host_workload(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.host_workloads.get(name).into_iter().flatten().copied()
     }
 
     /// Whether a pod or Service has this address, or it lies where pods get theirs and no node owns it.
@@ -235,14 +295,6 @@ impl<'a> Context<'a> {
     /// Whether the ranges where pods live are known, so that [`Context::anywhere`] can leave them out.
     pub(crate) fn knows_pod_ranges(&self) -> bool {
         self.all_pods_in_ranges
-    }
-
-    /// Current addresses of a node at which somebody would call it: its tunnel addresses lie where pods live.
-    pub(crate) fn called_addresses_of_node(&self, name: &str) -> BTreeSet<IpAddr> {
-        let all = self.addresses_of_node(name);
-        let called: BTreeSet<IpAddr> =
-            all.iter().copied().filter(|a| !self.pod_ranges.iter().any(|r| r.contains(a))).collect();
-        if called.is_empty() { all } else { called }
     }
 
     /// How a rule names this port of a workload (B2): by name if every pod defines the name and the numbers differ, else by number.

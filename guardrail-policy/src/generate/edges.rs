@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use guardrail_graph::{
     Peer,
-    snapshot::{EdgeRecord, Side},
+    snapshot::{EdgeRecord, Side, marks},
 };
 use serde::Serialize;
 
 use super::{
     RulePeer,
-    context::{Context, is_link_local, single},
+    context::{Context, is_link_local},
 };
 
 /// Why an edge supports no rule.
@@ -90,8 +90,8 @@ pub(crate) fn external_address(peer: &Peer) -> Option<std::net::IpAddr> {
 /// How a rule can name the other end of an edge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// These peers.
-    Peers { peers: BTreeSet<RulePeer>, note: Option<String> },
+    /// These peers; and the nodes of these host-network workloads, so that a rule does not break when another replica calls.
+    Peers { peers: BTreeSet<RulePeer>, hosts: BTreeSet<String>, note: Option<String> },
     /// One external address among those of this port; names as observed.
     ExternalAddress(std::net::IpAddr),
     /// Any external address.
@@ -110,7 +110,7 @@ pub(crate) fn caller(edge: &EdgeRecord, policy_namespace: &str, context: &Contex
     match &edge.client.peer {
         Peer::Workload(client) => pods(client, policy_namespace, context),
         Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
-        Peer::External { address } => external(address, context),
+        Peer::External { address } => external_caller(address, context),
         Peer::Node { name } => node_caller(edge, name, context),
     }
 }
@@ -129,6 +129,7 @@ fn pods(workload: &guardrail_graph::WorkloadRef, policy_namespace: &str, context
     match context.pods_peer(workload, policy_namespace) {
         Some((peer, wider)) => Need::Peers {
             peers: BTreeSet::from([peer]),
+            hosts: BTreeSet::new(),
             note: wider.then(|| {
                 format!(
                     "the labels of {workload} may select other pods of {} too: give it a label of its own",
@@ -155,6 +156,22 @@ fn external(address: &str, context: &Context<'_>) -> Need {
         )),
         Ok(parsed) => Need::ExternalAddress(parsed.to_canonical()),
         Err(_) => Need::Inexpressible(format!("`{address}` is no address")),
+    }
+}
+
+/// An address that only its own node knows as its own is an external peer to all others, until a person declares it.
+fn external_caller(address: &str, context: &Context<'_>) -> Need {
+    let need = external(address, context);
+    match need {
+        Need::ExternalAddress(address) => match context.node_range(address) {
+            Some(range) => Need::Peers {
+                peers: BTreeSet::from([range.peer.clone()]),
+                hosts: BTreeSet::new(),
+                note: Some("node addresses in declared ranges".to_owned()),
+            },
+            None => need,
+        },
+        _ => need,
     }
 }
 
@@ -192,18 +209,25 @@ enum Role {
 }
 
 fn node(edge: &EdgeRecord, name: &str, role: Role, context: &Context<'_>) -> Need {
-    let mut nodes = BTreeSet::from([name]);
-    nodes.extend(context.nodes_of_host_workloads(&edge.node_workloads));
-    let addresses = |node: &str| match role {
-        Role::Client => context.addresses_of_node(node),
-        Role::Server => context.called_addresses_of_node(node),
-    };
-    if addresses(name).is_empty() {
+    let peers = context.peers_of_node(name, role == Role::Server);
+    if peers.is_empty() {
         return Need::Inexpressible(format!(
-            "no address of node {name} is known: export with an inventory that has it"
+            "no address of node {name} is known: export with an inventory that has it, or declare it with --node-range CIDR"
         ));
     }
-    let peers: BTreeSet<RulePeer> = nodes.iter().flat_map(|n| addresses(n)).map(single).collect();
+    if role == Role::Client && edge.marks.contains(marks::UNLISTED_ADDRESS) {
+        let uncovered = context.uncovered_addresses_of_node(name);
+        if let Some(first) = uncovered.first() {
+            let more = if uncovered.len() > 1 { format!(" and {} more", uncovered.len() - 1) } else { String::new() };
+            return Need::Inexpressible(format!(
+                "node {name} was seen at addresses that its status does not list ({first}{more}): declare them with --node-range CIDR"
+            ));
+        }
+    }
     let plural = if role == Role::Client { "clients" } else { "servers" };
-    Need::Peers { peers, note: Some(format!("node addresses as {plural}: these rules break when nodes change")) }
+    Need::Peers {
+        peers,
+        hosts: edge.node_workloads.clone(),
+        note: Some(format!("node addresses as {plural}: these rules break when nodes change")),
+    }
 }

@@ -52,6 +52,8 @@ type Support = Vec<(RulePeer, RulePort, usize)>;
 struct Draft {
     rules: RuleSet,
     support: Support,
+    /// Host-network workloads whose nodes are allowed already, and on which ports.
+    hosts: BTreeSet<(String, BTreeSet<RulePort>)>,
     notes: BTreeSet<String>,
 }
 
@@ -372,7 +374,7 @@ impl<'a> Builder<'a> {
         let mut notes = BTreeSet::new();
         let mut split = |draft: Option<Draft>| match draft {
             None => (None, Vec::new()),
-            Some(Draft { rules, support, notes: said }) => {
+            Some(Draft { rules, support, notes: said, .. }) => {
                 notes.extend(said);
                 (Some(rules.into_rules()), support)
             }

@@ -14,7 +14,16 @@ pub(crate) fn warnings(context: &Context<'_>) -> BTreeSet<String> {
     let servers = servers(context);
     let declared = context.options.declared_ranges.iter();
     let declared = declared.filter_map(|(name, ranges)| declaration(context, name, ranges, &servers));
-    ignored.chain(declared).collect()
+    let nodes = context.node_ranges().filter_map(|(range, declared, covers)| match (declared.holds_pods, covers) {
+        (true, _) => Some(format!(
+            "the declared range of node addresses {range} holds addresses of pods: rules for nodes let them in"
+        )),
+        (false, false) => {
+            Some(format!("no node in the snapshot has an address in {range}: --node-range has no effect"))
+        }
+        (false, true) => None,
+    });
+    ignored.chain(declared).chain(nodes).collect()
 }
 
 fn clients<'a>(context: &Context<'a>) -> BTreeSet<&'a WorkloadRef> {

@@ -296,6 +296,7 @@ impl Scenario {
                     peer: Peer::Node { name: name.clone() },
                     pod: None,
                     proven: false,
+                    listed: None,
                 })
             })
             .collect();

@@ -38,8 +38,11 @@ impl Builder<'_> {
             };
             let ports = self.ports(edge);
             match need {
-                Need::Peers { peers, note } => {
+                Need::Peers { peers, hosts, note } => {
                     draft.allow(peers, &ports, &[index]);
+                    for host in hosts {
+                        self.allow_host_workload(draft, host, &ports, direction);
+                    }
                     if let Some(note) = note {
                         self.warnings.insert(format!("{}: {note}", edge_name(edge)));
                         draft.notes.insert(note);
@@ -49,6 +52,12 @@ impl Builder<'_> {
                     if direction == Direction::Egress
                         && self.allow_declared(draft, index, address, &ports, namespace) => {}
                 Need::ExternalAddress(address) => {
+                    if let (Direction::Ingress, Some(node)) = (direction, self.context.node_with_unlisted(address)) {
+                        self.warnings.insert(format!(
+                            "{}: {address} is an address of node {node} that its status does not list: declare it with --node-range CIDR",
+                            edge_name(edge)
+                        ));
+                    }
                     let gathered = outside.entry(outside_key(edge, direction)).or_default();
                     gathered.ports.extend(ports);
                     gathered.addresses.entry(address).or_default().push(index);
@@ -76,6 +85,18 @@ impl Builder<'_> {
         }
         for (key, gathered) in outside {
             self.allow_outside(draft, &key, gathered, namespace, direction);
+        }
+    }
+
+    /// Allows every node of a host-network workload, once for each rule: thousands of nodes may be clients, and each edge names the workload.
+    fn allow_host_workload(&self, draft: &mut Draft, host: String, ports: &BTreeSet<RulePort>, direction: Direction) {
+        if !draft.hosts.insert((host.clone(), ports.clone())) {
+            return;
+        }
+        for node in self.context.nodes_of_host_workload(&host) {
+            for peer in self.context.peers_of_node(node, direction == Direction::Egress) {
+                draft.rules.allow(peer, ports.iter().cloned());
+            }
         }
     }
 
