@@ -10,10 +10,10 @@ use guardrail_agent::{
     auth::{Guard, Limits},
     fuzzing,
     http::{Query, Readiness, router},
-    kube::{Api, Source},
     serve,
 };
 use guardrail_graph::{Observer, ObserverConfig, Timestamp};
+use guardrail_kube::{Api, Source};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     runtime::Runtime,
@@ -38,7 +38,7 @@ fn surface() -> &'static Surface {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let config = std::env::temp_dir().join(format!("guardrail-fuzz-{}", std::process::id()));
         fs::write(&config, NO_API_SERVER).expect("a kubeconfig");
-        let api = runtime.block_on(Api::new(Source::Kubeconfig(config.clone()))).expect("a client");
+        let api = runtime.block_on(Api::new(Source::file(config.clone()), "guardrail-fuzz")).expect("a client");
         let _ = fs::remove_file(config);
         let guard = Arc::new(Guard::new(Arc::new(api), None, Limits::default()));
         let (queries, mut asked) = mpsc::channel(4);

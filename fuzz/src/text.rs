@@ -1,10 +1,11 @@
 //! Kubernetes objects: inventory files, and what the API server sends.
 
-use guardrail_agent::{fuzzing, kube::Resource};
+use guardrail_agent::policies;
 use guardrail_graph::{
     Observer, ObserverConfig, Snapshot, Timestamp,
     inventory::{Change, read},
 };
+use guardrail_kube::{Resource, fuzzing};
 
 /// Any text gives objects or one sentence; an observer takes any objects.
 pub(super) fn inventory(bytes: &[u8]) {
@@ -30,10 +31,10 @@ pub(super) fn inventory(bytes: &[u8]) {
 pub(super) fn watch(bytes: &[u8]) {
     let [resource, cut, stream @ ..] = bytes else { return };
     let resource = Resource::ALL[usize::from(*resource) % Resource::ALL.len()];
-    let whole = fuzzing::watch(resource, [stream]);
-    let cut = fuzzing::watch(resource, stream.chunks(usize::from(*cut) + 1));
+    let whole = fuzzing::watch(resource, [stream], policies::read);
+    let cut = fuzzing::watch(resource, stream.chunks(usize::from(*cut) + 1), policies::read);
     assert_eq!(whole, cut);
     assert!(whole.waiting <= stream.len() && whole.objects + whole.refused.len() <= whole.lines + 1);
     assert!(whole.refused.iter().all(|why| !why.is_empty()));
-    let _ = fuzzing::page(resource, stream);
+    let _ = fuzzing::page(resource, stream, policies::read);
 }

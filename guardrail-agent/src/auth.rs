@@ -5,7 +5,6 @@
 //! for is limited in rate and in number, so that a caller with many bad tokens loads neither the agent nor the API server. It does not lock others out
 //! either: each caller has a share of its own, and a token that was good before is asked about apart from those that nobody knows.
 
-mod review;
 pub mod tls;
 
 use std::{
@@ -21,9 +20,13 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
+use guardrail_kube::{
+    Api,
+    review::{Verdict, review},
+};
 use tokio::sync::Semaphore;
 
-use crate::{kube::Api, serve::Caller};
+use crate::serve::Caller;
 
 /// Longest token that is looked at; those of service accounts have about 1 KiB.
 const MAX_TOKEN: usize = 8 << 10;
@@ -60,16 +63,6 @@ impl Default for Limits {
             answer: Duration::from_secs(5),
         }
     }
-}
-
-/// What the API server says of a token and a URL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Allowed,
-    /// Nobody's token: 401.
-    Unknown,
-    /// A user who may not: 403.
-    Forbidden,
 }
 
 /// Token and path.
@@ -210,7 +203,7 @@ impl Guard {
             return Err(busy());
         }
         let _permit = lane.asking.try_acquire().map_err(|_| busy())?;
-        match review::review(&self.api, token, self.audience.as_deref(), path, self.limits.answer).await {
+        match review(&self.api, token, self.audience.as_deref(), path, self.limits.answer).await {
             Ok(verdict) => {
                 self.remember(key, verdict);
                 Ok(verdict)

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, str::FromStr, time::D
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{kernel::BpfLogLevel, kube::Scope};
+use crate::kernel::BpfLogLevel;
 
 /// Watches pod connections in the kernel, names both ends, and serves the observed dependency graph.
 ///
@@ -162,6 +162,16 @@ impl FromStr for InventorySource {
             path => Ok(Self::File(path.into())),
         }
     }
+}
+
+/// Whose pods are watched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Scope {
+    /// Every pod and everything that names it.
+    #[default]
+    Cluster,
+    /// Only the pods of this node: for clusters of thousands of nodes. `guardrail merge` gives remote ends their names.
+    Node,
 }
 
 /// Who may read what names services.

@@ -8,6 +8,10 @@ use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Dura
 use guardrail_graph::{
     Observation, Observer, inventory::Change, observe::LossReason, observer::EdgeCounters, snapshot::Document,
 };
+use guardrail_kube::{
+    ConnectError, Resource,
+    watch::{ListState, Policies, Report, Status},
+};
 use guardrail_policy::{
     generate::{self, Phase},
     model::NetworkPolicy,
@@ -29,7 +33,6 @@ use crate::{
     http::{Query, Readiness},
     inventory::{Failures, FileInventoryError},
     kernel::{Batch, Checkpoint, Kernel, KernelError, Mark},
-    kube::{self, ConnectError, ListState, Status},
     memory,
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
     serve::thread::ServerThread,
@@ -126,8 +129,8 @@ struct Daemon {
     kernel: Kernel,
     batches: mpsc::Receiver<Batch>,
     changes: mpsc::Receiver<Vec<Change>>,
-    /// How the watches of the API server are doing, with `--inventory kube`.
-    kube: Option<Arc<Status>>,
+    /// What is followed of the API server, with `--inventory kube`.
+    kube: Option<Followed>,
     /// How often the inventory's file could not be taken, with a file.
     file: Option<Arc<Failures>>,
     lists: Option<Lists>,
@@ -155,7 +158,13 @@ struct Daemon {
     trims_due: u8,
 }
 
-type Lists = watch::Receiver<BTreeMap<kube::Resource, ListState>>;
+/// What the watches of the API server leave here, beside the changes.
+struct Followed {
+    status: Arc<Status>,
+    policies: Arc<Policies<NetworkPolicy>>,
+}
+
+type Lists = watch::Receiver<BTreeMap<Resource, ListState>>;
 
 /// Waits for the state of a list to change; for ever without an API server.
 async fn changed(lists: &mut Option<Lists>) {
@@ -400,9 +409,9 @@ impl Daemon {
             observer: self.observer.stats(),
             kernel: self.kernel.stats(),
             inventory: match (&self.kube, &self.file) {
-                (Some(status), _) => status.report(),
+                (Some(kube), _) => kube.status.report(),
                 (None, Some(failures)) => failures.report(),
-                (None, None) => kube::Report::default(),
+                (None, None) => Report::default(),
             },
             daemon: self.stats.clone(),
             edges,
@@ -413,7 +422,7 @@ impl Daemon {
 
     /// NetworkPolicies in force, as far as they are watched.
     fn policies(&self) -> Vec<NetworkPolicy> {
-        self.kube.as_ref().map(|status| status.policies()).unwrap_or_default()
+        self.kube.as_ref().map(|kube| kube.policies.all()).unwrap_or_default()
     }
 
     /// With pins the state is written where the stream of observations says how far it is.

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     auth,
     kernel::{btf, dns, inventory},
-    kube::{self, Resource},
     serve::{self, Limits},
 };
 
@@ -34,30 +33,6 @@ pub fn dns(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
 pub fn sockets(bytes: &[u8]) -> (usize, u64, u64) {
     let found = inventory::classify(bytes);
     (found.listening.len(), found.connections.values().map(|c| c.count).sum(), found.broken)
-}
-
-/// What a page of a list, or the pieces of a watch stream, hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Watched {
-    /// Lines.
-    pub lines: usize,
-    /// Objects that were read.
-    pub objects: usize,
-    /// Sentences about what was not.
-    pub refused: Vec<String>,
-    /// Bytes that wait for the end of their line.
-    pub waiting: usize,
-}
-
-/// Reads a watch stream that arrives in these pieces.
-pub fn watch<'a>(resource: Resource, pieces: impl IntoIterator<Item = &'a [u8]>) -> Watched {
-    kube::fuzzing::watch(resource, pieces)
-}
-
-/// Reads a page of a list.
-#[must_use]
-pub fn page(resource: Resource, bytes: &[u8]) -> Watched {
-    kube::fuzzing::page(resource, bytes)
 }
 
 /// The bearer token of a request.

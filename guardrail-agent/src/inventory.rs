@@ -14,9 +14,8 @@ use std::{
 };
 
 use guardrail_graph::inventory::{Change, InventoryError, Kind, Object, read};
+use guardrail_kube::watch::Report;
 use tokio::sync::mpsc;
-
-use crate::kube::Report;
 
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_millis(500);

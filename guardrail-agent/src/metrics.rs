@@ -44,7 +44,7 @@ pub struct Scrape {
     /// The kernel side's counters.
     pub kernel: KernelStats,
     /// The watches of the API server; empty with an inventory file.
-    pub inventory: crate::kube::Report,
+    pub inventory: guardrail_kube::watch::Report,
     /// The daemon's counters.
     pub daemon: DaemonStats,
     /// Edges as bounded by [`EdgeSeries`].
@@ -328,8 +328,8 @@ fn own_cost(e: &mut DescriptorEncoder<'_>) -> fmt::Result {
 }
 
 /// The watches of the API server.
-fn inventory_series(e: &mut DescriptorEncoder<'_>, inventory: &crate::kube::Report) -> fmt::Result {
-    let crate::kube::Report { events, failures, lists, synced, age_seconds } = inventory;
+fn inventory_series(e: &mut DescriptorEncoder<'_>, inventory: &guardrail_kube::watch::Report) -> fmt::Result {
+    let guardrail_kube::watch::Report { events, failures, lists, synced, age_seconds } = inventory;
     counters(
         e,
         "guardrail_inventory_events",
@@ -383,7 +383,7 @@ mod tests {
         Scrape {
             observer: Stats::default(),
             kernel: KernelStats::default(),
-            inventory: crate::kube::Report::default(),
+            inventory: guardrail_kube::watch::Report::default(),
             daemon: DaemonStats::default(),
             edges: BoundedEdges { shown: edges, ..BoundedEdges::default() },
             bpf_stats_enabled: false,

@@ -9,10 +9,10 @@ use std::{
 use guardrail_agent::{
     auth::{Guard, Limits, tls::Tls},
     http::{Query, Readiness, router},
-    kube::{Api, Source},
     serve::{self, serve},
 };
 use guardrail_graph::{Observer, ObserverConfig, Timestamp};
+use guardrail_kube::{Api, Source};
 use guardrail_tests::apiserver::ApiServer;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -59,7 +59,7 @@ async fn surface(tls: Option<Tls>, audience: Option<&str>, limits: Limits, bound
     std::fs::write(&token, "agent").unwrap();
     let kubeconfig = dir.path().join("config");
     std::fs::write(&kubeconfig, server.kubeconfig(Some(&token))).unwrap();
-    let api = Arc::new(Api::new(Source::Kubeconfig(kubeconfig)).await.unwrap());
+    let api = Arc::new(Api::new(Source::file(kubeconfig), "guardrail-tests").await.unwrap());
     let guard = Arc::new(Guard::new(api, audience.map(str::to_owned), limits));
     let (queries, mut asked) = mpsc::channel(4);
     tokio::spawn(async move {

@@ -221,10 +221,8 @@ fn the_agent_may_read_what_it_watches_and_nothing_else() {
                 reviews.extend(pairs);
             }
         }
-        let needed: BTreeSet<(String, String)> = guardrail_agent::kube::Resource::ALL
-            .iter()
-            .map(|r| (r.group().to_owned(), r.as_str().to_owned()))
-            .collect();
+        let needed: BTreeSet<(String, String)> =
+            guardrail_kube::Resource::ALL.iter().map(|r| (r.group().to_owned(), r.as_str().to_owned())).collect();
         assert_eq!(watched, needed, "{name}");
         let asked = [("authentication.k8s.io", "tokenreviews"), ("authorization.k8s.io", "subjectaccessreviews")];
         assert_eq!(reviews, asked.map(|(g, r)| (g.to_owned(), r.to_owned())).into(), "{name}");
@@ -341,7 +339,8 @@ fn series(text: &str) -> BTreeSet<String> {
 
 /// The series that the agent's own encoder writes.
 fn exported() -> BTreeSet<String> {
-    use guardrail_agent::{kernel::KernelStats, kube::Status, metrics};
+    use guardrail_agent::{kernel::KernelStats, metrics};
+    use guardrail_kube::watch::Status;
     let page = metrics::encode(metrics::Scrape {
         observer: guardrail_graph::observer::Stats::default(),
         kernel: KernelStats::default(),

@@ -8,8 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guardrail_agent::kube::{Api, ListState, Options, Resource, Scope, Source, Status, follow};
+use guardrail_agent::policies;
 use guardrail_graph::inventory::{Change, Inventory, Kind, read};
+use guardrail_kube::{
+    Api, Resource, Source,
+    watch::{ListState, Options, Policies, Status, follow},
+};
+use guardrail_policy::model::NetworkPolicy;
 use guardrail_tests::apiserver::{ApiServer, Fault, NoStreaming};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -43,6 +48,7 @@ fn truth(server: &ApiServer) -> BTreeSet<String> {
 struct Client {
     changes: mpsc::Receiver<Vec<Change>>,
     status: Arc<Status>,
+    policies: Arc<Policies<NetworkPolicy>>,
     inventory: Inventory,
     /// Replacements of all pods that arrived.
     pod_replaces: usize,
@@ -67,20 +73,20 @@ impl Client {
         std::fs::write(&token, "first").unwrap();
         let kubeconfig = dir.path().join("config");
         std::fs::write(&kubeconfig, server.kubeconfig(Some(&token))).unwrap();
-        let mut options = Options::new("node-a");
-        options.page = 7;
+        let mut options = Options { page: 7, ..Options::default() };
         options.timing.watch = Duration::from_secs(2);
         options.timing.backoff = Duration::from_millis(20);
         options.timing.backoff_max = Duration::from_millis(400);
         options.timing.denied = Duration::from_millis(300);
         options.timing.patience = Duration::from_millis(600);
         change(&mut options);
-        let api = Arc::new(Api::new(Source::Kubeconfig(kubeconfig)).await.unwrap());
+        let api = Arc::new(Api::new(Source::file(kubeconfig), "guardrail-tests").await.unwrap());
         let status = Arc::new(Status::default());
         let stop = CancellationToken::new();
         let (sender, changes) = mpsc::channel(64);
-        tokio::spawn(follow(api, options, sender, Arc::clone(&status), stop.clone()));
-        Self { changes, status, inventory: Inventory::default(), pod_replaces: 0, stop, _dir: dir, token }
+        let policies = Arc::new(Policies::new(policies::read));
+        tokio::spawn(follow(api, options, sender, Arc::clone(&status), Arc::clone(&policies), stop.clone()));
+        Self { changes, status, policies, inventory: Inventory::default(), pod_replaces: 0, stop, _dir: dir, token }
     }
 
     fn take(&mut self, batch: Vec<Change>) {
@@ -111,7 +117,7 @@ impl Client {
         })
         .await;
         let policies: BTreeSet<String> =
-            self.status.policies().iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect();
+            self.policies.all().iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect();
         let expected: BTreeSet<String> = names(server, "NetworkPolicy");
         assert_eq!(policies, expected);
     }
@@ -532,7 +538,7 @@ async fn replica_sets_of_deployments_are_read_as_metadata_and_others_whole() {
 #[tokio::test]
 async fn scope_node_asks_for_the_pods_of_one_node_only() {
     let server = server();
-    let mut client = Client::with(&server, |o| o.scope = Scope::Node).await;
+    let mut client = Client::with(&server, |o| o.pods_of_node = Some("node-a".to_owned())).await;
     client.synced().await;
     server.replay(10_000);
     let truth = Inventory::from_objects(read::objects(&server.objects(), "the server").unwrap().objects);

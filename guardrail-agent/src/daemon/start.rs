@@ -6,6 +6,10 @@ use guardrail_graph::{
     Observer, ObserverConfig,
     inventory::{Change, Kind},
 };
+use guardrail_kube::{
+    Api, Source,
+    watch::{Options, Policies, follow},
+};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -14,20 +18,23 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Daemon, StartError, Waits, documents::Documents};
+use super::{Daemon, Followed, StartError, Waits, documents::Documents};
 use crate::{
     auth::{self, Guard, tls::Tls},
     clock::now,
-    config::{AuthMode, Config, InventorySource, Switch},
+    config::{AuthMode, Config, InventorySource, Scope, Switch},
     files,
     http::{self, Readiness},
     inventory::InventoryFile,
     kernel::{Kernel, KernelConfig, Pinned, find_cgroup2_root},
-    kube::{self, Api, Source, Status},
     metrics::{DaemonStats, EdgeSeries},
+    policies,
     serve::{self, thread::ServerThread},
     state::StateFile,
 };
+
+/// As the API server logs it.
+const USER_AGENT: &str = concat!("guardrail-agent/", env!("CARGO_PKG_VERSION"));
 
 /// Where changes of the inventory come from.
 enum Feed {
@@ -43,7 +50,7 @@ impl Feed {
         node: &str,
         tasks: &mut JoinSet<&'static str>,
         stop: &CancellationToken,
-    ) -> (mpsc::Receiver<Vec<Change>>, Option<Arc<Status>>) {
+    ) -> (mpsc::Receiver<Vec<Change>>, Option<Followed>) {
         match self {
             Self::File(file) => {
                 let (change, changes) = mpsc::channel(1);
@@ -55,21 +62,25 @@ impl Feed {
             }
             Self::Kube(api) => {
                 let (change, changes) = mpsc::channel(16);
-                let status = Arc::new(Status::default());
-                let options = kube::Options { scope: config.inventory_scope, ..kube::Options::new(node) };
-                let following = kube::follow(api, options, change, Arc::clone(&status), stop.clone());
+                let followed = Followed { status: Arc::default(), policies: Arc::new(Policies::new(policies::read)) };
+                let Followed { status, policies } = &followed;
+                let options = Options {
+                    pods_of_node: (config.inventory_scope == Scope::Node).then(|| node.to_owned()),
+                    ..Options::default()
+                };
+                let following = follow(api, options, change, Arc::clone(status), Arc::clone(policies), stop.clone());
                 tasks.spawn(async move {
                     following.await;
                     "the inventory reader"
                 });
-                (changes, Some(status))
+                (changes, Some(followed))
             }
         }
     }
 }
 
 fn api_source(config: &Config) -> Source {
-    config.kubeconfig.clone().map_or(Source::Inferred, Source::Kubeconfig)
+    Source { kubeconfig: config.kubeconfig.clone(), context: None }
 }
 
 /// Who may read, and with which certificate.
@@ -89,7 +100,7 @@ async fn access(
         AuthMode::None => None,
         AuthMode::Kube => {
             // A client of its own, beside that of the watches: a client belongs to the runtime that made it.
-            let api = server.run(Api::new(api_source(config))).await.map_err(StartError::Runtime)??;
+            let api = server.run(Api::new(api_source(config), USER_AGENT)).await.map_err(StartError::Runtime)??;
             Some(Arc::new(Guard::new(Arc::new(api), config.auth_audience.clone(), auth::Limits::default())))
         }
     };
@@ -113,7 +124,9 @@ impl Daemon {
                 let (file, inventory) = InventoryFile::open(file)?;
                 (inventory, Feed::File(file))
             }
-            InventorySource::Kube => (Vec::new(), Feed::Kube(Arc::new(Api::new(api_source(&config)).await?))),
+            InventorySource::Kube => {
+                (Vec::new(), Feed::Kube(Arc::new(Api::new(api_source(&config), USER_AGENT).await?)))
+            }
         };
         let server = ServerThread::start().map_err(StartError::Runtime)?;
         let (guard, tls) = access(&config, &server, &node).await?;
@@ -153,7 +166,7 @@ impl Daemon {
             .map_err(|e| StartError::Runtime(io::Error::other(e)))??;
 
         let mut observer_config = ObserverConfig::new(node, instance_id(), started);
-        observer_config.own_pods_only = matches!(source, Feed::Kube(_)) && config.inventory_scope == kube::Scope::Node;
+        observer_config.own_pods_only = matches!(source, Feed::Kube(_)) && config.inventory_scope == Scope::Node;
         if matches!(source, Feed::Kube(_)) {
             observer_config.awaited = vec![Kind::Node, Kind::Service, Kind::Pod];
         }
@@ -224,7 +237,7 @@ impl Daemon {
             kernel,
             batches,
             changes,
-            lists: kube.as_ref().map(|status| status.subscribe()),
+            lists: kube.as_ref().map(|kube| kube.status.subscribe()),
             kube,
             file,
             queries,

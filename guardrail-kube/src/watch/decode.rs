@@ -6,10 +6,7 @@ use guardrail_graph::inventory::{Object, read};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{
-    client::{Failure, StatusObject},
-    resource::Resource,
-};
+use crate::{Failure, Resource, client::StatusObject};
 
 #[derive(Deserialize)]
 struct RawEvent<'a> {
@@ -64,28 +61,28 @@ struct Marks<'a> {
 }
 
 /// One page of a list.
-pub(super) struct Page<'a> {
+pub(crate) struct Page<'a> {
     /// Version of the list.
-    pub(super) version: String,
+    pub(crate) version: String,
     /// Where the next page starts.
-    pub(super) next: Option<String>,
+    pub(crate) next: Option<String>,
     /// Its objects as text.
-    pub(super) items: Vec<&'a RawValue>,
+    pub(crate) items: Vec<&'a RawValue>,
 }
 
 /// What can be told of an object even if the rest of it makes no sense.
-pub(super) struct Head<'a> {
+pub(crate) struct Head<'a> {
     /// `namespace/name`, or the name alone.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// `metadata.resourceVersion`.
-    pub(super) version: Option<String>,
+    pub(crate) version: Option<String>,
     metadata: &'a RawValue,
     /// The server sent metadata alone.
     metadata_only: bool,
 }
 
 /// One event of a watch.
-pub(super) enum Event<'a> {
+pub(crate) enum Event<'a> {
     /// ADDED or MODIFIED.
     Applied(&'a RawValue),
     /// DELETED.
@@ -106,7 +103,7 @@ fn malformed(e: &serde_json::Error) -> Failure {
 }
 
 /// Reads one page of a list.
-pub(super) fn page(bytes: &[u8]) -> Result<Page<'_>, Failure> {
+pub(crate) fn page(bytes: &[u8]) -> Result<Page<'_>, Failure> {
     let raw: RawPage<'_> = serde_json::from_slice(bytes).map_err(|e| malformed(&e))?;
     let Some(version) = raw.metadata.resource_version.filter(|v| !v.is_empty()) else {
         return Err(Failure::Malformed("a list without metadata.resourceVersion".to_owned()));
@@ -115,7 +112,7 @@ pub(super) fn page(bytes: &[u8]) -> Result<Page<'_>, Failure> {
 }
 
 /// Reads one line of a watch.
-pub(super) fn event(line: &[u8]) -> Result<Event<'_>, Failure> {
+pub(crate) fn event(line: &[u8]) -> Result<Event<'_>, Failure> {
     let raw: RawEvent<'_> = serde_json::from_slice(line).map_err(|e| malformed(&e))?;
     Ok(match &*raw.kind {
         "ADDED" | "MODIFIED" => Event::Applied(raw.object),
@@ -146,7 +143,7 @@ pub(super) fn event(line: &[u8]) -> Result<Event<'_>, Failure> {
 ///
 /// # Errors
 /// What is wrong, if it has no readable metadata.
-pub(super) fn head(object: &RawValue) -> Result<Head<'_>, String> {
+pub(crate) fn head(object: &RawValue) -> Result<Head<'_>, String> {
     let head: RawHead<'_> = serde_json::from_str(object.get()).map_err(|e| e.to_string())?;
     let meta: HeadMeta<'_> = serde_json::from_str(head.metadata.get()).map_err(|e| e.to_string())?;
     let name = meta.name.filter(|n| !n.is_empty()).ok_or("it has no metadata.name")?;
@@ -166,7 +163,7 @@ pub(super) fn head(object: &RawValue) -> Result<Head<'_>, String> {
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn object(raw: &RawValue, head: &Head<'_>, resource: Resource) -> Result<Option<Object>, String> {
+pub(crate) fn object(raw: &RawValue, head: &Head<'_>, resource: Resource) -> Result<Option<Object>, String> {
     let kind = resource.kind();
     let what = format!("{} {}", kind.as_str(), head.name);
     let read = if head.metadata_only {
@@ -187,7 +184,7 @@ pub(super) fn object(raw: &RawValue, head: &Head<'_>, resource: Resource) -> Res
 ///
 /// # Errors
 /// What is wrong, if it is no object.
-pub(super) fn with_kind(raw: &RawValue, api_version: &str, kind: &str) -> Result<String, String> {
+pub(crate) fn with_kind(raw: &RawValue, api_version: &str, kind: &str) -> Result<String, String> {
     #[derive(Deserialize)]
     struct Parts<'a> {
         #[serde(borrow)]
@@ -205,12 +202,12 @@ pub(super) fn with_kind(raw: &RawValue, api_version: &str, kind: &str) -> Result
 
 impl Head<'_> {
     /// The version as a number.
-    pub(super) fn number(&self) -> Option<u64> {
+    pub(crate) fn number(&self) -> Option<u64> {
         self.version.as_deref()?.parse().ok()
     }
 
     /// Whether the server sent metadata alone.
-    pub(super) fn is_metadata_only(&self) -> bool {
+    pub(crate) fn is_metadata_only(&self) -> bool {
         self.metadata_only
     }
 }

@@ -12,25 +12,25 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Debug,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use guardrail_graph::inventory::{Change, Object, ObjectKey};
-use guardrail_policy::{model::NetworkPolicy, read::policies};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
 use super::{
-    Options, Scope, Timing,
+    Options, Timing,
     backoff::{Backoff, Relists, spread},
-    client::{Api, Failure},
     decode::{self, Event, Head},
     known::{Known, Verdict, content},
     lines::{Lines, TooLong},
-    resource::Resource,
+    policies::{Policies, ReadPolicy},
     status::{ListState, Outcome, Status},
 };
+use crate::{Api, Failure, Resource};
 
 /// What the server is asked for.
 const JSON: &str = "application/json";
@@ -71,27 +71,33 @@ enum Step {
 
 /// A trimmed object.
 #[derive(Debug)]
-pub(super) enum Trimmed {
+pub(crate) enum Trimmed<P> {
     Object(Object),
-    Policy(NetworkPolicy),
+    Policy(P),
 }
 
 /// A list that is being read.
-#[derive(Default)]
-struct Listing {
+struct Listing<P> {
     known: Vec<(Box<str>, Option<u64>, u64)>,
     /// Objects that are not known as they are.
     objects: Vec<Object>,
-    policies: BTreeMap<String, NetworkPolicy>,
+    policies: BTreeMap<String, P>,
     /// Objects that made no sense.
     invalid: Vec<String>,
 }
 
-pub(super) struct Watcher {
+impl<P> Default for Listing<P> {
+    fn default() -> Self {
+        Self { known: Vec::new(), objects: Vec::new(), policies: BTreeMap::new(), invalid: Vec::new() }
+    }
+}
+
+pub(super) struct Watcher<P> {
     resource: Resource,
     api: Arc<Api>,
     changes: mpsc::Sender<Vec<Change>>,
     status: Arc<Status>,
+    policies: Arc<Policies<P>>,
     timing: Timing,
     /// Query part that narrows the list; empty or starting with `&`.
     selector: String,
@@ -113,17 +119,18 @@ pub(super) struct Watcher {
     logged_denial: Option<String>,
 }
 
-impl Watcher {
+impl<P: Clone + Debug> Watcher<P> {
     pub(super) fn new(
         resource: Resource,
         options: &Options,
         api: Arc<Api>,
         changes: mpsc::Sender<Vec<Change>>,
         status: Arc<Status>,
+        policies: Arc<Policies<P>>,
     ) -> Self {
-        let Options { node, scope, page, timing } = options;
-        let selector = match (scope, resource) {
-            (Scope::Node, Resource::Pods) => format!("&fieldSelector=spec.nodeName%3D{node}"),
+        let Options { pods_of_node, page, timing } = options;
+        let selector = match (pods_of_node, resource) {
+            (Some(node), Resource::Pods) => format!("&fieldSelector=spec.nodeName%3D{node}"),
             _ => String::new(),
         };
         Self {
@@ -131,6 +138,7 @@ impl Watcher {
             api,
             changes,
             status,
+            policies,
             timing: *timing,
             selector,
             page: (*page).max(1),
@@ -358,7 +366,7 @@ impl Watcher {
     }
 
     /// Takes one line of a watch. While `listing` is there, the first list is not complete.
-    fn line(&mut self, line: &[u8], listing: &mut Option<Listing>, batch: &mut Vec<Change>) -> Result<(), Ended> {
+    fn line(&mut self, line: &[u8], listing: &mut Option<Listing<P>>, batch: &mut Vec<Change>) -> Result<(), Ended> {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
@@ -388,7 +396,7 @@ impl Watcher {
     }
 
     /// Adds an object to a list.
-    fn gather(&mut self, raw: &RawValue, listing: &mut Listing) -> Result<(), Ended> {
+    fn gather(&mut self, raw: &RawValue, listing: &mut Listing<P>) -> Result<(), Ended> {
         let Some(head) = self.head(raw) else { return Ok(()) };
         match self.trim(raw, &head)? {
             None => listing.invalid.push(head.name),
@@ -410,13 +418,13 @@ impl Watcher {
     }
 
     /// A complete list: one batch for the observer, whatever happened meanwhile. The first replaces everything, a later one says what differs.
-    fn take(&mut self, listing: Listing, version: String, batch: &mut Vec<Change>) {
+    fn take(&mut self, listing: Listing<P>, version: String, batch: &mut Vec<Change>) {
         let Listing { known, objects, policies, invalid } = listing;
         let count = objects.len() + policies.len();
         // What is there but makes no sense is not gone: it stays as it was known.
         let kept: Vec<String> = invalid.into_iter().filter(|name| self.known.is_alive(name)).collect();
         if self.resource == Resource::NetworkPolicies {
-            self.status.replace_policies(policies, &kept);
+            self.policies.replace(policies, &kept);
         } else if self.known.is_empty() {
             batch.push(Change::Replace { kind: self.resource.kind(), objects });
         } else {
@@ -443,7 +451,7 @@ impl Watcher {
             Verdict::News => {
                 match trimmed {
                     Trimmed::Object(object) => batch.push(Change::Apply(object)),
-                    Trimmed::Policy(policy) => self.status.policy(&head.name, Some(policy)),
+                    Trimmed::Policy(policy) => self.policies.apply(&head.name, policy),
                 }
                 Outcome::Applied
             }
@@ -457,7 +465,7 @@ impl Watcher {
         self.advance(&head);
         let outcome = if self.known.deleted(&head.name, head.number()) {
             if self.resource == Resource::NetworkPolicies {
-                self.status.policy(&head.name, None);
+                self.policies.delete(&head.name);
             } else {
                 batch.push(Change::Delete(self.key(&head.name)));
             }
@@ -497,8 +505,8 @@ impl Watcher {
     }
 
     /// The part of an object that is kept, `None` if it makes no sense.
-    fn trim(&self, raw: &RawValue, head: &Head<'_>) -> Result<Option<Trimmed>, Ended> {
-        match trimmed(self.resource, raw, head) {
+    fn trim(&self, raw: &RawValue, head: &Head<'_>) -> Result<Option<Trimmed<P>>, Ended> {
+        match trimmed(self.resource, raw, head, self.policies.reader()) {
             Ok(Trimmed::Object(Object::Controller(c))) if head.is_metadata_only() && c.controller.is_none() => {
                 Err(Ended::NeedsSpec)
             }
@@ -520,11 +528,15 @@ impl Watcher {
 ///
 /// # Errors
 /// Why it makes no sense.
-pub(super) fn trimmed(resource: Resource, raw: &RawValue, head: &Head<'_>) -> Result<Trimmed, String> {
+pub(crate) fn trimmed<P>(
+    resource: Resource,
+    raw: &RawValue,
+    head: &Head<'_>,
+    read_policy: ReadPolicy<P>,
+) -> Result<Trimmed<P>, String> {
     if resource == Resource::NetworkPolicies {
-        let text = decode::with_kind(raw, "networking.k8s.io/v1", "NetworkPolicy")?;
-        let set = policies(&head.name, text.as_bytes()).map_err(|e| e.to_string())?;
-        return set.policies.into_iter().next().map(Trimmed::Policy).ok_or_else(|| "it is no NetworkPolicy".to_owned());
+        let document = decode::with_kind(raw, "networking.k8s.io/v1", "NetworkPolicy")?;
+        return read_policy(&head.name, &document).map(Trimmed::Policy);
     }
     match decode::object(raw, head, resource)? {
         Some(object) => Ok(Trimmed::Object(object)),

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::resource::Resource;
+use crate::Resource;
 
 /// Least time between two lines about failures.
 const QUIET: Duration = Duration::from_secs(60);

@@ -1,21 +1,21 @@
 //! Splits a byte stream into lines, with a limit on what one line may hold.
 
 /// The largest event that is read. etcd takes objects of 1.5 MiB; managed fields and JSON add to that.
-pub(super) const MAX_LINE: usize = 8 << 20;
+pub(crate) const MAX_LINE: usize = 8 << 20;
 
 /// A line was longer than [`MAX_LINE`].
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct TooLong;
+pub(crate) struct TooLong;
 
 /// Bytes that wait for the end of their line.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     partial: Vec<u8>,
 }
 
 impl Lines {
     /// Calls `line` for each line that ends in `data`, without its end.
-    pub(super) fn push<E: From<TooLong>>(
+    pub(crate) fn push<E: From<TooLong>>(
         &mut self,
         mut data: &[u8],
         mut line: impl FnMut(&[u8]) -> Result<(), E>,
@@ -41,12 +41,12 @@ impl Lines {
     }
 
     /// Whether the stream stands in the middle of a line.
-    pub(super) fn is_partial(&self) -> bool {
+    pub(crate) fn is_partial(&self) -> bool {
         !self.partial.is_empty()
     }
 
     /// Bytes that wait for the end of their line.
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.partial.len()
     }
 }

@@ -7,13 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::kube::{
+use http::{HeaderMap, Method, Request, Response, header};
+use http_body_util::BodyExt as _;
+use hyper::body::Bytes;
+use kube::{
     Client, Config,
     client::Body,
     config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
-use http::{HeaderMap, Method, Request, Response, header};
-use http_body_util::BodyExt as _;
 use serde::Deserialize;
 use tokio::{sync::Mutex, time::timeout};
 
@@ -23,6 +24,8 @@ const MAX_BODY: usize = 64 << 20;
 const MAX_STATUS: usize = 16 << 10;
 /// Credentials are read again at most so often, however many watches are told that theirs are no good.
 const RENEWAL: Duration = Duration::from_millis(250);
+/// Until a connection to the API server is there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest `Retry-After` that is obeyed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
@@ -32,6 +35,9 @@ pub enum ConnectError {
     /// Neither a kubeconfig nor a service account.
     #[error("no API server: {0}; run it in a pod with a service account, or set KUBECONFIG")]
     NotFound(#[from] InferConfigError),
+    /// The kubeconfig that the environment names has no such context.
+    #[error("the kubeconfig: {0}")]
+    Context(#[from] KubeconfigError),
     /// The kubeconfig is no good.
     #[error("the kubeconfig {}: {source}", path.display())]
     Kubeconfig {
@@ -42,35 +48,46 @@ pub enum ConnectError {
     },
     /// The credentials or certificates are no good.
     #[error("cannot set up the connection to the API server: {0}")]
-    Client(::kube::Error),
+    Client(kube::Error),
 }
 
-/// Where address and credentials of the API server come from. They are read again when the server refuses them.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// `KUBECONFIG`, else `~/.kube/config`, else the pod's service account.
-    Inferred,
-    /// A kubeconfig file.
-    Kubeconfig(PathBuf),
+/// Where address and credentials of the API server come from. They are read again when the server
+/// refuses them.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// A kubeconfig file; without it `KUBECONFIG`, else `~/.kube/config`, else the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of the kubeconfig; without it the current one.
+    pub context: Option<String>,
 }
 
 impl Source {
-    async fn client(&self) -> Result<Client, ConnectError> {
-        let mut config = match self {
-            Self::Inferred => Config::infer().await?,
-            Self::Kubeconfig(path) => {
+    /// The current context of a kubeconfig file.
+    #[must_use]
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self { kubeconfig: Some(path.into()), context: None }
+    }
+
+    async fn config(&self) -> Result<Config, ConnectError> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        match &self.kubeconfig {
+            Some(path) => {
                 let failed = |source| ConnectError::Kubeconfig { path: path.clone(), source };
                 let file = Kubeconfig::read_from(path).map_err(failed)?;
-                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(failed)?
+                Config::from_custom_kubeconfig(file, &options).await.map_err(failed)
             }
-        };
-        // The watchers retry on their own: they know what to say, what to count, and when.
+            // A context stands in a kubeconfig: a pod's service account is no answer.
+            None if self.context.is_some() => Ok(Config::from_kubeconfig(&options).await?),
+            None => Ok(Config::infer().await?),
+        }
+    }
+
+    async fn client(&self, user_agent: &'static str) -> Result<Client, ConnectError> {
+        let mut config = self.config().await?;
+        // Callers retry on their own: they know what to say, what to count, and when.
         config.default_retry = false;
-        config.connect_timeout = Some(Duration::from_secs(10));
-        config.headers.push((
-            header::USER_AGENT,
-            header::HeaderValue::from_static(concat!("guardrail-agent/", env!("CARGO_PKG_VERSION"))),
-        ));
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.headers.push((header::USER_AGENT, header::HeaderValue::from_static(user_agent)));
         Client::try_from(config).map_err(ConnectError::Client)
     }
 }
@@ -149,7 +166,7 @@ impl Failure {
     ];
 
     /// Which of [`Failure::REASONS`].
-    pub(super) const fn index(&self) -> usize {
+    pub(crate) const fn index(&self) -> usize {
         match self {
             Self::Unauthorized => 0,
             Self::Forbidden(_) => 1,
@@ -167,7 +184,7 @@ impl Failure {
     }
 
     /// When the server wants to be asked again.
-    pub(super) const fn retry_after(&self) -> Option<Duration> {
+    pub(crate) const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Throttled { retry_after } | Self::Server { retry_after, .. } => *retry_after,
             _ => None,
@@ -175,7 +192,7 @@ impl Failure {
     }
 
     /// What an error status means.
-    pub(super) fn of_status(status: u16, message: String, retry_after: Option<Duration>) -> Self {
+    pub(crate) fn of_status(status: u16, message: String, retry_after: Option<Duration>) -> Self {
         match status {
             401 => Self::Unauthorized,
             403 => Self::Forbidden(message),
@@ -199,6 +216,7 @@ struct Current {
 /// The connection to the API server, shared by all that ask it.
 pub struct Api {
     source: Source,
+    user_agent: &'static str,
     current: Mutex<Current>,
 }
 
@@ -211,20 +229,20 @@ pub(crate) struct Answer {
 /// `meta/v1.Status`, as far as it is read.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub(super) struct StatusObject {
-    pub(super) code: u16,
-    pub(super) message: String,
-    pub(super) details: Option<StatusDetails>,
+pub(crate) struct StatusObject {
+    pub(crate) code: u16,
+    pub(crate) message: String,
+    pub(crate) details: Option<StatusDetails>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(super) struct StatusDetails {
-    pub(super) retry_after_seconds: u64,
+pub(crate) struct StatusDetails {
+    pub(crate) retry_after_seconds: u64,
 }
 
 impl StatusObject {
-    pub(super) fn failure(self) -> Failure {
+    pub(crate) fn failure(self) -> Failure {
         let wait = self.details.map_or(0, |d| d.retry_after_seconds);
         let wait = (wait > 0).then(|| Duration::from_secs(wait).min(MAX_RETRY_AFTER));
         Failure::of_status(self.code, self.message, wait)
@@ -232,13 +250,18 @@ impl StatusObject {
 }
 
 impl Api {
-    /// Reads address and credentials. Nothing is sent yet: a server that is away does not keep the agent from starting.
+    /// Reads address and credentials. Nothing is sent yet: a server that is away does not keep the agent
+    /// from starting. `user_agent` is the name and version that the server logs.
     ///
     /// # Errors
     /// If there is no configuration, or it makes no sense.
-    pub async fn new(source: Source) -> Result<Self, ConnectError> {
-        let client = source.client().await?;
-        Ok(Self { source, current: Mutex::new(Current { generation: 0, client, made: Instant::now(), logged: None }) })
+    pub async fn new(source: Source, user_agent: &'static str) -> Result<Self, ConnectError> {
+        let client = source.client(user_agent).await?;
+        Ok(Self {
+            source,
+            user_agent,
+            current: Mutex::new(Current { generation: 0, client, made: Instant::now(), logged: None }),
+        })
     }
 
     /// The credentials of `generation` were refused: reads them again, unless somebody has done so since.
@@ -248,7 +271,7 @@ impl Api {
             return;
         }
         current.made = Instant::now();
-        match self.source.client().await {
+        match self.source.client(self.user_agent).await {
             Ok(client) => {
                 current.client = client;
                 current.generation += 1;
@@ -300,7 +323,7 @@ impl Api {
 
 impl Answer {
     /// The next piece of the body, `None` at its end.
-    pub(super) async fn piece(&mut self, stall: Duration) -> Result<Option<axum::body::Bytes>, Failure> {
+    pub(crate) async fn piece(&mut self, stall: Duration) -> Result<Option<Bytes>, Failure> {
         loop {
             match timeout(stall, self.body.frame()).await {
                 Err(_) => return Err(Failure::Stalled),
@@ -317,7 +340,7 @@ impl Answer {
     }
 
     /// The whole body.
-    pub(super) async fn whole(mut self, limit: Duration) -> Result<Vec<u8>, Failure> {
+    pub(crate) async fn whole(mut self, limit: Duration) -> Result<Vec<u8>, Failure> {
         let read = async {
             let mut bytes = Vec::new();
             while let Some(piece) = self.piece(self.limit).await? {

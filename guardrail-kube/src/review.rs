@@ -1,12 +1,23 @@
-//! TokenReview (authentication.k8s.io/v1) and SubjectAccessReview (authorization.k8s.io/v1).
+//! TokenReview (authentication.k8s.io/v1) and SubjectAccessReview (authorization.k8s.io/v1): who the bearer
+//! of a token is, and what that user may read.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 use serde_json::json;
 
-use super::Verdict;
-use crate::kube::{Api, Failure};
+use crate::{Api, Failure};
+
+/// What the API server says of a token and a URL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The bearer may read it.
+    Allowed,
+    /// Nobody's token: 401.
+    Unknown,
+    /// The token of a user who may not: 403.
+    Forbidden,
+}
 
 #[derive(Deserialize)]
 struct Review<S> {
@@ -47,7 +58,12 @@ async fn post<S: serde::de::DeserializeOwned>(
     serde_json::from_slice::<Review<S>>(&answer).map(|r| r.status).map_err(|e| Failure::Malformed(e.to_string()))
 }
 
-pub(super) async fn review(
+/// Asks who the bearer of `token` is, and whether that user may `get` the non-resource URL `path`. With an
+/// audience, only tokens issued for it count. Each of the two questions may take as long as `limit`.
+///
+/// # Errors
+/// If the API server does not answer, or refuses the question.
+pub async fn review(
     api: &Api,
     token: &str,
     audience: Option<&str>,

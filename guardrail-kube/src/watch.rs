@@ -1,44 +1,36 @@
-//! `--inventory kube`: the cluster as its API server reports it, as a stream of [`Change`]s.
+//! The cluster as its API server reports it, as a stream of [`Change`]s.
 //!
-//! One task per resource lists and watches. What arrives is trimmed at once by guardrail-graph's reader; the only thing kept here is, per object,
-//! its resource version and a hash of the trimmed copy, so that what says nothing new never reaches the observer.
+//! One task for each resource lists and watches. guardrail-graph's reader trims each object when it
+//! arrives. This module keeps, for each object, its resource version and a hash of the trimmed copy, so
+//! that an event without news never reaches the observer.
 //!
-//! - Order is the order of arrival. No time stamp of an object is read: the clocks of API server and node need not agree.
-//! - Whatever goes wrong is counted, said once, and tried again with jittered backoff. What was known stays known meanwhile.
-//! - A list that cannot be had (no permission, not served, no answer for a while) does not hold up readiness; `/readyz` says what is missing.
+//! - The order is the order of arrival. No time stamp of an object is read: the clocks of API server and
+//!   node need not agree.
+//! - Each failure is counted, logged within bounds, and tried again with jittered backoff. What was known
+//!   stays known meanwhile.
+//! - Readiness does not wait for a list that cannot be had (no permission, not served, no answer for a
+//!   while); [`Status`] says which are missing.
 
 mod backoff;
-mod client;
-mod decode;
-pub(crate) mod fuzzing;
+pub(crate) mod decode;
 mod known;
-mod lines;
+pub(crate) mod lines;
 mod outage;
-mod resource;
+mod policies;
 mod status;
-mod watcher;
+pub(crate) mod watcher;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use guardrail_graph::inventory::Change;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use client::{Api, ConnectError, Failure, Source};
-pub use resource::Resource;
+pub use policies::{Policies, ReadPolicy};
 pub use status::{ListState, Report, Status};
 
-use crate::kube::watcher::Watcher;
-
-/// Whose pods are watched.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Scope {
-    /// Every pod and everything that names it.
-    #[default]
-    Cluster,
-    /// Only the pods of this node: for clusters of thousands of nodes. `guardrail merge` gives remote ends their names.
-    Node,
-}
+use crate::{Api, Resource};
+use watcher::Watcher;
 
 /// How long things may take. The defaults suit a real API server; tests shorten them.
 #[derive(Clone, Copy, Debug)]
@@ -82,36 +74,36 @@ impl Default for Timing {
 /// What is watched, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// This node's name, for [`Scope::Node`].
-    pub node: String,
-    /// Whose pods.
-    pub scope: Scope,
+    /// Watch only the pods of this node. For clusters of thousands of nodes; `guardrail merge` then gives
+    /// remote ends their names.
+    pub pods_of_node: Option<String>,
     /// Objects per page of a list.
     pub page: u32,
     /// Time limits.
     pub timing: Timing,
 }
 
-impl Options {
-    /// The defaults for an agent on `node`.
-    #[must_use]
-    pub fn new(node: impl Into<String>) -> Self {
-        Self { node: node.into(), scope: Scope::default(), page: 250, timing: Timing::default() }
+impl Default for Options {
+    fn default() -> Self {
+        Self { pods_of_node: None, page: 250, timing: Timing::default() }
     }
 }
 
-/// Watches until `stop` is cancelled or nobody takes the changes any more. `status` shows how it goes.
-pub async fn follow(
+/// Watches until `stop` is cancelled or nobody takes the changes any more. `status` shows how it goes,
+/// `policies` takes the NetworkPolicies.
+pub async fn follow<P: Clone + Debug + Send + 'static>(
     api: Arc<Api>,
     options: Options,
     changes: mpsc::Sender<Vec<Change>>,
     status: Arc<Status>,
+    policies: Arc<Policies<P>>,
     stop: CancellationToken,
 ) {
     let mut watchers = JoinSet::new();
     for resource in Resource::ALL {
-        let watcher = Watcher::new(resource, &options, Arc::clone(&api), changes.clone(), Arc::clone(&status));
-        watchers.spawn(watcher.run());
+        let (api, changes) = (Arc::clone(&api), changes.clone());
+        let (status, policies) = (Arc::clone(&status), Arc::clone(&policies));
+        watchers.spawn(Watcher::new(resource, &options, api, changes, status, policies).run());
     }
     drop(changes);
     // A watcher only ends when nobody listens; any other end is a bug, and the caller must notice.

@@ -80,7 +80,7 @@ impl Resource {
     }
 
     /// Path of the collection over all namespaces.
-    pub(super) fn path(self) -> String {
+    pub(crate) fn path(self) -> String {
         match self.group() {
             "" => format!("/api/v1/{}", self.as_str()),
             group => format!("/apis/{group}/v1/{}", self.as_str()),
@@ -108,11 +108,11 @@ impl Resource {
     }
 
     /// Whether metadata alone names the owner. A Deployment's own selector counts, never that of its ReplicaSets.
-    pub(super) const fn metadata_first(self) -> bool {
+    pub(crate) const fn metadata_first(self) -> bool {
         matches!(self, Self::ReplicaSets)
     }
 
-    pub(super) const fn index(self) -> usize {
+    pub(crate) const fn index(self) -> usize {
         self as usize
     }
 }

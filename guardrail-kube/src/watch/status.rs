@@ -1,4 +1,4 @@
-//! How the watches are doing: for `/readyz`, `/metrics`, and the generator, which wants the policies in force.
+//! How the watches are doing: for readiness and for metrics.
 
 use std::{
     collections::BTreeMap,
@@ -9,10 +9,10 @@ use std::{
     time::Instant,
 };
 
-use guardrail_policy::model::NetworkPolicy;
 use tokio::sync::watch;
 
-use super::{client::Failure, outage::Outage, resource::Resource};
+use super::outage::Outage;
+use crate::{Failure, Resource};
 
 /// Where the list of one resource stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,7 +65,6 @@ pub struct Status {
     started: Instant,
     lists: watch::Sender<BTreeMap<Resource, ListState>>,
     counters: [Counters; Resource::ALL.len()],
-    policies: Mutex<BTreeMap<String, NetworkPolicy>>,
     outage: Mutex<Outage>,
 }
 
@@ -90,7 +89,6 @@ impl Default for Status {
             started: Instant::now(),
             lists: watch::Sender::new(Resource::ALL.into_iter().map(|r| (r, ListState::default())).collect()),
             counters: std::array::from_fn(|_| Counters::default()),
-            policies: Mutex::default(),
             outage: Mutex::default(),
         }
     }
@@ -109,12 +107,6 @@ impl Status {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<BTreeMap<Resource, ListState>> {
         self.lists.subscribe()
-    }
-
-    /// The NetworkPolicies in force, sorted by namespace and name.
-    #[must_use]
-    pub fn policies(&self) -> Vec<NetworkPolicy> {
-        self.policies.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Figures for `/metrics`.
@@ -184,20 +176,5 @@ impl Status {
 
     pub(super) fn state(&self, resource: Resource) -> ListState {
         self.lists.borrow().get(&resource).cloned().unwrap_or_default()
-    }
-
-    pub(super) fn policy(&self, name: &str, policy: Option<NetworkPolicy>) {
-        let mut policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
-        match policy {
-            Some(policy) => policies.insert(name.to_owned(), policy),
-            None => policies.remove(name),
-        };
-    }
-
-    /// Makes `all` the policies in force, with those of `kept` as they were.
-    pub(super) fn replace_policies(&self, all: BTreeMap<String, NetworkPolicy>, kept: &[String]) {
-        let mut policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
-        policies.retain(|name, _| kept.contains(name));
-        policies.extend(all);
     }
 }
