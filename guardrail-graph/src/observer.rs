@@ -158,6 +158,10 @@ pub struct Observer {
     workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
     workloads_version: Option<u64>,
     gone_workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
+    /// Nodes that hosted pods of workloads and may do so no longer, with the last time that was known.
+    ran_on: BTreeMap<WorkloadRef, BTreeMap<String, Timestamp>>,
+    /// Kinds of which a list or an object came.
+    heard: BTreeSet<Kind>,
     saw_flow: bool,
     last_retry: Timestamp,
     last_expire: Timestamp,
@@ -213,6 +217,8 @@ impl Observer {
             workloads: BTreeMap::new(),
             workloads_version: None,
             gone_workloads: BTreeMap::new(),
+            ran_on: BTreeMap::new(),
+            heard: BTreeSet::new(),
             saw_flow: false,
         }
     }

@@ -10,6 +10,7 @@ mod document;
 pub(crate) mod facts;
 pub mod marks;
 mod merge;
+mod places;
 mod read;
 mod remote;
 mod view;
@@ -103,12 +104,37 @@ pub struct Coverage {
     pub complete: bool,
     /// Nodes observed and expected.
     pub nodes: NodeCoverage,
+    /// What the agents heard of the cluster; `None` in snapshots of agents that did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inventory: Option<InventoryState>,
     /// Losses per source and reason, sorted; only reasons with a count.
     pub losses: Vec<LossEntry>,
     /// Unresolved flows per source and reason, sorted; only reasons with a count.
     pub unresolved: Vec<UnresolvedEntry>,
     /// Workloads that are incomplete, with the reasons, sorted. A workload that is not here is complete if every node that hosts it is observed.
     pub workloads: Vec<WorkloadCoverage>,
+}
+
+/// Which of the lists that name flows (nodes, pods, Services) were heard, at least once since the agent started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InventoryState {
+    /// None, by any agent: nothing is known of the cluster.
+    Missing,
+    /// Some, or not by every agent.
+    Partial,
+    /// All, by every agent.
+    Complete,
+}
+
+impl InventoryState {
+    /// What two agents heard together.
+    pub(crate) fn joined(a: Option<Self>, b: Option<Self>) -> Option<Self> {
+        match (a, b) {
+            (Some(a), Some(b)) => Some(if a == b { a } else { Self::Partial }),
+            (a, b) => a.or(b),
+        }
+    }
 }
 
 /// Nodes observed and expected.
@@ -153,7 +179,9 @@ pub struct WorkloadCoverage {
     pub peer: Peer,
     /// Always false here.
     pub complete: bool,
-    /// Reasons: a loss reason, an unresolved reason, or `node_unobserved:NAME`.
+    /// Reasons: a loss reason, an unresolved reason, `inventory_missing`, or one with the node it is about:
+    /// `node_unobserved:NAME`, `window_gap:NAME`, `window_apart:NAME` (another node was watched at no time that this one was), `losses:NAME`
+    /// (events were lost there, where pods of the workload ran earlier).
     pub reasons: BTreeSet<String>,
 }
 
@@ -184,10 +212,17 @@ pub struct WorkloadEntry {
     pub host_network: bool,
     /// Live pods per node name (`""`: not scheduled).
     pub pods: BTreeMap<String, Vec<PodEntry>>,
+    /// Nodes that hosted a pod of it beside those in `pods`, with the last time this was known. The name
+    /// [`MORE_NODES`] stands for nodes that were too many to keep.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ran_on: BTreeMap<String, Timestamp>,
     /// When this was known to be so; `merge` keeps the later word.
     #[serde(default)]
     pub as_of: Timestamp,
 }
+
+/// In [`WorkloadEntry::ran_on`]: further nodes whose names were not kept. It is no node name.
+pub const MORE_NODES: &str = "*";
 
 /// A pod of a workload.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

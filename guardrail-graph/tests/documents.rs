@@ -8,9 +8,9 @@ use guardrail_graph::{
     observe::{CgroupId, FlowCounts, LossClass, LossReason, Role},
     observer::RestoreError,
     snapshot::{
-        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, Interval, LossEntry, NodeView, ServiceEntry,
-        ServiceFlow, ServicePortEntry, Side, Source, SourceCounts, UnresolvedEntry, WorkloadCoverage, WorkloadEntry,
-        merge,
+        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry, NodeView,
+        ServiceEntry, ServiceFlow, ServicePortEntry, Side, Source, SourceCounts, UnresolvedEntry, WorkloadCoverage,
+        WorkloadEntry, merge,
     },
 };
 use proptest::prelude::*;
@@ -397,16 +397,28 @@ fn document() -> impl Strategy<Value = Snapshot> {
             count,
             examples,
         });
-    let incomplete = (peer(), prop::collection::btree_set("map_full|node_unobserved:z|ip_reuse", 0..3))
+    let incomplete = (
+        peer(),
+        prop::collection::btree_set(
+            "map_full|node_unobserved:z|window_apart:x|losses:y|inventory_missing|ip_reuse",
+            0..3,
+        ),
+    )
         .prop_map(|(peer, reasons)| WorkloadCoverage { peer, complete: false, reasons });
-    let workload =
-        ("[ab]", time(), prop::collection::btree_set("[xyz]", 0..3)).prop_map(|(name, as_of, nodes)| WorkloadEntry {
+    let workload = (
+        "[ab]",
+        time(),
+        prop::collection::btree_set("[xyz]", 0..3),
+        prop::collection::btree_map("[xyz]", time(), 0..3),
+    )
+        .prop_map(|(name, as_of, nodes, ran_on)| WorkloadEntry {
             workload: WorkloadRef { namespace: "n".into(), owner: "Deployment".into(), name },
             selector: None,
             selector_advice: None,
             labels: Default::default(),
             host_network: false,
             pods: nodes.into_iter().map(|n| (n, Vec::new())).collect(),
+            ran_on,
             as_of,
         });
     let known = (any::<bool>(), prop::option::of(any::<bool>()));
@@ -434,7 +446,14 @@ fn document() -> impl Strategy<Value = Snapshot> {
         prop::collection::vec(service(), 0..2),
         prop::collection::vec(edge(), 0..4),
         prop::collection::btree_set(source(), 0..2),
-        prop::collection::btree_set("[xyz]", 0..3),
+        (
+            prop::collection::btree_set("[xyz]", 0..3),
+            prop::option::of(prop_oneof![
+                Just(InventoryState::Missing),
+                Just(InventoryState::Partial),
+                Just(InventoryState::Complete)
+            ]),
+        ),
     )
         .prop_map(
             |(
@@ -445,7 +464,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
                 services,
                 edges,
                 sources,
-                expected,
+                (expected, inventory),
             )| {
                 let mut snapshot = Snapshot::empty();
                 let body = &mut snapshot.body;
@@ -454,6 +473,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
                 (body.coverage.workloads, body.workloads, body.addresses) = (incomplete, workloads, addresses);
                 (body.services, body.edges, body.sources) = (services, edges, sources);
                 body.coverage.nodes.expected = expected;
+                body.coverage.inventory = inventory;
                 snapshot
             },
         )

@@ -104,6 +104,7 @@ fn snapshot() -> Snapshot {
                 labels,
                 host_network: false,
                 pods: (1..4).map(pod).collect(),
+                ran_on: BTreeMap::new(),
                 as_of: at(100),
             }
         })

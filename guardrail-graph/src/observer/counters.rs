@@ -14,7 +14,7 @@ use crate::{
     observe::LossClass,
     peer::Peer,
     snapshot::{
-        Interval, Side,
+        Interval, InventoryState, Side,
         behind::{Evidence, behind},
         derive::joined,
         facts::{EdgeKey, Seen, Services},
@@ -118,6 +118,8 @@ impl Observer {
             && backends_known
             && self.incomplete.is_empty()
             && self.node_wide.is_empty()
+            && self.inventory_state() != InventoryState::Missing
+            && !self.ran_elsewhere(now)
             && joined(self.intervals(now)).len() == 1;
         EdgeCounters { edges, complete }
     }

@@ -11,10 +11,10 @@ use super::{
     table::{MARKS, PeerId},
 };
 use crate::{
-    inventory::Pod,
+    inventory::{Kind, Pod},
     peer::{Peer, WorkloadRef},
     snapshot::{
-        Document, Side, Snapshot, Source, WorkloadEntry,
+        Document, InventoryState, MORE_NODES, Side, Snapshot, Source, WorkloadEntry,
         facts::{EdgeFacts, Facts, FlowFacts, KnownTenure, RemoteFacts},
         workloads::{Hosted, WorkloadFacts},
     },
@@ -23,6 +23,11 @@ use crate::{
 
 /// Workloads remembered after they are gone.
 const MAX_GONE_WORKLOADS: usize = 10_000;
+
+/// Nodes remembered per workload that its pods have left.
+const MAX_RAN_ON: usize = 1_000;
+/// Why nothing can be said of a node: its agent never heard of the cluster.
+const INVENTORY_MISSING: &str = "inventory_missing";
 
 fn marks_of(bits: u8) -> BTreeSet<String> {
     MARKS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, m)| (*m).to_owned()).collect()
@@ -74,6 +79,12 @@ impl Observer {
             let pods = pods.remove(name).unwrap_or_default();
             (name.clone(), workload.hosting(pods.into_iter().map(Hosted::Live).collect(), now))
         }));
+        facts.ran_on = self.ran_on.clone();
+        facts.inventory = Some(self.inventory_state());
+        if facts.inventory == Some(InventoryState::Missing) {
+            let here = Arc::new(Peer::Node { name: self.config.node.clone() });
+            facts.incomplete.entry(here).or_default().insert(INVENTORY_MISSING.to_owned());
+        }
         facts.services = self.services.clone();
         self.address_facts(&mut facts);
         for ((client, service, protocol, port), flow) in &self.service_flows {
@@ -187,6 +198,33 @@ impl Observer {
             self.gone_workloads.remove(&oldest);
         }
         self.workloads = fresh;
+        let (workloads, gone) = (&self.workloads, &self.gone_workloads);
+        self.ran_on.retain(|name, _| workloads.contains_key(name) || gone.contains_key(name));
+    }
+
+    /// Which lists were heard.
+    pub(super) fn inventory_state(&self) -> InventoryState {
+        let heard = [Kind::Node, Kind::Pod, Kind::Service].map(|kind| self.heard.contains(&kind));
+        match heard {
+            [true, true, true] => InventoryState::Complete,
+            [false, false, false] => InventoryState::Missing,
+            _ => InventoryState::Partial,
+        }
+    }
+
+    /// Whether a workload ran on another node since observation began.
+    pub(super) fn ran_elsewhere(&self, now: Timestamp) -> bool {
+        let begin = self.intervals(now).iter().map(|i| i.from).min().unwrap_or(Timestamp::MIN);
+        let nodes = self.ran_on.values().flatten();
+        nodes.filter(|(_, last)| **last > begin).any(|(node, _)| *node != self.config.node)
+    }
+
+    /// A pod is no longer on its node.
+    pub(super) fn pod_left(&mut self, pod: &Pod, now: Timestamp) {
+        let Some(node) = &pod.node else { return };
+        let nodes = self.ran_on.entry(self.inventory.owner_of(pod).workload).or_default();
+        let node = if nodes.len() < MAX_RAN_ON || nodes.contains_key(&**node) { node } else { MORE_NODES };
+        nodes.insert(node.to_string(), now);
     }
 
     fn current_workloads(&mut self, now: Timestamp) -> BTreeMap<WorkloadRef, WorkloadFacts> {
@@ -207,6 +245,7 @@ impl Observer {
                 labels: selector.labels.to_map(),
                 host_network: host_network.contains(&workload),
                 pods: BTreeMap::new(),
+                ran_on: BTreeMap::new(),
                 as_of: now,
             });
             facts.insert(workload, base.hosting(nodes, now));

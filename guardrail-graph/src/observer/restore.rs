@@ -93,7 +93,19 @@ impl Observer {
                 self.incomplete_peer(peer, reason);
             }
         }
-        let gone = body.workloads.iter().map(|w| WorkloadEntry { pods: BTreeMap::new(), ..w.clone() });
+        let mut places = crate::snapshot::facts::Facts::default();
+        for entry in &body.workloads {
+            let here = entry.pods.keys().filter(|node| !node.is_empty()).map(|node| (node, &entry.as_of));
+            for (node, at) in entry.ran_on.iter().chain(here) {
+                places.ran_on(&entry.workload, node.clone(), *at);
+            }
+        }
+        self.ran_on = places.ran_on;
+        let gone = body.workloads.iter().map(|w| WorkloadEntry {
+            pods: BTreeMap::new(),
+            ran_on: BTreeMap::new(),
+            ..w.clone()
+        });
         self.gone_workloads = gone.map(|w| (w.workload.clone(), w.into())).collect();
         let mut services = crate::snapshot::facts::Facts::default();
         for service in &body.services {

@@ -26,6 +26,7 @@ impl Observer {
             Change::Apply(object) => self.apply_object(object, now),
             Change::Delete(key) => self.delete_object(&key, now),
             Change::Replace { kind, objects } => {
+                self.heard.insert(kind.clone());
                 for gone in self.inventory.missing_after(&kind, &objects) {
                     self.delete_object(&gone, now);
                 }
@@ -50,11 +51,24 @@ impl Observer {
     }
 
     fn apply_object(&mut self, object: Object, now: Timestamp) {
+        let kind = match &object {
+            Object::Node(_) => Some(Kind::Node),
+            Object::Pod(_) => Some(Kind::Pod),
+            Object::Service(_) => Some(Kind::Service),
+            _ => None,
+        };
+        self.heard.extend(kind);
         match object {
             Object::Pod(pod) => {
                 let pod = self.inventory.share(pod);
                 let before = self.inventory.pod(&pod.namespace, &pod.name).cloned();
                 self.inventory.apply(Object::Pod(Arc::clone(&pod)));
+                match &before {
+                    // Another pod of this name came, and the end of this one was never told.
+                    Some(before) if before.node.is_some() && before.node != pod.node => self.pod_left(before, now),
+                    _ if pod.finished => self.pod_left(&pod, now),
+                    _ => {}
+                }
                 let first_heard_finished = pod.finished && before.is_none();
                 if before.as_ref().is_none_or(|before| endpoints_may_differ(before, &pod)) {
                     for changed in before.iter().chain([&pod]) {
@@ -126,6 +140,9 @@ impl Observer {
         match &key.kind {
             Kind::Pod => {
                 if let Some(pod) = self.inventory.pod(&key.namespace, &key.name).cloned() {
+                    if !pod.finished {
+                        self.pod_left(&pod, now);
+                    }
                     self.pod_services_dirty(&pod);
                     if let Some(change) = self.pods.delete(&key.namespace, &key.name, now) {
                         self.address_changes(&change, now, now);

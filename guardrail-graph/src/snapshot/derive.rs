@@ -7,11 +7,11 @@ use std::{
 };
 
 use super::{
-    Counts, Coverage, EdgePeer, EdgeRecord, Interval, LossEntry, NodeCoverage, Side, Source, SourceCounts,
-    UnresolvedEntry, WorkloadCoverage,
+    Counts, Coverage, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry, NodeCoverage, Side, Source,
+    SourceCounts, UnresolvedEntry, WorkloadCoverage,
     behind::{Evidence, behind},
     document::Document,
-    facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, MAX_EXAMPLES, NODE_UNOBSERVED, Seen, Services, WINDOW_GAP},
+    facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, MAX_EXAMPLES, Seen, Services},
     marks,
     remote::Owners,
 };
@@ -97,6 +97,7 @@ impl Facts {
             *intervals = joined(std::mem::take(intervals));
         }
         self.place_own_pods();
+        self.settle_places();
         self.name_remote_flows();
         self.edges.sort_unstable_keys();
         let mut deriver = Deriver {
@@ -267,7 +268,12 @@ impl Facts {
         let lost = self.losses.values().any(|(class, count)| *class == LossClass::Edge && *count > 0);
         let gap = self.window.values().any(|intervals| intervals.len() > 1);
         Coverage {
-            complete: !lost && !gap && self.expected.is_subset(&self.observed) && incomplete.is_empty(),
+            complete: !lost
+                && !gap
+                && self.inventory != Some(InventoryState::Missing)
+                && self.expected.is_subset(&self.observed)
+                && incomplete.is_empty(),
+            inventory: self.inventory,
             nodes: NodeCoverage { observed: self.observed.clone(), expected: self.expected.clone() },
             losses: self
                 .losses
@@ -366,28 +372,6 @@ impl Deriver {
         entry.1.insert(example);
         while entry.1.len() > MAX_EXAMPLES {
             entry.1.pop_last();
-        }
-    }
-
-    /// Workloads on nodes that nobody watched, or not all the time.
-    fn coverage_of_nodes(&mut self, facts: &Facts) {
-        let gaps: BTreeSet<&str> = facts.window.iter().filter(|(_, i)| i.len() > 1).map(|(node, _)| &**node).collect();
-        for (name, workload) in &facts.workloads {
-            for node in workload.nodes().filter(|n| !n.is_empty()) {
-                let reason = if !facts.observed.contains(node) {
-                    NODE_UNOBSERVED
-                } else if gaps.contains(node) {
-                    WINDOW_GAP
-                } else {
-                    continue;
-                };
-                let peer = Arc::new(Peer::Workload(name.clone()));
-                self.incomplete.entry(peer).or_default().insert(format!("{reason}{node}"));
-            }
-        }
-        for node in gaps {
-            let peer = Arc::new(Peer::Node { name: node.to_owned() });
-            self.incomplete.entry(peer).or_default().insert(format!("{WINDOW_GAP}{node}"));
         }
     }
 }

@@ -14,7 +14,6 @@ use super::{
     derive::{Derived, source_counts},
     facts::{EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey},
     remote::remote_entry,
-    workloads::WorkloadFacts,
 };
 use crate::{
     peer::{Peer, WorkloadRef},
@@ -107,7 +106,7 @@ impl Document {
             sources: self.facts.sources.iter().map(|s| Source::clone(s)).collect(),
             window: self.window.clone(),
             coverage: self.coverage.clone(),
-            workloads: self.facts.workloads.values().map(WorkloadFacts::entry).collect(),
+            workloads: self.facts.workloads.iter().map(|(name, w)| self.facts.workload(name, w)).collect(),
             services: self.facts.services.values().map(|s| service(s)).collect(),
             addresses: self.facts.addresses.iter().map(|(key, tenure)| address(key, tenure)).collect(),
             service_flows: self.facts.service_flows.iter().map(|(key, flow)| service_flow(key, flow)).collect(),
@@ -221,11 +220,15 @@ impl Iterator for Chunks {
                     json(&mut out, &facts.sources);
                     out.extend_from_slice(b",\"window\":");
                     json(&mut out, window);
-                    let Coverage { complete, nodes, losses, unresolved, workloads: _ } = coverage;
+                    let Coverage { complete, nodes, inventory, losses, unresolved, workloads: _ } = coverage;
                     out.extend_from_slice(b",\"coverage\":{\"complete\":");
                     json(&mut out, complete);
                     out.extend_from_slice(b",\"nodes\":");
                     json(&mut out, nodes);
+                    if let Some(inventory) = inventory {
+                        out.extend_from_slice(b",\"inventory\":");
+                        json(&mut out, inventory);
+                    }
                     out.extend_from_slice(b",\"losses\":");
                     json(&mut out, losses);
                     out.extend_from_slice(b",\"unresolved\":");
@@ -245,7 +248,8 @@ impl Iterator for Chunks {
                     }
                 }
                 At::Workloads(last) => {
-                    let rest = facts.workloads.range(after(last.as_ref())).map(|(key, w)| (key, w.entry()));
+                    let rest =
+                        facts.workloads.range(after(last.as_ref())).map(|(key, w)| (key, facts.workload(key, w)));
                     let last = list(&mut out, bytes, "workloads", last, rest);
                     last.map_or(At::Services(None), |last| At::Workloads(Some(last)))
                 }

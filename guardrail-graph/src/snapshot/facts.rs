@@ -11,8 +11,8 @@ use std::{
 use indexmap::IndexMap;
 
 use super::{
-    AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, PodEntry, ServiceEntry, Side, Snapshot, Source,
-    SourceCounts, marks, workloads::WorkloadFacts,
+    AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, InventoryState, PodEntry, ServiceEntry, Side,
+    Snapshot, Source, SourceCounts, marks, workloads::WorkloadFacts,
 };
 use crate::{
     observe::LossClass,
@@ -26,6 +26,9 @@ pub(crate) const MAX_EXAMPLES: usize = 8;
 /// Reasons of incompleteness that are computed.
 pub(super) const NODE_UNOBSERVED: &str = "node_unobserved:";
 pub(super) const WINDOW_GAP: &str = "window_gap:";
+pub(super) const WINDOW_APART: &str = "window_apart:";
+pub(super) const LOSSES: &str = "losses:";
+const OF_NODES: [&str; 4] = [NODE_UNOBSERVED, WINDOW_GAP, WINDOW_APART, LOSSES];
 
 /// `(client, server, protocol, port)`.
 pub(crate) type EdgeKey = (CompactPeer, CompactPeer, Protocol, u16);
@@ -333,6 +336,9 @@ pub(crate) struct Facts {
     pub(crate) unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
     pub(crate) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
     pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
+    /// Nodes that hosted pods of workloads, with the last time that was known.
+    pub(crate) ran_on: BTreeMap<WorkloadRef, BTreeMap<String, Timestamp>>,
+    pub(crate) inventory: Option<InventoryState>,
     pub(crate) services: Services,
     pub(crate) addresses: BTreeMap<TenureKey, KnownTenure>,
     pub(crate) service_flows: BTreeMap<FlowKey, FlowFacts>,
@@ -422,16 +428,20 @@ impl Facts {
         for entry in coverage.workloads {
             let reasons = entry.reasons.into_iter();
             let raw: Vec<_> = reasons
-                .filter(|r| {
-                    !r.starts_with(NODE_UNOBSERVED) && !r.starts_with(WINDOW_GAP) && !derived.contains(&r.as_str())
-                })
+                .filter(|r| !OF_NODES.iter().any(|computed| r.starts_with(computed)) && !derived.contains(&r.as_str()))
                 .collect();
             if !raw.is_empty() {
                 let peer = self.peers.get(entry.peer);
                 self.incomplete.entry(peer).or_default().extend(raw);
             }
         }
-        for entry in workloads {
+        self.inventory = InventoryState::joined(self.inventory, coverage.inventory);
+        for mut entry in workloads {
+            let earlier = std::mem::take(&mut entry.ran_on);
+            let here = entry.pods.keys().filter(|node| !node.is_empty()).map(|node| (node.clone(), entry.as_of));
+            for (node, at) in earlier.into_iter().chain(here) {
+                self.ran_on(&entry.workload, node, at);
+            }
             match self.workloads.entry(entry.workload.clone()) {
                 std::collections::btree_map::Entry::Vacant(v) => {
                     v.insert(entry.into());

@@ -100,6 +100,7 @@ impl Facts {
             let mut pods = PodsOfNode::new();
             for entry in workloads.iter_mut() {
                 if let Some(own) = entry.pods.remove(&node) {
+                    self.ran_on(&entry.workload, node.clone(), at);
                     pods.insert(entry.workload.clone(), own);
                 }
             }

@@ -324,6 +324,7 @@ impl Scenario {
                     count: 7,
                 })
                 .collect(),
+            inventory: None,
             unresolved: Vec::new(),
             workloads: self
                 .incomplete
@@ -386,6 +387,7 @@ fn workload(name: &str, w: &Workload) -> WorkloadEntry {
         labels: w.labels.clone(),
         host_network: w.host_network,
         pods,
+        ran_on: BTreeMap::new(),
         as_of: at(100),
     }
 }
@@ -403,6 +405,7 @@ fn service(name: &str, s: &Service) -> ServiceEntry {
         service_type: s.service_type.clone(),
         addresses: s.addresses.clone(),
         external_name: None,
+        ran_on: BTreeMap::new(),
         as_of: at(100),
         ports: vec![ServicePortEntry {
             port: s.port,
