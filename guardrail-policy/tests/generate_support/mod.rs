@@ -405,7 +405,6 @@ fn service(name: &str, s: &Service) -> ServiceEntry {
         service_type: s.service_type.clone(),
         addresses: s.addresses.clone(),
         external_name: None,
-        ran_on: BTreeMap::new(),
         as_of: at(100),
         ports: vec![ServicePortEntry {
             port: s.port,
