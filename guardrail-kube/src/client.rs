@@ -18,6 +18,8 @@ use kube::{
 use serde::Deserialize;
 use tokio::{sync::Mutex, time::timeout};
 
+use crate::text::sentence;
+
 /// The largest answer that is read whole: a page of a list.
 const MAX_BODY: usize = 64 << 20;
 /// The largest error answer that is read.
@@ -287,6 +289,11 @@ impl Api {
         }
     }
 
+    /// The client with the present credentials, for what is no plain request.
+    pub(crate) async fn client(&self) -> Client {
+        self.current.lock().await.client.clone()
+    }
+
     async fn send(&self, request: Request<Body>, limit: Duration) -> Result<Answer, Failure> {
         let (generation, client) = {
             let current = self.current.lock().await;
@@ -379,20 +386,6 @@ async fn refusal(answer: Response<Body>) -> Failure {
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
-}
-
-/// An error with its causes, on one line.
-fn sentence(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text.replace('\n', " ")
 }
 
 #[cfg(test)]

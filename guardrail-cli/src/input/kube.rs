@@ -1,11 +1,8 @@
 //! `kube[:NAMESPACE]`: the snapshots of all agents of a cluster, without another server.
 //!
-//! In: a namespace and the user's own kubeconfig. Out: one snapshot per agent that answered, and one that says which nodes should have an agent,
-//! so that a node without an answer makes the window incomplete. The user needs `list` on pods, and `get` and `create` on pods/portforward, in
-//! that namespace only: a port-forward over a websocket is a GET, and since Kubernetes 1.35 the API server asks for `create` as well.
-
-mod agents;
-mod fetch;
+//! In: a namespace and the user's own kubeconfig. Out: one snapshot for each agent that answered, and one that
+//! says which nodes should have an agent, so that a node without an answer makes the window incomplete.
+//! guardrail-kube finds the agents and asks them; what the user needs to be permitted stands there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,22 +13,22 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use guardrail_graph::Snapshot;
-use kube::{
-    Client, Config,
-    config::{KubeConfigOptions, Kubeconfig},
+use guardrail_kube::{
+    Api, ConnectError, Source,
+    agents::{self, Agent, State},
+    forward::{self, Miss},
+    text::sentence,
 };
-use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::tell;
-use agents::{Agent, State};
-use fetch::Miss;
 
 /// The namespace of deploy/base.
 const DEFAULT_NAMESPACE: &str = "guardrail";
 /// Agents that are asked at the same time: bounds memory here and port-forwards at the API server.
 const AT_ONCE: usize = 8;
-/// Until a connection to the API server is there.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// As the API server logs it.
+const USER_AGENT: &str = concat!("guardrail/", env!("CARGO_PKG_VERSION"));
 
 /// How to reach the cluster of a `kube[:NAMESPACE]`.
 #[derive(Debug, clap::Args)]
@@ -82,40 +79,33 @@ pub(super) fn namespace(name: &str) -> anyhow::Result<Option<&str>> {
 pub(super) fn snapshots(namespace: &str, args: &KubeArgs) -> anyhow::Result<Vec<Snapshot>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
-        let client = connect(args).await?;
+        let api = Arc::new(connect(args).await?);
         let limit = Duration::from_secs(args.agent_timeout);
-        let agents = timeout(limit, agents::list(&client, namespace)).await;
-        let agents = agents.map_err(|_| anyhow::anyhow!("the API server did not answer within {} s", limit.as_secs()))??;
+        let agents = agents::list(&api, namespace, limit).await?;
         if agents.is_empty() {
             bail!(
                 "no agent in the namespace {namespace}: no pod there has the label {}; name another with kube:NAMESPACE",
                 agents::LABEL
             );
         }
-        ask(client, namespace, agents, limit).await
+        ask(&api, namespace, agents, limit).await
     })
 }
 
-async fn connect(args: &KubeArgs) -> anyhow::Result<Client> {
-    let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
-    let config = match &args.kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path).map_err(|e| anyhow::anyhow!("{}", sentence(&e)))?;
-            Config::from_custom_kubeconfig(file, &options).await.map_err(|e| anyhow::anyhow!("{}", sentence(&e)))
-        }
-        // A context stands in a kubeconfig: a pod's service account is no answer.
-        None if args.context.is_some() => {
-            Config::from_kubeconfig(&options).await.map_err(|e| anyhow::anyhow!("{}", sentence(&e)))
-        }
-        None => Config::infer().await.map_err(|e| anyhow::anyhow!("{}", sentence(&e))),
-    };
-    let mut config = config.context("no cluster to ask: set KUBECONFIG or give --kubeconfig")?;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    Client::try_from(config).map_err(|e| anyhow::anyhow!("cannot use the kubeconfig: {}", sentence(&e)))
+async fn connect(args: &KubeArgs) -> anyhow::Result<Api> {
+    let source = Source { kubeconfig: args.kubeconfig.clone(), context: args.context.clone() };
+    Api::new(source, USER_AGENT).await.map_err(|error| {
+        let reason = match &error {
+            ConnectError::Client(e) => return anyhow::anyhow!("cannot use the kubeconfig: {}", sentence(e)),
+            ConnectError::NotFound(e) => sentence(e),
+            ConnectError::Context(e) | ConnectError::Kubeconfig { source: e, .. } => sentence(e),
+        };
+        anyhow::anyhow!("{reason}").context("no cluster to ask: set KUBECONFIG or give --kubeconfig")
+    })
 }
 
 /// Asks every agent that is there to answer.
-async fn ask(client: Client, namespace: &str, agents: Vec<Agent>, limit: Duration) -> anyhow::Result<Vec<Snapshot>> {
+async fn ask(api: &Arc<Api>, namespace: &str, agents: Vec<Agent>, limit: Duration) -> anyhow::Result<Vec<Snapshot>> {
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut asked = JoinSet::new();
     let mut nodes = Nodes::default();
@@ -124,10 +114,10 @@ async fn ask(client: Client, namespace: &str, agents: Vec<Agent>, limit: Duratio
         match agent.state {
             State::Absent(reason) => nodes.missed(&agent.node, &agent.pod, Miss::Because(reason)),
             State::Ready => {
-                let (client, namespace, permits) = (client.clone(), namespace.to_owned(), Arc::clone(&permits));
+                let (api, namespace, permits) = (Arc::clone(api), namespace.to_owned(), Arc::clone(&permits));
                 asked.spawn(async move {
                     let _permit = permits.acquire_owned().await;
-                    let answer = fetch::snapshot(client, &namespace, &agent.pod, limit).await;
+                    let answer = forward::snapshot(&api, &namespace, &agent.pod, limit).await;
                     (agent, answer)
                 });
             }
@@ -196,30 +186,6 @@ impl Nodes {
     }
 }
 
-/// An error with its causes, on one line, without anything that a terminal would obey.
-fn sentence(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    plain(&text)
-}
-
-/// A stranger's text for one line of a terminal.
-fn plain(text: &str) -> String {
-    let line: Vec<&str> = text.split(|c: char| c.is_control() || c.is_whitespace()).filter(|w| !w.is_empty()).collect();
-    let line = line.join(" ");
-    match line.char_indices().nth(300) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,12 +201,6 @@ mod tests {
         for bad in ["kube:", "kube:-a", "kube:a-", "kube:A", "kube:a/b", "kube:../x", "kube:a?b"] {
             assert!(of(bad).unwrap_err().contains("no name of a namespace"), "{bad}");
         }
-    }
-
-    #[test]
-    fn what_strangers_say_fits_one_line_and_moves_no_cursor() {
-        assert_eq!(plain("a\r\n\u{1b}[2Jb\tc"), "a [2Jb c");
-        assert_eq!(plain(&"x".repeat(1000)).chars().count(), 301);
     }
 
     #[test]

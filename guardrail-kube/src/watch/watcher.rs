@@ -30,7 +30,7 @@ use super::{
     policies::{Policies, ReadPolicy},
     status::{ListState, Outcome, Status},
 };
-use crate::{Api, Failure, Resource};
+use crate::{Api, Failure, Resource, text::escaped};
 
 /// What the server is asked for.
 const JSON: &str = "application/json";
@@ -301,7 +301,7 @@ impl<P: Clone + Debug> Watcher<P> {
             let mut path = format!("{}?limit={}{}", self.resource.path(), self.page, self.selector);
             if let Some(next) = &next {
                 path += "&continue=";
-                path.extend(http_escaped(next));
+                path.extend(escaped(next));
             }
             let bytes = self.api.get(&path, self.accept(), self.timing.answer).await?.whole(self.timing.page).await?;
             let page = decode::page(&bytes)?;
@@ -332,7 +332,7 @@ impl<P: Clone + Debug> Watcher<P> {
         let mut listing = match &self.version {
             Some(version) => {
                 path += "&resourceVersion=";
-                path.extend(http_escaped(version));
+                path.extend(escaped(version));
                 None
             }
             None => {
@@ -541,25 +541,5 @@ pub(crate) fn trimmed<P>(
     match decode::object(raw, head, resource)? {
         Some(object) => Ok(Trimmed::Object(object)),
         None => Err("it is of another kind".to_owned()),
-    }
-}
-
-/// Percent-escapes a query value.
-fn http_escaped(value: &str) -> impl Iterator<Item = char> + '_ {
-    value.bytes().flat_map(|b| {
-        let plain = b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-        let escaped = [b'%', b"0123456789ABCDEF"[usize::from(b >> 4)], b"0123456789ABCDEF"[usize::from(b & 15)]];
-        let bytes = if plain { [b, 0, 0] } else { escaped };
-        bytes.into_iter().take(if plain { 1 } else { 3 }).map(char::from)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn continue_tokens_survive_the_query() {
-        assert_eq!(http_escaped("eyJ2+/=&a").collect::<String>(), "eyJ2%2B%2F%3D%26a");
     }
 }

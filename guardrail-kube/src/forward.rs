@@ -1,4 +1,7 @@
 //! One agent's snapshot, through a port-forward of the API server to the agent's loopback listener.
+//!
+//! The user needs the verbs `get` and `create` on pods/portforward: a port-forward over a websocket is a GET,
+//! and since Kubernetes 1.35 the API server asks for `create` as well. No token is sent to the agent.
 
 use std::{fmt, time::Duration};
 
@@ -11,13 +14,16 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, Client, api::Portforwarder};
+use kube::api::Portforwarder;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::{plain, sentence};
+use crate::{
+    Api,
+    text::{plain, sentence},
+};
 
 /// The port of `--local-listen` in deploy/base/daemonset.yaml.
 const PORT: u16 = 9465;
@@ -30,7 +36,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Why an agent gave no snapshot.
 #[derive(Debug)]
-pub(super) enum Miss {
+pub enum Miss {
     /// The user may not forward its port; what the API server says.
     Forbidden(String),
     /// Another reason: the rest of a sentence that begins with the node.
@@ -63,8 +69,11 @@ impl Drop for Forward {
 }
 
 /// Asks one agent for its graph, within `limit`.
-pub(super) async fn snapshot(client: Client, namespace: &str, pod: &str, limit: Duration) -> Result<Snapshot, Miss> {
-    let pods: Api<Pod> = Api::namespaced(client, namespace);
+///
+/// # Errors
+/// Why there is none.
+pub async fn snapshot(api: &Api, namespace: &str, pod: &str, limit: Duration) -> Result<Snapshot, Miss> {
+    let pods = kube::Api::namespaced(api.client().await, namespace);
     let deadline = Instant::now() + limit;
     let body = loop {
         match timeout_at(deadline, exchange(&pods, pod)).await {
@@ -91,7 +100,7 @@ pub(super) async fn snapshot(client: Client, namespace: &str, pod: &str, limit: 
 }
 
 /// One port-forward with one request.
-async fn exchange(pods: &Api<Pod>, pod: &str) -> Result<Answer, Miss> {
+async fn exchange(pods: &kube::Api<Pod>, pod: &str) -> Result<Answer, Miss> {
     let mut forward = Forward(pods.portforward(pod, &[PORT]).await.map_err(refused)?);
     let (Some(stream), Some(error)) = (forward.0.take_stream(PORT), forward.0.take_error(PORT)) else {
         return Err(Miss::Because("the port-forward has no stream".to_owned()));

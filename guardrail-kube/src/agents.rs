@@ -1,33 +1,83 @@
-//! The agent pods of a namespace, and whether each is there to answer.
+//! The agents' pods of a namespace, and whether each is there to answer.
+//!
+//! The user needs the verb `list` on pods in that namespace.
 
-use http_body_util::{BodyExt as _, Limited};
-use hyper::{Request, StatusCode};
-use kube::{Client, client::Body};
+use std::time::Duration;
+
 use serde::Deserialize;
+use tokio::time::timeout;
 
-use super::{plain, sentence};
+use crate::{
+    Api, Failure,
+    text::{escaped, plain},
+};
 
 /// The label of deploy/base/daemonset.yaml.
-pub(super) const LABEL: &str = "app.kubernetes.io/name=guardrail-agent";
-/// Pods per page of the list.
+pub const LABEL: &str = "app.kubernetes.io/name=guardrail-agent";
+/// Pods per page of the list. With all that controllers write into them they have some 10 KiB each.
 const PAGE: usize = 500;
-/// The largest page that is read: pods with all that controllers write into them have some 10 KiB.
-const MAX_PAGE_BYTES: usize = 64 << 20;
+
+/// Why there is no list of agents; for the user of a kubeconfig.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// The user may not list pods.
+    #[error("no permission to find the agents: grant the verb list on pods in the namespace {namespace} ({said})")]
+    Forbidden {
+        /// The namespace.
+        namespace: String,
+        /// What the API server says.
+        said: String,
+    },
+    /// The credentials are no good.
+    #[error("the API server does not accept the credentials of the kubeconfig")]
+    Unauthorized,
+    /// No connection, or it broke.
+    #[error("cannot reach the API server: {0}")]
+    Unreachable(String),
+    /// No whole answer in time.
+    #[error("the API server did not answer within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// The answer is no list.
+    #[error("the API server sent something that is no list of pods: {0}")]
+    Malformed(String),
+    /// Another refusal.
+    #[error("the API server does not list the pods of the namespace {namespace}: {said}")]
+    Refused {
+        /// The namespace.
+        namespace: String,
+        /// What went wrong.
+        said: String,
+    },
+}
+
+impl ListError {
+    fn new(failure: Failure, namespace: &str, limit: Duration) -> Self {
+        let namespace = namespace.to_owned();
+        match failure {
+            Failure::Forbidden(said) => Self::Forbidden { namespace, said: plain(&said) },
+            Failure::Unauthorized => Self::Unauthorized,
+            Failure::Transport(why) => Self::Unreachable(why),
+            Failure::Stalled => Self::TimedOut(limit),
+            Failure::Malformed(why) => Self::Malformed(plain(&why)),
+            other => Self::Refused { namespace, said: plain(&other.to_string()) },
+        }
+    }
+}
 
 /// An agent's pod.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Agent {
+pub struct Agent {
     /// `metadata.name`.
-    pub(super) pod: String,
+    pub pod: String,
     /// The node that it runs on or is meant for.
-    pub(super) node: String,
+    pub node: String,
     /// Whether it can be asked.
-    pub(super) state: State,
+    pub state: State,
 }
 
 /// Whether an agent can be asked.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub enum State {
     /// Its pod is ready.
     Ready,
     /// It is not, for this reason.
@@ -124,59 +174,32 @@ impl Pod {
     }
 }
 
-/// Lists the agents' pods, whatever their phase.
+/// Lists the agents' pods, whatever their phase, within `limit`.
 ///
 /// # Errors
 /// No server, no permission, or an answer that is no list; the message is for the user.
-pub(super) async fn list(client: &Client, namespace: &str) -> anyhow::Result<Vec<Agent>> {
-    let label = LABEL.replace('/', "%2F").replace('=', "%3D");
+pub async fn list(api: &Api, namespace: &str, limit: Duration) -> Result<Vec<Agent>, ListError> {
+    let listed = timeout(limit, pages(api, namespace, limit)).await.unwrap_or(Err(Failure::Stalled));
+    listed.map_err(|failure| ListError::new(failure, namespace, limit))
+}
+
+async fn pages(api: &Api, namespace: &str, limit: Duration) -> Result<Vec<Agent>, Failure> {
     let mut agents = Vec::new();
     let mut next = String::new();
     loop {
-        let mut path = format!("/api/v1/namespaces/{namespace}/pods?limit={PAGE}&labelSelector={label}");
+        let mut path = format!("/api/v1/namespaces/{namespace}/pods?limit={PAGE}&labelSelector=");
+        path.extend(escaped(LABEL));
         if !next.is_empty() {
             path += "&continue=";
-            // Continue tokens are base64: these are what a query needs escaped.
-            path += &next
-                .replace('%', "%25")
-                .replace('+', "%2B")
-                .replace('/', "%2F")
-                .replace('=', "%3D")
-                .replace('&', "%26");
+            path.extend(escaped(&next));
         }
-        let list = page(client, namespace, &path).await?;
+        let bytes = api.get(&path, "application/json", limit).await?.whole(limit).await?;
+        let list: List = serde_json::from_slice(&bytes).map_err(|e| Failure::Malformed(e.to_string()))?;
         agents.extend(list.items.into_iter().map(Pod::agent));
         next = list.metadata.r#continue;
         if next.is_empty() {
             return Ok(agents);
         }
-    }
-}
-
-async fn page(client: &Client, namespace: &str, path: &str) -> anyhow::Result<List> {
-    let request = Request::get(path).header("accept", "application/json").body(Body::empty())?;
-    let answer = client.send(request).await;
-    let answer = answer.map_err(|e| anyhow::anyhow!("cannot reach the API server: {}", sentence(&e)))?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), MAX_PAGE_BYTES).collect().await;
-    let body =
-        body.map_err(|e| anyhow::anyhow!("cannot read the list of agents: {}", plain(&e.to_string())))?.to_bytes();
-    if status.is_success() {
-        return serde_json::from_slice(&body)
-            .map_err(|e| anyhow::anyhow!("the API server sent something that is no list of pods: {e}"));
-    }
-    let said = serde_json::from_slice::<serde_json::Value>(&body)
-        .ok()
-        .and_then(|status| status["message"].as_str().map(plain))
-        .unwrap_or_else(|| plain(&String::from_utf8_lossy(&body)));
-    match status {
-        StatusCode::FORBIDDEN => anyhow::bail!(
-            "no permission to find the agents: grant the verb list on pods in the namespace {namespace} ({said})"
-        ),
-        StatusCode::UNAUTHORIZED => {
-            anyhow::bail!("the API server does not accept the credentials of the kubeconfig ({said})")
-        }
-        other => anyhow::bail!("the API server does not list the pods of the namespace {namespace}: {other}: {said}"),
     }
 }
 
