@@ -1,12 +1,12 @@
 //! What comes over the kernel boundary: ring records, map entries, BTF, cgroup paths, socket records; DNS answers, which come from the network; and the checkpoint of an earlier agent.
 
-use guardrail_agent::{fuzzing, kernel::Checkpoint};
 use guardrail_common::{
     decode::{self, Decoded},
     flow::{FlowKey, FlowRole, FlowValue, PROTOCOL_TCP, PROTOCOL_UDP},
     record::{DNS_BYTES, PATH_BYTES, SocketRecord},
 };
 use guardrail_graph::identity::cgroup::{CgroupOwner, parse};
+use guardrail_kernel::{Checkpoint, fuzzing};
 
 /// The decoder takes only what the kernel side writes, and what it lends lies inside the record.
 pub(super) fn ring(bytes: &[u8]) {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, str::FromStr, time::D
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::kernel::BpfLogLevel;
+use guardrail_kernel::BpfLogLevel;
 
 /// Watches pod connections in the kernel, names both ends, and serves the observed dependency graph.
 ///
@@ -123,7 +123,7 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_BPF_LOG_LEVEL", value_name = "off|error|warn|info|debug", default_value_t)]
     pub bpf_log_level: BpfLogLevel,
 
-    /// The agent's own messages on stderr, as in `info` or `guardrail_agent=debug`. The API client's are left out: they repeat each failure.
+    /// The agent's own messages on stderr, as in `info` or `guardrail_agent=debug,guardrail_kernel=debug`. The API client's are left out: they repeat each failure.
     #[arg(long, env = "GUARDRAIL_LOG", value_name = "FILTER", default_value = "info,kube_client=off")]
     pub log: String,
 

@@ -8,6 +8,10 @@ use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Dura
 use guardrail_graph::{
     Observation, Observer, inventory::Change, observe::LossReason, observer::EdgeCounters, snapshot::Document,
 };
+use guardrail_kernel::{
+    Batch, Checkpoint, Kernel, KernelError, Mark,
+    clock::{self, now},
+};
 use guardrail_kube::{
     ConnectError, Resource,
     watch::{ListState, Policies, Report, Status},
@@ -27,12 +31,10 @@ use documents::Documents;
 
 use crate::{
     auth::tls::TlsError,
-    clock::{self, now},
     config::Config,
     files::{self, FileError},
     http::{Query, Readiness},
     inventory::{Failures, FileInventoryError},
-    kernel::{Batch, Checkpoint, Kernel, KernelError, Mark},
     memory,
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
     serve::thread::ServerThread,

@@ -1,10 +1,11 @@
 //! The guardrail DaemonSet agent: kernel events and inventory in; metrics, graph and allow-lists out.
 //!
-//! [`daemon`] wires [`kernel`], [`inventory`], the pure observer of guardrail-graph, [`http`], [`metrics`] and [`files`] together; it decides
+//! [`daemon`] wires guardrail-kernel, [`inventory`], the pure observer of guardrail-graph, [`http`], [`metrics`] and [`files`] together; it decides
 //! nothing about identity or policy.
 
+#![deny(unsafe_code)]
+
 pub mod auth;
-pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod files;
@@ -12,7 +13,10 @@ pub mod files;
 pub mod fuzzing;
 pub mod http;
 pub mod inventory;
-pub mod kernel;
+#[expect(
+    unsafe_code,
+    reason = "mallopt(3) and malloc_trim(3), which give free memory back, are calls of the C library"
+)]
 pub mod memory;
 pub mod metrics;
 pub mod policies;
@@ -58,7 +62,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn unpin(dir: &Path) -> ExitCode {
-    match kernel::unpin(dir) {
+    match guardrail_kernel::unpin(dir) {
         Ok(0) => println!("nothing is pinned below {}", dir.display()),
         Ok(_) => println!("detached and removed what was pinned below {}", dir.display()),
         Err(e) => {

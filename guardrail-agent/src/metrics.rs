@@ -19,7 +19,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{kernel::KernelStats, process::Usage};
+use guardrail_kernel::{KernelStats, clock};
+
+use crate::process::Usage;
 
 /// What the daemon itself counts.
 #[derive(Clone, Debug, Default)]
@@ -286,7 +288,7 @@ impl Collector for Scrape {
             e,
             "guardrail_clock_ahead_seconds",
             "How far the graph's time is ahead of the wall clock, because that was set back",
-            crate::clock::ahead().as_secs_f64(),
+            clock::ahead().as_secs_f64(),
         )?;
         inventory_series(e, inventory)?;
         gauge(

@@ -2,6 +2,11 @@
 
 use std::fs;
 
+use rustix::{
+    param::{clock_ticks_per_second, page_size},
+    process::{Resource, getrlimit},
+};
+
 /// The names under which Prometheus knows a process's own figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
@@ -19,19 +24,14 @@ impl Usage {
     /// Of this process. What cannot be read is 0.
     #[must_use]
     pub fn now() -> Self {
-        // SAFETY: numbers only.
-        let (ticks, page) = unsafe { (libc::sysconf(libc::_SC_CLK_TCK), libc::sysconf(libc::_SC_PAGESIZE)) };
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let (ran, pages) = parse(&stat).unwrap_or_default();
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: room for the answer.
-        unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
         Self {
-            cpu_seconds: ran as f64 / ticks.max(1) as f64,
-            resident_bytes: pages * u64::try_from(page).unwrap_or(0),
+            cpu_seconds: ran as f64 / clock_ticks_per_second().max(1) as f64,
+            resident_bytes: pages * page_size() as u64,
             // One of them is the directory that is being read.
             open_fds: fs::read_dir("/proc/self/fd").map_or(0, |fds| (fds.count() as u64).saturating_sub(1)),
-            max_fds: limit.rlim_cur,
+            max_fds: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Where the running kernel keeps what we read: byte offsets that the loader takes from the kernel's BTF and writes into these read-only globals.
 //!
 //! Rust cannot emit CO-RE relocations. The verifier sees a frozen read-only global as a constant, and a typed kernel pointer plus a constant is checked
-//! like a member access. The names are the contract with `guardrail-agent/src/kernel/offsets.rs`.
+//! like a member access. The names are the contract with `guardrail-kernel/src/offsets.rs`.
 
 use aya_ebpf::Global;
 

@@ -6,8 +6,14 @@
 pub mod bpffs;
 pub mod cgroup;
 pub mod cleanup;
+pub mod fork;
+pub mod machine;
 pub mod netns;
+pub mod pair;
+pub mod plane;
 pub mod process;
+pub mod site;
+pub mod socket;
 
 use std::{
     collections::BTreeMap,
@@ -22,10 +28,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use self::{cgroup::Driver, netns::Netns, process::AppProcess};
+use self::{
+    cgroup::Driver,
+    netns::Netns,
+    plane::{DataPlane, KubeProxy},
+    process::AppProcess,
+    site::Site,
+};
 use crate::{
     app::{log::Record, scenario::Scenario},
-    cluster::{Cluster, Pod, inventory, nat, node_addresses},
+    cluster::{Cluster, Pod, inventory, node_addresses},
     container::Container,
 };
 
@@ -55,6 +67,11 @@ pub fn wait_until<T>(limit: Duration, what: &str, mut condition: impl FnMut() ->
     }
 }
 
+/// Whether the condition holds within a minute: emulated machines are slow.
+pub fn until(mut holds: impl FnMut() -> bool) -> bool {
+    wait_until(Duration::from_secs(60), "a condition", || holds().then_some(())).is_ok()
+}
+
 /// One node.
 #[derive(Debug)]
 pub struct Node {
@@ -82,8 +99,10 @@ pub struct Lab {
     pods: BTreeMap<String, Netns>,
     /// Files: scenarios, logs, inventory.
     pub directory: PathBuf,
-    cgroup: PathBuf,
     app: PathBuf,
+    plane: Box<dyn DataPlane>,
+    /// Dropped last.
+    site: Site,
 }
 
 impl Lab {
@@ -92,27 +111,32 @@ impl Lab {
     /// # Errors
     /// Not root, a tool is missing, or the kernel refuses something.
     pub fn start(cluster: Cluster, app: &Path) -> Result<Self> {
-        cleanup::remove_leftovers()?;
-        let name = cleanup::claim_name()?;
-        let (cgroup, directory) = (cleanup::cgroup_directory(&name)?, cleanup::temporary_directory(&name));
-        fs::create_dir(&cgroup).with_context(|| format!("cannot make {}", cgroup.display()))?;
-        fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        Self::start_on(KubeProxy, cluster, app)
+    }
+
+    /// As [`Lab::start`], on another data plane.
+    ///
+    /// # Errors
+    /// As [`Lab::start`], and those of the data plane.
+    pub fn start_on(plane: impl DataPlane + 'static, cluster: Cluster, app: &Path) -> Result<Self> {
+        let site = Site::new()?;
         let mut lab = Self {
-            name,
+            name: site.name.clone(),
+            directory: site.directory.clone(),
+            plane: Box::new(plane),
             cluster,
             nodes: Vec::new(),
             internet: Netns::new(true)?,
             pods: BTreeMap::new(),
-            directory,
-            cgroup,
             app: app.to_owned(),
+            site,
         };
         lab.build()?;
         Ok(lab)
     }
 
     fn build(&mut self) -> Result<()> {
-        fs::create_dir(self.cgroup.join("internet"))?;
+        fs::create_dir(self.site.cgroup.join("internet"))?;
         self.internet.ip(&format!(
             "link add br0 type bridge\nlink set br0 up\naddr add 172.18.0.1/24 dev br0\naddr add fd00:172:18::1/64 dev br0 nodad\n\
              addr add {}/32 dev lo\naddr add {}/128 dev lo nodad\naddr add {BLACK_HOLE}/32 dev lo\naddr add {EXTERNAL_CLIENT}/32 dev lo\n\
@@ -137,8 +161,7 @@ impl Lab {
             self.build_pod(&pod)?;
         }
         for (index, node) in self.nodes.iter().enumerate() {
-            node.netns.feed(&mut Command::new("iptables-restore"), &nat::rules(&self.cluster, index, false))?;
-            node.netns.feed(&mut Command::new("ip6tables-restore"), &nat::rules(&self.cluster, index, true))?;
+            self.plane.node(&self.cluster, index, &node.netns)?;
         }
         self.write_inventory()
     }
@@ -162,7 +185,7 @@ impl Lab {
             )?;
         }
         netns.ip(&lines)?;
-        let cgroup = self.cgroup.join(&name);
+        let cgroup = self.site.cgroup.join(&name);
         fs::create_dir_all(cgroup.join("system.slice"))?;
         let driver = if index.is_multiple_of(2) { Driver::NestedSystemd } else { Driver::Cgroupfs };
         self.nodes.push(Node { name, netns, cgroup, driver });
@@ -172,6 +195,7 @@ impl Lab {
     fn build_pod(&mut self, pod: &Pod) -> Result<()> {
         let netns = Netns::new(false)?;
         self.attach(pod, &netns)?;
+        self.plane.pod(&self.cluster, pod, &netns)?;
         self.pods.insert(pod.key(), netns);
         Ok(())
     }
@@ -260,7 +284,7 @@ impl Lab {
     /// # Errors
     /// The process cannot be started.
     pub fn start_on_internet(&self, name: &str, scenario: Scenario) -> Result<AppProcess> {
-        self.start_app(&format!("internet/{name}"), scenario, &self.internet, &self.cgroup.join("internet"))
+        self.start_app(&format!("internet/{name}"), scenario, &self.internet, &self.site.cgroup.join("internet"))
     }
 
     /// Starts a process of the application on a node, outside any pod; its name is `host/NODE/NAME`.
@@ -330,18 +354,5 @@ impl Lab {
     pub fn resolver(&self) -> Option<SocketAddr> {
         let service = self.cluster.services.iter().find(|s| s.name == "kube-dns")?;
         Some(SocketAddr::new(service.addresses.0.into(), 53))
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if std::env::var_os("GUARDRAIL_LAB_KEEP").is_some() {
-            eprintln!("kept: {}", self.directory.display());
-            let _ = cgroup::remove(&self.cgroup);
-            return;
-        }
-        if let Err(error) = cleanup::remove(&self.name) {
-            eprintln!("the lab {} could not be removed: {error:#}", self.name);
-        }
     }
 }

@@ -12,7 +12,7 @@ use guardrail_tests::{
     app::scenario::{Call, How, Scenario, Serve},
     bins,
     compare::compare,
-    lab::{bpffs, wait_until},
+    lab::{bpffs::BpfFs, wait_until},
     small::{cluster, deployment, eventually, eventually_true, go, lab, pair, pair_edge, same, start, state, truth},
     trouble,
 };
@@ -170,7 +170,7 @@ fn an_agent_with_pins_that_the_kernel_kills_for_its_memory_loses_no_connection()
         return;
     }
     let (mut processes, lab) = pair().unwrap();
-    let pins = bpffs::mount(&lab.directory).unwrap().join("guardrail");
+    let pins = BpfFs::mount(&lab.directory).unwrap().pins();
     let pinned = ["--pin", pins.to_str().unwrap(), "--state-interval", "1"];
     let mut limit = None;
     let mut agent = Agent::start_prepared(&lab, 0, &pinned, |command, _| {

@@ -339,7 +339,8 @@ fn series(text: &str) -> BTreeSet<String> {
 
 /// The series that the agent's own encoder writes.
 fn exported() -> BTreeSet<String> {
-    use guardrail_agent::{kernel::KernelStats, metrics};
+    use guardrail_agent::metrics;
+    use guardrail_kernel::KernelStats;
     use guardrail_kube::watch::Status;
     let page = metrics::encode(metrics::Scrape {
         observer: guardrail_graph::observer::Stats::default(),

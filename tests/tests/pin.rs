@@ -7,7 +7,7 @@ use guardrail_tests::{
     app::scenario::{Call, How, Scenario, Serve},
     bins,
     compare::{edges, number},
-    lab::{Lab, bpffs, process::AppProcess, wait_until},
+    lab::{Lab, bpffs::BpfFs, process::AppProcess, wait_until},
     small::{cluster, deployment, eventually, eventually_true, lab, start, truth},
     truth::{Edge, Evidence},
 };
@@ -70,7 +70,7 @@ fn an_agent_that_is_killed_over_and_over_under_load_loses_no_edge_and_no_connect
         return;
     }
     let (lab, mut processes) = busy();
-    let pins = bpffs::mount(&lab.directory).unwrap().join("guardrail");
+    let pins = BpfFs::mount(&lab.directory).unwrap().pins();
     let mut agent = start_pinned(&lab, &pins, &[]);
     for process in &mut processes {
         process.go().unwrap();
@@ -115,7 +115,7 @@ fn an_agent_with_other_settings_goes_on_without_a_gap_and_misses_no_edge() {
         return;
     }
     let (lab, mut processes) = busy();
-    let pins = bpffs::mount(&lab.directory).unwrap().join("guardrail");
+    let pins = BpfFs::mount(&lab.directory).unwrap().pins();
     let mut agent = start_pinned(&lab, &pins, &[]);
     for process in &mut processes {
         process.go().unwrap();

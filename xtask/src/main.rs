@@ -112,7 +112,7 @@ fn main() -> Result<()> {
             setup::run()?;
             match what {
                 Bench::Kernel => {
-                    run::cargo(["run", "--release", "--package", "guardrail-agent", "--example", "bench-kernel"])
+                    run::cargo(["run", "--release", "--package", "guardrail-kernel", "--example", "bench-kernel"])
                 }
                 Bench::KernelProfile => profile::run(),
                 Bench::Load => {

@@ -24,7 +24,7 @@ type Profile = BTreeMap<String, BTreeMap<String, u64>>;
 /// Measures and prints, with the programs for UDP off and on.
 pub(crate) fn run() -> Result<()> {
     setup::perf()?;
-    run::cargo(["build", "--release", "--package", "guardrail-agent", "--example", "bench-kernel"])?;
+    run::cargo(["build", "--release", "--package", "guardrail-kernel", "--example", "bench-kernel"])?;
     let target = run::target_dir()?;
     for udp in ["off", "on"] {
         let data = target.join(format!("kernel-{udp}.perf"));

@@ -6,6 +6,7 @@ use guardrail_graph::{
     Observer, ObserverConfig,
     inventory::{Change, Kind},
 };
+use guardrail_kernel::{Kernel, KernelConfig, Pinned, clock::now, find_cgroup2_root};
 use guardrail_kube::{
     Api, Source,
     watch::{Options, Policies, follow},
@@ -21,12 +22,11 @@ use tokio_util::sync::CancellationToken;
 use super::{Daemon, Followed, StartError, Waits, documents::Documents};
 use crate::{
     auth::{self, Guard, tls::Tls},
-    clock::now,
     config::{AuthMode, Config, InventorySource, Scope, Switch},
     files,
     http::{self, Readiness},
     inventory::InventoryFile,
-    kernel::{Kernel, KernelConfig, Pinned, find_cgroup2_root},
+    memory,
     metrics::{DaemonStats, EdgeSeries},
     policies,
     serve::{self, thread::ServerThread},
@@ -164,6 +164,8 @@ impl Daemon {
         let (kernel, batches) = spawn_blocking(move || Kernel::start(kernel_config, pinned))
             .await
             .map_err(|e| StartError::Runtime(io::Error::other(e)))??;
+        // The type information of the kernel took some tens of megabytes while the programs were loaded.
+        memory::trim();
 
         let mut observer_config = ObserverConfig::new(node, instance_id(), started);
         observer_config.own_pods_only = matches!(source, Feed::Kube(_)) && config.inventory_scope == Scope::Node;

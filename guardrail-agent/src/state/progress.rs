@@ -10,10 +10,9 @@ use std::{
 
 use guardrail_graph::{Timestamp, observe::FlowDelta};
 
-use crate::{
-    files::{self, FileError},
-    kernel::Checkpoint,
-};
+use guardrail_kernel::Checkpoint;
+
+use crate::files::{self, FileError};
 
 const PREFIX: &str = "state.progress-";
 

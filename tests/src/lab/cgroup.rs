@@ -59,19 +59,19 @@ impl Driver {
 /// Kills everything in a cgroup and removes it with all its children. A cgroup that does not exist is fine.
 ///
 /// # Errors
-/// Something survives for ten seconds.
+/// Something survives for a minute: emulated machines are slow.
 pub fn remove(root: &Path) -> Result<()> {
     if !root.exists() {
         return Ok(());
     }
     // Gone between the check and the write is as good as killed.
     let _ = fs::write(root.join("cgroup.kill"), "1");
-    wait_until(Duration::from_secs(10), &format!("no process is left in {}", root.display()), || {
+    wait_until(Duration::from_secs(60), &format!("no process is left in {}", root.display()), || {
         let events = fs::read_to_string(root.join("cgroup.events")).unwrap_or_default();
         (!events.contains("populated 1")).then_some(())
     })?;
     // A process that is just exiting may hold its cgroup busy for a moment.
-    wait_until(Duration::from_secs(10), &format!("{} can be removed", root.display()), || {
+    wait_until(Duration::from_secs(60), &format!("{} can be removed", root.display()), || {
         remove_tree(root);
         (!root.exists()).then_some(())
     })

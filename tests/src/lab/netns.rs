@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    io::Write as _,
+    io::{self, Write as _},
+    net::{Ipv4Addr, UdpSocket},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     process::{Command, Stdio},
@@ -24,7 +25,7 @@ impl Netns {
         let make = move || -> Result<Self> {
             // SAFETY: plain system call; it concerns only this short-lived thread.
             if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-                return Err(std::io::Error::last_os_error()).context("cannot make a network namespace");
+                return Err(io::Error::last_os_error()).context("cannot make a network namespace");
             }
             let sysctls = [
                 ("ipv6/conf/all/accept_dad", "0"),
@@ -39,11 +40,10 @@ impl Netns {
                 std::fs::write(format!("/proc/sys/net/{name}"), value)
                     .with_context(|| format!("cannot set net/{name}"))?;
             }
+            raise_loopback().context("cannot set up the loopback device")?;
             Ok(Self(File::open("/proc/thread-self/ns/net").context("cannot open the new network namespace")?.into()))
         };
-        let netns = thread::spawn(make).join().expect("the namespace thread does not panic")?;
-        netns.ip("link set lo up\n")?;
-        Ok(netns)
+        thread::spawn(make).join().expect("the namespace thread does not panic")
     }
 
     /// A path by which `ip` finds this namespace while we live.
@@ -113,11 +113,27 @@ impl AsFd for Netns {
 ///
 /// # Errors
 /// As `setns(2)`.
-pub fn enter(netns: BorrowedFd<'_>) -> std::io::Result<()> {
+pub fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: plain system call on a valid descriptor.
     if unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) } == 0 {
         Ok(())
     } else {
-        Err(std::io::Error::last_os_error())
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sets `lo` up in the namespace of the calling thread (netdevice(7)).
+fn raise_loopback() -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: all zero is a valid value of this plain structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed() as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the request names a device and its flags, which this command reads.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

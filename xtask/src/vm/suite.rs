@@ -1,4 +1,4 @@
-//! What runs in the guest: every test of guardrail-agent's `kernel*` test binaries, and the library that reads the verifier's statistics.
+//! What runs in the guest: every test of guardrail-kernel's `kernel*` test binaries, and the library that reads the verifier's statistics.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,7 @@ use super::arch::{Arch, Userland};
 use crate::run;
 
 /// Whose tests.
-const PACKAGE: &str = "guardrail-agent";
+const PACKAGE: &str = "guardrail-kernel";
 
 /// One test function.
 #[derive(Clone, Debug, PartialEq, Eq)]

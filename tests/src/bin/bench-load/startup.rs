@@ -61,7 +61,7 @@ fn rounds(lab: &Lab) -> Result<[f64; 4]> {
     let mut all: [Vec<f64>; 4] = Default::default();
     for _ in 0..ROUNDS {
         let began = Instant::now();
-        let agent = Agent::start(lab, 0, &["--log", "guardrail_agent=debug"])?;
+        let agent = Agent::start(lab, 0, &["--log", "guardrail_agent=debug,guardrail_kernel=debug"])?;
         all[3].push(began.elapsed().as_secs_f64() * 1e3);
         let said = agent.said();
         for (values, step) in all.iter_mut().zip(STEPS) {
