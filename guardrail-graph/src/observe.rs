@@ -118,7 +118,7 @@ pub enum LossReason {
     /// Flows that waited for their pod or their role were decided too soon, for want of room. Those whose wait ended in vain are
     /// unresolved, not lost.
     PendingOverflow,
-    /// The observer's table of edges was full.
+    /// The observer's table of edges was full, or that of endpoints which Services had.
     GraphFull,
     /// The observer's table of listening sockets, or of served UDP ports, was full: a role that cannot be told for want of it is counted as `role_unknown`.
     ListenersFull,

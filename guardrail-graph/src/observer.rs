@@ -7,7 +7,9 @@
 mod adopt;
 mod config;
 mod counters;
+mod endpoints;
 mod ends;
+mod expire;
 mod flows;
 mod names;
 mod pods;
@@ -31,6 +33,7 @@ use ipnet::IpNet;
 use names::Names;
 use pods::{PodId, Pods};
 pub use restore::RestoreError;
+use restore::Restored;
 pub(crate) use stats::add_outcomes;
 pub use stats::{EdgeCounter, EdgeCounters, OUTCOMES, Stats, UnresolvedReason};
 use table::{Edge, Edges, Flow, PeerId, Peers};
@@ -54,6 +57,8 @@ const ADDRESS_LEAD: Duration = Duration::from_secs(60);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// One cgroup may have this part of the room for waiting flows.
 const PENDING_SHARES: usize = 8;
+/// Peers that are kept as incomplete, each with its reasons. If there are more, all of the node are.
+const MAX_INCOMPLETE: usize = 10_000;
 /// Tables are swept of what is too old this often.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -76,6 +81,11 @@ impl Texts {
         let text: Arc<str> = text.into();
         self.0.insert(Arc::clone(&text));
         text
+    }
+
+    /// Forgets what nobody shares any more.
+    fn expire(&mut self) {
+        self.0.retain(|text| Arc::strong_count(text) > 1);
     }
 }
 
@@ -163,6 +173,9 @@ pub struct Observer {
     /// Kinds of which a list or an object came.
     heard: BTreeSet<Kind>,
     saw_flow: bool,
+    /// When what is known without a time was known at latest: the end of the restored state, if there is one.
+    heard_since: Timestamp,
+    restored: Option<Restored>,
     last_retry: Timestamp,
     last_expire: Timestamp,
 }
@@ -220,6 +233,8 @@ impl Observer {
             ran_on: BTreeMap::new(),
             heard: BTreeSet::new(),
             saw_flow: false,
+            heard_since: Timestamp::MIN,
+            restored: None,
         }
     }
 
@@ -380,14 +395,7 @@ impl Observer {
         }
         if now.since(self.last_expire) >= EXPIRE_INTERVAL {
             self.last_expire = now;
-            let before = now.before(self.config.tombstone_ttl);
-            self.forget_served(now);
-            self.pods.expire(before);
-            self.addresses.expire(before);
-            self.cgroups.expire(before, self.config.max_cgroups);
-            self.gone_services.retain(|_, (_, at)| *at >= before);
-            self.service_cache.clear();
-            self.forget_services(before);
+            self.expire(now);
         }
     }
 
@@ -470,6 +478,10 @@ impl Observer {
     }
 
     fn incomplete_peer(&mut self, peer: PeerId, reason: &str) {
+        if self.incomplete.len() >= MAX_INCOMPLETE && !self.incomplete.contains_key(&peer) {
+            // Nobody is complete rather than a peer forgotten.
+            return self.node_incomplete(reason);
+        }
         let reasons = self.incomplete.entry(peer).or_default();
         if !reasons.contains(reason) {
             reasons.insert(reason.into());

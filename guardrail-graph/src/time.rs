@@ -44,6 +44,13 @@ impl Timestamp {
         Self(self.0.saturating_sub(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)))
     }
 
+    /// The latest multiple of `seconds` since the Unix epoch that is not after this time.
+    #[must_use]
+    pub(crate) fn floor(self, seconds: i64) -> Self {
+        let grid = seconds.saturating_mul(1_000_000_000);
+        Self(self.0.saturating_sub(self.0.rem_euclid(grid)))
+    }
+
     /// How long after `earlier` this is; zero if it is not after.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

@@ -6,6 +6,7 @@ use common::{Lab, edges, ip, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{
     Protocol,
     inventory::{Change, Kind, ObjectKey},
+    observe::LossReason,
     snapshot::merge,
 };
 
@@ -130,4 +131,36 @@ fn a_pod_on_an_unobserved_node_that_is_reached_directly_and_through_a_service_ke
     let merged = merge(vec![here, there.snapshot()]);
     assert_eq!(edges(&merged), ["web -> api TCP/8080 via shop/api:80"]);
     assert_eq!(merged.body.edges[0].counts.opened, 2);
+}
+
+#[test]
+fn endpoints_that_found_no_room_are_counted_and_their_clients_are_incomplete() {
+    let mut lab = Lab::with("node-a", &[pod("shop", "web", 0, "node-a", "10.244.1.2", &[])], |config| {
+        config.max_ended_endpoints = 5;
+    });
+    lab.pod_cgroup(1, "web", 0);
+    let at_port = |endpoint: u32| {
+        let text = service("a", &[&format!("198.51.100.{endpoint}")]);
+        text.replace("spec: {ports", "spec: {clusterIP: 10.96.0.9, ports")
+    };
+    for endpoint in 1..=20 {
+        let at = i64::from(endpoint) * 100;
+        lab.apply(&at_port(endpoint));
+        lab.at(at).flow(tcp_client(1, "10.244.1.2", "10.96.0.9", 80, t(at + 50)));
+    }
+    lab.at(2_100);
+    assert_eq!(lab.lost(LossReason::GraphFull), 14, "nineteen ended, and five have room");
+    let snapshot = lab.snapshot();
+    let kept: usize = snapshot.body.services.iter().flat_map(|s| &s.ports).map(|p| p.backends.len()).sum();
+    assert_eq!(kept, 6);
+    let web = snapshot.body.coverage.workloads.iter().find(|w| w.peer.to_string() == "shop/Deployment/web").unwrap();
+    assert!(web.reasons.contains("graph_full"), "{web:?}");
+    // What nobody used goes without a loss.
+    let mut idle = Lab::with("node-a", &[], |config| config.max_ended_endpoints = 5);
+    for endpoint in 1..=20 {
+        idle.apply(&at_port(endpoint));
+        idle.at(i64::from(endpoint) * 100);
+    }
+    idle.at(2_100);
+    assert_eq!(idle.lost(LossReason::GraphFull), 0);
 }

@@ -332,10 +332,23 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         std::mem::take(&mut self.reassigned).into_iter().collect()
     }
 
+    /// Forgets that `owner` ever had the address.
+    pub fn forget(&mut self, address: IpAddr, owner: O) {
+        if let Some(tenures) = self.tenures.get_mut(&address) {
+            tenures.retain(|t| t.owner != owner);
+            if tenures.is_empty() {
+                self.tenures.remove(&address);
+            }
+        }
+    }
+
     /// Forgets tenures that ended before `before`.
     pub fn expire(&mut self, before: Timestamp) {
-        self.tenures.retain(|_, tenures| {
-            tenures.retain(|t| t.to >= before);
+        self.tenures.retain(|address, tenures| {
+            // Each pod's link has another one at the node's end, and no list says when it is gone.
+            let is_of_link = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+            let lasts = |t: &Tenure<O>| !is_of_link || t.to != Timestamp::MAX || t.last_proof() >= before;
+            tenures.retain(|t| t.to >= before && lasts(t));
             !tenures.is_empty()
         });
     }

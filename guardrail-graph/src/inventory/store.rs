@@ -50,6 +50,20 @@ fn unlink<K: std::hash::Hash + Eq, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, 
     }
 }
 
+/// Takes an object out of its namespace; namespaces come and go as well.
+fn take<K: Ord + std::borrow::Borrow<Q>, Q: Ord + ?Sized, V>(
+    objects: &mut BTreeMap<String, BTreeMap<K, V>>,
+    namespace: &str,
+    name: &Q,
+) -> Option<V> {
+    let in_namespace = objects.get_mut(namespace)?;
+    let taken = in_namespace.remove(name);
+    if in_namespace.is_empty() {
+        objects.remove(namespace);
+    }
+    taken
+}
+
 impl Inventory {
     /// Holds these objects; of two with one name the later.
     #[must_use]
@@ -158,7 +172,7 @@ impl Inventory {
                 }
             }
             Kind::Pod => {
-                if let Some(pod) = self.pods.get_mut(&key.namespace).and_then(|pods| pods.remove(&key.name)) {
+                if let Some(pod) = take(&mut self.pods, &key.namespace, &key.name) {
                     for address in &pod.addresses {
                         if let Some(pods) = self.pods_by_address.get_mut(address) {
                             pods.retain(|p| !Arc::ptr_eq(p, &pod));
@@ -197,9 +211,7 @@ impl Inventory {
                 }
             }
             Kind::Controller(kind) => {
-                if let Some(controllers) = self.controllers.get_mut(&key.namespace) {
-                    controllers.remove(&(kind.clone(), key.name.clone()));
-                }
+                take(&mut self.controllers, &key.namespace, &(kind.clone(), key.name.clone()));
             }
             Kind::NetworkPolicy => {}
         }

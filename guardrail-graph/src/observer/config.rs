@@ -43,6 +43,8 @@ pub struct ObserverConfig {
     pub max_failed_servers: usize,
     /// DNS names kept, over all clients.
     pub max_names: usize,
+    /// Ended endpoints of Services that flows may have reached. Of more, those that ended first are forgotten and counted.
+    pub max_ended_endpoints: usize,
     /// cgroups remembered, removed ones included.
     pub max_cgroups: usize,
     /// Listening sockets and served UDP ports remembered.
@@ -71,6 +73,7 @@ impl ObserverConfig {
             max_external_servers: 32_768,
             max_failed_servers: 512,
             max_names: 32_768,
+            max_ended_endpoints: 16_384,
             max_cgroups: 32_768,
             max_listeners: 65_536,
         }

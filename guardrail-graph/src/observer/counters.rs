@@ -52,8 +52,7 @@ impl Evidence for Here<'_> {
             Peer::Node { name } => self.is_node_observed(name),
             Peer::Workload(workload) => self
                 .observer
-                .workloads
-                .get(workload)
+                .workload(workload)
                 .is_none_or(|w| w.nodes().all(|node| node.is_empty() || self.is_node_observed(node))),
         }
     }

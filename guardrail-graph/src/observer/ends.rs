@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     identity::{addresses::Lookup, cgroups::Resident},
-    inventory::VirtualTarget,
+    inventory::{Kind, VirtualTarget},
     observe::CgroupId,
     peer::Protocol,
     snapshot::marks,
@@ -230,11 +230,14 @@ impl Observer {
         self.inventory.virtual_target(address, port, protocol, node).or_else(|| {
             // A Service that is gone since: flows of its time still belong to it.
             let service = self.gone_services.get(&address).map(|(service, _)| service)?;
+            let is_listed = self.restored.as_ref().is_none_or(|restored| restored.knows(&Kind::Service));
             let text = protocol.to_string();
             let index = service.ports.iter().position(|p| p.port == port && p.protocol == text);
             Some(match index {
                 Some(port) => VirtualTarget::Service { service: Arc::clone(service), port },
-                None => VirtualTarget::NoSuchPort { service: Arc::clone(service) },
+                None if is_listed => VirtualTarget::NoSuchPort { service: Arc::clone(service) },
+                // The list may tell of a new port.
+                None => return None,
             })
         })
     }

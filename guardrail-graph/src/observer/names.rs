@@ -74,6 +74,17 @@ impl Names {
         self.clients.get(&client).and_then(|c| c.names.get(&address)).map_or(&[], Vec::as_slice)
     }
 
+    /// Forgets what clients were told that `is_used` says are no more.
+    pub(super) fn retain(&mut self, is_used: impl Fn(PeerId) -> bool) {
+        self.clients.retain(|client, own| {
+            let keep = is_used(*client);
+            if !keep {
+                self.count -= own.count;
+            }
+            keep
+        });
+    }
+
     /// Names over all clients.
     pub(super) fn len(&self) -> usize {
         self.count

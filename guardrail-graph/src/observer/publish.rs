@@ -177,6 +177,11 @@ impl Observer {
         Some(known.addresses.contains(&address) || self.range_nodes.get(&address) == Some(&node))
     }
 
+    /// A workload of the inventory, or one that is gone.
+    pub(super) fn workload(&self, name: &WorkloadRef) -> Option<&WorkloadFacts> {
+        self.workloads.get(name).or_else(|| self.gone_workloads.get(name))
+    }
+
     /// Workloads change with the inventory only.
     pub(super) fn refresh_workloads(&mut self, now: Timestamp) {
         let version = self.inventory.version();

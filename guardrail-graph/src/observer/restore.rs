@@ -1,6 +1,10 @@
 //! Continuing from a stored state.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use thiserror::Error;
 
@@ -10,9 +14,10 @@ use super::{
 };
 use crate::{
     identity::addresses::Tenure,
+    inventory::{Kind, Labels, Service, ServicePort, TargetPort},
     observe::LossReason,
     peer::Peer,
-    snapshot::{Body, Snapshot, SourceCounts, WorkloadEntry, facts::Seen},
+    snapshot::{Body, ServiceEntry, Snapshot, SourceCounts, WorkloadEntry, facts::Seen},
     time::Timestamp,
 };
 
@@ -37,6 +42,73 @@ fn bits<'a>(marks: impl IntoIterator<Item = &'a String>) -> u8 {
     marks.into_iter().fold(0, |bits, mark| bits | mark_bit(mark))
 }
 
+/// Intervals of observation that a state may bring along. A node that restarts for ever keeps the latest.
+const MAX_INTERVALS: usize = 1_000;
+
+/// What a restored state says of the cluster, until the lists of the inventory confirm it. Until then what stood still stands.
+#[derive(Debug)]
+pub(super) struct Restored {
+    /// End of the state's window.
+    pub(super) ended: Timestamp,
+    /// What was counted since then is still to be told.
+    is_seamless: bool,
+    /// Kinds of which no list has come.
+    unheard: BTreeSet<Kind>,
+    /// Who had which address when the state ended.
+    owners: HashMap<IpAddr, AddressOwner>,
+    /// Nodes that the cluster had.
+    pub(super) expected: BTreeSet<String>,
+}
+
+impl Restored {
+    /// Who had an address when the state ended, and still has it as far as known.
+    pub(super) fn owners(&self) -> impl Iterator<Item = &AddressOwner> {
+        self.owners.values()
+    }
+
+    /// Whether the list of this kind has come.
+    pub(super) fn knows(&self, kind: &Kind) -> bool {
+        !self.unheard.contains(kind)
+    }
+
+    /// Whether an endpoint that is in no list is none any more.
+    pub(super) fn knows_endpoints(&self) -> bool {
+        [Kind::Service, Kind::EndpointSlice, Kind::Pod].iter().all(|kind| self.knows(kind))
+    }
+
+    /// Until when an owner that is no more may have had its address, if that became known at `now`.
+    fn end(&self, now: Timestamp) -> Timestamp {
+        if self.is_seamless { now } else { self.ended }
+    }
+}
+
+/// The virtual addresses of a stored Service: its own until the list says otherwise.
+fn stored_service(entry: &ServiceEntry) -> Service {
+    let port = |p: &crate::snapshot::ServicePortEntry| ServicePort {
+        name: p.name.clone(),
+        port: p.port,
+        protocol: p.protocol.clone(),
+        target_port: TargetPort::Number(p.port),
+        node_port: p.node_port,
+    };
+    Service {
+        namespace: entry.namespace.clone(),
+        name: entry.name.clone(),
+        service_type: entry.service_type.clone(),
+        cluster_ips: entry.addresses.iter().copied().collect(),
+        external_ips: Vec::new(),
+        external_name: entry.external_name.clone(),
+        selector: Labels::default(),
+        ports: entry.ports.iter().map(port).collect(),
+    }
+}
+
+/// Until when a stored Service was there, as far as its endpoints and its description show; `None`: it was when the state ended.
+fn service_end(entry: &ServiceEntry) -> Option<Timestamp> {
+    let ends: Option<Vec<Timestamp>> = entry.ports.iter().flat_map(|p| &p.backends).map(|b| b.to).collect();
+    Some(ends?.into_iter().fold(entry.as_of, Timestamp::max))
+}
+
 impl Observer {
     /// Continues from a snapshot that this node's agent wrote: same instance, counts go on. The time in between is a gap in the window, unless `is_seamless`: the
     /// hooks were attached all the time, and what they counted is still to be told.
@@ -55,16 +127,26 @@ impl Observer {
             }
         }
         let mut observer = Self::new(config);
-        observer.load(&state.body);
+        observer.load(&state.body, is_seamless);
         if is_seamless && let Some(last) = observer.earlier.pop() {
             observer.config.started = last.from;
         }
         Ok(observer)
     }
 
-    fn load(&mut self, body: &Body) {
+    fn load(&mut self, body: &Body, is_seamless: bool) {
         self.earlier = body.window.nodes.get(&self.config.node).cloned().unwrap_or_default();
+        let excess = self.earlier.len().saturating_sub(MAX_INTERVALS);
+        self.earlier.drain(..excess);
         let ended = body.window.to.unwrap_or(self.config.started);
+        self.heard_since = ended;
+        let mut restored = Restored {
+            ended,
+            is_seamless,
+            unheard: BTreeSet::from([Kind::Node, Kind::Pod, Kind::Service, Kind::EndpointSlice]),
+            owners: HashMap::new(),
+            expected: body.coverage.nodes.expected.clone(),
+        };
         for loss in &body.coverage.losses {
             if let Some(index) = LossReason::ALL.iter().position(|r| r.as_str() == loss.reason) {
                 self.losses[index] = loss.count;
@@ -101,31 +183,38 @@ impl Observer {
             }
         }
         self.ran_on = places.ran_on;
-        let gone = body.workloads.iter().map(|w| WorkloadEntry {
-            pods: BTreeMap::new(),
-            ran_on: BTreeMap::new(),
-            ..w.clone()
-        });
-        self.gone_workloads = gone.map(|w| (w.workload.clone(), w.into())).collect();
+        let known = body.workloads.iter().map(|w| WorkloadEntry { ran_on: BTreeMap::new(), ..w.clone() });
+        self.gone_workloads = known.map(|w| (w.workload.clone(), w.into())).collect();
         let mut services = crate::snapshot::facts::Facts::default();
         for service in &body.services {
-            let mut service = service.clone();
-            for backend in service.ports.iter_mut().flat_map(|p| &mut p.backends) {
-                backend.to = backend.to.or(Some(ended));
+            services.add_service(service.clone());
+            let gone_at = service_end(service).unwrap_or(self.config.started);
+            if !service.addresses.is_empty() && gone_at >= ended.before(self.config.tombstone_ttl) {
+                self.service_gone(&Arc::new(stored_service(service)), gone_at);
             }
-            services.add_service(service);
         }
         self.services = services.services;
         for entry in &body.addresses {
             let peer = self.peers.id(entry.peer.clone());
             let from = entry.from.unwrap_or(Timestamp::MIN);
-            let to = entry.to.unwrap_or(ended);
+            let to = entry.to.unwrap_or(Timestamp::MAX);
             let owner = match entry.pod.as_deref().and_then(|p| p.split_once('/')) {
-                Some((namespace, name)) => AddressOwner::Pod(self.pods.restore(namespace, name, peer, ended)),
+                Some((namespace, name)) => {
+                    AddressOwner::Pod(self.pods.restore(namespace, name, peer, self.config.started))
+                }
                 None => AddressOwner::Node(peer),
             };
-            // That it was proven is stored, when is not: the tenure counts as the API server's word from here on.
-            self.addresses.restore(entry.address, Tenure::told(owner, from, to));
+            // That it was proven is stored, when is not: the tenure counts as the API server's word from here on. What this node itself
+            // still had when the state ended stays proven, as no list tells of addresses that Kubernetes does not know.
+            let mut tenure = Tenure::told(owner, from, to);
+            let is_own = entry.proven && owner == AddressOwner::Node(self.this_node);
+            if is_own && entry.to.is_none() {
+                tenure.proven = Some((ended, ended));
+            }
+            self.addresses.restore(entry.address, tenure);
+            if entry.to.is_none() && !is_own {
+                restored.owners.insert(entry.address, owner);
+            }
         }
         for flow in &body.service_flows {
             let client = self.peers.id(flow.client.clone());
@@ -172,6 +261,64 @@ impl Observer {
             }
             self.edges.restore((client, server, edge.protocol, edge.port), kept, &self.peers);
         }
+        self.restored = Some(restored);
+    }
+
+    /// A list of this kind has come, or none will. What the state has of that kind and the list has not is over.
+    pub(super) fn settle_restored(&mut self, kind: &Kind, now: Timestamp) {
+        let Some(mut restored) = self.restored.take() else { return };
+        if restored.unheard.remove(kind) {
+            let (confirmed, open): (HashMap<_, _>, _) =
+                restored.owners.into_iter().partition(|(_, owner)| match owner {
+                    AddressOwner::Node(_) => *kind == Kind::Node,
+                    AddressOwner::Pod(_) => *kind == Kind::Pod,
+                });
+            restored.owners = open;
+            for (address, owner) in confirmed {
+                if let AddressOwner::Node(peer) = owner
+                    && self.range_nodes.get(&address) == Some(&peer)
+                {
+                    // It follows from the node's range, as long as no pod has it.
+                    self.addresses.forget(address, owner);
+                } else if !self.has_address(owner, address) {
+                    self.addresses.release(address, owner, restored.end(now));
+                }
+            }
+            if *kind == Kind::Pod {
+                for workload in self.gone_workloads.values_mut() {
+                    *workload = workload.hosting(Vec::new(), workload.as_of);
+                }
+            }
+            if restored.knows_endpoints() {
+                self.dirty_services.extend(self.services.keys().cloned());
+            }
+        }
+        self.restored = Some(restored).filter(|restored| !restored.unheard.is_empty());
+    }
+
+    /// Whether the inventory says that this owner has the address.
+    fn has_address(&self, owner: AddressOwner, address: IpAddr) -> bool {
+        match owner {
+            AddressOwner::Node(peer) => {
+                let node = self.peers.node_name(peer).and_then(|name| self.inventory.node(name));
+                node.is_some_and(|node| node.addresses.contains(&address))
+            }
+            AddressOwner::Pod(id) => self
+                .pods
+                .get(id)
+                .is_some_and(|r| r.deleted.is_none() && !r.pod.finished && r.pod.addresses.contains(&address)),
+        }
+    }
+
+    /// The API server says that `owner` has the address. If the state gives it to another, the time between state and now is in doubt, as far as it was observed.
+    pub(super) fn claim(&mut self, address: IpAddr, owner: AddressOwner, since: Timestamp, now: Timestamp) {
+        if let Some(restored) = &mut self.restored
+            && let Some(before) = restored.owners.get(&address).copied().filter(|before| *before != owner)
+        {
+            restored.owners.remove(&address);
+            self.addresses.release(address, before, restored.end(now));
+        }
+        self.addresses.claim(address, owner, since);
     }
 
     fn restored_peer(&mut self, peer: &Peer) -> super::table::PeerId {

@@ -1,24 +1,48 @@
 //! The endpoints of Services over time.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     net::IpAddr,
     sync::Arc,
 };
 
 use super::{
-    Observer,
+    Observer, endpoints,
     ends::{Found, Remote},
+    restore::Restored,
+    table::PeerId,
 };
 use crate::{
     inventory::Backend,
+    observe::LossReason,
     peer::{Peer, Protocol},
-    snapshot::{ServiceEntry, facts::ServiceFacts},
+    snapshot::{
+        ServiceEntry,
+        behind::ENDPOINT_SLACK,
+        facts::{BackendKey, PortKey, ServiceFacts},
+    },
     time::Timestamp,
 };
 
 /// Endpoints remembered per Service port; of more the oldest ended ones are forgotten.
 const MAX_BACKENDS: usize = 4_096;
+
+/// Service port (`namespace/name:port`) and protocol → clients with their first and last use.
+type Uses = HashMap<(Arc<str>, String), Vec<(PeerId, Timestamp, Timestamp)>>;
+
+/// Those who used a Service port while this was an endpoint of it.
+fn users<'a>(
+    uses: &'a Uses,
+    (namespace, name): &(String, String),
+    (port, protocol, ..): &PortKey,
+    backend: &BackendKey,
+    to: Timestamp,
+) -> impl Iterator<Item = &'a (PeerId, Timestamp, Timestamp)> + use<'a> {
+    let key = (Arc::from(format!("{namespace}/{name}:{port}")), protocol.clone());
+    let from = backend.4.map_or(Timestamp::MIN, |from| from.before(ENDPOINT_SLACK));
+    let to = to.after(ENDPOINT_SLACK);
+    uses.get(&key).into_iter().flatten().filter(move |(_, first, last)| from <= *last && to >= *first)
+}
 
 impl Observer {
     /// Brings the endpoints of changed Services up to date.
@@ -99,30 +123,107 @@ impl Observer {
             }
         }
         let since = (self.saw_flow && now > self.config.started).then_some(now);
+        let may_close = self.restored.as_ref().is_none_or(Restored::knows_endpoints);
         let Some(facts) = self.services.get_mut(key).map(Arc::make_mut) else { return };
-        for (port, known) in &mut facts.ports {
-            let now_there = current.get(port);
-            for ((address, number, peer, node, _), to) in known.iter_mut().filter(|(_, to)| to.is_none()) {
-                if !now_there.is_some_and(|c| c.contains(&(*address, *number, Arc::clone(peer), node.clone()))) {
-                    *to = Some(now);
-                }
+        if may_close {
+            for (port, known) in &mut facts.ports {
+                endpoints::close(known, current.get(port), now);
             }
         }
+        let mut forgotten = Vec::new();
         for (port, backends) in current {
-            let known = facts.ports.entry(port).or_default();
-            for (address, number, peer, node) in backends {
-                let open = known
-                    .iter()
-                    .any(|((a, n, p, o, _), to)| to.is_none() && (a, n, p, o) == (&address, &number, &peer, &node));
-                if !open {
-                    known.insert((address, number, peer, node, since), None);
+            let known = facts.ports.entry(port.clone()).or_default();
+            for endpoint in backends {
+                endpoints::open(known, endpoint, since, now);
+            }
+            forgotten.extend(endpoints::bound(known, MAX_BACKENDS).into_iter().map(|gone| (port.clone(), gone)));
+        }
+        if !forgotten.is_empty() {
+            let uses = self.uses();
+            for (port, (backend, to)) in forgotten {
+                self.endpoint_forgotten(&uses, key, &port, &backend, to);
+            }
+        }
+    }
+
+    /// Who used which Service port when.
+    fn uses(&self) -> Uses {
+        let mut uses = Uses::new();
+        for ((client, service, protocol, _), flow) in &self.service_flows {
+            if let Some(seen) = &flow.seen {
+                let of_port = uses.entry((Arc::clone(service), protocol.to_string())).or_default();
+                of_port.push((*client, seen.first, seen.last));
+            }
+        }
+        uses
+    }
+
+    /// There was no room for an endpoint that had ended. Whoever may have reached it misses an edge.
+    fn endpoint_forgotten(
+        &mut self,
+        uses: &Uses,
+        service: &(String, String),
+        port: &PortKey,
+        backend: &BackendKey,
+        to: Timestamp,
+    ) {
+        let clients: Vec<PeerId> = users(uses, service, port, backend, to).map(|(client, ..)| *client).collect();
+        if !clients.is_empty() {
+            self.count_loss(LossReason::GraphFull, 1);
+        }
+        for client in clients {
+            self.incomplete_peer(client, LossReason::GraphFull.as_str());
+        }
+    }
+
+    /// Forgets what no flow can refer to any more of endpoints that ended before `before`, and joins the rest: it grows with
+    /// peers and nodes, not with time.
+    pub(super) fn forget_endpoints(&mut self, before: Timestamp) {
+        let is_old = |to: &Option<Timestamp>| to.is_some_and(|to| to < before);
+        let uses = self.uses();
+        let own_pods_only = self.config.own_pods_only;
+        let mut ended = 0;
+        for (name, facts) in &mut self.services {
+            let is_current = |port: &PortKey| {
+                let service = self.inventory.service(&name.0, &name.1);
+                service.is_some_and(|s| s.ports.iter().any(|p| p.port == port.0 && p.protocol == port.1))
+            };
+            if facts.ports.iter().any(|(port, b)| b.values().any(is_old) || b.is_empty() && !is_current(port)) {
+                let facts = Arc::make_mut(facts);
+                for (port, known) in &mut facts.ports {
+                    endpoints::fold(known, before, |backend, to| {
+                        // The node that had such an address has forgotten whose it was, and `merge` asks that node.
+                        let is_unnamed =
+                            own_pods_only && backend.3.is_some() && matches!(*backend.2, Peer::External { .. });
+                        !is_unnamed && users(&uses, name, port, backend, to).next().is_some()
+                    });
                 }
+                facts.ports.retain(|port, known| !known.is_empty() || is_current(port));
             }
-            while known.len() > MAX_BACKENDS {
-                let oldest = known.iter().filter_map(|(k, to)| Some((*to.as_ref()?, k.clone()))).min();
-                let Some((_, oldest)) = oldest else { break };
-                known.remove(&oldest);
+            ended += facts.ports.values().flat_map(BTreeMap::values).filter(|to| to.is_some()).count();
+        }
+        if ended > self.config.max_ended_endpoints {
+            self.bound_endpoints(&uses, ended - self.config.max_ended_endpoints);
+        }
+    }
+
+    /// Forgets this many of those that ended first.
+    fn bound_endpoints(&mut self, uses: &Uses, excess: usize) {
+        let mut ended = Vec::new();
+        for (name, facts) in &self.services {
+            for (port, known) in &facts.ports {
+                let of_port =
+                    known.iter().filter_map(|(key, to)| Some(((*to)?, name.clone(), port.clone(), key.clone())));
+                ended.extend(of_port);
             }
+        }
+        ended.sort_unstable();
+        ended.truncate(excess);
+        for (to, name, port, key) in ended {
+            if let Some(facts) = self.services.get_mut(&name).map(Arc::make_mut) {
+                facts.ports.entry(port.clone()).or_default().remove(&key);
+            }
+            self.endpoint_forgotten(uses, &name, &port, &key, to);
         }
     }
 

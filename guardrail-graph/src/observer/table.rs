@@ -18,6 +18,13 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PeerId(u32);
 
+impl PeerId {
+    /// Its number.
+    pub(super) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Peers by number.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
@@ -80,6 +87,25 @@ impl Peers {
         {
             self.free.push(id);
         }
+    }
+
+    /// How many numbers were given out, those that are free again included.
+    pub(super) fn numbers(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Forgets peers that `is_used` says nothing refers to.
+    pub(super) fn retain(&mut self, is_used: impl Fn(PeerId) -> bool) {
+        let free = &mut self.free;
+        let mut keep = |id: PeerId| {
+            let keep = is_used(id);
+            if !keep {
+                free.push(id);
+            }
+            keep
+        };
+        self.ids.retain(|_, id| keep(*id));
+        self.external.retain(|_, id| keep(*id));
     }
 
     /// The number of a peer, if it was ever used.
@@ -315,12 +341,27 @@ impl Edges {
         let edge = self.edges.swap_remove(key)?;
         if let Some(held) = self.held.get_mut(&local) {
             *held = held.saturating_sub(1);
+            if *held == 0 {
+                self.held.remove(&local);
+            }
         }
         Some(edge)
     }
 
     pub(super) fn len(&self) -> usize {
         self.edges.len()
+    }
+
+    /// Every peer that stands in an edge or is kept apart, some of them several times.
+    pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> + '_ {
+        let apart = self.externals.iter().flat_map(|(place, state)| {
+            let apart = match state {
+                Externals::Apart(apart) => Some(apart),
+                Externals::Many => None,
+            };
+            apart.into_iter().flatten().copied().chain([place.1])
+        });
+        self.edges.keys().flat_map(|key| [key.0, key.1]).chain(apart)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Edge)> {

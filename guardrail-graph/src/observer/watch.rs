@@ -33,6 +33,7 @@ impl Observer {
                 for object in objects {
                     self.apply_object(object, now);
                 }
+                self.settle_restored(&kind, now);
                 self.do_without(&kind);
             }
         }
@@ -43,11 +44,15 @@ impl Observer {
     /// No list of this kind is awaited (any more): what is not known of it will not become known.
     pub fn do_without(&mut self, kind: &Kind) {
         self.awaited.retain(|awaited| awaited != kind);
+        if let Some(restored) = &self.restored {
+            let ended = restored.ended;
+            self.settle_restored(kind, ended);
+        }
     }
 
-    /// What is known before anything was observed has been so since before the window.
+    /// What is known before anything was observed has been so since before the window, or since the restored state at latest.
     fn known_since(&self, now: Timestamp) -> Timestamp {
-        if !self.saw_flow || now <= self.config.started { Timestamp::MIN } else { now }
+        if !self.saw_flow || now <= self.config.started { self.heard_since } else { now }
     }
 
     fn apply_object(&mut self, object: Object, now: Timestamp) {
@@ -94,7 +99,7 @@ impl Observer {
                     self.addresses.release(*address, owner, now);
                 }
                 for address in &node.addresses {
-                    self.addresses.claim(*address, owner, self.known_since(now));
+                    self.claim(*address, owner, self.known_since(now), now);
                     self.newcomer(*address);
                 }
                 for range in &node.pod_cidrs {
@@ -192,7 +197,7 @@ impl Observer {
         for address in &change.claimed {
             match life {
                 Some(life) if life.to != Timestamp::MAX => self.addresses.past(*address, owner, life.from, life.to),
-                _ => self.addresses.claim(*address, owner, since),
+                _ => self.claim(*address, owner, since, now),
             }
             if let Some(life) = life {
                 self.addresses.born(*address, owner, life.from);
@@ -246,7 +251,7 @@ impl Observer {
         self.dirty_services.extend(names);
     }
 
-    fn service_gone(&mut self, service: &Arc<Service>, now: Timestamp) {
+    pub(super) fn service_gone(&mut self, service: &Arc<Service>, now: Timestamp) {
         for address in service.cluster_ips.iter().chain(&service.external_ips) {
             self.gone_services.insert(*address, (Arc::clone(service), now));
         }
@@ -300,7 +305,9 @@ impl Observer {
     /// Nodes that the cluster has, as far as the inventory shows.
     pub(super) fn expected_nodes(&self) -> BTreeSet<String> {
         let of_pods = self.inventory.pods().filter(|p| !p.finished).filter_map(|p| p.node.clone());
-        self.inventory.nodes().map(|n| n.name.clone()).chain(of_pods).collect()
+        let mut expected: BTreeSet<String> = self.inventory.nodes().map(|n| n.name.clone()).chain(of_pods).collect();
+        expected.extend(self.restored.iter().flat_map(|restored| restored.expected.iter().cloned()));
+        expected
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
 
 /// An endpoint counts for a flow if it was one within this much of the flow's time: the API server's word comes late, and a terminating
 /// endpoint still serves.
-const ENDPOINT_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
+pub(crate) const ENDPOINT_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// What the decision rests on.
 pub(crate) trait Evidence {

@@ -290,8 +290,11 @@ pub(crate) struct RemoteFacts {
 /// The pods of one node by workload.
 pub(crate) type PodsOfNode = BTreeMap<WorkloadRef, Vec<PodEntry>>;
 
-type PortKey = (u16, String, Option<String>, Option<u16>);
-type BackendKey = (IpAddr, u16, Arc<Peer>, Option<Arc<str>>, Option<Timestamp>);
+pub(crate) type PortKey = (u16, String, Option<String>, Option<u16>);
+/// `(address, port, peer, node, from)`.
+pub(crate) type BackendKey = (IpAddr, u16, Arc<Peer>, Option<Arc<str>>, Option<Timestamp>);
+/// Endpoints with their end.
+pub(crate) type Backends = BTreeMap<BackendKey, Option<Timestamp>>;
 
 /// `(address, from, owner, pod)`.
 pub(crate) type TenureKey = (IpAddr, Option<Timestamp>, Arc<Peer>, Option<String>);
@@ -319,7 +322,7 @@ impl KnownTenure {
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceFacts {
     pub(crate) base: ServiceEntry,
-    pub(crate) ports: BTreeMap<PortKey, BTreeMap<BackendKey, Option<Timestamp>>>,
+    pub(crate) ports: BTreeMap<PortKey, Backends>,
 }
 
 /// Services by namespace and name.

@@ -218,3 +218,15 @@ pub(crate) fn edge_text(edge: &EdgeRecord) -> String {
 pub(crate) fn edges(snapshot: &Snapshot) -> Vec<String> {
     snapshot.body.edges.iter().map(edge_text).collect()
 }
+
+/// The complete lists of a cluster, in the order in which a file gives them.
+pub(crate) fn lists(text: &str) -> Vec<Change> {
+    let objects = read::objects(text, "test").unwrap().objects;
+    [Kind::Namespace, Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod]
+        .into_iter()
+        .map(|kind| {
+            let objects = objects.iter().filter(|o| o.key().kind == kind).cloned().collect();
+            Change::Replace { kind, objects }
+        })
+        .collect()
+}
