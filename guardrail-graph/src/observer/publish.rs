@@ -173,7 +173,9 @@ impl Observer {
 
     /// Whether the API lists an address as a node's; `None` if it does not know the node.
     fn is_listed(&self, address: IpAddr, node: PeerId) -> Option<bool> {
-        let known = self.inventory.node(self.peers.node_name(node)?)?;
+        let Some(known) = self.peers.node_name(node).and_then(|name| self.inventory.node(name)) else {
+            return self.restored.as_ref()?.is_listed(address, node);
+        };
         Some(known.addresses.contains(&address) || self.range_nodes.get(&address) == Some(&node))
     }
 

@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use super::{
     AddressOwner, Observer, ObserverConfig, UnresolvedReason,
-    table::{Edge, Flow, mark_bit, side_index},
+    table::{Edge, Flow, PeerId, mark_bit, side_index},
 };
 use crate::{
     identity::addresses::Tenure,
@@ -56,6 +56,8 @@ pub(super) struct Restored {
     unheard: BTreeSet<Kind>,
     /// Who had which address when the state ended.
     owners: HashMap<IpAddr, AddressOwner>,
+    /// Whether the API listed an address as the node's that had it.
+    listed: HashMap<IpAddr, (PeerId, bool)>,
     /// Nodes that the cluster had.
     pub(super) expected: BTreeSet<String>,
 }
@@ -64,6 +66,11 @@ impl Restored {
     /// Who had an address when the state ended, and still has it as far as known.
     pub(super) fn owners(&self) -> impl Iterator<Item = &AddressOwner> {
         self.owners.values()
+    }
+
+    /// Whether the API listed the address as this node's when the state ended.
+    pub(super) fn is_listed(&self, address: IpAddr, node: PeerId) -> Option<bool> {
+        self.listed.get(&address).filter(|(owner, _)| *owner == node).map(|(_, listed)| *listed)
     }
 
     /// Whether the list of this kind has come.
@@ -145,6 +152,7 @@ impl Observer {
             is_seamless,
             unheard: BTreeSet::from([Kind::Node, Kind::Pod, Kind::Service, Kind::EndpointSlice]),
             owners: HashMap::new(),
+            listed: HashMap::new(),
             expected: body.coverage.nodes.expected.clone(),
         };
         for loss in &body.coverage.losses {
@@ -204,6 +212,9 @@ impl Observer {
                 }
                 None => AddressOwner::Node(peer),
             };
+            if let (AddressOwner::Node(_), None, Some(listed)) = (owner, entry.to, entry.listed) {
+                restored.listed.insert(entry.address, (peer, listed));
+            }
             // That it was proven is stored, when is not: the tenure counts as the API server's word from here on. What this node itself
             // still had when the state ended stays proven, as no list tells of addresses that Kubernetes does not know.
             let mut tenure = Tenure::told(owner, from, to);
@@ -284,6 +295,9 @@ impl Observer {
                     self.addresses.release(address, owner, restored.end(now));
                 }
             }
+            if *kind == Kind::Node {
+                restored.listed.clear();
+            }
             if *kind == Kind::Pod {
                 for workload in self.gone_workloads.values_mut() {
                     *workload = workload.hosting(Vec::new(), workload.as_of);
@@ -321,7 +335,7 @@ impl Observer {
         self.addresses.claim(address, owner, since);
     }
 
-    fn restored_peer(&mut self, peer: &Peer) -> super::table::PeerId {
+    fn restored_peer(&mut self, peer: &Peer) -> PeerId {
         match peer {
             Peer::External { address } => match address.parse::<IpAddr>() {
                 Ok(address) => self.peers.external(address),
