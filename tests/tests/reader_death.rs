@@ -71,12 +71,16 @@ fn uid(pod: &str) -> String {
 
 /// A daemon in this process, with its state in `dir`.
 fn run(lab: &Pair, dir: &Path, extra: &[&str]) -> JoinHandle<Result<(), RunError>> {
-    static SUBSCRIBER: Once = Once::new();
-    SUBSCRIBER.call_once(|| tracing::subscriber::set_global_default(Mortal).expect("the first"));
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        tracing::subscriber::set_global_default(Mortal).expect("the first");
+        // SAFETY: sets no handler. The lab's own, which ends the process, would run before the daemon's.
+        unsafe { libc::signal(libc::SIGTERM, libc::SIG_DFL) };
+    });
     let inventory = dir.join("inventory.yaml");
     let pod = |name: &str, address: &str| {
         format!(
-            "---\nkind: SocketPod\nmetadata: {{name: {name}, namespace: lab, uid: {}}}\nspec: {{nodeName: node-a}}\nstatus: {{podIP: {address}}}\n",
+            "---\nkind: Pod\nmetadata: {{name: {name}, namespace: lab, uid: {}}}\nspec: {{nodeName: node-a}}\nstatus: {{podIP: {address}}}\n",
             uid(name)
         )
     };
@@ -130,7 +134,7 @@ fn live_until(fate: &AtomicBool, lab: &Pair, dir: &Path, extra: &[&str]) -> Join
     let daemon = run(lab, dir, extra);
     assert!(until(|| stored(dir).is_some() || daemon.is_finished()), "it starts");
     talk(&web, &listener, 3);
-    assert!(until(|| opened(dir) == [3]), "{:?}", opened(dir));
+    assert!(until(|| opened(dir) == [3]), "{}", stored(dir).map_or_else(String::new, |state| state.to_json()));
     talk(&web, &listener, 4);
     fate.store(true, Ordering::SeqCst);
     daemon
