@@ -10,8 +10,12 @@ mod setup;
 mod verify;
 mod vm;
 
+use std::time::Duration;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::verify::Tiers;
 
 /// Everything that is done with this repository, as one list of commands.
 #[derive(Debug, Parser)]
@@ -33,13 +37,17 @@ enum Command {
         #[arg(long, default_value_t = 12)]
         seconds: u64,
     },
-    /// Format check, lints, every test, and the kernel tests once more on Debian's 6.1 in an emulated machine; kernel tests need root.
+    /// Format check, lints and every test on the running kernel; kernel and lab tests need root. See docs/testing.md.
     Test {
-        /// Only the tests whose name contains this, on the running kernel.
+        /// Only the tests whose name contains this.
+        #[arg(conflicts_with = "all")]
         filter: Option<String>,
-        /// Leave out the emulated machine.
+        /// And everything that takes longer: Debian's kernels in emulated machines, properties with many cases, every fuzz target for some seconds.
         #[arg(long)]
-        no_vm: bool,
+        all: bool,
+        /// With --all: begin nothing that would end later than this many minutes after the start, and name what was left out.
+        #[arg(long, value_name = "MINUTES", requires = "all")]
+        within: Option<u64>,
     },
     /// Check licences, advisories, duplicates and sources of every dependency (deny.toml).
     Deny {
@@ -102,7 +110,9 @@ fn main() -> Result<()> {
             run::build_binaries()?;
             run::interactive(run::target_dir()?.join("debug/guardrail-demo"), ["--seconds", &seconds.to_string()])
         }
-        Command::Test { filter, no_vm } => verify::run(filter.as_deref(), no_vm),
+        Command::Test { filter, all, within } => {
+            verify::run(Tiers { filter: filter.as_deref(), all, within: within.map(Duration::from_mins) })
+        }
         Command::Deny { offline } => deny::run(offline),
         Command::Image(options) => image::run(&options),
         Command::VmTest { kernel, arch, filter } => vm::run(kernel, arch, filter.as_deref()),
