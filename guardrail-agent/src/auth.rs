@@ -1,9 +1,11 @@
 //! `--auth kube`: who may read `/metrics` and `/v1/graph`, which name every service in the cluster.
 //!
-//! The API server decides: a TokenReview says who the bearer of a token is, a SubjectAccessReview whether that user may `get` the URL as a
-//! non-resource URL, as kubelets and controllers do it. Answers are remembered for a short time, refusals for a shorter one. What has to be asked
-//! for is limited in rate and in number, so that a caller with many bad tokens loads neither the agent nor the API server. It does not lock others out
-//! either: each caller has a share of its own, and a token that was good before is asked about apart from those that nobody knows.
+//! The API server decides ([`guardrail_kube::review`]): a TokenReview names the bearer of a token,
+//! a SubjectAccessReview says whether that user may `get` the URL as a non-resource URL, as
+//! kubelets and controllers do it. Permissions are cached for a short time, refusals for a shorter
+//! one. Reviews are limited in rate and in number, so that a caller with many bad tokens loads
+//! neither the agent nor the API server. Such a caller does not lock others out either: each caller
+//! has a share of its own, and tokens that were good before are reviewed apart from unknown ones.
 
 pub mod tls;
 
@@ -117,7 +119,8 @@ pub struct Guard {
     api: Arc<Api>,
     audience: Option<String>,
     limits: Limits,
-    /// Verdicts and until when they hold. A permission stays a while longer, as the word that the token was good once.
+    /// Verdicts and until when they hold. An expired permission stays a while, as a note that the
+    /// token was good before.
     answers: Mutex<HashMap<Question, (Verdict, Instant)>>,
     /// For tokens that nobody knows.
     unknown: Lane,

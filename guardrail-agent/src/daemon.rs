@@ -322,7 +322,7 @@ impl Daemon {
         let pending: Vec<_> =
             lists.iter().filter(|(_, s)| **s == ListState::Pending).map(|(r, _)| r.as_str()).collect();
         for (resource, _) in lists.iter().filter(|(_, state)| matches!(state, ListState::Denied(_))) {
-            self.observer.do_without(&resource.kind());
+            self.observer.list_unavailable(&resource.kind());
         }
         let nothing_heard = !lists.values().any(ListState::was_heard);
         let missing = lists.into_values().filter_map(|state| match state {

@@ -134,7 +134,7 @@ fn until_every_list_that_is_awaited_came_no_address_is_external_and_no_nodes_por
     assert_eq!(lab.at(40).edges(), ["web -> api TCP/8080"]);
     assert_eq!(lab.unresolved("cluster_unknown"), 3);
     // One that is refused is no longer awaited.
-    lab.observer.do_without(&Kind::Service);
+    lab.observer.list_unavailable(&Kind::Service);
     flows.iter().for_each(|flow| lab.flow(flow.clone()));
     assert_eq!(lab.at(80).edges().len(), 4);
 }

@@ -28,7 +28,7 @@ pub enum ListError {
         /// What the API server says.
         said: String,
     },
-    /// The credentials are no good.
+    /// The server does not accept the credentials.
     #[error("the API server does not accept the credentials of the kubeconfig")]
     Unauthorized,
     /// No connection, or it broke.
@@ -72,12 +72,12 @@ pub struct Agent {
     /// The node that it runs on or is meant for.
     pub node: String,
     /// Whether it can be asked.
-    pub state: State,
+    pub state: AgentState,
 }
 
 /// Whether an agent can be asked.
 #[derive(Debug, PartialEq, Eq)]
-pub enum State {
+pub enum AgentState {
     /// Its pod is ready.
     Ready,
     /// It is not, for this reason.
@@ -103,9 +103,9 @@ struct ListMeta {
 struct Pod {
     metadata: Meta,
     #[serde(default)]
-    spec: Spec,
+    spec: PodSpec,
     #[serde(default)]
-    status: Status,
+    status: PodStatus,
 }
 
 #[derive(Deserialize)]
@@ -115,14 +115,14 @@ struct Meta {
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Spec {
+struct PodSpec {
     node_name: String,
     affinity: serde_json::Value,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-struct Status {
+struct PodStatus {
     phase: String,
     conditions: Vec<Condition>,
     container_statuses: Vec<ContainerStatus>,
@@ -152,7 +152,8 @@ impl Pod {
         Agent { pod: self.metadata.name, node, state }
     }
 
-    /// The DaemonSet controller binds each pod to its node by the node's name, before the scheduler has looked at it.
+    /// The DaemonSet controller binds each pod to its node by the node's name, before the scheduler
+    /// has looked at it.
     fn meant_for(&self) -> Option<&str> {
         let terms =
             &self.spec.affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
@@ -160,17 +161,17 @@ impl Pod {
         fields.filter(|f| f["key"] == "metadata.name").find_map(|f| f["values"][0].as_str())
     }
 
-    fn state(&self) -> State {
-        let Status { phase, conditions, container_statuses } = &self.status;
+    fn state(&self) -> AgentState {
+        let PodStatus { phase, conditions, container_statuses } = &self.status;
         let condition = |name: &str| conditions.iter().find(|c| c.r#type == name);
         if phase == "Running" && condition("Ready").is_some_and(|c| c.status == "True") {
-            return State::Ready;
+            return AgentState::Ready;
         }
         let waiting = container_statuses.iter().find_map(|c| c.state["waiting"]["reason"].as_str());
         let unscheduled = condition("PodScheduled").filter(|c| c.status == "False").map(|c| c.message.as_str());
         let why = waiting.or(unscheduled).filter(|why| !why.is_empty()).map(|why| format!(", {}", plain(why)));
         let phase = if phase == "Running" { "not ready" } else { phase };
-        State::Absent(format!("its pod is {}{}", plain(phase), why.unwrap_or_default()))
+        AgentState::Absent(format!("its pod is {}{}", plain(phase), why.unwrap_or_default()))
     }
 }
 
@@ -220,11 +221,11 @@ mod tests {
         let ready = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
         assert_eq!(
             pod(json!({"nodeName": "a"}), ready),
-            Agent { pod: "p".to_owned(), node: "a".to_owned(), state: State::Ready }
+            Agent { pod: "p".to_owned(), node: "a".to_owned(), state: AgentState::Ready }
         );
         let absent = |status: Value| match pod(json!({"nodeName": "a"}), status).state {
-            State::Absent(why) => why,
-            State::Ready => panic!("ready"),
+            AgentState::Absent(why) => why,
+            AgentState::Ready => panic!("ready"),
         };
         assert_eq!(
             absent(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]})),
@@ -247,7 +248,7 @@ mod tests {
         assert_eq!(pending.node, "b");
         assert_eq!(
             pending.state,
-            State::Absent("its pod is Pending, 0/2 nodes are available: Insufficient memory.".to_owned())
+            AgentState::Absent("its pod is Pending, 0/2 nodes are available: Insufficient memory.".to_owned())
         );
         assert_eq!(pod(json!({}), status).node, "of pod p", "nobody's node makes the window incomplete all the same");
     }

@@ -1,6 +1,7 @@
 //! Requests to the API server, and what can go wrong with them.
 //!
-//! kube makes the connection and the authentication; status codes are read here, because each asks for another answer.
+//! The crate kube connects and authenticates. Status codes are read here, because each needs
+//! another reaction.
 
 use std::{
     path::PathBuf,
@@ -20,15 +21,16 @@ use tokio::{sync::Mutex, time::timeout};
 
 use crate::text::sentence;
 
-/// The largest answer that is read whole: a page of a list.
+/// The largest answer that is read whole (a page of a list), bytes.
 const MAX_BODY: usize = 64 << 20;
-/// The largest error answer that is read.
+/// The largest part of an error answer that is read, bytes.
 const MAX_STATUS: usize = 16 << 10;
-/// Credentials are read again at most so often, however many watches are told that theirs are no good.
+/// Shortest time between two readings of the credentials, however many requests are refused with
+/// 401.
 const RENEWAL: Duration = Duration::from_millis(250);
 /// Until a connection to the API server is there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest `Retry-After` that is obeyed.
+/// Longest `Retry-After` that is respected.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// Why there is no API server to talk to.
@@ -40,7 +42,7 @@ pub enum ConnectError {
     /// The kubeconfig that the environment names has no such context.
     #[error("the kubeconfig: {0}")]
     Context(#[from] KubeconfigError),
-    /// The kubeconfig is no good.
+    /// The kubeconfig cannot be read, or makes no sense.
     #[error("the kubeconfig {}: {source}", path.display())]
     Kubeconfig {
         /// The file.
@@ -48,7 +50,7 @@ pub enum ConnectError {
         /// Why.
         source: KubeconfigError,
     },
-    /// The credentials or certificates are no good.
+    /// The credentials or certificates cannot be used.
     #[error("cannot set up the connection to the API server: {0}")]
     Client(kube::Error),
 }
@@ -57,7 +59,8 @@ pub enum ConnectError {
 /// refuses them.
 #[derive(Clone, Debug, Default)]
 pub struct Source {
-    /// A kubeconfig file; without it `KUBECONFIG`, else `~/.kube/config`, else the pod's service account.
+    /// A kubeconfig file; without it `KUBECONFIG`, else `~/.kube/config`, else the pod's service
+    /// account.
     pub kubeconfig: Option<PathBuf>,
     /// A context of the kubeconfig; without it the current one.
     pub context: Option<String>,
@@ -78,7 +81,7 @@ impl Source {
                 let file = Kubeconfig::read_from(path).map_err(failed)?;
                 Config::from_custom_kubeconfig(file, &options).await.map_err(failed)
             }
-            // A context stands in a kubeconfig: a pod's service account is no answer.
+            // Only a kubeconfig has contexts, so a pod's service account does not count.
             None if self.context.is_some() => Ok(Config::from_kubeconfig(&options).await?),
             None => Ok(Config::infer().await?),
         }
@@ -86,7 +89,7 @@ impl Source {
 
     async fn client(&self, user_agent: &'static str) -> Result<Client, ConnectError> {
         let mut config = self.config().await?;
-        // Callers retry on their own: they know what to say, what to count, and when.
+        // Callers retry themselves: they log, count and wait in their own way.
         config.default_retry = false;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.headers.push((header::USER_AGENT, header::HeaderValue::from_static(user_agent)));
@@ -94,33 +97,33 @@ impl Source {
     }
 }
 
-/// What the API server, or the way to it, answered instead of an answer.
+/// Why a request or a stream failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// 401: the token is not (or no longer) taken.
+    /// 401: the server does not accept the token, or no longer.
     #[error("the API server does not accept the credentials (401)")]
     Unauthorized,
     /// 403: no permission.
     #[error("not permitted (403): {0}")]
     Forbidden(String),
-    /// 404: the server does not have this resource.
+    /// 404: the server does not serve this resource.
     #[error("the API server does not serve it (404)")]
     NotServed,
-    /// 410: the version to continue from is too old.
+    /// 410: the resource version or the page to continue from is too old.
     #[error("the resource version is too old (410)")]
     Expired,
-    /// Another 4xx: the request makes no sense to this server.
+    /// Another 4xx: the server rejects the request itself.
     #[error("the API server refuses the request ({status}): {message}")]
     Refused {
         /// Status code.
         status: u16,
-        /// What it says.
+        /// The server's message.
         message: String,
     },
     /// 429: too many requests.
     #[error("the API server is busy (429)")]
     Throttled {
-        /// When to come back.
+        /// How long the server asks to wait.
         retry_after: Option<Duration>,
     },
     /// 5xx.
@@ -128,24 +131,24 @@ pub enum Failure {
     Server {
         /// Status code.
         status: u16,
-        /// What it says.
+        /// The server's message.
         message: String,
-        /// When to come back.
+        /// How long the server asks to wait.
         retry_after: Option<Duration>,
     },
     /// No connection, or it broke.
     #[error("no connection to the API server: {0}")]
     Transport(String),
-    /// Nothing came for too long.
+    /// The server sent nothing for too long.
     #[error("the API server did not answer in time")]
     Stalled,
     /// The stream ended in the middle.
     #[error("the stream ended in the middle of an event or of the first list")]
     Cut,
-    /// What came is not what the API promises.
+    /// The server sent what is no list and no event.
     #[error("the API server sent something that is no list and no event: {0}")]
     Malformed(String),
-    /// A page or an event is larger than what is read.
+    /// A page or an event is larger than the limit.
     #[error("the API server sent more than is read at once")]
     TooLarge,
 }
@@ -185,7 +188,7 @@ impl Failure {
         }
     }
 
-    /// When the server wants to be asked again.
+    /// How long the server asks to wait, if it says so.
     pub(crate) const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Throttled { retry_after } | Self::Server { retry_after, .. } => *retry_after,
@@ -222,7 +225,7 @@ pub struct Api {
     current: Mutex<Current>,
 }
 
-/// An answer with the generation of the credentials that got it.
+/// A successful answer, whose body is still to be read.
 pub(crate) struct Answer {
     body: Body,
     limit: Duration,
@@ -252,8 +255,8 @@ impl StatusObject {
 }
 
 impl Api {
-    /// Reads address and credentials. Nothing is sent yet: a server that is away does not keep the agent
-    /// from starting. `user_agent` is the name and version that the server logs.
+    /// Reads address and credentials. Nothing is sent yet: a server that is away does not keep the
+    /// agent from starting. `user_agent` is the name and version that the server logs.
     ///
     /// # Errors
     /// If there is no configuration, or it makes no sense.
@@ -266,7 +269,8 @@ impl Api {
         })
     }
 
-    /// The credentials of `generation` were refused: reads them again, unless somebody has done so since.
+    /// Reads the credentials again after the server refused those of `generation`, unless another
+    /// request has done so since.
     async fn renew(&self, generation: u64) {
         let mut current = self.current.lock().await;
         if current.generation != generation || current.made.elapsed() < RENEWAL {
@@ -382,7 +386,7 @@ async fn refusal(answer: Response<Body>) -> Failure {
     Failure::of_status(status.as_u16(), message, retry_after)
 }
 
-/// Seconds only: API servers send no dates.
+/// `Retry-After` in seconds; API servers send no dates.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))

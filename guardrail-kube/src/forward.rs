@@ -1,7 +1,8 @@
 //! One agent's snapshot, through a port-forward of the API server to the agent's loopback listener.
 //!
-//! The user needs the verbs `get` and `create` on pods/portforward: a port-forward over a websocket is a GET,
-//! and since Kubernetes 1.35 the API server asks for `create` as well. No token is sent to the agent.
+//! The user needs the verbs `get` and `create` on pods/portforward: a port-forward over a websocket
+//! is a GET, and since Kubernetes 1.35 the API server asks for `create` as well. No token is sent
+//! to the agent.
 
 use std::{fmt, time::Duration};
 
@@ -27,11 +28,12 @@ use crate::{
 
 /// The port of `--local-listen` in deploy/base/daemonset.yaml.
 const PORT: u16 = 9465;
-/// The largest answer of one agent, bytes. With 100,000 edges, all that one agent keeps, it is a third of that.
+/// The largest answer of one agent, bytes. An agent keeps at most 100,000 edges, which take a third
+/// of it.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 /// The largest error page that is read, bytes.
 const MAX_ERROR_BYTES: usize = 4 << 10;
-/// How long a port-forward that broke may take to say why.
+/// How long a broken port-forward may take to give its reason.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Why an agent gave no snapshot.
@@ -39,7 +41,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 pub enum Miss {
     /// The user may not forward its port; what the API server says.
     Forbidden(String),
-    /// Another reason: the rest of a sentence that begins with the node.
+    /// Another reason. It completes a sentence that begins with the node.
     Because(String),
 }
 
@@ -52,8 +54,8 @@ impl fmt::Display for Miss {
     }
 }
 
-/// An answer of an agent's HTTP server.
-enum Answer {
+/// What an agent's HTTP server replies.
+enum Reply {
     Body(Vec<u8>),
     /// It has too much to do right now.
     Busy,
@@ -77,16 +79,16 @@ pub async fn snapshot(api: &Api, namespace: &str, pod: &str, limit: Duration) ->
     let deadline = Instant::now() + limit;
     let body = loop {
         match timeout_at(deadline, exchange(&pods, pod)).await {
-            Ok(Ok(Answer::Body(body))) => break body,
-            Ok(Ok(Answer::Busy)) if Instant::now() + Duration::from_secs(1) < deadline => {
+            Ok(Ok(Reply::Body(body))) => break body,
+            Ok(Ok(Reply::Busy)) if Instant::now() + Duration::from_secs(1) < deadline => {
                 sleep(Duration::from_secs(1)).await;
             }
-            Ok(Ok(Answer::Busy)) => return Err(Miss::Because("its agent is busy".to_owned())),
+            Ok(Ok(Reply::Busy)) => return Err(Miss::Because("its agent is busy".to_owned())),
             Ok(Err(miss)) => return Err(miss),
             Err(_) => return Err(Miss::Because(format!("no whole answer within {} s", limit.as_secs()))),
         }
     };
-    // Parsing may take a while, and must not cost the others their time.
+    // Parsing may take a while, and the other agents' answers must not wait for it.
     let name = pod.to_owned();
     let parsed = tokio::task::spawn_blocking(move || {
         let text = std::str::from_utf8(&body).map_err(|_| format!("{name}: no text"))?;
@@ -100,7 +102,7 @@ pub async fn snapshot(api: &Api, namespace: &str, pod: &str, limit: Duration) ->
 }
 
 /// One port-forward with one request.
-async fn exchange(pods: &kube::Api<Pod>, pod: &str) -> Result<Answer, Miss> {
+async fn exchange(pods: &kube::Api<Pod>, pod: &str) -> Result<Reply, Miss> {
     let mut forward = Forward(pods.portforward(pod, &[PORT]).await.map_err(refused)?);
     let (Some(stream), Some(error)) = (forward.0.take_stream(PORT), forward.0.take_error(PORT)) else {
         return Err(Miss::Because("the port-forward has no stream".to_owned()));
@@ -112,7 +114,7 @@ async fn exchange(pods: &kube::Api<Pod>, pod: &str) -> Result<Answer, Miss> {
         }
     };
     let mut failed = std::pin::pin!(failed);
-    // Ends with this function, also when it is cut off by its time limit.
+    // The task ends with this function, also when the time limit cuts it off.
     let mut connection = JoinSet::new();
     let request = async {
         let (mut sender, http) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -122,7 +124,7 @@ async fn exchange(pods: &kube::Api<Pod>, pod: &str) -> Result<Answer, Miss> {
             .header(header::USER_AGENT, concat!("guardrail/", env!("CARGO_PKG_VERSION")))
             .header(header::CONNECTION, "close")
             .body(Empty::<Bytes>::new());
-        // Nothing in it can be wrong.
+        // Its parts are constants that are valid.
         let request = request.unwrap_or_default();
         sender.send_request(request).await
     };
@@ -132,18 +134,18 @@ async fn exchange(pods: &kube::Api<Pod>, pod: &str) -> Result<Answer, Miss> {
     };
     match answer {
         Ok(answer) => answer.map_err(Miss::Because),
-        // The node's kubelet says why it could not connect, if it was that.
+        // If the kubelet could not connect, it sends the reason.
         Err(broken) => Err(timeout(LAST_WORDS, failed)
             .await
             .unwrap_or_else(|_| Miss::Because(format!("the connection to its agent broke: {}", sentence(&broken))))),
     }
 }
 
-/// Reads an answer; the inner error is a reason that is no transport's.
-async fn read(answer: Response<Incoming>) -> Result<Result<Answer, String>, hyper::Error> {
+/// Reads an answer. The inner error is a reason other than the transport.
+async fn read(answer: Response<Incoming>) -> Result<Result<Reply, String>, hyper::Error> {
     let status = answer.status();
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        return Ok(Ok(Answer::Busy));
+        return Ok(Ok(Reply::Busy));
     }
     let too_large = || Ok(Err(format!("its answer has more than {} MiB", MAX_ANSWER_BYTES >> 20)));
     let ok = status == StatusCode::OK;
@@ -165,13 +167,13 @@ async fn read(answer: Response<Incoming>) -> Result<Result<Answer, String>, hype
         }
     }
     if ok {
-        return Ok(Ok(Answer::Body(bytes)));
+        return Ok(Ok(Reply::Body(bytes)));
     }
     let said = String::from_utf8_lossy(&bytes);
     Ok(Err(format!("its agent answers {status}: {}", plain(said.lines().next().unwrap_or_default()))))
 }
 
-/// What the API server's refusal of a port-forward means.
+/// The reason behind a port-forward that the API server refused.
 fn refused(error: kube::Error) -> Miss {
     match &error {
         kube::Error::Api(status) if status.code == 403 => Miss::Forbidden(plain(&status.message)),

@@ -1,5 +1,5 @@
-//! Doors for the checks of hostile input (`fuzz/`): what a watcher does with bytes, without the server
-//! they came from. No part of agent or command uses it, and it is no API.
+//! Doors for the checks of hostile input (`fuzz/`): what a watcher does with bytes, without the
+//! server they came from. No part of agent or command uses it, and it is no API.
 
 use serde_json::value::RawValue;
 

@@ -4,10 +4,11 @@
 //! - [`watch`]: lists and watches of the objects that name pods, as a stream of
 //!   [`guardrail_graph::inventory::Change`]s.
 //! - [`review`]: who the bearer of a token is, and whether that user may read a URL.
-//! - [`agents`] and [`forward`]: the agents of a cluster, and the snapshot of each through a port-forward.
+//! - [`agents`] and [`forward`]: the agents of a cluster, and the snapshot of each through a
+//!   port-forward.
 //!
-//! No policy is read here: NetworkPolicies go to a reader that the caller gives. No name is decided here:
-//! that is the observer's (guardrail-graph).
+//! No policy is read here: NetworkPolicies go to a reader that the caller gives. No name is decided
+//! here: that is the observer's (guardrail-graph).
 
 #![forbid(unsafe_code)]
 

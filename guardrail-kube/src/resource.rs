@@ -1,4 +1,4 @@
-//! What is watched.
+//! The resources of the API that are watched.
 
 use guardrail_graph::inventory::Kind;
 
@@ -32,7 +32,8 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// All, in the order in which their first lists are asked for: pods last, when what names them is on its way.
+    /// All, in the order in which their first lists are requested. Pods come last, after the
+    /// objects that name them.
     pub const ALL: [Self; 12] = [
         Self::Namespaces,
         Self::Nodes,
@@ -107,7 +108,8 @@ impl Resource {
         }
     }
 
-    /// Whether metadata alone names the owner. A Deployment's own selector counts, never that of its ReplicaSets.
+    /// Whether the metadata alone is enough to name the owner: a Deployment's own selector counts,
+    /// never that of its ReplicaSets.
     pub(crate) const fn metadata_first(self) -> bool {
         matches!(self, Self::ReplicaSets)
     }

@@ -1,5 +1,5 @@
-//! TokenReview (authentication.k8s.io/v1) and SubjectAccessReview (authorization.k8s.io/v1): who the bearer
-//! of a token is, and what that user may read.
+//! TokenReview (authentication.k8s.io/v1) and SubjectAccessReview (authorization.k8s.io/v1): who
+//! the bearer of a token is, and what that user may read.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -58,8 +58,9 @@ async fn post<S: serde::de::DeserializeOwned>(
     serde_json::from_slice::<Review<S>>(&answer).map(|r| r.status).map_err(|e| Failure::Malformed(e.to_string()))
 }
 
-/// Asks who the bearer of `token` is, and whether that user may `get` the non-resource URL `path`. With an
-/// audience, only tokens issued for it count. Each of the two questions may take as long as `limit`.
+/// Asks who the bearer of `token` is, and whether that user may `get` the non-resource URL `path`.
+/// With an audience, only tokens issued for it count. Each of the two questions may take as long as
+/// `limit`.
 ///
 /// # Errors
 /// If the API server does not answer, or refuses the question.
@@ -76,7 +77,8 @@ pub async fn review(
     }
     let document = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec});
     let token: TokenStatus = post(api, "/apis/authentication.k8s.io/v1/tokenreviews", &document, limit).await?;
-    // A server that knows nothing of audiences returns none: then the token was not checked for ours.
+    // A server without support for audiences returns none: it did not check that the token is meant
+    // for us.
     let meant = audience.is_none_or(|a| token.audiences.iter().any(|is| is == a));
     if !token.authenticated || !meant || token.user.username.is_empty() {
         return Ok(Verdict::Unknown);

@@ -1,15 +1,15 @@
 //! The cluster as its API server reports it, as a stream of [`Change`]s.
 //!
 //! One task for each resource lists and watches. guardrail-graph's reader trims each object when it
-//! arrives. This module keeps, for each object, its resource version and a hash of the trimmed copy, so
-//! that an event without news never reaches the observer.
+//! arrives. This module keeps, for each object, its resource version and a hash of the trimmed
+//! copy, so that an event without news never reaches the observer.
 //!
-//! - The order is the order of arrival. No time stamp of an object is read: the clocks of API server and
-//!   node need not agree.
-//! - Each failure is counted, logged within bounds, and tried again with jittered backoff. What was known
-//!   stays known meanwhile.
-//! - Readiness does not wait for a list that cannot be had (no permission, not served, no answer for a
-//!   while); [`Status`] says which are missing.
+//! - The order is the order of arrival. No time stamp of an object is read: the clocks of API
+//!   server and node need not agree.
+//! - Each failure is counted, logged within bounds, and tried again with jittered backoff. What was
+//!   known stays known meanwhile.
+//! - Readiness does not wait for a list that cannot be had (no permission, not served, no answer
+//!   for a while); [`Status`] says which are missing.
 
 mod backoff;
 pub(crate) mod decode;
@@ -35,23 +35,25 @@ use watcher::Watcher;
 /// How long things may take. The defaults suit a real API server; tests shorten them.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// Until the head of an answer is there.
+    /// Longest wait for the head of an answer.
     pub answer: Duration,
-    /// Until a page of a list is read whole.
+    /// Longest time to read a whole page of a list.
     pub page: Duration,
-    /// A stream on which nothing came for so long is dead. API servers send a bookmark about once a minute.
+    /// Longest silence of a stream before it counts as dead. API servers send a bookmark about once
+    /// a minute.
     pub stall: Duration,
-    /// How long the server is asked to keep a watch open; up to half as much again is added, so that not all agents come back at once.
+    /// Time for which the server keeps a watch open. Up to half of it is added at random, so that
+    /// not all agents reconnect at once.
     pub watch: Duration,
     /// Shortest wait after a failure; it doubles with each further one.
     pub backoff: Duration,
     /// Longest wait after a failure.
     pub backoff_max: Duration,
-    /// Wait after an answer that only a person can change (no permission, resource not served).
+    /// Wait after a refusal that only a person can lift (no permission, resource not served).
     pub denied: Duration,
-    /// After so long without a first list, readiness does not wait for it any more.
+    /// Time without a first list after which readiness does not wait for it.
     pub patience: Duration,
-    /// For how long lists are read page by page, after a streaming list failed.
+    /// Time for which lists are read page by page after a streaming list failed.
     pub paged: Duration,
 }
 
@@ -74,8 +76,8 @@ impl Default for Timing {
 /// What is watched, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Watch only the pods of this node. For clusters of thousands of nodes; `guardrail merge` then gives
-    /// remote ends their names.
+    /// Watch only the pods of this node. For clusters of thousands of nodes; `guardrail merge` then
+    /// gives remote ends their names.
     pub pods_of_node: Option<String>,
     /// Objects per page of a list.
     pub page: u32,
@@ -89,8 +91,8 @@ impl Default for Options {
     }
 }
 
-/// Watches until `stop` is cancelled or nobody takes the changes any more. `status` shows how it goes,
-/// `policies` takes the NetworkPolicies.
+/// Watches until `stop` is cancelled or nobody takes the changes any more. `status` shows how it
+/// goes, `policies` takes the NetworkPolicies.
 pub async fn follow<P: Clone + Debug + Send + 'static>(
     api: Arc<Api>,
     options: Options,
@@ -106,7 +108,8 @@ pub async fn follow<P: Clone + Debug + Send + 'static>(
         watchers.spawn(Watcher::new(resource, &options, api, changes, status, policies).run());
     }
     drop(changes);
-    // A watcher only ends when nobody listens; any other end is a bug, and the caller must notice.
+    // A watcher ends only when nobody receives its changes. Any other end is a bug, and the caller
+    // must notice it.
     let ended = stop.run_until_cancelled(watchers.join_next()).await;
     if let Some(Some(Err(panicked))) = ended {
         tracing::error!("a watch of the API server broke: {panicked}");

@@ -1,5 +1,5 @@
-//! `--inventory kube` against an API server that replays recordings of a real one and misbehaves: whatever happens on the way, what is known in the
-//! end is what the server holds in the end.
+//! `--inventory kube` against an API server that replays recordings of a real one and misbehaves:
+//! whatever happens on the way, what is known in the end is what the server holds in the end.
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Ninety recorded seconds in less than one.
 const SPEED: u32 = 120;
 
-/// Everything an inventory holds, as sorted text. Of ReplicaSets that a Deployment owns only what names the owner: the rest is not asked for.
+/// Everything an inventory holds, as sorted text. Of ReplicaSets that a Deployment owns only what
+/// names the owner: the rest is not asked for.
 fn described(inventory: &Inventory) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     all.extend(inventory.namespaces().map(|o| format!("{o:?}")));
@@ -57,7 +58,8 @@ struct Client {
     token: PathBuf,
 }
 
-/// For the tests about silence alone: a machine that is busy is silent as well, and no other test may take that for a fault.
+/// For the tests about silence alone: a machine that is busy is silent as well, and no other test
+/// may take that for a fault.
 fn soon_given_up(options: &mut Options) {
     options.timing.stall = Duration::from_millis(800);
 }
@@ -183,7 +185,8 @@ async fn a_clean_replay_gives_what_the_server_holds() {
     assert_eq!(client.pod_lists(), 1, "one list, then only changes");
     assert_eq!(client.failures("expired") + client.failures("malformed") + client.failures("stalled"), 0);
     assert!(client.outcomes("deleted") > 5);
-    // The order of what happened matters as well as its end: the replay ended with other pods than it began with.
+    // The order of what happened matters as well as its end: the replay ended with other pods than
+    // it began with.
     assert!(!client.inventory.pods().any(|p| p.name == "oneoff"));
 }
 

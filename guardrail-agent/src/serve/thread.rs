@@ -1,9 +1,9 @@
 //! The thread of the listeners, with a runtime of its own.
 //!
 //! The observer's task may work for seconds without a pause: a large graph is copied, a list of ten
-//! thousand pods is applied. The kubelet's probes, TLS handshakes and reviews of tokens do not wait for it.
-//! What belongs to a listener (its socket, its connections, the client that asks for reviews) is made on
-//! this thread, because a runtime drives only what was made on it.
+//! thousand pods is applied. The kubelet's probes, TLS handshakes and reviews of tokens do not wait
+//! for it. What belongs to a listener (its socket, its connections, the client that asks for
+//! reviews) is made on this thread, because a runtime drives only what was made on it.
 
 use std::{io, thread};
 

@@ -1,8 +1,9 @@
 //! `kube[:NAMESPACE]`: the snapshots of all agents of a cluster, without another server.
 //!
-//! In: a namespace and the user's own kubeconfig. Out: one snapshot for each agent that answered, and one that
-//! says which nodes should have an agent, so that a node without an answer makes the window incomplete.
-//! guardrail-kube finds the agents and asks them; what the user needs to be permitted stands there.
+//! In: a namespace and the user's own kubeconfig. Out: one snapshot for each agent that answered,
+//! and one that says which nodes should have an agent, so that a node without an answer makes the
+//! window incomplete. guardrail-kube finds the agents and asks them; what the user needs to be
+//! permitted stands there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +16,7 @@ use anyhow::{Context as _, bail};
 use guardrail_graph::Snapshot;
 use guardrail_kube::{
     Api, ConnectError, Source,
-    agents::{self, Agent, State},
+    agents::{self, Agent, AgentState},
     forward::{self, Miss},
     text::sentence,
 };
@@ -47,7 +48,8 @@ pub(crate) struct KubeArgs {
     agent_timeout: u64,
 }
 
-/// The namespace that a SNAPSHOT argument of the form `kube[:NAMESPACE]` names; `None` if it is something else.
+/// The namespace that a SNAPSHOT argument of the form `kube[:NAMESPACE]` names; `None` if it is
+/// something else.
 ///
 /// # Errors
 /// If what stands behind the colon is no name of a namespace.
@@ -112,8 +114,8 @@ async fn ask(api: &Arc<Api>, namespace: &str, agents: Vec<Agent>, limit: Duratio
     for agent in agents {
         nodes.expected.insert(agent.node.clone());
         match agent.state {
-            State::Absent(reason) => nodes.missed(&agent.node, &agent.pod, Miss::Because(reason)),
-            State::Ready => {
+            AgentState::Absent(reason) => nodes.missed(&agent.node, &agent.pod, Miss::Because(reason)),
+            AgentState::Ready => {
                 let (api, namespace, permits) = (Arc::clone(api), namespace.to_owned(), Arc::clone(&permits));
                 asked.spawn(async move {
                     let _permit = permits.acquire_owned().await;

@@ -14,8 +14,8 @@ pub struct ObserverConfig {
     /// Only the pods of this node are known (`--inventory-scope node`): what goes to or comes from another node's pod range is kept by its
     /// address, and `merge` names it.
     pub own_pods_only: bool,
-    /// Kinds whose first lists ([`crate::inventory::Change::Replace`]) are still to come. Until they are all in, or are done without
-    /// ([`super::Observer::do_without`]), an address that nobody is known to own may be anybody's, and none passes for an external peer.
+    /// Kinds whose first lists ([`crate::inventory::Change::Replace`]) are still to come. Until each is in or
+    /// unavailable ([`super::Observer::list_unavailable`]), an address that nobody is known to own may be anybody's, and none passes for an external peer.
     pub awaited: Vec<Kind>,
     /// When the hooks were attached: the start of the window.
     pub started: Timestamp,

@@ -34,15 +34,19 @@ impl Observer {
                     self.apply_object(object, now);
                 }
                 self.settle_restored(&kind, now);
-                self.do_without(&kind);
+                self.stop_awaiting(&kind);
             }
         }
         self.adopt(now);
         self.retry_soon(now);
     }
 
-    /// No list of this kind is awaited (any more): what is not known of it will not become known.
-    pub fn do_without(&mut self, kind: &Kind) {
+    /// The API server refuses the list of this kind, or does not serve it. Flows no longer wait for it.
+    pub fn list_unavailable(&mut self, kind: &Kind) {
+        self.stop_awaiting(kind);
+    }
+
+    fn stop_awaiting(&mut self, kind: &Kind) {
         self.awaited.retain(|awaited| awaited != kind);
         if let Some(restored) = &self.restored {
             let ended = restored.ended;

@@ -1,13 +1,15 @@
-//! Waits between attempts: exponential, with full jitter, so that agents that failed together do not come back together.
+//! Waits between attempts: they grow exponentially and have jitter, so that agents that failed
+//! together do not retry together.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
     time::Duration,
 };
 
-/// A fraction in `0..1` that differs from call to call and from process to process. Not for secrets.
+/// A fraction in `0..1` that differs from call to call and from process to process. Not for
+/// secrets.
 fn fraction() -> f64 {
-    // `RandomState` is seeded by the system once per thread and counts on with each instance.
+    // The system seeds `RandomState` once for each thread; each instance gets the next key.
     let random = RandomState::new().hash_one(0_u8);
     (random >> 11) as f64 / (1_u64 << 53) as f64
 }
@@ -56,8 +58,8 @@ impl Relists {
         Self { is_repeated: false, backoff: Backoff::new(base, max) }
     }
 
-    /// The version is too old. The server works, so the list is asked for at once; but only once, as long
-    /// as no watch goes on from it.
+    /// The version is too old. The server works, so the list is asked for at once; but only once,
+    /// as long as no watch goes on from it.
     pub(super) fn expired(&mut self) -> Duration {
         if std::mem::replace(&mut self.is_repeated, true) { self.next() } else { Duration::ZERO }
     }

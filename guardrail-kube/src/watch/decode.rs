@@ -1,4 +1,4 @@
-//! Lists and watch events, taken apart without building the objects they carry.
+//! Splits lists and watch events without building the objects that they carry.
 
 use std::borrow::Cow;
 
@@ -70,7 +70,7 @@ pub(crate) struct Page<'a> {
     pub(crate) items: Vec<&'a RawValue>,
 }
 
-/// What can be told of an object even if the rest of it makes no sense.
+/// The part of an object that is readable even if the rest makes no sense.
 pub(crate) struct Head<'a> {
     /// `namespace/name`, or the name alone.
     pub(crate) name: String,
@@ -173,7 +173,7 @@ pub(crate) fn object(raw: &RawValue, head: &Head<'_>, resource: Resource) -> Res
         read::object(raw.get(), Some(kind.as_str()), &what)
     };
     match read {
-        // Somebody else's kind under this resource would end up under another key.
+        // An object of another kind under this resource would get a key that nobody deletes.
         Ok(Some(object)) if object.key().kind != kind => Err(format!("it is a {}", object.key().kind.as_str())),
         Ok(object) => Ok(object),
         Err(e) => Err(e.to_string()),

@@ -1,4 +1,5 @@
-//! What has been said of each object: enough to tell news from repetitions, without a copy of the object.
+//! What is known of each object: enough to tell a change from a repetition, without a copy of the
+//! object.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -6,24 +7,26 @@ use std::{
     hash::{DefaultHasher, Hasher as _},
 };
 
-/// Deleted names remembered per resource, against events that arrive after the deletion that followed them.
+/// Deleted names kept for each resource. An event that is older than the deletion but arrives after
+/// it is recognised by them.
 const TOMBSTONES: usize = 1024;
 
-/// What to do with an object that arrived.
+/// Whether an object that arrived brings something new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It says something new.
-    News,
+pub(super) enum Novelty {
+    /// The trimmed copy is new or differs.
+    Changed,
     /// The trimmed copy is as it was.
     Unchanged,
-    /// Something newer has arrived before.
+    /// A newer version arrived before.
     Stale,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    /// As a number: since 1.35 the API promises that versions of one resource can be compared so, and etcd's always could. `None` if it is not
-    /// a number; then arrival alone counts.
+    /// `metadata.resourceVersion` as a number. Since 1.35 the API guarantees that versions of one
+    /// resource compare as numbers; those of etcd always did. `None` if it is no number: then only
+    /// the order of arrival counts.
     version: Option<u64>,
     /// Of the trimmed copy; `None` for a tombstone.
     content: Option<u64>,
@@ -33,7 +36,7 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     entries: HashMap<Box<str>, Entry>,
-    /// Names of tombstones, oldest first; a name may have come back to life since.
+    /// Names of tombstones, oldest first. An object of such a name may exist again.
     deleted: VecDeque<Box<str>>,
 }
 
@@ -57,24 +60,24 @@ fn older(version: Option<u64>, known: Option<u64>) -> bool {
 }
 
 impl Known {
-    /// Takes note of an object that was added or modified.
-    pub(super) fn applied(&mut self, name: &str, version: Option<u64>, content: u64) -> Verdict {
+    /// Records an object that was added or modified.
+    pub(super) fn applied(&mut self, name: &str, version: Option<u64>, content: u64) -> Novelty {
         let entry = Entry { version, content: Some(content) };
         match self.entries.get_mut(name) {
-            Some(known) if older(version, known.version) => Verdict::Stale,
+            Some(known) if older(version, known.version) => Novelty::Stale,
             Some(known) => {
-                let verdict = if known.content == entry.content { Verdict::Unchanged } else { Verdict::News };
+                let novelty = if known.content == entry.content { Novelty::Unchanged } else { Novelty::Changed };
                 *known = entry;
-                verdict
+                novelty
             }
             None => {
                 self.entries.insert(name.into(), entry);
-                Verdict::News
+                Novelty::Changed
             }
         }
     }
 
-    /// Takes note of a deletion. `false` if the object is not known, or has come back since.
+    /// Records a deletion. `false` if the object is not known, or was created again since.
     pub(super) fn deleted(&mut self, name: &str, version: Option<u64>) -> bool {
         let Some(known) = self.entries.get_mut(name) else {
             self.bury(name, version);
@@ -118,7 +121,8 @@ impl Known {
         self.entries.iter().filter(|(_, e)| e.content.is_some()).map(|(name, _)| &**name)
     }
 
-    /// A complete list came: nothing else is known any more, older deletions neither. (A server restored from a backup counts from the past.)
+    /// Takes a complete list. Objects that it does not name are forgotten. Tombstones are forgotten
+    /// too, because a server that was restored from a backup continues from an older version.
     pub(super) fn replace(&mut self, objects: impl IntoIterator<Item = (Box<str>, Option<u64>, u64)>) {
         self.deleted = VecDeque::new();
         self.entries = objects
@@ -136,32 +140,32 @@ mod tests {
     #[test]
     fn repetitions_and_late_events_are_told_from_news() {
         let mut known = Known::default();
-        assert_eq!(known.applied("a/x", Some(5), 1), Verdict::News);
-        assert_eq!(known.applied("a/x", Some(5), 1), Verdict::Unchanged);
-        assert_eq!(known.applied("a/x", Some(6), 1), Verdict::Unchanged);
-        assert_eq!(known.applied("a/x", Some(9), 2), Verdict::News);
-        assert_eq!(known.applied("a/x", Some(7), 1), Verdict::Stale);
+        assert_eq!(known.applied("a/x", Some(5), 1), Novelty::Changed);
+        assert_eq!(known.applied("a/x", Some(5), 1), Novelty::Unchanged);
+        assert_eq!(known.applied("a/x", Some(6), 1), Novelty::Unchanged);
+        assert_eq!(known.applied("a/x", Some(9), 2), Novelty::Changed);
+        assert_eq!(known.applied("a/x", Some(7), 1), Novelty::Stale);
         assert!(!known.deleted("a/x", Some(8)), "deleted before it came back");
         assert!(known.deleted("a/x", Some(10)));
         assert!(!known.deleted("a/x", Some(10)), "said twice");
-        assert_eq!(known.applied("a/x", Some(9), 3), Verdict::Stale, "from before the deletion");
-        assert_eq!(known.applied("a/x", Some(11), 3), Verdict::News, "a new object of that name");
+        assert_eq!(known.applied("a/x", Some(9), 3), Novelty::Stale, "from before the deletion");
+        assert_eq!(known.applied("a/x", Some(11), 3), Novelty::Changed, "a new object of that name");
     }
 
     #[test]
     fn versions_that_are_no_numbers_are_taken_as_they_come() {
         let mut known = Known::default();
-        assert_eq!(known.applied("x", None, 1), Verdict::News);
-        assert_eq!(known.applied("x", None, 2), Verdict::News);
+        assert_eq!(known.applied("x", None, 1), Novelty::Changed);
+        assert_eq!(known.applied("x", None, 2), Novelty::Changed);
         assert!(known.deleted("x", None));
-        assert_eq!(known.applied("x", None, 2), Verdict::News);
+        assert_eq!(known.applied("x", None, 2), Novelty::Changed);
     }
 
     #[test]
     fn a_late_event_of_an_object_whose_deletion_alone_was_seen_is_stale() {
         let mut known = Known::default();
         assert!(!known.deleted("x", Some(10)));
-        assert_eq!(known.applied("x", Some(9), 1), Verdict::Stale);
+        assert_eq!(known.applied("x", Some(9), 1), Novelty::Stale);
     }
 
     #[test]
@@ -181,7 +185,7 @@ mod tests {
         known.applied("x", Some(1000), 1);
         known.deleted("y", Some(1000));
         known.replace([("x".into(), Some(7), 1)]);
-        assert_eq!(known.applied("x", Some(8), 2), Verdict::News);
-        assert_eq!(known.applied("y", Some(9), 2), Verdict::News);
+        assert_eq!(known.applied("x", Some(8), 2), Novelty::Changed);
+        assert_eq!(known.applied("y", Some(9), 2), Novelty::Changed);
     }
 }

@@ -1,6 +1,7 @@
 //! Splits a byte stream into lines, with a limit on what one line may hold.
 
-/// The largest event that is read. etcd takes objects of 1.5 MiB; managed fields and JSON add to that.
+/// The largest event that is read, bytes. etcd stores objects of up to 1.5 MiB; managed fields and
+/// JSON add to that.
 pub(crate) const MAX_LINE: usize = 8 << 20;
 
 /// A line was longer than [`MAX_LINE`].
@@ -29,7 +30,7 @@ impl Lines {
                 self.partial.extend_from_slice(head);
                 line(&self.partial)?;
                 self.partial.clear();
-                // One huge object must not leave its buffer behind for ever.
+                // The buffer of one huge object must not stay allocated.
                 self.partial.shrink_to(64 << 10);
             }
         }
@@ -40,7 +41,7 @@ impl Lines {
         Ok(())
     }
 
-    /// Whether the stream stands in the middle of a line.
+    /// Whether the stream is in the middle of a line.
     pub(crate) fn is_partial(&self) -> bool {
         !self.partial.is_empty()
     }

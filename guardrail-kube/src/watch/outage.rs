@@ -1,5 +1,6 @@
-//! What the log says while the API server is away: one line when it begins, at most one a minute while
-//! it goes on, one when it is over. Twelve watches fail together, each many times; `/metrics` counts them all.
+//! Log lines about an API server that is away: one when the outage begins, at most one a minute
+//! while it goes on, one when it is over. Twelve watches fail together, each many times; the
+//! metrics count them all.
 
 use std::{
     collections::BTreeSet,
@@ -25,7 +26,7 @@ pub(super) struct Outage {
 }
 
 impl Outage {
-    /// Takes note of a failed request. Gives the line for the log, if one is due.
+    /// Records a failed request. Returns the line for the log, if one is due.
     pub(super) fn failed(&mut self, resource: Resource, reason: &str, now: Instant) -> Option<String> {
         self.failing.insert(resource);
         self.failures += 1;
@@ -47,8 +48,8 @@ impl Outage {
         ))
     }
 
-    /// A watch goes on, or a list is complete. Gives the line for the log, if that ends an outage that the
-    /// log knows of.
+    /// Records that a watch goes on, or that a list is complete. Returns the line for the log, if
+    /// that ends an outage that was logged.
     pub(super) fn worked(&mut self, resource: Resource) -> Option<String> {
         self.failing.remove(&resource);
         if !self.failing.is_empty() {

@@ -1,4 +1,4 @@
-//! How the watches are doing: for readiness and for metrics.
+//! The state of the watches, for readiness and for metrics.
 
 use std::{
     collections::BTreeMap,
@@ -22,15 +22,16 @@ pub enum ListState {
     Pending,
     /// A list came, and changes since.
     Synced,
-    /// A list came, but now the server refuses it: what was known stays.
+    /// A list came, but now the server refuses it. What was known stays known.
     Outdated(String),
-    /// No list came yet, and readiness does not wait for it any more.
+    /// No list came yet, and readiness no longer waits for it.
     GivenUp(String),
-    /// The server refuses the list, or does not serve it: there will be none before somebody changes that.
+    /// The server refuses the list, or does not serve it. No list comes before a person changes
+    /// that.
     Denied(String),
 }
 
-/// What became of objects, by outcome.
+/// What was done with an object that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Applied,
@@ -55,7 +56,8 @@ struct Counters {
     outcomes: [AtomicU64; Outcome::ALL.len()],
     failures: [AtomicU64; Failure::REASONS.len()],
     lists: AtomicU64,
-    /// Milliseconds since `started` at which the server last said something of this resource, 0 for never.
+    /// When the server last sent something about this resource, in milliseconds since `started`; 0
+    /// for never.
     heard: AtomicU64,
 }
 
@@ -79,7 +81,7 @@ pub struct Report {
     pub lists: Vec<(&'static str, u64)>,
     /// (resource, whether its list is in and followed).
     pub synced: Vec<(&'static str, bool)>,
-    /// (resource, seconds since the API server last said something of it).
+    /// (resource, seconds since the API server last sent something about it).
     pub age_seconds: Vec<(&'static str, f64)>,
 }
 

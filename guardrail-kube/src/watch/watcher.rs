@@ -1,14 +1,14 @@
 //! List and watch of one resource, for ever.
 //!
 //! ```text
-//! no version ──► streaming list (or paged list) ──► what differs ──► watch from its version ──► Apply, Delete …
-//!      ▲                                                          │ 410, or an event that is none
-//!      └──────────────────────────────────────────────────────────┘
+//! no version ─► streaming or paged list ─► what differs ─► watch from its version ─► Apply, Delete …
+//!     ▲                                                         │ 410, or an event that is none
+//!     └─────────────────────────────────────────────────────────┘
 //! ```
-//! A stream that ends or breaks is taken up where it stood; only a version that the server does not
-//! know any more costs a new list. When a server answers a streaming list with anything but the list,
-//! the lists of that resource are read page by page for a while: servers whose storage cannot stream
-//! accept the request and fail inside the stream, each time.
+//! A stream that ends or breaks is continued where it stood. Only a version that the server no
+//! longer knows costs a new list. When a server answers a streaming list with anything but the
+//! list, the lists of that resource are read page by page for a while: servers whose storage cannot
+//! stream accept the request and fail inside the stream, each time.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use super::{
     Options, Timing,
     backoff::{Backoff, Relists, spread},
     decode::{self, Event, Head},
-    known::{Known, Verdict, content},
+    known::{Known, Novelty, content},
     lines::{Lines, TooLong},
     policies::{Policies, ReadPolicy},
     status::{ListState, Outcome, Status},
@@ -40,9 +40,9 @@ const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;
 /// Why a stream or a list ended.
 enum Ended {
     Failed(Failure),
-    /// Metadata is not enough for this resource: list again, whole.
+    /// Metadata is not enough for this resource: list whole objects.
     NeedsSpec,
-    /// Nobody takes the changes any more.
+    /// Nobody receives the changes any more.
     Closed,
 }
 
@@ -154,7 +154,7 @@ impl<P: Clone + Debug> Watcher<P> {
         }
     }
 
-    /// Ends only when nobody takes the changes any more.
+    /// Ends only when nobody receives the changes any more.
     pub(super) async fn run(mut self) {
         loop {
             let began = Instant::now();
@@ -199,8 +199,8 @@ impl<P: Clone + Debug> Watcher<P> {
         self.paged_until = Some(Instant::now() + self.timing.paged);
     }
 
-    /// Whether a failure of a streaming list says that the server cannot stream it. A connection that
-    /// was never there, and credentials that are refused, say nothing of the kind.
+    /// Whether a failure of a streaming list says that the server cannot stream it. A connection
+    /// that was never there, and credentials that are refused, say nothing of the kind.
     fn is_about_streaming(&self, failure: &Failure) -> bool {
         match failure {
             Failure::Unauthorized => false,
@@ -209,7 +209,7 @@ impl<P: Clone + Debug> Watcher<P> {
         }
     }
 
-    /// Takes note of a failure, decides how to go on, and how long to wait before.
+    /// Records a failure. Decides how to go on, and how long to wait before that.
     fn failed(&mut self, failure: &Failure, step: Step) -> Duration {
         self.status.failed(self.resource, failure);
         let pages_instead = step == Step::StreamedList && self.is_about_streaming(failure);
@@ -218,13 +218,13 @@ impl<P: Clone + Debug> Watcher<P> {
             tracing::debug!(resource = self.resource.as_str(), "no streaming list, reading pages: {failure}");
         }
         let mut wait = match failure {
-            // Servers before 1.27, without the feature, or with a rule of their own for watches: the
+            // A server before 1.27, without the feature, or with a rule of its own for watches. The
             // request failed, not the server.
             Failure::Refused { .. } | Failure::Forbidden(_) | Failure::NotServed if pages_instead => {
                 return Duration::ZERO;
             }
             Failure::Forbidden(_) | Failure::NotServed => spread(self.timing.denied),
-            // The server works, and needs another question.
+            // The server works and needs another request.
             Failure::Expired => self.relists.expired(),
             Failure::Malformed(_) | Failure::TooLarge | Failure::Refused { .. } => self.relists.next(),
             _ => self.backoff.next(),
@@ -245,7 +245,7 @@ impl<P: Clone + Debug> Watcher<P> {
         wait
     }
 
-    /// Logs a failure, and lets readiness know when there is no use in waiting.
+    /// Logs a failure, and tells readiness when it is of no use to wait.
     fn report(&mut self, failure: &Failure, step: Step) {
         let (resource, group) = (self.resource.as_str(), self.resource.group());
         let dot = if group.is_empty() { "" } else { "." };
@@ -347,7 +347,7 @@ impl<P: Clone + Debug> Watcher<P> {
             let mut batch = Vec::new();
             let was_listing = listing.is_some();
             let result = lines.push(&piece, |line| self.line(line, &mut listing, &mut batch));
-            // What came before a line that makes no sense did make sense.
+            // The lines before a malformed one are valid.
             self.hand_on(batch).await?;
             if was_listing && listing.is_none() {
                 self.status.listed(self.resource);
@@ -365,7 +365,7 @@ impl<P: Clone + Debug> Watcher<P> {
         if lines.is_partial() || listing.is_some() { Err(Failure::Cut.into()) } else { Ok(()) }
     }
 
-    /// Takes one line of a watch. While `listing` is there, the first list is not complete.
+    /// Takes one line of a watch. While `listing` is `Some`, the first list is not complete.
     fn line(&mut self, line: &[u8], listing: &mut Option<Listing<P>>, batch: &mut Vec<Change>) -> Result<(), Ended> {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
@@ -382,7 +382,8 @@ impl<P: Clone + Debug> Watcher<P> {
                 None => self.apply(raw, batch)?,
             },
             Event::Deleted(raw) if listing.is_none() => self.delete(raw, batch),
-            // Between the first events and their end nothing is deleted; a server that says so anyway is asked again.
+            // A server sends no deletion between the first events and their end. One that does is
+            // asked again.
             Event::Deleted(_) => return Err(Failure::Malformed("a deletion inside the first list".to_owned()).into()),
         }
         Ok(())
@@ -402,11 +403,11 @@ impl<P: Clone + Debug> Watcher<P> {
             None => listing.invalid.push(head.name),
             Some(trimmed) => {
                 let hash = content(&trimmed);
-                let news = !self.known.holds(&head.name, hash);
+                let is_changed = !self.known.holds(&head.name, hash);
                 listing.known.push((head.name.as_str().into(), head.number(), hash));
                 match trimmed {
-                    // A list that comes again costs no second copy of what is known.
-                    Trimmed::Object(object) if news => listing.objects.push(object),
+                    // A later list holds no second copy of the objects that are known.
+                    Trimmed::Object(object) if is_changed => listing.objects.push(object),
                     Trimmed::Object(_) => {}
                     Trimmed::Policy(policy) => {
                         listing.policies.insert(head.name, policy);
@@ -417,11 +418,12 @@ impl<P: Clone + Debug> Watcher<P> {
         Ok(())
     }
 
-    /// A complete list: one batch for the observer, whatever happened meanwhile. The first replaces everything, a later one says what differs.
+    /// Takes a complete list as one batch for the observer. The first list replaces everything; a
+    /// later one becomes the changes since.
     fn take(&mut self, listing: Listing<P>, version: String, batch: &mut Vec<Change>) {
         let Listing { known, objects, policies, invalid } = listing;
         let count = objects.len() + policies.len();
-        // What is there but makes no sense is not gone: it stays as it was known.
+        // An object that is listed but malformed is not gone: it stays as it was known.
         let kept: Vec<String> = invalid.into_iter().filter(|name| self.known.is_alive(name)).collect();
         if self.resource == Resource::NetworkPolicies {
             self.policies.replace(policies, &kept);
@@ -434,7 +436,8 @@ impl<P: Clone + Debug> Watcher<P> {
                 self.known.alive().filter(|name| !listed.contains(name)).map(|name| Change::Delete(self.key(name)));
             batch.extend(gone.chain(objects.into_iter().map(Change::Apply)));
         }
-        // The hash 0 of what was kept is nobody's: the next version that makes sense is news.
+        // The hash 0 equals no content, so the next valid version of what was kept counts as a
+        // change.
         self.known.replace(known.into_iter().chain(kept.into_iter().map(|name| (name.into(), None, 0))));
         tracing::debug!(resource = self.resource.as_str(), count, version, "list complete");
         self.version = Some(version);
@@ -446,9 +449,9 @@ impl<P: Clone + Debug> Watcher<P> {
         self.advance(&head);
         let Some(trimmed) = trimmed else { return Ok(()) };
         let outcome = match self.known.applied(&head.name, head.number(), content(&trimmed)) {
-            Verdict::Unchanged => Outcome::Unchanged,
-            Verdict::Stale => Outcome::Stale,
-            Verdict::News => {
+            Novelty::Unchanged => Outcome::Unchanged,
+            Novelty::Stale => Outcome::Stale,
+            Novelty::Changed => {
                 match trimmed {
                     Trimmed::Object(object) => batch.push(Change::Apply(object)),
                     Trimmed::Policy(policy) => self.policies.apply(&head.name, policy),
@@ -476,7 +479,8 @@ impl<P: Clone + Debug> Watcher<P> {
         self.status.count(self.resource, outcome);
     }
 
-    /// The watch goes on behind this event, should it break; a late event does not turn it back.
+    /// Moves the version from which the watch continues behind this event. A late event does not
+    /// move it back.
     fn advance(&mut self, head: &Head<'_>) {
         let number = |version: &Option<String>| version.as_deref().and_then(|v| v.parse::<u64>().ok());
         if let (Some(now), Some(new)) = (number(&self.version), head.number())
