@@ -179,7 +179,7 @@ fn lists_that_will_not_come_end_the_wait_for_them() {
     let mut lab = before();
     let mut next = restart(&mut lab, 1_000, false);
     for kind in [Kind::Node, Kind::Pod, Kind::Service, Kind::EndpointSlice] {
-        next.observer.do_without(&kind);
+        next.observer.list_unavailable(&kind);
     }
     next.at(1_050);
     let snapshot = next.snapshot();
