@@ -15,7 +15,8 @@ pub mod types;
 mod workloads;
 
 pub use error::InventoryError;
-pub use selectors::{is_generated_label, stable_labels};
+pub use raw::parse_sloppy;
+pub use selectors::{is_generated_label, is_release_label, stable_labels};
 pub use services::{Backend, VirtualTarget};
 pub use store::Inventory;
 pub use types::*;

@@ -16,6 +16,7 @@ pub mod cluster;
 mod compile;
 pub mod edge;
 mod ends;
+mod stand_ins;
 mod virtuals;
 
 pub use cluster::{Cluster, ClusterNode, ClusterPod};

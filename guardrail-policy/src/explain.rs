@@ -5,7 +5,7 @@
 
 use std::{fmt, net::IpAddr};
 
-use guardrail_graph::snapshot::LabelSelector;
+use guardrail_graph::{WorkloadRef, snapshot::LabelSelector};
 use serde::Serialize;
 
 use crate::{
@@ -182,7 +182,11 @@ impl Evaluator {
                 let pod = &self.cluster().pods[pod as usize];
                 let labels = pod.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(", ");
                 let labels = if labels.is_empty() { "no labels".to_owned() } else { labels };
-                let own = format!("{}/{}", pod.namespace, pod.name);
+                if let Some(workload) = pod.workload.as_ref().filter(|_| pod.is_stand_in()) {
+                    let WorkloadRef { namespace, owner, name } = workload;
+                    return format!("{owner} {namespace}/{name}, which has no pod here, by its template ({labels})");
+                }
+                let own = pod.full_name();
                 if own == name { format!("pod {own} ({labels})") } else { format!("{name}: pod {own} ({labels})") }
             }
             None if end.is_node() => format!("{name}: a node, or a pod on its network"),

@@ -20,9 +20,11 @@ mod object;
 mod policy;
 mod selector;
 mod syntax;
+mod text;
 mod yaml;
 
 pub use flows::{Flow, flows};
+pub use text::decode;
 
 /// Larger files are refused, bytes. A policy file of this size is a mistake.
 pub const MAX_FILE_BYTES: usize = 64 << 20;
@@ -65,6 +67,8 @@ pub enum ProblemKind {
     QuotedPort,
     /// A field that the API does not have: the API server drops it.
     UnknownField,
+    /// A range with host bits, leading zeros or an IPv4-mapped address: read as older API servers do.
+    AmbiguousCidr,
 }
 
 /// The input cannot be used. All problems, in the order in which they stand in the files.
@@ -117,6 +121,7 @@ impl Unevaluated {
                 "{self} is not evaluated, because a parameter or its namespace is open: process the Template first (oc process --local -f {})",
                 self.location.file
             ),
+            Some("a chart's template") => format!("{self} is not evaluated: render the chart first (helm template)"),
             Some(_) => format!("{self} is not evaluated: add the policy that is made from it as an object of its own"),
             None => format!("{self} is not evaluated"),
         }
@@ -138,7 +143,8 @@ impl Unevaluated {
 impl fmt::Display for Unevaluated {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let slash = if self.namespace.is_empty() { "" } else { "/" };
-        write!(f, "{} {}{slash}{}", self.kind, self.namespace, self.name)?;
+        let blank = if self.name.is_empty() { "" } else { " " };
+        write!(f, "{}{blank}{}{slash}{}", self.kind, self.namespace, self.name)?;
         if let Some(outer) = &self.inside {
             write!(f, " in {outer}")?;
         }
@@ -159,10 +165,45 @@ pub struct PolicySet {
     pub policies: Vec<NetworkPolicy>,
     /// Policies of other kinds, sorted.
     pub unevaluated: Vec<Unevaluated>,
-    /// Unknown fields.
+    /// Files of directories that hold no Kubernetes object: values, templates, settings of a pipeline.
+    pub left_out: Vec<String>,
+    /// Comments that silence the linter.
+    pub ignores: Vec<Ignore>,
+    /// Unknown fields, ambiguous ranges.
     pub warnings: Vec<Problem>,
     /// How many objects of other kinds were passed over, per kind.
     pub others: BTreeMap<String, usize>,
+}
+
+/// A comment `# guardrail: ignore GRnnn reason`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ignore {
+    /// The file.
+    pub file: Arc<str>,
+    /// The line that it speaks of: its own, or the next one that is no comment.
+    pub line: u32,
+    /// `GRnnn`.
+    pub rule: String,
+}
+
+/// The comments of a text that silence the linter; without a reason they do not.
+fn ignores(file: &Arc<str>, text: &str) -> Vec<Ignore> {
+    let mut ignores = Vec::new();
+    let mut waiting: Vec<String> = Vec::new();
+    for (line, number) in text.lines().zip(1..) {
+        let (content, comment) = line.split_once('#').unwrap_or((line, ""));
+        let words = comment.trim().strip_prefix("guardrail: ignore ").and_then(|rest| rest.trim().split_once(' '));
+        if let Some((rule, reason)) = words
+            && !reason.trim().is_empty()
+        {
+            waiting.push(rule.to_owned());
+        }
+        // A comment above the first line of a document stands above its `---`, too.
+        if !content.trim().is_empty() && content.trim() != "---" {
+            ignores.extend(waiting.drain(..).map(|rule| Ignore { file: file.clone(), line: number, rule }));
+        }
+    }
+    ignores
 }
 
 /// How strict to be with a file that holds no Kubernetes object.
@@ -194,11 +235,21 @@ impl Reader {
         let file: Arc<str> = file.into();
         let documents = match yaml::documents(&file, bytes) {
             Ok(documents) => documents,
+            Err(_) if expect == Expect::Anything && is_helm_template(bytes) => return self.leave_out(&file, bytes),
             Err(problem) => return self.problems.push(problem),
         };
+        if let Ok(text) = decode(bytes)
+            && text.contains("guardrail: ignore")
+        {
+            self.set.ignores.extend(ignores(&file, &text));
+        }
         let mut found = object::Found::default();
         for document in &documents {
             object::collect(&file, document, expect, &mut found);
+        }
+        let before = found.count();
+        if expect == Expect::Anything && before == 0 {
+            self.set.left_out.push(file.to_string());
         }
         let object::Found { policies, unevaluated, others, problems } = found;
         if expect == Expect::Policies
@@ -248,6 +299,24 @@ impl Reader {
         (self.set, self.problems)
     }
 
+    /// A template of a chart is no object before it is rendered; a policy in one is named.
+    fn leave_out(&mut self, file: &Arc<str>, bytes: &[u8]) {
+        self.set.left_out.push(file.to_string());
+        let text = decode(bytes).unwrap_or_default();
+        let line = text.lines().position(|line| line.trim_start().starts_with("kind:") && may_concern_policies(line));
+        if let Some(at) = line.and_then(|at| u32::try_from(at + 1).ok()) {
+            self.set.unevaluated.push(Unevaluated {
+                kind: "NetworkPolicy".to_owned(),
+                namespace: String::new(),
+                name: String::new(),
+                inside: Some("a chart's template".to_owned()),
+                touches: Touches::Everything,
+                restricts_only: false,
+                location: Location { file: file.clone(), line: at },
+            });
+        }
+    }
+
     fn insert(&mut self, policy: NetworkPolicy) {
         match self.known.entry((policy.namespace.clone(), policy.name.clone())) {
             Entry::Vacant(entry) => {
@@ -271,6 +340,11 @@ impl Reader {
             }
         }
     }
+}
+
+/// Text with the marks of Go's templates, which is no YAML before they are replaced.
+fn is_helm_template(bytes: &[u8]) -> bool {
+    decode(bytes).is_ok_and(|text| text.contains("{{"))
 }
 
 /// Reads one file of policies.

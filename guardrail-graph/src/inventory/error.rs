@@ -49,6 +49,22 @@ pub enum InventoryError {
     },
 }
 
+/// What is said of a document that is no Kubernetes object.
+pub(super) const NO_KIND: &str =
+    "not a Kubernetes object: it has no `kind`; expected what `kubectl get -o yaml` prints";
+
+impl InventoryError {
+    /// The text is one, and holds no Kubernetes object: values of a chart, settings of a pipeline.
+    #[must_use]
+    pub fn holds_no_object(&self) -> bool {
+        match self {
+            Self::Empty { .. } => true,
+            Self::Invalid { message, .. } => message == NO_KIND || message.contains("expected a Kubernetes object"),
+            Self::TooLarge { .. } | Self::Conflict { .. } => false,
+        }
+    }
+}
+
 fn at_line(line: usize) -> String {
     if line == 0 { String::new() } else { format!(", line {line}") }
 }

@@ -8,6 +8,8 @@ mod fields;
 
 use std::{fmt, sync::Arc};
 
+pub use fields::parse_sloppy;
+
 use convert::{controller, node, pod, service, slice};
 use fields::{
     ControllerSpec, Meta, NodeSpec, NodeStatus, PodSpec, PodStatus, RawEndpoint, RawEndpointPort, ServiceSpec,
@@ -208,6 +210,12 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
                     let of = name.strip_suffix("List").filter(|k| !k.is_empty()).map(str::to_owned);
                     item.items = Some(map.next_value_seed(ItemsSeed { kind: of.as_deref() })?);
                 }
+                // An OpenShift Template: what stands there as it will be made. A parameter may stand where a number belongs.
+                ("objects", Some((None, "Template"))) => {
+                    let objects: Vec<serde_json::Value> = map.next_value::<Option<_>>()?.unwrap_or_default();
+                    let whole = objects.into_iter().filter(|o| !o.to_string().contains("${"));
+                    item.items = Some(whole.filter_map(|o| serde_json::from_value(o).ok()).collect());
+                }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -252,9 +260,7 @@ impl Item {
             return Ok(Converted::List(items));
         }
         let Some(name) = self.kind.take().or_else(|| default_kind.map(str::to_owned)) else {
-            return Err(
-                "not a Kubernetes object: it has no `kind`; expected what `kubectl get -o yaml` prints".to_owned()
-            );
+            return Err(super::error::NO_KIND.to_owned());
         };
         if name == "List" {
             return Ok(Converted::List(Vec::new()));

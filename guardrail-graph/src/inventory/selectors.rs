@@ -23,10 +23,85 @@ pub fn is_generated_label(key: &str) -> bool {
     ) || key.starts_with("batch.kubernetes.io/")
 }
 
-/// `labels` without generated ones.
+/// Labels that hold a version, a revision or a run: they stay the same while a pod lives and differ in the next release or run. From the labels that each
+/// project documents or its source writes.
+const RELEASE_LABELS: [&str; 51] = [
+    // Kubernetes' recommended labels, Helm's best practices (the second and its older name hold the chart's version).
+    "app.kubernetes.io/version",
+    "helm.sh/chart",
+    "chart",
+    // Argo Workflows (workflow/common: LabelKeyWorkflow, LabelKeyCompleted, LabelKeyPhase).
+    "workflows.argoproj.io/workflow",
+    "workflows.argoproj.io/completed",
+    "workflows.argoproj.io/phase",
+    "workflows.argoproj.io/node-name",
+    // Tekton (pkg/apis/pipeline: TaskRunLabelKey, PipelineRunLabelKey and their UIDs).
+    "tekton.dev/taskRun",
+    "tekton.dev/taskRunUID",
+    "tekton.dev/pipelineRun",
+    "tekton.dev/pipelineRunUID",
+    // Spark on Kubernetes (deploy/k8s/Constants), Spark operator.
+    "spark-app-selector",
+    "spark-exec-id",
+    "sparkoperator.k8s.io/submission-id",
+    // Airflow's KubernetesExecutor and pod operator.
+    "run_id",
+    "try_number",
+    "map_index",
+    "execution_date",
+    // Knative Serving (pkg/apis/serving: RevisionLabelKey, RevisionUID, ConfigurationGenerationLabelKey).
+    "serving.knative.dev/revision",
+    "serving.knative.dev/revisionUID",
+    "serving.knative.dev/configurationGeneration",
+    "serving.knative.dev/routingState",
+    // OpenShift: builds, deployers.
+    "openshift.io/build.name",
+    "openshift.io/deployer-pod-for.name",
+    // GitLab Runner's executor.
+    "job.runner.gitlab.com/id",
+    "job.runner.gitlab.com/sha",
+    "job.runner.gitlab.com/before_sha",
+    "job.runner.gitlab.com/ref",
+    "job.runner.gitlab.com/url",
+    "pipeline.runner.gitlab.com/id",
+    // Actions runner controller.
+    "runner-template-hash",
+    "actions.github.com/organization-run-id",
+    // Training operator, Volcano, JobSet, LeaderWorkerSet, OpenKruise: index, attempt, key of a run.
+    "training.kubeflow.org/replica-index",
+    "volcano.sh/task-index",
+    "jobset.sigs.k8s.io/job-index",
+    "jobset.sigs.k8s.io/job-key",
+    "jobset.sigs.k8s.io/restart-attempt",
+    "leaderworkerset.sigs.k8s.io/group-index",
+    "leaderworkerset.sigs.k8s.io/group-key",
+    "leaderworkerset.sigs.k8s.io/worker-index",
+    "leaderworkerset.sigs.k8s.io/template-revision-hash",
+    "apps.kruise.io/cloneset-instance-id",
+    // KubeVirt: the virtual machine instance's uid, the node.
+    "kubevirt.io/created-by",
+    "kubevirt.io/nodeName",
+    "kubevirt.io/migrationJobUID",
+    // Istio: the version again, and the revision of its control plane.
+    "service.istio.io/canonical-revision",
+    "istio.io/rev",
+    // What pipelines write.
+    "git-sha",
+    "git-commit",
+    "commit-sha",
+    "build-id",
+];
+
+/// Whether the label holds a version, a revision or a run, so that it is no identity.
+#[must_use]
+pub fn is_release_label(key: &str) -> bool {
+    RELEASE_LABELS.contains(&key)
+}
+
+/// `labels` without those that a controller generates and those that a release or a run changes.
 #[must_use]
 pub fn stable_labels(labels: &Labels) -> Labels {
-    labels.iter().filter(|(k, _)| !is_generated_label(k)).collect()
+    labels.iter().filter(|(k, _)| !is_generated_label(k) && !is_release_label(k)).collect()
 }
 
 impl LabelSelector {

@@ -156,6 +156,10 @@ pub struct Controller {
     pub selector: Option<LabelSelector>,
     /// `spec.template.metadata.labels` (CronJob: of the job template's pod template).
     pub template_labels: Labels,
+    /// The template's container ports, as [`Pod::ports`]; empty for a controller that another one controls: that one has them.
+    pub template_ports: Arc<[ContainerPort]>,
+    /// `spec.template.spec.hostNetwork`.
+    pub template_host_network: bool,
 }
 
 /// core/v1 Service.
@@ -177,6 +181,8 @@ pub struct Service {
     pub selector: Labels,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
+    /// `spec.externalTrafficPolicy` is `Local`: clients outside keep their address.
+    pub keeps_client_address: bool,
 }
 
 /// A port of a Service.

@@ -36,6 +36,22 @@ pub struct ClusterPod {
     pub ports: Vec<(String, Protocol, u16)>,
     /// Every container port, named or not; declaring none does not mean listening on none.
     pub declared_ports: Vec<DeclaredPort>,
+    /// What controls it, if that is known.
+    pub workload: Option<WorkloadRef>,
+}
+
+impl ClusterPod {
+    /// `namespace/name`.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// No pod of the inventory, but what its workload's template would make.
+    #[must_use]
+    pub fn is_stand_in(&self) -> bool {
+        self.name.starts_with('(')
+    }
 }
 
 /// A node.
@@ -192,6 +208,7 @@ impl Cluster {
             host_network: pod.host_network,
             finished: pod.finished,
             ports,
+            workload: None,
         });
     }
 

@@ -113,6 +113,14 @@ pub enum UnknownEnd {
     /// The inventory has no such pod.
     #[error("the inventory has no pod `{0}`")]
     NoSuchPod(String),
+    /// A workload with several pods, or several workloads.
+    #[error("`{name}` names several pods: write one of them ({pods})")]
+    Several {
+        /// As the user named it.
+        name: String,
+        /// Some of them.
+        pods: String,
+    },
     /// Succeeded or Failed (A32).
     #[error("pod `{0}` has finished: it has no live endpoint")]
     Finished(String),
@@ -160,7 +168,7 @@ impl UnknownEnd {
     /// The end exists, but a policy cannot be judged there: the flow is unproven; otherwise the input is wrong.
     #[must_use]
     pub fn is_unproven(&self) -> bool {
-        !matches!(self, Self::Malformed(_) | Self::NoSuchPod(_))
+        !matches!(self, Self::Malformed(_) | Self::NoSuchPod(_) | Self::Several { .. })
     }
 }
 
@@ -206,11 +214,13 @@ impl Evaluator {
             }
             return Ok(self.end_of_address(address));
         }
-        match text.split_once('/') {
-            Some((namespace, pod)) if !namespace.is_empty() && !pod.is_empty() && !pod.contains('/') => {}
-            _ => return Err(UnknownEnd::Malformed(text.to_owned())),
+        let parts = text.split('/');
+        if !(2..=3).contains(&parts.clone().count()) || parts.into_iter().any(str::is_empty) {
+            return Err(UnknownEnd::Malformed(text.to_owned()));
         }
-        let index = *self.names.get(text).ok_or_else(|| UnknownEnd::NoSuchPod(text.to_owned()))?;
+        let Some(&index) = self.names.get(text) else {
+            return self.end_of_workload(text).unwrap_or_else(|| Err(UnknownEnd::NoSuchPod(text.to_owned())));
+        };
         if self.cluster().pods[index as usize].finished {
             return Err(UnknownEnd::Finished(text.to_owned()));
         }

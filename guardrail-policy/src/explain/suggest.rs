@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use guardrail_graph::inventory::is_generated_label;
+use guardrail_graph::inventory::{is_generated_label, is_release_label};
 
 use super::{Question, Smallest};
 use crate::{
@@ -19,7 +19,7 @@ impl Evaluator {
         let mut yaml = format!("- {}:\n", direction.peers_field());
         if let Some(pod) = other.pod().map(|p| &self.cluster().pods[p as usize]) {
             let mut labels = pod.labels.clone();
-            labels.retain(|key, _| !is_generated_label(key));
+            labels.retain(|key, _| !is_generated_label(key) && !is_release_label(key));
             let mut head = "  - ";
             if pod.namespace != target.namespace {
                 let own = Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), pod.namespace.clone())]);

@@ -19,6 +19,13 @@ pub(super) struct Found {
     pub(super) problems: Vec<Problem>,
 }
 
+impl Found {
+    /// How many objects, or what looks like one.
+    pub(super) fn count(&self) -> usize {
+        self.policies.len() + self.unevaluated.len() + self.others.len() + self.problems.len()
+    }
+}
+
 /// What a `List` of a certain kind says about items that do not say it themselves, as in an API server's own lists.
 #[derive(Clone, Copy, Default)]
 struct Implied<'a> {

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use guardrail_graph::snapshot::LabelSelector;
+use guardrail_graph::{inventory::parse_sloppy, snapshot::LabelSelector};
 use ipnet::IpNet;
 
 use super::{
@@ -240,9 +240,16 @@ impl Decoder<'_> {
 
     fn cidr(&mut self, text: &str, line: u32) -> Option<IpNet> {
         // Older API servers take host bits (`10.0.0.1/24`) and mean the network.
-        match text.parse::<IpNet>() {
-            Ok(net) => Some(net.trunc()),
-            Err(_) => {
+        match parse_cidr(text) {
+            Some(net) => {
+                let net = net.trunc();
+                if net.to_string() != text && is_ambiguous(text, net) {
+                    let message = format!("`{text}` is ambiguous and newer API servers reject it; write {net}");
+                    self.warnings.push(self.make(ProblemKind::AmbiguousCidr, line, message));
+                }
+                Some(net)
+            }
+            None => {
                 let hint = text.parse::<IpAddr>().map_or_else(
                     |_| String::new(),
                     |a| format!("; for one address write {a}/{}", if a.is_ipv4() { 32 } else { 128 }),
@@ -407,6 +414,23 @@ impl Decoder<'_> {
     fn make(&self, kind: ProblemKind, line: u32, message: String) -> Problem {
         Problem { location: Location { file: self.file.clone(), line }, kind, policy: self.policy.clone(), message }
     }
+}
+
+/// As Go's ParseCIDRSloppy, which the API server uses: leading zeros mean nothing.
+fn parse_cidr(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| {
+        let (address, length) = text.split_once('/')?;
+        format!("{}/{length}", parse_sloppy(address)?).parse().ok()
+    })
+}
+
+/// Beyond spelling (`2001:DB8::/32`): host bits, leading zeros, an IPv4 address in IPv6 form.
+fn is_ambiguous(text: &str, net: IpNet) -> bool {
+    let written = text.split_once('/').and_then(|(address, _)| address.parse::<IpAddr>().ok());
+    let mapped = matches!(net, IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some());
+    written != Some(net.addr())
+        || mapped
+        || text.split(['.', '/']).any(|part| part.len() > 1 && part.starts_with('0') && net.addr().is_ipv4())
 }
 
 /// One letter too many, too few, or wrong.

@@ -8,12 +8,11 @@ use serde::{
 };
 use serde_saphyr::{Error, Spanned, options::AliasLimits};
 
-use super::{MAX_FILE_BYTES, Problem, ProblemKind};
+use super::{MAX_FILE_BYTES, Problem, ProblemKind, text};
 use crate::model::Location;
 
-/// Deepest nesting of a Kubernetes object that makes sense; a NetworkPolicy in a List needs 11, a schema in a CustomResourceDefinition some 30.
-/// Each level costs stack.
-const MAX_DEPTH: usize = 48;
+/// Deepest nesting that is read; a NetworkPolicy in a List needs 11, a schema in a CustomResourceDefinition some 50. Each level costs stack.
+pub(super) const MAX_DEPTH: usize = 120;
 /// Most nodes that aliases may add.
 const MAX_ALIASED: usize = 100_000;
 
@@ -54,6 +53,26 @@ impl Node {
             Value::Map(_) => "a mapping",
         }
     }
+
+    /// The same, so many lines further down.
+    fn below(mut self, lines: u32) -> Self {
+        if lines > 0 {
+            self.line += lines;
+            match &mut self.value {
+                Value::Seq(items) => {
+                    items.iter_mut().for_each(|item| *item = std::mem::replace(item, Self::NULL).below(lines))
+                }
+                Value::Map(entries) => entries.iter_mut().for_each(|(key, value)| {
+                    key.line += lines;
+                    *value = std::mem::replace(value, Self::NULL).below(lines);
+                }),
+                _ => {}
+            }
+        }
+        self
+    }
+
+    const NULL: Self = Self { line: 0, value: Value::Null };
 
     pub(super) fn is_null(&self) -> bool {
         matches!(self.value, Value::Null)
@@ -190,26 +209,48 @@ pub(super) fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, Prob
         );
         return Err(problem(1, message));
     }
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
-        Err(error) => {
-            return Err(problem(
-                line_of(bytes, error.valid_up_to()),
-                "this is no text (invalid UTF-8); name a YAML or JSON file".to_owned(),
-            ));
-        }
-    };
-    if let Some(at) = bytes.iter().position(|b| matches!(b, 0..=8 | 11..=12 | 14..=31 | 127)) {
+    let text = text::decode(bytes).map_err(|offset| {
+        problem(
+            line_of(bytes, offset),
+            "this is no text (neither UTF-8 nor UTF-16); name a YAML or JSON file".to_owned(),
+        )
+    })?;
+    let control = text.bytes().position(|b| matches!(b, 0..=8 | 11..=12 | 14..=31 | 127));
+    if let Some(at) = control {
         return Err(problem(
-            line_of(bytes, at),
+            line_of(text.as_bytes(), at),
             "this is no text (a control character); name a YAML or JSON file".to_owned(),
         ));
     }
-    serde_saphyr::from_multiple_with_options::<Node>(text, options()).map_err(|error| {
-        let error = error.without_snippet();
-        let at = error.location().map_or(1, |l| line(l.line()));
-        problem(at, format!("not valid YAML: {}", one_line(error)))
-    })
+    let mut documents = Vec::new();
+    for (part, skipped) in json_parts(&text).unwrap_or_else(|| vec![(&text, 0)]) {
+        let read = serde_saphyr::from_multiple_with_options::<Node>(part, options()).map_err(|error| {
+            let error = error.without_snippet();
+            let at = error.location().map_or(1, |l| line(l.line()));
+            problem(at + skipped, text::complaint(&one_line(error), part, at))
+        })?;
+        documents.extend(read.into_iter().map(|node| node.below(skipped)));
+    }
+    Ok(documents)
+}
+
+/// JSON objects one behind the other, which kubectl reads as well: each with the number of lines before it. `None`: it is not that.
+fn json_parts(text: &str) -> Option<Vec<(&str, u32)>> {
+    let mut significant = text.chars().filter(|c| !c.is_whitespace());
+    if significant.next() != Some('{') || !matches!(significant.next(), Some('"' | '}')) {
+        return None;
+    }
+    let mut objects = serde_json::Deserializer::from_str(text).into_iter::<de::IgnoredAny>();
+    let mut parts = Vec::new();
+    let mut start = 0;
+    while let Some(object) = objects.next() {
+        object.ok()?;
+        let end = objects.byte_offset();
+        let before = text[..start].matches('\n').count();
+        parts.push((&text[start..end], u32::try_from(before).ok()?));
+        start = end;
+    }
+    (parts.len() > 1).then_some(parts)
 }
 
 fn line_of(bytes: &[u8], offset: usize) -> u32 {

@@ -53,9 +53,8 @@ fn protocol(text: Option<String>) -> String {
 pub(super) fn node(meta: Meta, spec: NodeSpec, status: NodeStatus) -> Result<Node, String> {
     let mut addresses = Vec::new();
     for entry in status.addresses.iter().filter(|a| matches!(a.r#type.as_str(), "InternalIP" | "ExternalIP")) {
-        let address: IpAddr =
-            entry.address.parse().map_err(|_| format!("status.addresses: `{}` is not an IP address", entry.address))?;
-        addresses.push(canonical(address));
+        // Free text as well: the API server does not look at it, and a name is no address.
+        addresses.extend(parse_sloppy(&entry.address).map(canonical));
     }
     for annotation in NODE_ADDRESS_ANNOTATIONS {
         // An annotation is nobody's contract: what does not parse is not an address.
@@ -81,10 +80,11 @@ pub(super) fn node(meta: Meta, spec: NodeSpec, status: NodeStatus) -> Result<Nod
     Ok(Node { name: meta.name, labels: meta.labels, addresses, pod_cidrs })
 }
 
-pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatus) -> Result<Pod, String> {
-    let restartable = spec.init_containers.into_iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+/// Ports of regular and restartable init containers.
+fn container_ports(regular: Vec<Container>, init: Vec<Container>) -> Result<Arc<[ContainerPort]>, String> {
+    let restartable = init.into_iter().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let mut ports = Vec::new();
-    for raw in spec.containers.into_iter().chain(restartable).flat_map(|c| c.ports) {
+    for raw in regular.into_iter().chain(restartable).flat_map(|c| c.ports) {
         let Some(Port(port)) = raw.container_port else {
             return Err("a container port without containerPort: give its number".to_owned());
         };
@@ -95,6 +95,11 @@ pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatu
             host_port: raw.host_port.and_then(|p| p.0),
         });
     }
+    Ok(if ports.is_empty() { Arc::default() } else { ports.into() })
+}
+
+pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatus) -> Result<Pod, String> {
+    let ports = container_ports(spec.containers, spec.init_containers)?;
     let mut addresses: Vec<IpAddr> = status.pod_ips.into_iter().filter_map(|i| i.ip?.0).collect();
     if let Some(MaybeIp(Some(address))) = status.pod_ip
         && !addresses.contains(&address)
@@ -118,7 +123,7 @@ pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatu
         finished: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
         terminating: meta.deletion_timestamp.is_some(),
         ready: status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True"),
-        ports: if ports.is_empty() { Arc::default() } else { ports.into() },
+        ports,
     })
 }
 
@@ -134,8 +139,9 @@ pub(super) fn service(
     {
         cluster_ips.insert(0, address);
     }
-    let mut external_ips: Vec<IpAddr> =
-        spec.external_ips.into_iter().chain(spec.load_balancer_ip).filter_map(|i| i.0).collect();
+    let mut external_ips: Vec<IpAddr> = spec.external_ips.into_iter().filter_map(|i| i.0).collect();
+    // Free text: the API server does not look at it (KEP-4858), and controllers that do write the address into the status.
+    external_ips.extend(spec.load_balancer_ip.as_deref().and_then(parse_sloppy).map(canonical));
     external_ips.extend(status.load_balancer.ingress.into_iter().filter_map(|i| i.ip?.0));
     external_ips.sort_unstable();
     external_ips.dedup();
@@ -159,6 +165,7 @@ pub(super) fn service(
         cluster_ips,
         external_ips,
         external_name: spec.external_name,
+        keeps_client_address: spec.external_traffic_policy.as_deref() == Some("Local"),
         selector: spec.selector,
         ports,
     })
@@ -173,7 +180,7 @@ pub(super) fn slice(
     let mut converted = Vec::with_capacity(endpoints.len());
     for raw in endpoints {
         // addressType FQDN: names are no addresses, and kube-proxy ignores them as well.
-        let mut addresses: Vec<IpAddr> = raw.addresses.iter().filter_map(|a| a.parse().ok()).map(canonical).collect();
+        let mut addresses: Vec<IpAddr> = raw.addresses.iter().filter_map(|a| parse_sloppy(a)).map(canonical).collect();
         addresses.shrink_to_fit();
         let EndpointConditions { ready, serving, terminating } = raw.conditions;
         converted.push(Endpoint {
@@ -214,13 +221,21 @@ pub(super) fn controller(
         }
     };
     let template = if kind == "CronJob" { spec.job_template.spec.template } else { spec.template };
+    let outer = owner(meta.owner_references);
+    let template_ports = match &outer {
+        // Ten old ReplicaSets of each Deployment would repeat them.
+        Some(_) => Arc::default(),
+        None => container_ports(template.spec.containers, template.spec.init_containers)?,
+    };
     Ok(Controller {
         kind: kind.to_owned(),
         namespace,
         name: meta.name,
         uid: meta.uid,
-        controller: owner(meta.owner_references),
+        controller: outer,
         selector,
         template_labels: template.metadata.labels,
+        template_ports,
+        template_host_network: template.spec.host_network,
     })
 }

@@ -1,6 +1,6 @@
 //! The fields of Kubernetes objects that are read, with `null` as missing. Field meanings are those of the API.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{fmt, net::IpAddr};
 
 use serde::{
     Deserialize, Deserializer,
@@ -14,6 +14,20 @@ pub(in crate::inventory) fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
+/// An address as the API server reads it in objects that are there already (Go's ParseIPSloppy): decimal, leading zeros mean nothing.
+#[must_use]
+pub fn parse_sloppy(text: &str) -> Option<IpAddr> {
+    let without_zeros = |part: &str| {
+        let kept = part.trim_start_matches('0');
+        if kept.is_empty() && !part.is_empty() { "0".to_owned() } else { kept.to_owned() }
+    };
+    text.parse().ok().or_else(|| {
+        let (front, v4) = text.rsplit_once(':').map_or(("", text), |(front, v4)| (front, v4));
+        let v4 = v4.split('.').map(without_zeros).collect::<Vec<_>>().join(".");
+        if front.is_empty() { v4.parse().ok() } else { format!("{front}:{v4}").parse().ok() }
+    })
+}
+
 /// An address; empty text and `None` (headless Services) mean there is none.
 #[derive(Debug)]
 pub(in crate::inventory) struct MaybeIp(pub(in crate::inventory) Option<IpAddr>);
@@ -24,9 +38,9 @@ impl<'de> Deserialize<'de> for MaybeIp {
         if text.is_empty() || text == "None" {
             return Ok(Self(None));
         }
-        match IpAddr::from_str(&text) {
-            Ok(address) => Ok(Self(Some(canonical(address)))),
-            Err(_) => {
+        match parse_sloppy(&text) {
+            Some(address) => Ok(Self(Some(canonical(address)))),
+            None => {
                 Err(D::Error::custom(format!("`{text}` is not an IP address: write it like 10.244.1.7 or fd00::7")))
             }
         }
@@ -119,8 +133,9 @@ raw!(ServiceSpec {
     #[serde(rename = "clusterIP")] cluster_ip: Option<MaybeIp>,
     #[serde(rename = "clusterIPs")] cluster_ips: Vec<MaybeIp>,
     #[serde(rename = "externalIPs")] external_ips: Vec<MaybeIp>,
-    #[serde(rename = "loadBalancerIP")] load_balancer_ip: Option<MaybeIp>,
+    #[serde(rename = "loadBalancerIP")] load_balancer_ip: Option<String>,
     external_name: Option<String>,
+    external_traffic_policy: Option<String>,
     selector: Labels,
     ports: Vec<RawServicePort>,
 });
@@ -129,7 +144,7 @@ raw!(ServiceStatus { load_balancer: LoadBalancer });
 raw!(LoadBalancer { ingress: Vec<Ingress> });
 raw!(Ingress { ip: Option<MaybeIp> });
 raw!(ControllerSpec { selector: Option<serde_json::Value>, template: Template, job_template: JobTemplate });
-raw!(Template { metadata: Meta });
+raw!(Template { metadata: Meta, spec: PodSpec });
 raw!(JobTemplate { spec: JobSpec });
 raw!(JobSpec { template: Template });
 raw!(RawEndpoint { addresses: Vec<String>, conditions: EndpointConditions, node_name: Option<String>, target_ref: Option<TargetRef> });
