@@ -3,7 +3,7 @@
 mod kube;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use guardrail_graph::{
     inventory::{self, Object, ObjectKey},
     snapshot::merge,
 };
-use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader, may_concern_policies};
+use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader, decode, may_concern_policies};
 
 pub(crate) use kube::KubeArgs;
 
@@ -58,6 +58,7 @@ pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs) -> anyhow::Result<
 pub(crate) fn inventory(paths: &[PathBuf]) -> anyhow::Result<Inventory> {
     let mut loaded = Inventory::default();
     let mut reader = Reader::new();
+    let mut left_out = BTreeSet::new();
     let mut known: HashMap<ObjectKey, (usize, Arc<str>)> = HashMap::new();
     for path in paths {
         for (file, _) in files(path)? {
@@ -67,7 +68,14 @@ pub(crate) fn inventory(paths: &[PathBuf]) -> anyhow::Result<Inventory> {
             if may_concern_policies(&text) {
                 reader.add(shown(&name), text.as_bytes(), Expect::Anything);
             }
-            let read = inventory::read::objects(&text, shown(&name))?;
+            let read = match inventory::read::objects(&text, shown(&name)) {
+                // What a user names is an inventory; what lies in a directory may be anything.
+                Err(error) if path.is_dir() && (error.holds_no_object() || text.contains("{{")) => {
+                    left_out.insert(shown(&name).to_owned());
+                    continue;
+                }
+                read => read?,
+            };
             for warning in read.warnings {
                 tell("warning", &warning);
             }
@@ -91,16 +99,30 @@ pub(crate) fn inventory(paths: &[PathBuf]) -> anyhow::Result<Inventory> {
         }
     }
     loaded.policies = reader.finish()?;
+    tell_left_out(&left_out);
     Ok(loaded)
 }
 
 /// Reads the policies of files and directories; warns of unknown fields.
 pub(crate) fn policies(paths: &[PathBuf]) -> anyhow::Result<PolicySet> {
     let set = policy_reader(paths)?.finish()?;
+    tell_left_out(&set.left_out.iter().cloned().collect());
     for warning in &set.warnings {
         tell("warning", warning);
     }
     Ok(set)
+}
+
+/// One line for the files of directories that hold no Kubernetes object.
+pub(crate) fn tell_left_out(files: &BTreeSet<String>) {
+    if files.is_empty() {
+        return;
+    }
+    let some: Vec<&str> = files.iter().take(3).map(String::as_str).collect();
+    let more = if files.len() > 3 { ", …" } else { "" };
+    let (word, verb) = if files.len() == 1 { ("file", "holds") } else { ("files", "hold") };
+    let names = some.join(", ");
+    tell("note", &format!("{} {word} {verb} no Kubernetes object and were left out: {names}{more}", files.len()));
 }
 
 /// Reads the policies of files and directories, valid or not.
@@ -157,10 +179,14 @@ fn text(name: &str, limit: usize) -> anyhow::Result<String> {
     if bytes.len() > limit {
         bail!("{}:1: more than {} MiB; split it", shown(name), limit >> 20);
     }
-    String::from_utf8(bytes).map_err(|error| {
-        let valid = error.utf8_error().valid_up_to();
-        let line = error.as_bytes()[..valid].iter().filter(|b| **b == b'\n').count() + 1;
-        anyhow::anyhow!("{}:{line}: this is no text (invalid UTF-8); name a YAML or JSON file", shown(name))
+    // The same bytes where they are UTF-8 already: a large file is not copied.
+    let bytes = match String::from_utf8(bytes) {
+        Ok(text) => return Ok(text),
+        Err(error) => error.into_bytes(),
+    };
+    decode(&bytes).map(std::borrow::Cow::into_owned).map_err(|valid| {
+        let line = bytes[..valid].iter().filter(|b| **b == b'\n').count() + 1;
+        anyhow::anyhow!("{}:{line}: this is no text (neither UTF-8 nor UTF-16); name a YAML or JSON file", shown(name))
     })
 }
 

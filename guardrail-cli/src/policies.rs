@@ -51,7 +51,7 @@ pub(crate) fn load(policies: &[PathBuf], inventory: &[PathBuf], snapshot: Option
         let policies = if kept.len() == 1 { "NetworkPolicy" } else { "NetworkPolicies" };
         tell("note", &format!("{} {policies} of the inventory apply too, being not in --policies", kept.len()));
     }
-    let mut cluster = Cluster::from_objects(&inventory.objects);
+    let mut cluster = Cluster::with_templates(&inventory.objects);
     if let Some(snapshot) = snapshot {
         cluster = cluster.with_snapshot(snapshot);
     }

@@ -3,21 +3,29 @@
 //! Input: policies as read, problems of the reader, and the cluster if an inventory is given (rules that need one are silent without). Output:
 //! [`Finding`]s, sorted by place. Rule ids are stable: they are never reused or renamed.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
-use guardrail_graph::inventory::Object;
+use guardrail_graph::inventory::{Inventory, Object, Service};
 use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
     evaluate::{Cluster, Evaluator},
     model::{Location, NetworkPolicy},
-    read::{PolicySet, Problem, ProblemKind},
+    read::{Ignore, PolicySet, Problem, ProblemKind},
 };
 
+mod blocks;
 mod dns;
+mod ports;
 mod rules;
 mod sarif;
+mod selectors;
 
 pub use sarif::sarif;
 
@@ -56,7 +64,7 @@ pub struct LintRule {
     pub severity: Severity,
     /// What it finds.
     pub summary: &'static str,
-    /// What to do about it, one sentence.
+    /// What to do about it, one sentence without a full stop.
     pub fix: &'static str,
 }
 
@@ -73,24 +81,34 @@ macro_rules! rules {
 }
 
 rules! {
-    INVALID = "GR001" "invalid" Error "The API server rejects this policy." "Correct the field that the message names.";
-    QUOTED_PORT = "GR002" "quoted-port" Error "A port number in quotes is a port name, and an invalid one." "Remove the quotes.";
-    CONFLICT = "GR003" "conflict" Error "Two different policies have one namespace and name." "Keep one of them or rename the other.";
-    UNKNOWN_FIELD = "GR004" "unknown-field" Warning "The API server drops a field that it does not know; a dropped selector widens a rule." "Correct the spelling or remove the field.";
-    GENERATED_LABEL = "GR005" "generated-label" Error "A selector names a label that a controller generates: it stops matching at the next rollout." "Select by labels that the workload's author sets.";
-    CLUSTER_IP_BLOCK = "GR006" "ip-block-in-cluster" Error "An ipBlock lies inside the ranges of pods or Services: pod addresses change, Service addresses are never seen." "Use podSelector and namespaceSelector.";
-    NODE_PORT = "GR007" "node-port" Error "A port is a Service's node port: policies are judged at the pod's own port." "Write the container port.";
-    SELECTS_NOTHING = "GR008" "selects-nothing" Warning "The podSelector matches no pod of the inventory." "Correct the labels or the namespace, or remove the policy.";
-    PEER_MATCHES_NOTHING = "GR009" "peer-matches-nothing" Warning "A peer matches no pod of the inventory." "Correct the labels, or remove the peer.";
-    WIDE_PEER = "GR010" "wide-peer" Warning "A peer is wider than it looks." "Name the pods and namespaces that are meant, both selectors in one item.";
-    MISSING_POLICY_TYPES = "GR011" "missing-policy-types" Warning "Without policyTypes the directions follow from the rules; removing the last egress rule then opens egress." "List policyTypes.";
-    IGNORED_RULES = "GR012" "ignored-rules" Warning "Rules of a direction that policyTypes does not list are ignored." "Add the direction to policyTypes or remove the rules.";
-    NO_DNS = "GR013" "no-dns-egress" Warning "Egress is closed and no rule allows DNS: names stop resolving." "Allow UDP and TCP 53 to the DNS pods.";
-    ALLOW_ALL = "GR014" "allow-all" Warning "A rule without peers and ports allows everything, external addresses included." "Name peers and ports, or drop the direction from policyTypes.";
-    UNKNOWN_PORT_NAME = "GR015" "unknown-port-name" Warning "No pod of the inventory that the rule can concern has a port of this name and protocol." "Correct the name, or write the number.";
-    UNEVALUATED = "GR016" "unevaluated-kind" Note "A policy of this kind is not evaluated: verdicts are unproven beside it." "Check it with its own tool.";
-    EMPTY_SPEC = "GR017" "empty-spec" Warning "Without a spec the policy closes ingress of every pod in its namespace." "Write the spec that is meant.";
-    UNREAD_POLICY = "GR018" "unread-policy" Warning "A policy stands inside an object that is not opened: nobody judges it." "Give the policy as an object of its own.";
+    INVALID = "GR001" "invalid" Error "The API server rejects this policy." "Correct the field that the message names";
+    QUOTED_PORT = "GR002" "quoted-port" Error "A port number in quotes is a port name, and an invalid one." "Remove the quotes";
+    CONFLICT = "GR003" "conflict" Error "Two different policies have one namespace and name." "Keep one of them or rename the other";
+    UNKNOWN_FIELD = "GR004" "unknown-field" Warning "The API server drops a field that it does not know; a dropped selector widens a rule." "Correct the spelling or remove the field";
+    GENERATED_LABEL = "GR005" "generated-label" Error "A selector names a label that a controller generates: it stops matching at the next rollout." "Select by labels that the workload's author sets";
+    CLUSTER_IP_BLOCK = "GR006" "ip-block-in-cluster" Error "An ipBlock lies inside the ranges of pods or Services: pod addresses change, Service addresses are never seen." "Use podSelector and namespaceSelector";
+    NODE_PORT = "GR007" "node-port" Error "A port is a Service's node port: policies are judged at the pod's own port." "Write the container port";
+    SELECTS_NOTHING = "GR008" "selects-nothing" Warning "The podSelector matches no pod of the inventory." "Correct the labels or the namespace, or remove the policy";
+    PEER_MATCHES_NOTHING = "GR009" "peer-matches-nothing" Warning "A peer matches no pod of the inventory." "Correct the labels; do not remove the only peer, a rule without peers allows everybody";
+    WIDE_PEER = "GR010" "wide-peer" Warning "A peer is wider than it looks." "Name the pods and namespaces that are meant, both selectors in one item";
+    MISSING_POLICY_TYPES = "GR011" "missing-policy-types" Warning "Without policyTypes the directions follow from the rules; removing the last egress rule then opens egress." "List policyTypes";
+    IGNORED_RULES = "GR012" "ignored-rules" Warning "Rules of a direction that policyTypes does not list are ignored." "Add the direction to policyTypes or remove the rules";
+    NO_DNS = "GR013" "no-dns-egress" Warning "Egress is closed and no rule allows DNS: names stop resolving." "Allow UDP and TCP 53 to the DNS pods";
+    ALLOW_ALL = "GR014" "allow-all" Warning "A rule without peers and ports allows everything, external addresses included." "Name peers and ports, or drop the direction from policyTypes";
+    UNKNOWN_PORT_NAME = "GR015" "unknown-port-name" Warning "No pod of the inventory that the rule can concern has a port of this name and protocol." "Correct the name, or write the number";
+    UNEVALUATED = "GR016" "unevaluated-kind" Note "A policy of this kind is not evaluated: verdicts are unproven beside it." "Check it with its own tool";
+    EMPTY_SPEC = "GR017" "empty-spec" Warning "Without a spec the policy closes ingress of every pod in its namespace." "Write the spec that is meant";
+    UNREAD_POLICY = "GR018" "unread-policy" Warning "A policy stands inside an object that is not opened: nobody judges it." "Give the policy as an object of its own";
+    RELEASE_LABEL = "GR019" "release-label" Warning "A selector names a label that holds a version, a revision or a run: it stops matching at the next release." "Select by labels that stay the same over releases";
+    HOST_NETWORK_SUBJECT = "GR020" "host-network-subject" Warning "The podSelector matches only pods on their host's network, to which NetworkPolicy does not apply: the policy closes nothing." "Run them without hostNetwork, or close their ports with the firewall of the nodes";
+    HOST_NETWORK_PEER = "GR021" "host-network-peer" Warning "A peer matches only pods on their host's network: most network plugins see the address of their node, and the rule admits nobody from other nodes." "Write an ipBlock of the node addresses, or run those pods without hostNetwork";
+    SPLIT_RULE = "GR022" "split-rule" Warning "Peers and ports are two rules where one was probably meant: the ports are open to everybody, the peers may use every port." "Remove the second `-` if both are to hold";
+    SERVICE_PORT = "GR023" "service-port" Warning "A port is that of a Service, and the pods behind it listen on another one: policies are judged at the pod's own port." "Write the container port";
+    ANY_PEER = "GR024" "ports-without-peers" Note "Ports without peers are open to everybody, external addresses included." "Name the peers, unless everybody is meant";
+    CLIENT_ADDRESS_LOST = "GR025" "client-address-lost" Note "An ipBlock of external clients, and the pods are behind a Service that replaces the client's address by a node's." "Set externalTrafficPolicy: Local, or close this at the load balancer";
+    AMBIGUOUS_CIDR = "GR026" "ambiguous-cidr" Warning "A range is written in a way that newer API servers reject and other readers may take for another range." "Write it as it is meant";
+    METADATA_ADDRESS = "GR027" "metadata-address" Note "Egress to every address includes the cloud's metadata service, which hands out credentials of the node." "Except 169.254.169.254/32";
+    ONE_FAMILY = "GR028" "one-address-family" Warning "Pods have addresses of both families, and a rule's ipBlocks are of one: IPv4 blocks never match IPv6." "Add the blocks of the other family";
 }
 
 /// One finding.
@@ -108,8 +126,8 @@ pub struct Finding {
     pub policy: Option<String>,
     /// What is wrong here, one sentence without a full stop.
     pub message: String,
-    /// What to do, one sentence.
-    pub fix: &'static str,
+    /// What to do, one sentence without a full stop.
+    pub fix: Cow<'static, str>,
 }
 
 impl Finding {
@@ -117,11 +135,13 @@ impl Finding {
     #[must_use]
     pub fn text(&self) -> String {
         let policy = self.policy.as_ref().map_or_else(String::new, |p| format!("{p}: "));
-        let told = [INVALID, QUOTED_PORT, CONFLICT, UNKNOWN_FIELD, UNREAD_POLICY].iter().any(|r| r.id == self.rule);
+        let told = [INVALID, QUOTED_PORT, CONFLICT, UNKNOWN_FIELD, UNREAD_POLICY, AMBIGUOUS_CIDR]
+            .iter()
+            .any(|r| r.id == self.rule);
         if told {
             format!("{policy}{}.", self.message).replace("?.", "?")
         } else {
-            format!("{policy}{}. {}", self.message, self.fix)
+            format!("{policy}{}. {}.", self.message, self.fix)
         }
     }
 }
@@ -129,10 +149,12 @@ impl Finding {
 /// What the linter knows beside the policies.
 #[derive(Debug, Default)]
 pub struct Context {
-    /// Pods, namespaces, nodes; `None` without an inventory.
+    /// Pods (also those that templates would make), namespaces, nodes; `None` without an inventory.
     pub cluster: Option<Cluster>,
-    /// Addresses of Services.
-    pub service_addresses: BTreeSet<IpAddr>,
+    /// The objects, for what is behind Services.
+    pub inventory: Inventory,
+    /// Services by address.
+    pub service_addresses: BTreeMap<IpAddr, Arc<Service>>,
     /// Node ports of Services, with the Service.
     pub node_ports: BTreeSet<(u16, String)>,
     /// Ranges of pods.
@@ -146,14 +168,19 @@ impl Context {
         if objects.is_empty() {
             return Self::default();
         }
-        let cluster = Cluster::from_objects(objects);
-        let mut context = Self { pod_ranges: cluster.pod_ranges.clone(), cluster: Some(cluster), ..Self::default() };
-        for object in objects {
-            if let Object::Service(service) = object {
-                context.service_addresses.extend(&service.cluster_ips);
-                let name = format!("{}/{}", service.namespace, service.name);
-                context.node_ports.extend(service.ports.iter().filter_map(|p| Some((p.node_port?, name.clone()))));
+        let cluster = Cluster::with_templates(objects);
+        let mut context = Self {
+            pod_ranges: cluster.pod_ranges.clone(),
+            cluster: Some(cluster),
+            inventory: Inventory::from_objects(objects.iter().cloned()),
+            ..Self::default()
+        };
+        for service in context.inventory.services() {
+            for address in &service.cluster_ips {
+                context.service_addresses.insert(*address, Arc::clone(service));
             }
+            let name = format!("{}/{}", service.namespace, service.name);
+            context.node_ports.extend(service.ports.iter().filter_map(|p| Some((p.node_port?, name.clone()))));
         }
         context
     }
@@ -174,6 +201,7 @@ pub fn lint(set: &PolicySet, problems: &[Problem], context: &Context) -> Vec<Fin
         let rule = if unevaluated.inside.is_some() { &UNREAD_POLICY } else { &UNEVALUATED };
         findings.push(finding(rule, Some(unevaluated.location.clone()), None, unevaluated.without_place()));
     }
+    findings.retain(|finding| !is_ignored(finding, set));
     findings.sort_by(|a, b| (&a.location, a.rule, &a.message).cmp(&(&b.location, b.rule, &b.message)));
     findings.dedup();
     findings
@@ -184,13 +212,29 @@ fn of_problem(problem: &Problem) -> Finding {
         ProblemKind::QuotedPort => &QUOTED_PORT,
         ProblemKind::Conflict => &CONFLICT,
         ProblemKind::UnknownField => &UNKNOWN_FIELD,
+        ProblemKind::AmbiguousCidr => &AMBIGUOUS_CIDR,
         ProblemKind::Syntax | ProblemKind::WrongKind | ProblemKind::Invalid => &INVALID,
     };
     finding(rule, Some(problem.location.clone()), problem.policy.clone(), problem.message.clone())
 }
 
 fn finding(rule: &LintRule, location: Option<Location>, policy: Option<String>, message: String) -> Finding {
-    Finding { rule: rule.id, name: rule.name, severity: rule.severity, location, policy, message, fix: rule.fix }
+    Finding { rule: rule.id, name: rule.name, severity: rule.severity, location, policy, message, fix: rule.fix.into() }
+}
+
+/// Whether a comment `# guardrail: ignore GRnnn reason` speaks of it: on its line, on the lines directly above, or above the policy for all of it.
+/// What the API server rejects cannot be ignored.
+fn is_ignored(finding: &Finding, set: &PolicySet) -> bool {
+    let Some(location) = &finding.location else { return false };
+    if [INVALID, QUOTED_PORT, CONFLICT].iter().any(|r| r.id == finding.rule) {
+        return false;
+    }
+    let start = finding.policy.as_ref().and_then(|key| {
+        let own = set.policies.iter().filter_map(|p| Some((p.key(), p.location.as_ref()?)));
+        own.filter(|(k, at)| k == key && at.file == location.file).map(|(_, at)| at.line).next()
+    });
+    let holds = |ignore: &Ignore| Some(ignore.line) == start || ignore.line == location.line;
+    set.ignores.iter().any(|i| i.file == location.file && i.rule == finding.rule && holds(i))
 }
 
 struct Linter<'a> {
@@ -202,6 +246,18 @@ struct Linter<'a> {
 impl Linter<'_> {
     fn add(&mut self, rule: &LintRule, policy: &NetworkPolicy, line: u32, message: String) {
         self.findings.push(finding(rule, policy.at(line), Some(policy.key()), message));
+    }
+
+    /// As [`Linter::add`], with what to do here.
+    fn add_with(&mut self, rule: &LintRule, policy: &NetworkPolicy, line: u32, message: String, fix: String) {
+        let finding = finding(rule, policy.at(line), Some(policy.key()), message);
+        self.findings.push(Finding { fix: fix.into(), ..finding });
+    }
+
+    /// As [`Linter::add`], less sure than the rule usually is.
+    fn add_as(&mut self, severity: Severity, rule: &LintRule, policy: &NetworkPolicy, line: u32, message: String) {
+        let finding = finding(rule, policy.at(line), Some(policy.key()), message);
+        self.findings.push(Finding { severity, ..finding });
     }
 }
 

@@ -1,54 +1,138 @@
 //! Egress that is closed without a way to DNS: judged over all policies together, because another policy may open it.
+//!
+//! With an inventory the DNS pods are asked, at the port on which they listen; without one only what is written down can be looked at.
 
-use std::collections::BTreeMap;
+use super::{Linter, NO_DNS, blocks::holds_private};
+use crate::{
+    evaluate::{ClusterPod, Evaluator},
+    model::{
+        Direction, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPort, PortMatch, Protocol, Rule,
+        selector_matches,
+    },
+};
 
-use super::{Linter, NO_DNS};
-use crate::model::{Direction, NetworkPolicy, PeerKind, PolicyPort, PortMatch, Protocol, Rule, selector_matches};
+/// Where clusters have their DNS pods: Kubernetes and most distributions, OpenShift.
+const DNS_NAMESPACES: [&str; 2] = ["kube-system", "openshift-dns"];
+/// Labels of DNS pods: CoreDNS and kube-dns, the CoreDNS chart, OpenShift's DNS operator.
+const DNS_LABELS: [(&str, &str); 4] = [
+    ("k8s-app", "kube-dns"),
+    ("k8s-app", "coredns"),
+    ("app.kubernetes.io/name", "coredns"),
+    ("dns.operator.openshift.io/daemonset-dns", "default"),
+];
+
+fn is_dns_label(labels: &Labels) -> bool {
+    DNS_LABELS.iter().any(|(key, value)| labels.get(*key).is_some_and(|own| own == value))
+}
 
 impl Linter<'_> {
     pub(super) fn dns(&mut self, policies: &[NetworkPolicy]) {
-        // Closing policies by what they select: one finding for each, not for each pod.
-        let closing = policies.iter().filter(|p| p.isolates(Direction::Egress) && !p.egress.iter().any(may_be_dns));
-        let mut without = Vec::new();
-        for policy in closing {
-            let opened = match self.evaluator {
-                Some(evaluator) => self.opened_for_all(evaluator, policy),
-                None => policies.iter().any(|other| opens(other, policy)),
-            };
-            if !opened {
-                without.push(policy);
+        let servers = self.evaluator.map(|evaluator| self.servers(evaluator)).unwrap_or_default();
+        let closing = policies.iter().zip(0..).filter(|(p, _)| p.isolates(Direction::Egress));
+        match self.evaluator {
+            Some(evaluator) if !servers.is_empty() => {
+                for (policy, index) in closing {
+                    self.ask(evaluator, policy, index, &servers);
+                }
             }
-        }
-        for policy in without {
-            let line = policy.location.as_ref().map_or(0, |l| l.line);
-            let message = "closes egress, and no policy allows DNS (UDP 53) for these pods".to_owned();
-            self.add(&NO_DNS, policy, line, message);
+            _ => {
+                let may = |policy: &NetworkPolicy| policy.egress.iter().any(|rule| may_be_dns(policy, rule));
+                for (policy, index) in closing.filter(|(p, _)| !may(p)) {
+                    let opened = match self.evaluator {
+                        Some(evaluator) => opened_for_all(evaluator, index),
+                        None => policies.iter().any(|other| opens(other, policy)),
+                    };
+                    if !opened {
+                        self.no_dns(policy, "no policy allows DNS (UDP 53) for these pods".to_owned(), None);
+                    }
+                }
+            }
         }
     }
 
-    /// Every pod that the policy selects is selected by some policy that allows DNS.
-    fn opened_for_all(&self, evaluator: &crate::evaluate::Evaluator, policy: &NetworkPolicy) -> bool {
-        let mut opened: BTreeMap<u32, bool> = BTreeMap::new();
-        for (known, index) in evaluator.policies().iter().zip(0..) {
-            let dns = known.isolates(Direction::Egress) && known.egress.iter().any(may_be_dns);
-            if known.key() == policy.key() {
-                for pod in evaluator.selected_pods(index) {
-                    opened.entry(pod).or_default();
+    fn no_dns(&mut self, policy: &NetworkPolicy, why: String, fix: Option<String>) {
+        let line = policy.location.as_ref().map_or(0, |l| l.line);
+        let message = format!("closes egress, and {why}");
+        match fix {
+            Some(fix) => self.add_with(&NO_DNS, policy, line, message, fix),
+            None => self.add(&NO_DNS, policy, line, message),
+        }
+    }
+
+    /// Whether some DNS pod can be asked by each pod that the policy selects.
+    fn ask(&mut self, evaluator: &Evaluator, policy: &NetworkPolicy, index: u32, servers: &[(u32, u16)]) {
+        let pods = &evaluator.cluster().pods;
+        // With NodeLocal DNS pods ask their own node, which no policy forbids (A29).
+        let node_local =
+            |p: &ClusterPod| p.host_network && p.labels.get("k8s-app").is_some_and(|l| l == "node-local-dns");
+        if pods.iter().any(node_local) || evaluator.needs_namespace_labels().iter().any(|p| p.key() == policy.key()) {
+            return;
+        }
+        let cut_off = evaluator.selected_pods(index).into_iter().find(|pod| {
+            let client = evaluator.end_of_pod(*pod);
+            let itself = servers.iter().any(|(server, _)| server == pod);
+            !itself
+                && servers.iter().all(|(server, port)| {
+                    let verdict = evaluator.evaluate(&client, &evaluator.end_of_pod(*server), Protocol::Udp, *port);
+                    !verdict.egress.allows()
+                })
+        });
+        let (Some(pod), Some((server, port))) = (cut_off, servers.first()) else { return };
+        let (client, server) = (pods[pod as usize].full_name(), &pods[*server as usize]);
+        let why = format!("no rule lets {client} ask the DNS pods ({}, UDP {port})", server.full_name());
+        let fix = format!("Allow UDP and TCP {port} to the DNS pods of namespace {}", server.namespace);
+        self.no_dns(policy, why, Some(fix));
+    }
+
+    /// The live DNS pods and the UDP ports on which they listen: those behind the DNS Service, else those with a DNS label.
+    fn servers(&self, evaluator: &Evaluator) -> Vec<(u32, u16)> {
+        let pods = &evaluator.cluster().pods;
+        let mut servers = Vec::new();
+        let inventory = &self.context.inventory;
+        for service in inventory.services().filter(|s| DNS_NAMESPACES.contains(&s.namespace.as_str())) {
+            for backend in inventory.backends(service) {
+                let port = &service.ports[backend.service_port];
+                let at = |pod: &ClusterPod| {
+                    !pod.finished
+                        && backend.pod.as_ref().is_some_and(|(ns, name)| pod.namespace == *ns && pod.name == *name)
+                };
+                if port.port == 53 && port.protocol == "UDP" {
+                    servers.extend(pods.iter().position(at).and_then(|i| Some((u32::try_from(i).ok()?, backend.port))));
                 }
-            } else if dns {
-                evaluator.selected_pods(index).into_iter().for_each(|p| *opened.entry(p).or_default() = true);
             }
         }
-        let own = evaluator.policies().iter().zip(0..).find(|(p, _)| p.key() == policy.key());
-        own.is_none_or(|(_, index)| evaluator.selected_pods(index).iter().all(|pod| opened[pod]))
+        if servers.is_empty() {
+            let is = |p: &ClusterPod| {
+                !p.finished && DNS_NAMESPACES.contains(&p.namespace.as_str()) && is_dns_label(&p.labels)
+            };
+            for (pod, index) in pods.iter().zip(0..).filter(|(p, _)| is(p)) {
+                let declared = pod.declared_ports.iter().filter(|d| d.protocol == Protocol::Udp).map(|d| d.port);
+                let usual = declared.clone().find(|p| *p == 53 || *p == 5353);
+                servers.push((index, usual.or_else(|| declared.clone().next()).unwrap_or(53)));
+            }
+        }
+        servers.sort_unstable();
+        servers.dedup();
+        servers
     }
+}
+
+/// Every pod that the policy selects is selected by some policy that may allow DNS.
+fn opened_for_all(evaluator: &Evaluator, policy: u32) -> bool {
+    let mut opened = std::collections::BTreeSet::new();
+    for (known, index) in evaluator.policies().iter().zip(0..) {
+        if known.isolates(Direction::Egress) && known.egress.iter().any(|rule| may_be_dns(known, rule)) {
+            opened.extend(evaluator.selected_pods(index));
+        }
+    }
+    evaluator.selected_pods(policy).iter().all(|pod| opened.contains(pod))
 }
 
 /// Without an inventory: `other` allows DNS for everything that `policy` selects, as far as labels written down tell.
 fn opens(other: &NetworkPolicy, policy: &NetworkPolicy) -> bool {
     other.namespace == policy.namespace
         && other.isolates(Direction::Egress)
-        && other.egress.iter().any(may_be_dns)
+        && other.egress.iter().any(|rule| may_be_dns(other, rule))
         && (other.pod_selector.is_empty()
             || other.pod_selector == policy.pod_selector
             || (policy.pod_selector.match_expressions.is_empty()
@@ -56,26 +140,43 @@ fn opens(other: &NetworkPolicy, policy: &NetworkPolicy) -> bool {
                 && selector_matches(&other.pod_selector, &policy.pod_selector.match_labels)))
 }
 
-/// The rule may let DNS pass: UDP 53 (or a DNS pod's port by name, or 5353) to pods, or to any peer.
-fn may_be_dns(rule: &Rule) -> bool {
-    let port = |p: &PolicyPort| {
-        p.protocol == Protocol::Udp
-            && match &p.port {
-                PortMatch::Any => true,
-                PortMatch::Range { first, last } => [53, 5353].iter().any(|dns| (first..=last).contains(&dns)),
-                PortMatch::Named(name) => name.contains("dns"),
-            }
-    };
-    let ports = rule.ports.is_empty() || rule.ports.iter().any(port);
-    let peers =
-        rule.peers.is_empty() || rule.peers.iter().any(|p| may_reach_dns(&p.kind)) || rule.ports.iter().any(port);
-    ports && peers
+fn is_dns_port(port: &PolicyPort) -> bool {
+    match &port.port {
+        PortMatch::Any => true,
+        PortMatch::Range { first, last } => [53, 5353].iter().any(|dns| (first..=last).contains(&dns)),
+        PortMatch::Named(name) => name.contains("dns"),
+    }
 }
 
-/// Only for rules that allow all ports: a peer that is wide enough to hold the DNS pods.
-fn may_reach_dns(peer: &PeerKind) -> bool {
+/// A rule for nothing but DNS.
+pub(super) fn is_only_dns(rule: &Rule) -> bool {
+    rule.ports.iter().all(|p| is_dns_port(p) && !matches!(p.port, PortMatch::Any))
+}
+
+/// The rule may let DNS pass: UDP 53 (or a DNS pod's port by name, or 5353) to a peer that may be the DNS pods.
+fn may_be_dns(policy: &NetworkPolicy, rule: &Rule) -> bool {
+    let asks = rule.ports.iter().any(|p| p.protocol == Protocol::Udp && is_dns_port(p));
+    let ports = rule.ports.is_empty() || asks;
+    ports && (rule.peers.is_empty() || rule.peers.iter().any(|p| may_reach_dns(policy, &p.kind, asks)))
+}
+
+/// `asks`: the rule names the port, so that its author means DNS, wherever that may be; else the peer must be one that holds the DNS pods.
+fn may_reach_dns(policy: &NetworkPolicy, peer: &PeerKind, asks: bool) -> bool {
     match peer {
-        PeerKind::Pods { namespaces, .. } => namespaces.is_some(),
-        PeerKind::IpBlock(block) => block.cidr.prefix_len() == 0,
+        PeerKind::Pods { namespaces: None, pods } => {
+            // Its own namespace: the well-known DNS pods are there in few.
+            let well_known = pods.as_ref().is_some_and(|s| is_dns_label(&s.match_labels));
+            DNS_NAMESPACES.contains(&policy.namespace.as_str()) || asks && !well_known
+        }
+        PeerKind::Pods { namespaces: Some(selector), .. } => {
+            let keys = selector.match_labels.keys().chain(selector.match_expressions.iter().map(|e| &e.key));
+            let by_name = keys.clone().count() > 0 && keys.into_iter().all(|k| k == NAMESPACE_NAME_LABEL);
+            let is_dns = |namespace: &&str| {
+                selector_matches(selector, &Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), (*namespace).to_owned())]))
+            };
+            asks || !by_name || DNS_NAMESPACES.iter().any(|n| is_dns(n))
+        }
+        PeerKind::IpBlock(block) if block.cidr.prefix_len() == 0 => holds_private(block),
+        PeerKind::IpBlock(_) => asks,
     }
 }

@@ -1,0 +1,167 @@
+//! The rules about `ipBlock`s.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use guardrail_graph::inventory::Service;
+use ipnet::IpNet;
+
+use super::{CLIENT_ADDRESS_LOST, CLUSTER_IP_BLOCK, Linter, METADATA_ADDRESS, ONE_FAMILY, Severity, WIDE_PEER};
+use crate::model::{Direction, IpBlock, NetworkPolicy, PeerKind, PolicyPeer, Rule};
+
+/// AWS, Google, Azure and others hand out credentials of the node there.
+const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
+
+impl Linter<'_> {
+    pub(super) fn block(
+        &mut self,
+        policy: &NetworkPolicy,
+        direction: Direction,
+        peer: &PolicyPeer,
+        block: &IpBlock,
+        name: &str,
+    ) {
+        let cidr = block.cidr;
+        if cidr.prefix_len() == 0 {
+            if block.except.is_empty() {
+                let message = format!("{name}: ipBlock {cidr} holds every address, those of pods included");
+                self.add(&WIDE_PEER, policy, peer.line, message);
+            }
+            if direction == Direction::Egress && block.contains(METADATA) {
+                let message = format!("{name}: ipBlock {cidr} includes {METADATA}");
+                self.add(&METADATA_ADDRESS, policy, peer.line, message);
+            }
+            return;
+        }
+        if let Some((what, fix)) = self.in_cluster(block) {
+            let message = format!("{name}: ipBlock {cidr} {what}");
+            match fix {
+                Some(fix) => self.add_with(&CLUSTER_IP_BLOCK, policy, peer.line, message, fix),
+                None => self.add(&CLUSTER_IP_BLOCK, policy, peer.line, message),
+            }
+        }
+    }
+
+    /// What of the cluster lies in the block, and what to do if it is a Service.
+    fn in_cluster(&self, block: &IpBlock) -> Option<(String, Option<String>)> {
+        let overlap = |range: &IpNet| {
+            let inner = if block.cidr.contains(range) { *range } else { block.cidr };
+            (range.contains(&block.cidr) || block.cidr.contains(range)) && is_left(inner, &block.except)
+        };
+        if let Some(range) = self.context.pod_ranges.iter().find(|r| overlap(r)) {
+            return Some((format!("overlaps the pod range {range}"), None));
+        }
+        let held = self.context.service_addresses.iter().find(|(address, _)| block.contains(**address));
+        if let Some((address, service)) = held {
+            let what = format!("holds the address {address} of Service {}/{}", service.namespace, service.name);
+            return Some((what, Some(self.behind(service))));
+        }
+        let cluster = self.context.cluster.as_ref()?;
+        let inside = |a: &IpAddr| block.contains(*a);
+        let mut pods = cluster.pods.iter().filter(|p| !p.host_network && !p.finished);
+        let pod = pods.find(|p| p.addresses.iter().any(inside))?;
+        Some((format!("holds the address of pod {}", pod.full_name()), None))
+    }
+
+    /// How to name what is behind a Service.
+    fn behind(&self, service: &Service) -> String {
+        if !service.selector.is_empty() {
+            let labels: Vec<String> = service.selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            return format!(
+                "Write a podSelector for the pods behind it ({}) and their own port; policies never see a Service's address",
+                labels.join(", ")
+            );
+        }
+        let backends = self.context.inventory.backends(service);
+        let shown: Vec<String> = backends
+            .iter()
+            .take(3)
+            .map(|b| format!("{}/{}, port {}", b.address, if b.address.is_ipv4() { 32 } else { 128 }, b.port))
+            .collect();
+        let endpoints = if shown.is_empty() {
+            format!("kubectl get endpointslices -n {} shows them", service.namespace)
+        } else {
+            shown.join("; ")
+        };
+        format!(
+            "The Service has no selector, so no podSelector matches what is behind it: write an ipBlock of its endpoints ({endpoints})"
+        )
+    }
+
+    /// Ingress from addresses outside that nobody sees, because the Service in front replaces them.
+    pub(super) fn lost_address(&mut self, policy: &NetworkPolicy, index: u32, rule: &Rule, name: &str) {
+        let Some(evaluator) = self.evaluator else { return };
+        let Some(block) = rule.peers.iter().find(|p| matches!(&p.kind, PeerKind::IpBlock(b) if b.cidr.prefix_len() > 0 && self.in_cluster(b).is_none() && !self.is_nodes(b)))
+        else {
+            return;
+        };
+        let pods = &evaluator.cluster().pods;
+        let labels: Vec<_> = evaluator.selected_pods(index).into_iter().map(|p| &pods[p as usize].labels).collect();
+        let in_front = self.context.inventory.services().find(|s| {
+            s.namespace == policy.namespace
+                && matches!(s.service_type.as_str(), "NodePort" | "LoadBalancer")
+                && !s.keeps_client_address
+                && !s.selector.is_empty()
+                && labels.iter().any(|own| s.selector.iter().all(|(k, v)| own.get(k).is_some_and(|o| o == v)))
+        });
+        if let Some(service) = in_front {
+            let message = format!(
+                "{name}: clients that come through Service {}/{} ({}) have a node's address, the ipBlock does not see theirs",
+                service.namespace, service.name, service.service_type
+            );
+            self.add_as(Severity::Note, &CLIENT_ADDRESS_LOST, policy, block.line, message);
+        }
+    }
+
+    fn is_nodes(&self, block: &IpBlock) -> bool {
+        let nodes = self.context.cluster.iter().flat_map(|c| &c.nodes);
+        nodes.flat_map(|n| &n.addresses).any(|a| block.contains(*a))
+    }
+
+    /// IPv4 blocks alone, where pods have both families.
+    pub(super) fn one_family(&mut self, policy: &NetworkPolicy, direction: Direction, rules: &[Rule]) {
+        let dual = |pod: &crate::evaluate::ClusterPod| {
+            pod.addresses.iter().any(IpAddr::is_ipv4) && pod.addresses.iter().any(IpAddr::is_ipv6)
+        };
+        if !self.context.cluster.as_ref().is_some_and(|c| c.pods.iter().any(dual)) {
+            return;
+        }
+        let blocks: Vec<(&IpBlock, u32)> = rules
+            .iter()
+            .flat_map(|r| &r.peers)
+            .filter_map(|p| if let PeerKind::IpBlock(block) = &p.kind { Some((block, p.line)) } else { None })
+            .collect();
+        let v4 = |block: &IpBlock| block.cidr.addr().is_ipv4();
+        let everybody = rules.iter().any(|r| r.peers.is_empty());
+        let Some((first, line)) = blocks.first() else { return };
+        if everybody || blocks.iter().any(|(block, _)| v4(block) != v4(first)) {
+            return;
+        }
+        let (has, lacks) = if v4(first) { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+        let message = format!("{direction}: every ipBlock is {has}, and pods here have {lacks} addresses, too");
+        self.add(&ONE_FAMILY, policy, *line, message);
+    }
+}
+
+/// Whether anything of the range is left when the exceptions are taken out.
+fn is_left(range: IpNet, except: &[IpNet]) -> bool {
+    if except.iter().any(|e| e.contains(&range)) {
+        return false;
+    }
+    let inside: Vec<IpNet> = except.iter().copied().filter(|e| range.contains(e)).collect();
+    if inside.is_empty() {
+        return true;
+    }
+    // As often as the longest exception is longer than the range.
+    range.subnets(range.prefix_len() + 1).map_or(true, |mut halves| halves.any(|half| is_left(half, &inside)))
+}
+
+/// Whether the block holds what a cluster's own DNS usually has: a private address.
+pub(super) fn holds_private(block: &IpBlock) -> bool {
+    let private = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
+    private.iter().filter_map(|r| r.parse::<IpNet>().ok()).any(|range| {
+        (block.cidr.contains(&range) || range.contains(&block.cidr))
+            && is_left(if block.cidr.contains(&range) { range } else { block.cidr }, &block.except)
+            // All of one private range left is what counts: a cluster uses one of them.
+            && !block.except.iter().any(|e| range.contains(e) && e.prefix_len() <= range.prefix_len() + 4)
+    })
+}

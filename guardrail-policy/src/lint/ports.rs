@@ -1,0 +1,169 @@
+//! The rules about ports.
+
+use super::{ANY_PEER, Linter, NODE_PORT, SERVICE_PORT, SPLIT_RULE, Severity, UNKNOWN_PORT_NAME, dns};
+use crate::{
+    evaluate::ClusterPod,
+    model::{Direction, NetworkPolicy, PeerKind, PolicyPort, PortMatch, Protocol, Rule},
+};
+
+/// The API server's default for `--service-node-port-range`.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+impl<'a> Linter<'a> {
+    pub(super) fn ports(&mut self, policy: &NetworkPolicy, index: u32, direction: Direction, rule: &Rule, name: &str) {
+        let concerned = self.concerned(policy, index, direction, rule);
+        for port in &rule.ports {
+            match &port.port {
+                PortMatch::Range { first, last } if first == last => {
+                    self.number(policy, direction, port, *first, concerned.as_deref(), name);
+                }
+                PortMatch::Named(wanted) => self.port_name(policy, direction, port, wanted, concerned.as_deref(), name),
+                PortMatch::Any | PortMatch::Range { .. } => {}
+            }
+        }
+    }
+
+    /// The pods whose ports a rule can mean: those that the policy selects, or those that egress leads to. `None`: not known, or anything.
+    fn concerned(
+        &self,
+        policy: &NetworkPolicy,
+        index: u32,
+        direction: Direction,
+        rule: &Rule,
+    ) -> Option<Vec<&'a ClusterPod>> {
+        let evaluator = self.evaluator?;
+        let pods = &evaluator.cluster().pods;
+        match direction {
+            Direction::Ingress => Some(evaluator.selected_pods(index).into_iter().map(|p| &pods[p as usize]).collect()),
+            Direction::Egress if rule.peers.iter().any(|p| matches!(p.kind, PeerKind::IpBlock(_))) => None,
+            Direction::Egress if rule.peers.is_empty() => None,
+            Direction::Egress => {
+                Some(rule.peers.iter().flat_map(|p| self.peer_pods(policy, &p.kind).selectable).collect())
+            }
+        }
+    }
+
+    fn number(
+        &mut self,
+        policy: &NetworkPolicy,
+        direction: Direction,
+        port: &PolicyPort,
+        number: u16,
+        concerned: Option<&[&ClusterPod]>,
+        name: &str,
+    ) {
+        let declares =
+            |pod: &&&ClusterPod| pod.declared_ports.iter().any(|d| d.protocol == port.protocol && d.port == number);
+        if concerned.is_some_and(|pods| pods.iter().any(|p| declares(&p))) {
+            return;
+        }
+        let of = self.context.node_ports.iter().find(|(known, _)| *known == number).map(|(_, service)| service.clone());
+        if let Some(service) = of {
+            let message = format!("{name}: {number} is the node port of Service {service}");
+            return self.add(&NODE_PORT, policy, port.line, message);
+        }
+        if self.evaluator.is_none() && NODE_PORTS.contains(&number) {
+            // It may be a port of the pods as well.
+            let message = format!("{name}: {number} lies in the range of node ports");
+            return self.add_as(Severity::Warning, &NODE_PORT, policy, port.line, message);
+        }
+        let Some((service, target, listens)) =
+            concerned.and_then(|pods| self.service_port(pods, port.protocol, number))
+        else {
+            return;
+        };
+        let whose = if direction == Direction::Ingress { "no selected pod" } else { "no pod that it leads to" };
+        let message = format!(
+            "{name}: {number} is the port of Service {service}, the pods behind it listen on {listens}{target}; {whose} declares {number}"
+        );
+        self.add_with(&SERVICE_PORT, policy, port.line, message, format!("Write the container port, {listens}"));
+    }
+
+    /// A Service that has this port and leads to another one of these pods: its name, the target port's name, the pods' port.
+    fn service_port(&self, pods: &[&ClusterPod], protocol: Protocol, number: u16) -> Option<(String, String, u16)> {
+        for service in self.context.inventory.services().filter(|s| !s.selector.is_empty()) {
+            let selects = |pod: &&&ClusterPod| {
+                pod.namespace == service.namespace
+                    && service.selector.iter().all(|(k, v)| pod.labels.get(k).is_some_and(|own| own == v))
+            };
+            let is =
+                |p: &&guardrail_graph::inventory::ServicePort| p.port == number && p.protocol.parse() == Ok(protocol);
+            let Some(port) = service.ports.iter().find(is) else { continue };
+            let Some(pod) = pods.iter().find(selects) else { continue };
+            let (listens, target) = match &port.target_port {
+                guardrail_graph::inventory::TargetPort::Number(n) => (Some(*n), String::new()),
+                guardrail_graph::inventory::TargetPort::Name(wanted) => {
+                    let found = pod.ports.iter().find(|(n, p, _)| n == wanted && *p == protocol);
+                    (found.map(|(.., n)| *n), format!(" (targetPort {wanted})"))
+                }
+            };
+            if let Some(listens) = listens.filter(|n| *n != number) {
+                return Some((format!("{}/{}", service.namespace, service.name), target, listens));
+            }
+        }
+        None
+    }
+
+    fn port_name(
+        &mut self,
+        policy: &NetworkPolicy,
+        direction: Direction,
+        port: &PolicyPort,
+        wanted: &str,
+        concerned: Option<&[&ClusterPod]>,
+        name: &str,
+    ) {
+        // A quoted number is told as that.
+        if self.evaluator.is_none() || wanted.bytes().all(|b| b.is_ascii_digit()) {
+            return;
+        }
+        let has = |pod: &ClusterPod| pod.ports.iter().any(|(n, p, _)| n == wanted && *p == port.protocol);
+        let known = match concerned {
+            Some(pods) => pods.is_empty() || pods.iter().any(|p| has(p)),
+            None => self.context.cluster.as_ref().is_some_and(|c| c.pods.iter().any(has)),
+        };
+        if known {
+            return;
+        }
+        let whose = match (direction, concerned) {
+            (Direction::Ingress, _) => "no selected pod".to_owned(),
+            (Direction::Egress, None) => "no pod".to_owned(),
+            (Direction::Egress, Some(pods)) => {
+                let named: Vec<&str> = pods[0].ports.iter().map(|(n, ..)| n.as_str()).collect();
+                format!(
+                    "no pod that it leads to ({}: {})",
+                    pods[0].full_name(),
+                    if named.is_empty() { "no named port".to_owned() } else { named.join(", ") }
+                )
+            }
+        };
+        let message = format!("{name}: {whose} has a {} port named {wanted}", port.protocol);
+        self.add(&UNKNOWN_PORT_NAME, policy, port.line, message);
+    }
+
+    /// Peers in one rule and ports in the next: entries of a list are ORed. Rules for DNS to anybody are common, and meant.
+    pub(super) fn split_rules(&mut self, policy: &NetworkPolicy, direction: Direction, rules: &[Rule]) {
+        let is_peers = |r: &Rule| !r.peers.is_empty() && r.ports.is_empty();
+        let is_ports = |r: &Rule| r.peers.is_empty() && !r.ports.is_empty() && !dns::is_only_dns(r);
+        let mut told = vec![false; rules.len()];
+        for (pair, number) in rules.windows(2).zip(1_usize..) {
+            let (first, second) = (&pair[0], &pair[1]);
+            let (peers, ports) = match () {
+                () if is_peers(first) && is_ports(second) => (number, number + 1),
+                () if is_ports(first) && is_peers(second) => (number + 1, number),
+                () => continue,
+            };
+            told[ports - 1] = true;
+            let open = rules[ports - 1].ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let message = format!(
+                "{direction} rule {peers} has peers and no ports, rule {ports} has ports and no peers: {open} is open to everybody, and the peers may use every port; without the second `-` both hold"
+            );
+            self.add(&SPLIT_RULE, policy, second.line, message);
+        }
+        for (rule, number) in rules.iter().zip(1_usize..).filter(|(r, n)| is_ports(r) && !told[n - 1]) {
+            let open = rule.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let message = format!("{direction} rule {number}: {open} is open to every address");
+            self.add(&ANY_PEER, policy, rule.line, message);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The rules about what selectors match, and by which labels.
+
+use guardrail_graph::{
+    inventory::{is_generated_label, is_release_label},
+    snapshot::LabelSelector,
+};
+
+use super::{
+    GENERATED_LABEL, HOST_NETWORK_PEER, HOST_NETWORK_SUBJECT, Linter, PEER_MATCHES_NOTHING, RELEASE_LABEL,
+    SELECTS_NOTHING, Severity, WIDE_PEER,
+};
+use crate::{
+    evaluate::ClusterPod,
+    explain::words,
+    model::{NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPeer, selector_matches},
+};
+
+/// Pods that selectors match.
+#[derive(Default)]
+pub(super) struct Matched<'a> {
+    /// Live ones that policies apply to, and those that templates would make.
+    pub(super) selectable: Vec<&'a ClusterPod>,
+    /// Live ones on their host's network.
+    pub(super) host: Vec<&'a ClusterPod>,
+    /// A finished pod: the labels are right.
+    pub(super) finished: bool,
+}
+
+impl<'a> Matched<'a> {
+    fn of(pods: impl Iterator<Item = &'a ClusterPod>) -> Self {
+        let mut matched = Self::default();
+        for pod in pods {
+            match (pod.finished, pod.host_network) {
+                (true, _) => matched.finished = true,
+                (false, true) => matched.host.push(pod),
+                (false, false) => matched.selectable.push(pod),
+            }
+        }
+        matched
+    }
+
+    fn is_empty(&self) -> bool {
+        self.selectable.is_empty() && self.host.is_empty() && !self.finished
+    }
+}
+
+fn named(pods: &[&ClusterPod]) -> String {
+    let mut names: Vec<String> = pods.iter().take(2).map(|p| p.full_name()).collect();
+    if pods.len() > 2 {
+        names.push(format!("{} more", pods.len() - 2));
+    }
+    names.join(", ")
+}
+
+impl<'a> Linter<'a> {
+    /// The pods of the inventory; `None` if there is no inventory or it has no pods and no templates at all.
+    fn pods(&self) -> Option<&'a [ClusterPod]> {
+        Some(self.evaluator?.cluster().pods.as_slice()).filter(|pods| !pods.is_empty())
+    }
+
+    pub(super) fn peer_pods(&self, policy: &NetworkPolicy, peer: &PeerKind) -> Matched<'a> {
+        let (Some(pods), PeerKind::Pods { namespaces, pods: labels }) = (self.pods(), peer) else {
+            return Matched::default();
+        };
+        let cluster = self.evaluator.map(crate::evaluate::Evaluator::cluster);
+        let within = |pod: &ClusterPod| match namespaces {
+            None => pod.namespace == policy.namespace,
+            Some(selector) => cluster.is_some_and(|c| selector_matches(selector, &c.namespace_labels(&pod.namespace))),
+        };
+        let matches = |pod: &&ClusterPod| {
+            within(pod) && labels.as_ref().is_none_or(|selector| selector_matches(selector, &pod.labels))
+        };
+        Matched::of(pods.iter().filter(matches))
+    }
+
+    pub(super) fn subject(&mut self, policy: &NetworkPolicy) {
+        let line = policy.pod_selector_line;
+        self.labels(policy, &policy.pod_selector, line, "podSelector");
+        let Some(pods) = self.pods() else { return };
+        let own =
+            |p: &&ClusterPod| p.namespace == policy.namespace && selector_matches(&policy.pod_selector, &p.labels);
+        let matched = Matched::of(pods.iter().filter(own));
+        let shown = words(&policy.pod_selector);
+        if matched.is_empty() {
+            let message = format!("podSelector {shown} matches no live pod in {}", policy.namespace);
+            self.add(&SELECTS_NOTHING, policy, line, message);
+        } else if matched.selectable.is_empty() && !matched.host.is_empty() {
+            let message = format!(
+                "podSelector {shown} matches only pods on their host's network ({}): the policy closes nothing, their ports stay open",
+                named(&matched.host)
+            );
+            self.add(&HOST_NETWORK_SUBJECT, policy, line, message);
+        }
+    }
+
+    pub(super) fn selectors(&mut self, policy: &NetworkPolicy, peer: &PolicyPeer, only: bool, name: &str) {
+        let PeerKind::Pods { namespaces, pods } = &peer.kind else { return };
+        if let Some(selector) = namespaces {
+            self.labels(policy, selector, peer.line, "namespaceSelector");
+        }
+        if let Some(selector) = pods {
+            self.labels(policy, selector, peer.line, "podSelector");
+        }
+        let every = |s: &Option<LabelSelector>| s.as_ref().is_some_and(LabelSelector::is_empty);
+        let any_pod = pods.is_none() || every(pods);
+        if every(namespaces) && any_pod {
+            let message = format!("{name}: `namespaceSelector: {{}}` means every pod of every namespace");
+            self.add(&WIDE_PEER, policy, peer.line, message);
+        } else if namespaces.is_none() && every(pods) && !policy.pod_selector.is_empty() && only {
+            let message = format!("{name}: `podSelector: {{}}` means every pod of namespace {}", policy.namespace);
+            self.add(&WIDE_PEER, policy, peer.line, message);
+        }
+        self.matches_nothing(policy, peer, namespaces.as_ref(), pods.as_ref(), name);
+    }
+
+    fn matches_nothing(
+        &mut self,
+        policy: &NetworkPolicy,
+        peer: &PolicyPeer,
+        namespaces: Option<&LabelSelector>,
+        pods: Option<&LabelSelector>,
+        name: &str,
+    ) {
+        let Some(all) = self.pods() else { return };
+        let matched = self.peer_pods(policy, &peer.kind);
+        let shown = |field: &str, s: Option<&LabelSelector>| s.map(|s| format!("{field} {}", words(s)));
+        let parts = [shown("namespaceSelector", namespaces), shown("podSelector", pods)];
+        let what = parts.into_iter().flatten().collect::<Vec<_>>().join(" with ");
+        if matched.selectable.is_empty() && !matched.host.is_empty() {
+            let message =
+                format!("{name}: {what} matches only pods on their host's network ({})", named(&matched.host));
+            return self.add(&HOST_NETWORK_PEER, policy, peer.line, message);
+        }
+        if !matched.is_empty() {
+            return;
+        }
+        let by_labels = namespaces.is_some_and(|s| {
+            s.match_labels.keys().chain(s.match_expressions.iter().map(|e| &e.key)).any(|k| k != NAMESPACE_NAME_LABEL)
+        });
+        if by_labels && let Some(evaluator) = self.evaluator {
+            let unknown: Vec<&str> = evaluator.cluster().namespaces_without_labels().take(3).collect();
+            if !unknown.is_empty() {
+                let message = format!("{name}: {what}: the labels of namespace {} are not known", unknown.join(", "));
+                self.add_with(
+                    &PEER_MATCHES_NOTHING,
+                    policy,
+                    peer.line,
+                    message,
+                    "Add Namespaces to --inventory".to_owned(),
+                );
+                if let Some(last) = self.findings.last_mut() {
+                    last.severity = Severity::Note;
+                }
+                return;
+            }
+        }
+        let elsewhere = pods.filter(|_| namespaces.is_none()).and_then(|selector| {
+            all.iter().find(|p| !p.finished && !selector.is_empty() && selector_matches(selector, &p.labels))
+        });
+        match elsewhere {
+            Some(pod) => {
+                let message = format!(
+                    "{name}: {what} matches pods of {}, and without a namespaceSelector it means pods of {}",
+                    pod.namespace, policy.namespace
+                );
+                let fix =
+                    format!("Add a namespaceSelector in the same item ({NAMESPACE_NAME_LABEL}: {})", pod.namespace);
+                self.add_with(&PEER_MATCHES_NOTHING, policy, peer.line, message, fix);
+            }
+            None => {
+                self.add(&PEER_MATCHES_NOTHING, policy, peer.line, format!("{name}: {what} matches no live pod"));
+            }
+        }
+    }
+
+    fn labels(&mut self, policy: &NetworkPolicy, selector: &LabelSelector, line: u32, field: &str) {
+        let equal = selector.match_labels.iter().map(|(k, v)| (k.as_str(), vec![v.as_str()]));
+        let listed = selector
+            .match_expressions
+            .iter()
+            .map(|e| (e.key.as_str(), e.values.iter().map(String::as_str).collect::<Vec<_>>()));
+        let all: Vec<(&str, Vec<&str>)> = equal.chain(listed).collect();
+        for (key, values) in all {
+            // One replica of a StatefulSet keeps its name.
+            if matches!(key, "statefulset.kubernetes.io/pod-name" | "apps.kubernetes.io/pod-index") {
+                continue;
+            }
+            if matches!(key, "job-name" | "batch.kubernetes.io/job-name") {
+                if values.iter().any(|job| self.is_made_job(job)) {
+                    let message = format!("{field} names the run {}, the next one has another name", values.join(", "));
+                    self.add_as(Severity::Note, &GENERATED_LABEL, policy, line, message);
+                }
+            } else if is_generated_label(key) {
+                self.add(&GENERATED_LABEL, policy, line, format!("{field} names the generated label {key}"));
+            } else if is_release_label(key) && !values.is_empty() {
+                let message =
+                    format!("{field} names {key}={}, which the next release or run changes", values.join(", "));
+                self.add(&RELEASE_LABEL, policy, line, message);
+            }
+        }
+    }
+
+    /// Whether a CronJob made the Job of this name: it appends the minute. A Job that a person named keeps its name at every upgrade.
+    fn is_made_job(&self, job: &str) -> bool {
+        let owned =
+            self.context.inventory.controllers().any(|c| c.kind == "Job" && c.name == job && c.controller.is_some());
+        let minute = job.rsplit_once('-').is_some_and(|(_, n)| n.len() >= 8 && n.bytes().all(|b| b.is_ascii_digit()));
+        owned || minute
+    }
+}
