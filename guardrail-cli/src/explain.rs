@@ -1,20 +1,22 @@
 //! `guardrail explain`: why one connection is allowed or denied.
 
 use std::{
+    collections::BTreeSet,
     io::{BufWriter, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
 use anstyle::{AnsiColor, Style};
-use anyhow::Context as _;
 use clap::ValueEnum;
+use guardrail_graph::inventory::Inventory;
 use guardrail_policy::{
-    evaluate::Exemption,
+    evaluate::{End, Evaluator, Exemption, common_addresses, families},
     explain::{Explanation, Question, SideExplanation},
     model::{Location, Protocol},
 };
 use serde::Serialize;
+use serde_json::json;
 
 use crate::{
     exit::{Outcome, finish},
@@ -23,10 +25,14 @@ use crate::{
     policies::{self, Loaded},
 };
 
+mod ends;
+
+use ends::Named;
+
 /// Options of `guardrail explain`.
 #[derive(Debug, clap::Args)]
 #[command(
-    override_usage = "guardrail explain --policies <PATH> --inventory <FILE> \\\n       --from <NS/POD|IP> --to <NS/POD|IP> --port <N> [OPTIONS]"
+    override_usage = "guardrail explain --policies <PATH> --inventory <FILE> \\\n       --from <NS/NAME|IP> --to <NS/NAME|IP> --port <N> [OPTIONS]"
 )]
 pub(crate) struct Args {
     /// Policies to judge by: a file or a directory, YAML or JSON (repeatable)
@@ -38,15 +44,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", required = true)]
     inventory: Vec<PathBuf>,
 
-    /// Who opens the connection
-    #[arg(long, value_name = "NS/POD|IP")]
+    /// Who opens the connection: a pod, a workload (NS/NAME or NS/KIND/NAME) or an address
+    #[arg(long, value_name = "NS/NAME|IP")]
     from: String,
 
-    /// Who accepts it
-    #[arg(long, value_name = "NS/POD|IP")]
+    /// Who accepts it: a pod, a workload, a Service (judged at the pods behind it) or an address
+    #[arg(long, value_name = "NS/NAME|IP")]
     to: String,
 
-    /// The port of the accepting pod (not of a Service)
+    /// The port of the accepting pod; of the Service, if --to names one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
 
@@ -71,15 +77,20 @@ enum Format {
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
-    from: &'a str,
-    to: &'a str,
+struct Answer {
+    from: String,
+    to: String,
     protocol: Protocol,
     port: u16,
+    /// The family and the addresses, if the other family has another verdict.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    over: Option<String>,
     verdict: &'static str,
-    unproven_because: Vec<&'a str>,
+    unproven_because: Vec<String>,
+    #[serde(skip)]
+    namespaces: [Option<String>; 2],
     #[serde(flatten)]
-    explanation: &'a Explanation,
+    explanation: Explanation,
 }
 
 /// Runs `guardrail explain`.
@@ -89,49 +100,111 @@ pub(crate) fn run(args: Args) -> ExitCode {
 
 fn explain(args: &Args) -> anyhow::Result<Outcome> {
     let Args { policies, inventory, from, to, port, protocol, output, allow_unproven } = args;
-    let Loaded { evaluator, unproven, .. } = policies::load(policies, inventory, None)?;
-    let end = |option: &str, text: &str| evaluator.end(text).with_context(|| option.to_owned());
-    let src = end("--from", from)?;
-    let dst = evaluator.destination(to, *protocol, *port).context("--to")?;
-    let explanation =
-        evaluator.explain(&Question { src: (&src, from), dst: (&dst, to), protocol: *protocol, port: *port });
-    let namespaces = [&src, &dst].map(|end| Some(evaluator.cluster().pods[end.pod()? as usize].namespace.as_str()));
-    let unproven_because: Vec<&str> =
-        unproven.iter().filter(|reason| reason.concerns(namespaces)).map(|reason| reason.because.as_str()).collect();
-    let proven = unproven_because.is_empty() || *allow_unproven;
-    let verdict = match (proven, explanation.allowed) {
-        (false, _) => "unproven",
-        (true, true) => "allowed",
-        (true, false) => "denied",
-    };
-    for reason in &unproven_because {
+    let Loaded { evaluator, objects, unproven, .. } = policies::load(policies, inventory, None)?;
+    let inventory = Inventory::from_objects(objects);
+    let sources = ends::from(&evaluator, from)?;
+    let destinations = ends::to(&evaluator, &inventory, to, *protocol, *port)?;
+    let mut answers = Vec::new();
+    for src in &sources.ends {
+        for dst in &destinations.ends {
+            answers.extend(judge(&evaluator, src, dst, *protocol));
+        }
+    }
+    for (answer, dst) in &mut answers {
+        let notes = &mut answer.explanation.notes;
+        notes.extend(ends::port_note(&evaluator, &inventory, dst, *protocol));
+        answer.unproven_because = unproven
+            .iter()
+            .filter(|reason| reason.concerns([answer.namespaces[0].as_deref(), answer.namespaces[1].as_deref()]))
+            .map(|reason| reason.because.clone())
+            .collect();
+        if !answer.unproven_because.is_empty() && !allow_unproven {
+            answer.verdict = "unproven";
+        }
+    }
+    let mut answers: Vec<Answer> = answers.into_iter().map(|(answer, _)| answer).collect();
+    // What is wrong stands first.
+    answers.sort_by_key(|answer| ["unproven", "denied", "allowed"].iter().position(|v| *v == answer.verdict));
+    let mut told = BTreeSet::new();
+    for reason in answers.iter().flat_map(|a| &a.unproven_because).filter(|reason| told.insert(reason.as_str())) {
         tell("warning", reason);
     }
-    let answer =
-        Answer { from, to, protocol: *protocol, port: *port, verdict, unproven_because, explanation: &explanation };
+    let notes: Vec<&String> = [&sources.note, &destinations.note].into_iter().flatten().collect();
+    let verdict = answers[0].verdict;
     let mut out = BufWriter::new(std::io::stdout().lock());
     match output {
-        Format::Text => text(&mut out, &answer)?,
-        Format::Json => output::print_json(&mut out, &answer)?,
+        Format::Text => {
+            for (answer, number) in answers.iter().zip(0..) {
+                if number > 0 {
+                    writeln!(out)?;
+                }
+                text(&mut out, answer)?;
+            }
+            for note in notes {
+                writeln!(out, "\n{}", output::wrap(&output::plain_line(&format!("Note: {note}.")), 100).join("\n"))?;
+            }
+        }
+        Format::Json if answers.len() == 1 && notes.is_empty() => output::print_json(&mut out, &answers[0])?,
+        Format::Json => output::print_json(
+            &mut out,
+            &json!({"from": from, "to": to, "protocol": protocol, "port": port, "verdict": verdict, "notes": notes, "answers": answers}),
+        )?,
     }
     out.flush()?;
-    if !proven {
-        tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
-        return Ok(Outcome::Unanswered);
-    }
-    Ok(if explanation.allowed { Outcome::Fine } else { Outcome::Findings })
+    Ok(match verdict {
+        "unproven" => {
+            tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
+            Outcome::Unanswered
+        }
+        "denied" => Outcome::Findings,
+        _ => Outcome::Fine,
+    })
 }
 
-fn text(out: &mut impl Write, answer: &Answer<'_>) -> anyhow::Result<()> {
+/// One answer, or one for each address family if they differ.
+fn judge(evaluator: &Evaluator, src: &Named, dst: &Named, protocol: Protocol) -> Vec<(Answer, Named)> {
+    let answer = |from: &End, to: &End, over: Option<&'static str>| {
+        let question = Question { src: (from, &src.name), dst: (to, &dst.name), protocol, port: dst.port };
+        let explanation = evaluator.explain(&question);
+        let namespace = |end: &End| Some(evaluator.cluster().pods[end.pod()? as usize].namespace.clone());
+        let addresses = common_addresses(from, to);
+        let answer = Answer {
+            from: src.name.clone(),
+            to: dst.name.clone(),
+            protocol,
+            port: dst.port,
+            over: over.map(|family| match addresses {
+                (Some(from), Some(to)) => format!("{family} ({from} -> {to})"),
+                _ => family.to_owned(),
+            }),
+            verdict: if explanation.allowed { "allowed" } else { "denied" },
+            unproven_because: Vec::new(),
+            namespaces: [namespace(from), namespace(to)],
+            explanation,
+        };
+        (answer, dst.clone())
+    };
+    let both = families(&src.end, &dst.end);
+    if let [four, six] = &both[..] {
+        let answers = [answer(&four.0, &four.1, Some("IPv4")), answer(&six.0, &six.1, Some("IPv6"))];
+        if answers[0].0.verdict != answers[1].0.verdict {
+            return answers.into();
+        }
+    }
+    vec![answer(&src.end, &dst.end, None)]
+}
+
+fn text(out: &mut impl Write, answer: &Answer) -> anyhow::Result<()> {
     let style = match (answer.verdict, output::colour()) {
         ("allowed", true) => AnsiColor::Green.on_default().bold(),
         ("denied", true) => AnsiColor::Red.on_default().bold(),
         (_, true) => AnsiColor::Yellow.on_default().bold(),
         (_, false) => Style::new(),
     };
-    let Answer { from, to, protocol, port, verdict, explanation, .. } = answer;
+    let Answer { from, to, protocol, port, over, verdict, explanation, .. } = answer;
     let (from, to) = (output::plain_line(from), output::plain_line(to));
-    writeln!(out, "{style}{verdict}{style:#}: {from} -> {to} {protocol}/{port}")?;
+    let over = over.as_ref().map_or_else(String::new, |over| format!(" over {over}"));
+    writeln!(out, "{style}{verdict}{style:#}{over}: {from} -> {to} {protocol}/{port}")?;
     let mut rest = Vec::new();
     reasons(&mut rest, explanation)?;
     out.write_all(output::plain(&String::from_utf8_lossy(&rest)).as_bytes())?;

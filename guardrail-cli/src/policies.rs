@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use guardrail_graph::Snapshot;
+use guardrail_graph::{Snapshot, inventory::Object};
 use guardrail_policy::{
     evaluate::{Cluster, Evaluator},
     model::NetworkPolicy,
@@ -16,6 +16,8 @@ pub(crate) struct Loaded {
     pub(crate) evaluator: Evaluator,
     /// The inventory's own policies: what is in force already.
     pub(crate) before: Evaluator,
+    /// The objects of the inventory.
+    pub(crate) objects: Vec<Object>,
     /// Why verdicts are not proven (A34).
     pub(crate) unproven: Vec<Unproven>,
 }
@@ -70,5 +72,5 @@ pub(crate) fn load(policies: &[PathBuf], inventory: &[PathBuf], snapshot: Option
         );
         unproven.push(Unproven { because, namespace: Some(policy.namespace.clone()) });
     }
-    Ok(Loaded { evaluator, before, unproven })
+    Ok(Loaded { evaluator, before, objects: inventory.objects, unproven })
 }

@@ -22,7 +22,7 @@ mod virtuals;
 pub use cluster::{Cluster, ClusterNode, ClusterPod};
 pub use compile::Admission;
 pub use edge::EdgeVerdict;
-pub use ends::{End, UnknownEnd, common_addresses};
+pub use ends::{End, UnknownEnd, common_addresses, families};
 pub use virtuals::DeclaredPort;
 
 use compile::Compiled;

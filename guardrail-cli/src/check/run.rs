@@ -79,7 +79,7 @@ pub(super) struct Report<'a> {
 pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
     let Args { snapshots, flows, policies, inventory, output, allow_partial, allow_unproven, cluster } = args;
     let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots, cluster)?) };
-    let Loaded { evaluator, before, unproven } = policies::load(policies, inventory, snapshot.as_ref())?;
+    let Loaded { evaluator, before, unproven, .. } = policies::load(policies, inventory, snapshot.as_ref())?;
     let mut report = Report {
         flows: Vec::new(),
         allowed: 0,

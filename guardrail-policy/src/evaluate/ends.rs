@@ -60,6 +60,13 @@ impl End {
         self.pod
     }
 
+    /// Whether no policy can tell the two apart but by addresses, of which they have the same families.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        let families = |end: &Self| (end.v4.is_some(), end.v6.is_some());
+        self.kind() == other.kind() && families(self) == families(other)
+    }
+
     /// The same end, speaking from this address.
     #[must_use]
     pub(super) fn at(mut self, address: IpAddr) -> Self {
@@ -301,6 +308,15 @@ pub(super) fn exemption(src: &End, dst: &End) -> Option<Exemption> {
             }
     };
     (own(src, dst) || own(dst, src)).then_some(Exemption::OwnNode)
+}
+
+/// The two ends for each address family that both have; as they are, if that is none or one.
+#[must_use]
+pub fn families(src: &End, dst: &End) -> Vec<(End, End)> {
+    match (src.v4.zip(dst.v4), src.v6.zip(dst.v6)) {
+        (Some(four), Some(six)) => [four, six].into_iter().map(|(s, d)| (src.at(s), dst.at(d))).collect(),
+        _ => vec![(*src, *dst)],
+    }
 }
 
 /// The addresses between which the connection runs: one family that both have, the destination's first one if they share both.

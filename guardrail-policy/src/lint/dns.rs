@@ -174,7 +174,7 @@ fn may_reach_dns(policy: &NetworkPolicy, peer: &PeerKind, asks: bool) -> bool {
             let is_dns = |namespace: &&str| {
                 selector_matches(selector, &Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), (*namespace).to_owned())]))
             };
-            asks || !by_name || DNS_NAMESPACES.iter().any(|n| is_dns(n))
+            asks || !by_name || DNS_NAMESPACES.iter().any(is_dns)
         }
         PeerKind::IpBlock(block) if block.cidr.prefix_len() == 0 => holds_private(block),
         PeerKind::IpBlock(_) => asks,

@@ -1,6 +1,6 @@
 //! YAML and JSON text to a tree that knows its lines and tells absent, null and empty apart.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, thread};
 
 use serde::{
     Deserialize, Deserializer,
@@ -11,8 +11,10 @@ use serde_saphyr::{Error, Spanned, options::AliasLimits};
 use super::{MAX_FILE_BYTES, Problem, ProblemKind, text};
 use crate::model::Location;
 
-/// Deepest nesting that is read; a NetworkPolicy in a List needs 11, a schema in a CustomResourceDefinition some 50. Each level costs stack.
-pub(super) const MAX_DEPTH: usize = 120;
+/// Deepest nesting that is read; a NetworkPolicy in a List needs 11, a schema in a CustomResourceDefinition some 50.
+pub(super) const MAX_DEPTH: usize = 128;
+/// Bytes of stack for that many levels: without optimisation each takes some 30 KiB.
+const STACK_BYTES: usize = 16 << 20;
 /// Most nodes that aliases may add.
 const MAX_ALIASED: usize = 100_000;
 
@@ -196,6 +198,19 @@ impl<'de> Visitor<'de> for ValueVisitor {
 
 /// The documents of a file; empty documents are left out.
 pub(super) fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, Problem> {
+    // The YAML reader calls itself for each level, and the stack of the caller may be small.
+    thread::scope(|scope| {
+        let reader = thread::Builder::new().stack_size(STACK_BYTES);
+        let read = reader.spawn_scoped(scope, || read(file, bytes)).ok().and_then(|thread| thread.join().ok());
+        read.unwrap_or_else(|| {
+            let location = Location { file: file.clone(), line: 1 };
+            let message = "there is no memory left to read it; end something else".to_owned();
+            Err(Problem { location, kind: ProblemKind::Syntax, policy: None, message })
+        })
+    })
+}
+
+fn read(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, Problem> {
     let problem = |line: u32, message: String| Problem {
         location: Location { file: file.clone(), line },
         kind: ProblemKind::Syntax,
