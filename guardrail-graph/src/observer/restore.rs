@@ -107,6 +107,7 @@ fn stored_service(entry: &ServiceEntry) -> Service {
         external_name: entry.external_name.clone(),
         selector: Labels::default(),
         ports: entry.ports.iter().map(port).collect(),
+        ..Service::default()
     }
 }
 
