@@ -11,6 +11,7 @@ mod endpoints;
 mod ends;
 mod expire;
 mod flows;
+mod ledger;
 mod names;
 mod pods;
 mod publish;
@@ -18,10 +19,11 @@ mod restore;
 mod services;
 mod stats;
 mod table;
+mod waiting;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -30,6 +32,7 @@ use std::{
 pub use config::ObserverConfig;
 use flows::{Last, Step};
 use ipnet::IpNet;
+use ledger::Ledger;
 use names::Names;
 use pods::{PodId, Pods};
 pub use restore::RestoreError;
@@ -37,28 +40,19 @@ use restore::Restored;
 pub(crate) use stats::add_outcomes;
 pub use stats::{EdgeCounter, EdgeCounters, OUTCOMES, Stats, UnresolvedReason};
 use table::{Edge, Edges, Flow, PeerId, Peers};
+use waiting::{Pending, Waiting};
 
 use crate::{
     identity::{addresses::AddressIndex, cgroups::Cgroups},
     inventory::{Inventory, Kind, Service, VirtualTarget},
-    observe::{CgroupId, FlowDelta, LossClass, LossReason, NetnsId, Observation},
+    observe::{FlowDelta, LossClass, LossReason, NetnsId, Observation},
     peer::{Peer, Protocol, WorkloadRef},
-    snapshot::{
-        Interval, Side,
-        facts::{MAX_EXAMPLES, Services},
-        workloads::WorkloadFacts,
-    },
+    snapshot::{Interval, Side, facts::Services, workloads::WorkloadFacts},
     time::Timestamp,
 };
 
 /// How long before the first word of a pod's address its traffic may have begun.
 const ADDRESS_LEAD: Duration = Duration::from_secs(60);
-/// Waiting flows are tried again at most this often while changes of the inventory pour in.
-const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// One cgroup may have this part of the room for waiting flows.
-const PENDING_SHARES: usize = 8;
-/// Peers that are kept as incomplete, each with its reasons. If there are more, all of the node are.
-const MAX_INCOMPLETE: usize = 10_000;
 /// Tables are swept of what is too old this often.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -86,24 +80,6 @@ impl Texts {
     /// Forgets what nobody shares any more.
     fn expire(&mut self) {
         self.0.retain(|text| Arc::strong_count(text) > 1);
-    }
-}
-
-/// An observation that waits.
-#[derive(Debug)]
-struct Pending {
-    observation: Observation,
-    since: Timestamp,
-}
-
-impl Pending {
-    fn cgroup(&self) -> CgroupId {
-        match &self.observation {
-            Observation::Flow(delta) => delta.cgroup,
-            Observation::DnsAnswer { cgroup, .. } => *cgroup,
-            // Nothing else waits.
-            _ => CgroupId(0),
-        }
     }
 }
 
@@ -149,19 +125,8 @@ pub struct Observer {
     /// Virtual addresses that were asked for, until a Service or node changes.
     service_cache: HashMap<(IpAddr, u16, Protocol), (Arc<str>, u16)>,
     dirty_services: BTreeSet<(String, String)>,
-    pending: VecDeque<Pending>,
-    /// How many of these are of each cgroup.
-    pending_of: HashMap<CgroupId, usize>,
-    unresolved: [u64; UnresolvedReason::ALL.len()],
-    /// Those that Services left open, as of the last document or scrape.
-    service_unresolved: [u64; UnresolvedReason::ALL.len()],
-    examples: [BTreeSet<String>; UnresolvedReason::ALL.len()],
-    losses: [u64; LossReason::ALL.len()],
-    /// Flows of clients under the coarse key. The kernel side reports these as a loss as well, but later: the greater number is true.
-    coarse_clients: u64,
-    incomplete: HashMap<PeerId, BTreeSet<Arc<str>>>,
-    /// Losses that concern anyone on this node.
-    node_wide: BTreeSet<Arc<str>>,
+    waiting: Waiting,
+    ledger: Ledger,
     /// Earlier intervals of observation, of the restored state.
     earlier: Vec<Interval>,
     /// Workloads of the inventory with the nodes of their pods, but without the pods themselves: those are looked up for a snapshot.
@@ -176,7 +141,6 @@ pub struct Observer {
     /// When what is known without a time was known at latest: the end of the restored state, if there is one.
     heard_since: Timestamp,
     restored: Option<Restored>,
-    last_retry: Timestamp,
     last_expire: Timestamp,
 }
 
@@ -190,7 +154,7 @@ impl Observer {
         Self {
             addresses: AddressIndex::new(config.guard, ADDRESS_LEAD),
             edges: Edges::new(many, &config),
-            last_retry: config.started,
+            waiting: Waiting::new(config.max_pending, config.started),
             last_expire: config.started,
             awaited: config.awaited.clone(),
             config,
@@ -217,15 +181,7 @@ impl Observer {
             endpoint_ports: HashMap::new(),
             service_cache: HashMap::new(),
             dirty_services: BTreeSet::new(),
-            pending: VecDeque::new(),
-            pending_of: HashMap::new(),
-            unresolved: Default::default(),
-            service_unresolved: Default::default(),
-            examples: Default::default(),
-            losses: Default::default(),
-            coarse_clients: 0,
-            incomplete: HashMap::new(),
-            node_wide: BTreeSet::new(),
+            ledger: Ledger::default(),
             earlier: Vec::new(),
             workloads: BTreeMap::new(),
             workloads_version: None,
@@ -283,18 +239,18 @@ impl Observer {
                     let count = self.listeners.entry(key).or_default();
                     *count = count.saturating_add(1);
                 } else {
-                    self.count_loss(LossReason::ListenersFull, 1);
+                    self.ledger.count_loss(LossReason::ListenersFull, 1);
                 }
             }
             Observation::Lost { reason, cgroup, count, at } => {
-                self.count_loss(reason, count);
+                self.ledger.count_loss(reason, count);
                 if reason.class() == LossClass::Edge {
                     let local =
                         cgroup.map(|id| self.local_end(id, IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), at, true));
                     match local {
-                        Some(ends::Found::Yes(local)) => self.incomplete_peer(local.peer, reason.as_str()),
+                        Some(ends::Found::Yes(local)) => self.ledger.incomplete_peer(local.peer, reason.as_str()),
                         Some(ends::Found::No(UnresolvedReason::OtherNode)) => {}
-                        _ => self.node_incomplete(reason.as_str()),
+                        _ => self.ledger.incomplete_node(reason.as_str()),
                     }
                 }
             }
@@ -322,46 +278,27 @@ impl Observer {
         }
     }
 
-    /// A cgroup that fills its share of the room is not waited for any longer; only if many do is anybody else's wait cut short.
+    /// Keeps an observation until more is known. What has to go for it is named as far as it can be now.
     fn wait(&mut self, pending: Pending, now: Timestamp) {
-        let share = self.config.max_pending / PENDING_SHARES;
-        if self.pending_of.get(&pending.cgroup()).is_some_and(|n| *n >= share) {
-            return self.wait_no_longer(&pending, now);
+        if let Some(evicted) = self.waiting.push(pending) {
+            self.evict_pending(&evicted, now);
         }
-        if self.pending.len() >= self.config.max_pending
-            && let Some(oldest) = self.pending.pop_front()
-        {
-            if let Some(n) = self.pending_of.get_mut(&oldest.cgroup()) {
-                *n -= 1;
-            }
-            self.wait_no_longer(&oldest, now);
-        }
-        self.keep_waiting(pending);
-    }
-
-    fn keep_waiting(&mut self, pending: Pending) {
-        *self.pending_of.entry(pending.cgroup()).or_default() += 1;
-        self.pending.push_back(pending);
-    }
-
-    /// Everything that waits; nothing waits any more.
-    fn take_pending(&mut self) -> VecDeque<Pending> {
-        self.pending_of.clear();
-        std::mem::take(&mut self.pending)
     }
 
     /// There is no room: what it would have become is not known.
-    fn wait_no_longer(&mut self, pending: &Pending, now: Timestamp) {
-        self.count_loss(LossReason::PendingOverflow, 1);
+    fn evict_pending(&mut self, pending: &Pending, now: Timestamp) {
+        self.ledger.count_loss(LossReason::PendingOverflow, 1);
         // Failed attempts support nothing, and an address without its name is no loss.
         if let Observation::Flow(delta) = &pending.observation
             && (delta.counts.opened > 0 || delta.counts.found > 0)
         {
             let at = delta.last_open.or(delta.first_open).unwrap_or(now);
             match self.local_end(delta.cgroup, delta.local, at, true) {
-                ends::Found::Yes(local) => self.incomplete_peer(local.peer, LossReason::PendingOverflow.as_str()),
+                ends::Found::Yes(local) => {
+                    self.ledger.incomplete_peer(local.peer, LossReason::PendingOverflow.as_str())
+                }
                 ends::Found::No(UnresolvedReason::OtherNode) => {}
-                _ => self.node_incomplete(LossReason::PendingOverflow.as_str()),
+                _ => self.ledger.incomplete_node(LossReason::PendingOverflow.as_str()),
             }
         }
         self.try_observation(&pending.observation, now, Last { pod: true, role: true });
@@ -369,18 +306,17 @@ impl Observer {
 
     /// Tries waiting flows again, but not with every one of thousands of changes.
     fn retry_soon(&mut self, now: Timestamp) {
-        if !self.pending.is_empty() && (self.pending.len() < 64 || now.since(self.last_retry) >= RETRY_INTERVAL) {
+        if self.waiting.is_due(now) {
             self.retry(now);
         }
     }
 
     fn retry(&mut self, now: Timestamp) {
-        self.last_retry = now;
-        for pending in self.take_pending() {
+        for pending in self.waiting.take(now) {
             let waited = now.since(pending.since);
             let last = Last { pod: waited >= self.config.pod_timeout, role: waited >= self.config.role_timeout };
             if self.try_observation(&pending.observation, now, last) != Step::Done {
-                self.keep_waiting(pending);
+                self.waiting.put_back(pending);
             }
         }
     }
@@ -390,9 +326,7 @@ impl Observer {
         self.adopt(now);
         self.adopt_unnamed(now);
         self.settle_services(now);
-        if !self.pending.is_empty() {
-            self.retry(now);
-        }
+        self.retry(now);
         if now.since(self.last_expire) >= EXPIRE_INTERVAL {
             self.last_expire = now;
             self.expire(now);
@@ -402,17 +336,13 @@ impl Observer {
     /// Flows that wait for their pod or their role: counted by the kernel, in no edge yet.
     #[must_use]
     pub fn waiting(&self) -> Vec<FlowDelta> {
-        let flow = |pending: &Pending| match &pending.observation {
-            Observation::Flow(delta) => Some(delta.clone()),
-            _ => None,
-        };
-        self.pending.iter().filter_map(flow).collect()
+        self.waiting.flows().cloned().collect()
     }
 
     /// Ends every wait: what has no name or role by now is counted. Call it before the last snapshot.
     pub fn flush(&mut self, now: Timestamp) {
         self.settle_services(now);
-        for pending in self.take_pending() {
+        for pending in self.waiting.take(now) {
             self.try_observation(&pending.observation, now, Last { pod: true, role: true });
         }
     }
@@ -451,67 +381,15 @@ impl Observer {
         )
     }
 
-    fn count_loss(&mut self, reason: LossReason, count: u64) {
-        if let Some(index) = LossReason::ALL.iter().position(|r| *r == reason) {
-            self.losses[index] = self.losses[index].saturating_add(count);
-        }
-    }
-
-    /// Losses in the order of [`LossReason::ALL`].
-    fn losses(&self) -> impl Iterator<Item = (LossReason, u64)> + '_ {
-        LossReason::ALL.into_iter().zip(self.losses).map(|(reason, count)| match reason {
-            LossReason::CoarseClient => (reason, count.max(self.coarse_clients)),
-            _ => (reason, count),
-        })
-    }
-
-    fn wants_example(&self, reason: UnresolvedReason) -> bool {
-        self.examples[reason as usize].len() < MAX_EXAMPLES
-    }
-
-    fn count_unresolved(&mut self, reason: UnresolvedReason, count: u64, example: impl FnOnce() -> String) {
-        let index = reason as usize;
-        self.unresolved[index] = self.unresolved[index].saturating_add(count);
-        if self.examples[index].len() < MAX_EXAMPLES {
-            self.examples[index].insert(example());
-        }
-    }
-
-    fn incomplete_peer(&mut self, peer: PeerId, reason: &str) {
-        if self.incomplete.len() >= MAX_INCOMPLETE && !self.incomplete.contains_key(&peer) {
-            // Nobody is complete rather than a peer forgotten.
-            return self.node_incomplete(reason);
-        }
-        let reasons = self.incomplete.entry(peer).or_default();
-        if !reasons.contains(reason) {
-            reasons.insert(reason.into());
-        }
-    }
-
-    fn node_incomplete(&mut self, reason: &str) {
-        self.node_wide.insert(reason.into());
-    }
-
-    /// No room for another edge.
-    fn table_full(&mut self, local: &ends::Local) {
-        self.count_loss(LossReason::GraphFull, 1);
-        self.incomplete_peer(local.peer, LossReason::GraphFull.as_str());
-    }
-
     /// Counters for `/metrics`; for those of edges see [`Observer::edge_counters`].
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats {
             edges: self.edges.len(),
             service_flows: self.service_flows.len(),
-            pending: self.pending.len(),
-            unresolved: UnresolvedReason::ALL
-                .iter()
-                .map(|r| {
-                    (r.as_str(), self.unresolved[*r as usize].saturating_add(self.service_unresolved[*r as usize]))
-                })
-                .collect(),
-            losses: self.losses().map(|(reason, count)| (reason, reason.class(), count)).collect(),
+            pending: self.waiting.len(),
+            unresolved: self.ledger.unresolved_totals().map(|(reason, count)| (reason.as_str(), count)).collect(),
+            losses: self.ledger.losses().map(|(reason, count)| (reason, reason.class(), count)).collect(),
             names_forgotten: self.names.forgotten(),
             identity_entries: vec![
                 ("address", self.addresses.len()),

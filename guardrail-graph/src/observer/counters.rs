@@ -11,7 +11,6 @@ use super::{
     table::{Key, PeerId, side_index},
 };
 use crate::{
-    observe::LossClass,
     peer::Peer,
     snapshot::{
         Interval, InventoryState, Side,
@@ -111,12 +110,9 @@ impl Observer {
             .collect();
         edges.sort_unstable();
 
-        let lost = self.losses().any(|(reason, count)| reason.class() == LossClass::Edge && count > 0);
-        let complete = !lost
+        let complete = self.ledger.is_complete()
             && all_observed
             && backends_known
-            && self.incomplete.is_empty()
-            && self.node_wide.is_empty()
             && self.inventory_state() != InventoryState::Missing
             && !self.ran_elsewhere(now)
             && joined(self.intervals(now)).len() == 1;
@@ -148,9 +144,9 @@ impl Observer {
                 attempts_unknown = attempts_unknown.saturating_add(total.counts.failed());
             }
         }
-        self.service_unresolved[UnresolvedReason::RemotePod as usize] = 0;
-        self.service_unresolved[UnresolvedReason::ServiceBackendUnknown as usize] = backends_unknown;
-        self.service_unresolved[UnresolvedReason::ServiceAttemptFailed as usize] = attempts_unknown;
+        self.ledger.set_derived(UnresolvedReason::RemotePod, 0);
+        self.ledger.set_derived(UnresolvedReason::ServiceBackendUnknown, backends_unknown);
+        self.ledger.set_derived(UnresolvedReason::ServiceAttemptFailed, attempts_unknown);
         (attached, backends_known)
     }
 

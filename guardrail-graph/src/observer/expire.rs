@@ -39,7 +39,7 @@ impl Observer {
             .chain(self.unnamed.keys().copied())
             .chain(self.range_nodes.values().copied())
             .chain(self.host_ports.keys().map(|key| key.0))
-            .chain(self.incomplete.keys().copied())
+            .chain(self.ledger.incomplete().map(|(peer, _)| peer))
             .chain(self.pods.iter().map(|(_, record)| record.peer))
             .chain(owners.filter_map(node));
         let mut used = vec![false; self.peers.numbers()];

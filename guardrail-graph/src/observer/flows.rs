@@ -293,7 +293,7 @@ impl Observer {
                 if room || self.service_flows.contains_key(&key) {
                     self.service_flows.entry(key).or_default().gain(&gain);
                 } else {
-                    self.table_full(local);
+                    self.ledger.count_full(local.peer);
                 }
                 return;
             }
@@ -301,7 +301,7 @@ impl Observer {
         let is_server = gain.side == Side::Server;
         let (client, server) = if is_server { (remote_ref, local_ref) } else { (local_ref, remote_ref) };
         if !self.edges.gain(client, server, protocol, port, &gain, &mut self.peers) {
-            self.table_full(local);
+            self.ledger.count_full(local.peer);
         }
     }
 
@@ -313,7 +313,7 @@ impl Observer {
         } else if self.remote_flows.len() < self.config.max_edges {
             self.remote_flows.entry(key).or_default().gain(gain);
         } else {
-            self.table_full(local);
+            self.ledger.count_full(local.peer);
         }
     }
 
@@ -350,11 +350,10 @@ impl Observer {
                 &gain,
                 &mut self.peers,
             ) {
-                self.table_full(local);
+                self.ledger.count_full(local.peer);
             }
         } else if weight(&delta.counts) > 0 {
-            self.coarse_clients = self.coarse_clients.saturating_add(weight(&delta.counts));
-            self.incomplete_peer(local.peer, observe::LossReason::CoarseClient.as_str());
+            self.ledger.count_coarse_client(local.peer, weight(&delta.counts));
         }
     }
 
@@ -456,7 +455,7 @@ impl Observer {
         } else if self.served.len() < self.config.max_listeners {
             self.served.insert((delta.local, port), owner);
         } else {
-            self.count_loss(observe::LossReason::ListenersFull, 1);
+            self.ledger.count_loss(observe::LossReason::ListenersFull, 1);
         }
     }
 
@@ -488,18 +487,17 @@ impl Observer {
         }
         let remote = (delta.remote, delta.server_port, delta.protocol);
         if reason == UnresolvedReason::OtherNode {
-            self.count_unresolved(reason, count, || example(delta.local, delta.role, remote));
+            self.ledger.count_unresolved(reason, count, || example(delta.local, delta.role, remote));
             return;
         }
-        self.count_unresolved(reason, count, || {
+        self.ledger.count_unresolved(reason, count, || {
             example(format_args!("cgroup {} ({})", delta.cgroup.0, delta.local), delta.role, remote)
         });
-        let this_node = self.this_node;
-        self.incomplete_peer(this_node, reason.as_str());
+        self.ledger.incomplete_peer(self.this_node, reason.as_str());
         if let observe::Remote::Addr(address) = delta.remote
             && let Found::Yes(Remote::Peer { peer, .. }) = self.remote_peer(address, at, true)
         {
-            self.incomplete_peer(peer, reason.as_str());
+            self.ledger.incomplete_peer(peer, reason.as_str());
         }
     }
 
@@ -528,14 +526,10 @@ impl Observer {
         if count == 0 {
             return;
         }
-        if self.wants_example(reason) {
-            let text = example(self.peers.get(peer), role, remote);
-            self.count_unresolved(reason, count, || text);
-        } else {
-            self.count_unresolved(reason, count, String::new);
-        }
+        let peers = &self.peers;
+        self.ledger.count_unresolved(reason, count, || example(peers.get(peer), role, remote));
         if established {
-            self.incomplete_peer(peer, reason.as_str());
+            self.ledger.incomplete_peer(peer, reason.as_str());
         }
     }
 }

@@ -49,20 +49,19 @@ impl Observer {
         facts.sources.insert(Arc::clone(&source));
         facts.observed.insert(self.config.node.clone());
         facts.window.insert(self.config.node.clone(), self.intervals(now));
-        for (reason, count) in self.losses().filter(|(_, count)| *count > 0) {
+        for (reason, count) in self.ledger.losses().filter(|(_, count)| *count > 0) {
             facts.losses.insert((Arc::clone(&source), reason.as_str().to_owned()), (reason.class(), count));
         }
-        for reason in UnresolvedReason::ALL {
-            let (count, examples) = (self.unresolved[reason as usize], &self.examples[reason as usize]);
+        for (reason, count, examples) in self.ledger.unresolved() {
             if count > 0 {
                 let key = (Arc::clone(&source), reason.as_str().to_owned());
                 facts.unresolved.insert(key, (count, examples.clone()));
             }
         }
-        for (peer, reasons) in &self.incomplete {
-            facts.incomplete.insert(self.peers.get(*peer), reasons.iter().map(|r| r.to_string()).collect());
+        for (peer, reasons) in self.ledger.incomplete() {
+            facts.incomplete.insert(self.peers.get(peer), reasons.iter().map(|r| r.to_string()).collect());
         }
-        if !self.node_wide.is_empty() {
+        if !self.ledger.node_wide().is_empty() {
             let here = self
                 .workloads
                 .iter()
@@ -70,7 +69,7 @@ impl Observer {
                 .map(|(name, _)| Peer::Workload(name.clone()));
             for peer in here.chain([Peer::Node { name: self.config.node.clone() }]) {
                 let reasons = facts.incomplete.entry(Arc::new(peer)).or_default();
-                reasons.extend(self.node_wide.iter().map(|r| r.to_string()));
+                reasons.extend(self.ledger.node_wide().iter().map(|r| r.to_string()));
             }
         }
         facts.workloads = self.gone_workloads.clone();
@@ -101,7 +100,7 @@ impl Observer {
         // What Services left open is computed with the document; the counters of `/metrics` show it.
         for reason in UnresolvedReason::DERIVED {
             let counts = document.coverage().unresolved.iter().filter(|u| u.reason == reason.as_str()).map(|u| u.count);
-            self.service_unresolved[reason as usize] = counts.fold(0, u64::saturating_add);
+            self.ledger.set_derived(reason, counts.fold(0, u64::saturating_add));
         }
         document
     }

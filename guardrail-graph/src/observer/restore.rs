@@ -9,13 +9,12 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    AddressOwner, Observer, ObserverConfig, UnresolvedReason,
+    AddressOwner, Observer, ObserverConfig,
     table::{Edge, Flow, PeerId, mark_bit, side_index},
 };
 use crate::{
     identity::addresses::Tenure,
     inventory::{Kind, Labels, Service, ServicePort, TargetPort},
-    observe::LossReason,
     peer::Peer,
     snapshot::{Body, ServiceEntry, Snapshot, SourceCounts, WorkloadEntry, facts::Seen},
     time::Timestamp,
@@ -157,32 +156,14 @@ impl Observer {
             expected: body.coverage.nodes.expected.clone(),
         };
         for loss in &body.coverage.losses {
-            if let Some(index) = LossReason::ALL.iter().position(|r| r.as_str() == loss.reason) {
-                self.losses[index] = loss.count;
-                if LossReason::ALL[index] == LossReason::CoarseClient {
-                    self.coarse_clients = loss.count;
-                }
-            }
+            self.ledger.restore_loss(&loss.reason, loss.count);
         }
-        let computed = UnresolvedReason::DERIVED;
         for entry in &body.coverage.unresolved {
-            if let Some(reason) =
-                UnresolvedReason::ALL.iter().find(|r| r.as_str() == entry.reason && !computed.contains(r))
-            {
-                self.unresolved[*reason as usize] = entry.count;
-                self.examples[*reason as usize].clone_from(&entry.examples);
-            }
+            self.ledger.restore_unresolved(&entry.reason, entry.count, &entry.examples);
         }
-        // Reasons that are computed are computed again.
-        let known = |reason: &str| {
-            LossReason::ALL.iter().any(|r| r.as_str() == reason)
-                || UnresolvedReason::ALL.iter().any(|r| r.as_str() == reason && !computed.contains(r))
-        };
         for entry in &body.coverage.workloads {
             let peer = self.peers.id(entry.peer.clone());
-            for reason in entry.reasons.iter().filter(|r| known(r)) {
-                self.incomplete_peer(peer, reason);
-            }
+            entry.reasons.iter().for_each(|reason| self.ledger.restore_incomplete(peer, reason));
         }
         let mut places = crate::snapshot::facts::Facts::default();
         for entry in &body.workloads {

@@ -169,10 +169,10 @@ impl Observer {
     ) {
         let clients: Vec<PeerId> = users(uses, service, port, backend, to).map(|(client, ..)| *client).collect();
         if !clients.is_empty() {
-            self.count_loss(LossReason::GraphFull, 1);
+            self.ledger.count_loss(LossReason::GraphFull, 1);
         }
         for client in clients {
-            self.incomplete_peer(client, LossReason::GraphFull.as_str());
+            self.ledger.incomplete_peer(client, LossReason::GraphFull.as_str());
         }
     }
 
