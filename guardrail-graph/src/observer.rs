@@ -11,6 +11,7 @@ mod endpoints;
 mod ends;
 mod expire;
 mod flows;
+mod graph;
 mod ledger;
 mod names;
 mod pods;
@@ -31,15 +32,15 @@ use std::{
 
 pub use config::ObserverConfig;
 use flows::{Last, Step};
+use graph::Graph;
 use ipnet::IpNet;
 use ledger::Ledger;
-use names::Names;
 use pods::{PodId, Pods};
 pub use restore::RestoreError;
 use restore::Restored;
 pub(crate) use stats::add_outcomes;
 pub use stats::{EdgeCounter, EdgeCounters, OUTCOMES, Stats, UnresolvedReason};
-use table::{Edge, Edges, Flow, PeerId, Peers};
+use table::{PeerId, Peers};
 use waiting::{Pending, Waiting};
 
 use crate::{
@@ -47,7 +48,7 @@ use crate::{
     inventory::{Inventory, Kind, Service, VirtualTarget},
     observe::{FlowDelta, LossClass, LossReason, NetnsId, Observation},
     peer::{Peer, Protocol, WorkloadRef},
-    snapshot::{Interval, Side, facts::Services, workloads::WorkloadFacts},
+    snapshot::{Interval, facts::Services, workloads::WorkloadFacts},
     time::Timestamp,
 };
 
@@ -65,9 +66,9 @@ enum AddressOwner {
 
 /// Short texts that many records share: Service names, port names.
 #[derive(Debug, Default)]
-struct Texts(HashSet<Arc<str>>);
+struct Interner(HashSet<Arc<str>>);
 
-impl Texts {
+impl Interner {
     fn intern(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.0.get(text) {
             return Arc::clone(known);
@@ -93,13 +94,8 @@ pub struct Observer {
     pods: Pods,
     peers: Peers,
     this_node: PeerId,
-    many: PeerId,
-    edges: Edges,
-    service_flows: HashMap<(PeerId, Arc<str>, Protocol, u16), Flow>,
-    /// Flows with pods of other nodes, while only those of this one are known.
-    remote_flows: HashMap<(PeerId, Side, IpAddr, Protocol, u16), Edge>,
-    texts: Texts,
-    names: Names,
+    graph: Graph,
+    texts: Interner,
     /// Listening TCP sockets: (namespace, port, address or any) → how many.
     listeners: HashMap<(NetnsId, u16, Option<IpAddr>), u32>,
     /// Local UDP ports on which a server record was seen, with who had the address then.
@@ -153,7 +149,7 @@ impl Observer {
         let many = peers.id(Peer::many());
         Self {
             addresses: AddressIndex::new(config.guard, ADDRESS_LEAD),
-            edges: Edges::new(many, &config),
+            graph: Graph::new(many, &config),
             waiting: Waiting::new(config.max_pending, config.started),
             last_expire: config.started,
             awaited: config.awaited.clone(),
@@ -163,11 +159,7 @@ impl Observer {
             pods: Pods::default(),
             peers,
             this_node,
-            many,
-            service_flows: HashMap::new(),
-            remote_flows: HashMap::new(),
-            texts: Texts::default(),
-            names: Names::default(),
+            texts: Interner::default(),
             listeners: HashMap::new(),
             served: HashMap::new(),
             newcomers: HashMap::new(),
@@ -268,7 +260,7 @@ impl Observer {
                     ends::Found::Yes(local) => {
                         let name: Arc<str> = name.as_str().into();
                         for address in addresses {
-                            self.names.learn(local.peer, *address, &name, self.config.max_names);
+                            self.graph.learn_name(local.peer, *address, &name);
                         }
                     }
                 }
@@ -385,17 +377,17 @@ impl Observer {
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats {
-            edges: self.edges.len(),
-            service_flows: self.service_flows.len(),
+            edges: self.graph.edges().len(),
+            service_flows: self.graph.service_flows().len(),
             pending: self.waiting.len(),
             unresolved: self.ledger.unresolved_totals().map(|(reason, count)| (reason.as_str(), count)).collect(),
             losses: self.ledger.losses().map(|(reason, count)| (reason, reason.class(), count)).collect(),
-            names_forgotten: self.names.forgotten(),
+            names_forgotten: self.graph.names().forgotten(),
             identity_entries: vec![
                 ("address", self.addresses.len()),
                 ("cgroup", self.cgroups.len()),
                 ("listener", self.listeners.len() + self.served.len()),
-                ("name", self.names.len()),
+                ("name", self.graph.names().len()),
                 ("peer", self.peers.len()),
                 ("pod", self.pods.len()),
             ],

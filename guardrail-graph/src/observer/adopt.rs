@@ -53,7 +53,7 @@ impl Observer {
         if these.is_empty() {
             return;
         }
-        let edges = self.edges.iter().filter_map(|(key, _)| {
+        let edges = self.graph.edges().iter().filter_map(|(key, _)| {
             let server = these.get(&key.1).map(|since| (*key, Side::Client, key.1, *since));
             server.or_else(|| these.get(&key.0).map(|since| (*key, Side::Server, key.0, *since)))
         });
@@ -69,7 +69,7 @@ impl Observer {
         }
         let gone: Vec<PeerId> = these.into_keys().filter(|external| !kept.contains(external)).collect();
         if !gone.is_empty() {
-            self.edges.forget_external(&gone);
+            self.graph.forget_external(&gone);
         }
         for external in gone {
             self.unnamed.remove(&external);
@@ -79,7 +79,8 @@ impl Observer {
 
     /// Names an edge anew between an address, a newcomer `since` then, and the end that is here, which is at this `side` of it. If this is the `last` time it does not wait.
     fn adopt_edge(&mut self, key: &Key, side: Side, address: IpAddr, since: Timestamp, last: bool) -> Adopted {
-        let Some(seen) = self.edges.get(key).and_then(|edge| edge.sides[side_index(side)].as_deref().copied()) else {
+        let Some(seen) = self.graph.edges().get(key).and_then(|edge| edge.sides[side_index(side)].as_deref().copied())
+        else {
             return Adopted::No;
         };
         let (protocol, port) = (key.2, key.3);
@@ -100,7 +101,7 @@ impl Observer {
             return Adopted::No;
         }
         let (local, external) = if side == Side::Client { (key.0, key.1) } else { (key.1, key.0) };
-        let Some(edge) = self.edges.take(key, local, external) else { return Adopted::No };
+        let Some(edge) = self.graph.take(key, local, external) else { return Adopted::No };
         let node_workload = edge.node_workloads.iter().next().cloned();
         let gain = Gain { side, seen, marks: edge.marks, node_workload, port_name: edge.port_name };
         let local = Local { peer: local, pod: None, marks: 0, node_workload: None };

@@ -37,7 +37,7 @@ impl Evidence for Here<'_> {
         let (Some(client), Some(server)) = (peers.find_compact(client), peers.find_compact(server)) else {
             return false;
         };
-        let edge = self.observer.edges.get(&(client, server, *protocol, *port));
+        let edge = self.observer.graph.edges().get(&(client, server, *protocol, *port));
         edge.and_then(|e| e.sides[side_index(Side::Server)].as_ref()).is_some_and(|seen| seen.counts.established() > 0)
     }
 
@@ -64,7 +64,7 @@ impl Evidence for Here<'_> {
 impl Observer {
     /// The counters of the edges: the same as [`crate::Snapshot::edge_counters`] of a snapshot at `now`. Ends no wait.
     pub fn edge_counters(&mut self, now: Timestamp) -> EdgeCounters {
-        if self.config.own_pods_only || !self.remote_flows.is_empty() {
+        if self.config.own_pods_only || !self.graph.remote_flows().is_empty() {
             // What goes to other nodes' pods is named by the document alone. Such an agent knows one node's pods, so its graph is small.
             let snapshot = self.snapshot(now);
             return EdgeCounters { edges: snapshot.edge_counters(), complete: snapshot.body.coverage.complete };
@@ -84,9 +84,10 @@ impl Observer {
                 extra.entry((client, server, protocol, port)).or_insert(Seen { counts: Default::default(), ..seen });
             sum.add(&seen);
         }
-        let shown = |id: PeerId| if self.peers.is_external(id) { self.many } else { id };
+        let many = self.graph.many();
+        let shown = |id: PeerId| if self.peers.is_external(id) { many } else { id };
         let shown = |(client, server, protocol, port): &Key| (shown(*client), shown(*server), *protocol, *port);
-        for (key, edge) in self.edges.iter() {
+        for (key, edge) in self.graph.edges().iter() {
             let [at_client, at_server] = &edge.sides;
             let at_client = Seen::sum(at_client.as_deref().copied(), extra.remove(key));
             let mut counts = at_client.map(|seen| seen.counts).unwrap_or_default();
@@ -129,7 +130,7 @@ impl Observer {
         let mut attached = Vec::new();
         let (mut backends_unknown, mut attempts_unknown) = (0u64, 0u64);
         let mut backends_known = true;
-        for ((client, service, protocol, port), flow) in &self.service_flows {
+        for ((client, service, protocol, port), flow) in self.graph.service_flows() {
             let Some(total) = &flow.seen else { continue };
             let found = behind(&here, &(self.peers.get(*client), Arc::clone(service), *protocol, *port), total);
             attached.extend(found.attached.into_iter().filter_map(|a| {

@@ -16,7 +16,7 @@ impl Observer {
         self.forget_services(before);
         self.forget_endpoints(before);
         let used = self.used_peers();
-        self.names.retain(|client| used[client.index()]);
+        self.graph.forget_names(|client| used[client.index()]);
         self.peers.retain(|peer| used[peer.index()]);
         self.forget_workloads(before);
         self.texts.expire();
@@ -30,11 +30,10 @@ impl Observer {
         };
         let owners = self.addresses.iter().map(|(_, tenure)| &tenure.owner).chain(self.served.values().flatten());
         let owners = owners.chain(self.restored.iter().flat_map(|restored| restored.owners()));
-        let peers = [self.this_node, self.many]
-            .into_iter()
-            .chain(self.edges.peers())
-            .chain(self.service_flows.keys().map(|key| key.0))
-            .chain(self.remote_flows.keys().map(|key| key.0))
+        let peers = self
+            .graph
+            .peers()
+            .chain([self.this_node])
             .chain(self.newcomers.keys().copied())
             .chain(self.unnamed.keys().copied())
             .chain(self.range_nodes.values().copied())

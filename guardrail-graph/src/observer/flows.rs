@@ -278,41 +278,23 @@ impl Observer {
                 (Ref::External(address), port)
             }
             Remote::Elsewhere => {
-                self.remote_flow((local.peer, gain.side, address, protocol, port), &gain, local);
+                let key = (local.peer, gain.side, address, protocol, port);
+                if self.graph.gain_remote(key, &gain).is_err() {
+                    self.ledger.count_full(local.peer);
+                }
                 return;
             }
             Remote::Service { service, port } => {
-                let room = self.service_flows.len() < self.config.max_edges;
                 let key = (local.peer, service, protocol, port);
-                if gain.seen.counts.established() == 0
-                    && gain.seen.counts.failed() == 0
-                    && !self.service_flows.contains_key(&key)
-                {
-                    return;
-                }
-                if room || self.service_flows.contains_key(&key) {
-                    self.service_flows.entry(key).or_default().gain(&gain);
-                } else {
+                if self.graph.gain_service(key, &gain).is_err() {
                     self.ledger.count_full(local.peer);
                 }
                 return;
             }
         };
         let is_server = gain.side == Side::Server;
-        let (client, server) = if is_server { (remote_ref, local_ref) } else { (local_ref, remote_ref) };
-        if !self.edges.gain(client, server, protocol, port, &gain, &mut self.peers) {
-            self.ledger.count_full(local.peer);
-        }
-    }
-
-    fn remote_flow(&mut self, key: (PeerId, Side, IpAddr, Protocol, u16), gain: &Gain, local: &Local) {
-        if let Some(known) = self.remote_flows.get_mut(&key) {
-            known.gain(gain);
-        } else if gain.seen.counts.established() == 0 && gain.seen.counts.failed() == 0 {
-            // Bytes and ends of connections whose beginning stands elsewhere.
-        } else if self.remote_flows.len() < self.config.max_edges {
-            self.remote_flows.entry(key).or_default().gain(gain);
-        } else {
+        let ends = if is_server { [remote_ref, local_ref] } else { [local_ref, remote_ref] };
+        if self.graph.gain(ends, (protocol, port), &gain, &mut self.peers).is_err() {
             self.ledger.count_full(local.peer);
         }
     }
@@ -342,14 +324,8 @@ impl Observer {
                 port_name: None,
             };
             gain.port_name = local.pod.and_then(|id| self.port_name(id, port, delta.protocol));
-            if !self.edges.gain(
-                Ref::Peer(self.many),
-                Ref::Peer(local.peer),
-                delta.protocol,
-                port,
-                &gain,
-                &mut self.peers,
-            ) {
+            let ends = [Ref::Peer(self.graph.many()), Ref::Peer(local.peer)];
+            if self.graph.gain(ends, (delta.protocol, port), &gain, &mut self.peers).is_err() {
                 self.ledger.count_full(local.peer);
             }
         } else if weight(&delta.counts) > 0 {
@@ -402,15 +378,15 @@ impl Observer {
     ) -> Decided {
         let is_server_of_remote = match self.remote_peer(remote, at, true) {
             Found::Yes(Remote::Peer { peer, .. }) => {
-                self.edges.contains(&(peer, local.peer, Protocol::Udp, local_port))
+                self.graph.edges().contains(&(peer, local.peer, Protocol::Udp, local_port))
             }
             Found::Yes(Remote::Elsewhere) => {
-                self.remote_flows.contains_key(&(local.peer, Side::Server, remote, Protocol::Udp, local_port))
+                self.graph.remote_flows().contains_key(&(local.peer, Side::Server, remote, Protocol::Udp, local_port))
             }
             Found::Yes(Remote::External { .. }) => self
                 .peers
                 .known_external(remote)
-                .is_some_and(|peer| self.edges.contains(&(peer, local.peer, Protocol::Udp, local_port))),
+                .is_some_and(|peer| self.graph.edges().contains(&(peer, local.peer, Protocol::Udp, local_port))),
             _ => false,
         };
         if delta.bind_seen && !is_server_of_remote {

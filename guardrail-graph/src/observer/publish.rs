@@ -86,7 +86,7 @@ impl Observer {
         }
         facts.services = self.services.clone();
         self.address_facts(&mut facts);
-        for ((client, service, protocol, port), flow) in &self.service_flows {
+        for ((client, service, protocol, port), flow) in self.graph.service_flows() {
             let Some(seen) = &flow.seen else { continue };
             let key = (self.peers.get(*client), Arc::clone(service), *protocol, *port);
             let mut flow_facts = FlowFacts { marks: marks_of(flow.marks), ..FlowFacts::default() };
@@ -106,8 +106,8 @@ impl Observer {
     }
 
     fn edge_facts(&self, facts: &mut Facts, source: &Arc<Source>) {
-        facts.edges.reserve_exact(self.edges.len());
-        for ((client, server, protocol, port), edge) in self.edges.iter() {
+        facts.edges.reserve_exact(self.graph.edges().len());
+        for ((client, server, protocol, port), edge) in self.graph.edges().iter() {
             let mut edge_facts = EdgeFacts::default();
             edge_facts.port_name.clone_from(&edge.port_name);
             for (side, seen) in [Side::Client, Side::Server].into_iter().zip(&edge.sides) {
@@ -115,7 +115,7 @@ impl Observer {
                     edge_facts.sources.max(Arc::clone(source), side, seen);
                 }
             }
-            let names = self.peers.address(*server).map_or(&[][..], |address| self.names.of(*client, address));
+            let names = self.peers.address(*server).map_or(&[][..], |address| self.graph.names().of(*client, address));
             if edge.marks != 0 || !edge.node_workloads.is_empty() || !names.is_empty() {
                 let rare = edge_facts.rare_mut();
                 rare.marks = marks_of(edge.marks);
@@ -130,10 +130,10 @@ impl Observer {
 
     /// What is left for `merge` to name.
     fn remote_facts(&self, facts: &mut Facts, source: &Arc<Source>, now: Timestamp) {
-        if !self.config.own_pods_only && self.remote_flows.is_empty() {
+        if !self.config.own_pods_only && self.graph.remote_flows().is_empty() {
             return;
         }
-        for ((local, side, address, protocol, port), flow) in &self.remote_flows {
+        for ((local, side, address, protocol, port), flow) in self.graph.remote_flows() {
             let Some(seen) = flow.sides.iter().flatten().next() else { continue };
             let mut kept = RemoteFacts { port_name: flow.port_name.clone(), ..RemoteFacts::default() };
             kept.flow.marks = marks_of(flow.marks);

@@ -217,7 +217,7 @@ impl Observer {
                 marks: bits(&flow.marks),
                 node_workloads: flow.node_workloads.iter().map(|w| Arc::from(w.as_str())).collect(),
             };
-            self.service_flows.insert((client, service, flow.protocol, flow.port), kept);
+            self.graph.restore_service_flow((client, service, flow.protocol, flow.port), kept);
         }
         for flow in &body.remote_flows {
             let local = self.peers.id(flow.local.clone());
@@ -228,7 +228,7 @@ impl Observer {
                 ..Edge::default()
             };
             kept.sides[side_index(flow.side)] = flow.sources.first().map(seen);
-            self.remote_flows.insert((local, flow.side, flow.address, flow.protocol, flow.port), kept);
+            self.graph.restore_remote_flow((local, flow.side, flow.address, flow.protocol, flow.port), kept);
         }
         for edge in &body.edges {
             // An edge without counts of its own was computed.
@@ -249,10 +249,10 @@ impl Observer {
                 && let Ok(address) = address.parse::<IpAddr>()
             {
                 for name in &edge.server.names {
-                    self.names.learn(client, address, &Arc::from(name.as_str()), self.config.max_names);
+                    self.graph.learn_name(client, address, &Arc::from(name.as_str()));
                 }
             }
-            self.edges.restore((client, server, edge.protocol, edge.port), kept, &self.peers);
+            self.graph.restore_edge((client, server, edge.protocol, edge.port), kept, &self.peers);
         }
         self.restored = Some(restored);
     }

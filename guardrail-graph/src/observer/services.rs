@@ -149,7 +149,7 @@ impl Observer {
     /// Who used which Service port when.
     fn uses(&self) -> Uses {
         let mut uses = Uses::new();
-        for ((client, service, protocol, _), flow) in &self.service_flows {
+        for ((client, service, protocol, _), flow) in self.graph.service_flows() {
             if let Some(seen) = &flow.seen {
                 let of_port = uses.entry((Arc::clone(service), protocol.to_string())).or_default();
                 of_port.push((*client, seen.first, seen.last));
@@ -229,8 +229,12 @@ impl Observer {
 
     /// Forgets Services that are long gone and that no flow went through.
     pub(super) fn forget_services(&mut self, before: Timestamp) {
-        let used: BTreeSet<&str> =
-            self.service_flows.keys().filter_map(|(_, service, ..)| Some(service.rsplit_once(':')?.0)).collect();
+        let used: BTreeSet<&str> = self
+            .graph
+            .service_flows()
+            .keys()
+            .filter_map(|(_, service, ..)| Some(service.rsplit_once(':')?.0))
+            .collect();
         let inventory = &self.inventory;
         self.services.retain(|(namespace, name), facts| {
             inventory.service(namespace, name).is_some()
