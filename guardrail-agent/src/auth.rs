@@ -24,6 +24,7 @@ use axum::{
 };
 use guardrail_kube::{
     Api,
+    quiet::Quiet,
     review::{Verdict, review},
 };
 use tokio::sync::Semaphore;
@@ -127,6 +128,8 @@ pub struct Guard {
     /// For tokens that were good before.
     known: Lane,
     callers: Mutex<HashMap<IpAddr, Bucket>>,
+    /// Limits the log lines about reviews that fail.
+    quiet: Mutex<Quiet>,
 }
 
 impl Guard {
@@ -140,6 +143,7 @@ impl Guard {
             unknown: Lane::new(&limits),
             known: Lane::new(&limits),
             callers: Mutex::default(),
+            quiet: Mutex::default(),
             limits,
         }
     }
@@ -212,7 +216,9 @@ impl Guard {
                 Ok(verdict)
             }
             Err(e) => {
-                tracing::warn!("a token cannot be reviewed: {e}");
+                if self.quiet.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now()) {
+                    tracing::warn!("a token cannot be reviewed: {e}");
+                }
                 Err((StatusCode::SERVICE_UNAVAILABLE, "the API server cannot review the token now, try again\n")
                     .into_response())
             }

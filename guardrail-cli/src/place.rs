@@ -1,6 +1,6 @@
 //! Where a file that we write really goes: never over a device, a FIFO or a link.
 //!
-//! The agent has the same rules for its own directories (`guardrail-agent/src/files/place.rs`); no crate that both may use does IO.
+//! The agent has the same rules for its own directories (`guardrail-agent/src/files/place.rs`); no crate that both may use writes files.
 
 use std::{
     fs, io,

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use crate::{
     Api, Failure,
     text::{escaped, plain},
+    watch::decode,
 };
 
 /// The label of deploy/base/daemonset.yaml.
@@ -82,20 +83,6 @@ pub enum AgentState {
     Ready,
     /// It is not, for this reason.
     Absent(String),
-}
-
-#[derive(Deserialize)]
-struct List {
-    #[serde(default)]
-    metadata: ListMeta,
-    #[serde(default)]
-    items: Vec<Pod>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct ListMeta {
-    r#continue: String,
 }
 
 /// core/v1 Pod, as far as it is read.
@@ -186,19 +173,22 @@ pub async fn list(api: &Api, namespace: &str, limit: Duration) -> Result<Vec<Age
 
 async fn pages(api: &Api, namespace: &str, limit: Duration) -> Result<Vec<Agent>, Failure> {
     let mut agents = Vec::new();
-    let mut next = String::new();
+    let mut next: Option<String> = None;
     loop {
         let mut path = format!("/api/v1/namespaces/{namespace}/pods?limit={PAGE}&labelSelector=");
         path.extend(escaped(LABEL));
-        if !next.is_empty() {
+        if let Some(next) = &next {
             path += "&continue=";
-            path.extend(escaped(&next));
+            path.extend(escaped(next));
         }
         let bytes = api.get(&path, "application/json", limit).await?.whole(limit).await?;
-        let list: List = serde_json::from_slice(&bytes).map_err(|e| Failure::Malformed(e.to_string()))?;
-        agents.extend(list.items.into_iter().map(Pod::agent));
-        next = list.metadata.r#continue;
-        if next.is_empty() {
+        let page = decode::page(&bytes)?;
+        for item in page.items {
+            let pod: Pod = serde_json::from_str(item.get()).map_err(|e| Failure::Malformed(e.to_string()))?;
+            agents.push(pod.agent());
+        }
+        next = page.next;
+        if next.is_none() {
             return Ok(agents);
         }
     }

@@ -17,6 +17,7 @@ pub mod client;
 pub mod forward;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod quiet;
 pub mod resource;
 pub mod review;
 pub mod text;

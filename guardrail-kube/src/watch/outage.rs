@@ -2,15 +2,9 @@
 //! while it goes on, one when it is over. Twelve watches fail together, each many times; the
 //! metrics count them all.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Instant};
 
-use crate::Resource;
-
-/// Least time between two lines about failures.
-const QUIET: Duration = Duration::from_secs(60);
+use crate::{Resource, quiet::Quiet};
 
 /// The failures of all watches since the last time that all of them worked.
 #[derive(Debug, Default)]
@@ -21,8 +15,8 @@ pub(super) struct Outage {
     failures: u64,
     /// A line was written of this outage.
     is_logged: bool,
-    /// When the last line about a failure was written, of this outage or of an earlier one.
-    last_line: Option<Instant>,
+    /// Limits the lines about failures, of this outage and of others.
+    quiet: Quiet,
 }
 
 impl Outage {
@@ -31,10 +25,9 @@ impl Outage {
         self.failing.insert(resource);
         self.failures += 1;
         let (began, _) = *self.span.insert((self.span.map_or(now, |(began, _)| began), now));
-        if self.last_line.is_some_and(|last| now.saturating_duration_since(last) < QUIET) {
+        if !self.quiet.is_due(now) {
             return None;
         }
-        self.last_line = Some(now);
         self.is_logged = true;
         if self.failures == 1 {
             return Some(format!("{reason}; trying again"));
@@ -66,6 +59,8 @@ impl Outage {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Every resource fails each half second for so long, then all work again; the lines.
