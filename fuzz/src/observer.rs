@@ -271,7 +271,7 @@ mod tests {
             ("scan", [9, 0, 0, 0, 0]),
             ("service", [0, 1, 0, 0, 0]),
             ("undecided", [1, 0, 0, 1, 0]),
-            ("waits", [1, 0, 0, 1, 1]),
+            ("waits", [1, 0, 0, 1, 0]),
         ] {
             let bytes = seed(name);
             for what in 0..4 {
