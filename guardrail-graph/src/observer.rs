@@ -8,13 +8,13 @@ mod adopt;
 mod config;
 mod counters;
 mod endpoints;
-mod ends;
 mod expire;
 mod flows;
 mod graph;
+mod identity;
 mod ledger;
+mod lookups;
 mod names;
-mod pods;
 mod publish;
 mod restore;
 mod services;
@@ -33,9 +33,8 @@ use std::{
 pub use config::ObserverConfig;
 use flows::{Last, Step};
 use graph::Graph;
-use ipnet::IpNet;
+use identity::{AddressOwner, Identity, Resolution};
 use ledger::Ledger;
-use pods::{PodId, Pods};
 pub use restore::RestoreError;
 use restore::Restored;
 pub(crate) use stats::add_outcomes;
@@ -44,25 +43,15 @@ use table::{PeerId, Peers};
 use waiting::{Pending, Waiting};
 
 use crate::{
-    identity::{addresses::AddressIndex, cgroups::Cgroups},
     inventory::{Inventory, Kind, Service, VirtualTarget},
-    observe::{FlowDelta, LossClass, LossReason, NetnsId, Observation},
+    observe::{FlowDelta, LossClass, LossReason, Observation},
     peer::{Peer, Protocol, WorkloadRef},
     snapshot::{Interval, facts::Services, workloads::WorkloadFacts},
     time::Timestamp,
 };
 
-/// How long before the first word of a pod's address its traffic may have begun.
-const ADDRESS_LEAD: Duration = Duration::from_secs(60);
 /// Tables are swept of what is too old this often.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
-
-/// Who may own an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AddressOwner {
-    Pod(PodId),
-    Node(PeerId),
-}
 
 /// Short texts that many records share: Service names, port names.
 #[derive(Debug, Default)]
@@ -89,30 +78,14 @@ impl Interner {
 pub struct Observer {
     config: ObserverConfig,
     inventory: Inventory,
-    cgroups: Cgroups,
-    addresses: AddressIndex<AddressOwner>,
-    pods: Pods,
+    identity: Identity,
     peers: Peers,
-    this_node: PeerId,
     graph: Graph,
     texts: Interner,
-    /// Listening TCP sockets: (namespace, port, address or any) → how many.
-    listeners: HashMap<(NetnsId, u16, Option<IpAddr>), u32>,
-    /// Local UDP ports on which a server record was seen, with who had the address then.
-    served: HashMap<(IpAddr, u16), Option<AddressOwner>>,
-    /// First lists that are still to come.
-    awaited: Vec<Kind>,
     /// External peers that may be the cluster's own, to be named anew.
     newcomers: HashMap<PeerId, IpAddr>,
     /// Those of them that wait for their owner's name, since when.
     unnamed: HashMap<PeerId, (IpAddr, Timestamp)>,
-    /// Addresses that nodes own by their pod range (network and first host address), unless a pod has them.
-    range_nodes: HashMap<IpAddr, PeerId>,
-    pod_ranges: Vec<IpNet>,
-    /// Those of this node.
-    own_ranges: Vec<IpNet>,
-    /// Ports that host-network pods declare → their workload, if it is one.
-    host_ports: HashMap<(PeerId, u16, Protocol), Option<Arc<str>>>,
     /// Virtual addresses of Services that are gone.
     gone_services: HashMap<IpAddr, (Arc<Service>, Timestamp)>,
     services: Services,
@@ -148,26 +121,16 @@ impl Observer {
         let this_node = peers.id(Peer::Node { name: config.node.clone() });
         let many = peers.id(Peer::many());
         Self {
-            addresses: AddressIndex::new(config.guard, ADDRESS_LEAD),
+            identity: Identity::new(this_node, &config),
             graph: Graph::new(many, &config),
             waiting: Waiting::new(config.max_pending, config.started),
             last_expire: config.started,
-            awaited: config.awaited.clone(),
             config,
             inventory: Inventory::default(),
-            cgroups: Cgroups::default(),
-            pods: Pods::default(),
             peers,
-            this_node,
             texts: Interner::default(),
-            listeners: HashMap::new(),
-            served: HashMap::new(),
             newcomers: HashMap::new(),
             unnamed: HashMap::new(),
-            range_nodes: HashMap::new(),
-            pod_ranges: Vec::new(),
-            own_ranges: Vec::new(),
-            host_ports: HashMap::new(),
             gone_services: HashMap::new(),
             services: BTreeMap::new(),
             endpoint_ports: HashMap::new(),
@@ -208,29 +171,15 @@ impl Observer {
                 }
             }
             Observation::CgroupCreated { id, path, at } => {
-                if let Some(uid) = self.cgroups.created(id, &path, at) {
-                    self.pod_lives_again(&uid, at);
-                }
+                self.identity.cgroup_created(id, &path, at);
                 self.retry_soon(now);
             }
-            Observation::CgroupRemoved { id, at } => {
-                if let Some((uid, at)) = self.cgroups.removed(id, at) {
-                    self.pod_ended(&uid, at);
-                }
-            }
+            Observation::CgroupRemoved { id, at } => self.identity.cgroup_removed(id, at),
             Observation::Listening { netns, address, port, listening, .. } => {
-                let key = (netns, port, (!address.is_unspecified()).then_some(address));
+                let sockets = self.identity.sockets_mut();
                 if !listening {
-                    if let Some(count) = self.listeners.get_mut(&key) {
-                        *count -= 1;
-                        if *count == 0 {
-                            self.listeners.remove(&key);
-                        }
-                    }
-                } else if self.listeners.len() < self.config.max_listeners || self.listeners.contains_key(&key) {
-                    let count = self.listeners.entry(key).or_default();
-                    *count = count.saturating_add(1);
-                } else {
+                    sockets.closed(netns, port, address);
+                } else if !sockets.opened(netns, port, address) {
                     self.ledger.count_loss(LossReason::ListenersFull, 1);
                 }
             }
@@ -240,8 +189,8 @@ impl Observer {
                     let local =
                         cgroup.map(|id| self.local_end(id, IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), at, true));
                     match local {
-                        Some(ends::Found::Yes(local)) => self.ledger.incomplete_peer(local.peer, reason.as_str()),
-                        Some(ends::Found::No(UnresolvedReason::OtherNode)) => {}
+                        Some(Resolution::Known(local)) => self.ledger.incomplete_peer(local.peer, reason.as_str()),
+                        Some(Resolution::Unresolved(UnresolvedReason::OtherNode)) => {}
                         _ => self.ledger.incomplete_node(reason.as_str()),
                     }
                 }
@@ -254,10 +203,10 @@ impl Observer {
             Observation::Flow(delta) => self.flow(delta, now, last),
             Observation::DnsAnswer { cgroup, name, addresses, at } => {
                 match self.local_end(*cgroup, IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), *at, last.pod) {
-                    ends::Found::Wait => return Step::WaitPod,
+                    Resolution::Wait => return Step::WaitPod,
                     // A name without a client is no loss: the address stands for itself.
-                    ends::Found::No(_) => {}
-                    ends::Found::Yes(local) => {
+                    Resolution::Unresolved(_) => {}
+                    Resolution::Known(local) => {
                         let name: Arc<str> = name.as_str().into();
                         for address in addresses {
                             self.graph.learn_name(local.peer, *address, &name);
@@ -286,10 +235,10 @@ impl Observer {
         {
             let at = delta.last_open.or(delta.first_open).unwrap_or(now);
             match self.local_end(delta.cgroup, delta.local, at, true) {
-                ends::Found::Yes(local) => {
+                Resolution::Known(local) => {
                     self.ledger.incomplete_peer(local.peer, LossReason::PendingOverflow.as_str())
                 }
-                ends::Found::No(UnresolvedReason::OtherNode) => {}
+                Resolution::Unresolved(UnresolvedReason::OtherNode) => {}
                 _ => self.ledger.incomplete_node(LossReason::PendingOverflow.as_str()),
             }
         }
@@ -342,7 +291,7 @@ impl Observer {
     /// Addresses that changed their owner since the last call: fold and delete kernel entries with these remotes, so that the next
     /// connection is a new key with a `first_open` of its own.
     pub fn take_reassigned_addresses(&mut self) -> Vec<IpAddr> {
-        self.addresses.take_reassigned()
+        self.identity.take_reassigned()
     }
 
     /// Whether `address:port` is a port that something is known to serve: a Service (cluster, external, load-balancer address, node port),
@@ -364,7 +313,11 @@ impl Observer {
         {
             return true;
         }
-        if self.node_at(address, at).is_some_and(|node| self.host_ports.contains_key(&(node, port, protocol))) {
+        if self
+            .identity
+            .node_at(address, at)
+            .is_some_and(|node| self.identity.host_port(node, port, protocol).is_some())
+        {
             return true;
         }
         matches!(
@@ -376,6 +329,9 @@ impl Observer {
     /// Counters for `/metrics`; for those of edges see [`Observer::edge_counters`].
     #[must_use]
     pub fn stats(&self) -> Stats {
+        let mut identity_entries = self.identity.entries().to_vec();
+        identity_entries.extend([("name", self.graph.names().len()), ("peer", self.peers.len())]);
+        identity_entries.sort_unstable();
         Stats {
             edges: self.graph.edges().len(),
             service_flows: self.graph.service_flows().len(),
@@ -383,14 +339,7 @@ impl Observer {
             unresolved: self.ledger.unresolved_totals().map(|(reason, count)| (reason.as_str(), count)).collect(),
             losses: self.ledger.losses().map(|(reason, count)| (reason, reason.class(), count)).collect(),
             names_forgotten: self.graph.names().forgotten(),
-            identity_entries: vec![
-                ("address", self.addresses.len()),
-                ("cgroup", self.cgroups.len()),
-                ("listener", self.listeners.len() + self.served.len()),
-                ("name", self.graph.names().len()),
-                ("peer", self.peers.len()),
-                ("pod", self.pods.len()),
-            ],
+            identity_entries,
         }
     }
 }

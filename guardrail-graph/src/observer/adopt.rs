@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    ADDRESS_LEAD, Observer, UnresolvedReason,
-    ends::{Found, Local, Remote},
+    Observer, UnresolvedReason,
+    identity::{ADDRESS_LEAD, LocalEnd, RemoteEnd, Resolution},
     table::{Gain, Key, PeerId, side_index},
 };
 use crate::{
@@ -89,11 +89,12 @@ impl Observer {
             Side::Server => self.remote_peer(address, seen.last, last),
         };
         let is_ours = match remote {
-            Found::Wait if last => false,
-            Found::Wait => return Adopted::Wait,
-            Found::Yes(Remote::External { .. }) => false,
+            Resolution::Wait if last => false,
+            Resolution::Wait => return Adopted::Wait,
+            Resolution::Known(RemoteEnd::External { .. }) => false,
             // A Service's address was never anybody else's.
-            Found::Yes(Remote::Service { .. }) | Found::No(UnresolvedReason::ServicePortUnknown) => true,
+            Resolution::Known(RemoteEnd::Service { .. })
+            | Resolution::Unresolved(UnresolvedReason::ServicePortUnknown) => true,
             // An address that has been there for longer than such news take was somebody else's before.
             _ => seen.first >= since.before(ADDRESS_LEAD),
         };
@@ -104,10 +105,10 @@ impl Observer {
         let Some(edge) = self.graph.take(key, local, external) else { return Adopted::No };
         let node_workload = edge.node_workloads.iter().next().cloned();
         let gain = Gain { side, seen, marks: edge.marks, node_workload, port_name: edge.port_name };
-        let local = Local { peer: local, pod: None, marks: 0, node_workload: None };
+        let local = LocalEnd { peer: local, pod: None, marks: 0, node_workload: None };
         match remote {
-            Found::Yes(remote) => self.place(protocol, port, address, &local, remote, gain),
-            Found::No(reason) => {
+            Resolution::Known(remote) => self.place(protocol, port, address, &local, remote, gain),
+            Resolution::Unresolved(reason) => {
                 let (established, failed) = (seen.counts.established(), seen.counts.failed());
                 let remote = (observe::Remote::Addr(address), port, protocol);
                 let role = if side == Side::Client { Role::Client } else { Role::Server };
@@ -119,7 +120,7 @@ impl Observer {
                     established > 0,
                 );
             }
-            Found::Wait => {}
+            Resolution::Wait => {}
         }
         Adopted::Yes
     }

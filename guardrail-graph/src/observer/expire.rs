@@ -1,16 +1,13 @@
 //! What the observer forgets, so that churn of pods, workloads and Services does not make it grow.
 
-use super::{AddressOwner, Observer, table::PeerId};
+use super::{Observer, table::PeerId};
 use crate::{inventory::Kind, peer::Peer, time::Timestamp};
 
 impl Observer {
     /// Forgets what ended before the tombstones' time and what nothing refers to.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let before = now.before(self.config.tombstone_ttl);
-        self.forget_served(now);
-        self.pods.expire(before);
-        self.addresses.expire(before);
-        self.cgroups.expire(before, self.config.max_cgroups);
+        self.identity.expire(now, before);
         self.gone_services.retain(|_, (_, at)| *at >= before);
         self.service_cache.clear();
         self.forget_services(before);
@@ -24,23 +21,15 @@ impl Observer {
 
     /// By peer number: whether anything refers to it.
     fn used_peers(&self) -> Vec<bool> {
-        let node = |owner: &AddressOwner| match owner {
-            AddressOwner::Node(peer) => Some(*peer),
-            AddressOwner::Pod(_) => None,
-        };
-        let owners = self.addresses.iter().map(|(_, tenure)| &tenure.owner).chain(self.served.values().flatten());
-        let owners = owners.chain(self.restored.iter().flat_map(|restored| restored.owners()));
+        let restored = self.restored.iter().flat_map(|restored| restored.nodes());
         let peers = self
             .graph
             .peers()
-            .chain([self.this_node])
+            .chain(self.identity.peers())
+            .chain(restored)
             .chain(self.newcomers.keys().copied())
             .chain(self.unnamed.keys().copied())
-            .chain(self.range_nodes.values().copied())
-            .chain(self.host_ports.keys().map(|key| key.0))
-            .chain(self.ledger.incomplete().map(|(peer, _)| peer))
-            .chain(self.pods.iter().map(|(_, record)| record.peer))
-            .chain(owners.filter_map(node));
+            .chain(self.ledger.incomplete().map(|(peer, _)| peer));
         let mut used = vec![false; self.peers.numbers()];
         peers.for_each(|peer: PeerId| used[peer.index()] = true);
         used

@@ -3,12 +3,11 @@
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use super::{
-    AddressOwner, Observer, UnresolvedReason,
-    ends::{Found, Local, Remote, special},
+    Observer, UnresolvedReason,
+    identity::{LocalEnd, PodId, RemoteEnd, Resolution, address_class},
     table::{Gain, PeerId, Ref, mark_bit},
 };
 use crate::{
-    identity::addresses::Lookup,
     observe::{self, FlowCounts, FlowDelta, Role},
     peer::Protocol,
     snapshot::{Counts, Side, facts::Seen, marks},
@@ -75,9 +74,9 @@ impl Observer {
             remote => remote,
         };
         let local = match self.local_end(delta.cgroup, delta.local, at, last.pod) {
-            Found::Yes(local) => local,
-            Found::Wait => return Step::WaitPod,
-            Found::No(reason) => {
+            Resolution::Known(local) => local,
+            Resolution::Wait => return Step::WaitPod,
+            Resolution::Unresolved(reason) => {
                 self.lost_local(delta, reason, at);
                 return Step::Done;
             }
@@ -114,7 +113,7 @@ impl Observer {
         role: Role,
         port: u16,
         address: IpAddr,
-        local: Local,
+        local: LocalEnd,
         at: Timestamp,
         last: Last,
     ) -> Step {
@@ -123,22 +122,22 @@ impl Observer {
             _ => this.remote_server(address, port, delta.protocol, at, last.pod),
         };
         let remote = end(self, at);
-        if remote == Found::Wait {
+        if remote == Resolution::Wait {
             return Step::WaitPod;
         }
         let counts = as_client(&delta.counts, role);
         let total = weight(&delta.counts);
         if let Some(first) = delta.first_open.filter(|f| *f < at)
-            && (self.addresses.changed_between(address, first, at)
-                || self.addresses.changed_between(delta.local, first, at))
+            && (self.identity.changed_between(address, first, at)
+                || self.identity.changed_between(delta.local, first, at))
         {
             let first_local = match self.local_end(delta.cgroup, delta.local, first, last.pod) {
-                Found::Wait => return Step::WaitPod,
-                Found::Yes(found) => found,
-                Found::No(_) => local.clone(),
+                Resolution::Wait => return Step::WaitPod,
+                Resolution::Known(found) => found,
+                Resolution::Unresolved(_) => local.clone(),
             };
             let first_remote = end(self, first);
-            if first_remote == Found::Wait {
+            if first_remote == Resolution::Wait {
                 return Step::WaitPod;
             }
             if first_remote != remote || first_local.peer != local.peer {
@@ -155,7 +154,7 @@ impl Observer {
         } else if delta.first_open.is_none() && total > 1 {
             // All but the last of these came some time since the last sweep, and the address may have been another's then.
             let since = at.before(self.config.sweep_interval);
-            if self.addresses.changed_between(address, since, at) && !self.same_peer_since(address, since, at) {
+            if self.identity.changed_between(address, since, at) && !self.identity.is_same_peer(address, since, at) {
                 let one = Counts {
                     opened: counts.opened.min(1),
                     found: 0,
@@ -174,11 +173,6 @@ impl Observer {
         Step::Done
     }
 
-    fn same_peer_since(&self, address: IpAddr, since: Timestamp, at: Timestamp) -> bool {
-        let peer = |at| self.owner(address, at).and_then(|owner| self.peer_of(owner));
-        peer(since).is_some() && peer(since) == peer(at)
-    }
-
     /// One kernel entry whose remote (or local) address had two owners: one connection is proven for each, the rest belongs to the later one unless a
     /// third owner came between.
     fn split(
@@ -187,7 +181,7 @@ impl Observer {
         role: Role,
         port: u16,
         address: IpAddr,
-        ends: [(Local, Found<Remote>, Timestamp); 2],
+        ends: [(LocalEnd, Resolution<RemoteEnd>, Timestamp); 2],
         counts: Counts,
     ) {
         let [(first_local, first_remote, first), (last_local, last_remote, at)] = ends;
@@ -197,9 +191,8 @@ impl Observer {
             return;
         }
         let one = Counts { opened: 1, ..Counts::default() };
-        let owners = [first, at].map(|t| self.owner(address, t).unwrap_or(AddressOwner::Node(self.this_node)));
         let mut rest = Counts { opened: counts.opened - 1, ..counts };
-        if rest.opened > 1 && self.addresses.others_between(address, first, at, owners) {
+        if rest.opened > 1 && self.identity.others_between(address, first, at) {
             self.unresolved_flow(UnresolvedReason::IpReuse, delta, (role, &last_local), rest.opened - 1);
             rest.opened = 1;
         }
@@ -214,14 +207,14 @@ impl Observer {
         role: Role,
         port: u16,
         address: IpAddr,
-        local: &Local,
-        remote: Found<Remote>,
+        local: &LocalEnd,
+        remote: Resolution<RemoteEnd>,
         seen: Seen,
     ) {
         let remote = match remote {
-            Found::Yes(remote) => remote,
-            Found::Wait => return,
-            Found::No(reason) => {
+            Resolution::Known(remote) => remote,
+            Resolution::Wait => return,
+            Resolution::Unresolved(reason) => {
                 let counts = &seen.counts;
                 self.unresolved_flow(
                     reason,
@@ -236,7 +229,7 @@ impl Observer {
             side: if role == Role::Server { Side::Server } else { Side::Client },
             seen,
             // A group's address is the local one at its receivers.
-            marks: local.marks | (special(delta.local) & !mark_bit(marks::LINK_LOCAL)),
+            marks: local.marks | (address_class(delta.local) & !mark_bit(marks::LINK_LOCAL)),
             node_workload: local.node_workload.clone(),
             port_name: None,
         };
@@ -249,8 +242,8 @@ impl Observer {
         protocol: Protocol,
         port: u16,
         address: IpAddr,
-        local: &Local,
-        remote: Remote,
+        local: &LocalEnd,
+        remote: RemoteEnd,
         mut gain: Gain,
     ) {
         if gain.side == Side::Server && gain.port_name.is_none() {
@@ -259,8 +252,8 @@ impl Observer {
         let local_ref = Ref::Peer(local.peer);
         let (remote_ref, port) = match remote {
             // A pod that reaches itself (through its Service, or by its own address) is no edge.
-            Remote::Peer { pod: Some(pod), .. } if local.pod == Some(pod) => return,
-            Remote::Peer { peer, pod } => {
+            RemoteEnd::Peer { pod: Some(pod), .. } if local.pod == Some(pod) => return,
+            RemoteEnd::Peer { peer, pod } => {
                 if gain.side == Side::Client {
                     gain.port_name = pod.and_then(|id| self.port_name(id, port, protocol));
                     if gain.node_workload.is_none() && pod.is_none() {
@@ -269,22 +262,22 @@ impl Observer {
                 }
                 (Ref::Peer(peer), port)
             }
-            Remote::HostPort { peer, port } => {
+            RemoteEnd::HostPort { peer, port } => {
                 gain.marks |= mark_bit(marks::HOST_PORT);
                 (Ref::Peer(peer), port)
             }
-            Remote::External { marks } => {
+            RemoteEnd::External { marks } => {
                 gain.marks |= marks;
                 (Ref::External(address), port)
             }
-            Remote::Elsewhere => {
+            RemoteEnd::RemotePod => {
                 let key = (local.peer, gain.side, address, protocol, port);
                 if self.graph.gain_remote(key, &gain).is_err() {
                     self.ledger.count_full(local.peer);
                 }
                 return;
             }
-            Remote::Service { service, port } => {
+            RemoteEnd::Service { service, port } => {
                 let key = (local.peer, service, protocol, port);
                 if self.graph.gain_service(key, &gain).is_err() {
                     self.ledger.count_full(local.peer);
@@ -299,20 +292,20 @@ impl Observer {
         }
     }
 
-    fn port_name(&mut self, pod: super::pods::PodId, port: u16, protocol: Protocol) -> Option<Arc<str>> {
+    fn port_name(&mut self, pod: PodId, port: u16, protocol: Protocol) -> Option<Arc<str>> {
         let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
-        let name = self.pods.get(pod)?.pod.port_name(port, text)?;
+        let name = self.identity.pod(pod)?.pod.port_name(port, text)?;
         Some(self.texts.intern(name))
     }
 
     /// The workload of the one host-network pod of a node that declares a port.
     fn host_network_server(&self, node: PeerId, port: u16, protocol: Protocol) -> Option<Arc<str>> {
         self.peers.node_name(node)?;
-        self.host_ports.get(&(node, port, protocol)).cloned().flatten()
+        self.identity.host_port(node, port, protocol).cloned().flatten()
     }
 
     /// The coarse key: whoever they were, a server's clients are "many", and complete; a client's servers are unknown.
-    fn many_peers(&mut self, delta: &FlowDelta, local: &Local, role: Role, port: u16, at: Timestamp) {
+    fn many_peers(&mut self, delta: &FlowDelta, local: &LocalEnd, role: Role, port: u16, at: Timestamp) {
         let first = delta.first_open.unwrap_or(at).min(at);
         let seen = Seen { counts: as_client(&delta.counts, role), first, last: at };
         if role == Role::Server {
@@ -334,7 +327,7 @@ impl Observer {
     }
 
     /// The role of the local socket. Socket state has decided already for TCP but for sockets found at start whose state does not tell.
-    fn role(&self, delta: &FlowDelta, local: &Local, at: Timestamp, last: bool) -> Decided {
+    fn role(&self, delta: &FlowDelta, local: &LocalEnd, at: Timestamp, last: bool) -> Decided {
         let observe::Remote::Addr(remote) = delta.remote else {
             return match delta.role {
                 Role::Client => Decided::Client,
@@ -370,20 +363,20 @@ impl Observer {
     fn served_udp_client(
         &self,
         delta: &FlowDelta,
-        local: &Local,
+        local: &LocalEnd,
         local_port: u16,
         remote: IpAddr,
         at: Timestamp,
         last: bool,
     ) -> Decided {
         let is_server_of_remote = match self.remote_peer(remote, at, true) {
-            Found::Yes(Remote::Peer { peer, .. }) => {
+            Resolution::Known(RemoteEnd::Peer { peer, .. }) => {
                 self.graph.edges().contains(&(peer, local.peer, Protocol::Udp, local_port))
             }
-            Found::Yes(Remote::Elsewhere) => {
+            Resolution::Known(RemoteEnd::RemotePod) => {
                 self.graph.remote_flows().contains_key(&(local.peer, Side::Server, remote, Protocol::Udp, local_port))
             }
-            Found::Yes(Remote::External { .. }) => self
+            Resolution::Known(RemoteEnd::External { .. }) => self
                 .peers
                 .known_external(remote)
                 .is_some_and(|peer| self.graph.edges().contains(&(peer, local.peer, Protocol::Udp, local_port))),
@@ -392,66 +385,39 @@ impl Observer {
         if delta.bind_seen && !is_server_of_remote {
             return Decided::Client;
         }
-        let local_serves = self.serves(delta.local, local_port, at) || self.declares(local, local_port, Protocol::Udp);
+        let local_serves =
+            self.identity.serves(delta.local, local_port, at) || self.declares(local, local_port, Protocol::Udp);
         let remote_serves = self.is_server_at(remote, delta.server_port, Protocol::Udp, at)
-            || self.serves(remote, delta.server_port, at);
+            || self.identity.serves(remote, delta.server_port, at);
         match (local_serves, remote_serves) {
             // Gossip and NTP: both ports are fixed, and each side's own sends make an edge.
             _ if local_port == delta.server_port => Decided::Client,
             (_, true) => Decided::Client,
             // A full table does not tell who serves nothing.
-            (true, false) if self.served.len() < self.config.max_listeners => Decided::Reply,
+            (true, false) if self.identity.sockets().has_room() => Decided::Reply,
             (_, false) if last => Decided::Unknown,
             (_, false) => Decided::Wait,
         }
     }
 
-    fn declares(&self, local: &Local, port: u16, protocol: Protocol) -> bool {
+    fn declares(&self, local: &LocalEnd, port: u16, protocol: Protocol) -> bool {
         let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
         local
             .pod
-            .and_then(|id| self.pods.get(id))
+            .and_then(|id| self.identity.pod(id))
             .is_some_and(|r| r.pod.ports.iter().any(|p| p.port == port && p.protocol == text))
     }
 
     fn listens(&self, delta: &FlowDelta, port: u16) -> bool {
-        let Some(netns) = delta.netns else { return false };
-        // A socket that listens on `::` accepts IPv4 as well, so "any" is one entry.
-        self.listeners.contains_key(&(netns, port, None))
-            || self.listeners.contains_key(&(netns, port, Some(delta.local)))
+        delta.netns.is_some_and(|netns| self.identity.sockets().listens(netns, port, delta.local))
     }
 
     fn learn_served(&mut self, delta: &FlowDelta, port: u16, at: Timestamp) {
-        if delta.protocol != Protocol::Udp || special(delta.local) != 0 {
+        if delta.protocol != Protocol::Udp || address_class(delta.local) != 0 {
             return;
         }
-        let owner = self.owner(delta.local, at);
-        if let Some(known) = self.served.get_mut(&(delta.local, port)) {
-            *known = owner;
-        } else if self.served.len() < self.config.max_listeners {
-            self.served.insert((delta.local, port), owner);
-        } else {
+        if !self.identity.learn_served(delta.local, port, at) {
             self.ledger.count_loss(observe::LossReason::ListenersFull, 1);
-        }
-    }
-
-    /// Whether whoever has the address at `at` was seen serving this UDP port on it: what an earlier owner served tells nothing of the next one.
-    fn serves(&self, address: IpAddr, port: u16, at: Timestamp) -> bool {
-        self.served.get(&(address, port)).is_some_and(|owner| *owner == self.owner(address, at))
-    }
-
-    /// Forgets what was served by those who no longer have the address.
-    pub(super) fn forget_served(&mut self, now: Timestamp) {
-        let mut served = std::mem::take(&mut self.served);
-        served.retain(|(address, _), owner| *owner == self.owner(*address, now));
-        self.served = served;
-    }
-
-    /// The one owner of an address at `at`.
-    fn owner(&self, address: IpAddr, at: Timestamp) -> Option<AddressOwner> {
-        match self.addresses.lookup(address, at) {
-            Lookup::Owner(owner) => Some(owner),
-            _ => None,
         }
     }
 
@@ -469,9 +435,9 @@ impl Observer {
         self.ledger.count_unresolved(reason, count, || {
             example(format_args!("cgroup {} ({})", delta.cgroup.0, delta.local), delta.role, remote)
         });
-        self.ledger.incomplete_peer(self.this_node, reason.as_str());
+        self.ledger.incomplete_peer(self.identity.this_node(), reason.as_str());
         if let observe::Remote::Addr(address) = delta.remote
-            && let Found::Yes(Remote::Peer { peer, .. }) = self.remote_peer(address, at, true)
+            && let Resolution::Known(RemoteEnd::Peer { peer, .. }) = self.remote_peer(address, at, true)
         {
             self.ledger.incomplete_peer(peer, reason.as_str());
         }
@@ -481,7 +447,7 @@ impl Observer {
         &mut self,
         reason: UnresolvedReason,
         delta: &FlowDelta,
-        (role, local): (Role, &Local),
+        (role, local): (Role, &LocalEnd),
         count: u64,
     ) {
         let remote = (delta.remote, delta.server_port, delta.protocol);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Observer, UnresolvedReason,
+    AddressOwner, Observer, UnresolvedReason,
     table::{MARKS, PeerId},
 };
 use crate::{
@@ -151,10 +151,10 @@ impl Observer {
 
     fn address_facts(&self, facts: &mut Facts) {
         let bound = |at: Timestamp| (at != Timestamp::MIN && at != Timestamp::MAX).then_some(at);
-        for (address, tenure) in self.addresses.iter() {
+        for (address, tenure) in self.identity.tenures() {
             let (peer, pod, listed) = match tenure.owner {
-                super::AddressOwner::Node(peer) => (peer, None, self.is_listed(address, peer)),
-                super::AddressOwner::Pod(id) => match self.pods.get(id) {
+                AddressOwner::Node(peer) => (peer, None, self.is_listed(address, peer)),
+                AddressOwner::Pod(id) => match self.identity.pod(id) {
                     Some(record) => (record.peer, Some(format!("{}/{}", record.pod.namespace, record.pod.name)), None),
                     None => continue,
                 },
@@ -162,8 +162,8 @@ impl Observer {
             let key = (address, bound(tenure.from), self.peers.get(peer), pod);
             facts.addresses.insert(key, KnownTenure { to: bound(tenure.to), proven: tenure.proven.is_some(), listed });
         }
-        for (address, peer) in &self.range_nodes {
-            if self.addresses.lookup(*address, Timestamp::MAX) == crate::identity::addresses::Lookup::Unknown {
+        for (address, peer) in self.identity.range_nodes() {
+            if self.identity.is_unknown(*address) {
                 let known = KnownTenure { to: None, proven: false, listed: Some(true) };
                 facts.addresses.insert((*address, None, self.peers.get(*peer), None), known);
             }
@@ -175,7 +175,7 @@ impl Observer {
         let Some(known) = self.peers.node_name(node).and_then(|name| self.inventory.node(name)) else {
             return self.restored.as_ref()?.is_listed(address, node);
         };
-        Some(known.addresses.contains(&address) || self.range_nodes.get(&address) == Some(&node))
+        Some(known.addresses.contains(&address) || self.identity.range_nodes().get(&address) == Some(&node))
     }
 
     /// A workload of the inventory, or one that is gone.

@@ -62,9 +62,12 @@ pub(super) struct Restored {
 }
 
 impl Restored {
-    /// Who had an address when the state ended, and still has it as far as known.
-    pub(super) fn owners(&self) -> impl Iterator<Item = &AddressOwner> {
-        self.owners.values()
+    /// Nodes that had an address when the state ended, and still have it as far as known.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.owners.values().filter_map(|owner| match owner {
+            AddressOwner::Node(peer) => Some(*peer),
+            AddressOwner::Pod(_) => None,
+        })
     }
 
     /// Whether the API listed the address as this node's when the state ended.
@@ -190,7 +193,7 @@ impl Observer {
             let to = entry.to.unwrap_or(Timestamp::MAX);
             let owner = match entry.pod.as_deref().and_then(|p| p.split_once('/')) {
                 Some((namespace, name)) => {
-                    AddressOwner::Pod(self.pods.restore(namespace, name, peer, self.config.started))
+                    AddressOwner::Pod(self.identity.restore_pod(namespace, name, peer, self.config.started))
                 }
                 None => AddressOwner::Node(peer),
             };
@@ -200,11 +203,11 @@ impl Observer {
             // That it was proven is stored, when is not: the tenure counts as the API server's word from here on. What this node itself
             // still had when the state ended stays proven, as no list tells of addresses that Kubernetes does not know.
             let mut tenure = Tenure::told(owner, from, to);
-            let is_own = entry.proven && owner == AddressOwner::Node(self.this_node);
+            let is_own = entry.proven && owner == AddressOwner::Node(self.identity.this_node());
             if is_own && entry.to.is_none() {
                 tenure.proven = Some((ended, ended));
             }
-            self.addresses.restore(entry.address, tenure);
+            self.identity.restore_tenure(entry.address, tenure);
             if entry.to.is_none() && !is_own {
                 restored.owners.insert(entry.address, owner);
             }
@@ -269,12 +272,12 @@ impl Observer {
             restored.owners = open;
             for (address, owner) in confirmed {
                 if let AddressOwner::Node(peer) = owner
-                    && self.range_nodes.get(&address) == Some(&peer)
+                    && self.identity.range_nodes().get(&address) == Some(&peer)
                 {
                     // It follows from the node's range, as long as no pod has it.
-                    self.addresses.forget(address, owner);
+                    self.identity.forget_address(address, owner);
                 } else if !self.has_address(owner, address) {
-                    self.addresses.release(address, owner, restored.end(now));
+                    self.identity.release(address, owner, restored.end(now));
                 }
             }
             if *kind == Kind::Node {
@@ -300,21 +303,20 @@ impl Observer {
                 node.is_some_and(|node| node.addresses.contains(&address))
             }
             AddressOwner::Pod(id) => self
-                .pods
-                .get(id)
+                .identity
+                .pod(id)
                 .is_some_and(|r| r.deleted.is_none() && !r.pod.finished && r.pod.addresses.contains(&address)),
         }
     }
 
-    /// The API server says that `owner` has the address. If the state gives it to another, the time between state and now is in doubt, as far as it was observed.
-    pub(super) fn claim(&mut self, address: IpAddr, owner: AddressOwner, since: Timestamp, now: Timestamp) {
-        if let Some(restored) = &mut self.restored
-            && let Some(before) = restored.owners.get(&address).copied().filter(|before| *before != owner)
-        {
+    /// The API server gives an address to `owner`. If the state gives it to another, the time between state and now is in doubt,
+    /// as far as it was observed.
+    pub(super) fn release_restored(&mut self, address: IpAddr, owner: AddressOwner, now: Timestamp) {
+        let Some(restored) = &mut self.restored else { return };
+        if let Some(before) = restored.owners.get(&address).copied().filter(|before| *before != owner) {
             restored.owners.remove(&address);
-            self.addresses.release(address, before, restored.end(now));
+            self.identity.release(address, before, restored.end(now));
         }
-        self.addresses.claim(address, owner, since);
     }
 
     fn restored_peer(&mut self, peer: &Peer) -> PeerId {

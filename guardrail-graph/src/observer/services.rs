@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Observer, endpoints,
-    ends::{Found, Remote},
+    identity::{RemoteEnd, Resolution},
     restore::Restored,
     table::PeerId,
 };
@@ -249,13 +249,13 @@ impl Observer {
             return Some(Arc::new(Peer::External { address: backend.address.to_string() }));
         }
         if let Some((namespace, name)) = &backend.pod {
-            let (_, record) = self.pods.by_name(namespace, name)?;
+            let record = self.identity.pod_by_name(namespace, name)?;
             return (!record.provisional).then(|| self.peers.get(record.peer));
         }
         match self.remote_peer(backend.address, now, true) {
-            Found::Yes(Remote::Peer { peer, .. }) => Some(self.peers.get(peer)),
-            Found::Yes(_) => Some(Arc::new(Peer::External { address: backend.address.to_string() })),
-            Found::Wait | Found::No(_) => None,
+            Resolution::Known(RemoteEnd::Peer { peer, .. }) => Some(self.peers.get(peer)),
+            Resolution::Known(_) => Some(Arc::new(Peer::External { address: backend.address.to_string() })),
+            Resolution::Wait | Resolution::Unresolved(_) => None,
         }
     }
 }

@@ -1,23 +1,16 @@
 //! Changes of the inventory, and what identity makes of them.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     AddressOwner, Observer,
-    pods::{AddressChanges, PodId},
+    identity::{AddressChanges, range_addresses},
 };
 use crate::{
-    identity::{
-        addresses::{Lookup, Tenure},
-        cgroups::PodLife,
-    },
     inventory::{Change, Kind, Object, ObjectKey, Pod, Service},
-    peer::{Peer, Protocol},
+    peer::Peer,
     time::Timestamp,
 };
-
-/// How long before the word of its end a pod that is first heard of as finished may have had its address.
-const FINISHED_LEAD: Duration = Duration::from_secs(60);
 
 impl Observer {
     /// Takes a change of the inventory. Flows that waited for it are named now.
@@ -47,7 +40,7 @@ impl Observer {
     }
 
     fn stop_awaiting(&mut self, kind: &Kind) {
-        self.awaited.retain(|awaited| awaited != kind);
+        self.identity.await_no_list(kind);
         if let Some(restored) = &self.restored {
             let ended = restored.ended;
             self.settle_restored(kind, ended);
@@ -84,15 +77,15 @@ impl Observer {
                         self.pod_services_dirty(changed);
                     }
                 }
-                let changes = self.pods.apply(&pod, &self.inventory, &mut self.peers, &self.config.node, now);
+                let changes = self.identity.apply_pod(&pod, &self.inventory, &mut self.peers, now);
                 for change in changes {
                     if first_heard_finished && !pod.host_network {
-                        self.finished_pod(&pod, change.id, now);
+                        self.identity.finished_pod(&pod, change.id, now);
                     }
                     self.address_changes(&change, self.known_since(now), now);
                 }
                 if pod.host_network || before.is_some_and(|p| p.host_network) {
-                    self.index_host_ports();
+                    self.identity.index_host_ports();
                 }
             }
             Object::Node(node) => {
@@ -100,18 +93,18 @@ impl Observer {
                 let before = self.inventory.node(&node.name).map(|n| n.addresses.clone()).unwrap_or_default();
                 let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
                 for address in before.iter().filter(|a| !node.addresses.contains(a)) {
-                    self.addresses.release(*address, owner, now);
+                    self.identity.release(*address, owner, now);
                 }
                 for address in &node.addresses {
-                    self.claim(*address, owner, self.known_since(now), now);
+                    self.release_restored(*address, owner, now);
+                    self.identity.claim(*address, owner, self.known_since(now));
                     self.newcomer(*address);
                 }
-                for range in &node.pod_cidrs {
-                    self.newcomer(range.network());
-                    next(range.network()).into_iter().for_each(|first| self.newcomer(first));
+                for address in node.pod_cidrs.iter().flat_map(|range| range_addresses(*range)) {
+                    self.newcomer(address);
                 }
                 self.inventory.apply(Object::Node(node));
-                self.index_nodes();
+                self.identity.index_nodes(&self.inventory, &mut self.peers);
             }
             Object::Service(service) => {
                 self.service_cache.clear();
@@ -138,7 +131,7 @@ impl Observer {
                 let may_be_controlled = matches!(controller.kind.as_str(), "Job" | "ReplicaSet");
                 self.inventory.apply(Object::Controller(controller));
                 if may_be_controlled {
-                    self.pods.rename_provisional(&self.inventory, &mut self.peers, &self.config.node);
+                    self.identity.rename_provisional(&self.inventory, &mut self.peers);
                 }
             }
             Object::Namespace(namespace) => self.inventory.apply(Object::Namespace(namespace)),
@@ -153,12 +146,12 @@ impl Observer {
                         self.pod_left(&pod, now);
                     }
                     self.pod_services_dirty(&pod);
-                    if let Some(change) = self.pods.delete(&key.namespace, &key.name, now) {
+                    if let Some(change) = self.identity.delete_pod(&key.namespace, &key.name, now) {
                         self.address_changes(&change, now, now);
                     }
                     self.inventory.delete(key);
                     if pod.host_network {
-                        self.index_host_ports();
+                        self.identity.index_host_ports();
                     }
                 }
             }
@@ -167,11 +160,11 @@ impl Observer {
                 if let Some(node) = self.inventory.node(&key.name).cloned() {
                     let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
                     for address in &node.addresses {
-                        self.addresses.release(*address, owner, now);
+                        self.identity.release(*address, owner, now);
                     }
                 }
                 self.inventory.delete(key);
-                self.index_nodes();
+                self.identity.index_nodes(&self.inventory, &mut self.peers);
             }
             Kind::Service => {
                 self.service_cache.clear();
@@ -192,60 +185,12 @@ impl Observer {
     }
 
     fn address_changes(&mut self, change: &AddressChanges, since: Timestamp, now: Timestamp) {
-        let owner = AddressOwner::Pod(change.id);
-        for address in &change.released {
-            self.addresses.release(*address, owner, now);
-        }
-        // What our own cgroups show of the pod's life bounds what the API server says of its addresses.
-        let life = self.pod_life(change.id);
         for address in &change.claimed {
-            match life {
-                Some(life) if life.to != Timestamp::MAX => self.addresses.past(*address, owner, life.from, life.to),
-                _ => self.claim(*address, owner, since, now),
-            }
-            if let Some(life) = life {
-                self.addresses.born(*address, owner, life.from);
-            }
+            self.release_restored(*address, AddressOwner::Pod(change.id), now);
+        }
+        self.identity.change_addresses(change, since, now);
+        for address in &change.claimed {
             self.newcomer(*address);
-        }
-    }
-
-    /// The life of a pod on this node, as its cgroups show it.
-    pub(super) fn pod_life(&self, id: PodId) -> Option<PodLife> {
-        let pod = &self.pods.get(id)?.pod;
-        let uids = std::iter::once(&pod.uid).chain(&pod.config_hash);
-        let mut own = uids.filter(|uid| self.pods.by_uid(uid).is_some_and(|(owner, _)| owner == id));
-        own.find_map(|uid| self.cgroups.pod(uid)).copied()
-    }
-
-    /// A pod's last cgroup on this node is gone: from then on its addresses are not its own, whatever the API server still says.
-    pub(super) fn pod_ended(&mut self, uid: &str, at: Timestamp) {
-        let Some((id, record)) = self.pods.by_uid(uid) else { return };
-        for address in &record.pod.addresses {
-            self.addresses.end(*address, AddressOwner::Pod(id), at);
-        }
-    }
-
-    /// A pod whose cgroups were gone has one again.
-    pub(super) fn pod_lives_again(&mut self, uid: &str, at: Timestamp) {
-        let Some((id, record)) = self.pods.by_uid(uid) else { return };
-        if record.deleted.is_none() && !record.pod.finished && !record.pod.host_network {
-            for address in &record.pod.addresses {
-                self.addresses.revive(*address, AddressOwner::Pod(id), at);
-            }
-        }
-    }
-
-    /// A pod of a second may be over before the API server tells of it: it had its address until now.
-    fn finished_pod(&mut self, pod: &Pod, id: PodId, now: Timestamp) {
-        let life = self.pod_life(id).filter(|l| l.to != Timestamp::MAX);
-        for address in &pod.addresses {
-            if let Some(life) = life {
-                self.addresses.past(*address, AddressOwner::Pod(id), life.from, life.to);
-            } else if matches!(self.addresses.lookup(*address, now), Lookup::Unknown) {
-                let tenure = Tenure::told(AddressOwner::Pod(id), now.before(FINISHED_LEAD), now);
-                self.addresses.restore(*address, tenure);
-            }
         }
     }
 
@@ -261,51 +206,6 @@ impl Observer {
         }
     }
 
-    fn index_nodes(&mut self) {
-        self.range_nodes.clear();
-        self.pod_ranges.clear();
-        self.own_ranges.clear();
-        let nodes: Vec<_> = self.inventory.nodes().cloned().collect();
-        for node in nodes {
-            let peer = self.peers.id(Peer::Node { name: node.name.clone() });
-            for range in &node.pod_cidrs {
-                self.pod_ranges.push(*range);
-                if node.name == self.config.node {
-                    self.own_ranges.push(*range);
-                }
-                let network = range.network();
-                self.range_nodes.insert(network, peer);
-                if let Some(first) = next(network).filter(|a| range.contains(a)) {
-                    self.range_nodes.insert(first, peer);
-                }
-            }
-        }
-    }
-
-    fn index_host_ports(&mut self) {
-        self.host_ports.clear();
-        for (_, record) in
-            self.pods.iter().filter(|(_, r)| r.pod.host_network && r.deleted.is_none() && !r.pod.finished)
-        {
-            for port in &*record.pod.ports {
-                let protocol = match port.protocol.as_str() {
-                    "TCP" => Protocol::Tcp,
-                    "UDP" => Protocol::Udp,
-                    _ => continue,
-                };
-                let name = record.node_workload.clone();
-                self.host_ports
-                    .entry((record.peer, port.port, protocol))
-                    .and_modify(|known| {
-                        if *known != name {
-                            *known = None;
-                        }
-                    })
-                    .or_insert(name);
-            }
-        }
-    }
-
     /// Nodes that the cluster has, as far as the inventory shows.
     pub(super) fn expected_nodes(&self) -> BTreeSet<String> {
         let of_pods = self.inventory.pods().filter(|p| !p.finished).filter_map(|p| p.node.clone());
@@ -318,11 +218,4 @@ impl Observer {
 /// Whether a change of a pod may change the endpoints of Services: most tell of readiness alone.
 fn endpoints_may_differ(before: &Pod, after: &Pod) -> bool {
     *before != Pod { ready: before.ready, terminating: before.terminating, ..after.clone() }
-}
-
-fn next(address: IpAddr) -> Option<IpAddr> {
-    Some(match address {
-        IpAddr::V4(v4) => IpAddr::V4(u32::from(v4).checked_add(1)?.into()),
-        IpAddr::V6(v6) => IpAddr::V6(u128::from(v6).checked_add(1)?.into()),
-    })
 }

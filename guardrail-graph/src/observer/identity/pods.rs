@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::table::{PeerId, Peers};
+use super::super::table::{PeerId, Peers};
 use crate::{
     inventory::{Inventory, Pod},
     peer::Peer,
@@ -15,30 +15,30 @@ use crate::{
 
 /// A pod's number; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct PodId(pub(super) u32);
+pub(in crate::observer) struct PodId(pub(in crate::observer) u32);
 
 /// What the observer needs of a pod.
 #[derive(Debug)]
-pub(super) struct PodRecord {
-    pub(super) pod: Arc<Pod>,
-    pub(super) peer: PeerId,
+pub(in crate::observer) struct PodRecord {
+    pub(in crate::observer) pod: Arc<Pod>,
+    pub(in crate::observer) peer: PeerId,
     /// `namespace/Owner/name` of a host-network pod's workload.
-    pub(super) node_workload: Option<Arc<str>>,
+    pub(in crate::observer) node_workload: Option<Arc<str>>,
     /// The name of its workload may still change.
-    pub(super) provisional: bool,
-    pub(super) deleted: Option<Timestamp>,
+    pub(in crate::observer) provisional: bool,
+    pub(in crate::observer) deleted: Option<Timestamp>,
 }
 
 /// A change of addresses that follows from a pod's change.
-pub(super) struct AddressChanges {
-    pub(super) id: PodId,
-    pub(super) claimed: Vec<IpAddr>,
-    pub(super) released: Vec<IpAddr>,
+pub(in crate::observer) struct AddressChanges {
+    pub(in crate::observer) id: PodId,
+    pub(in crate::observer) claimed: Vec<IpAddr>,
+    pub(in crate::observer) released: Vec<IpAddr>,
 }
 
 /// All pods.
 #[derive(Debug, Default)]
-pub(super) struct Pods {
+pub(in crate::observer) struct Pods {
     records: HashMap<PodId, PodRecord>,
     /// Namespace → name → the live pod (or the last one of that name).
     by_name: BTreeMap<Arc<str>, HashMap<Arc<str>, PodId>>,
@@ -54,13 +54,13 @@ fn own_addresses(pod: &Pod) -> &[IpAddr] {
 }
 
 impl Pods {
-    pub(super) fn get(&self, id: PodId) -> Option<&PodRecord> {
+    pub(in crate::observer) fn get(&self, id: PodId) -> Option<&PodRecord> {
         self.records.get(&id)
     }
 
     /// The pod whose cgroup shows this uid or config hash. The API server chooses uids, but anyone who may create a pod may write annotations: a hash
     /// never stands for a pod that has it as its uid, and a hash that several live pods claim is nobody's.
-    pub(super) fn by_uid(&self, uid: &str) -> Option<(PodId, &PodRecord)> {
+    pub(in crate::observer) fn by_uid(&self, uid: &str) -> Option<(PodId, &PodRecord)> {
         let get = |id: &PodId| Some((*id, self.records.get(id)?));
         if let Some(id) = self.by_uid.get(uid) {
             return get(id);
@@ -74,16 +74,16 @@ impl Pods {
         }
     }
 
-    pub(super) fn by_name(&self, namespace: &str, name: &str) -> Option<(PodId, &PodRecord)> {
+    pub(in crate::observer) fn by_name(&self, namespace: &str, name: &str) -> Option<(PodId, &PodRecord)> {
         let id = *self.by_name.get(namespace)?.get(name)?;
         Some((id, self.records.get(&id)?))
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::observer) fn len(&self) -> usize {
         self.records.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (PodId, &PodRecord)> {
+    pub(in crate::observer) fn iter(&self) -> impl Iterator<Item = (PodId, &PodRecord)> {
         self.records.iter().map(|(id, r)| (*id, r))
     }
 
@@ -102,7 +102,7 @@ impl Pods {
     }
 
     /// A pod was added or changed. `inventory` already holds it.
-    pub(super) fn apply(
+    pub(in crate::observer) fn apply(
         &mut self,
         pod: &Arc<Pod>,
         inventory: &Inventory,
@@ -158,13 +158,23 @@ impl Pods {
     }
 
     /// A pod was deleted.
-    pub(super) fn delete(&mut self, namespace: &str, name: &str, now: Timestamp) -> Option<AddressChanges> {
+    pub(in crate::observer) fn delete(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        now: Timestamp,
+    ) -> Option<AddressChanges> {
         let id = *self.by_name.get(namespace)?.get(name)?;
         self.end(id, now)
     }
 
     /// A controller became known: pods that waited for it get their name.
-    pub(super) fn rename_provisional(&mut self, inventory: &Inventory, peers: &mut Peers, this_node: &str) {
+    pub(in crate::observer) fn rename_provisional(
+        &mut self,
+        inventory: &Inventory,
+        peers: &mut Peers,
+        this_node: &str,
+    ) {
         for record in self.records.values_mut().filter(|r| r.provisional) {
             let (peer, node_workload, provisional) = Self::identity(&record.pod, inventory, peers, this_node);
             (record.peer, record.node_workload, record.provisional) = (peer, node_workload, provisional);
@@ -172,7 +182,7 @@ impl Pods {
     }
 
     /// A pod of a stored state, of which only name and peer are known.
-    pub(super) fn restore(&mut self, namespace: &str, name: &str, peer: PeerId, at: Timestamp) -> PodId {
+    pub(in crate::observer) fn restore(&mut self, namespace: &str, name: &str, peer: PeerId, at: Timestamp) -> PodId {
         if let Some((id, _)) = self.by_name(namespace, name) {
             return id;
         }
@@ -185,7 +195,7 @@ impl Pods {
     }
 
     /// Forgets pods deleted before `before`.
-    pub(super) fn expire(&mut self, before: Timestamp) {
+    pub(in crate::observer) fn expire(&mut self, before: Timestamp) {
         let records = &mut self.records;
         let old = records.len();
         records.retain(|_, r| r.deleted.is_none_or(|at| at >= before));

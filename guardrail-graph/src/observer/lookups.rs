@@ -1,0 +1,108 @@
+//! Who is at the two ends of a flow: identity and catalogue asked together, and what a lookup proves learned at once.
+
+use std::{net::IpAddr, sync::Arc};
+
+use super::{
+    Observer, UnresolvedReason,
+    identity::{LocalEnd, RemoteEnd, Resolution, address_class},
+};
+use crate::{
+    inventory::{Kind, VirtualTarget},
+    observe::CgroupId,
+    peer::Protocol,
+    time::Timestamp,
+};
+
+impl Observer {
+    /// Who is behind the local socket. What that proves of its address is known from here on. `last`: nothing more is waited for.
+    pub(super) fn local_end(
+        &mut self,
+        cgroup: CgroupId,
+        address: IpAddr,
+        at: Timestamp,
+        last: bool,
+    ) -> Resolution<LocalEnd> {
+        let (found, evidence) = self.identity.local_end(cgroup, address, at, last);
+        if let Some(owned) = evidence.and_then(|evidence| self.identity.learn(evidence)) {
+            self.newcomer(owned);
+        }
+        found
+    }
+
+    /// Whoever had a remote address at the time of the flow.
+    pub(super) fn remote_peer(&self, address: IpAddr, at: Timestamp, last: bool) -> Resolution<RemoteEnd> {
+        self.identity.remote_peer(&self.inventory, address, at, last)
+    }
+
+    /// Where a virtual address leads.
+    pub(in crate::observer) fn virtual_target(
+        &self,
+        address: IpAddr,
+        port: u16,
+        protocol: Protocol,
+        at: Timestamp,
+    ) -> Option<VirtualTarget> {
+        let node = self.identity.node_at(address, at).and_then(|id| self.peers.node_name(id));
+        self.inventory.virtual_target(address, port, protocol, node).or_else(|| {
+            // A Service that is gone since: flows of its time still belong to it.
+            let service = self.gone_services.get(&address).map(|(service, _)| service)?;
+            let is_listed = self.restored.as_ref().is_none_or(|restored| restored.knows(&Kind::Service));
+            let text = protocol.to_string();
+            let index = service.ports.iter().position(|p| p.port == port && p.protocol == text);
+            Some(match index {
+                Some(port) => VirtualTarget::Service { service: Arc::clone(service), port },
+                None if is_listed => VirtualTarget::NoSuchPort { service: Arc::clone(service) },
+                // The list may tell of a new port.
+                None => return None,
+            })
+        })
+    }
+
+    /// The server behind a remote address and port, at the time of the flow.
+    pub(in crate::observer) fn remote_server(
+        &mut self,
+        address: IpAddr,
+        port: u16,
+        protocol: Protocol,
+        at: Timestamp,
+        last: bool,
+    ) -> Resolution<RemoteEnd> {
+        let marks = address_class(address);
+        if marks != 0 {
+            return Resolution::Known(RemoteEnd::External { marks });
+        }
+        if let Some((service, port)) = self.service_cache.get(&(address, port, protocol)) {
+            return Resolution::Known(RemoteEnd::Service { service: Arc::clone(service), port: *port });
+        }
+        match self.virtual_target(address, port, protocol, at) {
+            Some(VirtualTarget::Service { service, port: index }) => {
+                let service_port = service.ports[index].port;
+                let service = self.texts.intern(&format!("{}/{}:{service_port}", service.namespace, service.name));
+                if self.service_cache.len() < self.config.max_edges {
+                    self.service_cache.insert((address, port, protocol), (Arc::clone(&service), service_port));
+                }
+                return Resolution::Known(RemoteEnd::Service { service, port: service_port });
+            }
+            Some(VirtualTarget::NoSuchPort { .. }) => {
+                return Resolution::Unresolved(UnresolvedReason::ServicePortUnknown);
+            }
+            Some(VirtualTarget::HostPort { pod, port }) => match self.identity.pod_by_name(&pod.namespace, &pod.name) {
+                Some(record) if record.provisional && !last => return Resolution::Wait,
+                Some(record) => return Resolution::Known(RemoteEnd::HostPort { peer: record.peer, port }),
+                None => {}
+            },
+            None => {}
+        }
+        match self.remote_peer(address, at, last) {
+            // A node's port may be that of a Service or of a pod.
+            Resolution::Known(RemoteEnd::Peer { pod: None, .. }) if self.identity.awaits_lists() => {
+                if last {
+                    Resolution::Unresolved(UnresolvedReason::ClusterUnknown)
+                } else {
+                    Resolution::Wait
+                }
+            }
+            found => found,
+        }
+    }
+}
