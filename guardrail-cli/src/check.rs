@@ -1,5 +1,6 @@
 //! `guardrail check`: what policies do to flows, observed or listed.
 
+mod all;
 mod render;
 mod run;
 
@@ -14,12 +15,17 @@ use crate::{exit::finish, input::KubeArgs};
 pub(crate) struct Args {
     /// Snapshots whose observed edges are judged: files, `-`, http(s)://…/v1/graph, or
     /// kube[:NAMESPACE] for all agents of a cluster; several are merged
-    #[arg(value_name = "SNAPSHOT", required_unless_present = "flows", conflicts_with = "flows")]
+    #[arg(value_name = "SNAPSHOT", required_unless_present_any = ["flows", "all"], conflicts_with = "flows")]
     snapshots: Vec<String>,
 
     /// Flows to judge: CSV with the header src,dst,protocol,port (namespace/pod or IP; pod ports)
     #[arg(long, value_name = "FLOWS.csv")]
     flows: Option<String>,
+
+    /// List every connection that the policies allow, per pair of workloads and port; with snapshots
+    /// also whether it was ever used
+    #[arg(long, conflicts_with = "flows")]
+    all: bool,
 
     /// Policies to judge by: a file or a directory, YAML or JSON (repeatable)
     #[arg(long, value_name = "PATH", required = true)]
@@ -55,9 +61,13 @@ pub(crate) enum Format {
     Json,
     /// src,dst,protocol,port,verdict,ingress_by,egress_by for every flow, in input order
     Csv,
+    /// For Graphviz; only with --all
+    Dot,
+    /// For a page; only with --all
+    Markdown,
 }
 
 /// Runs `guardrail check`.
 pub(crate) fn run(args: Args) -> ExitCode {
-    finish(run::check(&args))
+    finish(if args.all { all::all(&args) } else { run::check(&args) })
 }

@@ -14,6 +14,7 @@ use crate::model::{Direction, NAMESPACE_NAME_LABEL, NetworkPolicy, Protocol};
 
 pub mod cluster;
 mod compile;
+pub mod connections;
 pub mod edge;
 mod ends;
 mod stand_ins;

@@ -77,7 +77,10 @@ pub(super) struct Report<'a> {
 }
 
 pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { snapshots, flows, policies, inventory, output, allow_partial, allow_unproven, cluster } = args;
+    let Args { snapshots, flows, policies, inventory, output, allow_partial, allow_unproven, cluster, all: _ } = args;
+    if matches!(output, Format::Dot | Format::Markdown) {
+        bail!("-o dot and -o markdown are for --all");
+    }
     let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots, cluster)?) };
     let Loaded { evaluator, before, unproven, .. } = policies::load(policies, inventory, snapshot.as_ref())?;
     let mut report = Report {
@@ -124,6 +127,7 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         Format::Table => render::table(&report)?,
         Format::Json => render::json(&report)?,
         Format::Csv => render::csv(&report)?,
+        Format::Dot | Format::Markdown => bail!("-o dot and -o markdown are for --all"),
     }
     Ok(outcome(&report, *allow_partial))
 }

@@ -255,6 +255,7 @@ impl Cluster {
             namespace: entry.workload.namespace.clone(),
             labels,
             host_network: entry.host_network,
+            workload: Some(entry.workload.clone()),
             ..ClusterPod::default()
         };
         let mut pods: Vec<ClusterPod> = Vec::new();

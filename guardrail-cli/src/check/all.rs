@@ -1,0 +1,132 @@
+//! `guardrail check --all`: every connection that the policies allow, and with snapshots whether anybody ever made it.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufWriter, Write},
+};
+
+use anyhow::bail;
+use guardrail_graph::{Peer, Snapshot};
+use guardrail_policy::evaluate::connections::{Connection, Party};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Args, Format};
+use crate::{
+    exit::Outcome,
+    input::{self, tell},
+    output::{self, Cell, Paint, Table},
+    policies::{self, Loaded},
+};
+
+#[derive(Serialize)]
+struct Row<'a> {
+    #[serde(flatten)]
+    connection: &'a Connection,
+    /// Whether an established connection of it was seen; only with snapshots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used: Option<bool>,
+}
+
+pub(super) fn all(args: &Args) -> anyhow::Result<Outcome> {
+    let snapshot =
+        if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster)?) };
+    let Loaded { evaluator, unproven, .. } = policies::load(&args.policies, &args.inventory, snapshot.as_ref())?;
+    if evaluator.cluster().pods.is_empty() {
+        bail!("--all needs the pods or the workloads of the cluster: give --inventory or snapshots");
+    }
+    for reason in &unproven {
+        tell("warning", &reason.because);
+    }
+    let connections = evaluator.connections();
+    let rows: Vec<Row<'_>> = connections
+        .iter()
+        .map(|connection| Row { connection, used: snapshot.as_ref().map(|s| is_used(s, connection)) })
+        .collect();
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    match args.output {
+        Format::Table => table(&mut out, &rows)?,
+        Format::Json => output::print_json(
+            &mut out,
+            &json!({ "connections": rows, "unproven_because": unproven.iter().map(|u| &u.because).collect::<Vec<_>>() }),
+        )?,
+        Format::Csv => {
+            writeln!(out, "src,dst,ports,used")?;
+            for Row { connection: Connection { src, dst, ports }, used } in &rows {
+                let used = used.map_or("", |used| if used { "yes" } else { "never" });
+                writeln!(out, "{},{},\"{ports}\",{used}", name(src), name(dst))?;
+            }
+        }
+        Format::Markdown => {
+            writeln!(out, "| from | to | ports |{}", if snapshot.is_some() { " used |" } else { "" })?;
+            writeln!(out, "|---|---|---|{}", if snapshot.is_some() { "---|" } else { "" })?;
+            for Row { connection: Connection { src, dst, ports }, used } in &rows {
+                let used = used.map_or("", |used| if used { " yes |" } else { " never |" });
+                writeln!(out, "| {} | {} | {ports} |{used}", name(src), name(dst))?;
+            }
+        }
+        Format::Dot => {
+            writeln!(out, "digraph allowed {{\n  rankdir=LR;\n  node [shape=box];")?;
+            for Row { connection: Connection { src, dst, ports }, used } in &rows {
+                let style = if *used == Some(false) { ", style=dashed" } else { "" };
+                let quoted = |party: &Party| name(party).replace('\\', "").replace('"', "");
+                writeln!(out, "  \"{}\" -> \"{}\" [label=\"{ports}\"{style}];", quoted(src), quoted(dst))?;
+            }
+            writeln!(out, "}}")?;
+        }
+    }
+    out.flush()?;
+    if !unproven.is_empty() && !args.allow_unproven {
+        tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
+        return Ok(Outcome::Unanswered);
+    }
+    Ok(Outcome::Fine)
+}
+
+fn name(party: &Party) -> String {
+    output::plain_line(&party.to_string())
+}
+
+/// An established edge between these ends on one of these ports.
+fn is_used(snapshot: &Snapshot, connection: &Connection) -> bool {
+    let is = |party: &Party, peer: &Peer| match (party, peer) {
+        (Party::Everywhere, _) | (Party::EveryPod, Peer::Workload(_)) => true,
+        (Party::Outside, Peer::External { .. } | Peer::Node { .. }) => true,
+        (Party::Workload(name), Peer::Workload(workload)) => workload.to_string() == *name,
+        (Party::Block(range), Peer::External { address }) => {
+            let address = address.parse::<std::net::IpAddr>().ok();
+            range.parse::<ipnet::IpNet>().ok().zip(address).is_some_and(|(range, address)| range.contains(&address))
+        }
+        _ => false,
+    };
+    snapshot.body.edges.iter().filter(|edge| edge.supported).any(|edge| {
+        is(&connection.src, &edge.client.peer)
+            && is(&connection.dst, &edge.server.peer)
+            && connection.ports.contains(edge.protocol.into(), edge.port)
+    })
+}
+
+fn table(out: &mut impl Write, rows: &[Row<'_>]) -> anyhow::Result<()> {
+    let used = rows.iter().any(|row| row.used.is_some());
+    let header: &[&'static str] = if used { &["FROM", "TO", "PORTS", "USED"] } else { &["FROM", "TO", "PORTS"] };
+    let mut table = Table::new(header);
+    for Row { connection: Connection { src, dst, ports }, used } in rows {
+        let wide = matches!(src, Party::Everywhere | Party::Outside);
+        let cells = [
+            Cell::new(name(src)).paint(if wide { Paint::Doubtful } else { Paint::Plain }),
+            Cell::new(name(dst)),
+            Cell::new(ports.to_string()),
+        ];
+        match used {
+            Some(used) => {
+                let [src, dst, ports] = cells;
+                table.row([src, dst, ports, Cell::new(if *used { "yes" } else { "never" })]);
+            }
+            None => table.row(cells),
+        }
+    }
+    table.print(out, output::colour())?;
+    let named: BTreeSet<&Party> = rows.iter().map(|r| &r.connection.dst).collect();
+    writeln!(out, "\n{} allowed connections to {} destinations.", rows.len(), named.len())?;
+    Ok(())
+}
