@@ -69,7 +69,7 @@ pub(super) fn all(args: &Args) -> anyhow::Result<Outcome> {
             writeln!(out, "digraph allowed {{\n  rankdir=LR;\n  node [shape=box];")?;
             for Row { connection: Connection { src, dst, ports }, used } in &rows {
                 let style = if *used == Some(false) { ", style=dashed" } else { "" };
-                let quoted = |party: &Party| name(party).replace('\\', "").replace('"', "");
+                let quoted = |party: &Party| name(party).replace(['\\', '"'], "");
                 writeln!(out, "  \"{}\" -> \"{}\" [label=\"{ports}\"{style}];", quoted(src), quoted(dst))?;
             }
             writeln!(out, "}}")?;

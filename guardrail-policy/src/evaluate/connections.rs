@@ -170,7 +170,7 @@ impl Evaluator {
         let mut connections = Vec::new();
         for (server, own) in &workloads {
             let to = Party::Workload(server.clone());
-            let world = joined(own.iter().map(|g| self.from_outside(&outside, &groups[*g])));
+            let world = joined(own.iter().map(|g| self.outside_to(&outside, &groups[*g])));
             let clients: Vec<(&String, Ports)> = workloads
                 .iter()
                 .map(|(client, theirs)| {
@@ -185,7 +185,7 @@ impl Evaluator {
                 let src = if everywhere { Party::Everywhere } else { Party::Outside };
                 connections.push(Connection { src, dst: to.clone(), ports: world.clone() });
             }
-            let more = |ports: &Ports| !ports.is_empty() && !(everywhere && world.holds(ports));
+            let more = |ports: &Ports| !(ports.is_empty() || everywhere && world.holds(ports));
             let first = clients.first().map(|(_, ports)| ports);
             if let Some(ports) = first.filter(|f| clients.len() > 1 && clients.iter().all(|(_, p)| p == *f) && more(f))
             {
@@ -202,7 +202,7 @@ impl Evaluator {
                     connections.push(Connection { src: Party::Block(block.clone()), dst: to.clone(), ports });
                 }
             }
-            let out = joined(own.iter().map(|g| self.to_outside(&outside, &groups[*g])));
+            let out = joined(own.iter().map(|g| self.to_the_outside(&outside, &groups[*g])));
             if !out.is_empty() {
                 connections.push(Connection { src: to.clone(), dst: Party::Outside, ports: out.clone() });
             }
@@ -287,11 +287,11 @@ impl Evaluator {
         ports
     }
 
-    fn from_outside(&self, outside: &[End], group: &Group) -> Ports {
+    fn outside_to(&self, outside: &[End], group: &Group) -> Ports {
         joined(outside.iter().map(|end| self.allowed(end, &group.end, None, Some(group))))
     }
 
-    fn to_outside(&self, outside: &[End], group: &Group) -> Ports {
+    fn to_the_outside(&self, outside: &[End], group: &Group) -> Ports {
         joined(outside.iter().map(|end| self.allowed(&group.end, end, Some(group), None)))
     }
 
