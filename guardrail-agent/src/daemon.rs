@@ -117,7 +117,7 @@ pub enum RunError {
 /// # Errors
 /// [`RunError::Start`] before anything was observed, the others afterwards.
 pub fn run(config: Config) -> Result<(), RunError> {
-    // One thread is enough for the observer; the listeners and blocking work have threads of their own.
+    // One thread is enough for the observer. The listeners and blocking work have their own threads.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     let outcome = runtime.block_on(async { Daemon::start(config).await?.run().await });
     // Everything was waited for that may be; a thread that hangs must not keep the process.

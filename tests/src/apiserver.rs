@@ -56,8 +56,8 @@ pub enum Fault {
     },
     /// The connection is closed before an answer.
     Disconnect,
-    /// The next page of a list that is not the first is refused with 410, as a server does whose storage
-    /// has forgotten the version of the list. Other requests pass.
+    /// The next page of a list that is not the first is refused with 410, as a server does whose
+    /// storage has forgotten the version of the list. Other requests pass.
     ExpiredPage,
 }
 

@@ -74,7 +74,8 @@ fn the_agent_is_confined_in_every_overlay() {
         assert_eq!(sets[0]["spec"]["updateStrategy"]["type"], "RollingUpdate");
         assert_eq!(pod["containers"].as_array().unwrap().len(), 1);
         let container = &pod["containers"][0];
-        // The default is Always for images without a tag and for `latest`, and no such image is in a registry.
+        // The default is Always for images without a tag and for `latest`. A registry has no such
+        // image.
         assert_eq!(container["imagePullPolicy"], "IfNotPresent", "{name}");
         let security = &container["securityContext"];
         assert_eq!(security["privileged"], false, "{name}");
@@ -266,8 +267,8 @@ fn only(object: &Value, fields: &[&str]) {
 #[test]
 fn nothing_is_applied_that_the_api_server_does_not_store() {
     for (name, objects) in overlays() {
-        // `omitempty` without a pointer in k8s.io/api: false is not stored, and a client that asks for it patches
-        // the object at each apply.
+        // Fields that k8s.io/api declares `omitempty` and without a pointer: the server does not
+        // store false, so `kubectl apply` patches an object that has it each time.
         for class in of_kind(&objects, "PriorityClass") {
             assert_ne!(class["globalDefault"], false, "{name}");
         }
@@ -306,7 +307,8 @@ fn the_pod_monitor_finds_the_pods_and_sends_a_token_that_is_for_the_agents_only(
     assert_eq!((endpoint["scheme"].as_str(), endpoint["path"].as_str()), (Some("https"), Some("/metrics")));
     assert!(of_kind(&objects, "Secret").is_empty(), "a token in a Secret is one for the API server");
 
-    // What the Prometheus object needs besides: the token that the agents take, where the scrape class looks for it.
+    // What the Prometheus object needs besides: the scrape class reads the token that the agents
+    // accept.
     let path = deploy().join("components/prometheus-operator/prometheus.yaml");
     let patch: Value = serde_saphyr::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let spec = &patch["spec"];

@@ -99,7 +99,7 @@ async fn access(
     let guard = match config.auth {
         AuthMode::None => None,
         AuthMode::Kube => {
-            // A client of its own, beside that of the watches: a client belongs to the runtime that made it.
+            // Not the client of the watches: a client belongs to the runtime that made it.
             let api = server.run(Api::new(api_source(config), USER_AGENT)).await.map_err(StartError::Runtime)??;
             Some(Arc::new(Guard::new(Arc::new(api), config.auth_audience.clone(), auth::Limits::default())))
         }
