@@ -15,6 +15,7 @@ mod names;
 mod phases;
 mod plan;
 mod problem;
+mod stable;
 mod unmatched;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -265,6 +266,7 @@ pub fn plan_for(snapshot: &Snapshot, options: &Options) -> Decision {
 /// stops no other: so it holds for what is written, beside namespaces that stay as they are.
 #[must_use]
 pub fn generate(snapshot: &Snapshot, options: &Options) -> Generated {
+    let snapshot = &*stable::stable(snapshot);
     let mut decision = plan_for(snapshot, options);
     // For readers gates are no reason to leave anything out.
     let stopped_by = |problems: &BTreeSet<Problem>| problem::stopped(problems, options.forced || options.stopped_too);

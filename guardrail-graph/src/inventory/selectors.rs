@@ -132,6 +132,23 @@ impl LabelSelector {
             })
     }
 
+    /// The same without requirements for labels that a release or a run changes.
+    #[must_use]
+    pub fn without_release_labels(&self) -> Self {
+        let mut kept = self.clone();
+        kept.match_labels.retain(|key, _| !is_release_label(key));
+        kept.match_expressions.retain(|requirement| !is_release_label(&requirement.key));
+        kept
+    }
+
+    /// Whether it asks for more than the tool that made the pods, which others have made theirs with as well.
+    #[must_use]
+    pub fn tells_who(&self) -> bool {
+        let of_tools = ["app.kubernetes.io/managed-by", "app.kubernetes.io/created-by", "heritage"];
+        let mut keys = self.match_labels.keys().chain(self.match_expressions.iter().map(|r| &r.key));
+        keys.any(|key| !of_tools.contains(&key.as_str()))
+    }
+
     /// Whether a requirement names a generated label.
     #[must_use]
     pub fn names_generated_label(&self) -> bool {
@@ -182,6 +199,25 @@ mod tests {
     #[test]
     fn the_empty_selector_matches_everything() {
         assert!(LabelSelector::default().matches(&labels(&[])));
+    }
+
+    #[test]
+    fn labels_of_a_release_are_no_identity_and_a_tool_is_nobody() {
+        let all = labels(&[
+            ("app", "x"),
+            ("app.kubernetes.io/version", "1"),
+            ("helm.sh/chart", "x-1"),
+            ("tekton.dev/taskRun", "build-77"),
+        ]);
+        assert_eq!(stable_labels(&all), labels(&[("app", "x")]));
+        let selector = LabelSelector::of_labels(all.to_map());
+        assert_eq!(selector.without_release_labels(), LabelSelector::of_labels(labels(&[("app", "x")]).to_map()));
+        let tool = LabelSelector::of_labels(labels(&[("app.kubernetes.io/managed-by", "tekton")]).to_map());
+        assert!(selector.tells_who() && !tool.tells_who() && !LabelSelector::default().tells_who());
+        let mut keys = RELEASE_LABELS.to_vec();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), RELEASE_LABELS.len(), "none stands twice");
     }
 
     #[test]

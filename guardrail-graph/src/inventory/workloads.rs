@@ -121,7 +121,7 @@ impl Inventory {
         let mut candidates: Vec<LabelSelector> = from_controller.into_iter().collect();
         candidates.extend(from_template.map(|l| LabelSelector::of_labels(l.to_map())));
         candidates.push(LabelSelector::of_labels(labels.to_map()));
-        candidates.retain(|s| !s.is_empty() && own.iter().all(|l| s.matches(l)));
+        candidates.retain(|s| s.tells_who() && own.iter().all(|l| s.matches(l)));
         let mut clash = None;
         for candidate in candidates {
             match all.iter().find(|(other, sets)| *other != workload && sets.iter().any(|l| candidate.matches(l))) {
