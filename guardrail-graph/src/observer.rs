@@ -5,9 +5,9 @@
 //! when the snapshot is made (`snapshot::derive`).
 
 mod adopt;
+mod catalogue;
 mod config;
 mod counters;
-mod endpoints;
 mod expire;
 mod flows;
 mod graph;
@@ -17,19 +17,20 @@ mod lookups;
 mod names;
 mod publish;
 mod restore;
-mod services;
+mod settle;
 mod stats;
 mod table;
 mod waiting;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
+use catalogue::Catalogue;
 pub use config::ObserverConfig;
 use flows::{Last, Step};
 use graph::Graph;
@@ -43,10 +44,10 @@ use table::{PeerId, Peers};
 use waiting::{Pending, Waiting};
 
 use crate::{
-    inventory::{Inventory, Kind, Service, VirtualTarget},
+    inventory::{Inventory, VirtualTarget},
     observe::{FlowDelta, LossClass, LossReason, Observation},
-    peer::{Peer, Protocol, WorkloadRef},
-    snapshot::{Interval, facts::Services, workloads::WorkloadFacts},
+    peer::{Peer, Protocol},
+    snapshot::Interval,
     time::Timestamp,
 };
 
@@ -77,7 +78,7 @@ impl Interner {
 #[derive(Debug)]
 pub struct Observer {
     config: ObserverConfig,
-    inventory: Inventory,
+    catalogue: Catalogue,
     identity: Identity,
     peers: Peers,
     graph: Graph,
@@ -86,26 +87,10 @@ pub struct Observer {
     newcomers: HashMap<PeerId, IpAddr>,
     /// Those of them that wait for their owner's name, since when.
     unnamed: HashMap<PeerId, (IpAddr, Timestamp)>,
-    /// Virtual addresses of Services that are gone.
-    gone_services: HashMap<IpAddr, (Arc<Service>, Timestamp)>,
-    services: Services,
-    /// Endpoints → how many Services have them.
-    endpoint_ports: HashMap<(IpAddr, u16, Protocol), u32>,
-    /// Virtual addresses that were asked for, until a Service or node changes.
-    service_cache: HashMap<(IpAddr, u16, Protocol), (Arc<str>, u16)>,
-    dirty_services: BTreeSet<(String, String)>,
     waiting: Waiting,
     ledger: Ledger,
     /// Earlier intervals of observation, of the restored state.
     earlier: Vec<Interval>,
-    /// Workloads of the inventory with the nodes of their pods, but without the pods themselves: those are looked up for a snapshot.
-    workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
-    workloads_version: Option<u64>,
-    gone_workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
-    /// Nodes that hosted pods of workloads and may do so no longer, with the last time that was known.
-    ran_on: BTreeMap<WorkloadRef, BTreeMap<String, Timestamp>>,
-    /// Kinds of which a list or an object came.
-    heard: BTreeSet<Kind>,
     saw_flow: bool,
     /// When what is known without a time was known at latest: the end of the restored state, if there is one.
     heard_since: Timestamp,
@@ -122,27 +107,17 @@ impl Observer {
         let many = peers.id(Peer::many());
         Self {
             identity: Identity::new(this_node, &config),
+            catalogue: Catalogue::new(&config),
             graph: Graph::new(many, &config),
             waiting: Waiting::new(config.max_pending, config.started),
             last_expire: config.started,
             config,
-            inventory: Inventory::default(),
             peers,
             texts: Interner::default(),
             newcomers: HashMap::new(),
             unnamed: HashMap::new(),
-            gone_services: HashMap::new(),
-            services: BTreeMap::new(),
-            endpoint_ports: HashMap::new(),
-            service_cache: HashMap::new(),
-            dirty_services: BTreeSet::new(),
             ledger: Ledger::default(),
             earlier: Vec::new(),
-            workloads: BTreeMap::new(),
-            workloads_version: None,
-            gone_workloads: BTreeMap::new(),
-            ran_on: BTreeMap::new(),
-            heard: BTreeSet::new(),
             saw_flow: false,
             heard_since: Timestamp::MIN,
             restored: None,
@@ -152,7 +127,7 @@ impl Observer {
     /// The inventory as it stands.
     #[must_use]
     pub fn inventory(&self) -> &Inventory {
-        &self.inventory
+        self.catalogue.inventory()
     }
 
     /// Node and instance under which this observer counts (after a restore: those of the state).
@@ -302,12 +277,13 @@ impl Observer {
     }
 
     fn is_server_at(&self, address: IpAddr, port: u16, protocol: Protocol, at: Timestamp) -> bool {
-        if self.endpoint_ports.contains_key(&(address, port, protocol)) {
+        if self.catalogue.is_endpoint(&(address, port, protocol)) {
             return true;
         }
         let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
         if self
-            .inventory
+            .catalogue
+            .inventory()
             .pods_by_address(address)
             .any(|pod| pod.ports.iter().any(|p| p.port == port && p.protocol == text))
         {

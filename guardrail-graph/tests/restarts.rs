@@ -92,6 +92,23 @@ fn a_restart_changes_nothing_of_what_still_stands() {
     }
 }
 
+#[test]
+fn the_endpoints_of_services_are_known_before_and_after_the_lists() {
+    let service = "---\nkind: Service\nmetadata: {name: pay, namespace: shop}\nspec: {clusterIP: 10.96.0.8, ports: [{name: http, port: 80}]}\n\
+        ---\nkind: EndpointSlice\nmetadata: {name: pay, namespace: shop, labels: {kubernetes.io/service-name: pay}}\n\
+        ports: [{name: http, port: 8443}]\nendpoints: [{addresses: [198.51.100.7]}]\n";
+    let mut lab = Lab::new("node-a", &[service.to_owned()]);
+    lab.at(50);
+    let known = |lab: &Lab| lab.observer.is_server_address(ip("198.51.100.7"), 8443, Protocol::Tcp);
+    assert!(known(&lab));
+    let mut next = restart(&mut lab, 1_000, false);
+    assert!(known(&next), "before any list");
+    hear(&mut next, &[service.to_owned()]);
+    assert!(known(&next), "after the lists");
+    hear(&mut next, &[]);
+    assert!(!known(&next), "gone");
+}
+
 fn pods_and_service() -> Vec<String> {
     [&pods()[..], &[SERVICE.to_owned()]].concat()
 }

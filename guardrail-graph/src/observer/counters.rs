@@ -29,7 +29,7 @@ struct Here<'a> {
 
 impl Evidence for Here<'_> {
     fn services(&self) -> &Services {
-        &self.observer.services
+        self.observer.catalogue.services()
     }
 
     fn server_saw(&self, (client, server, protocol, port): &EdgeKey) -> bool {
@@ -51,6 +51,7 @@ impl Evidence for Here<'_> {
             Peer::Node { name } => self.is_node_observed(name),
             Peer::Workload(workload) => self
                 .observer
+                .catalogue
                 .workload(workload)
                 .is_none_or(|w| w.nodes().all(|node| node.is_empty() || self.is_node_observed(node))),
         }
@@ -70,7 +71,7 @@ impl Observer {
             return EdgeCounters { edges: snapshot.edge_counters(), complete: snapshot.body.coverage.complete };
         }
         self.settle_services(now);
-        self.refresh_workloads(now);
+        self.catalogue.refresh_workloads(&mut self.texts, now);
         let mut nodes = self.expected_nodes();
         nodes.insert(self.config.node.clone());
         let all_observed = nodes.len() == 1;
@@ -114,7 +115,7 @@ impl Observer {
         let complete = self.ledger.is_complete()
             && all_observed
             && backends_known
-            && self.inventory_state() != InventoryState::Missing
+            && self.catalogue.state() != InventoryState::Missing
             && !self.ran_elsewhere(now)
             && joined(self.intervals(now)).len() == 1;
         EdgeCounters { edges, complete }
@@ -149,6 +150,12 @@ impl Observer {
         self.ledger.set_derived(UnresolvedReason::ServiceBackendUnknown, backends_unknown);
         self.ledger.set_derived(UnresolvedReason::ServiceAttemptFailed, attempts_unknown);
         (attached, backends_known)
+    }
+
+    /// Whether a workload ran on another node since observation began.
+    fn ran_elsewhere(&self, now: Timestamp) -> bool {
+        let begin = self.intervals(now).iter().map(|i| i.from).min().unwrap_or(Timestamp::MIN);
+        self.catalogue.ran_elsewhere(&self.config.node, begin)
     }
 
     /// When this node was watched.

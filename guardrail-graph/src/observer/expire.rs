@@ -1,5 +1,7 @@
 //! What the observer forgets, so that churn of pods, workloads and Services does not make it grow.
 
+use std::collections::BTreeSet;
+
 use super::{Observer, table::PeerId};
 use crate::{inventory::Kind, peer::Peer, time::Timestamp};
 
@@ -8,9 +10,10 @@ impl Observer {
     pub(super) fn expire(&mut self, now: Timestamp) {
         let before = now.before(self.config.tombstone_ttl);
         self.identity.expire(now, before);
-        self.gone_services.retain(|_, (_, at)| *at >= before);
-        self.service_cache.clear();
-        self.forget_services(before);
+        let services =
+            self.graph.service_flows().keys().filter_map(|(_, service, ..)| Some(service.rsplit_once(':')?.0));
+        let used: BTreeSet<&str> = services.collect();
+        self.catalogue.expire(before, |service| used.contains(service));
         self.forget_endpoints(before);
         let used = self.used_peers();
         self.graph.forget_names(|client| used[client.index()]);
@@ -41,6 +44,6 @@ impl Observer {
             return;
         }
         let peers = &self.peers;
-        self.gone_workloads.retain(|name, w| w.as_of >= before || peers.find(&Peer::Workload(name.clone())).is_some());
+        self.catalogue.forget_workloads(before, |name| peers.find(&Peer::Workload(name.clone())).is_some());
     }
 }

@@ -5,6 +5,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use super::{
     ObserverConfig,
+    catalogue::Uses,
     names::Names,
     table::{Edge, Edges, Flow, Gain, Key, PeerId, Peers, Ref},
 };
@@ -114,6 +115,18 @@ impl Graph {
     /// Uses of Services.
     pub(super) fn service_flows(&self) -> &HashMap<ServiceKey, Flow> {
         &self.service_flows
+    }
+
+    /// Who used which Service port when.
+    pub(super) fn uses(&self) -> Uses {
+        let mut uses = Uses::new();
+        for ((client, service, protocol, _), flow) in &self.service_flows {
+            if let Some(seen) = &flow.seen {
+                let of_port = uses.entry((Arc::clone(service), protocol.to_string())).or_default();
+                of_port.push((*client, seen.first, seen.last));
+            }
+        }
+        uses
     }
 
     /// Flows with pods of other nodes.

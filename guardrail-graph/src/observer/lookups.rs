@@ -1,6 +1,6 @@
 //! Who is at the two ends of a flow: identity and catalogue asked together, and what a lookup proves learned at once.
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
 use super::{
     Observer, UnresolvedReason,
@@ -31,7 +31,7 @@ impl Observer {
 
     /// Whoever had a remote address at the time of the flow.
     pub(super) fn remote_peer(&self, address: IpAddr, at: Timestamp, last: bool) -> Resolution<RemoteEnd> {
-        self.identity.remote_peer(&self.inventory, address, at, last)
+        self.identity.remote_peer(self.catalogue.inventory(), address, at, last)
     }
 
     /// Where a virtual address leads.
@@ -43,19 +43,8 @@ impl Observer {
         at: Timestamp,
     ) -> Option<VirtualTarget> {
         let node = self.identity.node_at(address, at).and_then(|id| self.peers.node_name(id));
-        self.inventory.virtual_target(address, port, protocol, node).or_else(|| {
-            // A Service that is gone since: flows of its time still belong to it.
-            let service = self.gone_services.get(&address).map(|(service, _)| service)?;
-            let is_listed = self.restored.as_ref().is_none_or(|restored| restored.knows(&Kind::Service));
-            let text = protocol.to_string();
-            let index = service.ports.iter().position(|p| p.port == port && p.protocol == text);
-            Some(match index {
-                Some(port) => VirtualTarget::Service { service: Arc::clone(service), port },
-                None if is_listed => VirtualTarget::NoSuchPort { service: Arc::clone(service) },
-                // The list may tell of a new port.
-                None => return None,
-            })
-        })
+        let lists_are_known = self.restored.as_ref().is_none_or(|restored| restored.knows(&Kind::Service));
+        self.catalogue.virtual_target((address, port, protocol), node, lists_are_known)
     }
 
     /// The server behind a remote address and port, at the time of the flow.
@@ -71,16 +60,15 @@ impl Observer {
         if marks != 0 {
             return Resolution::Known(RemoteEnd::External { marks });
         }
-        if let Some((service, port)) = self.service_cache.get(&(address, port, protocol)) {
-            return Resolution::Known(RemoteEnd::Service { service: Arc::clone(service), port: *port });
+        let asked = (address, port, protocol);
+        if let Some((service, port)) = self.catalogue.cached(&asked) {
+            return Resolution::Known(RemoteEnd::Service { service, port });
         }
         match self.virtual_target(address, port, protocol, at) {
             Some(VirtualTarget::Service { service, port: index }) => {
                 let service_port = service.ports[index].port;
                 let service = self.texts.intern(&format!("{}/{}:{service_port}", service.namespace, service.name));
-                if self.service_cache.len() < self.config.max_edges {
-                    self.service_cache.insert((address, port, protocol), (Arc::clone(&service), service_port));
-                }
+                self.catalogue.cache(asked, &service, service_port);
                 return Resolution::Known(RemoteEnd::Service { service, port: service_port });
             }
             Some(VirtualTarget::NoSuchPort { .. }) => {

@@ -11,21 +11,15 @@ use super::{
     table::{MARKS, PeerId},
 };
 use crate::{
-    inventory::{Kind, Pod},
-    peer::{Peer, WorkloadRef},
+    peer::Peer,
     snapshot::{
-        Document, InventoryState, MORE_NODES, Side, Snapshot, Source, WorkloadEntry,
+        Document, InventoryState, Side, Snapshot, Source,
         facts::{EdgeFacts, Facts, FlowFacts, KnownTenure, RemoteFacts},
-        workloads::{Hosted, WorkloadFacts},
+        workloads::WorkloadFacts,
     },
     time::Timestamp,
 };
 
-/// Workloads remembered after they are gone.
-const MAX_GONE_WORKLOADS: usize = 10_000;
-
-/// Nodes remembered per workload that its pods have left.
-const MAX_RAN_ON: usize = 1_000;
 /// Why nothing can be said of a node: its agent never heard of the cluster.
 const INVENTORY_MISSING: &str = "inventory_missing";
 
@@ -42,7 +36,7 @@ impl Observer {
     /// The graph with everything derived, as a document that costs a fraction of the snapshot. Ends no wait.
     pub fn document(&mut self, now: Timestamp) -> Document {
         self.settle_services(now);
-        self.refresh_workloads(now);
+        self.catalogue.refresh_workloads(&mut self.texts, now);
         let source = Arc::new(Source { node: self.config.node.clone(), instance: self.config.instance.clone() });
         let mut facts = Facts::default();
         facts.expected = self.expected_nodes();
@@ -62,29 +56,20 @@ impl Observer {
             facts.incomplete.insert(self.peers.get(peer), reasons.iter().map(|r| r.to_string()).collect());
         }
         if !self.ledger.node_wide().is_empty() {
-            let here = self
-                .workloads
-                .iter()
-                .filter(|(_, w)| w.nodes().any(|node| node == self.config.node))
-                .map(|(name, _)| Peer::Workload(name.clone()));
+            let here = self.catalogue.hosted_by(&self.config.node).map(|name| Peer::Workload(name.clone()));
             for peer in here.chain([Peer::Node { name: self.config.node.clone() }]) {
                 let reasons = facts.incomplete.entry(Arc::new(peer)).or_default();
                 reasons.extend(self.ledger.node_wide().iter().map(|r| r.to_string()));
             }
         }
-        facts.workloads = self.gone_workloads.clone();
-        let mut pods = self.pods_by_workload();
-        facts.workloads.extend(self.workloads.iter().map(|(name, workload)| {
-            let pods = pods.remove(name).unwrap_or_default();
-            (name.clone(), workload.hosting(pods.into_iter().map(Hosted::Live).collect(), now))
-        }));
-        facts.ran_on = self.ran_on.clone();
-        facts.inventory = Some(self.inventory_state());
+        facts.workloads = self.catalogue.workload_facts(now);
+        facts.ran_on = self.catalogue.ran_on().clone();
+        facts.inventory = Some(self.catalogue.state());
         if facts.inventory == Some(InventoryState::Missing) {
             let here = Arc::new(Peer::Node { name: self.config.node.clone() });
             facts.incomplete.entry(here).or_default().insert(INVENTORY_MISSING.to_owned());
         }
-        facts.services = self.services.clone();
+        facts.services = self.catalogue.services().clone();
         self.address_facts(&mut facts);
         for ((client, service, protocol, port), flow) in self.graph.service_flows() {
             let Some(seen) = &flow.seen else { continue };
@@ -172,98 +157,9 @@ impl Observer {
 
     /// Whether the API lists an address as a node's; `None` if it does not know the node.
     fn is_listed(&self, address: IpAddr, node: PeerId) -> Option<bool> {
-        let Some(known) = self.peers.node_name(node).and_then(|name| self.inventory.node(name)) else {
+        let Some(known) = self.peers.node_name(node).and_then(|name| self.catalogue.inventory().node(name)) else {
             return self.restored.as_ref()?.is_listed(address, node);
         };
         Some(known.addresses.contains(&address) || self.identity.range_nodes().get(&address) == Some(&node))
-    }
-
-    /// A workload of the inventory, or one that is gone.
-    pub(super) fn workload(&self, name: &WorkloadRef) -> Option<&WorkloadFacts> {
-        self.workloads.get(name).or_else(|| self.gone_workloads.get(name))
-    }
-
-    /// Workloads change with the inventory only.
-    pub(super) fn refresh_workloads(&mut self, now: Timestamp) {
-        let version = self.inventory.version();
-        if self.workloads_version == Some(version) {
-            return;
-        }
-        self.workloads_version = Some(version);
-        let fresh = self.current_workloads(now);
-        for (name, workload) in std::mem::take(&mut self.workloads) {
-            if !fresh.contains_key(&name) {
-                self.gone_workloads.insert(name, workload.hosting(Vec::new(), now));
-            }
-        }
-        self.gone_workloads.retain(|name, _| !fresh.contains_key(name));
-        while self.gone_workloads.len() > MAX_GONE_WORKLOADS {
-            let oldest =
-                self.gone_workloads.iter().min_by_key(|(name, w)| (w.as_of, *name)).map(|(name, _)| name.clone());
-            let Some(oldest) = oldest else { break };
-            self.gone_workloads.remove(&oldest);
-        }
-        self.workloads = fresh;
-        let (workloads, gone) = (&self.workloads, &self.gone_workloads);
-        self.ran_on.retain(|name, _| workloads.contains_key(name) || gone.contains_key(name));
-    }
-
-    /// Which lists were heard.
-    pub(super) fn inventory_state(&self) -> InventoryState {
-        let heard = [Kind::Node, Kind::Pod, Kind::Service].map(|kind| self.heard.contains(&kind));
-        match heard {
-            [true, true, true] => InventoryState::Complete,
-            [false, false, false] => InventoryState::Missing,
-            _ => InventoryState::Partial,
-        }
-    }
-
-    /// Whether a workload ran on another node since observation began.
-    pub(super) fn ran_elsewhere(&self, now: Timestamp) -> bool {
-        let begin = self.intervals(now).iter().map(|i| i.from).min().unwrap_or(Timestamp::MIN);
-        let nodes = self.ran_on.values().flatten();
-        nodes.filter(|(_, last)| **last > begin).any(|(node, _)| *node != self.config.node)
-    }
-
-    /// A pod is no longer on its node.
-    pub(super) fn pod_left(&mut self, pod: &Pod, now: Timestamp) {
-        let Some(node) = &pod.node else { return };
-        let nodes = self.ran_on.entry(self.inventory.owner_of(pod).workload).or_default();
-        let node = if nodes.len() < MAX_RAN_ON || nodes.contains_key(&**node) { node } else { MORE_NODES };
-        nodes.insert(node.to_string(), now);
-    }
-
-    fn current_workloads(&mut self, now: Timestamp) -> BTreeMap<WorkloadRef, WorkloadFacts> {
-        let mut host_network = BTreeSet::new();
-        for pod in self.inventory.pods().filter(|pod| pod.host_network) {
-            host_network.insert(self.inventory.owner_of(pod).workload);
-        }
-        let pods = self.pods_by_workload();
-        let mut facts = BTreeMap::new();
-        for (workload, selector) in self.inventory.workloads() {
-            let pods = pods.get(&workload).into_iter().flatten();
-            let nodes: BTreeSet<&str> = pods.map(|pod| pod.node.as_deref().unwrap_or_default()).collect();
-            let nodes = nodes.into_iter().map(|node| Hosted::Node(self.texts.intern(node))).collect();
-            let base = WorkloadFacts::from(WorkloadEntry {
-                workload: workload.clone(),
-                selector: selector.selector,
-                selector_advice: selector.advice,
-                labels: selector.labels.to_map(),
-                host_network: host_network.contains(&workload),
-                pods: BTreeMap::new(),
-                ran_on: BTreeMap::new(),
-                as_of: now,
-            });
-            facts.insert(workload, base.hosting(nodes, now));
-        }
-        facts
-    }
-
-    fn pods_by_workload(&self) -> BTreeMap<WorkloadRef, Vec<Arc<Pod>>> {
-        let mut by_workload: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for pod in self.inventory.pods().filter(|p| !p.finished) {
-            by_workload.entry(self.inventory.owner_of(pod).workload).or_default().push(Arc::clone(pod));
-        }
-        by_workload
     }
 }

@@ -1,7 +1,7 @@
 //! Continuing from a stored state.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -16,7 +16,7 @@ use crate::{
     identity::addresses::Tenure,
     inventory::{Kind, Labels, Service, ServicePort, TargetPort},
     peer::Peer,
-    snapshot::{Body, ServiceEntry, Snapshot, SourceCounts, WorkloadEntry, facts::Seen},
+    snapshot::{Body, ServiceEntry, Snapshot, SourceCounts, facts::Seen},
     time::Timestamp,
 };
 
@@ -168,25 +168,14 @@ impl Observer {
             let peer = self.peers.id(entry.peer.clone());
             entry.reasons.iter().for_each(|reason| self.ledger.restore_incomplete(peer, reason));
         }
-        let mut places = crate::snapshot::facts::Facts::default();
-        for entry in &body.workloads {
-            let here = entry.pods.keys().filter(|node| !node.is_empty()).map(|node| (node, &entry.as_of));
-            for (node, at) in entry.ran_on.iter().chain(here) {
-                places.ran_on(&entry.workload, node.clone(), *at);
-            }
-        }
-        self.ran_on = places.ran_on;
-        let known = body.workloads.iter().map(|w| WorkloadEntry { ran_on: BTreeMap::new(), ..w.clone() });
-        self.gone_workloads = known.map(|w| (w.workload.clone(), w.into())).collect();
-        let mut services = crate::snapshot::facts::Facts::default();
+        self.catalogue.restore_workloads(&body.workloads);
+        self.catalogue.restore_services(&body.services);
         for service in &body.services {
-            services.add_service(service.clone());
             let gone_at = service_end(service).unwrap_or(self.config.started);
             if !service.addresses.is_empty() && gone_at >= ended.before(self.config.tombstone_ttl) {
-                self.service_gone(&Arc::new(stored_service(service)), gone_at);
+                self.catalogue.restore_gone_service(&Arc::new(stored_service(service)), gone_at);
             }
         }
-        self.services = services.services;
         for entry in &body.addresses {
             let peer = self.peers.id(entry.peer.clone());
             let from = entry.from.unwrap_or(Timestamp::MIN);
@@ -284,12 +273,10 @@ impl Observer {
                 restored.listed.clear();
             }
             if *kind == Kind::Pod {
-                for workload in self.gone_workloads.values_mut() {
-                    *workload = workload.hosting(Vec::new(), workload.as_of);
-                }
+                self.catalogue.forget_restored_pods();
             }
             if restored.knows_endpoints() {
-                self.dirty_services.extend(self.services.keys().cloned());
+                self.catalogue.mark_all_services();
             }
         }
         self.restored = Some(restored).filter(|restored| !restored.unheard.is_empty());
@@ -299,7 +286,7 @@ impl Observer {
     fn has_address(&self, owner: AddressOwner, address: IpAddr) -> bool {
         match owner {
             AddressOwner::Node(peer) => {
-                let node = self.peers.node_name(peer).and_then(|name| self.inventory.node(name));
+                let node = self.peers.node_name(peer).and_then(|name| self.catalogue.inventory().node(name));
                 node.is_some_and(|node| node.addresses.contains(&address))
             }
             AddressOwner::Pod(id) => self

@@ -7,14 +7,11 @@ use std::{
 };
 
 use super::{
-    Observer, endpoints,
-    identity::{RemoteEnd, Resolution},
-    restore::Restored,
-    table::PeerId,
+    super::{Interner, table::PeerId},
+    Catalogue, endpoints,
 };
 use crate::{
-    inventory::Backend,
-    observe::LossReason,
+    inventory::{Backend, Inventory},
     peer::{Peer, Protocol},
     snapshot::{
         ServiceEntry,
@@ -28,10 +25,23 @@ use crate::{
 const MAX_BACKENDS: usize = 4_096;
 
 /// Service port (`namespace/name:port`) and protocol → clients with their first and last use.
-type Uses = HashMap<(Arc<str>, String), Vec<(PeerId, Timestamp, Timestamp)>>;
+pub(in crate::observer) type Uses = HashMap<(Arc<str>, String), Vec<(PeerId, Timestamp, Timestamp)>>;
+
+/// An endpoint that had ended and found no room: of which Service, of which port of it, and until when.
+pub(in crate::observer) type ForgottenEndpoint = ((String, String), PortKey, BackendKey, Timestamp);
+
+/// How endpoints are settled.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::observer) struct Settle {
+    pub(in crate::observer) now: Timestamp,
+    /// Since when new ones are; `None`: before the window.
+    pub(in crate::observer) since: Option<Timestamp>,
+    /// What is in no list is no endpoint any more.
+    pub(in crate::observer) may_close: bool,
+}
 
 /// Those who used a Service port while this was an endpoint of it.
-fn users<'a>(
+pub(in crate::observer) fn users<'a>(
     uses: &'a Uses,
     (namespace, name): &(String, String),
     (port, protocol, ..): &PortKey,
@@ -44,16 +54,20 @@ fn users<'a>(
     uses.get(&key).into_iter().flatten().filter(move |(_, first, last)| from <= *last && to >= *first)
 }
 
-impl Observer {
-    /// Brings the endpoints of changed Services up to date.
-    pub(super) fn settle_services(&mut self, now: Timestamp) {
-        if self.dirty_services.is_empty() {
-            return;
-        }
-        for key in std::mem::take(&mut self.dirty_services) {
-            let before = self.current_ports(&key);
-            self.settle_service(&key, now);
-            for port in self.current_ports(&key) {
+impl Catalogue {
+    /// Brings the endpoints of changed Services up to date. `peer_of` says who an endpoint is, unless that is not known yet.
+    /// Returns those that found no room.
+    pub(in crate::observer) fn settle_services(
+        &mut self,
+        settle: Settle,
+        peer_of: impl Fn(&Inventory, &Backend) -> Option<Arc<Peer>>,
+        texts: &mut Interner,
+    ) -> Vec<ForgottenEndpoint> {
+        let mut forgotten = Vec::new();
+        for key in std::mem::take(&mut self.dirty) {
+            let before = self.endpoints_of(&key);
+            self.settle_service(&key, settle, &peer_of, texts, &mut forgotten);
+            for port in self.endpoints_of(&key) {
                 *self.endpoint_ports.entry(port).or_default() += 1;
             }
             for port in before {
@@ -65,10 +79,21 @@ impl Observer {
                 }
             }
         }
+        forgotten
+    }
+
+    /// Whether a Service's endpoints may have changed.
+    pub(in crate::observer) fn has_changed_services(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// All Services are looked at when they are settled next.
+    pub(in crate::observer) fn mark_all_services(&mut self) {
+        self.dirty.extend(self.services.keys().cloned());
     }
 
     /// The endpoints that a Service has now.
-    fn current_ports(&self, key: &(String, String)) -> BTreeSet<(IpAddr, u16, Protocol)> {
+    pub(super) fn endpoints_of(&self, key: &(String, String)) -> BTreeSet<(IpAddr, u16, Protocol)> {
         let mut current = BTreeSet::new();
         for ((_, protocol, ..), backends) in self.services.get(key).into_iter().flat_map(|facts| &facts.ports) {
             let protocol = match protocol.as_str() {
@@ -82,7 +107,14 @@ impl Observer {
         current
     }
 
-    fn settle_service(&mut self, key: &(String, String), now: Timestamp) {
+    fn settle_service(
+        &mut self,
+        key: &(String, String),
+        Settle { now, since, may_close }: Settle,
+        peer_of: impl Fn(&Inventory, &Backend) -> Option<Arc<Peer>>,
+        texts: &mut Interner,
+        forgotten: &mut Vec<ForgottenEndpoint>,
+    ) {
         let (namespace, name) = key;
         let mut current: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         if let Some(service) = self.inventory.service(namespace, name).cloned() {
@@ -94,15 +126,15 @@ impl Observer {
                 current.entry(port_key(index)).or_default();
             }
             for backend in self.inventory.backends(&service) {
-                match self.backend_peer(&backend, now) {
+                match peer_of(&self.inventory, &backend) {
                     Some(peer) => {
-                        let node = backend.node.map(|node| self.texts.intern(&node));
+                        let node = backend.node.map(|node| texts.intern(&node));
                         let entry = (backend.address, backend.port, peer, node);
                         current.entry(port_key(backend.service_port)).or_default().insert(entry);
                     }
                     // Its pod is not known yet.
                     None => {
-                        self.dirty_services.insert(key.clone());
+                        self.dirty.insert(key.clone());
                     }
                 }
             }
@@ -122,66 +154,28 @@ impl Observer {
                 }
             }
         }
-        let since = (self.saw_flow && now > self.config.started).then_some(now);
-        let may_close = self.restored.as_ref().is_none_or(Restored::knows_endpoints);
         let Some(facts) = self.services.get_mut(key).map(Arc::make_mut) else { return };
         if may_close {
             for (port, known) in &mut facts.ports {
                 endpoints::close(known, current.get(port), now);
             }
         }
-        let mut forgotten = Vec::new();
         for (port, backends) in current {
             let known = facts.ports.entry(port.clone()).or_default();
             for endpoint in backends {
                 endpoints::open(known, endpoint, since, now);
             }
-            forgotten.extend(endpoints::bound(known, MAX_BACKENDS).into_iter().map(|gone| (port.clone(), gone)));
-        }
-        if !forgotten.is_empty() {
-            let uses = self.uses();
-            for (port, (backend, to)) in forgotten {
-                self.endpoint_forgotten(&uses, key, &port, &backend, to);
-            }
-        }
-    }
-
-    /// Who used which Service port when.
-    fn uses(&self) -> Uses {
-        let mut uses = Uses::new();
-        for ((client, service, protocol, _), flow) in self.graph.service_flows() {
-            if let Some(seen) = &flow.seen {
-                let of_port = uses.entry((Arc::clone(service), protocol.to_string())).or_default();
-                of_port.push((*client, seen.first, seen.last));
-            }
-        }
-        uses
-    }
-
-    /// There was no room for an endpoint that had ended. Whoever may have reached it misses an edge.
-    fn endpoint_forgotten(
-        &mut self,
-        uses: &Uses,
-        service: &(String, String),
-        port: &PortKey,
-        backend: &BackendKey,
-        to: Timestamp,
-    ) {
-        let clients: Vec<PeerId> = users(uses, service, port, backend, to).map(|(client, ..)| *client).collect();
-        if !clients.is_empty() {
-            self.ledger.count_loss(LossReason::GraphFull, 1);
-        }
-        for client in clients {
-            self.ledger.incomplete_peer(client, LossReason::GraphFull.as_str());
+            let gone = endpoints::bound(known, MAX_BACKENDS).into_iter();
+            forgotten.extend(gone.map(|(backend, to)| (key.clone(), port.clone(), backend, to)));
         }
     }
 
     /// Forgets what no flow can refer to any more of endpoints that ended before `before`, and joins the rest: it grows with
     /// peers and nodes, not with time.
-    pub(super) fn forget_endpoints(&mut self, before: Timestamp) {
+    /// Returns those that found no room.
+    pub(in crate::observer) fn forget_endpoints(&mut self, before: Timestamp, uses: &Uses) -> Vec<ForgottenEndpoint> {
         let is_old = |to: &Option<Timestamp>| to.is_some_and(|to| to < before);
-        let uses = self.uses();
-        let own_pods_only = self.config.own_pods_only;
+        let own_pods_only = self.own_pods_only;
         let mut ended = 0;
         for (name, facts) in &mut self.services {
             let is_current = |port: &PortKey| {
@@ -195,20 +189,21 @@ impl Observer {
                         // The node that had such an address has forgotten whose it was, and `merge` asks that node.
                         let is_unnamed =
                             own_pods_only && backend.3.is_some() && matches!(*backend.2, Peer::External { .. });
-                        !is_unnamed && users(&uses, name, port, backend, to).next().is_some()
+                        !is_unnamed && users(uses, name, port, backend, to).next().is_some()
                     });
                 }
                 facts.ports.retain(|port, known| !known.is_empty() || is_current(port));
             }
             ended += facts.ports.values().flat_map(BTreeMap::values).filter(|to| to.is_some()).count();
         }
-        if ended > self.config.max_ended_endpoints {
-            self.bound_endpoints(&uses, ended - self.config.max_ended_endpoints);
-        }
+        self.bound_endpoints(ended.saturating_sub(self.max_ended))
     }
 
     /// Forgets this many of those that ended first.
-    fn bound_endpoints(&mut self, uses: &Uses, excess: usize) {
+    fn bound_endpoints(&mut self, excess: usize) -> Vec<ForgottenEndpoint> {
+        if excess == 0 {
+            return Vec::new();
+        }
         let mut ended = Vec::new();
         for (name, facts) in &self.services {
             for (port, known) in &facts.ports {
@@ -219,43 +214,11 @@ impl Observer {
         }
         ended.sort_unstable();
         ended.truncate(excess);
-        for (to, name, port, key) in ended {
-            if let Some(facts) = self.services.get_mut(&name).map(Arc::make_mut) {
-                facts.ports.entry(port.clone()).or_default().remove(&key);
+        for (_, name, port, key) in &ended {
+            if let Some(facts) = self.services.get_mut(name).map(Arc::make_mut) {
+                facts.ports.entry(port.clone()).or_default().remove(key);
             }
-            self.endpoint_forgotten(uses, &name, &port, &key, to);
         }
-    }
-
-    /// Forgets Services that are long gone and that no flow went through.
-    pub(super) fn forget_services(&mut self, before: Timestamp) {
-        let used: BTreeSet<&str> = self
-            .graph
-            .service_flows()
-            .keys()
-            .filter_map(|(_, service, ..)| Some(service.rsplit_once(':')?.0))
-            .collect();
-        let inventory = &self.inventory;
-        self.services.retain(|(namespace, name), facts| {
-            inventory.service(namespace, name).is_some()
-                || facts.base.as_of >= before
-                || used.contains(format!("{namespace}/{name}").as_str())
-        });
-    }
-
-    fn backend_peer(&self, backend: &Backend, now: Timestamp) -> Option<Arc<Peer>> {
-        if self.config.own_pods_only && backend.node.as_ref().is_some_and(|node| *node != self.config.node) {
-            // `merge` knows whose address it is.
-            return Some(Arc::new(Peer::External { address: backend.address.to_string() }));
-        }
-        if let Some((namespace, name)) = &backend.pod {
-            let record = self.identity.pod_by_name(namespace, name)?;
-            return (!record.provisional).then(|| self.peers.get(record.peer));
-        }
-        match self.remote_peer(backend.address, now, true) {
-            Resolution::Known(RemoteEnd::Peer { peer, .. }) => Some(self.peers.get(peer)),
-            Resolution::Known(_) => Some(Arc::new(Peer::External { address: backend.address.to_string() })),
-            Resolution::Wait | Resolution::Unresolved(_) => None,
-        }
+        ended.into_iter().map(|(to, name, port, key)| (name, port, key, to)).collect()
     }
 }
