@@ -1,4 +1,5 @@
-//! Builds the kernel programs into `OUT_DIR/guardrail`, with the eBPF toolchain that `cargo xtask setup` installs.
+//! Builds the kernel programs into `OUT_DIR/guardrail`, with the eBPF toolchain that `cargo xtask
+//! setup` installs.
 //!
 //! `AYA_BUILD_SKIP=1` leaves them out (for check and clippy); an agent built so refuses to start.
 
@@ -8,7 +9,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
-/// The compiler of the programs, pinned by date: bpf-linker 0.10.3 links against this nightly's own LLVM.
+/// The compiler of the programs, pinned by date: bpf-linker 0.10.3 links against this nightly's own
+/// LLVM.
 const TOOLCHAIN: &str = "nightly-2026-05-20";
 
 fn main() -> ExitCode {

@@ -1,7 +1,8 @@
-//! The guardrail DaemonSet agent: kernel events and inventory in; metrics, graph and allow-lists out.
+//! The guardrail DaemonSet agent: kernel events and inventory in; metrics, graph and allow-lists
+//! out.
 //!
-//! [`daemon`] wires guardrail-kernel, [`inventory`], the pure observer of guardrail-graph, [`http`], [`metrics`] and [`files`] together; it decides
-//! nothing about identity or policy.
+//! [`daemon`] wires guardrail-kernel, [`inventory`], the pure observer of guardrail-graph,
+//! [`http`], [`metrics`] and [`files`] together; it decides nothing about identity or policy.
 
 #![deny(unsafe_code)]
 
@@ -39,7 +40,8 @@ use crate::{
     daemon::{RunError, StartError},
 };
 
-/// Runs `guardrail-agent` with these arguments, the program's name first, until it is asked to stop. Call it before any thread starts.
+/// Runs `guardrail-agent` with these arguments, the program's name first, until it is asked to
+/// stop. Call it before any thread starts.
 ///
 /// Exit codes: 0 fine, 2 it could not start, 1 a part of it ended by itself.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -84,7 +86,8 @@ fn init_log(filter: &str) -> Result<(), StartError> {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
-        // It says by `eprintln!` that a message cannot be written, and that panics in whichever thread had something to say.
+        // It says by `eprintln!` that a message cannot be written, and that panics in whichever
+        // thread had something to say.
         .log_internal_errors(false)
         .init();
     Ok(())

@@ -9,7 +9,8 @@ use crate::checkpoint::Checkpoint;
 pub enum Batch {
     /// What was seen.
     Observations(Vec<Observation>),
-    /// With pins, when asked ([`Kernel::checkpoint`](crate::Kernel::checkpoint)) and at the end: how far the observations before this one reach. Store it with the graph that they made, then
+    /// With pins, when asked ([`Kernel::checkpoint`](crate::Kernel::checkpoint)) and at the end:
+    /// how far the observations before this one reach. Store it with the graph that they made, then
     /// say so ([`Kernel::stored`](crate::Kernel::stored)).
     Checkpoint(Box<Checkpoint>, Mark),
 }

@@ -1,7 +1,8 @@
-//! A small reader of BTF, the kernel's description of its own types: where is this member of this structure?
+//! A small reader of BTF, the kernel's description of its own types: where is this member of this
+//! structure?
 //!
-//! In: the bytes of `/sys/kernel/btf/vmlinux`. Total: broken bytes give an error or "no such member", never a panic.
-//! Source: `Documentation/bpf/btf.rst`, `include/uapi/linux/btf.h`.
+//! In: the bytes of `/sys/kernel/btf/vmlinux`. Total: broken bytes give an error or "no such
+//! member", never a panic. Source: `Documentation/bpf/btf.rst`, `include/uapi/linux/btf.h`.
 
 use std::fs;
 
@@ -15,7 +16,8 @@ const TYPE_BYTES: usize = 12;
 const MEMBER_BYTES: usize = 12;
 /// A path through anonymous members and modifiers is short; more is a cycle.
 const MAX_DEPTH: u32 = 16;
-/// Members looked at in one search; the largest structures have a few hundred. Anonymous members that lead back to themselves are more.
+/// Members looked at in one search; the largest structures have a few hundred. Anonymous members
+/// that lead back to themselves are more.
 const MAX_MEMBERS: u32 = 1 << 16;
 
 /// Kinds that matter here (`BTF_KIND_*`).
@@ -109,7 +111,8 @@ impl Btf {
         Ok(Self { bytes, types, structures, strings })
     }
 
-    /// Where `path` (`member`, or `member.member`) lies in `struct name`. Anonymous structures and unions on the way need not be named.
+    /// Where `path` (`member`, or `member.member`) lies in `struct name`. Anonymous structures and
+    /// unions on the way need not be named.
     pub(crate) fn member(&self, name: &str, path: &str) -> Option<Member> {
         let mut left = MAX_MEMBERS;
         self.structures.iter().find_map(|id| {
@@ -217,7 +220,8 @@ mod tests {
 
     use super::*;
 
-    /// `struct s { int a; union { struct { int b; int c:3, d:4; }; } ; struct t { int e; } t; }` by hand.
+    /// `struct s { int a; union { struct { int b; int c:3, d:4; }; } ; struct t { int e; } t; }` by
+    /// hand.
     fn sample() -> Vec<u8> {
         let strings = b"\0s\0a\0b\0c\0d\0t\0e\0int\0";
         let at = |name: &str| {
@@ -266,7 +270,8 @@ mod tests {
 
     #[test]
     fn anonymous_members_that_lead_to_themselves_end() {
-        // `struct s` with 64 anonymous members, each of the type of a union of 64 anonymous members of its own type: 64^16 ways to nowhere.
+        // `struct s` with 64 anonymous members, each of the type of a union of 64 anonymous members
+        // of its own type: 64^16 ways to nowhere.
         let mut types: Vec<u32> = Vec::new();
         for name in [0, 1] {
             types.extend([name, 4 << 24 | 64, 8]);

@@ -8,7 +8,8 @@ use std::{
 
 use crate::error::KernelError;
 
-/// The cgroup v2 mount of this process, from `/proc/self/mountinfo`. On a hybrid system that is not `/sys/fs/cgroup`.
+/// The cgroup v2 mount of this process, from `/proc/self/mountinfo`. On a hybrid system that is not
+/// `/sys/fs/cgroup`.
 ///
 /// # Errors
 /// [`KernelError::NoCgroup2`] if none is mounted.
@@ -18,11 +19,13 @@ pub fn find_cgroup2_root() -> Result<PathBuf, KernelError> {
     cgroup2_mount(&table).ok_or_else(|| KernelError::NoCgroup2 { reason: "/proc/self/mountinfo names none".to_owned() })
 }
 
-/// Calls `each` with id and path of every cgroup below `root`, itself included. Paths are those that the kernel's tracepoints show: from the hierarchy's root, starting
-/// with `/`. A directory that goes away meanwhile is left out.
+/// Calls `each` with id and path of every cgroup below `root`, itself included. Paths are those
+/// that the kernel's tracepoints show: from the hierarchy's root, starting with `/`. A directory
+/// that goes away meanwhile is left out.
 ///
 /// # Errors
-/// A directory that is there cannot be read (no file descriptor is left, for one): what is below it was not told.
+/// A directory that is there cannot be read (no file descriptor is left, for one): what is below it
+/// was not told.
 pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) -> io::Result<()> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     let mut outcome = Ok(());
@@ -49,7 +52,8 @@ pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) -> io::Resul
     outcome
 }
 
-/// Path of a cgroup directory from the hierarchy's root, empty for the root itself: what its mount shows of the hierarchy, then the rest.
+/// Path of a cgroup directory from the hierarchy's root, empty for the root itself: what its mount
+/// shows of the hierarchy, then the rest.
 fn path_in_hierarchy(table: &str, directory: &Path) -> String {
     let deepest = cgroup2_mounts(table)
         .filter_map(|(root, point)| Some((directory.strip_prefix(&point).ok()?, root, point.as_os_str().len())))
@@ -63,7 +67,8 @@ fn path_in_hierarchy(table: &str, directory: &Path) -> String {
     }
 }
 
-/// The best cgroup2 mount point in a mountinfo table: one whose root is `/` before one that shows only a subtree, then the first.
+/// The best cgroup2 mount point in a mountinfo table: one whose root is `/` before one that shows
+/// only a subtree, then the first.
 fn cgroup2_mount(table: &str) -> Option<PathBuf> {
     let mut mounts: Vec<_> = cgroup2_mounts(table).collect();
     mounts.sort_by_key(|(root, _)| root != "/");

@@ -1,4 +1,5 @@
-//! How much of the kernel's counters is in a stored graph, so that the agent that comes after a crash adds what is missing and nothing twice.
+//! How much of the kernel's counters is in a stored graph, so that the agent that comes after a
+//! crash adds what is missing and nothing twice.
 //!
 //! In: bytes of a file. Out: a [`Checkpoint`], or why not. Decoding is total.
 
@@ -29,7 +30,8 @@ pub(crate) struct Told {
     pub(crate) recursion: u64,
 }
 
-/// What of the kernel's counters the observer has been told, at one instant of the stream of observations.
+/// What of the kernel's counters the observer has been told, at one instant of the stream of
+/// observations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
     /// The maps that it speaks of.

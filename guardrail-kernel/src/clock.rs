@@ -1,8 +1,10 @@
 //! The agent's one clock: wall time that never runs backwards.
 //!
-//! Kernel events carry boot time, words of the API server the time at which they came, and identity compares the two. So both are read off one line:
-//! boot time, which nobody can set, plus an offset. When the wall clock is set forward, the line jumps with it. When it is set back, the line goes on at
-//! half speed until the wall clock has caught up: who had an address when stays in order, and every wait ends.
+//! Kernel events carry boot time, words of the API server the time at which they came, and identity
+//! compares the two. So both are read off one line: boot time, which nobody can set, plus an
+//! offset. When the wall clock is set forward, the line jumps with it. When it is set back, the
+//! line goes on at half speed until the wall clock has caught up: who had an address when stays in
+//! order, and every wait ends.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -11,7 +13,8 @@ use std::{
 
 use guardrail_graph::Timestamp;
 
-/// Two readings of unchanged clocks differ by the time between them; what differs more than this was set.
+/// Two readings of unchanged clocks differ by the time between them; what differs more than this
+/// was set.
 const STEP_NS: i64 = 20_000_000;
 
 static CURRENT: Mutex<Option<Line>> = Mutex::new(None);
@@ -88,7 +91,8 @@ pub fn ahead() -> Duration {
     Duration::from_nanos(line().ahead_at(read(libc::CLOCK_BOOTTIME)).unsigned_abs())
 }
 
-/// What the wall clock shows, seconds since the epoch: for figures that are held against another wall clock.
+/// What the wall clock shows, seconds since the epoch: for figures that are held against another
+/// wall clock.
 #[must_use]
 pub fn wall_seconds() -> f64 {
     read(libc::CLOCK_REALTIME) as f64 / 1e9

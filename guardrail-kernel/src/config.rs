@@ -2,7 +2,8 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
-/// How much the programs write through aya-log. A load-time constant: what is off is removed by the verifier and costs nothing.
+/// How much the programs write through aya-log. A load-time constant: what is off is removed by the
+/// verifier and costs nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BpfLogLevel {
     /// Nothing; the log ring is not even read.
@@ -47,13 +48,15 @@ impl FromStr for BpfLogLevel {
 /// What to load, and with which bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelConfig {
-    /// The cgroup v2 directory whose subtree is observed: the mount point ([`find_cgroup2_root`]), or a directory below it. Everything else belongs to
-    /// somebody else and is ignored in the kernel: two agents with disjoint subtrees on one machine see nothing of each other. Paths of cgroups
-    /// begin at the hierarchy's root all the same.
+    /// The cgroup v2 directory whose subtree is observed: the mount point ([`find_cgroup2_root`]),
+    /// or a directory below it. Everything else belongs to somebody else and is ignored in the
+    /// kernel: two agents with disjoint subtrees on one machine see nothing of each other. Paths of
+    /// cgroups begin at the hierarchy's root all the same.
     pub cgroup_root: PathBuf,
     /// Observe UDP and DNS answers (per-packet hooks). Off: nothing runs per packet.
     pub udp: bool,
-    /// Size of the ring for new-flow hints, bytes. Rounded up to a power of two of at least one page.
+    /// Size of the ring for new-flow hints, bytes. Rounded up to a power of two of at least one
+    /// page.
     pub ring_bytes: u32,
     /// Entries of the FLOWS map (preallocated kernel memory, 192 bytes each).
     pub flow_entries: u32,
@@ -63,9 +66,11 @@ pub struct KernelConfig {
     pub bpf_log_level: BpfLogLevel,
     /// Time between two sweeps of the FLOWS map.
     pub sweep_interval: Duration,
-    /// A FLOWS entry without open connections that gained nothing for this long is folded and deleted.
+    /// A FLOWS entry without open connections that gained nothing for this long is folded and
+    /// deleted.
     pub idle: Duration,
-    /// Batches that the channel to the observer holds before the reader waits: each of at most 1,024 observations and 64 KiB of text (paths, DNS names).
+    /// Batches that the channel to the observer holds before the reader waits: each of at most
+    /// 1,024 observations and 64 KiB of text (paths, DNS names).
     pub channel_batches: usize,
 }
 

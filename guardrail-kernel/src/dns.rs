@@ -7,8 +7,9 @@ use simple_dns::{Packet, PacketFlag, rdata::RData};
 /// Longest name in text form, without the trailing dot (RFC 1035 §2.3.4: 255 bytes on the wire).
 const MAX_NAME: usize = 253;
 
-/// The name asked for (lower case, no trailing dot) and the A and AAAA addresses of the answer; `None` if this is no answer to one question, holds no address,
-/// or asks for what is no host name: whoever sends the answer chooses the bytes, and names are shown to people. Any bytes are taken.
+/// The name asked for (lower case, no trailing dot) and the A and AAAA addresses of the answer;
+/// `None` if this is no answer to one question, holds no address, or asks for what is no host name:
+/// whoever sends the answer chooses the bytes, and names are shown to people. Any bytes are taken.
 pub(crate) fn answer(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
     let packet = Packet::parse(message).ok()?;
     if !packet.has_flags(PacketFlag::RESPONSE) {

@@ -1,4 +1,5 @@
-//! From values of FLOWS, whose counters only grow, to what each entry gained since it was last looked at.
+//! From values of FLOWS, whose counters only grow, to what each entry gained since it was last
+//! looked at.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -13,7 +14,8 @@ use guardrail_graph::{
 };
 use indexmap::IndexMap;
 
-/// Two CPUs that count the first opens of one entry at once may both set its time: such times belong to one life of the key.
+/// Two CPUs that count the first opens of one entry at once may both set its time: such times
+/// belong to one life of the key.
 const SAME_LIFE_NS: u64 = 1_000_000_000;
 
 /// What was folded of one entry.
@@ -50,7 +52,8 @@ impl Fold {
         self.seen.len()
     }
 
-    /// Folds a value: up to two deltas go to `out` (what was opened; what failed, which has a time of its own). Gives the number of sweeps since the last gain.
+    /// Folds a value: up to two deltas go to `out` (what was opened; what failed, which has a time
+    /// of its own). Gives the number of sweeps since the last gain.
     pub(crate) fn fold(
         &mut self,
         key: &FlowKey,

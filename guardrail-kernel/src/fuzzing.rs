@@ -1,5 +1,5 @@
-//! Doors for the checks of hostile input (`fuzz/`): each takes raw bytes to a reader that is private otherwise, and gives plain values. No part of
-//! the agent uses it, and it is no API.
+//! Doors for the checks of hostile input (`fuzz/`): each takes raw bytes to a reader that is
+//! private otherwise, and gives plain values. No part of the agent uses it, and it is no API.
 
 use std::net::IpAddr;
 

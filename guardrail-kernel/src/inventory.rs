@@ -1,6 +1,8 @@
-//! Sockets that were open before the programs: from the iterator's records to found connections and listening ports.
+//! Sockets that were open before the programs: from the iterator's records to found connections and
+//! listening ports.
 //!
-//! Listening sockets come first (TCP, and MPTCP's protocol 262, which Go servers use), so that an established socket's local port can be looked up.
+//! Listening sockets come first (TCP, and MPTCP's protocol 262, which Go servers use), so that an
+//! established socket's local port can be looked up.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -42,7 +44,8 @@ pub(crate) struct Found {
     pub(crate) netns: u32,
     /// How many.
     pub(crate) count: u64,
-    /// The key that each of them has in FLOWS if it ends before this key stands there, and its own state does not tell its role.
+    /// The key that each of them has in FLOWS if it ends before this key stands there, and its own
+    /// state does not tell its role.
     pub(crate) if_ended: Vec<FlowKey>,
 }
 
@@ -110,10 +113,12 @@ fn any_as_one(local: Address) -> Address {
 /// The role of an established socket that nobody saw being opened. Never from port numbers.
 fn role(socket: &SocketRecord, served: bool) -> FlowRole {
     if served || socket.backlog > 0 {
-        // An accepted child keeps its listener's backlog; but `listen(fd, 0)` and accepted MPTCP sockets show 0, hence the set of ports.
+        // An accepted child keeps its listener's backlog; but `listen(fd, 0)` and accepted MPTCP
+        // sockets show 0, hence the set of ports.
         FlowRole::Server
     } else if socket.userlocks & SOCK_BINDPORT_LOCK != 0 {
-        // The bit is cleared when a child is cloned: this socket bound its port itself, does not listen, and so has connected.
+        // The bit is cleared when a child is cloned: this socket bound its port itself, does not
+        // listen, and so has connected.
         FlowRole::Client
     } else if socket.has_bucket != 0 && socket.fastreuse == -1 {
         // connect() chose the port, which no bind() may share.

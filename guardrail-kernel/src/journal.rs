@@ -1,4 +1,5 @@
-//! Entries that this side took out of FLOWS since the last checkpoint, kept in a map of the kernel: an agent that is killed leaves them to the next one.
+//! Entries that this side took out of FLOWS since the last checkpoint, kept in a map of the kernel:
+//! an agent that is killed leaves them to the next one.
 
 use std::{collections::VecDeque, io, os::fd::BorrowedFd};
 
@@ -31,7 +32,8 @@ impl Journal {
         sys::create_map(sys::MAP_TYPE_HASH, KEY, VALUE, entries, sys::NO_PREALLOC)
     }
 
-    /// The journal in this map, with the notes that an earlier agent left, oldest first. Notes that do not decode are counted.
+    /// The journal in this map, with the notes that an earlier agent left, oldest first. Notes that
+    /// do not decode are counted.
     pub(crate) fn open(map: BorrowedFd<'_>) -> io::Result<(Self, Vec<Note>, u64)> {
         let mut table = Table::new(map)?;
         let mut notes: Vec<Note> = Vec::new();

@@ -27,7 +27,8 @@ use crate::{
     sys,
 };
 
-// What may wait for the observer, as ARCHITECTURE.md and the pod's memory limit have it: 65,536 observations in 15 MiB.
+// What may wait for the observer, as ARCHITECTURE.md and the pod's memory limit have it: 65,536
+// observations in 15 MiB.
 const _: () = assert!(CHANNEL_BATCHES * (BATCH * size_of::<Observation>() + BATCH_TEXT) <= 15 << 20);
 
 /// Where the kernel's side lives on while no agent is there (`--pin`).
@@ -39,8 +40,9 @@ pub struct Pinned {
     pub checkpoint: Option<Checkpoint>,
 }
 
-/// The loaded, attached and read kernel side. Dropping it without [`Kernel::shutdown`] detaches everything too, but what the final sweep finds may be lost. With
-/// pins nothing is detached, and nothing lost.
+/// The loaded, attached and read kernel side. Dropping it without [`Kernel::shutdown`] detaches
+/// everything too, but what the final sweep finds may be lost. With pins nothing is detached, and
+/// nothing lost.
 #[derive(Debug)]
 pub struct Kernel {
     stats: Arc<Mutex<KernelStats>>,
@@ -55,14 +57,17 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Check, load, attach, walk the cgroup tree, list the open sockets, then start the reading thread. Blocking (tens of milliseconds).
+    /// Check, load, attach, walk the cgroup tree, list the open sockets, then start the reading
+    /// thread. Blocking (tens of milliseconds).
     ///
-    /// When it returns the hooks are attached and the socket inventory is done; the first batches in the channel are the existing cgroups, then
-    /// what the inventory found. With `pinned`, what an earlier agent left attached is taken over, and the first batches are what it counted since.
+    /// When it returns the hooks are attached and the socket inventory is done; the first batches
+    /// in the channel are the existing cgroups, then what the inventory found. With `pinned`, what
+    /// an earlier agent left attached is taken over, and the first batches are what it counted
+    /// since.
     ///
     /// # Errors
-    /// [`KernelError`], one sentence each: missing privilege, BTF, cgroup v2, kernel member, or a refusal of the kernel. Nothing stays attached, but for what
-    /// was pinned before.
+    /// [`KernelError`], one sentence each: missing privilege, BTF, cgroup v2, kernel member, or a
+    /// refusal of the kernel. Nothing stays attached, but for what was pinned before.
     pub fn start(config: KernelConfig, pinned: Option<Pinned>) -> Result<(Self, mpsc::Receiver<Batch>), KernelError> {
         preflight::capabilities(config.udp)?;
         let root_cgroup = preflight::cgroup2(&config.cgroup_root)?;
@@ -120,13 +125,15 @@ impl Kernel {
         Ok((kernel, batches))
     }
 
-    /// Whether the hooks were attached all the time since the graph of the given checkpoint was stored: then its window has no gap.
+    /// Whether the hooks were attached all the time since the graph of the given checkpoint was
+    /// stored: then its window has no gap.
     #[must_use]
     pub fn is_seamless(&self) -> bool {
         self.is_seamless
     }
 
-    /// With pins, asks for a [`Batch::Checkpoint`]. Returns at once. One is as large as FLOWS: ask for the next when this one has come.
+    /// With pins, asks for a [`Batch::Checkpoint`]. Returns at once. One is as large as FLOWS: ask
+    /// for the next when this one has come.
     pub fn checkpoint(&self) {
         self.command(Command::Checkpoint);
     }
@@ -136,7 +143,8 @@ impl Kernel {
         self.command(Command::Stored(mark));
     }
 
-    /// What is not as it should be but did not stop the start (no hostPID, a kernel without an optional hook).
+    /// What is not as it should be but did not stop the start (no hostPID, a kernel without an
+    /// optional hook).
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -148,14 +156,16 @@ impl Kernel {
         self.stats.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// These addresses changed owner: fold every entry with such a remote and delete it, so that the next connection is a new key with a time of its own.
-    /// An entry with open connections is folded, not deleted. Returns at once; the deltas come through the channel.
+    /// These addresses changed owner: fold every entry with such a remote and delete it, so that
+    /// the next connection is a new key with a time of its own. An entry with open connections is
+    /// folded, not deleted. Returns at once; the deltas come through the channel.
     pub fn evict(&self, addresses: Vec<IpAddr>) {
         self.command(Command::Evict(addresses));
     }
 
-    /// Detach, sweep once more, drain the rings, send what came of it, end the thread. Blocking: receive until the channel gives `None`, or drop the receiver.
-    /// Nothing stays in the kernel; with pins everything does, and the last batch is a checkpoint.
+    /// Detach, sweep once more, drain the rings, send what came of it, end the thread. Blocking:
+    /// receive until the channel gives `None`, or drop the receiver. Nothing stays in the kernel;
+    /// with pins everything does, and the last batch is a checkpoint.
     ///
     /// # Errors
     /// The thread had died, or did so now.

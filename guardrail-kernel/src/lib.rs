@@ -1,7 +1,9 @@
-//! The kernel side's user-space half: load and attach the programs, then turn maps and rings into [`Observation`]s.
+//! The kernel side's user-space half: load and attach the programs, then turn maps and rings into
+//! [`Observation`]s.
 //!
-//! In: the running kernel. Out: [`Batch`]es of observations on a bounded channel, and [`KernelStats`]. One thread owns every map and ring.
-//! A slow receiver makes that thread wait, so rings fill (a counted *hint* loss); no edge is lost, because the sweep reads the FLOWS map.
+//! In: the running kernel. Out: [`Batch`]es of observations on a bounded channel, and
+//! [`KernelStats`]. One thread owns every map and ring. A slow receiver makes that thread wait, so
+//! rings fill (a counted *hint* loss); no edge is lost, because the sweep reads the FLOWS map.
 //!
 //! ```no_run
 //! # use guardrail_kernel::{Kernel, KernelConfig, find_cgroup2_root};

@@ -151,8 +151,9 @@ impl Loaded {
         Ok(Self { ebpf, attached, links: Vec::new(), btf: kernel_btf })
     }
 
-    /// Attaches every loaded program: names of cgroups first, packets last. With pins, programs and links get their names, and the programs stay attached after us.
-    /// `attached` is called with the name of each as soon as it is.
+    /// Attaches every loaded program: names of cgroups first, packets last. With pins, programs and
+    /// links get their names, and the programs stay attached after us. `attached` is called with
+    /// the name of each as soon as it is.
     pub(crate) fn attach(
         &mut self,
         cgroup_root: &Path,
@@ -188,7 +189,8 @@ impl Loaded {
         Ok(())
     }
 
-    /// Loads the socket iterator and opens one pass over it. Without pins it is unloaded with the rest.
+    /// Loads the socket iterator and opens one pass over it. Without pins it is unloaded with the
+    /// rest.
     pub(crate) fn open_inventory(&mut self, pins: Option<&Generation>) -> Result<File, KernelError> {
         let refused = |error: ProgramError| program_error(INVENTORY, &error);
         let program: &mut Iter =
@@ -325,7 +327,8 @@ fn program_error(name: &str, error: &ProgramError) -> KernelError {
         return KernelError::Denied { what: format!("the program {name}") };
     }
     let reason = match error {
-        // The last line names the instruction that the verifier refused; the rest is for GUARDRAIL_VERIFIER_LOG-less reading with bpftool.
+        // The last line names the instruction that the verifier refused; the rest is for
+        // GUARDRAIL_VERIFIER_LOG-less reading with bpftool.
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
             let mut tail: Vec<&str> = log
@@ -343,7 +346,8 @@ fn program_error(name: &str, error: &ProgramError) -> KernelError {
     KernelError::Refused { what: format!("loading or attaching the program {name}"), reason }
 }
 
-/// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK. Failing to raise it shows when a map is refused.
+/// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK. Failing to raise it shows when a map is
+/// refused.
 fn raise_memlock() {
     let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the structure is read only.

@@ -1,4 +1,5 @@
-//! The members that the programs read, and the globals that carry their offsets (`guardrail-ebpf/src/offsets.rs`).
+//! The members that the programs read, and the globals that carry their offsets
+//! (`guardrail-ebpf/src/offsets.rs`).
 
 use crate::{btf::Btf, error::KernelError, sys::page_bytes};
 
@@ -87,7 +88,8 @@ pub(crate) fn resolve(btf: &Btf) -> Result<Vec<(&'static str, u32)>, KernelError
 /// `THREAD_SIZE` of x86-64, and of arm64 with small pages; with larger ones it is a page.
 const THREAD_BYTES: u32 = 16 << 10;
 
-/// Whether the kernel may skip a tracing program because it is running on that CPU already (`bpf_prog.active`, Linux ≥ 5.12; for raw tracepoints since 6.1).
+/// Whether the kernel may skip a tracing program because it is running on that CPU already
+/// (`bpf_prog.active`, Linux ≥ 5.12; for raw tracepoints since 6.1).
 fn has_recursion_guard(btf: &Btf) -> bool {
     btf.member("bpf_prog", "active").is_some()
 }

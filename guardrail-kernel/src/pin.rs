@@ -1,13 +1,16 @@
-//! `--pin DIR`: maps, programs and links keep their names in a BPF file system, so that the kernel counts on while no agent is there.
+//! `--pin DIR`: maps, programs and links keep their names in a BPF file system, so that the kernel
+//! counts on while no agent is there.
 //!
-//! Below DIR each set of maps has a directory, a *generation*, named by the boot time at which it was made:
+//! Below DIR each set of maps has a directory, a *generation*, named by the boot time at which it
+//! was made:
 //!
 //! ```text
 //! DIR/0000001a2b3c4d5e/maps/FLOWS …        programs/tcp_state …        links/tcp_state …        manifest
 //! ```
 //!
-//! The manifest is pinned last: without it the generation was never whole, and is removed. One agent at a time holds DIR (`flock`). A reboot empties a BPF
-//! file system, so what is found is always this kernel's.
+//! The manifest is pinned last: without it the generation was never whole, and is removed. One
+//! agent at a time holds DIR (`flock`). A reboot empties a BPF file system, so what is found is
+//! always this kernel's.
 
 use std::{
     fs::{self, File},
@@ -33,7 +36,8 @@ const MAPS: &str = "maps";
 const PROGRAMS: &str = "programs";
 const LINKS: &str = "links";
 
-/// What must be the same for an agent to take over programs, and not only what they counted: the object, and what was set in it at load time.
+/// What must be the same for an agent to take over programs, and not only what they counted: the
+/// object, and what was set in it at load time.
 pub(crate) fn build(config: &KernelConfig, root_cgroup: u64) -> u64 {
     let KernelConfig {
         cgroup_root: _,
@@ -135,7 +139,8 @@ impl Pins {
     }
 }
 
-/// The name of a generation is sixteen hexadecimal digits; everything else in DIR is somebody else's.
+/// The name of a generation is sixteen hexadecimal digits; everything else in DIR is somebody
+/// else's.
 fn generation_id(name: &str) -> Option<u64> {
     let digits = name.len() == 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     digits.then(|| u64::from_str_radix(name, 16).ok()).flatten()
@@ -187,7 +192,8 @@ impl Generation {
         write().map_err(failed("pinning", &path))
     }
 
-    /// Layout of its maps, and the build of its programs; `None` if the manifest is of no form that we know.
+    /// Layout of its maps, and the build of its programs; `None` if the manifest is of no form that
+    /// we know.
     pub(crate) fn manifest(&self) -> Option<(u64, u64)> {
         let map = sys::pinned(&self.path.join(MANIFEST)).ok()?;
         let table = sys::Table::<4, MANIFEST_BYTES>::new(map.as_fd()).ok()?;
@@ -244,7 +250,8 @@ fn gone(path: &Path, result: io::Result<()>) -> Result<(), KernelError> {
     }
 }
 
-/// Removes what agents pinned below `dir`, and `dir` itself if nothing else is in it. Detaches their programs. Gives how many generations there were.
+/// Removes what agents pinned below `dir`, and `dir` itself if nothing else is in it. Detaches
+/// their programs. Gives how many generations there were.
 ///
 /// # Errors
 /// [`KernelError`]: an agent holds it, it is no BPF file system, or a name cannot be removed.

@@ -37,7 +37,8 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-/// What is missing first, and what needs it. `CAP_SYS_ADMIN` stands for BPF and PERFMON (capabilities(7)).
+/// What is missing first, and what needs it. `CAP_SYS_ADMIN` stands for BPF and PERFMON
+/// (capabilities(7)).
 fn missing_capability(set: u64, udp: bool) -> Option<(&'static str, &'static str)> {
     let has = |bit: u32| set >> bit & 1 == 1;
     let needed = [

@@ -66,7 +66,8 @@ pub(crate) enum Command {
 pub(crate) type Flows = Table<KEY, VALUE>;
 
 impl Flows {
-    /// Calls `each` for every entry, as [`Table::for_each`] does. Gives how many did not decode, and whether the reading broke off after that.
+    /// Calls `each` for every entry, as [`Table::for_each`] does. Gives how many did not decode,
+    /// and whether the reading broke off after that.
     pub(crate) fn entries(&mut self, mut each: impl FnMut(&FlowKey, &FlowValue)) -> (u64, io::Result<()>) {
         let mut broken = 0;
         let result = self.for_each(|key, value| match (decode::key(key), decode::value(value)) {
@@ -116,7 +117,8 @@ pub(crate) struct Begin {
     pub(crate) listed_at: u64,
     /// When the list was whole, boot time, ns.
     pub(crate) listed_until: u64,
-    /// Our own maps are an earlier agent's: its notes, those that did not decode, and what was told of them.
+    /// Our own maps are an earlier agent's: its notes, those that did not decode, and what was told
+    /// of them.
     pub(crate) taken_over: Option<(Vec<Note>, u64, Checkpoint)>,
     /// Detached maps, oldest first.
     pub(crate) older: Vec<Predecessor>,
@@ -211,7 +213,8 @@ impl State {
 }
 
 impl Reader {
-    /// Tells the cgroups that exist and what the inventory found. The programs are attached already, so nothing falls between.
+    /// Tells the cgroups that exist and what the inventory found. The programs are attached
+    /// already, so nothing falls between.
     fn first_observations(&mut self, begin: Begin) {
         let Begin { inventory, listed_at, listed_until, taken_over, older, carried } = begin;
         (self.state.listed_at, self.state.listed_until) = (listed_at, listed_until);
@@ -265,7 +268,8 @@ impl Reader {
                 self.maps.cgroup_ring.as_raw_fd(),
                 self.maps.dns_ring.as_raw_fd(),
             ];
-            // The logger has no descriptor to offer; while it is on, it is looked at ten times a second.
+            // The logger has no descriptor to offer; while it is on, it is looked at ten times a
+            // second.
             let until_sweep = next_sweep.saturating_duration_since(Instant::now());
             let patience =
                 if self.logger.is_some() { until_sweep.min(Duration::from_millis(100)) } else { until_sweep };
@@ -299,7 +303,8 @@ impl Reader {
         }
     }
 
-    /// Detach first, so that what is swept is final. What is pinned stays attached, for the next agent.
+    /// Detach first, so that what is swept is final. What is pinned stays attached, for the next
+    /// agent.
     fn finish(mut self) {
         self.read_programs();
         self.logger = None;
@@ -371,7 +376,8 @@ impl Reader {
         }
         let at = self.state.wall(at);
         self.state.count("cgroup_removed", 1);
-        // The budget of a cgroup that is gone needs no room. Its keys still go out of FLOWS one by one.
+        // The budget of a cgroup that is gone needs no room. Its keys still go out of FLOWS one by
+        // one.
         let _ = self.maps.keys_inserted.delete(&id.to_ne_bytes());
         let _ = self.maps.keys_removed.delete(&id.to_ne_bytes());
         self.out.push(Observation::CgroupRemoved { id: CgroupId(id), at });
@@ -401,7 +407,8 @@ impl Reader {
         }
     }
 
-    /// The cgroup ring was full: the kernel's own map of recent cgroups, and the directory tree, say what was missed.
+    /// The cgroup ring was full: the kernel's own map of recent cgroups, and the directory tree,
+    /// say what was missed.
     fn repair_cgroups(&mut self) {
         for (id, at, ended, path) in self.recent_cgroups() {
             if ended != 0 && self.state.ended.contains(&(id, ended)) {
@@ -416,7 +423,8 @@ impl Reader {
         self.walk_cgroups();
     }
 
-    /// What the kernel's map of recent cgroups holds: id, boot times of its making and its removal (0: none) in ns, path. Oldest first.
+    /// What the kernel's map of recent cgroups holds: id, boot times of its making and its removal
+    /// (0: none) in ns, path. Oldest first.
     fn recent_cgroups(&mut self) -> Vec<(u64, u64, u64, String)> {
         let mut recent = Vec::new();
         let result = self.maps.cgroups.for_each(|_, record| {
@@ -527,7 +535,8 @@ mod tests {
         let half = u64::from(ENTRIES / 2);
         assert_eq!((decoded, broken), (half, half));
 
-        // From the first entry on the table's descriptor is no map any more: the next batch cannot be read.
+        // From the first entry on the table's descriptor is no map any more: the next batch cannot
+        // be read.
         let (table, other) = (flows.as_fd().as_raw_fd(), std::fs::File::open("/dev/null").expect("there"));
         // SAFETY: both are open, and the one that is replaced is this test's alone.
         let (broken, result) = flows.entries(|_, _| unsafe { assert_eq!(libc::dup2(other.as_raw_fd(), table), table) });

@@ -1,4 +1,5 @@
-//! From a configuration to what the reading thread begins with: programs just loaded, or those that an earlier agent pinned.
+//! From a configuration to what the reading thread begins with: programs just loaded, or those that
+//! an earlier agent pinned.
 
 use std::{collections::HashMap, os::fd::AsFd as _, time::Instant};
 
@@ -46,7 +47,8 @@ const JOURNAL: &str = "JOURNAL";
 /// The name of the list of entries carried over.
 const CARRIED: &str = "CARRIED";
 
-/// Loads, attaches and lists; with a generation under its names. What is open in older maps is there before the programs are, and so ends in the new ones.
+/// Loads, attaches and lists; with a generation under its names. What is open in older maps is
+/// there before the programs are, and so ends in the new ones.
 pub(crate) fn alone(
     config: &KernelConfig,
     root_cgroup: u64,
@@ -76,9 +78,11 @@ pub(crate) fn alone(
     for (older, pinned) in older.iter_mut().zip(pinned.iter().cycle()) {
         carried.extend(carry(&mut older.maps.flows, &maps.flows, &pinned.carried));
     }
-    // What happens between the two is counted twice, never not at all; so the one follows on the other at once (an RCU grace period later).
+    // What happens between the two is counted twice, never not at all; so the one follows on the
+    // other at once (an RCU grace period later).
     loaded.attach(&config.cgroup_root, generation, |name| {
-        // The second of the TCP programs takes all that the first does not see: without the first it would count everything once more.
+        // The second of the TCP programs takes all that the first does not see: without the first
+        // it would count everything once more.
         let names: &[&str] = if name == load::FIRST { &[load::SECOND, load::FIRST] } else { &[name] };
         older.iter().try_for_each(|older| names.iter().try_for_each(|name| older.generation.detach_one(name)))
     })?;
@@ -105,7 +109,8 @@ pub(crate) fn alone(
     })
 }
 
-/// Takes over what an earlier agent of the same build left, or loads anew and lets the maps that it left be told and removed.
+/// Takes over what an earlier agent of the same build left, or loads anew and lets the maps that it
+/// left be told and removed.
 pub(crate) fn pinned(
     config: &KernelConfig,
     root_cgroup: u64,

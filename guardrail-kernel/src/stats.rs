@@ -11,7 +11,8 @@ pub struct ProgramStats {
     pub runs: u64,
     /// Time spent in it, ns (0 unless `kernel.bpf_stats_enabled=1`).
     pub run_ns: u64,
-    /// Runs that the kernel skipped because the program was already running on that CPU (`recursion_misses`, Linux ≥ 5.12).
+    /// Runs that the kernel skipped because the program was already running on that CPU
+    /// (`recursion_misses`, Linux ≥ 5.12).
     pub recursion_misses: u64,
 }
 
@@ -24,11 +25,12 @@ pub struct KernelStats {
     pub map_capacity: u64,
     /// Per program name.
     pub programs: BTreeMap<String, ProgramStats>,
-    /// What was read, by kind: `flow_hint`, `flow_delta`, `cgroup_created`, `cgroup_removed`, `listen`, `dns_answer`, `socket_found`, `sweep`. Every
-    /// kind exists from the start at 0.
+    /// What was read, by kind: `flow_hint`, `flow_delta`, `cgroup_created`, `cgroup_removed`,
+    /// `listen`, `dns_answer`, `socket_found`, `sweep`. Every kind exists from the start at 0.
     pub events: BTreeMap<&'static str, u64>,
-    /// What was lost, by reason; every reason of [`LossReason::ALL`] that this side can meet exists from the start at 0. The same losses also travel as
-    /// [`Observation::Lost`]: count them in one of the two places.
+    /// What was lost, by reason; every reason of [`LossReason::ALL`] that this side can meet exists
+    /// from the start at 0. The same losses also travel as [`Observation::Lost`]: count them in one
+    /// of the two places.
     pub losses: BTreeMap<LossReason, u64>,
     /// Sweeps done.
     pub sweeps: u64,

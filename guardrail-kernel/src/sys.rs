@@ -1,4 +1,5 @@
-//! bpf(2) commands that aya does not offer: batched lookups, lookup-and-delete, statistics of a program. And poll, eventfd.
+//! bpf(2) commands that aya does not offer: batched lookups, lookup-and-delete, statistics of a
+//! program. And poll, eventfd.
 
 use std::{
     ffi::CString,
@@ -65,7 +66,8 @@ struct Info {
 }
 
 /// # Safety
-/// `attr` is the form that `command` expects, and every address in it is valid for what the kernel writes or reads there.
+/// `attr` is the form that `command` expects, and every address in it is valid for what the kernel
+/// writes or reads there.
 unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
     // SAFETY: the caller's.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
@@ -162,7 +164,8 @@ impl<const K: usize, const V: usize> Table<K, V> {
         Ok(value)
     }
 
-    /// Calls `each` for every element. Elements that are changed meanwhile may be seen twice; those that stay are seen at least once.
+    /// Calls `each` for every element. Elements that are changed meanwhile may be seen twice; those
+    /// that stay are seen at least once.
     pub(crate) fn for_each(&mut self, mut each: impl FnMut(&[u8; K], &[u8; V])) -> io::Result<()> {
         if self.batch {
             match self.batches(&mut each) {
@@ -315,7 +318,8 @@ pub(crate) fn eventfd() -> io::Result<OwnedFd> {
 /// Adds one to an event counter.
 pub(crate) fn notify(fd: BorrowedFd<'_>) {
     let one = 1u64;
-    // SAFETY: eight bytes are read. It fails only if the counter is at its end, and then the waiter wakes anyway.
+    // SAFETY: eight bytes are read. It fails only if the counter is at its end, and then the waiter
+    // wakes anyway.
     unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };
 }
 

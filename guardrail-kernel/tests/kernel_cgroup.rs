@@ -11,7 +11,7 @@ use guardrail_graph::{
     peer::Protocol::{Tcp, Udp},
 };
 
-use self::kernel::{Agent, LEFT, Pair, RIGHT, Seen, Side, SocketPod, at, cgroup_of, client, server, until};
+use self::kernel::{Agent, Half, LEFT, Pair, RIGHT, Seen, SocketPod, at, cgroup_of, client, server, until};
 
 /// What was told of cgroups: made (with path) and removed, in order.
 fn told(seen: &Seen) -> Vec<(CgroupId, Option<String>)> {
@@ -72,13 +72,13 @@ fn cgroups_that_are_there_at_the_start_and_those_of_later_have_paths_from_the_sa
 #[test]
 fn a_cgroup_made_anew_under_the_same_path_is_another_and_a_nested_one_is_its_own() {
     let Some(lab) = Pair::new() else { return };
-    let db = lab.pod("db", Side::Right);
+    let db = lab.pod("db", Half::Right);
     let agent = Agent::start(&lab);
     let listener = db.listen(at(RIGHT, 8100));
     let name = "kubepods.slice/kubepods-pod0.slice/cri-containerd-0123.scope";
     let mut ids = Vec::new();
     let mut connect = |name: &str| {
-        let pod = lab.pod(name, Side::Left);
+        let pod = lab.pod(name, Half::Left);
         let connection = pod.connect(at(RIGHT, 8100)).expect("connected");
         drop((listener.accept().expect("accepted"), connection));
         ids.push(cgroup_of(&pod));
@@ -104,7 +104,8 @@ fn a_cgroup_made_anew_under_the_same_path_is_another_and_a_nested_one_is_its_own
 fn a_flood_of_cgroups_that_overruns_the_ring_is_made_good_and_counted() {
     const CGROUPS: usize = 1500;
     let Some(lab) = Pair::new() else { return };
-    // While nothing is received the reader waits: what comes meanwhile must fit the ring (256 KiB, a record each of some 700 bytes), and does not.
+    // While nothing is received the reader waits: what comes meanwhile must fit the ring (256 KiB,
+    // a record each of some 700 bytes), and does not.
     let mut agent = Agent::held(&lab, |config| config.channel_batches = 1);
     let mut expected = BTreeSet::new();
     for number in 0..CGROUPS {
@@ -136,7 +137,7 @@ struct Traffic {
 
 impl Traffic {
     fn new(lab: &Pair) -> Self {
-        let (from, to) = (lab.pod("from", Side::Left), lab.pod("to", Side::Right));
+        let (from, to) = (lab.pod("from", Half::Left), lab.pod("to", Half::Right));
         let (served, listener) = (to.udp_at(at(RIGHT, 53)), to.listen(at(RIGHT, 8001)));
         Self { from, to, served, listener }
     }

@@ -1,4 +1,5 @@
-//! Sockets that were open before the agent: found at the start with their role, and their end is not a second find.
+//! Sockets that were open before the agent: found at the start with their role, and their end is
+//! not a second find.
 
 #[expect(clippy::allow_attributes, reason = "which helpers a test binary leaves unused differs")]
 #[allow(dead_code, unused_imports, reason = "each test binary uses its part")]
@@ -16,7 +17,7 @@ use guardrail_graph::{
 };
 
 use self::kernel::{
-    Agent, Key, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, Side, SocketPod, at, cgroup_of, client, connect, is_linux_before,
+    Agent, Half, Key, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod, at, cgroup_of, client, connect, is_linux_before,
     mapped, server, set_option,
 };
 
@@ -63,7 +64,7 @@ fn ended(found: u64, bytes_sent: u64, bytes_received: u64) -> FlowCounts {
 #[test]
 fn a_pool_opened_before_the_agent_is_found_at_both_ends_and_its_end_is_no_second_find() {
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let (v4, v6) = (db.listen(at(RIGHT, 5432)), db.listen(at("::", 5433)));
     let mut pool: Vec<Connection> = (0..3).map(|_| Connection::open(&web, at(RIGHT, 5432), &v4)).collect();
     pool.push(Connection::open(&web, at(RIGHT_V6, 5433), &v6));
@@ -113,7 +114,7 @@ fn a_pool_opened_before_the_agent_is_found_at_both_ends_and_its_end_is_no_second
 #[test]
 fn a_server_that_listens_without_backlog_is_found_as_a_server() {
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let listener = db.listen_with(at("0.0.0.0", 5500), 0, 0);
     let mut pair = Connection::open(&web, at(RIGHT, 5500), &listener);
     pair.talk(3, 4);
@@ -128,7 +129,7 @@ fn a_server_that_listens_without_backlog_is_found_as_a_server() {
 #[test]
 fn a_server_over_mptcp_is_found_as_a_server_for_clients_with_and_without_mptcp() {
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     match web.socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) {
         Ok(_) => {}
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::ENOPROTOOPT)) => {
@@ -144,7 +145,8 @@ fn a_server_over_mptcp_is_found_as_a_server_for_clients_with_and_without_mptcp()
     let multi = Connection { client: fd.into(), server: listener.accept().expect("accepted").0 };
     let port = multi.client.local_addr().expect("it has one").port();
     let agent = Agent::start(&lab);
-    // What an MPTCP client's own state is, does not tell its role: the observer finds out from what it knows of the remote port.
+    // What an MPTCP client's own state is, does not tell its role: the observer finds out from what
+    // it knows of the remote port.
     let undecided = Key { role: Role::Undecided, local_port: Some(port), ..client(&web, Tcp, LEFT, RIGHT, 5600) };
     agent.wait_flows(&[
         (client(&web, Tcp, LEFT, RIGHT, 5600), found(1)),
@@ -163,13 +165,14 @@ fn a_server_over_mptcp_is_found_as_a_server_for_clients_with_and_without_mptcp()
 #[test]
 fn how_a_client_got_its_port_tells_its_role_or_leaves_it_open_and_its_end_is_counted_where_it_was_found() {
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let listener = db.listen(at(RIGHT, 5700));
     let open = |from: SocketAddr| {
         let client = web.connect_from(Some(from), at(RIGHT, 5700)).expect("connected");
         Connection { client, server: listener.accept().expect("accepted").0 }
     };
-    // A port of its own choice: it does not listen there, so it has connected. A port that bind() chose: nothing tells.
+    // A port of its own choice: it does not listen there, so it has connected. A port that bind()
+    // chose: nothing tells.
     let (fixed, chosen) = (open(at(LEFT, 41_000)), open(at(LEFT, 0)));
     let port = chosen.client.local_addr().expect("it has one").port();
     let agent = Agent::start(&lab);
@@ -192,7 +195,7 @@ fn how_a_client_got_its_port_tells_its_role_or_leaves_it_open_and_its_end_is_cou
 fn connections_that_end_while_the_agent_starts_are_found_once() {
     const EACH: u64 = 40;
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     // Without backlog, and with one.
     let ports = [5750, 5751].map(|port| (port, db.listen_with(at(RIGHT, port), i32::from(port == 5751) * 128, 0)));
     let mut pairs = Vec::new();
@@ -216,7 +219,8 @@ fn connections_that_end_while_the_agent_starts_are_found_once() {
         agent.finish(&expected);
         return;
     }
-    // There an entry is not looked up and deleted in one call. What ends between the two is not counted as ended (docs/kernels.md); found it is, and once.
+    // There an entry is not looked up and deleted in one call. What ends between the two is not
+    // counted as ended (docs/kernels.md); found it is, and once.
     let expected: BTreeMap<_, _> = expected.into_iter().collect();
     agent.wait("each connection once", |seen| {
         let flows = seen.flows();
@@ -231,7 +235,7 @@ fn connections_that_end_while_the_agent_starts_are_found_once() {
 #[test]
 fn a_connection_that_is_half_closed_is_found_and_ends_once() {
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let listener = db.listen(at(RIGHT, 5800));
     let mut pair = Connection::open(&web, at(RIGHT, 5800), &listener);
     pair.client.shutdown(Shutdown::Write).expect("shut down");
@@ -249,13 +253,15 @@ fn a_connection_that_is_half_closed_is_found_and_ends_once() {
 #[test]
 fn a_connection_that_no_process_has_open_any_more_is_found_at_its_end() {
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let listener = db.listen(at(RIGHT, 5900));
-    // Less than a client's send buffer holds, however slow the machine: the accepted socket inherits it.
+    // Less than a client's send buffer holds, however slow the machine: the accepted socket
+    // inherits it.
     set_option(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, 4096);
     let client_end = web.connect_from(Some(at(LEFT, 41_500)), at(RIGHT, 5900)).expect("connected");
     let (mut server_end, _) = listener.accept().expect("accepted");
-    // More than the other side takes, so that the kernel keeps the connection after the process has closed it.
+    // More than the other side takes, so that the kernel keeps the connection after the process has
+    // closed it.
     client_end.set_nonblocking(true).expect("set");
     let mut sent = 0;
     while let Ok(more) = (&client_end).write(&[1; 65_536]) {
@@ -275,7 +281,7 @@ fn a_connection_that_no_process_has_open_any_more_is_found_at_its_end() {
 #[test]
 fn a_udp_port_bound_before_the_agent_is_a_served_one_whose_past_is_not_known() {
     let Some(lab) = Pair::new() else { return };
-    let (web, dns) = (lab.pod("web", Side::Left), lab.pod("dns", Side::Right));
+    let (web, dns) = (lab.pod("web", Half::Left), lab.pod("dns", Half::Right));
     let (served, fixed, chosen) = (dns.udp_at(at(RIGHT, 5353)), web.udp_at(at(LEFT, 4500)), web.udp_at(at(LEFT, 0)));
     let agent = Agent::start(&lab);
     let mut buffer = [0; 10];
@@ -311,11 +317,12 @@ fn more_descriptors() {
 fn a_connection_that_is_opened_before_the_found_ones_are_told_hides_none_of_them() {
     const LISTENING: u16 = 2_100;
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     more_descriptors();
     let listener = db.listen(at(RIGHT, 5900));
     let before = (web.connect(at(RIGHT, 5900)).expect("connected"), listener.accept().expect("accepted"));
-    // Told first, and more than there is room for while nobody receives: the found connection waits behind them.
+    // Told first, and more than there is room for while nobody receives: the found connection waits
+    // behind them.
     let others: Vec<_> = (0..LISTENING).map(|port| db.listen(at(RIGHT, 20_000 + port))).collect();
     let mut agent = Agent::held(&lab, |config| config.channel_batches = 1);
     let after = (web.connect(at(RIGHT, 5900)).expect("connected"), listener.accept().expect("accepted"));

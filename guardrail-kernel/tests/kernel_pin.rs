@@ -1,4 +1,5 @@
-//! Pins: what one agent leaves in the kernel, the next one goes on with. Nothing is lost in between, and nothing counted twice.
+//! Pins: what one agent leaves in the kernel, the next one goes on with. Nothing is lost in
+//! between, and nothing counted twice.
 
 #[expect(clippy::allow_attributes, reason = "which helpers a test binary leaves unused differs")]
 #[allow(dead_code, unused_imports, reason = "each test binary uses its part")]
@@ -21,7 +22,7 @@ use guardrail_graph::{
 use guardrail_kernel::{KernelConfig, KernelError, unpin};
 
 use self::kernel::{
-    Agent, Key, LEFT, Pair, RIGHT, Seen, Side, SocketPod, Stored, at, cgroup_of, client, server, until,
+    Agent, Half, Key, LEFT, Pair, RIGHT, Seen, SocketPod, Stored, at, cgroup_of, client, server, until,
 };
 
 /// Opens `count` connections and closes them, client first.
@@ -47,17 +48,19 @@ fn sum(stored: &Stored, seen: &Seen) -> BTreeMap<Key, FlowCounts> {
     Seen(stored.seen.0.iter().chain(&seen.0).cloned().collect()).flows()
 }
 
-/// An agent that deletes what is idle almost at once, so that much of what it told is in no map any more.
+/// An agent that deletes what is idle almost at once, so that much of what it told is in no map any
+/// more.
 fn forgetful(config: &mut KernelConfig) {
     config.sweep_interval = Duration::from_millis(50);
     config.idle = Duration::from_millis(100);
 }
 
-/// Stores in the middle of it, crashes, is away while there is traffic; then another agent, with these settings, goes on.
+/// Stores in the middle of it, crashes, is away while there is traffic; then another agent, with
+/// these settings, goes on.
 fn crash_and_go_on(change: impl Fn(&mut KernelConfig)) {
     let Some(lab) = Pair::new() else { return };
     let bpf = lab.bpffs();
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let listeners = [5001, 5002, 5003].map(|port| db.listen(at(RIGHT, port)));
     let [often, later, away] = &listeners;
 
@@ -76,13 +79,14 @@ fn crash_and_go_on(change: impl Fn(&mut KernelConfig)) {
     talk(&web, often, 5001, 2);
     talk(&web, later, 5002, 4);
     agent.wait_flows(&[pair(6, 5, 5001), pair(4, 4, 5002)].concat());
-    // Only the connection that is held keeps its entries; the rest is in the journal, and in what is about to be lost.
+    // Only the connection that is held keeps its entries; the rest is in the journal, and in what
+    // is about to be lost.
     assert!(until(|| agent.kernel.stats().map_entries == 2), "{:?}", agent.kernel.stats().map_entries);
     drop(agent.stop());
 
     talk(&web, often, 5001, 5);
     talk(&web, away, 5003, 1);
-    let brief = lab.pod("brief", Side::Left);
+    let brief = lab.pod("brief", Half::Left);
     talk(&brief, away, 5003, 1);
     let (brief_id, brief_path) = (cgroup_of(&brief), brief.path.clone());
     drop(brief);
@@ -146,7 +150,7 @@ fn an_agent_without_udp_goes_on_with_the_tcp_of_one_that_had_it() {
 fn what_is_stored_is_struck_from_the_journal_and_what_had_no_room_there_is_counted() {
     let Some(lab) = Pair::new() else { return };
     let bpf = lab.bpffs();
-    let web = lab.pod("web", Side::Left);
+    let web = lab.pod("web", Half::Left);
     let settings = |config: &mut KernelConfig| {
         forgetful(config);
         config.flow_entries = 64;
@@ -200,7 +204,7 @@ fn of_another_version(generation: &Path) {
 fn maps_of_another_version_are_replaced_with_a_warning_and_a_gap() {
     let Some(lab) = Pair::new() else { return };
     let bpf = lab.bpffs();
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let listener = db.listen(at(RIGHT, 5001));
     let agent = Agent::pinned(&lab, &bpf.pins(), None, |_| ());
     talk(&web, &listener, 5001, 2);
@@ -267,7 +271,7 @@ fn attached(cgroup: &Path) -> u32 {
 fn what_was_drained_stays_until_it_is_stored_and_is_told_again_if_it_never_was() {
     let Some(lab) = Pair::new() else { return };
     let bpf = lab.bpffs();
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let listener = db.listen(at(RIGHT, 5001));
     let agent = Agent::pinned(&lab, &bpf.pins(), None, |_| ());
     talk(&web, &listener, 5001, 2);

@@ -20,7 +20,7 @@ use guardrail_graph::{
     peer::Protocol::{Tcp, Udp},
 };
 
-use self::kernel::{Agent, Forked, Key, LEFT, Pair, RIGHT, Side, SocketPod, at, cgroup_of, client, server, until};
+use self::kernel::{Agent, Forked, Half, Key, LEFT, Pair, RIGHT, SocketPod, at, cgroup_of, client, server, until};
 
 /// An hour: what is observed is what the end finds.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -35,7 +35,7 @@ fn nobody(number: u16) -> Ipv4Addr {
 fn a_ring_of_one_page_and_20_000_new_keys_lose_no_flow_only_hints_and_count_those() {
     const KEYS: u16 = 20_000;
     let Some(lab) = Pair::new() else { return };
-    let web = lab.pod("web", Side::Left);
+    let web = lab.pod("web", Half::Left);
     let mut agent = Agent::held(&lab, |config| {
         config.ring_bytes = 4096;
         config.flow_entries = 65_536;
@@ -72,7 +72,7 @@ fn a_ring_of_one_page_and_20_000_new_keys_lose_no_flow_only_hints_and_count_thos
 #[test]
 fn a_map_of_256_entries_names_the_cgroups_whose_remotes_it_could_not_keep() {
     let Some(lab) = Pair::new() else { return };
-    let (early, many, late) = (lab.pod("early", Side::Left), lab.pod("many", Side::Left), lab.pod("late", Side::Left));
+    let (early, many, late) = (lab.pod("early", Half::Left), lab.pod("many", Half::Left), lab.pod("late", Half::Left));
     let agent = Agent::with(&lab, |config| {
         config.flow_entries = 256;
         config.sweep_interval = NEVER;
@@ -119,7 +119,7 @@ fn a_map_of_256_entries_names_the_cgroups_whose_remotes_it_could_not_keep() {
 #[test]
 fn a_full_map_is_room_again_after_two_sweeps_without_traffic() {
     let Some(lab) = Pair::new() else { return };
-    let web = lab.pod("web", Side::Left);
+    let web = lab.pod("web", Half::Left);
     let agent = Agent::with(&lab, |config| config.flow_entries = 256);
     let socket = web.udp(at("10.98.0.0", 0));
     for number in 0..300 {
@@ -141,7 +141,7 @@ fn a_server_over_its_budget_keeps_all_its_clients_in_one_flow_without_loss() {
     const CLIENTS: u8 = 60;
     let (Some(lab), Some(elsewhere)) = (Pair::new(), Pair::new()) else { return };
     // The clients' cgroup is not observed: their own budgets are not at stake.
-    let db = lab.pod("db", Side::Right);
+    let db = lab.pod("db", Half::Right);
     pod_of_two(&elsewhere, &lab, |clients| {
         let agent = Agent::with(&lab, |config| config.new_keys_per_cgroup = BUDGET);
         let (listener, served) = (db.listen(at(RIGHT, 9001)), db.udp_at(at(RIGHT, 9002)));
@@ -173,16 +173,17 @@ fn a_server_over_its_budget_keeps_all_its_clients_in_one_flow_without_loss() {
     });
 }
 
-/// While a program runs, an interrupt on the same CPU may bring an event of the same hook, for which the kernel does not run the program again.
+/// While a program runs, an interrupt on the same CPU may bring an event of the same hook, for
+/// which the kernel does not run the program again.
 #[test]
 fn no_event_is_lost_that_finds_its_program_running() {
     const PORT: u16 = 9100;
     const CLIENTS: u64 = 4;
     const CONNECTIONS: u64 = 1_000;
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
-    steer_to_the_other_cpu(&lab, Side::Left, "left");
-    steer_to_the_other_cpu(&lab, Side::Right, "right");
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
+    steer_to_the_other_cpu(&lab, Half::Left, "left");
+    steer_to_the_other_cpu(&lab, Half::Right, "right");
     let agent = Agent::start(&lab);
     let under_init = UnderInit::watch(PORT);
     let listener = db.listen_with(at(RIGHT, PORT), 1024, 0);
@@ -190,7 +191,7 @@ fn no_event_is_lost_that_finds_its_program_running() {
     let accepting = Forked::fork(&db.path, None, listener.as_raw_fd(), || accept_and_close(listener.as_raw_fd()));
     let clients: Vec<Forked> = (0..CLIENTS)
         .map(|_| {
-            Forked::fork(&web.path, Some(lab.netns(Side::Left)), report.as_raw_fd(), || {
+            Forked::fork(&web.path, Some(lab.netns(Half::Left)), report.as_raw_fd(), || {
                 connect_and_reset(PORT, CONNECTIONS, report.as_raw_fd());
             })
         })
@@ -217,8 +218,9 @@ fn no_event_is_lost_that_finds_its_program_running() {
     assert_eq!(lost, 0, "of {missed}");
 }
 
-/// Lets every CPU handle what the other one receives from a device (RPS): it is interrupted for each packet, at any moment.
-fn steer_to_the_other_cpu(lab: &Pair, side: Side, device: &str) {
+/// Lets every CPU handle what the other one receives from a device (RPS): it is interrupted for
+/// each packet, at any moment.
+fn steer_to_the_other_cpu(lab: &Pair, side: Half, device: &str) {
     lab.netns(side).run(|| {
         mount(c"sysfs", c"/sys").expect("sysfs of this namespace");
         let path = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
@@ -238,8 +240,9 @@ fn mount(kind: &CStr, at: &CStr) -> io::Result<()> {
     if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The kernel's own trace of TCP events that interrupt threads of process 1: on one kind of virtual machine (a PVM guest) no BPF tracing program runs meanwhile,
-/// and the kernel does not count that as missed.
+/// The kernel's own trace of TCP events that interrupt threads of process 1: on one kind of virtual
+/// machine (a PVM guest) no BPF tracing program runs meanwhile, and the kernel does not count that
+/// as missed.
 struct UnderInit {
     /// The trace's directory, if there is one.
     directory: Option<PathBuf>,
@@ -306,7 +309,8 @@ fn accept_and_close(listener: RawFd) {
     }
 }
 
-/// Connects `count` times, waits for the server's end each time, and resets, so that no port is held. Says in one byte whether any failed. System calls only.
+/// Connects `count` times, waits for the server's end each time, and resets, so that no port is
+/// held. Says in one byte whether any failed. System calls only.
 fn connect_and_reset(port: u16, count: u64, report: RawFd) {
     let to = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
@@ -340,5 +344,5 @@ fn connect_and_reset(port: u16, count: u64, report: RawFd) {
 fn pod_of_two(lab: &Pair, netns_of: &Pair, work: impl FnOnce(&SocketPod)) {
     let path = lab.cgroup().join("clients");
     std::fs::create_dir(&path).expect("made");
-    work(&SocketPod::new(&path, netns_of.netns(Side::Left)));
+    work(&SocketPod::new(&path, netns_of.netns(Half::Left)));
 }

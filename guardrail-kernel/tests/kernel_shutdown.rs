@@ -41,7 +41,8 @@ fn object(kind: libc::c_long, id: u32) -> io::Result<OwnedFd> {
 /// Ids of the maps that a program uses.
 fn maps_of(program: &OwnedFd) -> Vec<u32> {
     let mut ids = vec![0u32; 64];
-    // `struct bpf_prog_info` up to `map_ids`, as 32-bit words: `nr_map_ids` is the 13th, the address of the room for them follows.
+    // `struct bpf_prog_info` up to `map_ids`, as 32-bit words: `nr_map_ids` is the 13th, the
+    // address of the room for them follows.
     let mut info = [0u32; 16];
     let room = (ids.as_mut_ptr() as u64).to_ne_bytes();
     info[13] = ids.len() as u32;

@@ -1,4 +1,5 @@
-//! TCP as the kernel side sees it: both roles with exact bytes, failed attempts, and whose socket it was.
+//! TCP as the kernel side sees it: both roles with exact bytes, failed attempts, and whose socket
+//! it was.
 
 #[expect(clippy::allow_attributes, reason = "which helpers a test binary leaves unused differs")]
 #[allow(dead_code, unused_imports, reason = "each test binary uses its part")]
@@ -16,11 +17,12 @@ use guardrail_graph::{
 };
 
 use self::kernel::{
-    Agent, Forked, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, Side, SocketPod, at, cgroup_of, client, mapped, pin, server,
+    Agent, Forked, Half, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod, at, cgroup_of, client, mapped, pin, server,
     until,
 };
 
-/// Connects, accepts, and talks: `asked` bytes one way, `answered` the other; both ends read to the end and close.
+/// Connects, accepts, and talks: `asked` bytes one way, `answered` the other; both ends read to the
+/// end and close.
 fn talk(from: &SocketPod, to: SocketAddr, listener: &TcpListener, asked: usize, answered: usize) {
     let client = from.connect(to).expect("connected");
     let (server, _) = listener.accept().expect("accepted");
@@ -51,7 +53,7 @@ fn whole(opened: u64, bytes_sent: u64, bytes_received: u64) -> FlowCounts {
 #[test]
 fn both_ends_of_a_connection_are_told_with_exact_bytes_over_v4_v6_and_mapped_sockets() {
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let agent = Agent::start(&lab);
     let v4 = db.listen(at(RIGHT, 5001));
     let v6 = db.listen(at(RIGHT_V6, 5002));
@@ -85,7 +87,7 @@ fn both_ends_of_a_connection_are_told_with_exact_bytes_over_v4_v6_and_mapped_soc
 #[test]
 fn a_port_that_begins_and_ceases_to_listen_is_told() {
     let Some(lab) = Pair::new() else { return };
-    let db = lab.pod("db", Side::Right);
+    let db = lab.pod("db", Half::Right);
     let agent = Agent::start(&lab);
     drop(db.listen(at(RIGHT, 6001)));
     drop(db.listen(at("::", 6002)));
@@ -117,7 +119,7 @@ fn a_port_that_begins_and_ceases_to_listen_is_told() {
 #[test]
 fn failed_attempts_are_told_by_how_they_failed_and_are_never_opens() {
     let Some(lab) = Pair::new() else { return };
-    let web = lab.pod("web", Side::Left);
+    let web = lab.pod("web", Half::Left);
     let agent = Agent::start(&lab);
     let refused = web.connect(at(RIGHT, 7001)).expect_err("nobody listens");
     assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
@@ -146,7 +148,7 @@ fn failed_attempts_are_told_by_how_they_failed_and_are_never_opens() {
 #[test]
 fn a_connection_to_the_own_address_or_to_loopback_is_no_flow() {
     let Some(lab) = Pair::new() else { return };
-    let web = lab.pod("web", Side::Left);
+    let web = lab.pod("web", Half::Left);
     let agent = Agent::start(&lab);
     for address in ["127.0.0.1", "::1", LEFT, LEFT_V6] {
         let listener = web.listen(at(address, 7100));
@@ -161,7 +163,7 @@ fn a_connection_to_the_own_address_or_to_loopback_is_no_flow() {
 fn an_accepted_connection_belongs_to_its_listeners_cgroup_while_others_spin_on_every_cpu() {
     const CONNECTIONS: u64 = 200;
     let Some(lab) = Pair::new() else { return };
-    let (web, db, noise) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right), lab.pod("noise", Side::Left));
+    let (web, db, noise) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right), lab.pod("noise", Half::Left));
     let agent = Agent::start(&lab);
     // SAFETY: no pointers.
     let cpus = usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).expect("there are CPUs");
@@ -193,7 +195,7 @@ fn an_accepted_connection_belongs_to_its_listeners_cgroup_while_others_spin_on_e
 #[test]
 fn an_address_that_changed_owner_makes_the_next_connection_a_new_key_but_not_under_an_open_one() {
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     // Nothing goes for being idle.
     let agent = Agent::with(&lab, |config| {
         config.sweep_interval = Duration::from_secs(3600);

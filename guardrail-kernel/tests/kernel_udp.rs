@@ -1,4 +1,5 @@
-//! UDP as the kernel side sees it: the role comes from how the socket got its port, and DNS answers are passed on.
+//! UDP as the kernel side sees it: the role comes from how the socket got its port, and DNS answers
+//! are passed on.
 
 #[expect(clippy::allow_attributes, reason = "which helpers a test binary leaves unused differs")]
 #[allow(dead_code, unused_imports, reason = "each test binary uses its part")]
@@ -15,7 +16,7 @@ use simple_dns::{
     rdata::{A, AAAA, CNAME, RData},
 };
 
-use self::kernel::{Agent, Key, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, Side, at, cgroup_of, client, mapped, server};
+use self::kernel::{Agent, Half, Key, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, at, cgroup_of, client, mapped, server};
 
 /// Receives one datagram of this size.
 fn receive(socket: &UdpSocket, size: usize) -> SocketAddr {
@@ -41,7 +42,7 @@ fn counts(opened: u64, bytes_sent: u64, bytes_received: u64) -> FlowCounts {
 #[test]
 fn a_question_and_its_answer_are_one_flow_at_each_end_however_the_client_sends() {
     let Some(lab) = Pair::new() else { return };
-    let (web, dns) = (lab.pod("web", Side::Left), lab.pod("dns", Side::Right));
+    let (web, dns) = (lab.pod("web", Half::Left), lab.pod("dns", Half::Right));
     let agent = Agent::start(&lab);
     let (v4, v6, both) = (dns.udp_at(at(RIGHT, 5301)), dns.udp_at(at(RIGHT_V6, 5302)), dns.udp_at(at("::", 5303)));
     // Connected.
@@ -77,7 +78,7 @@ fn a_question_and_its_answer_are_one_flow_at_each_end_however_the_client_sends()
 #[test]
 fn a_socket_that_is_connected_but_never_sends_is_no_flow() {
     let Some(lab) = Pair::new() else { return };
-    let web = lab.pod("web", Side::Left);
+    let web = lab.pod("web", Half::Left);
     let agent = Agent::start(&lab);
     // As getaddrinfo does to sort its answers.
     web.udp(at(RIGHT, 0)).connect(at(RIGHT, 5310)).expect("connected");
@@ -88,7 +89,7 @@ fn a_socket_that_is_connected_but_never_sends_is_no_flow() {
 #[test]
 fn gossip_on_one_fixed_port_is_an_edge_of_each_sender() {
     let Some(lab) = Pair::new() else { return };
-    let (a, b) = (lab.pod("a", Side::Left), lab.pod("b", Side::Right));
+    let (a, b) = (lab.pod("a", Half::Left), lab.pod("b", Half::Right));
     let agent = Agent::start(&lab);
     let (left, right) = (a.udp_at(at(LEFT, 7946)), b.udp_at(at(RIGHT, 7946)));
     let gossip = |from: &UdpSocket, to: &str, socket: &UdpSocket, size: usize| {
@@ -106,7 +107,8 @@ fn gossip_on_one_fixed_port_is_an_edge_of_each_sender() {
     });
     let (seen, _) = agent.stop();
     let flows = seen.flows();
-    // b received before it ever sent, so it has a server's flow too; a had sent first. What arrives is never counted twice.
+    // b received before it ever sent, so it has a server's flow too; a had sent first. What arrives
+    // is never counted twice.
     assert_eq!(flows[&own(client(&a, Udp, LEFT, RIGHT, 7946))], counts(2, 40, 20));
     assert_eq!(flows[&own(client(&b, Udp, RIGHT, LEFT, 7946))], counts(1, 20, 30));
     assert_eq!(flows[&server(&b, Udp, RIGHT, LEFT, 7946)], counts(1, 0, 10));
@@ -119,7 +121,7 @@ fn gossip_on_one_fixed_port_is_an_edge_of_each_sender() {
 #[test]
 fn a_client_that_fixed_its_own_port_is_a_client_with_that_port() {
     let Some(lab) = Pair::new() else { return };
-    let (web, ntp) = (lab.pod("web", Side::Left), lab.pod("ntp", Side::Right));
+    let (web, ntp) = (lab.pod("web", Half::Left), lab.pod("ntp", Half::Right));
     let agent = Agent::start(&lab);
     let (fixed, served) = (web.udp_at(at(LEFT, 4000)), ntp.udp_at(at(RIGHT, 4001)));
     ask(&fixed, at(RIGHT, 4001), &served, 5, 6);
@@ -131,7 +133,7 @@ fn a_client_that_fixed_its_own_port_is_a_client_with_that_port() {
 #[test]
 fn what_is_sent_to_a_group_has_the_group_as_its_remote() {
     let Some(lab) = Pair::new() else { return };
-    let (web, member) = (lab.pod("web", Side::Left), lab.pod("member", Side::Right));
+    let (web, member) = (lab.pod("web", Half::Left), lab.pod("member", Half::Right));
     let agent = Agent::start(&lab);
     let group = "239.1.2.3";
     let served = member.udp_at(at("0.0.0.0", 5353));
@@ -149,7 +151,7 @@ fn what_is_sent_to_a_group_has_the_group_as_its_remote() {
 #[test]
 fn a_dns_answer_arrives_with_its_name_and_its_addresses() {
     let Some(lab) = Pair::new() else { return };
-    let (web, dns) = (lab.pod("web", Side::Left), lab.pod("dns", Side::Right));
+    let (web, dns) = (lab.pod("web", Half::Left), lab.pod("dns", Half::Right));
     let agent = Agent::start(&lab);
     let served = dns.udp_at(at(RIGHT, 53));
     let name = |text: &str| Name::new(text).expect("a name").into_owned();
@@ -202,10 +204,11 @@ fn a_dns_answer_arrives_with_its_name_and_its_addresses() {
 #[test]
 fn a_datagram_behind_ipv6_extension_headers_is_observed() {
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let agent = Agent::start(&lab);
     let (socket, served) = (web.udp(at(RIGHT_V6, 0)), db.udp_at(at(RIGHT_V6, 5400)));
-    // Eight bytes each: next header and length (filled in by the kernel), then one option of padding (PadN, 4 bytes).
+    // Eight bytes each: next header and length (filled in by the kernel), then one option of
+    // padding (PadN, 4 bytes).
     let padding: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
     for option in [libc::IPV6_HOPOPTS, libc::IPV6_DSTOPTS] {
         kernel::set_option_bytes(&socket, libc::IPPROTO_IPV6, option, &padding);
@@ -221,7 +224,7 @@ fn a_datagram_behind_ipv6_extension_headers_is_observed() {
 #[test]
 fn a_datagram_in_fragments_counts_once_with_all_its_bytes() {
     let Some(lab) = Pair::new() else { return };
-    let (web, db) = (lab.pod("web", Side::Left), lab.pod("db", Side::Right));
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
     let agent = Agent::start(&lab);
     for (address, port) in [(RIGHT, 5500), (RIGHT_V6, 5501)] {
         let (socket, served) = (web.udp(at(address, 0)), db.udp_at(at(address, port)));

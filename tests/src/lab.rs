@@ -1,7 +1,8 @@
-//! Makes a [`Cluster`] real: node namespaces on a bridge behind a router, pod namespaces routed through their node, cgroups, Services.
+//! Makes a [`Cluster`] real: node namespaces on a bridge behind a router, pod namespaces routed
+//! through their node, cgroups, Services.
 //!
-//! Everything lives in network namespaces of its own; the machine's namespace, addresses, routes and rules are never touched. Several labs
-//! may run beside each other.
+//! Everything lives in network namespaces of its own; the machine's namespace, addresses, routes
+//! and rules are never touched. Several labs may run beside each other.
 
 pub mod bpffs;
 pub mod cgroup;
@@ -215,8 +216,9 @@ impl Lab {
         ))
     }
 
-    /// Takes a pod off the network and puts another one, which was not present, in its place with the same addresses. The inventory on disk
-    /// stays as it is: whoever reads it learns of the change later ([`Lab::write_inventory`]).
+    /// Takes a pod off the network and puts another one, which was not present, in its place with
+    /// the same addresses. The inventory on disk stays as it is: whoever reads it learns of the
+    /// change later ([`Lab::write_inventory`]).
     ///
     /// # Errors
     /// The kernel refuses.
@@ -258,7 +260,8 @@ impl Lab {
         node.cgroup.join(node.driver.path(pod))
     }
 
-    /// Starts a process of the application in a pod. Its `process` and `log` are filled in: the pod's key, with `suffix` if it is not empty.
+    /// Starts a process of the application in a pod. Its `process` and `log` are filled in: the
+    /// pod's key, with `suffix` if it is not empty.
     ///
     /// # Errors
     /// The process cannot be started.
@@ -287,7 +290,8 @@ impl Lab {
         self.start_app(&format!("internet/{name}"), scenario, &self.internet, &self.site.cgroup.join("internet"))
     }
 
-    /// Starts a process of the application on a node, outside any pod; its name is `host/NODE/NAME`.
+    /// Starts a process of the application on a node, outside any pod; its name is
+    /// `host/NODE/NAME`.
     ///
     /// # Errors
     /// The process cannot be started.
@@ -318,7 +322,8 @@ impl Lab {
         process::spawn(command, &node.netns, &cgroup)
     }
 
-    /// As [`Lab::spawn_on_node`], inside a container that shares the node's network. The command is a path inside.
+    /// As [`Lab::spawn_on_node`], inside a container that shares the node's network. The command is
+    /// a path inside.
     ///
     /// # Errors
     /// The container cannot be made, or the process not started.

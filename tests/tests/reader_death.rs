@@ -1,4 +1,5 @@
-//! The thread that reads the kernel's maps dies under a daemon, or hangs: the daemon ends, and what the thread had in hand is counted as lost, or is in the pinned maps.
+//! The thread that reads the kernel's maps dies under a daemon, or hangs: the daemon ends, and what
+//! the thread had in hand is counted as lost, or is in the pinned maps.
 
 use std::{
     fs,
@@ -22,12 +23,13 @@ use guardrail_graph::{Snapshot, observe::LossClass};
 use tracing::{Event, Metadata, Subscriber, span};
 
 use guardrail_tests::lab::{
-    pair::{LEFT, Pair, RIGHT, Side, SocketPod},
+    pair::{Half, LEFT, Pair, RIGHT, SocketPod},
     socket::at,
     until,
 };
 
-/// Takes messages, and makes the reading thread panic or wait at its next one when asked: at the end of a sweep, with all that it found in hand.
+/// Takes messages, and makes the reading thread panic or wait at its next one when asked: at the
+/// end of a sweep, with all that it found in hand.
 struct Mortal;
 
 static DIES: AtomicBool = AtomicBool::new(false);
@@ -74,7 +76,8 @@ fn run(lab: &Pair, dir: &Path, extra: &[&str]) -> JoinHandle<Result<(), RunError
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         tracing::subscriber::set_global_default(Mortal).expect("the first");
-        // SAFETY: sets no handler. The lab's own, which ends the process, would run before the daemon's.
+        // SAFETY: sets no handler. The lab's own, which ends the process, would run before the
+        // daemon's.
         unsafe { libc::signal(libc::SIGTERM, libc::SIG_DFL) };
     });
     let inventory = dir.join("inventory.yaml");
@@ -129,7 +132,7 @@ fn healthz(address: SocketAddr) -> Option<String> {
 /// Stores three connections, then tells the thread its fate while four more are there for it.
 fn live_until(fate: &AtomicBool, lab: &Pair, dir: &Path, extra: &[&str]) -> JoinHandle<Result<(), RunError>> {
     let pod = |name, side| lab.pod(&format!("kubepods/pod{}/0123456789abcdef", uid(name)), side);
-    let (web, db) = (pod("web", Side::Left), pod("db", Side::Right));
+    let (web, db) = (pod("web", Half::Left), pod("db", Half::Right));
     let listener = db.listen(at(RIGHT, 5001));
     let daemon = run(lab, dir, extra);
     assert!(until(|| stored(dir).is_some() || daemon.is_finished()), "it starts");

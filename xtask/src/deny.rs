@@ -7,7 +7,8 @@ use crate::run;
 /// The version that the rules were written for.
 const CARGO_DENY: &str = "0.20.2";
 
-/// Checks licences, duplicates and sources, then advisories. With `offline` the last are left out, which it says: their database is a git repository on the internet.
+/// Checks licences, duplicates and sources, then advisories. With `offline` the last are left out,
+/// which it says: their database is a git repository on the internet.
 ///
 /// # Errors
 /// A rule is broken, or the advisories cannot be fetched.

@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: coverage-guided fuzzing of every reader of foreign input, from the seeds in the repository.
+//! `cargo xtask fuzz`: coverage-guided fuzzing of every reader of foreign input, from the seeds in
+//! the repository.
 
 use std::{fs, process::Command};
 
@@ -6,8 +7,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{run, setup};
 
-/// Targets of crates that forbid `unsafe`, each of whose runs covers so much that libFuzzer's book-keeping and AddressSanitizer's cost more than the run. They go without
-/// the weighing of inputs by rare coverage, without long stacks of allocations, and without fake stack frames.
+/// Targets of crates that forbid `unsafe`, each of whose runs covers so much that libFuzzer's
+/// book-keeping and AddressSanitizer's cost more than the run. They go without the weighing of
+/// inputs by rare coverage, without long stacks of allocations, and without fake stack frames.
 const WIDE: [&str; 2] = ["inventory", "observer"];
 
 /// Every target of `fuzz/`: its files are the list.
@@ -20,7 +22,8 @@ fn targets() -> Result<Vec<String>> {
     Ok(targets)
 }
 
-/// Runs each target, or those `wanted`, for `seconds`. A finding ends it with an error, and the input stays in `fuzz/artifacts`.
+/// Runs each target, or those `wanted`, for `seconds`. A finding ends it with an error, and the
+/// input stays in `fuzz/artifacts`.
 pub(crate) fn run(seconds: u64, wanted: &[String]) -> Result<()> {
     let mut targets = targets()?;
     if let Some(unknown) = wanted.iter().find(|w| !targets.contains(w)) {

@@ -1,8 +1,10 @@
 //! `cargo xtask image`: the container image, from this checkout to an archive.
 //!
-//! One static binary for agent and command (musl), laid into an empty image with Debian's buildah, which needs neither a daemon nor a registry. Out:
-//! `target/image/guardrail.tar` (a docker archive: `docker load`, `podman load`, `ctr images import`, `kind load image-archive`) and
-//! `target/image/install/`, the manifests with this image's name. The same sources give the same digest.
+//! One static binary for agent and command (musl), laid into an empty image with Debian's buildah,
+//! which needs neither a daemon nor a registry. Out: `target/image/guardrail.tar` (a docker
+//! archive: `docker load`, `podman load`, `ctr images import`, `kind load image-archive`) and
+//! `target/image/install/`, the manifests with this image's name. The same sources give the same
+//! digest.
 
 use std::{
     fs,
@@ -141,7 +143,8 @@ fn build_binary() -> Result<()> {
         "--bin",
         "guardrail-multicall",
         "--",
-        // Relocations of a position-independent file as a bit map: a megabyte less. musl applies them since 1.2.4.
+        // Relocations of a position-independent file as a bit map: a megabyte less. musl applies
+        // them since 1.2.4.
         "-Clink-arg=-Wl,-z,pack-relative-relocs",
     ])
 }

@@ -27,25 +27,30 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install what building and testing needs (eBPF toolchain, bpf-linker, Debian packages); quick when it is all there.
+    /// Install what building and testing needs (eBPF toolchain, bpf-linker, Debian packages); quick
+    /// when it is all there.
     Setup,
     /// Build the kernel programs and the agent that carries them.
     BuildEbpf,
-    /// Run the lab's shop under the agent and a real Prometheus, and print its dependency graph (needs root).
+    /// Run the lab's shop under the agent and a real Prometheus, and print its dependency graph
+    /// (needs root).
     Demo {
         /// How long the shop runs under observation, in seconds.
         #[arg(long, default_value_t = 12)]
         seconds: u64,
     },
-    /// Format check, lints and every test on the running kernel; kernel and lab tests need root. See docs/testing.md.
+    /// Format check, lints and every test on the running kernel; kernel and lab tests need root.
+    /// See docs/testing.md.
     Test {
         /// Only the tests whose name contains this.
         #[arg(conflicts_with = "all")]
         filter: Option<String>,
-        /// And everything that takes longer: Debian's kernels in emulated machines, properties with many cases, every fuzz target for some seconds.
+        /// And everything that takes longer: Debian's kernels in emulated machines, properties with
+        /// many cases, every fuzz target for some seconds.
         #[arg(long)]
         all: bool,
-        /// With --all: begin nothing that would end later than this many minutes after the start, and name what was left out.
+        /// With --all: begin nothing that would end later than this many minutes after the start,
+        /// and name what was left out.
         #[arg(long, value_name = "MINUTES", requires = "all")]
         within: Option<u64>,
     },
@@ -55,7 +60,8 @@ enum Command {
         #[arg(long)]
         offline: bool,
     },
-    /// Build the container image (static, one file for agent and command) into target/image, and manifests that name it.
+    /// Build the container image (static, one file for agent and command) into target/image, and
+    /// manifests that name it.
     Image(image::Options),
     /// Run the kernel tests on Debian's kernels, booted under emulation; says what it fetches.
     VmTest {
@@ -91,8 +97,8 @@ enum Bench {
     Kernel,
     /// Where the time of the kernel programs goes, sampled with perf (needs root).
     KernelProfile,
-    /// The agent under load: highest connection rate, 10,000 and 100,000 edges, time to a visible edge, start, a workload with and without it, a
-    /// cluster of 10,000 pods (needs root).
+    /// The agent under load: highest connection rate, 10,000 and 100,000 edges, time to a visible
+    /// edge, start, a workload with and without it, a cluster of 10,000 pods (needs root).
     Load,
     /// Policy evaluation: 1,000,000 flows against 500 policies; export and proof of 10,000 edges.
     Policy,

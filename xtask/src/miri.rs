@@ -1,4 +1,5 @@
-//! `cargo xtask miri`: the tests of the pure crates under an interpreter that notices undefined behaviour, in them and in what they call.
+//! `cargo xtask miri`: the tests of the pure crates under an interpreter that notices undefined
+//! behaviour, in them and in what they call.
 
 use std::process::Command;
 

@@ -1,7 +1,9 @@
 //! `cargo xtask bench kernel-profile`: where the time of the kernel programs goes, by sampling.
 //!
-//! perf(1) samples every CPU on a clock (`cpu-clock`: no hardware counters needed, so it works in virtual machines) while the benchmark of the programs runs. A
-//! sample counts if a program is on its stack; its innermost frame says where the time went: the program itself, or a helper of the kernel.
+//! perf(1) samples every CPU on a clock (`cpu-clock`: no hardware counters needed, so it works in
+//! virtual machines) while the benchmark of the programs runs. A sample counts if a program is on
+//! its stack; its innermost frame says where the time went: the program itself, or a helper of the
+//! kernel.
 
 use std::{
     collections::BTreeMap,
@@ -60,13 +62,15 @@ fn read(data: &str) -> Result<Profile> {
     Ok(profile)
 }
 
-/// The name of a BPF program or of a function of one, as the kernel shows it: `bpf_prog_`, sixteen digits, `_`, the name.
+/// The name of a BPF program or of a function of one, as the kernel shows it: `bpf_prog_`, sixteen
+/// digits, `_`, the name.
 fn bpf_name(symbol: &str) -> Option<&str> {
     let (tag, name) = symbol.strip_prefix("bpf_prog_")?.split_at_checked(16)?;
     tag.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| name.strip_prefix('_'))?
 }
 
-/// A stack, innermost frame first. The outermost frame of BPF is the program, what it calls stands before it.
+/// A stack, innermost frame first. The outermost frame of BPF is the program, what it calls stands
+/// before it.
 fn add(profile: &mut Profile, stack: &[String]) {
     let Some(program) = stack.iter().rev().find_map(|symbol| bpf_name(symbol)) else { return };
     let Some(innermost) = stack.first() else { return };

@@ -51,7 +51,8 @@ pub(crate) fn program<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl In
     show_and_run(command)
 }
 
-/// Runs a program that talks to the user itself, takes Ctrl-C itself, and whose exit code becomes ours.
+/// Runs a program that talks to the user itself, takes Ctrl-C itself, and whose exit code becomes
+/// ours.
 pub(crate) fn interactive<S: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     args: impl IntoIterator<Item = S>,

@@ -1,14 +1,17 @@
-//! What the build and the tests need beyond a Rust toolchain: each piece is looked for first, named when it is installed, and quick the second time.
+//! What the build and the tests need beyond a Rust toolchain: each piece is looked for first, named
+//! when it is installed, and quick the second time.
 
 use anyhow::{Result, bail};
 
 use crate::{image, run, vm::Arch};
 
-/// The nightly that compiles the kernel programs. Its own LLVM is the one that `BPF_LINKER` links against, so both move together.
+/// The nightly that compiles the kernel programs. Its own LLVM is the one that `BPF_LINKER` links
+/// against, so both move together.
 pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
 /// The linker of the kernel programs.
 const BPF_LINKER: &str = "0.10.3";
-/// A Debian package: name, what for, and the command that makes the package unnecessary if it is there from elsewhere.
+/// A Debian package: name, what for, and the command that makes the package unnecessary if it is
+/// there from elsewhere.
 type Package = (&'static str, &'static str, Option<&'static str>);
 /// What building, testing and the demo need.
 const PACKAGES: [Package; 7] = [
@@ -41,7 +44,8 @@ pub(crate) fn perf() -> Result<()> {
     packages(&PERF_PACKAGES)
 }
 
-/// What a guest with this machine code needs: the machine, and if the code is foreign, its compiler and what runs a program of it here.
+/// What a guest with this machine code needs: the machine, and if the code is foreign, its compiler
+/// and what runs a program of it here.
 fn guest_packages(arch: Arch) -> &'static [Package] {
     match (arch, arch == Arch::NATIVE) {
         (Arch::Amd64, true) => {

@@ -1,4 +1,5 @@
-//! `cargo xtask test`: what must hold before a change lands, cheapest first, in two tiers (docs/testing.md).
+//! `cargo xtask test`: what must hold before a change lands, cheapest first, in two tiers
+//! (docs/testing.md).
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,8 @@ struct Further {
     check: fn() -> Result<()>,
 }
 
-/// The second tier, in the order in which the checks run. Each runs alone: emulated machines and fuzzers take every CPU.
+/// The second tier, in the order in which the checks run. Each runs alone: emulated machines and
+/// fuzzers take every CPU.
 const FURTHER: [Further; 5] = [
     Further { name: "kernel 6.1", takes: Duration::from_mins(6), check: || kernel(vm::Choice::V6_1) },
     Further { name: "kernel 5.10", takes: Duration::from_mins(6), check: || kernel(vm::Choice::V5_10) },
@@ -30,7 +32,8 @@ pub(crate) struct Tiers<'a> {
     pub(crate) filter: Option<&'a str>,
     /// Also the second tier.
     pub(crate) all: bool,
-    /// The time for everything: checks of the second tier that would end later do not begin, and are named.
+    /// The time for everything: checks of the second tier that would end later do not begin, and
+    /// are named.
     pub(crate) within: Option<Duration>,
 }
 

@@ -1,9 +1,12 @@
 //! `cargo xtask vm-test`: the kernel tests on the kernels that clusters run.
 //!
-//! In: Debian's kernel packages and the test binaries of this checkout. Out: a table test × kernel, the verifier's instruction counts, and an error if any test
-//! failed, gave no result, or any program is over [`guardrail_common::VERIFIER_INSTRUCTION_CEILING`]. Each kernel boots under emulation (no KVM needed, so it runs anywhere, and
-//! slowly) with an initramfs made here: busybox, the modules the tests need, and the test binaries with their libraries at the paths they have on this machine.
-//! Nothing is installed but qemu, and nothing outside the target directory is written.
+//! In: Debian's kernel packages and the test binaries of this checkout. Out: a table test × kernel,
+//! the verifier's instruction counts, and an error if any test failed, gave no result, or any
+//! program is over [`guardrail_common::VERIFIER_INSTRUCTION_CEILING`]. Each kernel boots under
+//! emulation (no KVM needed, so it runs anywhere, and slowly) with an initramfs made here: busybox,
+//! the modules the tests need, and the test binaries with their libraries at the paths they have on
+//! this machine. Nothing is installed but qemu, and nothing outside the target directory is
+//! written.
 
 mod arch;
 mod debian;
@@ -23,7 +26,8 @@ use crate::{run, setup};
 /// Modules that the tests need (with what these depend on): links between namespaces.
 const MODULES: [&str; 3] = ["veth", "dummy", "bridge"];
 
-/// Tools that the tests call and busybox has in a lesser form or not at all (they are Debian packages too).
+/// Tools that the tests call and busybox has in a lesser form or not at all (they are Debian
+/// packages too).
 const TOOLS: [&str; 1] = ["iproute2"];
 
 /// Which kernels.
@@ -98,7 +102,8 @@ pub(crate) fn run(choice: Choice, arch: Arch, filter: Option<&str>) -> Result<()
     Ok(())
 }
 
-/// What is left of the programs on a kernel whose verifier drops only what is dead: the newest guest, else (for root) this machine.
+/// What is left of the programs on a kernel whose verifier drops only what is dead: the newest
+/// guest, else (for root) this machine.
 fn reference(
     suite: &suite::Suite,
     shim: &Path,

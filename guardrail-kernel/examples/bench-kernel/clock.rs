@@ -1,8 +1,10 @@
-//! By the clock: how much longer an operation takes, with empty programs and with ours. The kernel's own statistics would be part of the time, so they are off.
+//! By the clock: how much longer an operation takes, with empty programs and with ours. The
+//! kernel's own statistics would be part of the time, so they are off.
 //!
-//! A shared machine is now quick, now slow, by far more than what is looked for. But most operations that nothing disturbs take the same time to some 10 ns, and in
-//! every round there are such. So rounds without, with empty and with our programs come in turn, each gives the time that a tenth of its operations fell short
-//! of, and the middle one of the rounds' differences counts.
+//! A shared machine is now quick, now slow, by far more than what is looked for. But most
+//! operations that nothing disturbs take the same time to some 10 ns, and in every round there are
+//! such. So rounds without, with empty and with our programs come in turn, each gives the time that
+//! a tenth of its operations fell short of, and the middle one of the rounds' differences counts.
 
 use std::time::Instant;
 

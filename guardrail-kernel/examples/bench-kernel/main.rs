@@ -1,9 +1,12 @@
 //! What the kernel programs cost: `cargo xtask bench kernel` (root).
 //!
-//! Two network namespaces over a bridge in a third; client and server are threads of this process, on one CPU. First how much longer operations take by the clock
-//! (`clock.rs`), then the time of every run by the kernel's own statistics (`BPF_ENABLE_STATS`): both ends run on this machine, so a figure is both ends together. Beside them, in the same run and in turn: empty programs on the same hooks,
-//! because the statistics' own clock reads already cost tens of nanoseconds a run. The least of many samples is shown: whatever else happens on the
-//! machine runs through the same hooks and only adds.
+//! Two network namespaces over a bridge in a third; client and server are threads of this process,
+//! on one CPU. First how much longer operations take by the clock (`clock.rs`), then the time of
+//! every run by the kernel's own statistics (`BPF_ENABLE_STATS`): both ends run on this machine, so
+//! a figure is both ends together. Beside them, in the same run and in turn: empty programs on the
+//! same hooks, because the statistics' own clock reads already cost tens of nanoseconds a run. The
+//! least of many samples is shown: whatever else happens on the machine runs through the same hooks
+//! and only adds.
 
 mod clock;
 mod net;
@@ -30,7 +33,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 const SAMPLES: usize = 6;
 /// Operations of a sample.
 const OPERATIONS: u32 = 1000;
-/// Works, with a reading before and after each sample; gives nanoseconds and runs per operation of the least.
+/// Works, with a reading before and after each sample; gives nanoseconds and runs per operation of
+/// the least.
 fn measure(net: &Net, work: Work, reading: &(dyn Fn() -> Result<(u64, u64)> + Sync)) -> Result<(f64, f64)> {
     net.client(work, |operation| {
         operation()?;
@@ -115,7 +119,8 @@ enum By {
     Statistics,
 }
 
-/// Operation, what is done, whether with UDP, and what the statistics should say; `None`: only by the clock.
+/// Operation, what is done, whether with UDP, and what the statistics should say; `None`: only by
+/// the clock.
 type Row = (&'static str, Work, bool, Option<&'static str>);
 
 const ROWS: [Row; 7] = [

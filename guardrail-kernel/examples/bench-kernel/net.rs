@@ -143,8 +143,9 @@ fn enter(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Moves this thread, and those it will start, to the first CPU: client and server in turn on one never wait for a CPU to wake up, which takes longer than all
-/// that is measured, and never the same time.
+/// Moves this thread, and those it will start, to the first CPU: client and server in turn on one
+/// never wait for a CPU to wake up, which takes longer than all that is measured, and never the
+/// same time.
 fn share_a_cpu() -> Result<()> {
     // SAFETY: a set of CPUs is plain data, and the call reads no more than its size.
     let moved = unsafe {
@@ -175,8 +176,8 @@ fn bind(name: &str) -> Result<(TcpListener, UdpSocket)> {
     enter(name)?;
     share_a_cpu()?;
     let tcp = TcpListener::bind((SERVER, TCP))?;
-    // A client that only resets may be far ahead of the server. Listening once more changes the backlog (listen(2)).
-    // SAFETY: a descriptor that is open.
+    // A client that only resets may be far ahead of the server. Listening once more changes the
+    // backlog (listen(2)). SAFETY: a descriptor that is open.
     if unsafe { libc::listen(tcp.as_raw_fd(), 4096) } != 0 {
         return Err(std::io::Error::last_os_error().into());
     }

@@ -16,14 +16,16 @@ use crate::{
     sys,
 };
 
-/// The longest that an entry may stand in the map before the program that puts it in has counted on it: microseconds, but its CPU may be a virtual one that has to wait.
+/// The longest that an entry may stand in the map before the program that puts it in has counted on
+/// it: microseconds, but its CPU may be a virtual one that has to wait.
 const MAKING: Duration = Duration::from_millis(100);
 /// The longest that a program may take from looking for an entry in vain to having put in another.
 const LOOKING: Duration = Duration::from_millis(5);
 
 impl Flows {
-    /// An entry's value once `is_counted`; `None`: there is none, or not in time. A program puts an entry in as zeros and counts on it then: who takes it out in between
-    /// takes nothing, and the count is lost.
+    /// An entry's value once `is_counted`; `None`: there is none, or not in time. A program puts an
+    /// entry in as zeros and counts on it then: who takes it out in between takes nothing, and the
+    /// count is lost.
     fn counted(&self, key: &FlowKey, is_counted: impl Fn(&FlowValue) -> bool) -> Option<FlowValue> {
         let (bytes, patience) = (encode::key(key), Instant::now() + MAKING);
         loop {
@@ -63,7 +65,8 @@ impl Reader {
         }
     }
 
-    /// Puts a found connection into the map, so that its end is counted there; less what the live hook has already seen open.
+    /// Puts a found connection into the map, so that its end is counted there; less what the live
+    /// hook has already seen open.
     fn found(&mut self, found: &Found) {
         let bytes = encode::key(&found.key);
         let at = clock::boot_ns();
@@ -85,8 +88,9 @@ impl Reader {
             Err(_) => {
                 let live = self.maps.flows.counted(&found.key, |live| counts(live) != FlowCounts::default());
                 let live = live.unwrap_or_default();
-                // What the hook found at its end is told by the entry itself; so is what it saw open and is open still.
-                // An entry whose first open is newer than the list has nothing of what was listed.
+                // What the hook found at its end is told by the entry itself; so is what it saw
+                // open and is open still. An entry whose first open is newer than the list has
+                // nothing of what was listed.
                 let open = if live.first_open > self.state.listed_until {
                     0
                 } else {
@@ -101,7 +105,8 @@ impl Reader {
         }
     }
 
-    /// Takes out the entries of found connections that ended before their own entry stood in the map.
+    /// Takes out the entries of found connections that ended before their own entry stood in the
+    /// map.
     fn take_ended(&mut self, found: &Found) -> Vec<FlowValue> {
         let mut all = Vec::new();
         for key in &found.if_ended {

@@ -1,7 +1,9 @@
-//! From one agent to the next: taking over the maps that an earlier one pinned, and leaving them so that a later one can.
+//! From one agent to the next: taking over the maps that an earlier one pinned, and leaving them so
+//! that a later one can.
 //!
-//! What an earlier agent told the observer stands in its checkpoint, beside the graph that holds it. What its maps hold beyond that is told now: no count is lost
-//! while no agent was there, and none is told twice.
+//! What an earlier agent told the observer stands in its checkpoint, beside the graph that holds
+//! it. What its maps hold beyond that is told now: no count is lost while no agent was there, and
+//! none is told twice.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -34,7 +36,8 @@ pub(crate) struct Found {
 pub(crate) struct Owned {
     /// Their name.
     pub(crate) generation: u64,
-    /// Entries that were carried over from older maps, as they were made: nothing of them is to be told.
+    /// Entries that were carried over from older maps, as they were made: nothing of them is to be
+    /// told.
     pub(crate) carried: Flows,
     /// Older maps that were told since the last stored graph.
     pub(crate) told: Vec<Generation>,
@@ -52,8 +55,8 @@ pub(crate) struct Predecessor {
 /// cgroups made and removed, in the order of time: `(boot time in ns, removed, id)` → path.
 type CgroupEvents = BTreeMap<(u64, bool, u64), String>;
 
-/// Makes the entries of older maps in new ones, where there are none yet, and in the list of those carried; gives those made. What is open stays open there, all else
-/// is told from the older maps.
+/// Makes the entries of older maps in new ones, where there are none yet, and in the list of those
+/// carried; gives those made. What is open stays open there, all else is told from the older maps.
 pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<FlowKey, FlowValue> {
     let mut made = HashMap::new();
     // What does not decode is counted when the older maps are told.
@@ -70,7 +73,8 @@ pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<Flo
             // Carried before.
             return;
         }
-        // A key that is there has its own beginning; where there is no room, the end of what is open is seen late.
+        // A key that is there has its own beginning; where there is no room, the end of what is
+        // open is seen late.
         if new.set(&encode::key(key), &encode::value(&kept), sys::NOEXIST).is_ok() {
             made.insert(*key, kept);
         } else {
@@ -84,7 +88,8 @@ pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<Flo
 }
 
 impl Reader {
-    /// Tells what these maps (our own by now) hold beyond the checkpoint. Gives whether they could be read to their end.
+    /// Tells what these maps (our own by now) hold beyond the checkpoint. Gives whether they could
+    /// be read to their end.
     pub(super) fn take_over(&mut self, notes: Vec<Note>, broken: u64, checkpoint: Checkpoint) -> bool {
         self.tell_cgroups_of_the_gap();
         let Checkpoint { generation: _, journal, told, flows } = checkpoint;
@@ -126,7 +131,8 @@ impl Reader {
         is_whole
     }
 
-    /// An agent notes an entry, then takes it out. Killed in between, it leaves both, and the entry has gone on counting.
+    /// An agent notes an entry, then takes it out. Killed in between, it leaves both, and the entry
+    /// has gone on counting.
     fn is_still_there(&self, key: &FlowKey, noted: &FlowValue) -> bool {
         let live = self.maps.flows.get(&encode::key(key)).ok().flatten().and_then(|bytes| decode::value(&bytes).ok());
         live.is_some_and(|live| {
@@ -140,7 +146,8 @@ impl Reader {
         })
     }
 
-    /// The lives of cgroups that no observer knows: from the kernel's map of recent ones, and from what nobody read off the ring.
+    /// The lives of cgroups that no observer knows: from the kernel's map of recent ones, and from
+    /// what nobody read off the ring.
     fn tell_cgroups_of_the_gap(&mut self) {
         let mut events = CgroupEvents::new();
         for (id, at, ended, path) in self.recent_cgroups() {
@@ -167,8 +174,9 @@ impl Reader {
         self.walk_cgroups();
     }
 
-    /// Tells what older, detached maps hold; these stay until a graph is stored that has it. In maps of our own making, their entries are ours from then on:
-    /// connections that are open end there. `carried`: entries that were made in ours before anything was attached.
+    /// Tells what older, detached maps hold; these stay until a graph is stored that has it. In
+    /// maps of our own making, their entries are ours from then on: connections that are open end
+    /// there. `carried`: entries that were made in ours before anything was attached.
     pub(super) fn drain(
         &mut self,
         older: Vec<Predecessor>,

@@ -1,4 +1,5 @@
-//! The way out of the reading thread: observations in batches of bounded size, on a channel of a bounded number of batches.
+//! The way out of the reading thread: observations in batches of bounded size, on a channel of a
+//! bounded number of batches.
 
 use std::{
     net::IpAddr,
@@ -16,7 +17,8 @@ use crate::batch::Batch;
 
 /// Most observations in a batch.
 pub(crate) const BATCH: usize = 1024;
-/// A batch with so many bytes of text (paths, names and their addresses) takes no further observation: pods choose how long these are.
+/// A batch with so many bytes of text (paths, names and their addresses) takes no further
+/// observation: pods choose how long these are.
 pub(crate) const BATCH_TEXT: usize = 64 << 10;
 /// How often a full channel is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(2);
@@ -44,7 +46,8 @@ impl Out {
         }
     }
 
-    /// Waits while the channel is full: rings fill meanwhile, which is a counted loss of hints only.
+    /// Waits while the channel is full: rings fill meanwhile, which is a counted loss of hints
+    /// only.
     pub(super) fn send(&mut self) {
         if !self.batch.is_empty() {
             let batch = std::mem::take(&mut self.batch);

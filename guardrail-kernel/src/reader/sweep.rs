@@ -44,15 +44,16 @@ impl Reader {
         self.out.send();
     }
 
-    /// Reads every entry, folds it, deletes it if it has been idle for long (or its remote is to be evicted) and has no open connections. Gives whether the
-    /// whole map could be read.
+    /// Reads every entry, folds it, deletes it if it has been idle for long (or its remote is to be
+    /// evicted) and has no open connections. Gives whether the whole map could be read.
     pub(super) fn sweep(&mut self, evicted: &HashSet<IpAddr>) -> bool {
         self.state.line = clock::line();
         self.state.fold.next_sweep();
         let interval = self.sweep_interval.as_secs_f64().max(0.001);
         let mut idle_sweeps = (self.idle.as_secs_f64() / interval).ceil() as u32;
         if self.state.fold.len() as u64 > self.state.capacity / 2 {
-            // Room is worth more than the memory of who was here: a flow that comes again is a new key again.
+            // Room is worth more than the memory of who was here: a flow that comes again is a new
+            // key again.
             idle_sweeps = idle_sweeps.min(2);
         }
         let idle_sweeps = idle_sweeps.max(1);
@@ -74,7 +75,8 @@ impl Reader {
             }
         });
         match &result {
-            // Counted when the whole map was read, so that a reading that always breaks off shows like a thread that hangs.
+            // Counted when the whole map was read, so that a reading that always breaks off shows
+            // like a thread that hangs.
             Ok(()) => self.state.count("sweep", 1),
             Err(error) => warn!("reading the FLOWS map failed: {error}"),
         }
@@ -138,7 +140,8 @@ impl Reader {
         }
     }
 
-    /// Counts `n` keys (wrapping) as taken out, for the kernel's budget. Only this thread writes these.
+    /// Counts `n` keys (wrapping) as taken out, for the kernel's budget. Only this thread writes
+    /// these.
     pub(super) fn removed(&mut self, cgroup_id: u64, n: u64) {
         self.state.removed = self.state.removed.wrapping_add(n);
         let _ = self.maps.counters.set(&counter::KEYS_REMOVED.to_ne_bytes(), &self.state.removed.to_ne_bytes(), 0);
@@ -158,7 +161,8 @@ impl Reader {
     }
 
     pub(super) fn read_losses(&mut self) {
-        // Totals first: the programs count a cgroup's loss before the total, so no named loss is missing from what follows.
+        // Totals first: the programs count a cgroup's loss before the total, so no named loss is
+        // missing from what follows.
         let mut totals = [0u64; counter::COUNT as usize];
         for (index, total) in (0u32..).zip(&mut totals) {
             *total = self.counter(index).unwrap_or(self.state.told.counters[index as usize]);

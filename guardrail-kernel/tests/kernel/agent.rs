@@ -130,7 +130,8 @@ impl Seen {
     }
 }
 
-/// How far the observations were at one instant, and what they had told by then: what a state file would hold.
+/// How far the observations were at one instant, and what they had told by then: what a state file
+/// would hold.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     pub(crate) checkpoint: Checkpoint,

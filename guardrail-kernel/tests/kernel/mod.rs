@@ -1,5 +1,5 @@
-//! What the kernel tests stand on: the lab's [`Pair`] of connected namespaces below a cgroup of its own, and the [`Agent`] under test, which observes
-//! that cgroup and nothing else.
+//! What the kernel tests stand on: the lab's [`Pair`] of connected namespaces below a cgroup of its
+//! own, and the [`Agent`] under test, which observes that cgroup and nothing else.
 
 mod agent;
 
@@ -7,7 +7,7 @@ pub(crate) use guardrail_tests::lab::{
     bpffs::BpfFs,
     fork::Forked,
     machine::{descriptors, is_linux_before, pin},
-    pair::{LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, Side, SocketPod},
+    pair::{Half, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod},
     socket::{at, connect, mapped, set_option, set_option_bytes},
     until,
 };

@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// A mounted BPF file system. It is unmounted with the lab's directory, which lets go of everything pinned in it.
+/// A mounted BPF file system. It is unmounted with the lab's directory, which lets go of everything
+/// pinned in it.
 #[derive(Debug)]
 pub struct BpfFs(PathBuf);
 

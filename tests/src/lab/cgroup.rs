@@ -56,7 +56,8 @@ impl Driver {
     }
 }
 
-/// Kills everything in a cgroup and removes it with all its children. A cgroup that does not exist is fine.
+/// Kills everything in a cgroup and removes it with all its children. A cgroup that does not exist
+/// is fine.
 ///
 /// # Errors
 /// Something survives for a minute: emulated machines are slow.

@@ -1,8 +1,9 @@
 //! Nothing stays behind: not after a panic, not after Ctrl-C, not after a crash.
 //!
-//! A lab is a cgroup directory and a temporary directory named `guardrail-lab-PID-START-NUMBER`, where PID and START (clock ticks since
-//! boot, proc_pid_stat(5)) name the owning process. Namespaces have no names and children die with their owner, so those two directories
-//! are all that a crash can leave; the next lab removes them when their owner is dead.
+//! A lab is a cgroup directory and a temporary directory named `guardrail-lab-PID-START-NUMBER`,
+//! where PID and START (clock ticks since boot, proc_pid_stat(5)) name the owning process.
+//! Namespaces have no names and children die with their owner, so those two directories are all
+//! that a crash can leave; the next lab removes them when their owner is dead.
 
 use std::{
     collections::BTreeSet,

@@ -16,8 +16,9 @@ pub struct Forked(libc::pid_t);
 impl Forked {
     /// Forks. The child joins the cgroup and the namespace, then runs `body` and ends.
     ///
-    /// `body` runs in the copy of a process with many threads: it must make system calls only (no allocation, no locks). All descriptors but `keep` are closed, so
-    /// that the child holds nothing open that the test closes.
+    /// `body` runs in the copy of a process with many threads: it must make system calls only (no
+    /// allocation, no locks). All descriptors but `keep` are closed, so that the child holds
+    /// nothing open that the test closes.
     pub fn fork(cgroup: &Path, netns: Option<&Netns>, keep: RawFd, body: impl FnOnce()) -> Self {
         let procs = File::options().write(true).open(cgroup.join("cgroup.procs")).expect("the cgroup is there");
         let netns = netns.map_or(-1, |netns| netns.as_fd().as_raw_fd());

@@ -17,7 +17,8 @@ pub fn pin(cpu: usize) {
     }
 }
 
-/// Numbers of this process's descriptors whose `/proc/self/fdinfo` has a line that begins with `field`, with the number in that line.
+/// Numbers of this process's descriptors whose `/proc/self/fdinfo` has a line that begins with
+/// `field`, with the number in that line.
 pub fn descriptors(field: &str) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fdinfo").expect("/proc").flatten() {

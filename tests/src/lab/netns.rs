@@ -1,4 +1,5 @@
-//! Network namespaces without names: they live as long as a file descriptor or a process in them, so a crash leaves none behind.
+//! Network namespaces without names: they live as long as a file descriptor or a process in them,
+//! so a crash leaves none behind.
 
 use std::{
     fs::File,
@@ -17,7 +18,8 @@ use anyhow::{Context as _, Result, bail};
 pub struct Netns(OwnedFd);
 
 impl Netns {
-    /// A new one with loopback up, IPv6 without duplicate address detection, and no reverse path filter. `forwarding` makes it a router.
+    /// A new one with loopback up, IPv6 without duplicate address detection, and no reverse path
+    /// filter. `forwarding` makes it a router.
     ///
     /// # Errors
     /// Not root, or the kernel refuses.
@@ -109,7 +111,8 @@ impl AsFd for Netns {
     }
 }
 
-/// Moves the calling thread into a network namespace. Async-signal-safe: also used between fork and exec.
+/// Moves the calling thread into a network namespace. Async-signal-safe: also used between fork and
+/// exec.
 ///
 /// # Errors
 /// As `setns(2)`.

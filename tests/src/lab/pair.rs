@@ -1,8 +1,9 @@
 //! Two network namespaces joined by a cable, and pods whose sockets the test uses itself.
 //!
-//! A [`SocketPod`] is a process that does one thing: it makes sockets, in its own cgroup and network namespace, and hands their descriptors to
-//! the test. Both are fixed when a socket is made, so the test can drive both ends of a connection from one thread, in whatever order it wants,
-//! while its own cgroup is a third one.
+//! A [`SocketPod`] is a process that does one thing: it makes sockets, in its own cgroup and
+//! network namespace, and hands their descriptors to the test. Both are fixed when a socket is
+//! made, so the test can drive both ends of a connection from one thread, in whatever order it
+//! wants, while its own cgroup is a third one.
 
 mod pod;
 
@@ -24,7 +25,8 @@ pub const LEFT_V6: &str = "fd77::1";
 /// See [`LEFT`].
 pub const RIGHT_V6: &str = "fd77::2";
 
-/// Left: has also 10.76.0.0/16, all of it. Routes 10.98.0.0/16 to the right, which drops it silently, and 10.99.0.0/16, which the right refuses with ICMP.
+/// Left: has also 10.76.0.0/16, all of it. Routes 10.98.0.0/16 to the right, which drops it
+/// silently, and 10.99.0.0/16, which the right refuses with ICMP.
 const LEFT_SETUP: &str = "link set left up
 addr add 10.77.0.1/24 dev left
 addr add fd77::1/64 dev left nodad
@@ -44,7 +46,7 @@ route add 239.0.0.0/8 dev right
 
 /// Which namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum Half {
     /// [`LEFT`].
     Left,
     /// [`RIGHT`].
@@ -63,7 +65,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// A new lab. `None`: this is not root, and the test cannot run (which is a failure where `CI=true` says that it must).
+    /// A new lab. `None`: this is not root, and the test cannot run (which is a failure where
+    /// `CI=true` says that it must).
     ///
     /// # Panics
     /// The kernel refuses something.
@@ -77,9 +80,9 @@ impl Pair {
         let netns = |forwarding| Netns::new(forwarding).expect("a network namespace");
         let lab = Self { mount, site, left: netns(false), right: netns(false) };
         let right = lab.right.path();
-        lab.ip(Side::Left, &format!("link add left type veth peer name right netns {}\n{LEFT_SETUP}", right.display()));
-        lab.ip(Side::Right, RIGHT_SETUP);
-        lab.sysctl(Side::Right, "net/ipv4/ip_forward", "1");
+        lab.ip(Half::Left, &format!("link add left type veth peer name right netns {}\n{LEFT_SETUP}", right.display()));
+        lab.ip(Half::Right, RIGHT_SETUP);
+        lab.sysctl(Half::Right, "net/ipv4/ip_forward", "1");
         Some(lab)
     }
 
@@ -88,7 +91,7 @@ impl Pair {
     /// # Panics
     /// A line fails.
     #[track_caller]
-    pub fn ip(&self, side: Side, batch: &str) {
+    pub fn ip(&self, side: Half, batch: &str) {
         self.netns(side).ip(batch).expect("ip (package iproute2) does as it is told");
     }
 
@@ -96,17 +99,17 @@ impl Pair {
     ///
     /// # Panics
     /// There is no such setting.
-    pub fn sysctl(&self, side: Side, name: &str, value: &str) {
+    pub fn sysctl(&self, side: Half, name: &str, value: &str) {
         let path = Path::new("/proc/sys").join(name);
         self.netns(side).run(|| fs::write(&path, value)).expect("the setting is written");
     }
 
     /// The namespace of one side.
     #[must_use]
-    pub fn netns(&self, side: Side) -> &Netns {
+    pub fn netns(&self, side: Half) -> &Netns {
         match side {
-            Side::Left => &self.left,
-            Side::Right => &self.right,
+            Half::Left => &self.left,
+            Half::Right => &self.right,
         }
     }
 
@@ -121,7 +124,7 @@ impl Pair {
     /// # Panics
     /// Its cgroup cannot be made.
     #[must_use]
-    pub fn pod(&self, name: &str, side: Side) -> SocketPod {
+    pub fn pod(&self, name: &str, side: Half) -> SocketPod {
         let path = self.cgroup().join(name);
         fs::create_dir_all(&path).expect("the pod's cgroup is made");
         SocketPod::new(&path, self.netns(side))

@@ -1,4 +1,5 @@
-//! Data planes: what a node's kernel does to a packet between the pod that sent it and the one that takes it. All else of a lab is the same on each.
+//! Data planes: what a node's kernel does to a packet between the pod that sent it and the one that
+//! takes it. All else of a lab is the same on each.
 
 use std::{fmt, process::Command};
 

@@ -23,7 +23,8 @@ use super::{
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The kernel ends a child when the *thread* that forked it ends (`PR_SET_PDEATHSIG`), so one thread that lives as long as we do forks them all.
+/// The kernel ends a child when the *thread* that forked it ends (`PR_SET_PDEATHSIG`), so one
+/// thread that lives as long as we do forks them all.
 fn on_spawner<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
@@ -39,7 +40,8 @@ fn on_spawner<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T
     receiver.recv().expect("the spawner answers")
 }
 
-/// Starts `command` in a cgroup and a network namespace; both are entered before exec, so every socket is born there.
+/// Starts `command` in a cgroup and a network namespace; both are entered before exec, so every
+/// socket is born there.
 ///
 /// # Errors
 /// The cgroup cannot be joined or the program not started.
@@ -64,7 +66,8 @@ pub fn spawn_then(
     let netns = netns.as_fd().try_clone_to_owned()?;
     let program = format!("{command:?}");
     let enter = move || {
-        // SAFETY: write(2) and prctl(2) are async-signal-safe; the buffer is static and the descriptor open.
+        // SAFETY: write(2) and prctl(2) are async-signal-safe; the buffer is static and the
+        // descriptor open.
         let joined = unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1)

@@ -1,4 +1,5 @@
-//! What every lab stands on: a name, a cgroup and a directory of its own. Dropping it removes them with all that is in them.
+//! What every lab stands on: a name, a cgroup and a directory of its own. Dropping it removes them
+//! with all that is in them.
 
 use std::{fs, path::PathBuf, thread};
 

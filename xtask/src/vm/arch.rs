@@ -1,4 +1,5 @@
-//! Whose machine code the guest runs: this machine's own, or a foreign one that is cross-compiled and for which Debian's packages bring the libraries.
+//! Whose machine code the guest runs: this machine's own, or a foreign one that is cross-compiled
+//! and for which Debian's packages bring the libraries.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,7 +8,8 @@ use std::{
 
 use clap::ValueEnum;
 
-/// An architecture that guardrail is built for. The kernel programs are the same object on both (BPF, little endian).
+/// An architecture that guardrail is built for. The kernel programs are the same object on both
+/// (BPF, little endian).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Arch {
     /// x86-64.
@@ -54,13 +56,16 @@ impl Arch {
         })
     }
 
-    /// The emulator of a whole machine, with the arguments that differ. The report's serial port is [`Arch::report_port`] in the guest.
+    /// The emulator of a whole machine, with the arguments that differ. The report's serial port is
+    /// [`Arch::report_port`] in the guest.
     pub(super) fn qemu(self) -> Command {
         let (program, args): (&str, &[&str]) = match self {
-            // Without cmpxchg16b: emulated on several processors it stops them all, and qemu 7.2 now and then leaves wrong flags behind it, which crashes the guest in
-            // its allocator. Kernels do without.
+            // Without cmpxchg16b: emulated on several processors it stops them all, and qemu 7.2
+            // now and then leaves wrong flags behind it, which crashes the guest in its allocator.
+            // Kernels do without.
             Self::Amd64 => ("qemu-system-x86_64", &["-cpu", "max,-cx16"]),
-            // Pointer authentication by its architected algorithm takes most of the time of an emulated boot.
+            // Pointer authentication by its architected algorithm takes most of the time of an
+            // emulated boot.
             Self::Arm64 => ("qemu-system-aarch64", &["-machine", "virt", "-cpu", "max,pauth-impdef=on"]),
         };
         let mut command = Command::new(program);
@@ -118,7 +123,8 @@ impl Userland {
         }
     }
 
-    /// A command that prints, in `ldd`'s form, what a program or library of this architecture loads.
+    /// A command that prints, in `ldd`'s form, what a program or library of this architecture
+    /// loads.
     pub(super) fn loader_trace(&self, program: &Path) -> Command {
         if self.root.is_none() {
             let mut command = Command::new("ldd");
@@ -142,7 +148,8 @@ impl Userland {
         }
     }
 
-    /// The path under which the guest has a file of this userland: a loader that is run from there names itself by where it lies here.
+    /// The path under which the guest has a file of this userland: a loader that is run from there
+    /// names itself by where it lies here.
     pub(super) fn in_guest<'a>(&self, path: &'a str) -> &'a str {
         let root = self.root.as_ref().and_then(|root| root.to_str());
         root.and_then(|root| path.strip_prefix(root)).unwrap_or(path)

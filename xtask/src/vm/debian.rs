@@ -1,7 +1,9 @@
-//! Debian packages of other releases, without touching this machine's own package lists: apt with a source list, state and cache of its own.
+//! Debian packages of other releases, without touching this machine's own package lists: apt with a
+//! source list, state and cache of its own.
 //!
-//! The mirror is the one that this machine's apt uses for Debian; signatures are checked with Debian's archive keys. What was fetched once is used again: delete
-//! `target/vm` for newer kernels.
+//! The mirror is the one that this machine's apt uses for Debian; signatures are checked with
+//! Debian's archive keys. What was fetched once is used again: delete `target/vm` for newer
+//! kernels.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +32,8 @@ pub(super) struct Kernel {
     pub(super) modules: BTreeMap<String, PathBuf>,
 }
 
-/// The kernel image for cloud machines of a Debian release, unpacked in this directory. `busybox` runs here.
+/// The kernel image for cloud machines of a Debian release, unpacked in this directory. `busybox`
+/// runs here.
 pub(super) fn kernel(dir: &Path, release: &str, arch: Arch, busybox: &Path) -> Result<Kernel> {
     let unpacked = dir.join("kernel");
     if !unpacked.is_dir() {
@@ -65,8 +68,9 @@ pub(super) fn busybox(cache: &Path, arch: Arch) -> Result<PathBuf> {
         .ok_or_else(|| anyhow!("busybox-static has no busybox: delete {} and try again", dir.display()))
 }
 
-/// Libraries and tools for programs of an architecture: this machine's own, or those that Debian's packages bring. The newest release, because programs that were linked
-/// against an older C library run with it, and not the other way round.
+/// Libraries and tools for programs of an architecture: this machine's own, or those that Debian's
+/// packages bring. The newest release, because programs that were linked against an older C library
+/// run with it, and not the other way round.
 pub(super) fn userland(cache: &Path, arch: Arch, tools: &[&str]) -> Result<Userland> {
     if arch == Arch::NATIVE {
         return Ok(Userland { arch, root: None });
@@ -93,7 +97,8 @@ pub(super) fn userland(cache: &Path, arch: Arch, tools: &[&str]) -> Result<Userl
     Ok(Userland { arch, root: Some(root) })
 }
 
-/// The wanted modules and everything they depend on, each after what it depends on. A wanted name that is no module is taken to be built in.
+/// The wanted modules and everything they depend on, each after what it depends on. A wanted name
+/// that is no module is taken to be built in.
 pub(super) fn modules_in_load_order(modules: &BTreeMap<String, PathBuf>, wanted: &[&str]) -> Result<Vec<PathBuf>> {
     let mut order = Vec::new();
     for name in wanted.iter().filter(|name| modules.contains_key(**name)) {

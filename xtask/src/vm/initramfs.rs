@@ -1,4 +1,5 @@
-//! The guest's whole file system: an uncompressed cpio archive ("newc", the format the kernel unpacks at boot), written here so that no tool and no root is needed.
+//! The guest's whole file system: an uncompressed cpio archive ("newc", the format the kernel
+//! unpacks at boot), written here so that no tool and no root is needed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,8 @@ const INIT: &str = include_str!("guest.sh");
 /// Tools of this machine that the tests call and busybox has in a lesser form or not at all.
 const TOOLS: [&str; 2] = ["ip", "bpftool"];
 
-/// Writes the archive: init, busybox, modules numbered in load order, the tests and their programs and libraries, and the plan.
+/// Writes the archive: init, busybox, modules numbered in load order, the tests and their programs
+/// and libraries, and the plan.
 pub(super) fn write(
     image: &Path,
     userland: &Userland,
@@ -77,7 +79,8 @@ impl Tree<'_> {
         Ok(())
     }
 
-    /// A program at its path, without its debug sections (they would be most of the guest's memory), and its libraries.
+    /// A program at its path, without its debug sections (they would be most of the guest's
+    /// memory), and its libraries.
     fn add_program(&mut self, path: &Path, from: &Path) -> Result<()> {
         let stripped = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
         let strip = self.userland.arch.tool("strip");
@@ -138,8 +141,9 @@ impl Tree<'_> {
     }
 }
 
-/// One cpio entry: a header of 8-digit hexadecimal fields, the NUL-terminated name, the content; name and content padded to 4 bytes.
-/// Layout: the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`.
+/// One cpio entry: a header of 8-digit hexadecimal fields, the NUL-terminated name, the content;
+/// name and content padded to 4 bytes. Layout: the kernel's
+/// `Documentation/driver-api/early-userspace/buffer-format.rst`.
 fn entry(
     out: &mut impl Write,
     inode: u32,
@@ -165,7 +169,8 @@ fn padding(length: usize) -> usize {
     length.next_multiple_of(4) - length
 }
 
-/// Paths in `ldd`'s output: after `=>`, or alone (the loader); the vDSO has none. A foreign loader names itself by two paths, of which the first is the guest's.
+/// Paths in `ldd`'s output: after `=>`, or alone (the loader); the vDSO has none. A foreign loader
+/// names itself by two paths, of which the first is the guest's.
 fn libraries(ldd: &str) -> impl Iterator<Item = &str> {
     ldd.lines().filter_map(|line| {
         let found = match line.split_once("=>") {

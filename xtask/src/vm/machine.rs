@@ -1,7 +1,8 @@
 //! One boot: qemu in, results out.
 //!
-//! The guest's first serial port (kernel messages) goes to a file, the second (the report that `guest.sh` writes) to us, line by line. Every wait has an end: a guest that
-//! says nothing for longer than a test may take is stopped, and what it did not report counts as failed.
+//! The guest's first serial port (kernel messages) goes to a file, the second (the report that
+//! `guest.sh` writes) to us, line by line. Every wait has an end: a guest that says nothing for
+//! longer than a test may take is stopped, and what it did not report counts as failed.
 
 use std::{
     collections::BTreeMap,
@@ -59,9 +60,11 @@ pub(super) struct Report {
     pub(super) not_run: BTreeMap<usize, String>,
     /// Output of failed tests, by index in the suite.
     pub(super) outputs: BTreeMap<usize, String>,
-    /// The most instructions that the verifier walked, by program (first 15 characters of its name).
+    /// The most instructions that the verifier walked, by program (first 15 characters of its
+    /// name).
     pub(super) instructions: BTreeMap<String, u32>,
-    /// How often each source line (`file:line:column`) is left of a program after the verifier has removed what it takes for dead.
+    /// How often each source line (`file:line:column`) is left of a program after the verifier has
+    /// removed what it takes for dead.
     pub(super) lines: Lines,
     /// What is wrong with the guest itself.
     pub(super) broken: Vec<String>,
@@ -218,7 +221,8 @@ impl Qemu {
             .arg(kernel)
             .arg("-initrd")
             .arg(initramfs)
-            // A panic ends the guest, and with -no-reboot qemu. What the kernel does not know goes to the first process as a variable.
+            // A panic ends the guest, and with -no-reboot qemu. What the kernel does not know goes
+            // to the first process as a variable.
             .arg("-append")
             .arg(format!("console={messages} panic=-1 loglevel=4 report=/dev/{report}"))
             .arg("-serial")
@@ -226,7 +230,8 @@ impl Qemu {
             .args(arch.report_port())
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
-        // SAFETY: prctl(PR_SET_PDEATHSIG) is async-signal-safe and touches nothing but the child itself.
+        // SAFETY: prctl(PR_SET_PDEATHSIG) is async-signal-safe and touches nothing but the child
+        // itself.
         unsafe {
             command.pre_exec(|| {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);

@@ -74,8 +74,9 @@ pub(super) fn problems(tests: &[Test], results: &[(&str, Report)], reference: Op
     problems
 }
 
-/// Whether a line belongs to the programs, and to a part of them that is the same on every kernel: how a socket names its cgroup (`socket.rs`) is not, and before
-/// Linux 5.12 nothing is left to do for the second of the TCP programs.
+/// Whether a line belongs to the programs, and to a part of them that is the same on every kernel:
+/// how a socket names its cgroup (`socket.rs`) is not, and before Linux 5.12 nothing is left to do
+/// for the second of the TCP programs.
 fn is_everywhere(version: &str, program: &str, place: &str) -> bool {
     let is_empty_there = version == "5.10" && (program == "tcp_missed" || place.starts_with("ebpf/src/turn.rs:"));
     !(place.starts_with('/') || place.starts_with("ebpf/src/socket.rs:") || is_empty_there)

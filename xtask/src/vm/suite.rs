@@ -1,4 +1,5 @@
-//! What runs in the guest: every test of guardrail-kernel's `kernel*` test binaries, and the library that reads the verifier's statistics.
+//! What runs in the guest: every test of guardrail-kernel's `kernel*` test binaries, and the
+//! library that reads the verifier's statistics.
 
 use std::{
     collections::BTreeSet,

@@ -1,11 +1,14 @@
-//! Preloaded into the tests: asks the kernel for the verifier's statistics at each program load, and writes down the number of instructions it walked and which source
-//! lines are left of the program.
+//! Preloaded into the tests: asks the kernel for the verifier's statistics at each program load,
+//! and writes down the number of instructions it walked and which source lines are left of the
+//! program.
 //!
-//! A verifier removes what it takes for dead code, and older ones are sometimes wrong (see `begin` in the programs' `udp.rs`): what a newer kernel keeps, an older one must
-//! not drop.
+//! A verifier removes what it takes for dead code, and older ones are sometimes wrong (see `begin`
+//! in the programs' `udp.rs`): what a newer kernel keeps, an older one must not drop.
 //!
-//! `bpf_prog_info.verified_insns` exists since 5.16 only; the statistics line of the verifier's log ("processed N insns") is the same number on every kernel.
-//! Compiled alone (`rustc --crate-type cdylib`), since xtask itself is a program. Linux on x86-64 and AArch64: there `syscall(2)`'s variable arguments come where six integers would.
+//! `bpf_prog_info.verified_insns` exists since 5.16 only; the statistics line of the verifier's log
+//! ("processed N insns") is the same number on every kernel. Compiled alone (`rustc --crate-type
+//! cdylib`), since xtask itself is a program. Linux on x86-64 and AArch64: there `syscall(2)`'s
+//! variable arguments come where six integers would.
 
 use std::{
     ffi::{c_char, c_int, c_long, c_uint, c_void},
@@ -67,7 +70,8 @@ const LINE_COUNT: usize = 37;
 const LINES: usize = 38;
 const LINE_BYTES: usize = 43;
 
-/// `struct bpf_line_info`: instruction, file name and text as places in the strings of the BTF, line number above ten bits of column.
+/// `struct bpf_line_info`: instruction, file name and text as places in the strings of the BTF,
+/// line number above ten bits of column.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Line {
@@ -90,7 +94,8 @@ unsafe extern "C" {
 fn real() -> Syscall {
     static REAL: OnceLock<Syscall> = OnceLock::new();
     *REAL.get_or_init(|| {
-        // SAFETY: RTLD_NEXT is -1; libc's own `syscall` always exists and has this shape for integer arguments on these architectures.
+        // SAFETY: RTLD_NEXT is -1; libc's own `syscall` always exists and has this shape for
+        // integer arguments on these architectures.
         unsafe {
             let next = dlsym(usize::MAX as *mut c_void, c"syscall".as_ptr());
             assert!(!next.is_null(), "libc has no syscall()");
@@ -166,7 +171,8 @@ unsafe fn load(attr: *mut c_void, size: usize) -> c_long {
     fd
 }
 
-/// Writes `count file:line:column` for each source line that is left of the program, once for each name, if the directory is named.
+/// Writes `count file:line:column` for each source line that is left of the program, once for each
+/// name, if the directory is named.
 fn note_lines(name: &[u8; 16], fd: u32) {
     let name = text(name);
     let Ok(directory) = std::env::var(LINES_DIRECTORY) else {
@@ -214,7 +220,8 @@ fn note_lines(name: &[u8; 16], fd: u32) {
     }
     let report: String =
         counts.iter().map(|((file, line, column), count)| format!("{count} {file}:{line}:{column}\n")).collect();
-    // What cannot be written is missing from the report, and nothing left of a program is an error there.
+    // What cannot be written is missing from the report, and nothing left of a program is an error
+    // there.
     let _ = file.write_all(report.as_bytes());
 }
 
@@ -222,7 +229,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned()
 }
 
-/// Appends `name instructions`; the library's probes of the kernel (no name, or `aya_…`) are left out.
+/// Appends `name instructions`; the library's probes of the kernel (no name, or `aya_…`) are left
+/// out.
 fn note(name: &[u8; 16], log: &[u8]) {
     let (name, log) = (text(name), text(log));
     let Some(count) = log.split("processed ").nth(1).and_then(|rest| rest.split(' ').next()) else {
@@ -235,7 +243,8 @@ fn note(name: &[u8; 16], log: &[u8]) {
         return;
     }
     if let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path) {
-        // A line that cannot be written is a program missing from the report, and that is an error there.
+        // A line that cannot be written is a program missing from the report, and that is an error
+        // there.
         let _ = file.write_all(format!("{name} {count}\n").as_bytes());
     }
 }

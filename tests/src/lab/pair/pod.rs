@@ -54,7 +54,8 @@ impl SocketPod {
         let mut error: libc::c_int = -1;
         let mut control = Control([0; 24]);
         let mut part = libc::iovec { iov_base: (&raw mut error).cast(), iov_len: size_of::<libc::c_int>() };
-        // SAFETY: all zero is valid; the buffers outlive the call, and the control message is read within its bounds.
+        // SAFETY: all zero is valid; the buffers outlive the call, and the control message is read
+        // within its bounds.
         unsafe {
             let mut message: libc::msghdr = std::mem::zeroed();
             message.msg_iov = &raw mut part;
@@ -132,7 +133,8 @@ impl SocketPod {
 fn serve(channel: RawFd) {
     loop {
         let mut request: Request = [0; 3];
-        // SAFETY: the buffers are as long as said and outlive the calls; the control message is written within its bounds.
+        // SAFETY: the buffers are as long as said and outlive the calls; the control message is
+        // written within its bounds.
         unsafe {
             let got = libc::recv(channel, request.as_mut_ptr().cast(), size_of::<Request>(), libc::MSG_WAITALL);
             if got != size_of::<Request>() as isize {
