@@ -25,7 +25,7 @@ pub fn find_cgroup2_root() -> Result<PathBuf, KernelError> {
 ///
 /// # Errors
 /// A directory that is there cannot be read (no file descriptor is left, for one): what is below it
-/// was not told.
+/// was not reported.
 pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) -> io::Result<()> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     let mut outcome = Ok(());

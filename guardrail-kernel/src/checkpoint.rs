@@ -17,9 +17,9 @@ const MAGIC: &[u8; 16] = b"guardrail-flows1";
 const KEY: usize = size_of::<FlowKey>();
 const VALUE: usize = size_of::<FlowValue>();
 
-/// Losses that were told, as the kernel side counts them.
+/// Losses that were reported_losses, as the kernel side counts them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct ReportedLosses {
     /// COUNTERS.
     pub(crate) counters: [u64; counter::COUNT as usize],
     /// CGROUP_LOSSES.
@@ -30,16 +30,16 @@ pub(crate) struct Told {
     pub(crate) recursion: u64,
 }
 
-/// What of the kernel's counters the observer has been told, at one instant of the stream of
-/// observations.
+/// What of the kernel's counters the observer has been reported_losses, at one instant of the
+/// stream of observations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
     /// The maps that it speaks of.
     pub(crate) generation: u64,
-    /// Notes of the journal up to this number are told.
+    /// Notes of the journal up to this number are reported_losses.
     pub(crate) journal: u64,
-    pub(crate) told: Told,
-    /// Entries of FLOWS as they were told.
+    pub(crate) reported_losses: ReportedLosses,
+    /// Entries of FLOWS as they were reported_losses.
     pub(crate) flows: Vec<(FlowKey, FlowValue)>,
 }
 
@@ -63,7 +63,12 @@ impl Checkpoint {
     /// # Errors
     /// Those of `out`.
     pub fn write(&self, out: &mut impl io::Write) -> io::Result<()> {
-        let Self { generation, journal, told: Told { counters, cgroup_losses, edge, recursion }, flows } = self;
+        let Self {
+            generation,
+            journal,
+            reported_losses: ReportedLosses { counters, cgroup_losses, edge, recursion },
+            flows,
+        } = self;
         out.write_all(MAGIC)?;
         let lengths = [counters.len() as u64, cgroup_losses.len() as u64, flows.len() as u64];
         for word in [generation, journal, edge, recursion].into_iter().chain(&lengths).chain(counters) {
@@ -92,13 +97,13 @@ impl Checkpoint {
         if counted != u64::from(counter::COUNT) {
             return Err(CheckpointError::Form);
         }
-        let mut told = Told { edge, recursion, ..Told::default() };
-        for counter in &mut told.counters {
+        let mut reported_losses = ReportedLosses { edge, recursion, ..ReportedLosses::default() };
+        for counter in &mut reported_losses.counters {
             *counter = word()?;
         }
         for _ in 0..losses {
             let key = take::<16>(&mut rest)?;
-            told.cgroup_losses.insert(key, u64::from_ne_bytes(take(&mut rest)?));
+            reported_losses.cgroup_losses.insert(key, u64::from_ne_bytes(take(&mut rest)?));
         }
         // What is said of the length is believed only as far as the bytes reach.
         if (rest.len() / (KEY + VALUE)) as u64 != flow_count || !rest.len().is_multiple_of(KEY + VALUE) {
@@ -109,7 +114,7 @@ impl Checkpoint {
             .map(|entry| Ok((decode::key(entry)?, decode::value(&entry[KEY..])?)))
             .collect::<Result<_, _>>()
             .map_err(CheckpointError::Entry)?;
-        Ok(Self { generation, journal, told, flows })
+        Ok(Self { generation, journal, reported_losses, flows })
     }
 }
 
@@ -139,7 +144,7 @@ mod tests {
         Checkpoint {
             generation: 5,
             journal: 6,
-            told: Told {
+            reported_losses: ReportedLosses {
                 counters: std::array::from_fn(|i| i as u64),
                 cgroup_losses: BTreeMap::from([([7; 16], 8), ([9; 16], 10)]),
                 edge: 11,
@@ -184,6 +189,6 @@ mod tests {
             Ok(Checkpoint::default())
         );
         let flows = Checkpoint::from_bytes(include_bytes!("../../fuzz/seeds/checkpoint/flows")).expect("reads");
-        assert_eq!((flows.flows.len(), flows.told.cgroup_losses.len()), (3, 2));
+        assert_eq!((flows.flows.len(), flows.reported_losses.cgroup_losses.len()), (3, 2));
     }
 }

@@ -107,8 +107,9 @@ pub enum KernelError {
     },
 }
 
-/// The thread that reads the kernel's maps ended by itself. What it had read and not told is lost;
-/// with pins it is not, because the maps stay, and only a checkpoint says that it was told.
+/// The thread that reads the kernel's maps ended by itself. What it had read and not reported is
+/// lost; with pins it is not, because the maps stay, and only a checkpoint says that it was
+/// reported.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the thread that reads the kernel's maps panicked")]
 pub struct ReaderDied;

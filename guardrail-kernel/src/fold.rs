@@ -18,11 +18,11 @@ use indexmap::IndexMap;
 /// belong to one life of the key.
 const SAME_LIFE_NS: u64 = 1_000_000_000;
 
-/// What was folded of one entry.
+/// What was reported of one entry.
 #[derive(Clone, Copy, Debug, Default)]
-struct Seen {
+struct Reported {
     counts: FlowCounts,
-    /// `first_open` as it was told, boot time, ns; 0: not yet.
+    /// `first_open` as it was reported, boot time, ns; 0: not yet.
     first_open: u64,
     /// Number of the last sweep that found a gain.
     gained_in: u32,
@@ -30,11 +30,11 @@ struct Seen {
     found_in: u32,
 }
 
-/// What was folded of every live entry.
+/// What was reported of every live entry.
 #[derive(Debug, Default)]
 pub(crate) struct Fold {
     /// Its entries lie close together and grow in place, other than those of a hash table.
-    seen: IndexMap<FlowKey, Seen>,
+    reported: IndexMap<FlowKey, Reported>,
     sweep: u32,
 }
 
@@ -42,14 +42,14 @@ impl Fold {
     /// A new sweep begins.
     pub(crate) fn next_sweep(&mut self) {
         self.sweep = self.sweep.wrapping_add(1);
-        if self.seen.capacity() > 4 * self.seen.len().max(1024) {
-            self.seen.shrink_to(2 * self.seen.len());
+        if self.reported.capacity() > 4 * self.reported.len().max(1024) {
+            self.reported.shrink_to(2 * self.reported.len());
         }
     }
 
     /// Live entries.
     pub(crate) fn len(&self) -> usize {
-        self.seen.len()
+        self.reported.len()
     }
 
     /// Folds a value: up to two deltas go to `out` (what was opened; what failed, which has a time
@@ -62,20 +62,20 @@ impl Fold {
         out: &mut impl FnMut(FlowDelta),
     ) -> u32 {
         let sweep = self.sweep;
-        let new = Seen { gained_in: sweep, found_in: sweep, ..Seen::default() };
-        let seen = self.seen.entry(*key).or_insert(new);
-        seen.found_in = sweep;
-        if seen.first_open != 0 && seen.first_open.abs_diff(value.first_open) > SAME_LIFE_NS {
-            // Another life of the key than the one that an earlier agent told of.
-            *seen = new;
+        let new = Reported { gained_in: sweep, found_in: sweep, ..Reported::default() };
+        let reported = self.reported.entry(*key).or_insert(new);
+        reported.found_in = sweep;
+        if reported.first_open != 0 && reported.first_open.abs_diff(value.first_open) > SAME_LIFE_NS {
+            // Another life of the key than the one that an earlier agent reported.
+            *reported = new;
         }
         let now = counts(value);
-        let gain = difference(&now, &seen.counts);
+        let gain = difference(&now, &reported.counts);
         if gain == FlowCounts::default() {
-            return sweep.wrapping_sub(seen.gained_in);
+            return sweep.wrapping_sub(reported.gained_in);
         }
-        seen.gained_in = sweep;
-        seen.counts = now;
+        reported.gained_in = sweep;
+        reported.counts = now;
         let failed = FlowCounts {
             refused: gain.refused,
             unanswered: gain.unanswered,
@@ -85,33 +85,34 @@ impl Fold {
         let rest = FlowCounts { refused: 0, unanswered: 0, unreachable: 0, ..gain };
         if rest != FlowCounts::default() {
             let opened = rest.opened > 0 || rest.found > 0;
-            let first_open = (opened && seen.first_open == 0 && value.first_open != 0).then(|| wall(value.first_open));
+            let first_open =
+                (opened && reported.first_open == 0 && value.first_open != 0).then(|| wall(value.first_open));
             if opened {
-                seen.first_open = value.first_open;
+                reported.first_open = value.first_open;
             }
             let last_open = (opened && value.last_open != 0).then(|| wall(value.last_open));
-            out(delta(key, value, rest, first_open, last_open));
+            out(delta(key, value, Gain { counts: rest, first_open, last_open }));
         }
         if failed != FlowCounts::default() {
             let last = (value.last_failed != 0).then(|| wall(value.last_failed));
-            out(delta(key, value, failed, None, last));
+            out(delta(key, value, Gain { counts: failed, first_open: None, last_open: last }));
         }
         0
     }
 
-    /// Takes an entry's value for told.
-    pub(crate) fn seed(&mut self, key: FlowKey, value: &FlowValue) {
+    /// Takes an entry's value for reported.
+    pub(crate) fn mark_reported(&mut self, key: FlowKey, value: &FlowValue) {
         let (counts, sweep) = (counts(value), self.sweep);
-        self.seen.insert(key, Seen { counts, first_open: value.first_open, gained_in: sweep, found_in: sweep });
+        self.reported.insert(key, Reported { counts, first_open: value.first_open, gained_in: sweep, found_in: sweep });
     }
 
-    /// Every live entry as it was told, for [`Fold::seed`].
-    pub(crate) fn told(&self) -> Vec<(FlowKey, FlowValue)> {
-        let told = |(key, seen): (&FlowKey, &Seen)| {
+    /// Every live entry as it was reported, for [`Fold::mark_reported`].
+    pub(crate) fn reported(&self) -> Vec<(FlowKey, FlowValue)> {
+        let entry = |(key, reported): (&FlowKey, &Reported)| {
             let FlowCounts { opened, found, refused, unanswered, unreachable, closed, bytes_sent, bytes_received } =
-                seen.counts;
+                reported.counts;
             let value = FlowValue {
-                first_open: seen.first_open,
+                first_open: reported.first_open,
                 opened,
                 found: u32::try_from(found).unwrap_or(u32::MAX),
                 refused,
@@ -124,32 +125,33 @@ impl Fold {
             };
             (*key, value)
         };
-        self.seen.iter().map(told).collect()
+        self.reported.iter().map(entry).collect()
     }
 
     /// Every live entry.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &FlowKey> {
-        self.seen.keys()
+        self.reported.keys()
     }
 
     /// Forgets the entries that the last sweep did not find. It must have read the whole map.
     pub(crate) fn forget_missing(&mut self) {
-        self.seen.retain(|_, seen| seen.found_in == self.sweep);
+        self.reported.retain(|_, reported| reported.found_in == self.sweep);
     }
 
     /// The entry is gone from the map.
     pub(crate) fn forget(&mut self, key: &FlowKey) {
-        self.seen.swap_remove(key);
+        self.reported.swap_remove(key);
     }
 }
 
-fn delta(
-    key: &FlowKey,
-    value: &FlowValue,
+/// What an entry gained, and when.
+struct Gain {
     counts: FlowCounts,
     first_open: Option<Timestamp>,
     last_open: Option<Timestamp>,
-) -> FlowDelta {
+}
+
+fn delta(key: &FlowKey, value: &FlowValue, gain: Gain) -> FlowDelta {
     let role = match FlowRole::try_from(key.role) {
         Ok(FlowRole::Client) => Role::Client,
         Ok(FlowRole::Server) => Role::Server,
@@ -166,9 +168,9 @@ fn delta(
         server_port: key.server_port,
         local_port: (key.local_port != 0).then_some(key.local_port),
         bind_seen: value.flags & FLAG_BIND_SEEN != 0,
-        first_open,
-        last_open,
-        counts,
+        first_open: gain.first_open,
+        last_open: gain.last_open,
+        counts: gain.counts,
     }
 }
 
@@ -296,8 +298,8 @@ mod tests {
         let mut value = FlowValue { first_open: 10, last_open: 20, opened: 2, refused: 1, ..FlowValue::default() };
         fold(&mut before, &value);
         let mut f = Fold::default();
-        for (key, told) in before.told() {
-            f.seed(key, &told);
+        for (key, value) in before.reported() {
+            f.mark_reported(key, &value);
         }
         assert!(fold(&mut f, &value).is_empty());
         (value.opened, value.last_open) = (3, 30);
@@ -315,8 +317,8 @@ mod tests {
         let mut f = Fold::default();
         let value = FlowValue { first_open: 10, last_open: 20, opened: 2, ..FlowValue::default() };
         let gone = FlowKey { server_port: 81, ..key() };
-        f.seed(gone, &value);
-        f.seed(key(), &value);
+        f.mark_reported(gone, &value);
+        f.mark_reported(key(), &value);
         f.next_sweep();
         assert!(fold(&mut f, &value).is_empty());
         f.forget_missing();

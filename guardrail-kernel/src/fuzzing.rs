@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use crate::{btf, dns, inventory};
+use crate::{btf, dns, sockets};
 
 /// Finds `path` in each of `structures` of a BTF file; bit offsets.
 ///
@@ -23,6 +23,6 @@ pub fn dns(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
 /// What the socket iterator's records hold: listening sockets, connections, broken records.
 #[must_use]
 pub fn sockets(bytes: &[u8]) -> (usize, u64, u64) {
-    let found = inventory::classify(bytes);
+    let found = sockets::classify(bytes);
     (found.listening.len(), found.connections.values().map(|c| c.count).sum(), found.broken)
 }

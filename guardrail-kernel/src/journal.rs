@@ -8,7 +8,7 @@ use guardrail_common::{
     flow::{FlowKey, FlowValue},
 };
 
-use crate::sys::{self, Table};
+use crate::bpf::{self, Table};
 
 /// Number of the note, then the entry's key.
 const KEY: usize = 8 + size_of::<FlowKey>();
@@ -29,7 +29,7 @@ pub(crate) struct Journal {
 impl Journal {
     /// An empty map for at most `entries` notes.
     pub(crate) fn create_map(entries: u32) -> io::Result<std::os::fd::OwnedFd> {
-        sys::create_map(sys::MAP_TYPE_HASH, KEY, VALUE, entries, sys::NO_PREALLOC)
+        bpf::create_map(bpf::MAP_TYPE_HASH, KEY, VALUE, entries, bpf::NO_PREALLOC)
     }
 
     /// The journal in this map, with the notes that an earlier agent left, oldest first. Notes that

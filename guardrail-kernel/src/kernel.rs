@@ -60,9 +60,9 @@ impl Kernel {
     /// Check, load, attach, walk the cgroup tree, list the open sockets, then start the reading
     /// thread. Blocking (tens of milliseconds).
     ///
-    /// When it returns the hooks are attached and the socket inventory is done; the first batches
-    /// in the channel are the existing cgroups, then what the inventory found. With `pinned`, what
-    /// an earlier agent left attached is taken over, and the first batches are what it counted
+    /// When it returns the hooks are attached and the list of open sockets is done; the first
+    /// batches in the channel are the existing cgroups, then which sockets are open. With `pinned`,
+    /// what an earlier agent left attached is taken over, and the first batches are what it counted
     /// since.
     ///
     /// # Errors

@@ -20,6 +20,7 @@
 //! ```
 
 mod batch;
+pub mod bpf;
 mod btf;
 mod cgroup;
 mod checkpoint;
@@ -30,7 +31,6 @@ mod error;
 mod fold;
 #[doc(hidden)]
 pub mod fuzzing;
-mod inventory;
 mod journal;
 mod kernel;
 mod load;
@@ -39,6 +39,7 @@ mod offsets;
 mod pin;
 mod preflight;
 mod reader;
+mod sockets;
 mod start;
 mod stats;
 mod sys;

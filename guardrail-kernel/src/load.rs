@@ -17,13 +17,7 @@ use aya::{
 };
 
 use crate::{
-    btf,
-    config::KernelConfig,
-    error::KernelError,
-    object::OBJECT,
-    offsets,
-    pin::Generation,
-    sys::{self, page_bytes},
+    bpf, btf, config::KernelConfig, error::KernelError, object::OBJECT, offsets, pin::Generation, sys::page_bytes,
 };
 
 /// How a program is attached.
@@ -191,7 +185,7 @@ impl Loaded {
 
     /// Loads the socket iterator and opens one pass over it. Without pins it is unloaded with the
     /// rest.
-    pub(crate) fn open_inventory(&mut self, pins: Option<&Generation>) -> Result<File, KernelError> {
+    pub(crate) fn open_socket_iterator(&mut self, pins: Option<&Generation>) -> Result<File, KernelError> {
         let refused = |error: ProgramError| program_error(INVENTORY, &error);
         let program: &mut Iter =
             self.ebpf.program_mut(INVENTORY).ok_or_else(|| no_such_program(INVENTORY))?.try_into().map_err(refused)?;
@@ -219,7 +213,7 @@ impl Loaded {
 
 /// One pass over the sockets that are open.
 fn iterate(program: BorrowedFd<'_>) -> Result<File, KernelError> {
-    sys::iterate(program)
+    bpf::iterate(program)
         .map(File::from)
         .map_err(|source| KernelError::System { what: format!("starting {INVENTORY}"), source })
 }
@@ -240,7 +234,7 @@ impl Programs {
     }
 
     /// One pass of the socket iterator that an earlier agent left.
-    pub(crate) fn open_inventory(pins: &Generation) -> Result<File, KernelError> {
+    pub(crate) fn open_socket_iterator(pins: &Generation) -> Result<File, KernelError> {
         iterate(pins.program(INVENTORY)?.as_fd())
     }
 

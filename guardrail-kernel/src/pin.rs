@@ -23,12 +23,10 @@ use std::{
 
 use guardrail_common::LAYOUT;
 
-use crate::{clock, config::KernelConfig, error::KernelError, object::OBJECT, preflight, sys};
+use crate::{bpf, clock, config::KernelConfig, error::KernelError, object::OBJECT, preflight};
 
 /// How long the agent before may take to end.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// `BPF_MAP_TYPE_ARRAY`.
-const MAP_TYPE_ARRAY: u32 = 2;
 /// Layout, then build.
 const MANIFEST_BYTES: usize = 16;
 const MANIFEST: &str = "manifest";
@@ -162,7 +160,7 @@ impl Generation {
 
     fn pin(&self, part: &str, name: &str, fd: BorrowedFd<'_>) -> Result<(), KernelError> {
         let path = self.path.join(part).join(name);
-        sys::pin(fd, &path).map_err(failed("pinning", &path))
+        bpf::pin(fd, &path).map_err(failed("pinning", &path))
     }
 
     pub(crate) fn map(&self, name: &str) -> Result<OwnedFd, KernelError> {
@@ -175,19 +173,19 @@ impl Generation {
 
     fn pinned(&self, part: &str, name: &str) -> Result<OwnedFd, KernelError> {
         let path = self.path.join(part).join(name);
-        sys::pinned(&path).map_err(failed("opening", &path))
+        bpf::pinned(&path).map_err(failed("opening", &path))
     }
 
     /// Marks it as whole.
     pub(crate) fn complete(&self, build: u64) -> Result<(), KernelError> {
         let path = self.path.join(MANIFEST);
         let write = || {
-            let map = sys::create_map(MAP_TYPE_ARRAY, 4, MANIFEST_BYTES, 1, 0)?;
+            let map = bpf::create_map(bpf::MAP_TYPE_ARRAY, 4, MANIFEST_BYTES, 1, 0)?;
             let mut value = [0; MANIFEST_BYTES];
             value[..8].copy_from_slice(&LAYOUT.to_ne_bytes());
             value[8..].copy_from_slice(&build.to_ne_bytes());
-            sys::Table::<4, MANIFEST_BYTES>::new(map.as_fd())?.set(&[0; 4], &value, 0)?;
-            sys::pin(map.as_fd(), &path)
+            bpf::Table::<4, MANIFEST_BYTES>::new(map.as_fd())?.set(&[0; 4], &value, 0)?;
+            bpf::pin(map.as_fd(), &path)
         };
         write().map_err(failed("pinning", &path))
     }
@@ -195,8 +193,8 @@ impl Generation {
     /// Layout of its maps, and the build of its programs; `None` if the manifest is of no form that
     /// we know.
     pub(crate) fn manifest(&self) -> Option<(u64, u64)> {
-        let map = sys::pinned(&self.path.join(MANIFEST)).ok()?;
-        let table = sys::Table::<4, MANIFEST_BYTES>::new(map.as_fd()).ok()?;
+        let map = bpf::pinned(&self.path.join(MANIFEST)).ok()?;
+        let table = bpf::Table::<4, MANIFEST_BYTES>::new(map.as_fd()).ok()?;
         let value = table.get(&[0; 4]).ok()??;
         let (layout, build) = value.split_first_chunk()?;
         Some((u64::from_ne_bytes(*layout), u64::from_ne_bytes(build.try_into().ok()?)))

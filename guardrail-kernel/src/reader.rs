@@ -25,15 +25,16 @@ use tracing::warn;
 
 use crate::{
     batch::Mark,
+    bpf::Table,
     cgroup,
-    checkpoint::{Checkpoint, Told},
+    checkpoint::{Checkpoint, ReportedLosses},
     clock, dns,
     fold::{Fold, ip},
-    inventory::Inventory,
     journal::{Journal, Note},
     load::{Programs, Ring},
+    sockets::OpenSockets,
     stats::KernelStats,
-    sys::{self, Table},
+    sys,
 };
 
 mod found;
@@ -43,7 +44,7 @@ mod sweep;
 
 use out::RETRY;
 pub(crate) use {
-    handover::{Found as FoundJournal, Owned, Predecessor, carry},
+    handover::{FoundJournal, Owned, Predecessor, carry},
     out::{BATCH, BATCH_TEXT, Out},
 };
 
@@ -112,13 +113,13 @@ pub(crate) struct Reader {
 /// What the thread begins with.
 pub(crate) struct Begin {
     /// Sockets that were open; of maps that were taken over only the listening ones.
-    pub(crate) inventory: Inventory,
+    pub(crate) sockets: OpenSockets,
     /// When they were listed, boot time, ns.
     pub(crate) listed_at: u64,
     /// When the list was whole, boot time, ns.
     pub(crate) listed_until: u64,
-    /// Our own maps are an earlier agent's: its notes, those that did not decode, and what was told
-    /// of them.
+    /// Our own maps are an earlier agent's: its notes, those that did not decode, and what was
+    /// reported of them.
     pub(crate) taken_over: Option<(Vec<Note>, u64, Checkpoint)>,
     /// Detached maps, oldest first.
     pub(crate) older: Vec<Predecessor>,
@@ -131,12 +132,12 @@ pub(crate) struct State {
     fold: Fold,
     /// Which time belongs to the kernel's boot times.
     line: clock::Line,
-    /// Live cgroups that were told.
+    /// Live cgroups that were reported.
     known: HashSet<u64>,
-    /// Ends of cgroups that were told, `(id, boot time in ns)`, newest last.
+    /// Ends of cgroups that were reported, `(id, boot time in ns)`, newest last.
     ended: VecDeque<(u64, u64)>,
     /// Losses as of the last sweep.
-    told: Told,
+    reported_losses: ReportedLosses,
     /// Entries taken out without a note since the last stored graph.
     unjournalled: u64,
     /// Listening sockets are known as of then, boot time, ns.
@@ -145,7 +146,7 @@ pub(crate) struct State {
     listed_until: u64,
     /// Keys removed, in all.
     removed: u64,
-    /// Undecided entries that the inventory put into FLOWS.
+    /// Undecided entries of open sockets that were put into FLOWS.
     undecided: HashSet<FlowKey>,
     capacity: u64,
     published: KernelStats,
@@ -183,7 +184,7 @@ impl State {
             line: clock::line(),
             known: HashSet::new(),
             ended: VecDeque::new(),
-            told: Told::default(),
+            reported_losses: ReportedLosses::default(),
             unjournalled: 0,
             listed_at: 0,
             listed_until: 0,
@@ -213,10 +214,10 @@ impl State {
 }
 
 impl Reader {
-    /// Tells the cgroups that exist and what the inventory found. The programs are attached
+    /// Reports the cgroups that exist and which sockets are open. The programs are attached
     /// already, so nothing falls between.
     fn first_observations(&mut self, begin: Begin) {
-        let Begin { inventory, listed_at, listed_until, taken_over, older, carried } = begin;
+        let Begin { sockets, listed_at, listed_until, taken_over, older, carried } = begin;
         (self.state.listed_at, self.state.listed_until) = (listed_at, listed_until);
         let is_first = taken_over.is_none() && older.is_empty();
         self.drain(older, carried, taken_over.is_none());
@@ -226,10 +227,10 @@ impl Reader {
         self.read_cgroup_ring();
         self.walk_cgroups();
         let at = clock::now();
-        if inventory.broken > 0 {
-            self.lose(LossReason::Decode, None, inventory.broken);
+        if sockets.broken > 0 {
+            self.lose(LossReason::Decode, None, sockets.broken);
         }
-        for socket in &inventory.listening {
+        for socket in &sockets.listening {
             self.state.count("listen", 1);
             self.out.push(Observation::Listening {
                 cgroup: CgroupId(socket.cgroup_id),
@@ -244,11 +245,11 @@ impl Reader {
             // The programs were attached all the time: what is open stands in the map.
             return;
         }
-        self.tell_found(&inventory);
+        self.report_found(&sockets);
     }
 
-    /// Tells a value of which the map keeps nothing.
-    fn tell(&mut self, key: &FlowKey, value: &FlowValue) {
+    /// Reports a value of which the map keeps nothing.
+    fn report(&mut self, key: &FlowKey, value: &FlowValue) {
         let mut deltas = Vec::new();
         Fold::default().fold(key, value, |boot| self.state.wall(boot), &mut |delta| deltas.push(delta));
         for delta in deltas {
@@ -383,7 +384,8 @@ impl Reader {
         self.out.push(Observation::CgroupRemoved { id: CgroupId(id), at });
     }
 
-    /// Tells every cgroup that exists and was not told, and those that were told and are gone.
+    /// Reports every cgroup that exists and was not reported, and those that were reported and are
+    /// gone.
     fn walk_cgroups(&mut self) {
         let at = clock::now();
         let mut there = HashSet::new();
@@ -497,6 +499,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::bpf;
 
     pub(crate) const KEY_OF_ALL: FlowKey = FlowKey {
         cgroup_id: 0,
@@ -516,7 +519,7 @@ mod tests {
             eprintln!("DID NOT RUN: a map needs root");
             return None;
         }
-        let map = sys::create_map(sys::MAP_TYPE_HASH, KEY, VALUE, entries, 0).expect("a map");
+        let map = bpf::create_map(bpf::MAP_TYPE_HASH, KEY, VALUE, entries, 0).expect("a map");
         Some(Flows::new(map.as_fd()).expect("a table"))
     }
 

@@ -6,16 +6,16 @@ use std::{collections::HashMap, os::fd::AsFd as _, time::Instant};
 use guardrail_common::flow::{FlowKey, FlowValue};
 
 use crate::{
+    bpf,
     checkpoint::Checkpoint,
     clock,
     config::{BpfLogLevel, KernelConfig},
     error::KernelError,
-    inventory::{self, Inventory},
     journal::Journal,
     load::{self, MapSource, Programs},
     pin::{self, Generation, Pins},
     reader::{Begin, Flows, FoundJournal, Maps, Owned, Predecessor, carry},
-    sys,
+    sockets::{self, OpenSockets},
 };
 
 /// Loaded or taken over, and what the thread begins with.
@@ -68,7 +68,7 @@ pub(crate) fn alone(
         generation.pin_map(JOURNAL, map.as_fd())?;
         journal = Some(Journal::open(map.as_fd()).map_err(journal_failed)?.0);
         let (key, value) = (size_of::<FlowKey>(), size_of::<FlowValue>());
-        let map = sys::create_map(sys::MAP_TYPE_HASH, key, value, config.flow_entries, sys::NO_PREALLOC);
+        let map = bpf::create_map(bpf::MAP_TYPE_HASH, key, value, config.flow_entries, bpf::NO_PREALLOC);
         let map = map.map_err(|source| KernelError::System { what: format!("making the map {CARRIED}"), source })?;
         generation.pin_map(CARRIED, map.as_fd())?;
         pinned = Some(owned(generation)?);
@@ -88,11 +88,11 @@ pub(crate) fn alone(
     })?;
     let attach_ms = began.elapsed().as_millis() - load_ms;
     let listed_at = clock::boot_ns();
-    let inventory = match loaded.open_inventory(generation) {
-        Ok(iterator) => read_inventory(iterator)?,
+    let sockets = match loaded.open_socket_iterator(generation) {
+        Ok(iterator) => read_sockets(iterator)?,
         Err(error) => {
             warnings.push(format!("connections older than the agent are seen only when they end: {error}"));
-            Inventory::default()
+            OpenSockets::default()
         }
     };
     let listed_until = clock::boot_ns();
@@ -101,7 +101,7 @@ pub(crate) fn alone(
     Ok(Started {
         maps,
         programs: loaded.into_programs()?,
-        begin: Begin { inventory, listed_at, listed_until, taken_over: None, older: Vec::new(), carried },
+        begin: Begin { sockets, listed_at, listed_until, taken_over: None, older: Vec::new(), carried },
         journal,
         pinned,
         warnings,
@@ -110,7 +110,7 @@ pub(crate) fn alone(
 }
 
 /// Takes over what an earlier agent of the same build left, or loads anew and lets the maps that it
-/// left be told and removed.
+/// left be reported and removed.
 pub(crate) fn pinned(
     config: &KernelConfig,
     root_cgroup: u64,
@@ -122,7 +122,7 @@ pub(crate) fn pinned(
     for generation in pins.generations()? {
         let manifest = generation.manifest();
         if checkpoint.as_ref().is_some_and(|checkpoint| generation.id < checkpoint.generation) {
-            // Those before the checkpoint's were told to their end before it.
+            // Those before the checkpoint's were reported to their end before it.
             generation.remove()?;
         } else if manifest.is_some_and(|(layout, _)| layout == guardrail_common::LAYOUT) {
             found.push((generation, manifest.is_some_and(|(_, of)| of == build)));
@@ -136,7 +136,7 @@ pub(crate) fn pinned(
         checkpoint.as_ref().is_some_and(|c| found.iter().any(|(generation, _)| generation.id == c.generation));
     let mut checkpoint_of = |generation: &Generation| match checkpoint.take_if(|c| c.generation == generation.id) {
         Some(checkpoint) => Ok(checkpoint),
-        // No stored graph knows of it: only what it was given is told.
+        // No stored graph knows of it: only what it was given is reported.
         None => Ok(Checkpoint { generation: generation.id, flows: carried(generation)?, ..Checkpoint::default() }),
     };
     let newest = found.pop_if(|(newest, is_same_build)| {
@@ -194,15 +194,15 @@ fn take_over(
     let programs = Programs::adopt(&generation, config.udp)?;
     let FoundJournal { journal, notes, broken } = open_journal(&generation)?;
     let listed_at = clock::boot_ns();
-    let (inventory, warnings) = match Programs::open_inventory(&generation) {
-        Ok(iterator) => (read_inventory(iterator)?, Vec::new()),
-        Err(error) => (Inventory::default(), vec![format!("listening sockets are not known: {error}")]),
+    let (sockets, warnings) = match Programs::open_socket_iterator(&generation) {
+        Ok(iterator) => (read_sockets(iterator)?, Vec::new()),
+        Err(error) => (OpenSockets::default(), vec![format!("listening sockets are not known: {error}")]),
     };
     Ok(Started {
         maps: maps(&mut generation)?,
         programs,
         begin: Begin {
-            inventory,
+            sockets,
             listed_at,
             listed_until: clock::boot_ns(),
             taken_over: Some((notes, broken, checkpoint)),
@@ -218,7 +218,7 @@ fn take_over(
 
 /// What else is ours of a generation.
 fn owned(generation: &Generation) -> Result<Owned, KernelError> {
-    Ok(Owned { generation: generation.id, carried: carried_list(generation)?, told: Vec::new() })
+    Ok(Owned { generation: generation.id, carried: carried_list(generation)?, reported: Vec::new() })
 }
 
 fn carried_list(generation: &Generation) -> Result<Flows, KernelError> {
@@ -228,7 +228,7 @@ fn carried_list(generation: &Generation) -> Result<Flows, KernelError> {
 /// Entries that were carried over into a generation.
 fn carried(generation: &Generation) -> Result<Vec<(FlowKey, FlowValue)>, KernelError> {
     let mut carried = Vec::new();
-    // What does not decode is told once more rather than not at all.
+    // What does not decode is reported once more rather than not at all.
     let (_, result) = carried_list(generation)?.entries(|key, value| carried.push((*key, *value)));
     result.map_err(carried_failed)?;
     Ok(carried)
@@ -248,8 +248,8 @@ fn journal_failed(source: std::io::Error) -> KernelError {
     KernelError::System { what: format!("opening the map {JOURNAL}"), source }
 }
 
-fn read_inventory(iterator: std::fs::File) -> Result<Inventory, KernelError> {
-    inventory::read(iterator)
+fn read_sockets(iterator: std::fs::File) -> Result<OpenSockets, KernelError> {
+    sockets::read(iterator)
         .map_err(|source| KernelError::System { what: "reading the socket iterator".to_owned(), source })
 }
 
@@ -258,9 +258,9 @@ fn maps(source: &mut impl MapSource) -> Result<Maps, KernelError> {
     fn table<const K: usize, const V: usize>(
         source: &mut impl MapSource,
         name: &str,
-    ) -> Result<sys::Table<K, V>, KernelError> {
+    ) -> Result<bpf::Table<K, V>, KernelError> {
         let map = source.map(name)?;
-        sys::Table::new(map.as_fd())
+        bpf::Table::new(map.as_fd())
             .map_err(|source| KernelError::System { what: format!("opening the map {name}"), source })
     }
     Ok(Maps {

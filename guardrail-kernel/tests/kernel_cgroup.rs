@@ -11,10 +11,10 @@ use guardrail_graph::{
     peer::Protocol::{Tcp, Udp},
 };
 
-use self::kernel::{Agent, Half, LEFT, Pair, RIGHT, Seen, SocketPod, at, cgroup_of, client, server, until};
+use self::kernel::{Agent, Half, LEFT, Observed, Pair, RIGHT, SocketPod, at, cgroup_of, client, server, until};
 
-/// What was told of cgroups: made (with path) and removed, in order.
-fn told(seen: &Seen) -> Vec<(CgroupId, Option<String>)> {
+/// What was reported of cgroups: made (with path) and removed, in order.
+fn reported(seen: &Observed) -> Vec<(CgroupId, Option<String>)> {
     seen.0
         .iter()
         .filter_map(|o| match o {
@@ -33,20 +33,19 @@ fn a_cgroup_that_is_made_and_removed_at_once_is_told_with_its_path() {
     fs::create_dir_all(&path).expect("made");
     let id = CgroupId(fs::metadata(&path).expect("there").ino());
     fs::remove_dir(&path).expect("removed");
-    agent.wait("made and removed", |seen| told(seen).contains(&(id, None)));
+    agent.wait("made and removed", |seen| reported(seen).contains(&(id, None)));
     let (seen, stats) = agent.stop();
-    let of: Vec<_> = told(&seen).into_iter().filter(|(told, _)| *told == id).collect();
+    let of: Vec<_> = reported(&seen).into_iter().filter(|(reported, _)| *reported == id).collect();
     assert_eq!(of, [(id, Some(lab.path_of(&path))), (id, None)]);
-    let at: Vec<_> = seen
-        .0
-        .iter()
-        .filter_map(|o| match o {
-            Observation::CgroupCreated { id: told, at, .. } | Observation::CgroupRemoved { id: told, at } => {
-                (*told == id).then_some(*at)
-            }
-            _ => None,
-        })
-        .collect();
+    let at: Vec<_> =
+        seen.0
+            .iter()
+            .filter_map(|o| match o {
+                Observation::CgroupCreated { id: reported, at, .. }
+                | Observation::CgroupRemoved { id: reported, at } => (*reported == id).then_some(*at),
+                _ => None,
+            })
+            .collect();
     assert!(at[0] < at[1], "{at:?}");
     assert_eq!((stats.events["cgroup_created"], stats.events["cgroup_removed"]), (3, 1), "root, parent, child");
 }
@@ -62,11 +61,11 @@ fn cgroups_that_are_there_at_the_start_and_those_of_later_have_paths_from_the_sa
     let expected: BTreeSet<_> = [lab.cgroup(), &lab.cgroup().join("early"), &early, &late]
         .map(|path| (id(path), Some(lab.path_of(path))))
         .into();
-    agent.wait("the later one", |seen| told(seen).iter().any(|(told, _)| *told == id(&late)));
+    agent.wait("the later one", |seen| reported(seen).iter().any(|(reported, _)| *reported == id(&late)));
     let (seen, _) = agent.stop();
-    let told = told(&seen);
-    assert_eq!(told.len(), expected.len(), "each once: {told:?}");
-    assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), expected);
+    let reported = reported(&seen);
+    assert_eq!(reported.len(), expected.len(), "each once: {reported:?}");
+    assert_eq!(reported.into_iter().collect::<BTreeSet<_>>(), expected);
 }
 
 #[test]
@@ -93,11 +92,11 @@ fn a_cgroup_made_anew_under_the_same_path_is_another_and_a_nested_one_is_its_own
     let of = |cgroup| kernel::Key { cgroup, ..client(&db, Tcp, LEFT, RIGHT, 8100) };
     let server = (server(&db, Tcp, RIGHT, LEFT, 8100), FlowCounts { opened: 3, closed: 3, ..FlowCounts::default() });
     let seen = agent.finish(&[(of(ids[0]), whole), (of(ids[1]), whole), (of(ids[2]), whole), server]);
-    let told = told(&seen);
+    let reported = reported(&seen);
     for (id, path) in [(ids[0], &path), (ids[1], &path), (ids[2], &nested)] {
-        assert!(told.contains(&(id, Some(lab.path_of(path)))), "{id:?}: {told:?}");
+        assert!(reported.contains(&(id, Some(lab.path_of(path)))), "{id:?}: {reported:?}");
     }
-    assert!(told.contains(&(ids[0], None)), "the first one's end: {told:?}");
+    assert!(reported.contains(&(ids[0], None)), "the first one's end: {reported:?}");
 }
 
 #[test]
@@ -114,12 +113,12 @@ fn a_flood_of_cgroups_that_overruns_the_ring_is_made_good_and_counted() {
         expected.insert((CgroupId(fs::metadata(&path).expect("there").ino()), Some(lab.path_of(&path))));
     }
     agent.receive();
-    agent.wait("all of them", |seen| told(seen).len() > CGROUPS);
+    agent.wait("all of them", |seen| reported(seen).len() > CGROUPS);
     let (seen, stats) = agent.stop();
-    let told: Vec<_> =
-        told(&seen).into_iter().filter(|(_, path)| path.as_deref() != Some(&lab.path_of(lab.cgroup()))).collect();
-    assert_eq!(told.len(), CGROUPS, "each once");
-    assert_eq!(told.into_iter().collect::<BTreeSet<_>>(), expected);
+    let reported: Vec<_> =
+        reported(&seen).into_iter().filter(|(_, path)| path.as_deref() != Some(&lab.path_of(lab.cgroup()))).collect();
+    assert_eq!(reported.len(), CGROUPS, "each once");
+    assert_eq!(reported.into_iter().collect::<BTreeSet<_>>(), expected);
     let lost: u64 = seen.losses().values().sum();
     assert_eq!(stats.losses.values().sum::<u64>(), lost);
     let is_hint =
@@ -202,7 +201,7 @@ fn an_agent_sees_its_own_subtree_whole_and_nothing_of_another() {
     let [my_agent, their_agent] = agents;
     for (agent, lab, traffic) in [(my_agent, &mine, &my_traffic), (their_agent, &theirs, &their_traffic)] {
         let seen = agent.finish(&traffic.flows(1));
-        let own = told(&seen);
+        let own = reported(&seen);
         assert!(
             own.iter().filter_map(|(_, path)| path.as_ref()).all(|path| path.starts_with(&lab.path_of(lab.cgroup()))),
             "{own:?}"
@@ -235,5 +234,5 @@ fn an_agent_at_the_root_of_the_hierarchy_sees_what_is_anywhere_below() {
         expected.iter().all(|(key, counts)| flows.get(key) == Some(counts))
     });
     let (seen, _) = agent.stop();
-    assert!(told(&seen).contains(&(cgroup_of(&traffic.to), Some(lab.path_of(&traffic.to.path)))));
+    assert!(reported(&seen).contains(&(cgroup_of(&traffic.to), Some(lab.path_of(&traffic.to.path)))));
 }

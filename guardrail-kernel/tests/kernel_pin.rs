@@ -22,7 +22,7 @@ use guardrail_graph::{
 use guardrail_kernel::{KernelConfig, KernelError, unpin};
 
 use self::kernel::{
-    Agent, Half, Key, LEFT, Pair, RIGHT, Seen, SocketPod, Stored, at, cgroup_of, client, server, until,
+    Agent, Half, Key, LEFT, Observed, Pair, RIGHT, SocketPod, Stored, at, cgroup_of, client, server, until,
 };
 
 /// Opens `count` connections and closes them, client first.
@@ -44,12 +44,12 @@ fn counts(opened: u64, closed: u64) -> FlowCounts {
 }
 
 /// What a graph holds that was stored, and then went on with what another agent saw.
-fn sum(stored: &Stored, seen: &Seen) -> BTreeMap<Key, FlowCounts> {
-    Seen(stored.seen.0.iter().chain(&seen.0).cloned().collect()).flows()
+fn sum(stored: &Stored, seen: &Observed) -> BTreeMap<Key, FlowCounts> {
+    Observed(stored.seen.0.iter().chain(&seen.0).cloned().collect()).flows()
 }
 
-/// An agent that deletes what is idle almost at once, so that much of what it told is in no map any
-/// more.
+/// An agent that deletes what is idle almost at once, so that much of what it reported is in no map
+/// any more.
 fn forgetful(config: &mut KernelConfig) {
     config.sweep_interval = Duration::from_millis(50);
     config.idle = Duration::from_millis(100);
@@ -261,7 +261,7 @@ fn attached(cgroup: &Path) -> u32 {
     let directory = fs::File::open(cgroup).expect("it is there");
     let target_fd = directory.as_raw_fd().cast_unsigned();
     let mut query = Query { target_fd, attach_type: INET_EGRESS, flags: 0, attach_flags: 0, ids: 0, count: 0, pad: 0 };
-    // SAFETY: as long as said; no room for ids is offered, so only their number is told.
+    // SAFETY: as long as said; no room for ids is offered, so only their number is reported.
     let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_QUERY, &raw mut query, size_of::<Query>()) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     query.count

@@ -132,7 +132,7 @@ fn a_full_map_is_room_again_after_two_sweeps_without_traffic() {
     agent.wait("the new remote by its address", |seen| seen.flows().contains_key(&key));
     let (seen, _) = agent.stop();
     let opened: u64 = seen.flows().values().map(|counts| counts.opened).sum();
-    assert_eq!(opened, 301, "what went out of the map was told before");
+    assert_eq!(opened, 301, "what went out of the map was reported before");
 }
 
 #[test]

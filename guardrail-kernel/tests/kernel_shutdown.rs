@@ -129,7 +129,7 @@ fn the_verifier_walks_far_fewer_instructions_than_it_may() {
         return;
     }
     eprintln!("{walked:#?}");
-    // Ten programs on hooks, and the inventory.
+    // Ten programs on hooks, and the iterator of sockets.
     assert!(walked.len() >= 11, "{walked:?}");
     let over = walked.iter().find(|(_, count)| **count > VERIFIER_INSTRUCTION_CEILING);
     assert_eq!(over, None, "the ceiling is {VERIFIER_INSTRUCTION_CEILING}");

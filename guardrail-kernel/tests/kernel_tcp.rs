@@ -98,7 +98,7 @@ fn a_port_that_begins_and_ceases_to_listen_is_told() {
         seen.0.iter().any(|o| matches!(o, Observation::Listening { port: 6004, listening: false, .. }))
     });
     let (seen, _) = agent.stop();
-    let told: Vec<_> = seen
+    let reported: Vec<_> = seen
         .0
         .iter()
         .filter_map(|o| match o {
@@ -113,7 +113,7 @@ fn a_port_that_begins_and_ceases_to_listen_is_told() {
         .into_iter()
         .flat_map(|(port, address)| [true, false].map(|listening| (port, address.to_owned(), listening)))
         .collect();
-    assert_eq!(told, expected);
+    assert_eq!(reported, expected);
 }
 
 #[test]

@@ -10,7 +10,8 @@
 //! - [`agent`]: runs `guardrail-agent` on a node of the lab and compares what it says with the truth.
 //! - [`shop`]: the scenario that the end-to-end test and the demo share.
 //!
-//! Nothing here uses guardrail's own crates: the lab judges them through their files, sockets and exit codes only.
+//! The lab judges guardrail through its files, sockets and exit codes only: nothing here uses its crates,
+//! but [`bpf`], which loads programs by the wrapper of bpf(2) in guardrail-kernel.
 
 pub mod agent;
 pub mod apiserver;

@@ -10,10 +10,9 @@ use guardrail_graph::observe::FlowCounts;
 
 use super::{Flows, Reader};
 use crate::{
-    clock,
+    bpf, clock,
     fold::counts,
-    inventory::{Found, Inventory},
-    sys,
+    sockets::{FoundConnections, OpenSockets},
 };
 
 /// The longest that an entry may stand in the map before the program that puts it in has counted on
@@ -42,32 +41,30 @@ impl Flows {
 }
 
 impl Reader {
-    /// Tells the connections that the inventory found, and puts them into the map.
-    pub(super) fn tell_found(&mut self, inventory: &Inventory) {
-        self.state
-            .undecided
-            .extend(inventory.connections.values().map(|found| found.key).filter(FlowKey::is_undecided));
+    /// Reports the connections that were open at the start, and puts them into the map.
+    pub(super) fn report_found(&mut self, sockets: &OpenSockets) {
+        self.state.undecided.extend(sockets.connections.values().map(|found| found.key).filter(FlowKey::is_undecided));
         // Before the entries: from now on the ends of connections are looked for among them.
         self.tell_undecided();
-        for found in inventory.connections.values() {
+        for found in sockets.connections.values() {
             self.state.count("socket_found", found.count);
             self.found(found);
         }
-        if inventory.connections.values().all(|found| found.if_ended.is_empty()) {
+        if sockets.connections.values().all(|found| found.if_ended.is_empty()) {
             return;
         }
         // Ends are counted at those entries now, but for programs that had looked for them before.
         std::thread::sleep(LOOKING);
-        for found in inventory.connections.values() {
+        for found in sockets.connections.values() {
             for FlowValue { closed, bytes_sent, bytes_received, .. } in self.take_ended(found) {
-                self.tell(&found.key, &FlowValue { closed, bytes_sent, bytes_received, ..FlowValue::default() });
+                self.report(&found.key, &FlowValue { closed, bytes_sent, bytes_received, ..FlowValue::default() });
             }
         }
     }
 
     /// Puts a found connection into the map, so that its end is counted there; less what the live
     /// hook has already seen open.
-    fn found(&mut self, found: &Found) {
+    fn found(&mut self, found: &FoundConnections) {
         let bytes = encode::key(&found.key);
         let at = clock::boot_ns();
         let count = u32::try_from(found.count).unwrap_or(u32::MAX);
@@ -79,7 +76,7 @@ impl Reader {
             value.bytes_sent += ended.bytes_sent;
             value.bytes_received += ended.bytes_received;
         }
-        match self.maps.flows.set(&bytes, &encode::value(&value), sys::NOEXIST) {
+        match self.maps.flows.set(&bytes, &encode::value(&value), bpf::NOEXIST) {
             Ok(()) => {
                 // Put in from this side: as if one fewer had been removed.
                 self.removed(found.key.cgroup_id, 1u64.wrapping_neg());
@@ -88,7 +85,7 @@ impl Reader {
             Err(_) => {
                 let live = self.maps.flows.counted(&found.key, |live| counts(live) != FlowCounts::default());
                 let live = live.unwrap_or_default();
-                // What the hook found at its end is told by the entry itself; so is what it saw
+                // What the hook found at its end is reported by the entry itself; so is what it saw
                 // open and is open still. An entry whose first open is newer than the list has
                 // nothing of what was listed.
                 let open = if live.first_open > self.state.listed_until {
@@ -98,8 +95,9 @@ impl Reader {
                 };
                 let missed = u64::from(count.saturating_sub(live.found)).saturating_sub(open);
                 if missed > 0 {
-                    // The map's entry is the live hook's, or there is no room: told, but not kept.
-                    self.tell(&found.key, &FlowValue { found: u32::try_from(missed).unwrap_or(u32::MAX), ..value });
+                    // The map's entry is the live hook's, or there is no room: reported, but not
+                    // kept.
+                    self.report(&found.key, &FlowValue { found: u32::try_from(missed).unwrap_or(u32::MAX), ..value });
                 }
             }
         }
@@ -107,7 +105,7 @@ impl Reader {
 
     /// Takes out the entries of found connections that ended before their own entry stood in the
     /// map.
-    fn take_ended(&mut self, found: &Found) -> Vec<FlowValue> {
+    fn take_ended(&mut self, found: &FoundConnections) -> Vec<FlowValue> {
         let mut all = Vec::new();
         for key in &found.if_ended {
             if self.maps.flows.counted(key, |ended| ended.closed > 0).is_none() {

@@ -1,9 +1,9 @@
 //! From one agent to the next: taking over the maps that an earlier one pinned, and leaving them so
 //! that a later one can.
 //!
-//! What an earlier agent told the observer stands in its checkpoint, beside the graph that holds
-//! it. What its maps hold beyond that is told now: no count is lost while no agent was there, and
-//! none is told twice.
+//! What an earlier agent reported to the observer stands in its checkpoint, beside the graph that
+//! holds it. What its maps hold beyond that is reported now: no count is lost while no agent was
+//! there, and none is reported twice.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -17,15 +17,15 @@ use tracing::{info, warn};
 use super::{Event, Flows, Maps, Reader, next};
 use crate::{
     batch::{Batch, Mark},
-    checkpoint::{Checkpoint, Told},
+    bpf,
+    checkpoint::{Checkpoint, ReportedLosses},
     fold::Fold,
     journal::{Journal, Note},
     pin::Generation,
-    sys,
 };
 
 /// The journal as it was found.
-pub(crate) struct Found {
+pub(crate) struct FoundJournal {
     pub(crate) journal: Journal,
     pub(crate) notes: Vec<Note>,
     /// Notes that did not decode.
@@ -37,18 +37,18 @@ pub(crate) struct Owned {
     /// Their name.
     pub(crate) generation: u64,
     /// Entries that were carried over from older maps, as they were made: nothing of them is to be
-    /// told.
+    /// reported.
     pub(crate) carried: Flows,
-    /// Older maps that were told since the last stored graph.
-    pub(crate) told: Vec<Generation>,
+    /// Older maps that were reported since the last stored graph.
+    pub(crate) reported: Vec<Generation>,
 }
 
-/// Detached maps whose counts are still to be told.
+/// Detached maps whose counts are still to be reported.
 pub(crate) struct Predecessor {
     pub(crate) generation: Generation,
     pub(crate) maps: Maps,
-    pub(crate) found: Found,
-    /// What was told of them.
+    pub(crate) found: FoundJournal,
+    /// What was reported them.
     pub(crate) checkpoint: Checkpoint,
 }
 
@@ -56,10 +56,11 @@ pub(crate) struct Predecessor {
 type CgroupEvents = BTreeMap<(u64, bool, u64), String>;
 
 /// Makes the entries of older maps in new ones, where there are none yet, and in the list of those
-/// carried; gives those made. What is open stays open there, all else is told from the older maps.
+/// carried; gives those made. What is open stays open there, all else is reported from the older
+/// maps.
 pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<FlowKey, FlowValue> {
     let mut made = HashMap::new();
-    // What does not decode is counted when the older maps are told.
+    // What does not decode is counted when the older maps are reported.
     let (_, result) = older.entries(|key, value| {
         let open = value.open_connections(key.protocol);
         let (opened, found) = match u32::try_from(open) {
@@ -69,13 +70,13 @@ pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<Flo
         let FlowValue { netns, flags, first_open, last_open, .. } = *value;
         let kept = FlowValue { netns, flags, first_open, last_open, opened, found, ..FlowValue::default() };
         // On the list first: an agent that finds an entry and not its like there would tell it.
-        if list.set(&encode::key(key), &encode::value(&kept), sys::NOEXIST).is_err() {
+        if list.set(&encode::key(key), &encode::value(&kept), bpf::NOEXIST).is_err() {
             // Carried before.
             return;
         }
         // A key that is there has its own beginning; where there is no room, the end of what is
         // open is seen late.
-        if new.set(&encode::key(key), &encode::value(&kept), sys::NOEXIST).is_ok() {
+        if new.set(&encode::key(key), &encode::value(&kept), bpf::NOEXIST).is_ok() {
             made.insert(*key, kept);
         } else {
             let _ = list.delete(&encode::key(key));
@@ -88,14 +89,14 @@ pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<Flo
 }
 
 impl Reader {
-    /// Tells what these maps (our own by now) hold beyond the checkpoint. Gives whether they could
-    /// be read to their end.
+    /// Reports what these maps (our own by now) hold beyond the checkpoint. Gives whether they
+    /// could be read to their end.
     pub(super) fn take_over(&mut self, notes: Vec<Note>, broken: u64, checkpoint: Checkpoint) -> bool {
-        self.tell_cgroups_of_the_gap();
-        let Checkpoint { generation: _, journal, told, flows } = checkpoint;
-        self.state.told = told;
+        self.report_cgroups_of_the_gap();
+        let Checkpoint { generation: _, journal, reported_losses, flows } = checkpoint;
+        self.state.reported_losses = reported_losses;
         for (key, value) in &flows {
-            self.state.fold.seed(*key, value);
+            self.state.fold.mark_reported(*key, value);
         }
         self.state.removed = self.counter(counter::KEYS_REMOVED).unwrap_or(0);
         let unjournalled = self.counter(counter::UNJOURNALLED).unwrap_or(0);
@@ -148,7 +149,7 @@ impl Reader {
 
     /// The lives of cgroups that no observer knows: from the kernel's map of recent ones, and from
     /// what nobody read off the ring.
-    fn tell_cgroups_of_the_gap(&mut self) {
+    fn report_cgroups_of_the_gap(&mut self) {
         let mut events = CgroupEvents::new();
         for (id, at, ended, path) in self.recent_cgroups() {
             events.insert((at, false, id), path);
@@ -174,7 +175,7 @@ impl Reader {
         self.walk_cgroups();
     }
 
-    /// Tells what older, detached maps hold; these stay until a graph is stored that has it. In
+    /// Reports what older, detached maps hold; these stay until a graph is stored that has it. In
     /// maps of our own making, their entries are ours from then on: connections that are open end
     /// there. `carried`: entries that were made in ours before anything was attached.
     pub(super) fn drain(
@@ -183,7 +184,7 @@ impl Reader {
         mut carried: HashMap<FlowKey, FlowValue>,
         are_maps_new: bool,
     ) {
-        for Predecessor { generation, mut maps, found: Found { journal, notes, broken }, checkpoint } in older {
+        for Predecessor { generation, mut maps, found: FoundJournal { journal, notes, broken }, checkpoint } in older {
             std::mem::swap(&mut self.maps, &mut maps);
             let own = self.journal.replace(journal);
             if !self.take_over(notes, broken, checkpoint) {
@@ -193,18 +194,19 @@ impl Reader {
             std::mem::swap(&mut self.maps, &mut maps);
             self.journal = own;
             self.state.fold = Fold::default();
-            (self.state.told, self.state.removed, self.state.unjournalled) = (Told::default(), 0, 0);
+            (self.state.reported_losses, self.state.removed, self.state.unjournalled) =
+                (ReportedLosses::default(), 0, 0);
             self.state.undecided.clear();
             if let Some(pinned) = &mut self.pinned {
                 if are_maps_new {
                     carried.extend(carry(&mut maps.flows, &self.maps.flows, &pinned.carried));
                 }
-                pinned.told.push(generation);
+                pinned.reported.push(generation);
             }
         }
         for (key, kept) in &carried {
             self.removed(key.cgroup_id, 1u64.wrapping_neg());
-            self.state.fold.seed(*key, kept);
+            self.state.fold.mark_reported(*key, kept);
         }
         self.state.undecided = carried.into_keys().filter(FlowKey::is_undecided).collect();
         self.tell_undecided();
@@ -217,8 +219,8 @@ impl Reader {
         let checkpoint = Checkpoint {
             generation: *generation,
             journal: mark.journal,
-            told: self.state.told.clone(),
-            flows: self.state.fold.told(),
+            reported_losses: self.state.reported_losses.clone(),
+            flows: self.state.fold.reported(),
         };
         self.out.send();
         self.out.deliver(Batch::Checkpoint(Box::new(checkpoint), mark));
@@ -231,7 +233,7 @@ impl Reader {
             self.state.unjournalled -= mark.unjournalled.min(self.state.unjournalled);
             self.write_unjournalled();
         }
-        for generation in self.pinned.iter_mut().flat_map(|pinned| pinned.told.drain(..)) {
+        for generation in self.pinned.iter_mut().flat_map(|pinned| pinned.reported.drain(..)) {
             if let Err(error) = generation.remove() {
                 warn!("{error}");
             }

@@ -12,11 +12,10 @@ use tracing::{debug, warn};
 
 use super::{Reader, VALUE};
 use crate::{
-    clock,
+    bpf, clock,
     fold::{counts, ip},
     load::SECOND,
     stats::ProgramStats,
-    sys,
 };
 
 impl Reader {
@@ -28,13 +27,13 @@ impl Reader {
 
     pub(super) fn emit(&mut self, key: &FlowKey, value: &FlowValue) -> u32 {
         let line = self.state.line;
-        let mut told = 0;
+        let mut deltas = 0;
         let out = &mut self.out;
         let idle = self.state.fold.fold(key, value, |boot| line.at(boot), &mut |delta| {
-            told += 1;
+            deltas += 1;
             out.push(Observation::Flow(delta));
         });
-        self.state.count("flow_delta", told);
+        self.state.count("flow_delta", deltas);
         idle
     }
 
@@ -60,11 +59,11 @@ impl Reader {
         let mut doomed = Vec::new();
         let Self { maps, state, out, .. } = self;
         let line = state.line;
-        let mut told = 0;
+        let mut deltas = 0;
         let fold = &mut state.fold;
         let (broken, result) = maps.flows.entries(|key, value| {
             let idle = fold.fold(key, value, |boot| line.at(boot), &mut |delta| {
-                told += 1;
+                deltas += 1;
                 out.push(Observation::Flow(delta));
             });
             // Not while the program that puts it in has not counted on it yet.
@@ -80,7 +79,7 @@ impl Reader {
             Ok(()) => self.state.count("sweep", 1),
             Err(error) => warn!("reading the FLOWS map failed: {error}"),
         }
-        self.state.count("flow_delta", told);
+        self.state.count("flow_delta", deltas);
         for key in doomed {
             self.delete(&key);
         }
@@ -132,7 +131,7 @@ impl Reader {
         None
     }
 
-    /// Says to the kernel side how many undecided entries of the inventory there are.
+    /// Says to the kernel side how many undecided entries of open sockets there are.
     pub(super) fn tell_undecided(&mut self) {
         let count = self.state.undecided.len() as u64;
         if let Err(error) = self.maps.counters.set(&counter::UNDECIDED.to_ne_bytes(), &count.to_ne_bytes(), 0) {
@@ -165,7 +164,7 @@ impl Reader {
         // missing from what follows.
         let mut totals = [0u64; counter::COUNT as usize];
         for (index, total) in (0u32..).zip(&mut totals) {
-            *total = self.counter(index).unwrap_or(self.state.told.counters[index as usize]);
+            *total = self.counter(index).unwrap_or(self.state.reported_losses.counters[index as usize]);
         }
         let mut named = Vec::new();
         if let Err(error) =
@@ -174,7 +173,7 @@ impl Reader {
             warn!("reading the losses of cgroups failed: {error}");
         }
         for (key, count) in named {
-            let before = self.state.told.cgroup_losses.insert(key, count).unwrap_or(0);
+            let before = self.state.reported_losses.cgroup_losses.insert(key, count).unwrap_or(0);
             // A smaller count is a new entry after the old one was pushed out.
             let gain = if count >= before { count - before } else { count };
             if gain == 0 {
@@ -186,13 +185,13 @@ impl Reader {
                         LossKind::CoarseClient => LossReason::CoarseClient,
                         LossKind::MapFull => LossReason::MapFull,
                     };
-                    self.state.told.edge += gain;
+                    self.state.reported_losses.edge += gain;
                     self.lose(reason, Some(CgroupId(id)), gain);
                 }
                 Err(_) => self.lose(LossReason::Decode, None, 1),
             }
         }
-        let at = |index: u32| (totals[index as usize], self.state.told.counters[index as usize]);
+        let at = |index: u32| (totals[index as usize], self.state.reported_losses.counters[index as usize]);
         let gain = |index: u32| at(index).0.saturating_sub(at(index).1);
         let hints = [
             (LossReason::RingFull, gain(counter::RING_FULL)),
@@ -209,19 +208,19 @@ impl Reader {
             }
         }
         // What no cgroup accounts for (its entry was pushed out): it may be anyone's.
-        let unnamed = edge_total.saturating_sub(self.state.told.edge);
+        let unnamed = edge_total.saturating_sub(self.state.reported_losses.edge);
         if unnamed > 0 {
-            self.state.told.edge += unnamed;
+            self.state.reported_losses.edge += unnamed;
             self.lose(LossReason::MapFull, None, unnamed);
         }
-        self.state.told.counters = totals;
+        self.state.reported_losses.counters = totals;
     }
 
     pub(super) fn read_programs(&mut self) {
         let Some(programs) = &self.programs else { return };
         let mut recursion = 0;
         let published = &mut self.state.published.programs;
-        programs.for_each(|name, fd| match sys::program_info(fd) {
+        programs.for_each(|name, fd| match bpf::program_info(fd) {
             Ok(info) => {
                 // What the second program misses, the first has taken.
                 if name != SECOND {
@@ -239,8 +238,8 @@ impl Reader {
         // Read after the misses, so that each of them that was taken over is in it.
         let taken_over = self.counter(counter::TAKEN_OVER).unwrap_or(0);
         let lost = recursion.saturating_sub(taken_over);
-        let gain = lost.saturating_sub(self.state.told.recursion);
-        self.state.told.recursion += gain;
+        let gain = lost.saturating_sub(self.state.reported_losses.recursion);
+        self.state.reported_losses.recursion += gain;
         if gain > 0 {
             self.lose(LossReason::Recursion, None, gain);
         }

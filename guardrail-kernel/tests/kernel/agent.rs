@@ -55,9 +55,9 @@ pub(crate) fn server(pod: &SocketPod, protocol: Protocol, local: &str, remote: &
 
 /// All observations so far.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Seen(pub(crate) Vec<Observation>);
+pub(crate) struct Observed(pub(crate) Vec<Observation>);
 
-impl Seen {
+impl Observed {
     /// Every delta of a flow.
     pub(crate) fn deltas(&self) -> impl Iterator<Item = (Key, &FlowDelta)> {
         self.0.iter().filter_map(|observation| match observation {
@@ -130,13 +130,13 @@ impl Seen {
     }
 }
 
-/// How far the observations were at one instant, and what they had told by then: what a state file
-/// would hold.
+/// How far the observations were at one instant, and what they had reported by then: what a state
+/// file would hold.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) mark: Mark,
-    pub(crate) seen: Seen,
+    pub(crate) seen: Observed,
 }
 
 /// The kernel module, observing a lab's cgroup.
@@ -144,7 +144,7 @@ pub(crate) struct Stored {
 pub(crate) struct Agent {
     /// Under test.
     pub(crate) kernel: Kernel,
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<Observed>>,
     stored: Arc<Mutex<Vec<Stored>>>,
     held: Option<Receiver<Batch>>,
     reader: Option<JoinHandle<()>>,
@@ -221,7 +221,7 @@ impl Agent {
 
     /// Waits until the observations show it.
     #[track_caller]
-    pub(crate) fn wait(&self, what: &str, shows: impl Fn(&Seen) -> bool) {
+    pub(crate) fn wait(&self, what: &str, shows: impl Fn(&Observed) -> bool) {
         if !until(|| shows(&self.seen.lock().expect("no panic while it is locked"))) {
             panic!("not observed: {what}; but: {:#?}", self.seen.lock().map(|seen| seen.flows()));
         }
@@ -237,7 +237,7 @@ impl Agent {
     }
 
     /// Shuts down; all that was said, and the last figures.
-    pub(crate) fn stop(self) -> (Seen, KernelStats) {
+    pub(crate) fn stop(self) -> (Observed, KernelStats) {
         let Self { kernel, seen, stored: _, held: _, reader } = self;
         let stats = kernel.shutdown().expect("the reading thread lives");
         if let Some(reader) = reader {
@@ -249,7 +249,7 @@ impl Agent {
 
     /// Waits for exactly these flows, shuts down, and looks again: nothing more, nothing lost.
     #[track_caller]
-    pub(crate) fn finish(self, expected: &[(Key, FlowCounts)]) -> Seen {
+    pub(crate) fn finish(self, expected: &[(Key, FlowCounts)]) -> Observed {
         self.wait_flows(expected);
         let (seen, _) = self.stop();
         assert_eq!(seen.flows(), expected.iter().copied().collect());

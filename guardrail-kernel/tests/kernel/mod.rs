@@ -12,4 +12,4 @@ pub(crate) use guardrail_tests::lab::{
     until,
 };
 
-pub(crate) use self::agent::{Agent, Key, Seen, Stored, cgroup_of, client, server};
+pub(crate) use self::agent::{Agent, Key, Observed, Stored, cgroup_of, client, server};

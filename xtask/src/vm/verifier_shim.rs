@@ -17,12 +17,16 @@ use std::{
     sync::{Mutex, OnceLock},
 };
 
+#[path = "../../../guardrail-kernel/src/bpf/attr.rs"]
+#[expect(dead_code, reason = "only some commands are of interest here")]
+mod attr;
+
+use attr::{Info, Load, OBJ_GET_INFO_BY_FD, PROG_LOAD};
+
 #[cfg(target_arch = "x86_64")]
 const SYS_BPF: c_long = 321;
 #[cfg(target_arch = "aarch64")]
 const SYS_BPF: c_long = 280;
-const BPF_PROG_LOAD: c_long = 5;
-const BPF_OBJ_GET_INFO_BY_FD: c_long = 15;
 const BPF_BTF_LOAD: c_long = 18;
 /// `BPF_LOG_STATS`: only the closing statistics.
 const LOG_STATS: u32 = 4;
@@ -31,22 +35,6 @@ const FILE: &str = "GUARDRAIL_VERIFIER_LOG";
 /// The variable that names the directory for the source lines that are left.
 const LINES_DIRECTORY: &str = "GUARDRAIL_VERIFIER_LINES";
 
-/// The start of `union bpf_attr` for `BPF_PROG_LOAD`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Load {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-}
-
 /// The start of `union bpf_attr` for `BPF_BTF_LOAD`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -54,14 +42,6 @@ struct LoadBtf {
     btf: u64,
     log_buf: u64,
     size: u32,
-}
-
-/// `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
-#[repr(C)]
-struct GetInfo {
-    fd: u32,
-    size: u32,
-    info: u64,
 }
 
 /// `struct bpf_prog_info` up to `line_info_rec_size`, as 32-bit words, and where in it we read.
@@ -119,7 +99,7 @@ pub unsafe extern "C" fn syscall(
     f: c_long,
 ) -> c_long {
     let size = c as c_uint as usize;
-    if number == SYS_BPF && a as c_int as c_long == BPF_PROG_LOAD && size >= size_of::<Load>() {
+    if number == SYS_BPF && a as c_int as c_long == PROG_LOAD && size >= size_of::<Load>() {
         // SAFETY: the caller passes a bpf_attr of `size` bytes.
         return unsafe { load(b as *mut c_void, size) };
     }
@@ -143,7 +123,7 @@ pub unsafe extern "C" fn syscall(
 unsafe fn load(attr: *mut c_void, size: usize) -> c_long {
     // SAFETY: `attr` points to `size` bytes, at least a Load.
     let own = unsafe { attr.cast::<Load>().read_unaligned() };
-    let pass = |attr: *mut c_void| unsafe { real()(SYS_BPF, BPF_PROG_LOAD, attr as c_long, size as c_long, 0, 0, 0) };
+    let pass = |attr: *mut c_void| unsafe { real()(SYS_BPF, PROG_LOAD, attr as c_long, size as c_long, 0, 0, 0) };
     if own.log_level != 0 || own.log_buf != 0 {
         return pass(attr);
     }
@@ -190,10 +170,10 @@ fn note_lines(name: &[u8; 16], fd: u32) {
         words[LINE_COUNT] = lines.len() as u32;
         (words[LINES], words[LINES + 1]) = (room as u32, (room >> 32) as u32);
         words[LINE_BYTES] = size_of::<Line>() as u32;
-        let mut attr = GetInfo { fd, size: size_of_val(&words) as u32, info: words.as_mut_ptr() as u64 };
+        let mut attr = Info { fd, len: size_of_val(&words) as u32, info: words.as_mut_ptr() as u64 };
         // SAFETY: the kernel writes as many words and lines as there is room for.
         let result = unsafe {
-            real()(SYS_BPF, BPF_OBJ_GET_INFO_BY_FD, (&raw mut attr) as c_long, size_of::<GetInfo>() as c_long, 0, 0, 0)
+            real()(SYS_BPF, OBJ_GET_INFO_BY_FD, (&raw mut attr) as c_long, size_of::<Info>() as c_long, 0, 0, 0)
         };
         (result == 0).then_some(words[LINE_COUNT] as usize)
     };

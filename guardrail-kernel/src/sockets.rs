@@ -26,18 +26,18 @@ const TCP_LISTEN: u8 = 10;
 
 /// What was open.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Inventory {
+pub(crate) struct OpenSockets {
     /// Listening TCP and MPTCP sockets that others can reach.
     pub(crate) listening: Vec<SocketRecord>,
     /// Established connections by key: how many, and the network namespace.
-    pub(crate) connections: BTreeMap<[u8; size_of::<FlowKey>()], Found>,
+    pub(crate) connections: BTreeMap<[u8; size_of::<FlowKey>()], FoundConnections>,
     /// Records that did not decode.
     pub(crate) broken: u64,
 }
 
 /// Connections of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct FoundConnections {
     /// The key.
     pub(crate) key: FlowKey,
     /// Network namespace.
@@ -50,15 +50,15 @@ pub(crate) struct Found {
 }
 
 /// Reads the iterator to its end and classifies.
-pub(crate) fn read(mut iterator: impl Read) -> std::io::Result<Inventory> {
+pub(crate) fn read(mut iterator: impl Read) -> std::io::Result<OpenSockets> {
     let mut bytes = Vec::new();
     iterator.read_to_end(&mut bytes)?;
     Ok(classify(&bytes))
 }
 
 /// Classifies the records.
-pub(crate) fn classify(bytes: &[u8]) -> Inventory {
-    let mut inventory = Inventory::default();
+pub(crate) fn classify(bytes: &[u8]) -> OpenSockets {
+    let mut open = OpenSockets::default();
     let mut seen = HashSet::new();
     let mut sockets = Vec::new();
     for record in bytes.chunks(size_of::<SocketRecord>()) {
@@ -69,7 +69,7 @@ pub(crate) fn classify(bytes: &[u8]) -> Inventory {
                     sockets.push(record);
                 }
             }
-            Err(_) => inventory.broken += 1,
+            Err(_) => open.broken += 1,
         }
     }
     let is_tcp = |s: &SocketRecord| s.protocol == u16::from(PROTOCOL_TCP) || s.protocol == PROTOCOL_MPTCP;
@@ -80,7 +80,7 @@ pub(crate) fn classify(bytes: &[u8]) -> Inventory {
         .collect();
     for socket in sockets.iter().filter(|s| is_tcp(s)) {
         match socket.state {
-            TCP_LISTEN if !is_loopback(&socket.local) => inventory.listening.push(*socket),
+            TCP_LISTEN if !is_loopback(&socket.local) => open.listening.push(*socket),
             TCP_ESTABLISHED | TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_CLOSE_WAIT
                 if !is_local_talk(&socket.local, &socket.remote) =>
             {
@@ -88,7 +88,7 @@ pub(crate) fn classify(bytes: &[u8]) -> Inventory {
                     .iter()
                     .any(|local| ports.contains(&(socket.netns, *local, socket.local_port)));
                 let key = key(socket, role(socket, served));
-                let found = inventory.connections.entry(encode::key(&key)).or_insert_with(|| Found {
+                let found = open.connections.entry(encode::key(&key)).or_insert_with(|| FoundConnections {
                     key,
                     netns: socket.netns,
                     count: 0,
@@ -102,7 +102,7 @@ pub(crate) fn classify(bytes: &[u8]) -> Inventory {
             _ => {}
         }
     }
-    inventory
+    open
 }
 
 /// `0.0.0.0` listens as `::` does.
@@ -191,9 +191,9 @@ mod tests {
     }
 
     fn roles(sockets: &[SocketRecord]) -> Vec<(FlowRole, u16, u16, u64)> {
-        let inventory = classify(&sockets.iter().flat_map(bytes).collect::<Vec<_>>());
-        assert_eq!(inventory.broken, 0);
-        let mut roles: Vec<_> = inventory
+        let sockets = classify(&sockets.iter().flat_map(bytes).collect::<Vec<_>>());
+        assert_eq!(sockets.broken, 0);
+        let mut roles: Vec<_> = sockets
             .connections
             .values()
             .map(|f| (FlowRole::try_from(f.key.role).expect("a role"), f.key.server_port, f.key.local_port, f.count))
@@ -263,7 +263,7 @@ mod tests {
         let here = address("127.0.0.1".parse().expect("ip"));
         let mut raw = bytes(&SocketRecord { local: here, remote: here, ..socket(1) });
         raw.extend(&bytes(&socket(2))[..30]);
-        let inventory = classify(&raw);
-        assert_eq!((inventory.connections.len(), inventory.listening.len(), inventory.broken), (0, 0, 1));
+        let sockets = classify(&raw);
+        assert_eq!((sockets.connections.len(), sockets.listening.len(), sockets.broken), (0, 0, 1));
     }
 }
