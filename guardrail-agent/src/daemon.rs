@@ -119,7 +119,10 @@ pub enum RunError {
 pub fn run(config: Config) -> Result<(), RunError> {
     // One thread is enough for the observer. The listeners and blocking work have their own threads.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
-    let outcome = runtime.block_on(async { Daemon::start(config).await?.run().await });
+    let outcome = runtime.block_on(async {
+        let (daemon, signals) = Daemon::start(config).await?;
+        daemon.run(signals).await
+    });
     // Everything was waited for that may be; a thread that hangs must not keep the process.
     runtime.shutdown_background();
     outcome
@@ -192,8 +195,7 @@ enum Written {
 }
 
 impl Daemon {
-    async fn run(mut self) -> Result<(), RunError> {
-        let mut signals = Signals::new().map_err(StartError::Runtime)?;
+    async fn run(mut self, mut signals: Signals) -> Result<(), RunError> {
         if self.readiness.borrow().inventory {
             self.check_node();
         }

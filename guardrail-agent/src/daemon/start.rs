@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Daemon, Followed, StartError, Waits, documents::Documents};
+use super::{Daemon, Followed, Signals, StartError, Waits, documents::Documents};
 use crate::{
     auth::{self, Guard, tls::Tls},
     config::{AuthMode, Config, InventorySource, Scope, Switch},
@@ -114,7 +114,7 @@ async fn bind(server: &ServerThread, address: SocketAddr) -> Result<TcpListener,
 
 impl Daemon {
     /// Everything that can refuse comes before everything that leaves a trace.
-    pub(super) async fn start(config: Config) -> Result<Self, StartError> {
+    pub(super) async fn start(config: Config) -> Result<(Self, Signals), StartError> {
         let node = match &config.node {
             Some(node) if !node.is_empty() => node.clone(),
             _ => host_name().ok_or(StartError::NodeName)?,
@@ -180,6 +180,8 @@ impl Daemon {
             observer.apply(change, started);
         }
 
+        // Before anybody is served: who is told that the agent is ready may tell it to end.
+        let signals = Signals::new().map_err(StartError::Runtime)?;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let readiness = watch::Sender::new(Readiness {
@@ -223,7 +225,7 @@ impl Daemon {
             udp = ?config.udp,
             "observing"
         );
-        Ok(Self {
+        let daemon = Self {
             series: EdgeSeries::new(config.metrics_max_edges),
             stats: DaemonStats { complete: true, ..DaemonStats::default() },
             writes: JoinSet::new(),
@@ -248,7 +250,8 @@ impl Daemon {
             _server: server,
             stop,
             state,
-        })
+        };
+        Ok((daemon, signals))
     }
 }
 
