@@ -1,4 +1,4 @@
-//! `/metrics`: every figure is read at the scrape, so gauges cannot drift. Names are those of DESIGN §8.
+//! `/metrics`: every figure is read at the scrape, so gauges cannot drift. Names are those of docs/design.md#metrics.
 
 use std::{
     borrow::Cow,

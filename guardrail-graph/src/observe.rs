@@ -88,7 +88,7 @@ pub struct FlowDelta {
     pub counts: FlowCounts,
 }
 
-/// What a loss costs (DESIGN §5).
+/// What a loss costs (docs/design.md#losses).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LossClass {

@@ -7,7 +7,7 @@ use std::fmt;
 pub(crate) use compact::CompactPeer;
 use serde::{Deserialize, Serialize};
 
-/// Transport protocol of an edge (SCTP is recorded by nobody; POLICY-SEMANTICS A23 allows it in policies).
+/// Transport protocol of an edge (SCTP is recorded by nobody; docs/semantics.md A23 allows it in policies).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {

@@ -44,7 +44,7 @@ pub struct Snapshot {
     pub api_version: String,
     /// [`KIND`].
     pub kind: String,
-    /// What follows uses snake_case names (DESIGN §5).
+    /// What follows uses snake_case names (docs/design.md#field-names).
     #[serde(flatten)]
     pub body: Body,
 }
@@ -207,7 +207,7 @@ pub struct WorkloadEntry {
     pub selector_advice: Option<String>,
     /// Labels that all its pods share, without generated ones.
     pub labels: BTreeMap<String, String>,
-    /// Host-network workload: policies do not apply to it (POLICY-SEMANTICS A30).
+    /// Host-network workload: policies do not apply to it (docs/semantics.md A30).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host_network: bool,
     /// Live pods per node name (`""`: not scheduled).
@@ -485,7 +485,7 @@ pub struct EdgeRecord {
     pub first_seen: Timestamp,
     /// Last open or attempt.
     pub last_seen: Timestamp,
-    /// Whether this evidence supports an allow rule (DESIGN §5).
+    /// Whether this evidence supports an allow rule (docs/design.md#support).
     pub supported: bool,
     /// `inferred`, `one-way`, `found-at-start`, `proxied`, `multicast`, … sorted.
     pub marks: BTreeSet<String>,

@@ -1,4 +1,4 @@
-//! The evaluator: what a CNI that implements networking.k8s.io/v1 to the letter does with a connection (POLICY-SEMANTICS part A).
+//! The evaluator: what a CNI that implements networking.k8s.io/v1 to the letter does with a connection (docs/semantics.md part A).
 //!
 //! [`Cluster`] says which pods, nodes and addresses exist; [`Evaluator::new`] compiles policies against it: pods that no policy can tell apart form
 //! one class, each distinct peer selector becomes one set of classes, so that judging a connection is a handful of bit tests.

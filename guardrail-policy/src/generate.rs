@@ -4,7 +4,7 @@
 //! using them, as data. A [`Problem`] stops the namespaces that it concerns: their files are left out, or, for readers
 //! ([`Options::stopped_too`]), carry a mark. Policies of other namespaces are proven and written without them.
 //!
-//! Invariants (DESIGN §6): supported edges are allowed, nothing else between covered workloads is; pod ports only; no generated label, no
+//! Invariants (docs/design.md#policy): supported edges are allowed, nothing else between covered workloads is; pod ports only; no generated label, no
 //! address of a pod or Service in an `ipBlock`; equal graphs are equal bytes.
 
 mod completeness;
@@ -38,7 +38,7 @@ pub use phases::{Direction, RuleEvidence};
 pub use plan::{Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort};
 pub use problem::{Problem, ProblemKind};
 
-/// How far to go (POLICY-SEMANTICS part C).
+/// How far to go (docs/semantics.md part C).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {

@@ -1,6 +1,6 @@
 //! NetworkPolicy as the evaluator, the linter and the generator see it: validated, defaulted, every difference between "absent" and "empty" resolved.
 //!
-//! Meaning of each field: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/> and POLICY-SEMANTICS part A.
+//! Meaning of each field: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/> and docs/semantics.md part A.
 
 use std::{fmt, str::FromStr, sync::Arc};
 

@@ -1,6 +1,6 @@
 //! The proof: the printed policies, read back and judged by the evaluator against everything that was observed.
 //!
-//! Two claims (DESIGN §6, 1 and 2): together with the policies that exist, the export allows every supported flow; and on its own it allows no
+//! Two claims (docs/design.md#policy, 1 and 2): together with the policies that exist, the export allows every supported flow; and on its own it allows no
 //! other pair of covered workloads, but for what the phase says and what the plan has announced as wider than observed.
 //!
 //! The proof shares nothing with the generator but the plan's announcements: what it judges is the text that would be applied.
@@ -21,7 +21,7 @@ use crate::{
     read,
 };
 
-/// A flow on which policies had no say before, and have now (POLICY-SEMANTICS B24).
+/// A flow on which policies had no say before, and have now (docs/semantics.md B24).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct NewlyJudged {
     /// The side that becomes isolated.

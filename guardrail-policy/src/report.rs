@@ -18,7 +18,7 @@ use crate::generate::{
 };
 use crate::prove::{NewlyJudged, Proof};
 
-/// A client that reached far more servers than others (POLICY-SEMANTICS B36).
+/// A client that reached far more servers than others (docs/semantics.md B36).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WideClient {
     /// The client.
@@ -362,7 +362,7 @@ fn rules(out: &mut String, evidence: &Evidence<'_>) {
     }
 }
 
-/// Flows on which no policy had a say until now (POLICY-SEMANTICS B24).
+/// Flows on which no policy had a say until now (docs/semantics.md B24).
 fn newly_judged(out: &mut String, flows: &[NewlyJudged]) {
     if flows.is_empty() {
         return;

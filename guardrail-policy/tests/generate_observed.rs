@@ -1,4 +1,4 @@
-//! From what the kernel reports to rules: the cases of POLICY-SEMANTICS part B that are decided before the generator, carried through to the
+//! From what the kernel reports to rules: the cases of docs/semantics.md part B that are decided before the generator, carried through to the
 //! policies. A line of `rules` reads `subject <- peer ports` for ingress and `subject -> peer ports` for egress.
 
 #[path = "../../guardrail-graph/tests/common/mod.rs"]

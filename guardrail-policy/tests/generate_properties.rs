@@ -393,7 +393,7 @@ fn check(world: &World) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// DESIGN §6, 3: ports of pods, no address of the cluster but a node's, explicit types.
+/// docs/design.md#policy, 3: ports of pods, no address of the cluster but a node's, explicit types.
 fn check_form(world: &World, policies: &[NetworkPolicy]) -> Result<(), TestCaseError> {
     let node_addresses: BTreeSet<IpAddr> =
         (0..world.nodes).flat_map(|n| [node_address(n), tunnel_address(n)]).collect();

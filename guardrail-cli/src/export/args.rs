@@ -121,7 +121,7 @@ impl Args {
     }
 }
 
-/// `--policies` and the inventory may hold the same policy; two different ones of one name are bad input (POLICY-SEMANTICS A33).
+/// `--policies` and the inventory may hold the same policy; two different ones of one name are bad input (docs/semantics.md A33).
 fn joined(mut named: Vec<NetworkPolicy>, inventory: Vec<NetworkPolicy>) -> anyhow::Result<Vec<NetworkPolicy>> {
     for policy in inventory {
         match named.iter().find(|p| p.key() == policy.key()) {

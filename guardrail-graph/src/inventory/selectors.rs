@@ -1,4 +1,4 @@
-//! Label selectors: matching (POLICY-SEMANTICS A21), and the labels that controllers generate.
+//! Label selectors: matching (docs/semantics.md A21), and the labels that controllers generate.
 
 use std::collections::BTreeMap;
 

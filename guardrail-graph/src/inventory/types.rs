@@ -67,7 +67,7 @@ pub enum Object {
 pub struct Namespace {
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.labels`, with `kubernetes.io/metadata.name` added if the input lacks it (POLICY-SEMANTICS A22).
+    /// `metadata.labels`, with `kubernetes.io/metadata.name` added if the input lacks it (docs/semantics.md A22).
     pub labels: Labels,
 }
 
@@ -105,7 +105,7 @@ pub struct Pod {
     pub host_network: bool,
     /// `status.podIPs` (or `podIP`).
     pub addresses: Vec<IpAddr>,
-    /// `status.phase` is `Succeeded` or `Failed` (POLICY-SEMANTICS A32).
+    /// `status.phase` is `Succeeded` or `Failed` (docs/semantics.md A32).
     pub finished: bool,
     /// `metadata.deletionTimestamp` is set.
     pub terminating: bool,

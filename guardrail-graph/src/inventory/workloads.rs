@@ -1,4 +1,4 @@
-//! From pods to workloads, and the selectors that name them (DESIGN §4 "Owner").
+//! From pods to workloads, and the selectors that name them (docs/design.md#owner).
 
 use std::collections::{BTreeMap, BTreeSet};
 

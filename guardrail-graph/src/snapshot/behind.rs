@@ -1,4 +1,4 @@
-//! What is behind a client's use of a Service (DESIGN §4 "Virtual addresses"): one decision for documents, `merge` and counters.
+//! What is behind a client's use of a Service (docs/design.md#virtual-addresses): one decision for documents, `merge` and counters.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

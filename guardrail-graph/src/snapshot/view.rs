@@ -26,7 +26,7 @@ pub enum NodeView {
 }
 
 impl Snapshot {
-    /// Whether the observed nodes host every pod of a workload (DESIGN §5). A workload that is not in the snapshot has no pods.
+    /// Whether the observed nodes host every pod of a workload (docs/design.md#evidence). A workload that is not in the snapshot has no pods.
     #[must_use]
     pub fn node_view(&self, workload: &WorkloadRef) -> NodeView {
         let observed = &self.body.coverage.nodes.observed;

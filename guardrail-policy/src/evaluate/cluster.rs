@@ -181,7 +181,7 @@ impl Cluster {
 
     fn add_node(&mut self, node: &Node) {
         self.pod_ranges.extend(node.pod_cidrs.iter().copied());
-        // The network and the first host address of a node's pod range are its bridge or tunnel (DESIGN §4).
+        // The network and the first host address of a node's pod range are its bridge or tunnel (docs/design.md#identity).
         let own = node.pod_cidrs.iter().flat_map(|range| {
             let network = range.network();
             [Some(network), next(network)]

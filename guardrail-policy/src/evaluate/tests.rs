@@ -1,4 +1,4 @@
-//! Hand-written cases beside the truth tables, by POLICY-SEMANTICS number.
+//! Hand-written cases beside the truth tables, by docs/semantics.md number.
 
 use super::*;
 use crate::{evaluate::cluster::ClusterPod, model::Labels, read};

@@ -1,4 +1,4 @@
-//! DNS: whoever's egress is closed still resolves names (POLICY-SEMANTICS B15).
+//! DNS: whoever's egress is closed still resolves names (docs/semantics.md B15).
 
 use std::collections::{BTreeMap, BTreeSet};
 

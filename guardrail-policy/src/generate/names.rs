@@ -1,4 +1,4 @@
-//! Names of policies: DNS-1123, bounded, stable, and never the same for two workloads (POLICY-SEMANTICS B28).
+//! Names of policies: DNS-1123, bounded, stable, and never the same for two workloads (docs/semantics.md B28).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Which policies a phase writes, and which rules they hold (POLICY-SEMANTICS part C).
+//! Which policies a phase writes, and which rules they hold (docs/semantics.md part C).
 
 mod rules;
 

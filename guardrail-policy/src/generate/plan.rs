@@ -97,7 +97,7 @@ pub struct RulePort {
 pub enum PortRef {
     /// A pod port.
     Number(u16),
-    /// A container port's name, where its number differs between pods (POLICY-SEMANTICS B2).
+    /// A container port's name, where its number differs between pods (docs/semantics.md B2).
     Name(String),
 }
 

@@ -1,4 +1,4 @@
-//! Flows as CSV: the header `src,dst,protocol,port` in any order, further columns ignored (DESIGN §7).
+//! Flows as CSV: the header `src,dst,protocol,port` in any order, further columns ignored (docs/design.md#flows-as-csv).
 
 use std::{borrow::Cow, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! The two ends of a flow: who is behind the local cgroup, who behind the remote address, at the time of the event (DESIGN §4).
+//! The two ends of a flow: who is behind the local cgroup, who behind the remote address, at the time of the event (docs/design.md#identity).
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
