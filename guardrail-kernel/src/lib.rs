@@ -9,11 +9,13 @@
 //! # use guardrail_kernel::{Kernel, KernelConfig, find_cgroup2_root};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = KernelConfig::new(find_cgroup2_root()?);
-//! // Blocking: load, attach, walk the cgroups, list the sockets. When it returns, everything needed for readiness is done.
+//! // Blocking: load, attach, walk the cgroups, list the sockets. When it returns, everything
+//! // needed for readiness is done.
 //! let (kernel, mut batches) = Kernel::start(config, None)?;
 //! for warning in kernel.warnings() { eprintln!("{warning}"); }
-//! let reader = std::thread::spawn(move || while let Some(batch) = batches.blocking_recv() { drop(batch); });
-//! // Blocking: the final sweep goes through the channel, so something must keep receiving until `None`.
+//! let reader = std::thread::spawn(move || while batches.blocking_recv().is_some() {});
+//! // Blocking: the final sweep goes through the channel, so something must keep receiving until
+//! // `None`.
 //! let last = kernel.shutdown()?;
 //! # drop((last, reader));
 //! # Ok(()) }

@@ -5,7 +5,7 @@
 //! was made:
 //!
 //! ```text
-//! DIR/0000001a2b3c4d5e/maps/FLOWS …        programs/tcp_state …        links/tcp_state …        manifest
+//! DIR/0000001a2b3c4d5e/maps/FLOWS …   programs/tcp_state …   links/tcp_state …   manifest
 //! ```
 //!
 //! The manifest is pinned last: without it the generation was never whole, and is removed. One

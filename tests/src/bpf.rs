@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use guardrail_kernel::bpf;
 
-/// Where a program is attached, with its `bpf_prog_type` and `bpf_attach_type` (`include/uapi/linux/bpf.h`).
+/// Where a program is attached, with its `bpf_prog_type` and `bpf_attach_type`
+/// (`include/uapi/linux/bpf.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// Packets that arrive.
