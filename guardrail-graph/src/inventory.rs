@@ -3,6 +3,7 @@
 //! Input is either text as kubectl prints it ([`read`]) or single changes from a watch ([`Change`]); both end in the same
 //! [`Inventory`], so whoever reads it needs no API server.
 
+mod complaint;
 mod error;
 mod labels;
 mod raw;
@@ -14,6 +15,7 @@ mod store;
 pub mod types;
 mod workloads;
 
+pub use complaint::complaint;
 pub use error::InventoryError;
 pub use raw::parse_sloppy;
 pub use selectors::{is_generated_label, is_release_label, stable_labels};

@@ -9,7 +9,7 @@ use serde::de::DeserializeSeed;
 use serde_saphyr::{Budget, Options};
 
 use super::{
-    InventoryError, Object, ObjectKey,
+    InventoryError, Object, ObjectKey, complaint,
     raw::{Converted, Item, ItemSeed},
 };
 
@@ -150,20 +150,25 @@ fn json_items(text: &str, file: &str) -> Result<Vec<(usize, Item)>, InventoryErr
 fn yaml_items(text: &str, file: &str) -> Result<Vec<(usize, Item)>, InventoryError> {
     let items: Vec<Item> = serde_saphyr::from_multiple_with_options(text, options(text.len())).map_err(|error| {
         let line = error.location().map_or(0, |l| usize::try_from(l.line()).unwrap_or(0));
-        let message = yaml_message(&error);
+        let message = yaml_message(&error, text, line);
         InventoryError::Invalid { file: file.to_owned(), document: document_at(text, line), line, message }
     })?;
     Ok(items.into_iter().enumerate().map(|(i, item)| (i + 1, item)).collect())
 }
 
-fn yaml_message(error: &serde_saphyr::Error) -> String {
-    let text = error.without_snippet().to_string();
-    let text = text.lines().next().unwrap_or_default();
+fn yaml_message(error: &serde_saphyr::Error, text: &str, line: usize) -> String {
+    let said = error.without_snippet().to_string();
+    let said = said.lines().next().unwrap_or_default();
     // The place stands in the error already.
-    match text.rfind(" at line ") {
-        Some(at) => text[..at].to_owned(),
-        None => text.to_owned(),
+    let said = said.rfind(" at line ").map_or(said, |at| &said[..at]);
+    let ours = |known: &str| said.starts_with(known);
+    if ours("expected mapping start") {
+        return "expected a Kubernetes object (a mapping with apiVersion, kind and metadata)".to_owned();
     }
+    if ours("duplicate mapping key") || ours("budget breached") || ours("recursion limit") {
+        return complaint(said, text, u32::try_from(line).unwrap_or(0), None);
+    }
+    said.to_owned()
 }
 
 /// The number of the document that holds a line: separators before it, of those that end something.

@@ -21,34 +21,6 @@ pub fn decode(bytes: &[u8]) -> Result<Cow<'_, str>, usize> {
     }
 }
 
-/// What a reader of YAML complains of, in the words of people who write manifests; `line` is where (from 1).
-pub(super) fn complaint(message: &str, text: &str, line: u32) -> String {
-    let budget = message.strip_prefix("budget breached: ");
-    if let Some(key) = message.strip_prefix("duplicate mapping key: ") {
-        let key = key.split(", set ").next().unwrap_or(key);
-        let lines = earlier(text, key, line).map_or_else(String::new, |first| format!(" (lines {first} and {line})"));
-        return format!("the key {key} stands twice in this mapping{lines}; keep one of them");
-    }
-    match budget.map(|what| what.split([' ', '{']).next().unwrap_or(what)) {
-        Some("Depth") => format!("nested deeper than {} levels; no Kubernetes object is", super::yaml::MAX_DEPTH),
-        Some(_) => "more values than a file of this kind has; split the file".to_owned(),
-        None => format!("not valid YAML: {message}"),
-    }
-}
-
-/// The line of the same key, with the same indentation, before this one.
-fn earlier(text: &str, key: &str, line: u32) -> Option<u32> {
-    let lines: Vec<&str> = text.lines().take(line as usize).collect();
-    let (last, before) = lines.split_last()?;
-    let indent = |line: &str| line.len() - line.trim_start().len();
-    let is = |line: &&str| {
-        let own = line.trim_start().trim_start_matches(['"', '\'']);
-        own.strip_prefix(key).is_some_and(|rest| rest.trim_start_matches(['"', '\'']).starts_with(':'))
-    };
-    let at = before.iter().rposition(|line| indent(line) == indent(last) && is(line))?;
-    u32::try_from(at + 1).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, thread};
 
+use guardrail_graph::inventory::complaint;
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, SeqAccess, Visitor},
@@ -12,7 +13,7 @@ use super::{MAX_FILE_BYTES, Problem, ProblemKind, text};
 use crate::model::Location;
 
 /// Deepest nesting that is read; a NetworkPolicy in a List needs 11, a schema in a CustomResourceDefinition some 50.
-pub(super) const MAX_DEPTH: usize = 128;
+const MAX_DEPTH: usize = 128;
 /// Bytes of stack for that many levels: without optimisation each takes some 30 KiB.
 const STACK_BYTES: usize = 16 << 20;
 /// Most nodes that aliases may add.
@@ -242,7 +243,7 @@ fn read(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, Problem> {
         let read = serde_saphyr::from_multiple_with_options::<Node>(part, options()).map_err(|error| {
             let error = error.without_snippet();
             let at = error.location().map_or(1, |l| line(l.line()));
-            problem(at + skipped, text::complaint(&one_line(error), part, at))
+            problem(at + skipped, complaint(&one_line(error), part, at, Some(MAX_DEPTH)))
         })?;
         documents.extend(read.into_iter().map(|node| node.below(skipped)));
     }
