@@ -1,6 +1,7 @@
 //! Where a file that we write really goes: never over a device, a FIFO or a link.
 //!
-//! The agent has the same rules for its own directories (`guardrail-agent/src/files/place.rs`); no crate that both may use writes files.
+//! The agent has the same rules for its own directories (`guardrail-agent/src/files/place.rs`); no
+//! crate that both may use writes files.
 
 use std::{
     fs, io,
@@ -15,9 +16,11 @@ const MAX_LINKS: usize = 40;
 /// Where what is written under a name goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// A regular file, or nothing yet: a new file is renamed over it. Links are followed, so this is no link.
+    /// A regular file, or nothing yet: a new file is renamed over it. Links are followed, so this
+    /// is no link.
     File(PathBuf),
-    /// A device, a FIFO, or an open file of a process (`/dev/stdout`): it takes bytes and stays what it is.
+    /// A device, a FIFO, or an open file of a process (`/dev/stdout`): it takes bytes and stays
+    /// what it is.
     Stream(PathBuf),
 }
 
@@ -44,7 +47,8 @@ pub(crate) fn place(path: &Path) -> io::Result<Place> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Place::File(file)),
             Err(error) => return Err(error),
         }
-        // The links of /proc lead to what a process has open: what they read as may be the name of another file by now.
+        // The links of /proc lead to what a process has open: what they read as may be the name of
+        // another file by now.
         if file.starts_with("/proc") {
             return Ok(Place::Stream(path.to_owned()));
         }

@@ -1,7 +1,9 @@
-//! Small inputs made after what people reported elsewhere, through the `guardrail` binary, with the answer that is right.
+//! Small inputs made after what people reported elsewhere, through the `guardrail` binary, with the
+//! answer that is right.
 //!
-//! Each directory of `tests/cases` has its inputs and `case.txt`: `# ` comment, `$ ` arguments, `exit N`, `+ ` what stdout or stderr holds, `- ` what
-//! neither holds. White space in the output counts as one blank.
+//! Each directory of `tests/cases` has its inputs and `case.txt`: `# ` comment, `$ ` arguments,
+//! `exit N`, `+ ` what stdout or stderr holds, `- ` what neither holds. White space in the output
+//! counts as one blank.
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
 

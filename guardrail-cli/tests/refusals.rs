@@ -1,4 +1,5 @@
-//! What the command says when it refuses an input, all in one golden file: one sentence about the file, with the place and what to do.
+//! What the command says when it refuses an input, all in one golden file: one sentence about the
+//! file, with the place and what to do.
 
 use std::{fmt::Write as _, fs, process::Command};
 

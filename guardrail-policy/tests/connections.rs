@@ -1,4 +1,5 @@
-//! The list of all allowed connections says what the evaluator says, for every pair of workloads and around every port that a policy names.
+//! The list of all allowed connections says what the evaluator says, for every pair of workloads
+//! and around every port that a policy names.
 
 use guardrail_policy::{
     evaluate::{

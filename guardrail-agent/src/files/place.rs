@@ -1,7 +1,8 @@
 //! Where a file that we write really goes: never over a device, a FIFO or a link.
 //!
-//! The command has the same rules (`guardrail-cli/src/place.rs`); no crate that both may use does IO. The agent runs as root and its directories may be
-//! shared, so here a link that another user made is refused instead of followed.
+//! The command has the same rules (`guardrail-cli/src/place.rs`); no crate that both may use does
+//! IO. The agent runs as root and its directories may be shared, so here a link that another user
+//! made is refused instead of followed.
 
 use std::{
     fs, io,
@@ -16,7 +17,8 @@ const MAX_LINKS: usize = 40;
 /// Where what is written under a name goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// A regular file, or nothing yet: a new file is renamed over it. Links are followed, so this is no link.
+    /// A regular file, or nothing yet: a new file is renamed over it. Links are followed, so this
+    /// is no link.
     File(PathBuf),
     /// A device or a FIFO: it takes bytes and stays what it is.
     Stream(PathBuf),
@@ -25,7 +27,8 @@ pub(super) enum Place {
 /// The place of `path`.
 ///
 /// # Errors
-/// If it is a directory or a socket, links lead in a circle or belong to another user, or it cannot be looked at.
+/// If it is a directory or a socket, links lead in a circle or belong to another user, or it cannot
+/// be looked at.
 pub(super) fn place(path: &Path) -> io::Result<Place> {
     place_for(path, fs::metadata("/proc/self")?.uid())
 }

@@ -1,4 +1,5 @@
-//! `guardrail check --all`: every connection that the policies allow, and with snapshots whether anybody ever made it.
+//! `guardrail check --all`: every connection that the policies allow, and with snapshots whether
+//! anybody ever made it.
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,5 @@
-//! What `--from` and `--to` name, down to pods and addresses: a workload is its pods, a Service the pods behind it, a dual-stack pod each of its addresses.
+//! What `--from` and `--to` name, down to pods and addresses: a workload is its pods, a Service the
+//! pods behind it, a dual-stack pod each of its addresses.
 
 use anyhow::{Context as _, bail};
 use guardrail_graph::inventory::{Inventory, Service, TargetPort};
@@ -124,7 +125,8 @@ fn behind(
     Ok(Ends { note: Some(format!("{text} is a Service: judged at the pods behind it ({})", names.join("; "))), ends })
 }
 
-/// What is easily overlooked about the port: no container declares it, and a Service's port of that number leads to another one.
+/// What is easily overlooked about the port: no container declares it, and a Service's port of that
+/// number leads to another one.
 pub(super) fn port_note(
     evaluator: &Evaluator,
     inventory: &Inventory,

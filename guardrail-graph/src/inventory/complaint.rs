@@ -1,6 +1,7 @@
 //! The messages of a YAML library, which speak of its options, as messages about a file.
 
-/// What a reader of YAML complains of, in the words of people who write manifests; `line` is where (from 1), `deepest` how deep it reads.
+/// What a reader of YAML complains of, in the words of people who write manifests; `line` is where
+/// (from 1), `deepest` how deep it reads.
 #[must_use]
 pub fn complaint(message: &str, text: &str, line: u32, deepest: Option<usize>) -> String {
     let budget = message.strip_prefix("budget breached: ");

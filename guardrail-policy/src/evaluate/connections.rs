@@ -1,7 +1,9 @@
-//! All connections that policies allow: who may reach whom, on which ports, and what the world outside may reach.
+//! All connections that policies allow: who may reach whom, on which ports, and what the world
+//! outside may reach.
 //!
-//! Every pair of workloads is judged at one port of each interval between the ports that the policies of either side name, so the answer holds for all
-//! ports. Pods that no policy tells apart are judged once.
+//! Every pair of workloads is judged at one port of each interval between the ports that the
+//! policies of either side name, so the answer holds for all ports. Pods that no policy tells apart
+//! are judged once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -153,8 +155,8 @@ struct Group {
 type NamedPort = (Protocol, PortMatch);
 
 impl Evaluator {
-    /// Every allowed connection between workloads, and between them and the outside, sorted. Nodes and pods on their network are left out: policies do
-    /// not select them.
+    /// Every allowed connection between workloads, and between them and the outside, sorted. Nodes
+    /// and pods on their network are left out: policies do not select them.
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
         let (groups, workloads) = self.groups();
@@ -320,7 +322,8 @@ impl Evaluator {
         v4.into_iter().chain(v6).map(|address| self.end_of_address(address)).collect()
     }
 
-    /// Each block that is not every address, and an address in it that is in no exception and nobody's of the cluster.
+    /// Each block that is not every address, and an address in it that is in no exception and
+    /// nobody's of the cluster.
     fn blocks(&self) -> Vec<(String, IpAddr)> {
         let mut found = Vec::new();
         for block in self.ip_blocks().into_iter().filter(|b| b.cidr.prefix_len() > 0) {

@@ -1,4 +1,5 @@
-//! Workloads by name: their pods, or a pod made from the template where there is none (a rendered chart, a CronJob between two runs, 0 replicas).
+//! Workloads by name: their pods, or a pod made from the template where there is none (a rendered
+//! chart, a CronJob between two runs, 0 replicas).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,8 +11,9 @@ use guardrail_graph::{
 use super::{Cluster, ClusterPod, DeclaredPort, End, Evaluator, UnknownEnd};
 
 impl Cluster {
-    /// As [`Cluster::from_objects`], and the pods know their workload; each controller of its own without a live pod gets one that bears its
-    /// template's labels and ports, without address and node. Its name is in parentheses, which no pod's is.
+    /// As [`Cluster::from_objects`], and the pods know their workload; each controller of its own
+    /// without a live pod gets one that bears its template's labels and ports, without address and
+    /// node. Its name is in parentheses, which no pod's is.
     #[must_use]
     pub fn with_templates(objects: &[Object]) -> Self {
         let mut cluster = Self::from_objects(objects);
@@ -63,7 +65,8 @@ fn stand_in(controller: &Controller, workload: WorkloadRef) -> ClusterPod {
 }
 
 impl Evaluator {
-    /// The one pod of the workload that `namespace/name` or `namespace/Kind/name` names; `None` if nothing is called so.
+    /// The one pod of the workload that `namespace/name` or `namespace/Kind/name` names; `None` if
+    /// nothing is called so.
     pub(super) fn end_of_workload(&self, text: &str) -> Option<Result<End, UnknownEnd>> {
         let pods = self.pods_of_workload(text);
         match pods[..] {
@@ -77,7 +80,8 @@ impl Evaluator {
         }
     }
 
-    /// Indices of the live pods of the workloads with this name, `namespace/name` or `namespace/Kind/name`; stand-ins too.
+    /// Indices of the live pods of the workloads with this name, `namespace/name` or
+    /// `namespace/Kind/name`; stand-ins too.
     #[must_use]
     pub fn pods_of_workload(&self, text: &str) -> Vec<u32> {
         let parts: Vec<&str> = text.split('/').collect();

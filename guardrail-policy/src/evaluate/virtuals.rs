@@ -1,7 +1,8 @@
 //! Addresses and ports behind which somebody else answers: Services, node ports, host ports.
 //!
-//! Policies are judged at the pod behind them (A27), and on the way the client's address may be replaced by a node's, depending on the
-//! Service's traffic policy and the CNI. So a connection to one is never "allowed" because no policy names the node: it is unproven.
+//! Policies are judged at the pod behind them (A27), and on the way the client's address may be
+//! replaced by a node's, depending on the Service's traffic policy and the CNI. So a connection to
+//! one is never "allowed" because no policy names the node: it is unproven.
 
 use std::net::IpAddr;
 
@@ -23,8 +24,8 @@ pub struct DeclaredPort {
 }
 
 impl Evaluator {
-    /// The end that is reached at this port of `namespace/pod` or an IP address: the same as [`Evaluator::end`] unless the port is one behind which
-    /// somebody else answers.
+    /// The end that is reached at this port of `namespace/pod` or an IP address: the same as
+    /// [`Evaluator::end`] unless the port is one behind which somebody else answers.
     ///
     /// # Errors
     /// See [`UnknownEnd`]; the virtual ones are unproven.

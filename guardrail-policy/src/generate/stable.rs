@@ -1,5 +1,6 @@
-//! Selectors that still hold after the next release or run: labels that name one are taken out of those of custom kinds, Jobs and bare pods, whose
-//! selectors are made of labels. A Deployment's own selector cannot change and stays as it is.
+//! Selectors that still hold after the next release or run: labels that name one are taken out of
+//! those of custom kinds, Jobs and bare pods, whose selectors are made of labels. A Deployment's
+//! own selector cannot change and stays as it is.
 
 use std::borrow::Cow;
 
@@ -7,7 +8,8 @@ use guardrail_graph::{Snapshot, inventory::is_release_label, snapshot::LabelSele
 
 use crate::model::selector_matches;
 
-/// The snapshot with such selectors: narrower ones lose the label, and those of which nothing is left that tells who it is are none, with advice.
+/// The snapshot with such selectors: narrower ones lose the label, and those of which nothing is
+/// left that tells who it is are none, with advice.
 pub(super) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
     let own_selector =
         |owner: &str| matches!(owner, "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicationController");

@@ -1,6 +1,8 @@
-//! Egress that is closed without a way to DNS: judged over all policies together, because another policy may open it.
+//! Egress that is closed without a way to DNS: judged over all policies together, because another
+//! policy may open it.
 //!
-//! With an inventory the DNS pods are asked, at the port on which they listen; without one only what is written down can be looked at.
+//! With an inventory the DNS pods are asked, at the port on which they listen; without one only
+//! what is written down can be looked at.
 
 use super::{Linter, NO_DNS, blocks::holds_private};
 use crate::{
@@ -84,7 +86,8 @@ impl Linter<'_> {
         self.no_dns(policy, why, Some(fix));
     }
 
-    /// The live DNS pods and the UDP ports on which they listen: those behind the DNS Service, else those with a DNS label.
+    /// The live DNS pods and the UDP ports on which they listen: those behind the DNS Service, else
+    /// those with a DNS label.
     fn servers(&self, evaluator: &Evaluator) -> Vec<(u32, u16)> {
         let pods = &evaluator.cluster().pods;
         let mut servers = Vec::new();
@@ -128,7 +131,8 @@ fn opened_for_all(evaluator: &Evaluator, policy: u32) -> bool {
     evaluator.selected_pods(policy).iter().all(|pod| opened.contains(pod))
 }
 
-/// Without an inventory: `other` allows DNS for everything that `policy` selects, as far as labels written down tell.
+/// Without an inventory: `other` allows DNS for everything that `policy` selects, as far as labels
+/// written down tell.
 fn opens(other: &NetworkPolicy, policy: &NetworkPolicy) -> bool {
     other.namespace == policy.namespace
         && other.isolates(Direction::Egress)
@@ -153,14 +157,16 @@ pub(super) fn is_only_dns(rule: &Rule) -> bool {
     rule.ports.iter().all(|p| is_dns_port(p) && !matches!(p.port, PortMatch::Any))
 }
 
-/// The rule may let DNS pass: UDP 53 (or a DNS pod's port by name, or 5353) to a peer that may be the DNS pods.
+/// The rule may let DNS pass: UDP 53 (or a DNS pod's port by name, or 5353) to a peer that may be
+/// the DNS pods.
 fn may_be_dns(policy: &NetworkPolicy, rule: &Rule) -> bool {
     let asks = rule.ports.iter().any(|p| p.protocol == Protocol::Udp && is_dns_port(p));
     let ports = rule.ports.is_empty() || asks;
     ports && (rule.peers.is_empty() || rule.peers.iter().any(|p| may_reach_dns(policy, &p.kind, asks)))
 }
 
-/// `asks`: the rule names the port, so that its author means DNS, wherever that may be; else the peer must be one that holds the DNS pods.
+/// `asks`: the rule names the port, so that its author means DNS, wherever that may be; else the
+/// peer must be one that holds the DNS pods.
 fn may_reach_dns(policy: &NetworkPolicy, peer: &PeerKind, asks: bool) -> bool {
     match peer {
         PeerKind::Pods { namespaces: None, pods } => {

@@ -23,7 +23,8 @@ impl<'a> Linter<'a> {
         }
     }
 
-    /// The pods whose ports a rule can mean: those that the policy selects, or those that egress leads to. `None`: not known, or anything.
+    /// The pods whose ports a rule can mean: those that the policy selects, or those that egress
+    /// leads to. `None`: not known, or anything.
     fn concerned(
         &self,
         policy: &NetworkPolicy,
@@ -79,7 +80,8 @@ impl<'a> Linter<'a> {
         self.add_with(&SERVICE_PORT, policy, port.line, message, format!("Write the container port, {listens}"));
     }
 
-    /// A Service that has this port and leads to another one of these pods: its name, the target port's name, the pods' port.
+    /// A Service that has this port and leads to another one of these pods: its name, the target
+    /// port's name, the pods' port.
     fn service_port(&self, pods: &[&ClusterPod], protocol: Protocol, number: u16) -> Option<(String, String, u16)> {
         for service in self.context.inventory.services().filter(|s| !s.selector.is_empty()) {
             let selects = |pod: &&&ClusterPod| {
@@ -141,7 +143,8 @@ impl<'a> Linter<'a> {
         self.add(&UNKNOWN_PORT_NAME, policy, port.line, message);
     }
 
-    /// Peers in one rule and ports in the next: entries of a list are ORed. Rules for DNS to anybody are common, and meant.
+    /// Peers in one rule and ports in the next: entries of a list are ORed. Rules for DNS to
+    /// anybody are common, and meant.
     pub(super) fn split_rules(&mut self, policy: &NetworkPolicy, direction: Direction, rules: &[Rule]) {
         let is_peers = |r: &Rule| !r.peers.is_empty() && r.ports.is_empty();
         let is_ports = |r: &Rule| r.peers.is_empty() && !r.ports.is_empty() && !dns::is_only_dns(r);

@@ -52,8 +52,9 @@ impl Linter<'_> {
         self.ports(policy, index, direction, rule, name);
     }
 
-    /// Two items where one was probably meant: a namespaceSelector beside a podSelector, in any order, is an OR. With an empty one of the two nobody
-    /// means AND: that would be the other one alone.
+    /// Two items where one was probably meant: a namespaceSelector beside a podSelector, in any
+    /// order, is an OR. With an empty one of the two nobody means AND: that would be the other one
+    /// alone.
     fn split_pair(&mut self, policy: &NetworkPolicy, peers: &[PolicyPeer], name: &str) {
         let half = |peer: &PolicyPeer| match &peer.kind {
             PeerKind::Pods { namespaces: Some(only), pods: None } if !only.is_empty() => Some(true),

@@ -53,7 +53,8 @@ fn named(pods: &[&ClusterPod]) -> String {
 }
 
 impl<'a> Linter<'a> {
-    /// The pods of the inventory; `None` if there is no inventory or it has no pods and no templates at all.
+    /// The pods of the inventory; `None` if there is no inventory or it has no pods and no
+    /// templates at all.
     fn pods(&self) -> Option<&'a [ClusterPod]> {
         Some(self.evaluator?.cluster().pods.as_slice()).filter(|pods| !pods.is_empty())
     }
@@ -200,7 +201,8 @@ impl<'a> Linter<'a> {
         }
     }
 
-    /// Whether a CronJob made the Job of this name: it appends the minute. A Job that a person named keeps its name at every upgrade.
+    /// Whether a CronJob made the Job of this name: it appends the minute. A Job that a person
+    /// named keeps its name at every upgrade.
     fn is_made_job(&self, job: &str) -> bool {
         let owned =
             self.context.inventory.controllers().any(|c| c.kind == "Job" && c.name == job && c.controller.is_some());

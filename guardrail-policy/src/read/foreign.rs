@@ -1,4 +1,5 @@
-//! What changes who may connect and is not evaluated here: kinds of other API groups, and policies inside objects that are not opened (A34).
+//! What changes who may connect and is not evaluated here: kinds of other API groups, and policies
+//! inside objects that are not opened (A34).
 
 use std::sync::Arc;
 
@@ -14,9 +15,10 @@ pub(super) const GROUP: &str = "networking.k8s.io";
 /// Deepest place in an object of another kind that is searched for a policy.
 const MAX_DEPTH: usize = 32;
 
-/// Kinds that restrict connections beside NetworkPolicy, by API group: they close what it leaves open and open nothing that it closes.
-/// Sources: the projects' API references (Istio security, Linkerd policy, Consul service intentions, Kuma traffic permissions, OVN-Kubernetes
-/// user-defined networks, AWS security groups for pods, NSX security policies).
+/// Kinds that restrict connections beside NetworkPolicy, by API group: they close what it leaves
+/// open and open nothing that it closes. Sources: the projects' API references (Istio security,
+/// Linkerd policy, Consul service intentions, Kuma traffic permissions, OVN-Kubernetes user-defined
+/// networks, AWS security groups for pods, NSX security policies).
 const RESTRICTING: [(&str, &[&str]); 8] = [
     ("auth.consul.hashicorp.com", &["TrafficPermissions"]),
     ("consul.hashicorp.com", &["ServiceIntentions"]),
@@ -45,7 +47,8 @@ pub(super) const NEEDLES: [&str; 13] = [
     "security.istio.io",
 ];
 
-/// Kinds, outside networking.k8s.io, that allow or deny connections: AdminNetworkPolicy and its siblings, and what CNIs add.
+/// Kinds, outside networking.k8s.io, that allow or deny connections: AdminNetworkPolicy and its
+/// siblings, and what CNIs add.
 fn is_policy(kind: &str, group: &str) -> bool {
     // Calico's staged policies enforce nothing.
     let enforced = !kind.starts_with("Staged");
@@ -80,7 +83,8 @@ pub(super) fn unevaluated(file: &Arc<str>, node: &Node, kind: &str, group: &str)
     })
 }
 
-/// A user-defined network that is only ever a pod's second one: NetworkPolicy and our answers are about the first.
+/// A user-defined network that is only ever a pod's second one: NetworkPolicy and our answers are
+/// about the first.
 fn is_secondary(node: &Node) -> bool {
     let spec = node.get("spec");
     let network = spec.and_then(|s| s.get("network")).or(spec);
@@ -134,7 +138,8 @@ pub(super) fn changes_connections(node: &Node) -> bool {
     kind == "NetworkPolicy" && group == GROUP || is_policy(kind, group) || is_restricting(kind, group)
 }
 
-/// Whether a template's parameter stands in what decides a policy's verdicts: anywhere but in its labels and annotations.
+/// Whether a template's parameter stands in what decides a policy's verdicts: anywhere but in its
+/// labels and annotations.
 pub(super) fn has_parameter(policy: &Node) -> bool {
     fn any(node: &Node, ignored: &[&str]) -> bool {
         match &node.value {

@@ -1,4 +1,5 @@
-//! Bytes to text, as kubectl takes them in: UTF-8, or UTF-16 with a byte order mark, which PowerShell's `>` writes.
+//! Bytes to text, as kubectl takes them in: UTF-8, or UTF-16 with a byte order mark, which
+//! PowerShell's `>` writes.
 
 use std::borrow::Cow;
 
