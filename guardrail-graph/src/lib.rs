@@ -8,8 +8,10 @@ pub mod inventory;
 pub mod observe;
 pub mod observer;
 pub mod peer;
+mod selector;
 pub mod snapshot;
 pub mod time;
+mod unresolved;
 
 pub use inventory::Inventory;
 pub use observe::Observation;

@@ -4,18 +4,20 @@
 //! What is counted comes from kernel state; who is behind it is decided here, as of the event's time (`ends`); the edges behind Services follow
 //! when the snapshot is made (`snapshot::derive`).
 
-mod adopt;
 mod catalogue;
 mod config;
 mod counters;
 mod expire;
 mod flows;
 mod graph;
+mod history;
 mod identity;
+mod interner;
 mod ledger;
 mod lookups;
 mod names;
 mod publish;
+mod reclassify;
 mod restore;
 mod settle;
 mod stats;
@@ -23,56 +25,36 @@ mod table;
 mod waiting;
 mod watch;
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use catalogue::Catalogue;
 pub use config::ObserverConfig;
 use flows::{Last, Step};
 use graph::Graph;
+use history::History;
 use identity::{AddressOwner, Identity, Resolution};
+use interner::Interner;
 use ledger::Ledger;
+use reclassify::Reclassify;
 pub use restore::RestoreError;
 use restore::Restored;
-pub(crate) use stats::add_outcomes;
-pub use stats::{EdgeCounter, EdgeCounters, OUTCOMES, Stats, UnresolvedReason};
-use table::{PeerId, Peers};
+pub use stats::Stats;
+use table::Peers;
 use waiting::{Pending, Waiting};
 
 use crate::{
     inventory::{Inventory, VirtualTarget},
     observe::{FlowDelta, LossClass, LossReason, Observation},
     peer::{Peer, Protocol},
-    snapshot::Interval,
     time::Timestamp,
+};
+pub use crate::{
+    snapshot::{EdgeCounter, EdgeCounters, OUTCOMES},
+    unresolved::UnresolvedReason,
 };
 
 /// Tables are swept of what is too old this often.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(30);
-
-/// Short texts that many records share: Service names, port names.
-#[derive(Debug, Default)]
-struct Interner(HashSet<Arc<str>>);
-
-impl Interner {
-    fn intern(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.0.get(text) {
-            return Arc::clone(known);
-        }
-        let text: Arc<str> = text.into();
-        self.0.insert(Arc::clone(&text));
-        text
-    }
-
-    /// Forgets what nobody shares any more.
-    fn expire(&mut self) {
-        self.0.retain(|text| Arc::strong_count(text) > 1);
-    }
-}
 
 /// Names flows and keeps the graph.
 #[derive(Debug)]
@@ -83,17 +65,10 @@ pub struct Observer {
     peers: Peers,
     graph: Graph,
     texts: Interner,
-    /// External peers that may be the cluster's own, to be named anew.
-    newcomers: HashMap<PeerId, IpAddr>,
-    /// Those of them that wait for their owner's name, since when.
-    unnamed: HashMap<PeerId, (IpAddr, Timestamp)>,
+    reclassify: Reclassify,
     waiting: Waiting,
     ledger: Ledger,
-    /// Earlier intervals of observation, of the restored state.
-    earlier: Vec<Interval>,
-    saw_flow: bool,
-    /// When what is known without a time was known at latest: the end of the restored state, if there is one.
-    heard_since: Timestamp,
+    history: History,
     restored: Option<Restored>,
     last_expire: Timestamp,
 }
@@ -111,15 +86,12 @@ impl Observer {
             graph: Graph::new(many, &config),
             waiting: Waiting::new(config.max_pending, config.started),
             last_expire: config.started,
+            history: History::new(config.started),
             config,
             peers,
             texts: Interner::default(),
-            newcomers: HashMap::new(),
-            unnamed: HashMap::new(),
+            reclassify: Reclassify::default(),
             ledger: Ledger::default(),
-            earlier: Vec::new(),
-            saw_flow: false,
-            heard_since: Timestamp::MIN,
             restored: None,
         }
     }
@@ -140,7 +112,7 @@ impl Observer {
     pub fn observe(&mut self, observation: Observation, now: Timestamp) {
         match observation {
             Observation::Flow(_) | Observation::DnsAnswer { .. } => {
-                self.saw_flow = true;
+                self.history.saw_flow();
                 if self.try_observation(&observation, now, Last { pod: false, role: false }) != Step::Done {
                     self.wait(Pending { observation, since: now }, now);
                 }
@@ -239,8 +211,8 @@ impl Observer {
 
     /// Ends waits that are over and forgets what is too old. Call it about once a second.
     pub fn tick(&mut self, now: Timestamp) {
-        self.adopt(now);
-        self.adopt_unnamed(now);
+        self.reclassify_due(now);
+        self.reclassify_waiting(now);
         self.settle_services(now);
         self.retry(now);
         if now.since(self.last_expire) >= EXPIRE_INTERVAL {

@@ -5,6 +5,7 @@
 //! ([`EdgeRecord::sources`]) so that `merge` can take the maximum per source and stay commutative, associative and idempotent.
 
 pub(crate) mod behind;
+pub(crate) mod counters;
 pub(crate) mod derive;
 mod document;
 pub(crate) mod facts;
@@ -19,12 +20,14 @@ pub(crate) mod workloads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+pub use counters::{EdgeCounter, EdgeCounters, OUTCOMES};
 pub use document::{Chunks, Document};
 pub use merge::merge;
 pub use read::SnapshotError;
 use serde::{Deserialize, Serialize};
 pub use view::NodeView;
 
+pub use crate::selector::{LabelSelector, SelectorOperator, SelectorRequirement};
 use crate::{
     observe::LossClass,
     peer::{Peer, Protocol, WorkloadRef},
@@ -245,43 +248,6 @@ pub struct NamedPort {
     pub protocol: String,
     /// `containerPort.containerPort`.
     pub port: u16,
-}
-
-/// A Kubernetes label selector (`meta/v1 LabelSelector`).
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LabelSelector {
-    /// Equality requirements, ANDed.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub match_labels: BTreeMap<String, String>,
-    /// Set requirements, ANDed.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub match_expressions: Vec<SelectorRequirement>,
-}
-
-/// One requirement of a selector (`meta/v1 LabelSelectorRequirement`).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SelectorRequirement {
-    /// Label key.
-    pub key: String,
-    /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
-    pub operator: SelectorOperator,
-    /// Values for `In` and `NotIn`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub values: Vec<String>,
-}
-
-/// Operator of a [`SelectorRequirement`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum SelectorOperator {
-    /// The key exists and has one of the values.
-    In,
-    /// The key is absent or has none of the values.
-    NotIn,
-    /// The key exists.
-    Exists,
-    /// The key is absent.
-    DoesNotExist,
 }
 
 /// A Service with its backends as last known.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     inventory::types::Labels,
-    snapshot::{LabelSelector, SelectorOperator},
+    selector::{LabelSelector, SelectorOperator},
 };
 
 /// Labels that controllers put on pods and that no policy may name: they change with every rollout or differ per replica.
@@ -160,7 +160,7 @@ impl LabelSelector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::SelectorRequirement;
+    use crate::selector::SelectorRequirement;
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
         pairs.iter().copied().collect()

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 pub use super::labels::Labels;
-use crate::snapshot::LabelSelector;
+use crate::selector::LabelSelector;
 
 /// Kinds that are understood.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,7 +6,7 @@ use super::{
     Inventory, Labels, Pod,
     selectors::{is_generated_label, stable_labels},
 };
-use crate::{peer::WorkloadRef, snapshot::LabelSelector};
+use crate::{peer::WorkloadRef, selector::LabelSelector};
 
 /// The workload of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]

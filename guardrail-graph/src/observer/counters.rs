@@ -7,14 +7,14 @@ use std::{
 
 use super::{
     Observer, UnresolvedReason,
-    stats::{EdgeCounter, EdgeCounters, add_outcomes},
     table::{Key, PeerId, side_index},
 };
 use crate::{
     peer::Peer,
     snapshot::{
-        Interval, InventoryState, Side,
+        EdgeCounter, EdgeCounters, InventoryState, Side,
         behind::{Evidence, behind},
+        counters::add_outcomes,
         derive::joined,
         facts::{EdgeKey, Seen, Services},
     },
@@ -117,7 +117,7 @@ impl Observer {
             && backends_known
             && self.catalogue.state() != InventoryState::Missing
             && !self.ran_elsewhere(now)
-            && joined(self.intervals(now)).len() == 1;
+            && joined(self.history.intervals(now)).len() == 1;
         EdgeCounters { edges, complete }
     }
 
@@ -154,14 +154,7 @@ impl Observer {
 
     /// Whether a workload ran on another node since observation began.
     fn ran_elsewhere(&self, now: Timestamp) -> bool {
-        let begin = self.intervals(now).iter().map(|i| i.from).min().unwrap_or(Timestamp::MIN);
+        let begin = self.history.intervals(now).iter().map(|i| i.from).min().unwrap_or(Timestamp::MIN);
         self.catalogue.ran_elsewhere(&self.config.node, begin)
-    }
-
-    /// When this node was watched.
-    pub(super) fn intervals(&self, now: Timestamp) -> Vec<Interval> {
-        let mut intervals = self.earlier.clone();
-        intervals.push(Interval { from: self.config.started, to: now.max(self.config.started) });
-        intervals
     }
 }

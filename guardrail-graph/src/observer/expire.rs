@@ -30,8 +30,7 @@ impl Observer {
             .peers()
             .chain(self.identity.peers())
             .chain(restored)
-            .chain(self.newcomers.keys().copied())
-            .chain(self.unnamed.keys().copied())
+            .chain(self.reclassify.peers())
             .chain(self.ledger.incomplete().map(|(peer, _)| peer));
         let mut used = vec![false; self.peers.numbers()];
         peers.for_each(|peer: PeerId| used[peer.index()] = true);

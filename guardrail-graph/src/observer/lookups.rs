@@ -24,7 +24,7 @@ impl Observer {
     ) -> Resolution<LocalEnd> {
         let (found, evidence) = self.identity.local_end(cgroup, address, at, last);
         if let Some(owned) = evidence.and_then(|evidence| self.identity.learn(evidence)) {
-            self.newcomer(owned);
+            self.reclassify_later(owned);
         }
         found
     }

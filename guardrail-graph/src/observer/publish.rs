@@ -42,7 +42,7 @@ impl Observer {
         facts.expected = self.expected_nodes();
         facts.sources.insert(Arc::clone(&source));
         facts.observed.insert(self.config.node.clone());
-        facts.window.insert(self.config.node.clone(), self.intervals(now));
+        facts.window.insert(self.config.node.clone(), self.history.intervals(now));
         for (reason, count) in self.ledger.losses().filter(|(_, count)| *count > 0) {
             facts.losses.insert((Arc::clone(&source), reason.as_str().to_owned()), (reason.class(), count));
         }

@@ -41,9 +41,6 @@ fn bits<'a>(marks: impl IntoIterator<Item = &'a String>) -> u8 {
     marks.into_iter().fold(0, |bits, mark| bits | mark_bit(mark))
 }
 
-/// Intervals of observation that a state may bring along. A node that restarts for ever keeps the latest.
-const MAX_INTERVALS: usize = 1_000;
-
 /// What a restored state says of the cluster, until the lists of the inventory confirm it. Until then what stood still stands.
 #[derive(Debug)]
 pub(super) struct Restored {
@@ -138,18 +135,16 @@ impl Observer {
         }
         let mut observer = Self::new(config);
         observer.load(&state.body, is_seamless);
-        if is_seamless && let Some(last) = observer.earlier.pop() {
-            observer.config.started = last.from;
+        if is_seamless && let Some(started) = observer.history.join_last() {
+            observer.config.started = started;
         }
         Ok(observer)
     }
 
     fn load(&mut self, body: &Body, is_seamless: bool) {
-        self.earlier = body.window.nodes.get(&self.config.node).cloned().unwrap_or_default();
-        let excess = self.earlier.len().saturating_sub(MAX_INTERVALS);
-        self.earlier.drain(..excess);
+        let earlier = body.window.nodes.get(&self.config.node).cloned().unwrap_or_default();
         let ended = body.window.to.unwrap_or(self.config.started);
-        self.heard_since = ended;
+        self.history.restore(earlier, ended);
         let mut restored = Restored {
             ended,
             is_seamless,

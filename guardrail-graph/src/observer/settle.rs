@@ -20,7 +20,7 @@ impl Observer {
         let Self { identity, catalogue, peers, texts, config, .. } = self;
         let settle = Settle {
             now,
-            since: (self.saw_flow && now > config.started).then_some(now),
+            since: self.history.since(now),
             may_close: self.restored.as_ref().is_none_or(Restored::knows_endpoints),
         };
         let external = |backend: &Backend| Arc::new(Peer::External { address: backend.address.to_string() });

@@ -30,7 +30,7 @@ impl Observer {
                 self.stop_awaiting(&kind);
             }
         }
-        self.adopt(now);
+        self.reclassify_due(now);
         self.retry_soon(now);
     }
 
@@ -47,18 +47,13 @@ impl Observer {
         }
     }
 
-    /// What is known before anything was observed has been so since before the window, or since the restored state at latest.
-    fn known_since(&self, now: Timestamp) -> Timestamp {
-        if !self.saw_flow || now <= self.config.started { self.heard_since } else { now }
-    }
-
     fn apply_object(&mut self, object: Object, now: Timestamp) {
         match object {
             Object::Pod(pod) => self.apply_pod(pod, now),
             Object::Node(node) => self.apply_node(node, now),
             Object::Service(service) => {
                 for address in service.cluster_ips.iter().chain(&service.external_ips) {
-                    self.newcomer(*address);
+                    self.reclassify_later(*address);
                 }
                 self.catalogue.apply_other(Object::Service(service), now);
             }
@@ -80,7 +75,7 @@ impl Observer {
             if first_heard_finished && !pod.host_network {
                 self.identity.finished_pod(&pod, change.id, now);
             }
-            self.address_changes(&change, self.known_since(now), now);
+            self.address_changes(&change, self.history.owned_since(now), now);
         }
         if pod.host_network || before.is_some_and(|p| p.host_network) {
             self.identity.index_host_ports();
@@ -96,11 +91,11 @@ impl Observer {
         }
         for address in &node.addresses {
             self.release_restored(*address, owner, now);
-            self.identity.claim(*address, owner, self.known_since(now));
-            self.newcomer(*address);
+            self.identity.claim(*address, owner, self.history.owned_since(now));
+            self.reclassify_later(*address);
         }
         for address in node.pod_cidrs.iter().flat_map(|range| range_addresses(*range)) {
-            self.newcomer(address);
+            self.reclassify_later(address);
         }
         self.identity.index_nodes(self.catalogue.inventory(), &mut self.peers);
     }
@@ -135,7 +130,7 @@ impl Observer {
         }
         self.identity.change_addresses(change, since, now);
         for address in &change.claimed {
-            self.newcomer(*address);
+            self.reclassify_later(*address);
         }
     }
 

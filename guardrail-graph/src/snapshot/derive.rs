@@ -17,9 +17,9 @@ use super::{
 };
 use crate::{
     observe::LossClass,
-    observer::UnresolvedReason,
     peer::{Peer, Protocol, WorkloadRef},
     time::Timestamp,
+    unresolved::UnresolvedReason,
 };
 
 /// What Services add to an edge.

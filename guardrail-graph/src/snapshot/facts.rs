@@ -16,9 +16,9 @@ use super::{
 };
 use crate::{
     observe::LossClass,
-    observer::UnresolvedReason,
     peer::{CompactPeer, Peer, Protocol, WorkloadRef},
     time::Timestamp,
+    unresolved::UnresolvedReason,
 };
 
 /// Examples kept per reason.

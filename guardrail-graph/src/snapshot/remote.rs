@@ -16,7 +16,7 @@ use super::{
     derive::{Deriver, source_counts},
     facts::{EdgeKey, Facts, PodsOfNode, RemoteFacts, RemoteKey, Seen},
 };
-use crate::{observer::UnresolvedReason, peer::Peer, time::Timestamp};
+use crate::{peer::Peer, time::Timestamp, unresolved::UnresolvedReason};
 
 /// Nodes' clocks differ, and around a change of owner only the API server's word may be known: doubt on both sides of a tenure.
 const GUARD: Duration = Duration::from_secs(5);

@@ -5,11 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use super::Snapshot;
-use crate::{
-    observer::{EdgeCounter, add_outcomes},
-    peer::{Peer, WorkloadRef},
+use super::{
+    Snapshot,
+    counters::{EdgeCounter, add_outcomes},
 };
+use crate::peer::{Peer, WorkloadRef};
 
 /// Whose eyes a workload was seen with.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::{
         ContainerPort, Controller, Endpoint, EndpointPort, EndpointSlice, Node, OwnerRef, Pod, Service, ServicePort,
         TargetPort,
     },
-    snapshot::LabelSelector,
+    selector::LabelSelector,
 };
 
 /// Annotations that hold a node address (Calico, flannel, Cilium): tunnel ends, and interfaces of the node inside the pod network.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    super::{Interner, table::PeerId},
+    super::{interner::Interner, table::PeerId},
     Catalogue, endpoints,
 };
 use crate::{

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{super::Interner, Catalogue};
+use super::{super::interner::Interner, Catalogue};
 use crate::{
     inventory::Pod,
     peer::WorkloadRef,

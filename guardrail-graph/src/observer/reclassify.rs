@@ -1,7 +1,8 @@
 //! External peers that turn out to be the cluster's own: what was recorded under the bare address is named anew.
 //!
-//! The API server tells of a pod's address, a node or a Service a moment after its first traffic. Where the nodes' ranges do not tell that an address is a pod's (many
-//! clusters give out pod addresses without `spec.podCIDR`), such traffic has been taken for an external peer's by then.
+//! The API server tells of a pod's address, a node or a Service a moment after its first traffic. Where the nodes' ranges do not
+//! tell that an address is a pod's (many clusters give out pod addresses without `spec.podCIDR`), such traffic has been taken for
+//! an external peer's by then.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,8 +20,24 @@ use crate::{
     time::Timestamp,
 };
 
+/// External peers that may be the cluster's own.
+#[derive(Debug, Default)]
+pub(super) struct Reclassify {
+    /// Their address has an owner since a moment ago.
+    due: HashMap<PeerId, IpAddr>,
+    /// Their owner's name is not known yet, since when.
+    waiting: HashMap<PeerId, (IpAddr, Timestamp)>,
+}
+
+impl Reclassify {
+    /// The external peers.
+    pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.due.keys().chain(self.waiting.keys()).copied()
+    }
+}
+
 /// What became of an edge with an address that may be the cluster's own.
-enum Adopted {
+enum Reclassified {
     /// It stands under another name now.
     Yes,
     /// It is an external peer's.
@@ -31,25 +48,25 @@ enum Adopted {
 
 impl Observer {
     /// The address has an owner, or is a Service's, since this moment.
-    pub(super) fn newcomer(&mut self, address: IpAddr) {
+    pub(super) fn reclassify_later(&mut self, address: IpAddr) {
         if let Some(external) = self.peers.known_external(address) {
-            self.newcomers.insert(external, address);
+            self.reclassify.due.insert(external, address);
         }
     }
 
-    /// Names anew what was recorded of newcomers.
-    pub(super) fn adopt(&mut self, now: Timestamp) {
-        let newcomers = std::mem::take(&mut self.newcomers);
-        self.adopt_these(newcomers.into_iter().map(|(peer, address)| (peer, (address, now))).collect(), now);
+    /// Names anew what was recorded of those that are due.
+    pub(super) fn reclassify_due(&mut self, now: Timestamp) {
+        let due = std::mem::take(&mut self.reclassify.due);
+        self.reclassify_these(due.into_iter().map(|(peer, address)| (peer, (address, now))).collect(), now);
     }
 
     /// The same for those that wait. Called once a second: each call looks at every edge.
-    pub(super) fn adopt_unnamed(&mut self, now: Timestamp) {
-        let unnamed = std::mem::take(&mut self.unnamed);
-        self.adopt_these(unnamed, now);
+    pub(super) fn reclassify_waiting(&mut self, now: Timestamp) {
+        let waiting = std::mem::take(&mut self.reclassify.waiting);
+        self.reclassify_these(waiting, now);
     }
 
-    fn adopt_these(&mut self, these: HashMap<PeerId, (IpAddr, Timestamp)>, now: Timestamp) {
+    fn reclassify_these(&mut self, these: HashMap<PeerId, (IpAddr, Timestamp)>, now: Timestamp) {
         if these.is_empty() {
             return;
         }
@@ -60,10 +77,10 @@ impl Observer {
         let mut kept: HashSet<PeerId> = HashSet::new();
         for (key, side, external, (address, since)) in edges.collect::<Vec<_>>() {
             let last = now.since(since) >= self.config.pod_timeout;
-            match self.adopt_edge(&key, side, address, since, last) {
-                Adopted::Yes => continue,
-                Adopted::No => {}
-                Adopted::Wait => drop(self.unnamed.insert(external, (address, since))),
+            match self.reclassify_edge(&key, side, address, since, last) {
+                Reclassified::Yes => continue,
+                Reclassified::No => {}
+                Reclassified::Wait => drop(self.reclassify.waiting.insert(external, (address, since))),
             }
             kept.insert(external);
         }
@@ -72,16 +89,24 @@ impl Observer {
             self.graph.forget_external(&gone);
         }
         for external in gone {
-            self.unnamed.remove(&external);
+            self.reclassify.waiting.remove(&external);
             self.peers.forget_external(external);
         }
     }
 
-    /// Names an edge anew between an address, a newcomer `since` then, and the end that is here, which is at this `side` of it. If this is the `last` time it does not wait.
-    fn adopt_edge(&mut self, key: &Key, side: Side, address: IpAddr, since: Timestamp, last: bool) -> Adopted {
+    /// Names an edge anew between an address, which has an owner `since` then, and the end that is here, which is at this `side`
+    /// of it. If this is the `last` time it does not wait.
+    fn reclassify_edge(
+        &mut self,
+        key: &Key,
+        side: Side,
+        address: IpAddr,
+        since: Timestamp,
+        last: bool,
+    ) -> Reclassified {
         let Some(seen) = self.graph.edges().get(key).and_then(|edge| edge.sides[side_index(side)].as_deref().copied())
         else {
-            return Adopted::No;
+            return Reclassified::No;
         };
         let (protocol, port) = (key.2, key.3);
         let remote = match side {
@@ -90,7 +115,7 @@ impl Observer {
         };
         let is_ours = match remote {
             Resolution::Wait if last => false,
-            Resolution::Wait => return Adopted::Wait,
+            Resolution::Wait => return Reclassified::Wait,
             Resolution::Known(RemoteEnd::External { .. }) => false,
             // A Service's address was never anybody else's.
             Resolution::Known(RemoteEnd::Service { .. })
@@ -99,10 +124,10 @@ impl Observer {
             _ => seen.first >= since.before(ADDRESS_LEAD),
         };
         if !is_ours {
-            return Adopted::No;
+            return Reclassified::No;
         }
         let (local, external) = if side == Side::Client { (key.0, key.1) } else { (key.1, key.0) };
-        let Some(edge) = self.graph.take(key, local, external) else { return Adopted::No };
+        let Some(edge) = self.graph.take(key, local, external) else { return Reclassified::No };
         let node_workload = edge.node_workloads.iter().next().cloned();
         let gain = Gain { side, seen, marks: edge.marks, node_workload, port_name: edge.port_name };
         let local = LocalEnd { peer: local, pod: None, marks: 0, node_workload: None };
@@ -122,6 +147,6 @@ impl Observer {
             }
             Resolution::Wait => {}
         }
-        Adopted::Yes
+        Reclassified::Yes
     }
 }

@@ -1,0 +1,96 @@
+//! When this node was observed, and since when the cluster is known.
+
+use crate::{snapshot::Interval, time::Timestamp};
+
+/// Intervals of observation that a state may bring along. A node that restarts for ever keeps the latest.
+const MAX_INTERVALS: usize = 1_000;
+
+/// This run of observation and those before it.
+#[derive(Debug)]
+pub(super) struct History {
+    started: Timestamp,
+    /// Those of the restored state.
+    earlier: Vec<Interval>,
+    saw_flow: bool,
+    /// When what is known without a time was known at latest: the end of the restored state, if there is one.
+    heard_since: Timestamp,
+}
+
+impl History {
+    /// Observation begins.
+    pub(super) fn new(started: Timestamp) -> Self {
+        Self { started, earlier: Vec::new(), saw_flow: false, heard_since: Timestamp::MIN }
+    }
+
+    /// Observation goes on after `earlier`; what the state holds was known at `ended`.
+    pub(super) fn restore(&mut self, mut earlier: Vec<Interval>, ended: Timestamp) {
+        let excess = earlier.len().saturating_sub(MAX_INTERVALS);
+        earlier.drain(..excess);
+        (self.earlier, self.heard_since) = (earlier, ended);
+    }
+
+    /// The hooks were attached all the time: this run is the last one, continued. Returns its beginning, if there was one.
+    pub(super) fn join_last(&mut self) -> Option<Timestamp> {
+        self.started = self.earlier.pop()?.from;
+        Some(self.started)
+    }
+
+    /// Traffic was seen.
+    pub(super) fn saw_flow(&mut self) {
+        self.saw_flow = true;
+    }
+
+    /// Since when an endpoint is one that becomes known now; `None`: before the window, as nothing was observed yet.
+    pub(super) fn since(&self, now: Timestamp) -> Option<Timestamp> {
+        (self.saw_flow && now > self.started).then_some(now)
+    }
+
+    /// Since when an owner that becomes known now may have had its address: before anything was observed that is before the
+    /// window, or the end of the restored state.
+    pub(super) fn owned_since(&self, now: Timestamp) -> Timestamp {
+        self.since(now).unwrap_or(self.heard_since)
+    }
+
+    /// When this node was watched, this run last.
+    pub(super) fn intervals(&self, now: Timestamp) -> Vec<Interval> {
+        let mut intervals = self.earlier.clone();
+        intervals.push(Interval { from: self.started, to: now.max(self.started) });
+        intervals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn t(seconds: i64) -> Timestamp {
+        Timestamp::from_unix_seconds(seconds)
+    }
+
+    #[test]
+    fn what_is_known_before_any_traffic_was_so_before_the_window() {
+        let mut history = History::new(t(10));
+        assert_eq!((history.since(t(11)), history.owned_since(t(11))), (None, Timestamp::MIN));
+        history.saw_flow();
+        assert_eq!((history.since(t(10)), history.since(t(11))), (None, Some(t(11))));
+        assert_eq!(history.owned_since(t(11)), t(11));
+    }
+
+    #[test]
+    fn a_restart_leaves_a_gap_unless_the_hooks_were_attached() {
+        let mut history = History::new(t(60));
+        history.restore(vec![Interval { from: t(0), to: t(50) }], t(50));
+        assert_eq!(history.intervals(t(70)).len(), 2);
+        assert_eq!(history.owned_since(t(61)), t(50));
+        assert_eq!(history.join_last(), Some(t(0)));
+        assert_eq!(history.intervals(t(70)), [Interval { from: t(0), to: t(70) }]);
+    }
+
+    #[test]
+    fn a_crash_loop_does_not_grow_the_state() {
+        let mut history = History::new(t(9_000));
+        let earlier = (0..5_000).map(|i| Interval { from: t(i), to: t(i) }).collect();
+        history.restore(earlier, t(5_000));
+        assert_eq!(history.intervals(t(9_001)).len(), MAX_INTERVALS + 1);
+    }
+}
