@@ -11,6 +11,7 @@ mod document;
 pub(crate) mod facts;
 pub mod marks;
 mod merge;
+mod owners;
 mod places;
 mod read;
 mod remote;

@@ -63,7 +63,7 @@ impl Evidence for Here<'_> {
 }
 
 impl Observer {
-    /// The counters of the edges: the same as [`crate::Snapshot::edge_counters`] of a snapshot at `now`. Ends no wait.
+    /// The counters of the edges: the same as [`crate::Snapshot::edge_counters`] of a snapshot at `now`. Pending flows stay pending.
     pub fn edge_counters(&mut self, now: Timestamp) -> EdgeCounters {
         if self.config.own_pods_only || !self.graph.remote_flows().is_empty() {
             // What goes to other nodes' pods is named by the document alone. Such an agent knows one node's pods, so its graph is small.

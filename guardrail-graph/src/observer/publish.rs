@@ -28,12 +28,12 @@ fn marks_of(bits: u8) -> BTreeSet<String> {
 }
 
 impl Observer {
-    /// The graph with everything derived, spelled out. Ends no wait.
+    /// The graph with everything derived, spelled out. Pending flows stay pending.
     pub fn snapshot(&mut self, now: Timestamp) -> Snapshot {
         self.document(now).snapshot()
     }
 
-    /// The graph with everything derived, as a document that costs a fraction of the snapshot. Ends no wait.
+    /// The graph with everything derived, as a document that costs a fraction of the snapshot. Pending flows stay pending.
     pub fn document(&mut self, now: Timestamp) -> Document {
         self.settle_services(now);
         self.catalogue.refresh_workloads(&mut self.texts, now);

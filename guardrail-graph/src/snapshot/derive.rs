@@ -8,12 +8,11 @@ use std::{
 
 use super::{
     Counts, Coverage, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry, NodeCoverage, Side, Source,
-    SourceCounts, UnresolvedEntry, WorkloadCoverage,
+    UnresolvedEntry, WorkloadCoverage,
     behind::{Evidence, behind},
-    document::Document,
-    facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, MAX_EXAMPLES, Seen, Services},
+    facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, MAX_EXAMPLES, Seen, Services, source_counts},
     marks,
-    remote::Owners,
+    owners::Owners,
 };
 use crate::{
     observe::LossClass,
@@ -46,8 +45,8 @@ struct Inherited {
 /// What follows from the facts, edge by edge and as a whole.
 #[derive(Default)]
 pub(super) struct Deriver {
-    derived: BTreeMap<EdgeKey, Derived>,
-    unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
+    pub(super) derived: BTreeMap<EdgeKey, Derived>,
+    pub(super) unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
     pub(super) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
 }
 
@@ -89,31 +88,6 @@ impl Evidence for Known<'_> {
 }
 
 impl Facts {
-    /// The document that follows from these facts.
-    pub(crate) fn document(mut self) -> Document {
-        self.observed.extend(self.sources.iter().map(|s| s.node.clone()));
-        self.expected.extend(self.observed.iter().cloned());
-        for intervals in self.window.values_mut() {
-            *intervals = joined(std::mem::take(intervals));
-        }
-        self.place_own_pods();
-        self.settle_places();
-        self.name_remote_flows();
-        self.edges.sort_unstable_keys();
-        let mut deriver = Deriver {
-            unresolved: std::mem::take(&mut self.unresolved),
-            incomplete: std::mem::take(&mut self.incomplete),
-            ..Deriver::default()
-        };
-        let owners = Owners::of(&self);
-        deriver.service_flows(&self, &owners);
-        deriver.unnamed_flows(&self, &owners);
-        deriver.coverage_of_nodes(&self);
-        let Deriver { derived, unresolved, incomplete } = deriver;
-        let coverage = self.coverage(unresolved, incomplete);
-        Document::new(self, derived, coverage)
-    }
-
     /// An edge with what follows for it.
     pub(super) fn edge(&self, key: &EdgeKey, facts: &EdgeFacts, derived: &Derived) -> EdgeRecord {
         let (client, server, protocol, port) = key;
@@ -121,11 +95,11 @@ impl Facts {
         let own_client = facts.at(Side::Client);
         let at_server = facts.at(Side::Server);
         // Numbers without a source count only as long as there are none with one: else joining would depend on the order.
-        let bare = rare.bare.as_ref().filter(|_| facts.is_unseen());
-        let bare_support = bare.is_some_and(|b| b.2);
+        let without_sources = rare.without_sources.as_ref().filter(|_| facts.is_unseen());
+        let bare_support = without_sources.is_some_and(|b| b.2);
         let own_support = self.supported(key, own_client, at_server);
-        let at_client = Seen::sum(own_client, derived.extra.filter(|_| bare.is_none()));
-        let total = [at_client, at_server, bare.map(|b| b.0)].into_iter().flatten().reduce(|mut a, b| {
+        let at_client = Seen::sum(own_client, derived.extra.filter(|_| without_sources.is_none()));
+        let total = [at_client, at_server, without_sources.map(|b| b.0)].into_iter().flatten().reduce(|mut a, b| {
             a.max(&b);
             a
         });
@@ -137,9 +111,9 @@ impl Facts {
         });
         let mut inherited = Inherited::default();
         self.inherit(&mut inherited, &derived.certain);
-        if facts.is_unseen() && bare.is_none() {
+        if facts.is_unseen() && without_sources.is_none() {
             self.inherit(&mut inherited, &derived.inferred);
-        } else if bare.is_none() {
+        } else if without_sources.is_none() {
             // Reached directly too: the counts above hold both ways, and `sources` only the direct one.
             inherited.via.extend(derived.inferred.iter().map(|flow| flow.1.to_string()));
         }
@@ -150,7 +124,7 @@ impl Facts {
         let mut all_marks: BTreeSet<String> =
             rare.marks.iter().chain(&rare.by_merge.marks).chain(&inherited.marks).cloned().collect();
         // A record of its own makes an edge certain, whatever Services say.
-        if own_support == Support::No && bare.is_none() {
+        if own_support == Support::No && without_sources.is_none() {
             all_marks.extend(derived.marks.iter().map(|m| (*m).to_owned()));
         }
         if total.counts.found > 0 {
@@ -160,7 +134,7 @@ impl Facts {
         if let Support::OneWay = supported {
             all_marks.insert(marks::ONE_WAY.to_owned());
         }
-        if let Some((_, sides, _)) = bare {
+        if let Some((_, sides, _)) = without_sources {
             seen_by.extend(sides);
         }
         if bare_support {
@@ -175,7 +149,7 @@ impl Facts {
             server: EdgePeer { peer: Arc::unwrap_or_clone(server.peer()), names: rare.server_names.clone() },
             protocol: *protocol,
             port: *port,
-            port_name: if facts.is_unseen() && rare.bare.is_none() {
+            port_name: if facts.is_unseen() && rare.without_sources.is_none() {
                 server.named().and_then(|server| self.port_name(server, *protocol, *port))
             } else {
                 facts.port_name.as_deref().max(rare.by_merge.port_name.as_deref()).map(str::to_owned)
@@ -260,7 +234,7 @@ impl Facts {
         names.all(|n| n == first).then(|| first.to_owned())
     }
 
-    fn coverage(
+    pub(super) fn coverage(
         &self,
         unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
         incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
@@ -311,17 +285,6 @@ enum Support {
     No,
 }
 
-pub(super) fn source_counts(sources: &BySource, by_merge: bool) -> impl Iterator<Item = SourceCounts> + '_ {
-    sources.iter().map(move |(source, side, seen)| SourceCounts {
-        source: Source::clone(source),
-        side,
-        counts: seen.counts,
-        first_seen: seen.first,
-        last_seen: seen.last,
-        by_merge,
-    })
-}
-
 /// Sorted, disjoint intervals; those that overlap or touch become one.
 pub(crate) fn joined(mut intervals: Vec<Interval>) -> Vec<Interval> {
     intervals.sort_unstable();
@@ -336,7 +299,7 @@ pub(crate) fn joined(mut intervals: Vec<Interval>) -> Vec<Interval> {
 }
 
 impl Deriver {
-    fn service_flows(&mut self, facts: &Facts, owners: &Owners<'_>) {
+    pub(super) fn service_flows(&mut self, facts: &Facts, owners: &Owners<'_>) {
         let known = Known { facts, owners };
         for (flow, of_flow) in &facts.service_flows {
             let Some(total) = of_flow.sources.total() else { continue };

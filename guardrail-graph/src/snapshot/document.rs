@@ -11,8 +11,11 @@ use serde::Serialize;
 use super::{
     API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, KIND, ServiceEntry, ServiceFlow,
     ServicePortEntry, Snapshot, Source, Window,
-    derive::{Derived, source_counts},
-    facts::{EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey},
+    derive::{Derived, Deriver, joined},
+    facts::{
+        EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, source_counts,
+    },
+    owners::Owners,
     remote::remote_entry,
 };
 use crate::{
@@ -78,6 +81,33 @@ fn service_flow(key: &FlowKey, facts: &FlowFacts) -> ServiceFlow {
         marks: facts.marks.clone(),
         node_workloads: facts.node_workloads.clone(),
         sources: source_counts(&facts.sources, false).collect(),
+    }
+}
+
+impl Facts {
+    /// The document that follows from these facts.
+    pub(crate) fn document(mut self) -> Document {
+        self.observed.extend(self.sources.iter().map(|s| s.node.clone()));
+        self.expected.extend(self.observed.iter().cloned());
+        for intervals in self.window.values_mut() {
+            *intervals = joined(std::mem::take(intervals));
+        }
+        self.place_own_pods();
+        self.settle_places();
+        self.name_remote_flows();
+        self.edges.sort_unstable_keys();
+        let mut deriver = Deriver {
+            unresolved: std::mem::take(&mut self.unresolved),
+            incomplete: std::mem::take(&mut self.incomplete),
+            ..Deriver::default()
+        };
+        let owners = Owners::of(&self);
+        deriver.service_flows(&self, &owners);
+        deriver.unnamed_flows(&self, &owners);
+        deriver.coverage_of_nodes(&self);
+        let Deriver { derived, unresolved, incomplete } = deriver;
+        let coverage = self.coverage(unresolved, incomplete);
+        Document::new(self, derived, coverage)
     }
 }
 

@@ -226,7 +226,7 @@ pub(crate) struct Rare {
     /// What remote flows add, computed anew each time.
     pub(crate) by_merge: ByMerge,
     /// An edge that came without counts per source: its numbers as they stood, who saw it, and whether it was supported.
-    pub(crate) bare: Option<(Seen, BTreeSet<Side>, bool)>,
+    pub(crate) without_sources: Option<(Seen, BTreeSet<Side>, bool)>,
 }
 
 static NOTHING_RARE: Rare = Rare {
@@ -241,7 +241,7 @@ static NOTHING_RARE: Rare = Rare {
         marks: BTreeSet::new(),
         node_workloads: BTreeSet::new(),
     },
-    bare: None,
+    without_sources: None,
 };
 
 impl EdgeFacts {
@@ -377,7 +377,7 @@ impl<T: Eq + Hash> Interned<T> {
     }
 }
 
-/// An open end is the weaker word: whoever knows the end knows more.
+/// A known end wins over an open one.
 fn earlier_end(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
@@ -537,15 +537,27 @@ impl Facts {
         }
         if edge.sources.is_empty() {
             let seen = Seen { counts: edge.counts, first: edge.first_seen, last: edge.last_seen };
-            match &mut facts.rare_mut().bare {
+            match &mut facts.rare_mut().without_sources {
                 Some((kept, sides, supported)) => {
                     kept.max(&seen);
                     sides.extend(edge.seen_by);
                     *supported |= edge.supported;
                 }
-                bare @ None => *bare = Some((seen, edge.seen_by, edge.supported)),
+                without_sources @ None => *without_sources = Some((seen, edge.seen_by, edge.supported)),
             }
         }
         facts.sources.add(&mut self.counters, edge.sources);
     }
+}
+
+/// Counts as they stand in a snapshot.
+pub(super) fn source_counts(sources: &BySource, by_merge: bool) -> impl Iterator<Item = SourceCounts> + '_ {
+    sources.iter().map(move |(source, side, seen)| SourceCounts {
+        source: Source::clone(source),
+        side,
+        counts: seen.counts,
+        first_seen: seen.first,
+        last_seen: seen.last,
+        by_merge,
+    })
 }
