@@ -8,7 +8,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::ValueEnum;
 
-use crate::{exit::finish, input::KubeArgs};
+use crate::{dataplane::DataplaneArgs, exit::finish, input::KubeArgs};
 
 /// Options of `guardrail check`.
 #[derive(Debug, clap::Args)]
@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// Answer although something cannot be judged, as if it allowed everything
     #[arg(long)]
     allow_unproven: bool,
+
+    #[command(flatten)]
+    dataplane: DataplaneArgs,
 
     #[command(flatten)]
     cluster: KubeArgs,

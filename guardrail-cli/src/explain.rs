@@ -13,12 +13,16 @@ use guardrail_graph::inventory::Inventory;
 use guardrail_policy::{
     evaluate::{End, Evaluator, Exemption, common_addresses, families},
     explain::{Explanation, Question, SideExplanation},
-    model::{Location, Protocol},
+    model::{
+        Location, Protocol,
+        tier::{Action, Tier},
+    },
 };
 use serde::Serialize;
 use serde_json::json;
 
 use crate::{
+    dataplane::DataplaneArgs,
     exit::{Outcome, finish},
     input::tell,
     output,
@@ -52,12 +56,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NS/NAME|IP")]
     to: String,
 
-    /// The port of the accepting pod; of the Service, if --to names one
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    /// The port of the accepting pod; of the Service, if --to names one; for ICMP the type of the
+    /// message
+    #[arg(long, value_name = "N")]
     port: u16,
 
-    /// TCP, UDP or SCTP
-    #[arg(long, default_value = "TCP")]
+    /// TCP, UDP, SCTP, ICMP or ICMPv6
+    #[arg(long, default_value = "TCP", value_parser = protocol)]
     protocol: Protocol,
 
     /// How to print
@@ -67,6 +72,9 @@ pub(crate) struct Args {
     /// Answer although something cannot be judged, as if it allowed everything
     #[arg(long)]
     allow_unproven: bool,
+
+    #[command(flatten)]
+    dataplane: DataplaneArgs,
 }
 
 /// Output formats.
@@ -98,9 +106,16 @@ pub(crate) fn run(args: Args) -> ExitCode {
     finish(explain(&args))
 }
 
+fn protocol(text: &str) -> Result<Protocol, &'static str> {
+    Protocol::of_flow(text).ok_or("a protocol is TCP, UDP, SCTP, ICMP or ICMPv6")
+}
+
 fn explain(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { policies, inventory, from, to, port, protocol, output, allow_unproven } = args;
-    let Loaded { evaluator, objects, unproven, .. } = policies::load(policies, inventory, None)?;
+    let Args { policies, inventory, from, to, port, protocol, output, allow_unproven, dataplane } = args;
+    if !protocol.is_icmp() && *port == 0 {
+        anyhow::bail!("--port 0 is no port; name one from 1 to 65535");
+    }
+    let Loaded { evaluator, objects, unproven, .. } = policies::load(policies, inventory, None, dataplane)?;
     let inventory = Inventory::from_objects(objects);
     let sources = ends::from(&evaluator, from)?;
     let destinations = ends::to(&evaluator, &inventory, to, *protocol, *port)?;
@@ -118,6 +133,12 @@ fn explain(args: &Args) -> anyhow::Result<Outcome> {
             .filter(|reason| reason.concerns([answer.namespaces[0].as_deref(), answer.namespaces[1].as_deref()]))
             .map(|reason| reason.because.clone())
             .collect();
+        // One side that denies for certain decides, whatever the other would say.
+        let sides = &answer.explanation.sides;
+        if !sides.iter().any(|s| !s.allowed && s.unproven.is_empty()) {
+            let open: Vec<String> = sides.iter().flat_map(|s| s.unproven.clone()).collect();
+            answer.unproven_because.extend(open);
+        }
         if !answer.unproven_because.is_empty() && !allow_unproven {
             answer.verdict = "unproven";
         }
@@ -230,15 +251,35 @@ fn reasons(out: &mut impl Write, explanation: &Explanation) -> anyhow::Result<()
 }
 
 fn side_text(out: &mut impl Write, side: &SideExplanation) -> anyhow::Result<()> {
-    let SideExplanation { direction, subject, allowed, policies, nearest, smallest } = side;
-    let verdict = if *allowed { "allowed" } else { "denied" };
-    if policies.is_empty() {
+    let SideExplanation { direction, subject, allowed, policies, nearest, smallest, .. } = side;
+    let verdict = match allowed {
+        true if side.restricted => "allowed, restricted by request (L7)",
+        true => "allowed",
+        false if side.unproven.is_empty() => "denied",
+        false => "unproven",
+    };
+    if policies.is_empty() && side.allowed {
         writeln!(out, "\n{direction} of {subject}: {verdict}; no policy isolates it in this direction.")?;
         return Ok(());
     }
-    let policy_word =
-        if policies.len() == 1 { "1 policy isolates" } else { &format!("{} policies isolate", policies.len()) };
-    writeln!(out, "\n{direction} of {subject}: {verdict}; {policy_word} it:")?;
+    // NetworkPolicy alone knows no tiers: what isolates is all there is to say.
+    let plain = policies.iter().all(|p| p.isolates && p.tier == Tier::Normal) && !policies.is_empty();
+    let (count, es) = (policies.len(), policies.len() == 1);
+    if plain {
+        let (policies, isolate) = if es { ("policy", "isolates") } else { ("policies", "isolate") };
+        writeln!(out, "\n{direction} of {subject}: {verdict}; {count} {policies} {isolate} it:")?;
+    } else {
+        let decided = match side.tier {
+            Some(Tier::Normal) => "decided among the policies without order",
+            Some(Tier::Admin) => "decided by the Admin tier",
+            Some(Tier::Baseline) => "decided by the Baseline tier",
+            None => "no rule decides, and nothing isolates it",
+        };
+        writeln!(out, "\n{direction} of {subject}: {verdict}; {decided}; asked in this order:")?;
+    }
+    for reason in &side.unproven {
+        writeln!(out, "  Unproven: {reason}")?;
+    }
     for policy in policies {
         write!(out, "  {}{}: ", policy.policy, at(policy.location.as_ref()))?;
         match (policy.matching.as_slice(), policy.rules) {
@@ -247,8 +288,14 @@ fn side_text(out: &mut impl Write, side: &SideExplanation) -> anyhow::Result<()>
             ([], rules) => writeln!(out, "none of its {rules} rules matches")?,
             (matching, _) => {
                 let rules: Vec<String> =
-                    matching.iter().map(|(n, location)| format!("rule {n}{}", line(location.as_ref()))).collect();
-                writeln!(out, "{} matches", rules.join(", "))?;
+                    matching.iter().map(|m| format!("rule {}{}", m.rule, line(m.location.as_ref()))).collect();
+                let does = match matching[0].action {
+                    Action::Accept if policy.tier == Tier::Normal => "matches",
+                    Action::Accept => "matches and accepts",
+                    Action::Deny => "matches and denies",
+                    Action::Pass => "matches and passes",
+                };
+                writeln!(out, "{} {does}", rules.join(", "))?;
             }
         }
     }

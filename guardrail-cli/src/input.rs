@@ -54,8 +54,8 @@ pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs) -> anyhow::Result<
     Ok(merge(all))
 }
 
-/// Reads the objects of all inventory files.
-pub(crate) fn inventory(paths: &[PathBuf]) -> anyhow::Result<Inventory> {
+/// Reads the objects of all inventory files. `facts`: also what only policies of some kinds ask of them, which takes longer.
+pub(crate) fn inventory(paths: &[PathBuf], facts: bool) -> anyhow::Result<Inventory> {
     let mut loaded = Inventory::default();
     let mut reader = Reader::new();
     let mut left_out = BTreeSet::new();
@@ -65,7 +65,7 @@ pub(crate) fn inventory(paths: &[PathBuf]) -> anyhow::Result<Inventory> {
             let name = file.to_string_lossy();
             let text = text(&name, MAX_DOCUMENT_BYTES)?;
             // Reading policies keeps every line; a large inventory without any is spared that.
-            if may_concern_policies(&text) {
+            if facts || may_concern_policies(&text) {
                 reader.add(shown(&name), text.as_bytes(), Expect::Anything);
             }
             let read = match inventory::read::objects(&text, shown(&name)) {

@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod completions;
 mod coverage;
+mod dataplane;
 mod exit;
 mod explain;
 mod export;

@@ -54,7 +54,7 @@ fn lint(args: &Args) -> anyhow::Result<Outcome> {
     let Args { paths, inventory, output } = args;
     let (set, problems) = input::policy_reader(paths)?.finish_lenient();
     input::tell_left_out(&set.left_out.iter().cloned().collect());
-    let context = Context::from_objects(&input::inventory(inventory)?.objects);
+    let context = Context::from_objects(&input::inventory(inventory, false)?.objects);
     let findings = lint::lint(&set, &problems, &context);
     let mut out = BufWriter::new(std::io::stdout().lock());
     match output {

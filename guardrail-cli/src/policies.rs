@@ -1,14 +1,18 @@
 //! Policies and cluster, ready to be judged by: what `check` and `explain` have in common.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
+use anyhow::bail;
 use guardrail_graph::{Snapshot, inventory::Object};
 use guardrail_policy::{
-    evaluate::{Cluster, Evaluator},
-    model::NetworkPolicy,
+    evaluate::{Cluster, Dataplane, Evaluator},
+    model::{NetworkPolicy, tier::TierPolicy},
 };
 
-use crate::input::{self, tell};
+use crate::{
+    dataplane::DataplaneArgs,
+    input::{self, tell},
+};
 
 /// Everything that verdicts follow from.
 pub(crate) struct Loaded {
@@ -37,40 +41,96 @@ impl Unproven {
     }
 }
 
-/// Reads policies and inventory.
-pub(crate) fn load(policies: &[PathBuf], inventory: &[PathBuf], snapshot: Option<&Snapshot>) -> anyhow::Result<Loaded> {
+/// Reads policies and inventory, and compiles them for the data plane.
+pub(crate) fn load(
+    policies: &[PathBuf],
+    inventory: &[PathBuf],
+    snapshot: Option<&Snapshot>,
+    dataplane: &DataplaneArgs,
+) -> anyhow::Result<Loaded> {
     let mut proposed = input::policies(policies)?;
-    let inventory = input::inventory(inventory)?;
-    let in_force = inventory.policies.policies;
+    let mut inventory = input::inventory(inventory, dataplane.wants_facts(&proposed))?;
+    let enforcer = dataplane.find(&proposed, &inventory)?;
     let mut unevaluated = std::mem::take(&mut proposed.unevaluated);
-    unevaluated.extend(inventory.policies.unevaluated);
+    unevaluated.append(&mut inventory.policies.unevaluated);
+    let mut unproven: Vec<Unproven> = unevaluated
+        .iter()
+        .map(|u| Unproven { because: u.sentence(), namespace: u.concerns().map(str::to_owned) })
+        .collect();
+    unproven.extend(set_aside(&mut proposed.forms, &enforcer));
+    unproven.extend(set_aside(&mut inventory.policies.forms, &enforcer));
+    let refused: Vec<String> = proposed.forms.iter().flat_map(|form| refusals(form, &enforcer)).collect();
+    if !refused.is_empty() {
+        bail!("{}", refused.join("\n"));
+    }
+    let (in_force, forms_in_force) = (inventory.policies.policies, inventory.policies.forms);
 
     let replaced = |old: &NetworkPolicy| {
         proposed.policies.iter().any(|new| new.namespace == old.namespace && new.name == old.name)
     };
     let kept: Vec<NetworkPolicy> = in_force.iter().filter(|old| !replaced(old)).cloned().collect();
+    let object = |form: &TierPolicy| (form.kind, form.namespace.clone(), form.name.clone());
+    let replaced = |old: &TierPolicy| proposed.forms.iter().any(|new| object(new) == object(old));
+    let kept_forms: Vec<TierPolicy> = forms_in_force.iter().filter(|old| !replaced(old)).cloned().collect();
     if !kept.is_empty() {
         let policies = if kept.len() == 1 { "NetworkPolicy" } else { "NetworkPolicies" };
         tell("note", &format!("{} {policies} of the inventory apply too, being not in --policies", kept.len()));
     }
-    let mut cluster = Cluster::with_templates(&inventory.objects);
+    if !kept_forms.is_empty() {
+        let names: BTreeSet<String> = kept_forms.iter().map(TierPolicy::key).collect();
+        let names: Vec<&str> = names.iter().take(5).map(String::as_str).collect();
+        let more = if kept_forms.len() > names.len() { ", …" } else { "" };
+        tell("note", &format!("these of the inventory apply too, being not in --policies: {}{more}", names.join(", ")));
+    }
+    let mut facts = inventory.policies.facts;
+    facts.cidr_groups.append(&mut proposed.facts.cidr_groups);
+    let mut cluster = Cluster::with_templates(&inventory.objects).with_facts(&facts);
     if let Some(snapshot) = snapshot {
         cluster = cluster.with_snapshot(snapshot);
     }
-    let before = Evaluator::new(cluster.clone(), in_force);
-    let evaluator = Evaluator::new(cluster, proposed.policies.into_iter().chain(kept).collect());
+    let cluster = dataplane.with_names(cluster)?;
+    let before = Evaluator::mixed(cluster.clone(), in_force, forms_in_force, &enforcer);
+    let policies = proposed.policies.into_iter().chain(kept).collect();
+    let forms = proposed.forms.into_iter().chain(kept_forms).collect();
+    let evaluator = Evaluator::mixed(cluster, policies, forms, &enforcer);
 
-    let mut unproven: Vec<Unproven> = unevaluated
-        .iter()
-        .map(|u| Unproven { because: u.sentence(), namespace: u.concerns().map(str::to_owned) })
-        .collect();
     let namespaces = evaluator.cluster().namespaces_without_labels().take(3).collect::<Vec<_>>().join(", ");
+    let concerned = |policy: &TierPolicy| (!policy.namespace.is_empty()).then(|| policy.namespace.clone());
     for policy in evaluator.needs_namespace_labels() {
         let key = policy.key();
         let because = format!(
             "{key} selects namespaces by label, and the labels of {namespaces} are not known: add these Namespaces to --inventory"
         );
-        unproven.push(Unproven { because, namespace: Some(policy.namespace.clone()) });
+        unproven.push(Unproven { because, namespace: concerned(policy) });
+    }
+    for policy in evaluator.needs_service_accounts() {
+        let because = format!(
+            "{} selects pods by service account, and those of some pods are not known: add the Pods to --inventory",
+            policy.key()
+        );
+        unproven.push(Unproven { because, namespace: concerned(policy) });
     }
     Ok(Loaded { evaluator, before, objects: inventory.objects, unproven })
+}
+
+/// Takes out what the data plane does not enforce: its verdicts are not proven.
+fn set_aside(forms: &mut Vec<TierPolicy>, enforcer: &Dataplane) -> Vec<Unproven> {
+    if enforcer.cilium().is_some() {
+        return Vec::new();
+    }
+    let foreign = forms.extract_if(.., |form| form.kind.is_cilium());
+    let sentence = |form: TierPolicy| Unproven {
+        because: format!("{} is enforced by Cilium only, which is not the data plane", form.key()),
+        namespace: (!form.namespace.is_empty()).then_some(form.namespace),
+    };
+    foreign.map(sentence).collect()
+}
+
+/// Why the data plane refuses a policy, as problems in its file.
+fn refusals(form: &TierPolicy, enforcer: &Dataplane) -> Vec<String> {
+    let told = |(line, message): (u32, String)| {
+        let at = form.at(line).map(|at| format!("{at}: ")).unwrap_or_default();
+        format!("{at}{}: {message}", form.key())
+    };
+    enforcer.refuses(form).into_iter().map(told).collect()
 }

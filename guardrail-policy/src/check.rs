@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     evaluate::{EdgeVerdict, End, Evaluator, RuleRef, Verdict, edge::UnknownPeer},
-    model::{Direction, Location, PeerKind, Protocol},
+    model::{Direction, Location, Protocol, tier},
 };
 
 /// Something that is isolated by the policies under test and was not before.
@@ -113,24 +113,24 @@ impl<'a> Check<'a> {
     #[must_use]
     pub fn finish(self) -> Findings {
         let mut findings = Findings { newly_isolated: self.newly_isolated(), ..Findings::default() };
-        for (policy, index) in self.evaluator.policies().iter().zip(0..) {
+        for (policy, index) in self.evaluator.forms().iter().zip(0..) {
             let name = policy.key();
-            if self.evaluator.selected_pods(index).is_empty() {
-                let location = policy.at(policy.pod_selector_line);
+            let nodes = matches!(policy.subject, tier::Subject::Nodes(_));
+            if !nodes && self.evaluator.selected_pods(index).is_empty() {
+                let location = policy.at(policy.subject_line);
                 findings.select_nothing.push(Idle { name, direction: None, location });
                 continue;
             }
-            for direction in Direction::BOTH.into_iter().filter(|d| policy.isolates(*d)) {
+            for direction in Direction::BOTH {
                 for (rule, number) in policy.rules(direction).iter().zip(0..) {
                     let idle = |line| Idle {
-                        name: format!("{name}#{}", number + 1),
+                        name: format!("{name}#{}", rule.label),
                         direction: Some(direction),
                         location: policy.at(line),
                     };
-                    let empty = |kind: &PeerKind| self.evaluator.peer_pods(policy, kind) == Some(0);
-                    findings
-                        .peers_match_nothing
-                        .extend(rule.peers.iter().filter(|p| empty(&p.kind)).map(|p| idle(p.line)));
+                    let peers = rule.peers.iter().flatten().zip(&rule.peer_lines);
+                    let empty = peers.filter(|(peer, _)| self.evaluator.peer_pods(peer) == Some(0));
+                    findings.peers_match_nothing.extend(empty.map(|(_, line)| idle(*line)));
                     if !self.used.contains(&(direction, RuleRef { policy: index, rule: number })) {
                         findings.unused_rules.push(idle(rule.line));
                     }
@@ -166,7 +166,7 @@ impl<'a> Check<'a> {
                 for pod in &pods {
                     let now = self.evaluator.isolating(&self.evaluator.end_of_pod(*pod), direction);
                     if self.before.isolating(&self.before.end_of_pod(*pod), direction).is_empty() {
-                        policies.extend(now.into_iter().map(|p| self.evaluator.policies()[p as usize].key()));
+                        policies.extend(now.into_iter().map(|p| self.evaluator.forms()[p as usize].key()));
                     }
                 }
                 if !policies.is_empty() {

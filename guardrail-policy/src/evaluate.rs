@@ -1,4 +1,6 @@
-//! The evaluator: what a CNI that implements networking.k8s.io/v1 to the letter does with a connection (docs/semantics.md part A).
+//! The evaluator: what a data plane does with a connection, by policies of all dialects
+//! ([`crate::model::tier`]). The default data plane implements the Kubernetes API to the letter
+//! (POLICY-SEMANTICS part A); [`Dataplane`] names the others.
 //!
 //! [`Cluster`] says which pods, nodes and addresses exist; [`Evaluator::new`] compiles policies against it: pods that no policy can tell apart form
 //! one class, each distinct peer selector becomes one set of classes, so that judging a connection is a handful of bit tests.
@@ -10,58 +12,86 @@ use std::{collections::HashMap, net::IpAddr};
 
 use guardrail_graph::snapshot::LabelSelector;
 
-use crate::model::{Direction, NAMESPACE_NAME_LABEL, NetworkPolicy, Protocol};
+use crate::model::{
+    Direction, NAMESPACE_NAME_LABEL, NetworkPolicy, Protocol,
+    tier::{PodSelector, Subject, TierPeer, TierPolicy, TierRule},
+};
 
 pub mod cluster;
 mod compile;
 pub mod connections;
+pub mod dataplane;
 pub mod edge;
 mod ends;
+pub mod facts;
+pub(crate) mod identity;
+mod kinds;
 mod stand_ins;
+mod tiers;
 mod virtuals;
 
 pub use cluster::{Cluster, ClusterNode, ClusterPod};
-pub use compile::Admission;
+pub use dataplane::{CiliumOptions, Dataplane};
 pub use edge::EdgeVerdict;
 pub use ends::{End, UnknownEnd, common_addresses, families};
+pub use facts::Facts;
+pub use tiers::Admission;
 pub use virtuals::DeclaredPort;
 
 use compile::Compiled;
+use ends::Relation;
+use tiers::{Asked, Other};
 
-/// Names one rule: index of the policy in [`Evaluator::policies`] and index of the rule in its direction's list.
+/// Names one rule: index of the policy in [`Evaluator::forms`] and index of the rule in its direction's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleRef {
-    /// Index into [`Evaluator::policies`].
+    /// Index into [`Evaluator::forms`]; NetworkPolicies come first there, so it is one into [`Evaluator::policies`] for those.
     pub policy: u32,
-    /// Index into `spec.ingress` or `spec.egress`, from 0.
+    /// Index into the policy's rules of the direction, from 0; `spec.ingress` or `spec.egress` of a NetworkPolicy.
     pub rule: u32,
 }
 
 /// What one side's policies say about a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// No policy isolates this end in this direction (or the end is no pod): nothing is forbidden.
+    /// Nothing is forbidden: no policy isolates this end in this direction, or the end is nothing that policies can select.
     NotIsolated,
-    /// Isolated, and these rules match, sorted.
+    /// These rules accept it, sorted: all that match in the union tier, the first one in an ordered tier.
     AllowedBy(Vec<RuleRef>),
-    /// Isolated, and no rule matches.
+    /// Isolated, and no rule accepts it.
     Denied,
+    /// These rules deny it, sorted.
+    DeniedBy(Vec<RuleRef>),
+    /// What these rules say decides, and nothing here tells what they say (see [`Evaluator::why_unproven`]).
+    Unproven(Vec<RuleRef>),
 }
 
 impl Side {
     /// Whether this side lets the connection pass.
     #[must_use]
     pub fn allows(&self) -> bool {
-        !matches!(self, Self::Denied)
+        matches!(self, Self::NotIsolated | Self::AllowedBy(_))
     }
 
-    /// The rules that match; empty unless [`Side::AllowedBy`].
+    /// Whether this side denies the connection.
+    #[must_use]
+    pub fn denies(&self) -> bool {
+        matches!(self, Self::Denied | Self::DeniedBy(_))
+    }
+
+    /// The rules that decide.
     #[must_use]
     pub fn rules(&self) -> &[RuleRef] {
         match self {
-            Self::AllowedBy(rules) => rules,
+            Self::AllowedBy(rules) | Self::DeniedBy(rules) | Self::Unproven(rules) => rules,
             Self::NotIsolated | Self::Denied => &[],
         }
+    }
+
+    /// The one that lets less pass.
+    fn worse(self, other: Self) -> Self {
+        let rank = |side: &Self| if side.denies() { 2 } else { u8::from(!side.allows()) };
+        if rank(&other) > rank(&self) { other } else { self }
     }
 }
 
@@ -79,6 +109,7 @@ pub enum Exemption {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Set if the connection is allowed whatever the policies say; both sides are then [`Side::NotIsolated`].
+    /// Under Cilium only the own node's way to its pods is exempt.
     pub exemption: Option<Exemption>,
     /// What the source's egress policies say.
     pub egress: Side,
@@ -91,6 +122,12 @@ impl Verdict {
     #[must_use]
     pub fn allowed(&self) -> bool {
         self.egress.allows() && self.ingress.allows()
+    }
+
+    /// Denied for certain, by one side at least.
+    #[must_use]
+    pub fn denied(&self) -> bool {
+        self.egress.denies() || self.ingress.denies()
     }
 }
 
@@ -107,6 +144,8 @@ impl Verdict {
 pub struct Evaluator {
     cluster: Cluster,
     policies: Vec<NetworkPolicy>,
+    /// The policies, and those of other kinds after them.
+    forms: Vec<TierPolicy>,
     compiled: Compiled,
     /// Pod name (`namespace/name`) to index.
     names: HashMap<String, u32>,
@@ -117,13 +156,26 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// Compiles. Cost: distinct selectors × distinct kinds of pods.
+    /// Compiles NetworkPolicies for a data plane that follows the API to the letter. Cost: distinct selectors × distinct kinds of pods.
     #[must_use]
     pub fn new(cluster: Cluster, policies: Vec<NetworkPolicy>) -> Self {
-        let compiled = Compiled::new(&cluster, &policies);
+        Self::mixed(cluster, policies, Vec::new(), &Dataplane::Kubernetes)
+    }
+
+    /// Compiles policies of all kinds for a data plane. It enforces them all: kinds that it does not know have to be left out by the caller.
+    #[must_use]
+    pub fn mixed(
+        cluster: Cluster,
+        policies: Vec<NetworkPolicy>,
+        others: Vec<TierPolicy>,
+        dataplane: &Dataplane,
+    ) -> Self {
+        let mut forms: Vec<TierPolicy> = policies.iter().map(TierPolicy::from).collect();
+        forms.extend(others);
+        let compiled = Compiled::new(&cluster, &forms, dataplane);
         let names = cluster.pods.iter().zip(0..).map(|(p, i)| (format!("{}/{}", p.namespace, p.name), i)).collect();
         let owners = ends::owners(&cluster);
-        let mut evaluator = Self { cluster, policies, compiled, names, owners, replicas: edge::Replicas::new() };
+        let mut evaluator = Self { cluster, policies, forms, compiled, names, owners, replicas: edge::Replicas::new() };
         evaluator.replicas = evaluator.find_replicas();
         evaluator
     }
@@ -134,23 +186,100 @@ impl Evaluator {
         &self.cluster
     }
 
-    /// The policies, in the order given.
+    /// The NetworkPolicies, in the order given.
     #[must_use]
     pub fn policies(&self) -> &[NetworkPolicy] {
         &self.policies
     }
 
-    /// The policy that a rule belongs to.
+    /// All policies in the one form: the NetworkPolicies, then the others, in the order given.
     #[must_use]
-    pub fn policy(&self, rule: RuleRef) -> &NetworkPolicy {
-        &self.policies[rule.policy as usize]
+    pub fn forms(&self) -> &[TierPolicy] {
+        &self.forms
     }
 
-    /// `namespace/policy#rule`, rules counted from 1.
+    /// The policy that a rule belongs to.
     #[must_use]
-    pub fn rule_name(&self, rule: RuleRef) -> String {
-        let policy = self.policy(rule);
-        format!("{}/{}#{}", policy.namespace, policy.name, rule.rule + 1)
+    pub fn form(&self, rule: RuleRef) -> &TierPolicy {
+        &self.forms[rule.policy as usize]
+    }
+
+    /// The rule itself.
+    #[must_use]
+    pub fn rule(&self, direction: Direction, rule: RuleRef) -> &TierRule {
+        &self.form(rule).rules(direction)[rule.rule as usize]
+    }
+
+    /// `namespace/policy#rule`, rules counted from 1; the kind stands first unless it is NetworkPolicy.
+    #[must_use]
+    pub fn rule_name(&self, direction: Direction, rule: RuleRef) -> String {
+        format!("{}#{}", self.form(rule).key(), self.rule(direction, rule).label)
+    }
+
+    /// Whether a proxy restricts what this side allows: every rule that accepts it has rules about requests.
+    #[must_use]
+    pub fn restricted(&self, direction: Direction, side: &Side) -> bool {
+        match side {
+            Side::AllowedBy(rules) => rules.iter().all(|r| self.rule(direction, *r).l7),
+            _ => false,
+        }
+    }
+
+    /// Why an unproven side is: one sentence a rule.
+    #[must_use]
+    pub fn why_unproven(&self, direction: Direction, side: &Side) -> Vec<String> {
+        let Side::Unproven(rules) = side else { return Vec::new() };
+        let undecidable = |rule: &&RuleRef| {
+            let peers = self.rule(direction, **rule).peers.iter().flatten();
+            peers.filter_map(|peer| self.undecidable(peer)).next()
+        };
+        let mut reasons = Vec::new();
+        for rule in rules {
+            reasons.extend(undecidable(&rule).map(|why| format!("{}: {why}", self.rule_name(direction, *rule))));
+        }
+        if reasons.is_empty() {
+            let names: Vec<String> = rules.iter().map(|r| self.rule_name(direction, *r)).collect();
+            let priority = rules.first().map_or(0, |r| self.form(*r).priority);
+            reasons.push(format!(
+                "{} have the same priority {priority} and disagree; which one wins is undefined",
+                names.join(" and ")
+            ));
+        }
+        reasons
+    }
+
+    /// Rules of which nothing here tells whom they match: one sentence each.
+    #[must_use]
+    pub fn undecided(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for (form, policy) in self.forms.iter().zip(0..) {
+            for direction in Direction::BOTH {
+                for (rule, number) in form.rules(direction).iter().zip(0..) {
+                    let why = rule.peers.iter().flatten().find_map(|peer| self.undecidable(peer));
+                    let name = || self.rule_name(direction, RuleRef { policy, rule: number });
+                    all.extend(why.map(|why| format!("{}: {why}", name())));
+                }
+            }
+        }
+        all
+    }
+
+    fn undecidable(&self, peer: &TierPeer) -> Option<String> {
+        match peer {
+            TierPeer::Undecidable(what) => Some(format!("{what} is known to a cloud or a cluster only")),
+            TierPeer::Name(name) if !self.cluster.all_names => Some(format!(
+                "the addresses of {} are not known; give all that were resolved with --names",
+                name.pattern
+            )),
+            TierPeer::Entity(crate::model::tier::Entity::KubeApiserver) if self.cluster.api_servers().is_none() => Some(
+                "the API server's addresses are not known; add the EndpointSlices of default/kubernetes to --inventory"
+                    .to_owned(),
+            ),
+            TierPeer::Pods(PodSelector::Cilium { scope: crate::model::tier::Scope::Written, .. }) => {
+                Some("its selector asks for absent labels only, which may hold for what is no pod".to_owned())
+            }
+            _ => None,
+        }
     }
 
     /// Judges one connection from `src` to `dst` at the destination's own port (after address translation, A27).
@@ -159,16 +288,57 @@ impl Evaluator {
     /// if they share both.
     #[must_use]
     pub fn evaluate(&self, src: &End, dst: &End, protocol: Protocol, port: u16) -> Verdict {
-        if let Some(exemption) = ends::exemption(src, dst) {
-            return Verdict { exemption: Some(exemption), egress: Side::NotIsolated, ingress: Side::NotIsolated };
-        }
         let (src_address, dst_address) = common_addresses(src, dst);
-        let c = &self.compiled;
-        Verdict {
-            exemption: None,
-            egress: c.side(Direction::Egress, src.class, dst.class, dst_address, dst.class, protocol, port),
-            ingress: c.side(Direction::Ingress, dst.class, src.class, src_address, dst.class, protocol, port),
+        let asked = |direction| Asked { direction, protocol, port, server: dst.class };
+        let other = |end: &End, address, relation| Other {
+            class: end.class,
+            address,
+            kinds: end.kinds(relation),
+            node: end.node_index(),
+        };
+        let egress =
+            |relation| self.compiled.side(src.subject, other(dst, dst_address, relation), asked(Direction::Egress));
+        let ingress =
+            |relation| self.compiled.side(dst.subject, other(src, src_address, relation), asked(Direction::Ingress));
+        let exempt =
+            |exemption| Verdict { exemption: Some(exemption), egress: Side::NotIsolated, ingress: Side::NotIsolated };
+        let exemption = ends::exemption(src, dst);
+        let Some(options) = &self.compiled.cilium else {
+            return match exemption {
+                Some(exemption) => exempt(exemption),
+                None => {
+                    Verdict { exemption: None, egress: egress(Relation::Remote), ingress: ingress(Relation::Remote) }
+                }
+            };
+        };
+        if exemption == Some(Exemption::Itself) {
+            return exempt(Exemption::Itself);
         }
+        match ends::relation(src, dst) {
+            // A30: the own node may always come in; out to it, a pod needs a rule.
+            Relation::Own if src.is_node() && options.allow_localhost => match egress(Relation::Own) {
+                Side::NotIsolated if dst.is_pod() => exempt(Exemption::OwnNode),
+                egress => Verdict { exemption: None, egress, ingress: Side::NotIsolated },
+            },
+            // The node of the pod is not known: it may be this one or another.
+            Relation::Unknown => Verdict {
+                exemption: None,
+                egress: egress(Relation::Remote).worse(egress(Relation::Own)),
+                ingress: ingress(Relation::Remote).worse(ingress(Relation::Own)),
+            },
+            relation => Verdict { exemption: None, egress: egress(relation), ingress: ingress(relation) },
+        }
+    }
+
+    /// The name of the cluster, as Cilium's identities have it.
+    pub(crate) fn cilium_cluster(&self) -> &str {
+        self.compiled.cilium.as_ref().map_or("default", |o| &o.cluster)
+    }
+
+    /// Whether the data plane is Cilium.
+    #[must_use]
+    pub fn is_cilium(&self) -> bool {
+        self.compiled.cilium.is_some()
     }
 
     /// Prepares to ask about many clients of one server's port. Exempt pairs (A28, A29) are not considered.
@@ -180,7 +350,19 @@ impl Evaluator {
     /// Indices of the policies that select this end and isolate it in this direction.
     #[must_use]
     pub fn isolating(&self, end: &End, direction: Direction) -> Vec<u32> {
-        self.compiled.isolating(end.class, direction).collect()
+        self.compiled.isolating(end.subject, direction).collect()
+    }
+
+    /// Whether what no rule accepts is denied at this end in this direction.
+    #[must_use]
+    pub fn isolated(&self, end: &End, direction: Direction) -> bool {
+        self.compiled.isolated(end.subject, direction)
+    }
+
+    /// Indices of the policies that have a say about this end in this direction, in the order in which they are asked.
+    #[must_use]
+    pub fn asked(&self, end: &End, direction: Direction) -> Vec<u32> {
+        self.compiled.asked(end.subject, direction).collect()
     }
 
     /// Indices of the pods that the policy selects: live, not on the host network.
@@ -189,38 +371,65 @@ impl Evaluator {
         self.compiled.selected(policy)
     }
 
-    /// How many live pods the label selectors of a peer match; `None` for an `ipBlock`.
+    /// How many live pods a peer's selectors match; `None` for a peer that selects no pods by label.
     #[must_use]
-    pub fn peer_pods(&self, policy: &NetworkPolicy, peer: &crate::model::PeerKind) -> Option<usize> {
-        self.compiled.peer_pods(&self.cluster, policy, peer)
+    pub fn peer_pods(&self, peer: &TierPeer) -> Option<usize> {
+        match peer {
+            TierPeer::Pods(selector) => Some(self.compiled.pods_of(selector)),
+            _ => None,
+        }
     }
 
     /// Policies that select namespaces by other labels than the name, if the cluster's namespace labels are not known: their verdicts are not proven.
     #[must_use]
-    pub fn needs_namespace_labels(&self) -> Vec<&NetworkPolicy> {
-        let unknown = |policy: &NetworkPolicy| {
-            let selectors =
-                [&policy.ingress, &policy.egress].into_iter().flatten().flat_map(|r| &r.peers).filter_map(|p| match &p
-                    .kind
-                {
-                    crate::model::PeerKind::Pods { namespaces, .. } => namespaces.as_ref(),
-                    crate::model::PeerKind::IpBlock(_) => None,
-                });
-            selectors.into_iter().any(by_other_labels)
-        };
+    pub fn needs_namespace_labels(&self) -> Vec<&TierPolicy> {
         if self.cluster.namespaces_without_labels().next().is_none() {
             return Vec::new();
         }
-        self.policies.iter().filter(|p| unknown(p)).collect()
+        self.forms.iter().filter(|p| selectors(p).any(by_namespace_labels)).collect()
+    }
+
+    /// Policies that select pods by service account, if those of some pods are not known: their verdicts are not proven.
+    #[must_use]
+    pub fn needs_service_accounts(&self) -> Vec<&TierPolicy> {
+        let unknown = |pod: &ClusterPod| pod.service_account.is_none() && !pod.host_network && !pod.finished;
+        if !self.cluster.pods.iter().any(unknown) {
+            return Vec::new();
+        }
+        let by_account = |selector: &PodSelector| match selector {
+            PodSelector::Kubernetes { .. } => false,
+            PodSelector::Cilium { selector, .. } => keys(selector).any(|key| key == identity::SERVICE_ACCOUNT),
+        };
+        self.forms.iter().filter(|p| selectors(p).any(by_account)).collect()
     }
 }
 
+/// Every selector of pods in a policy.
+fn selectors(policy: &TierPolicy) -> impl Iterator<Item = &PodSelector> {
+    let subject = match &policy.subject {
+        Subject::Pods(selector) => Some(selector),
+        Subject::Nodes(_) => None,
+    };
+    let peers = policy.ingress.iter().chain(&policy.egress).flat_map(|r| r.peers.iter().flatten());
+    let peers = peers.filter_map(|peer| if let TierPeer::Pods(selector) = peer { Some(selector) } else { None });
+    subject.into_iter().chain(peers).chain(policy.requires.iter().flatten())
+}
+
+fn by_namespace_labels(selector: &PodSelector) -> bool {
+    match selector {
+        PodSelector::Kubernetes { namespaces, .. } => namespaces.as_ref().is_some_and(by_other_labels),
+        PodSelector::Cilium { selector, .. } => keys(selector)
+            .filter_map(|key| key.strip_prefix(identity::NAMESPACE_LABELS))
+            .any(|key| key != NAMESPACE_NAME_LABEL),
+    }
+}
+
+fn keys(selector: &LabelSelector) -> impl Iterator<Item = &String> {
+    selector.match_labels.keys().chain(selector.match_expressions.iter().map(|e| &e.key))
+}
+
 fn by_other_labels(selector: &LabelSelector) -> bool {
-    selector
-        .match_labels
-        .keys()
-        .chain(selector.match_expressions.iter().map(|e| &e.key))
-        .any(|key| key != NAMESPACE_NAME_LABEL)
+    keys(selector).any(|key| key != NAMESPACE_NAME_LABEL)
 }
 
 #[cfg(test)]

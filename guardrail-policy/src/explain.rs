@@ -10,7 +10,10 @@ use serde::Serialize;
 
 use crate::{
     evaluate::{End, Evaluator, Exemption, RuleRef, Side, Verdict, common_addresses},
-    model::{Direction, Location, NetworkPolicy, PolicyPeer, PortMatch, Protocol, Rule},
+    model::{
+        Direction, Location, PortMatch, Protocol,
+        tier::{Action, PolicyKind, Tier, TierPeer, TierPolicy},
+    },
 };
 
 mod near;
@@ -64,7 +67,16 @@ pub struct SideExplanation {
     pub subject: String,
     /// Whether this side lets the connection pass.
     pub allowed: bool,
-    /// Policies that select the subject and isolate it, with the rules that match.
+    /// The tier that decided; absent if nothing did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier: Option<Tier>,
+    /// A proxy restricts what is allowed further, by request.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub restricted: bool,
+    /// Why it cannot be told, if so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unproven: Vec<String>,
+    /// The policies that have a say about the subject, in the order in which they are asked, with the rules that decide.
     pub policies: Vec<Deciding>,
     /// The rule that came nearest, if the side denies and has a rule at all.
     pub nearest: Option<Near>,
@@ -79,10 +91,25 @@ pub struct Deciding {
     pub policy: String,
     /// Where it stands.
     pub location: Option<Location>,
+    /// Its tier.
+    pub tier: Tier,
+    /// It isolates the subject; else its rules only add.
+    pub isolates: bool,
     /// How many rules it has in this direction.
     pub rules: usize,
-    /// Those that match: number from 1, and where.
-    pub matching: Vec<(u32, Option<Location>)>,
+    /// Those that match: what they are called, what they do, and where.
+    pub matching: Vec<Matching>,
+}
+
+/// A rule that decides.
+#[derive(Clone, Debug, Serialize)]
+pub struct Matching {
+    /// Number from 1 within its list; `deny` stands before it in a deny list.
+    pub rule: String,
+    /// What it does.
+    pub action: Action,
+    /// Where it stands.
+    pub location: Option<Location>,
 }
 
 /// A rule that almost matched.
@@ -137,43 +164,53 @@ impl Evaluator {
             Direction::Egress => question.src,
             Direction::Ingress => question.dst,
         };
-        let isolating = self.isolating(own, direction);
         let deciding = |policy: u32| {
-            let known = &self.policies()[policy as usize];
-            let matching = side.rules().iter().filter(|r| r.policy == policy);
+            let known = &self.forms()[policy as usize];
+            let matching = side.rules().iter().filter(|r| r.policy == policy).map(|r| {
+                let rule = self.rule(direction, *r);
+                Matching { rule: rule.label.clone(), action: rule.action, location: known.at(rule.line) }
+            });
             Deciding {
                 policy: known.key(),
                 location: known.location.clone(),
+                tier: known.tier,
+                isolates: known.isolates(direction),
                 rules: known.rules(direction).len(),
-                matching: matching
-                    .map(|r| (r.rule + 1, known.at(known.rules(direction)[r.rule as usize].line)))
-                    .collect(),
+                matching: matching.collect(),
             }
+        };
+        let tier = match side {
+            Side::NotIsolated => None,
+            Side::Denied => Some(Tier::Normal),
+            _ => side.rules().first().map(|r| self.form(*r).tier),
         };
         let mut explanation = SideExplanation {
             direction,
             subject: name.to_owned(),
             allowed: side.allows(),
-            policies: isolating.iter().map(|p| deciding(*p)).collect(),
+            tier,
+            restricted: self.restricted(direction, side),
+            unproven: self.why_unproven(direction, side),
+            policies: self.asked(own, direction).iter().map(|p| deciding(*p)).collect(),
             nearest: None,
             smallest: None,
         };
         if *side == Side::Denied {
-            let nearest = self.nearest(direction, &isolating, question);
-            let target = nearest.as_ref().map_or(isolating[0], |(rule, _)| rule.policy);
-            explanation.smallest = Some(self.smallest(direction, target, question));
+            let isolating = self.isolating(own, direction);
+            let nearest = self.nearest(direction, &self.asked(own, direction), question);
+            // The rule is added to a NetworkPolicy where one isolates, else to what came nearest.
+            let target = nearest.as_ref().map(|(rule, _)| rule.policy).or(isolating.first().copied());
+            let written = |p: &u32| self.forms()[*p as usize].kind == PolicyKind::NetworkPolicy;
+            let target = target.filter(written).or_else(|| isolating.iter().copied().find(written));
+            explanation.smallest = target.map(|target| self.smallest(direction, target, question));
             explanation.nearest = nearest.map(|(rule, because)| self.near(direction, rule, because));
         }
         explanation
     }
 
     fn near(&self, direction: Direction, rule: RuleRef, because: Vec<String>) -> Near {
-        let policy = self.policy(rule);
-        Near {
-            rule: self.rule_name(rule),
-            location: policy.at(policy.rules(direction)[rule.rule as usize].line),
-            because,
-        }
+        let line = self.rule(direction, rule).line;
+        Near { rule: self.rule_name(direction, rule), location: self.form(rule).at(line), because }
     }
 
     fn describe(&self, end: &End, name: &str) -> String {
@@ -197,15 +234,15 @@ impl Evaluator {
     fn notes(&self, question: &Question<'_>) -> Vec<String> {
         let mut notes = Vec::new();
         for (end, name) in [question.src, question.dst] {
-            if end.is_node() {
+            if end.is_node() && !self.is_cilium() {
                 notes.push(format!("{name} counts as its node's address; how policies treat host-network pods is unspecified by Kubernetes"));
             }
             let pod = end.pod().map(|p| &self.cluster().pods[p as usize]);
-            if let Some(pod) = pod.filter(|p| p.addresses.is_empty() && self.policies().iter().any(has_ip_block)) {
+            if let Some(pod) = pod.filter(|p| p.addresses.is_empty() && self.forms().iter().any(has_ip_block)) {
                 notes.push(format!("{}/{} has no address yet, so no ipBlock matches it", pod.namespace, pod.name));
             }
-            if let Some(pod) = pod.filter(|p| p.node.is_none() && question.src.0.is_node() != question.dst.0.is_node())
-            {
+            let to_node = question.src.0.is_node() != question.dst.0.is_node() && !self.is_cilium();
+            if let Some(pod) = pod.filter(|p| p.node.is_none() && to_node) {
                 notes.push(format!(
                     "{}/{} has no nodeName: if that is its own node, the connection is allowed anyway",
                     pod.namespace, pod.name
@@ -216,9 +253,9 @@ impl Evaluator {
     }
 }
 
-fn has_ip_block(policy: &NetworkPolicy) -> bool {
-    let mut peers = policy.ingress.iter().chain(&policy.egress).flat_map(|r: &Rule| &r.peers);
-    peers.any(|p: &PolicyPeer| matches!(p.kind, crate::model::PeerKind::IpBlock(_)))
+fn has_ip_block(policy: &TierPolicy) -> bool {
+    let mut peers = policy.ingress.iter().chain(&policy.egress).flat_map(|r| r.peers.iter().flatten());
+    peers.any(|p| matches!(p, TierPeer::Addresses { .. }))
 }
 
 /// A selector in a few words.

@@ -9,10 +9,11 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 mod selector;
+pub mod tier;
 
-pub use selector::{Labels, NAMESPACE_NAME_LABEL, selector_matches};
+pub use selector::{Labels, NAMESPACE_NAME_LABEL, selector_matches, selector_matches_by};
 
-/// Transport protocol of a policy port or of a flow; `protocol` missing means TCP.
+/// Protocol of a policy port or of a flow; `protocol` missing means TCP. The "port" of ICMP is its type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
@@ -23,6 +24,29 @@ pub enum Protocol {
     Udp,
     /// SCTP.
     Sctp,
+    /// ICMP for IPv4: in flows, and in Cilium's `icmps`.
+    Icmp,
+    /// ICMP for IPv6, likewise.
+    #[serde(rename = "ICMPv6")]
+    Icmpv6,
+}
+
+impl Protocol {
+    /// The protocol of a flow: those of policy ports, and `ICMP`, `ICMPv6`.
+    #[must_use]
+    pub fn of_flow(text: &str) -> Option<Self> {
+        match text {
+            "ICMP" => Some(Self::Icmp),
+            "ICMPv6" => Some(Self::Icmpv6),
+            _ => text.parse().ok(),
+        }
+    }
+
+    /// Its "port" is a message type, from 0.
+    #[must_use]
+    pub const fn is_icmp(self) -> bool {
+        matches!(self, Self::Icmp | Self::Icmpv6)
+    }
 }
 
 impl fmt::Display for Protocol {
@@ -31,6 +55,8 @@ impl fmt::Display for Protocol {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
             Self::Sctp => "SCTP",
+            Self::Icmp => "ICMP",
+            Self::Icmpv6 => "ICMPv6",
         })
     }
 }
@@ -75,6 +101,15 @@ pub enum Direction {
 impl Direction {
     /// Both, ingress first.
     pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// Its place in [`Direction::BOTH`].
+    #[must_use]
+    pub const fn slot(self) -> usize {
+        match self {
+            Self::Ingress => 0,
+            Self::Egress => 1,
+        }
+    }
 
     /// The field of `spec` that holds the rules.
     #[must_use]

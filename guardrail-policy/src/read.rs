@@ -12,18 +12,27 @@ use std::{
 
 use serde::Serialize;
 
-use crate::model::{Location, NetworkPolicy};
+use crate::{
+    evaluate::Facts,
+    model::{Location, NetworkPolicy, tier::TierPolicy},
+};
 
+mod cilium;
+mod facts;
 mod flows;
 mod foreign;
+mod names;
 mod object;
 mod policy;
 mod selector;
 mod syntax;
 mod text;
+mod tiers;
 mod yaml;
 
+pub use facts::options;
 pub use flows::{Flow, flows};
+pub use names::names;
 pub use text::decode;
 
 /// Larger files are refused, bytes. A policy file of this size is a mistake.
@@ -163,7 +172,11 @@ pub fn may_concern_policies(text: &str) -> bool {
 pub struct PolicySet {
     /// Valid policies, in the order of the input, each `namespace/name` once.
     pub policies: Vec<NetworkPolicy>,
-    /// Policies of other kinds, sorted.
+    /// Valid policies of the other kinds that are evaluated, in the order of the input, each once.
+    pub forms: Vec<TierPolicy>,
+    /// What the other objects say that policies of some kinds ask for.
+    pub facts: Facts,
+    /// Policies of kinds that are not evaluated, sorted.
     pub unevaluated: Vec<Unevaluated>,
     /// Files of directories that hold no Kubernetes object: values, templates, settings of a pipeline.
     pub left_out: Vec<String>,
@@ -206,6 +219,26 @@ fn ignores(file: &Arc<str>, text: &str) -> Vec<Ignore> {
     ignores
 }
 
+impl PolicySet {
+    /// Every policy that is no NetworkPolicy: what stands beside a proof that is about NetworkPolicy alone.
+    #[must_use]
+    pub fn beside_network_policies(&self) -> Vec<Unevaluated> {
+        let mut all = self.unevaluated.clone();
+        all.extend(self.forms.iter().filter(|f| f.section.is_none_or(|s| s == 0)).map(|form| Unevaluated {
+            kind: form.kind.as_str().to_owned(),
+            touches: if form.namespace.is_empty() { Touches::Everything } else { Touches::Namespace },
+            namespace: form.namespace.clone(),
+            name: form.name.clone(),
+            inside: None,
+            restricts_only: false,
+            location: form.location.clone().unwrap_or_else(|| Location { file: "memory".into(), line: 0 }),
+        }));
+        all.sort();
+        all.dedup();
+        all
+    }
+}
+
 /// How strict to be with a file that holds no Kubernetes object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
@@ -221,6 +254,8 @@ pub struct Reader {
     set: PolicySet,
     problems: Vec<Problem>,
     known: BTreeMap<(String, String), usize>,
+    /// Indices into the forms, by [`TierPolicy::key`].
+    known_forms: BTreeMap<String, usize>,
 }
 
 impl Reader {
@@ -251,9 +286,10 @@ impl Reader {
         if expect == Expect::Anything && before == 0 {
             self.set.left_out.push(file.to_string());
         }
-        let object::Found { policies, unevaluated, others, problems } = found;
+        let object::Found { policies, forms, unevaluated, others, problems, facts } = found;
         if expect == Expect::Policies
             && policies.is_empty()
+            && forms.is_empty()
             && unevaluated.is_empty()
             && problems.is_empty()
             && !others.is_empty()
@@ -278,6 +314,18 @@ impl Reader {
                 self.insert(policy);
             }
         }
+        for form in forms {
+            self.set.warnings.extend(form.warnings);
+            self.problems.extend(form.problems);
+            for policy in form.policies {
+                self.insert_form(policy);
+            }
+        }
+        let Facts { service_accounts, service_labels, cidr_groups, cilium_config } = facts;
+        self.set.facts.service_accounts.extend(service_accounts);
+        self.set.facts.service_labels.extend(service_labels);
+        self.set.facts.cidr_groups.extend(cidr_groups);
+        self.set.facts.cilium_config = cilium_config.or(self.set.facts.cilium_config.take());
     }
 
     /// Everything that was read.
@@ -314,6 +362,29 @@ impl Reader {
                 restricts_only: false,
                 location: Location { file: file.clone(), line: at },
             });
+        }
+    }
+
+    fn insert_form(&mut self, policy: TierPolicy) {
+        match self.known_forms.entry(policy.key()) {
+            Entry::Vacant(entry) => {
+                entry.insert(self.set.forms.len());
+                self.set.forms.push(policy);
+            }
+            Entry::Occupied(entry) => {
+                let first = &self.set.forms[*entry.get()];
+                if first.same_spec(&policy) {
+                    return;
+                }
+                let first_at = first.location.as_ref().map(|l| format!(" at {l}")).unwrap_or_default();
+                let kind = policy.kind.as_str();
+                self.problems.extend(policy.location.clone().map(|location| Problem {
+                    location,
+                    kind: ProblemKind::Conflict,
+                    message: format!("a different {kind} of this name stands{first_at}; keep one of them"),
+                    policy: Some(policy.key()),
+                }));
+            }
         }
     }
 

@@ -149,7 +149,11 @@ fn compile(world: &World) -> Evaluator {
         cluster.set_namespace(name, owned(labels));
     }
     for (name, addresses) in &world.nodes {
-        cluster.nodes.push(ClusterNode { name: (*name).to_owned(), addresses: addresses.iter().copied().collect() });
+        cluster.nodes.push(ClusterNode {
+            name: (*name).to_owned(),
+            addresses: addresses.iter().copied().collect(),
+            ..ClusterNode::default()
+        });
     }
     for pod in &world.pods {
         cluster.push_pod(ClusterPod {

@@ -17,7 +17,7 @@ use crate::{
     exit::Outcome,
     input::{self, tell},
     output::{self, Cell, Paint, Table},
-    policies::{self, Loaded},
+    policies::{self, Loaded, Unproven},
 };
 
 #[derive(Serialize)]
@@ -32,10 +32,12 @@ struct Row<'a> {
 pub(super) fn all(args: &Args) -> anyhow::Result<Outcome> {
     let snapshot =
         if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster)?) };
-    let Loaded { evaluator, unproven, .. } = policies::load(&args.policies, &args.inventory, snapshot.as_ref())?;
+    let Loaded { evaluator, mut unproven, .. } =
+        policies::load(&args.policies, &args.inventory, snapshot.as_ref(), &args.dataplane)?;
     if evaluator.cluster().pods.is_empty() {
         bail!("--all needs the pods or the workloads of the cluster: give --inventory or snapshots");
     }
+    unproven.extend(evaluator.undecided().into_iter().map(|because| Unproven { because, namespace: None }));
     for reason in &unproven {
         tell("warning", &reason.because);
     }

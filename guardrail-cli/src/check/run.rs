@@ -6,8 +6,8 @@ use anyhow::bail;
 use guardrail_graph::{Peer, Snapshot};
 use guardrail_policy::{
     check::{Check, Findings},
-    evaluate::{End, Evaluator, Exemption, Side, UnknownEnd},
-    model::Protocol,
+    evaluate::{End, Evaluator, Exemption, RuleRef, Side, UnknownEnd, Verdict},
+    model::{Direction, Protocol},
     read,
 };
 use serde::Serialize;
@@ -37,6 +37,9 @@ pub(super) struct Row<'a> {
     /// Why policies have no say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) exempt: Option<Exemption>,
+    /// A proxy restricts what is allowed further, by request.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) restricted: bool,
     /// Why it is unproven.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,
@@ -77,12 +80,23 @@ pub(super) struct Report<'a> {
 }
 
 pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { snapshots, flows, policies, inventory, output, allow_partial, allow_unproven, cluster, all: _ } = args;
+    let Args {
+        snapshots,
+        flows,
+        policies,
+        inventory,
+        output,
+        allow_partial,
+        allow_unproven,
+        dataplane,
+        cluster,
+        all: _,
+    } = args;
     if matches!(output, Format::Dot | Format::Markdown) {
         bail!("-o dot and -o markdown are for --all");
     }
     let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots, cluster)?) };
-    let Loaded { evaluator, before, unproven, .. } = policies::load(policies, inventory, snapshot.as_ref())?;
+    let Loaded { evaluator, before, unproven, .. } = policies::load(policies, inventory, snapshot.as_ref(), dataplane)?;
     let mut report = Report {
         flows: Vec::new(),
         allowed: 0,
@@ -192,16 +206,14 @@ impl Judge<'_> {
                 ingress_by: "-".to_owned(),
                 egress_by: "-".to_owned(),
                 exempt: None,
+                restricted: false,
                 reason: None,
             };
             match (src, dst) {
                 (Ok(src), Ok(dst)) => {
                     let verdict = self.check.flow(&src, &dst, flow.protocol, flow.port);
                     let namespaces = [&src, &dst].map(|end| namespace(self.evaluator, end));
-                    self.answer(&mut row, verdict.allowed(), namespaces);
-                    row.ingress_by = self.by(&verdict.ingress);
-                    row.egress_by = self.by(&verdict.egress);
-                    row.exempt = verdict.exemption;
+                    self.fill(&mut row, &verdict, !verdict.allowed() && !verdict.denied(), namespaces);
                 }
                 (Err(error), _) | (_, Err(error)) => self.unproven(&mut row, error.to_string()),
             }
@@ -232,6 +244,7 @@ impl Judge<'_> {
                 ingress_by: "-".to_owned(),
                 egress_by: "-".to_owned(),
                 exempt: None,
+                restricted: false,
                 reason: None,
             };
             match self.check.edge(edge) {
@@ -240,10 +253,8 @@ impl Judge<'_> {
                         Peer::Workload(workload) => Some(workload.namespace.as_str()),
                         Peer::Node { .. } | Peer::External { .. } => None,
                     });
-                    self.answer(&mut row, verdict.allowed(), namespaces);
-                    row.ingress_by = self.by(&verdict.verdict.ingress);
-                    row.egress_by = self.by(&verdict.verdict.egress);
-                    row.exempt = verdict.verdict.exemption;
+                    let open = verdict.denied > 0 && verdict.denied == verdict.unproven;
+                    self.fill(&mut row, &verdict.verdict, open, namespaces);
                 }
                 Err(error) => self.unproven(&mut row, error.to_string()),
             }
@@ -284,12 +295,37 @@ impl Judge<'_> {
         row.reason = Some(reason);
     }
 
-    fn by(&self, side: &Side) -> String {
-        match side {
-            Side::NotIsolated => "-".to_owned(),
-            Side::Denied => "deny".to_owned(),
-            Side::AllowedBy(rules) => rules.iter().map(|r| self.evaluator.rule_name(*r)).collect::<Vec<_>>().join(";"),
+    /// Writes a verdict down; `open`: what decides it is not known.
+    fn fill(&mut self, row: &mut Row<'_>, verdict: &Verdict, open: bool, ends: [Option<&str>; 2]) {
+        row.ingress_by = self.by(Direction::Ingress, &verdict.ingress);
+        row.egress_by = self.by(Direction::Egress, &verdict.egress);
+        row.exempt = verdict.exemption;
+        if open {
+            let mut reasons = self.evaluator.why_unproven(Direction::Egress, &verdict.egress);
+            reasons.extend(self.evaluator.why_unproven(Direction::Ingress, &verdict.ingress));
+            return self.unproven(row, reasons.join("; "));
         }
+        self.answer(row, verdict.allowed(), ends);
+        row.restricted = verdict.allowed()
+            && (self.evaluator.restricted(Direction::Ingress, &verdict.ingress)
+                || self.evaluator.restricted(Direction::Egress, &verdict.egress));
+    }
+
+    /// `-`: not isolated; `deny`: no rule accepts it; else the rules that decide, after `deny:` if they deny, after `?` if that is not known.
+    /// `+l7` behind a rule: a proxy restricts what it accepts.
+    fn by(&self, direction: Direction, side: &Side) -> String {
+        let prefix = match side {
+            Side::NotIsolated => return "-".to_owned(),
+            Side::Denied => return "deny".to_owned(),
+            Side::AllowedBy(_) => "",
+            Side::DeniedBy(_) => "deny:",
+            Side::Unproven(_) => "?",
+        };
+        let name = |rule: &RuleRef| {
+            let l7 = if self.evaluator.rule(direction, *rule).l7 { "+l7" } else { "" };
+            format!("{prefix}{}{l7}", self.evaluator.rule_name(direction, *rule))
+        };
+        side.rules().iter().map(name).collect::<Vec<_>>().join(";")
     }
 }
 

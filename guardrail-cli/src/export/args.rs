@@ -100,7 +100,7 @@ impl Args {
     /// Reads everything that the arguments name.
     pub(crate) fn input(&self) -> anyhow::Result<Input> {
         let snapshot = input::snapshots(&self.snapshots, &self.cluster)?;
-        let inventory = input::inventory(&self.inventory)?;
+        let inventory = input::inventory(&self.inventory, false)?;
         let policies = input::policies(&self.policies)?;
         let mut options = Options::new(self.phase);
         options.egress = self.egress;
@@ -114,8 +114,8 @@ impl Args {
         }
         options.node_ranges.extend(&self.node_range);
         options.cluster = Cluster::from_objects(&inventory.objects);
-        let mut unevaluated = inventory.policies.unevaluated;
-        unevaluated.extend(policies.unevaluated);
+        let mut unevaluated = inventory.policies.beside_network_policies();
+        unevaluated.extend(policies.beside_network_policies());
         options.existing = joined(policies.policies, inventory.policies.policies)?;
         Ok(Input { snapshot, options, unevaluated })
     }

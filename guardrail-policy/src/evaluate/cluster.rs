@@ -12,7 +12,7 @@ use guardrail_graph::{
 };
 use ipnet::IpNet;
 
-use super::virtuals::DeclaredPort;
+use super::{facts::ClusterService, virtuals::DeclaredPort};
 use crate::model::{Labels, NAMESPACE_NAME_LABEL, Protocol, selector_matches};
 
 /// A pod as policies see it.
@@ -38,6 +38,8 @@ pub struct ClusterPod {
     pub declared_ports: Vec<DeclaredPort>,
     /// What controls it, if that is known.
     pub workload: Option<WorkloadRef>,
+    /// `spec.serviceAccountName`, if it is known.
+    pub service_account: Option<String>,
 }
 
 impl ClusterPod {
@@ -61,6 +63,8 @@ pub struct ClusterNode {
     pub name: String,
     /// Addresses that are the node's own, tunnel addresses included.
     pub addresses: BTreeSet<IpAddr>,
+    /// `metadata.labels`.
+    pub labels: Labels,
 }
 
 /// The cluster that policies are judged against.
@@ -84,6 +88,14 @@ pub struct Cluster {
     pub pod_ranges: BTreeSet<IpNet>,
     /// Which pods (indices) belong to a workload of the snapshot.
     pub workloads: BTreeMap<WorkloadRef, Vec<u32>>,
+    /// Services by namespace and name.
+    pub services: BTreeMap<(String, String), ClusterService>,
+    /// `CiliumCIDRGroup`s: labels and ranges by name.
+    pub cidr_groups: BTreeMap<String, (Labels, Vec<IpNet>)>,
+    /// DNS names and the addresses that they stand for, as far as known.
+    pub names: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// There are no other names: an address that is not among `names` was learnt by none.
+    pub all_names: bool,
 }
 
 impl Cluster {
@@ -97,7 +109,8 @@ impl Cluster {
                 Object::Node(n) => cluster.add_node(n),
                 Object::Pod(p) => cluster.add_pod(p),
                 Object::Service(s) => cluster.add_service(s),
-                Object::EndpointSlice(_) | Object::Controller(_) => {}
+                Object::EndpointSlice(s) => cluster.add_slice(s),
+                Object::Controller(_) => {}
             }
         }
         cluster.sort();
@@ -131,8 +144,19 @@ impl Cluster {
         for node in &mut self.nodes {
             node.addresses.extend(listed.remove(node.name.as_str()).into_iter().flatten());
         }
-        let more = listed.into_iter().map(|(name, addresses)| ClusterNode { name: name.to_owned(), addresses });
+        let more = listed.into_iter().map(|(name, addresses)| ClusterNode {
+            name: name.to_owned(),
+            addresses,
+            labels: Labels::new(),
+        });
         self.nodes.extend(more);
+        for peer in body.edges.iter().map(|edge| &edge.server) {
+            if let Peer::External { address } = &peer.peer
+                && let Ok(address) = address.parse::<IpAddr>()
+            {
+                self = self.with_names(peer.names.iter().map(|name| (name.clone(), address)), false);
+            }
+        }
         for service in &body.services {
             for address in &service.addresses {
                 self.virtual_addresses
@@ -190,6 +214,7 @@ impl Cluster {
         let known = self.node_mut(&node.name);
         known.addresses.extend(node.addresses.iter().map(IpAddr::to_canonical));
         known.addresses.extend(own);
+        known.labels = node.labels.to_map();
     }
 
     fn add_pod(&mut self, pod: &Pod) {
@@ -209,11 +234,13 @@ impl Cluster {
             finished: pod.finished,
             ports,
             workload: None,
+            service_account: None,
         });
     }
 
     fn add_service(&mut self, service: &Service) {
         self.add_service_ports(service);
+        self.add_service_facts(service);
         for address in service.cluster_ips.iter().chain(&service.external_ips) {
             self.virtual_addresses.insert(address.to_canonical(), format!("{}/{}", service.namespace, service.name));
         }
@@ -221,7 +248,7 @@ impl Cluster {
 
     fn node_mut(&mut self, name: &str) -> &mut ClusterNode {
         let index = self.nodes.iter().position(|n| n.name == name).unwrap_or_else(|| {
-            self.nodes.push(ClusterNode { name: name.to_owned(), addresses: BTreeSet::new() });
+            self.nodes.push(ClusterNode { name: name.to_owned(), ..ClusterNode::default() });
             self.nodes.len() - 1
         });
         &mut self.nodes[index]

@@ -1,23 +1,31 @@
 //! Policies compiled against a cluster: classes of pods, sets of classes, rules as bit tests.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
 
 use guardrail_graph::snapshot::LabelSelector;
+use ipnet::IpNet;
 
-use super::{Cluster, RuleRef, Side};
+use super::{
+    Cluster,
+    dataplane::{CiliumOptions, Dataplane, Enforcement},
+    identity::{Identity, is_left_out},
+    kinds::Kinds,
+    tiers::Stages,
+};
 use crate::model::{
-    Direction, IpBlock, Labels, NetworkPolicy, PeerKind, PolicyPort, PortMatch, Protocol, Rule, selector_matches,
+    Direction, IpBlock, Labels, PolicyPort, PortMatch, Protocol, selector_matches, selector_matches_by,
+    tier::{Action, Entity, PodSelector, Reach, Scope, ServiceBy, Subject, TierPeer, TierPolicy, TierRule},
 };
 
 /// A set of small numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct BitSet(Vec<u64>);
+pub(super) struct BitSet(Vec<u64>);
 
 impl BitSet {
-    fn with_len(len: usize) -> Self {
+    pub(super) fn with_len(len: usize) -> Self {
         Self(vec![0; len.div_ceil(64)])
     }
 
@@ -25,43 +33,48 @@ impl BitSet {
         self.0[index / 64] |= 1 << (index % 64);
     }
 
-    fn contains(&self, index: u32) -> bool {
+    pub(super) fn contains(&self, index: u32) -> bool {
         let index = index as usize;
         self.0.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
     }
 
-    fn union(&mut self, other: &Self) {
+    pub(super) fn union(&mut self, other: &Self) {
         for (a, b) in self.0.iter_mut().zip(&other.0) {
             *a |= b;
         }
     }
+
+    pub(super) fn intersect(&mut self, other: &Self) {
+        for (a, b) in self.0.iter_mut().zip(&other.0) {
+            *a &= b;
+        }
+    }
 }
 
-/// Pods that no policy can tell apart by labels or named ports.
+/// Pods that no policy can tell apart by labels, named ports or service account.
 #[derive(Debug)]
-struct Class {
+pub(super) struct Class {
     namespace: u32,
     labels: Labels,
+    account: Option<String>,
     pods: u32,
-    /// Policies that select it and isolate it, per direction (ingress, egress), ascending.
-    policies: [Vec<u32>; 2],
 }
 
 #[derive(Debug)]
-struct CompiledRule {
+pub(super) struct CompiledRule {
+    pub(super) action: Action,
     ports: Vec<(Protocol, CompiledPort)>,
-    any_peer: bool,
-    classes: Option<BitSet>,
-    /// Ranges that are more than one address.
-    blocks: Vec<IpBlock>,
-    /// Single addresses: a rule for the nodes of a large cluster has thousands.
-    singles: HashSet<IpAddr>,
-}
-
-impl CompiledRule {
-    fn has_address(&self, address: IpAddr) -> bool {
-        self.singles.contains(&address) || self.blocks.iter().any(|block| block.contains(address))
-    }
+    pub(super) any_peer: bool,
+    pub(super) classes: Option<BitSet>,
+    /// Ranges that are more than one address, and the kinds of ends that each matches.
+    blocks: Vec<(IpBlock, Kinds)>,
+    /// Single addresses, likewise: a rule for the nodes of a large cluster has thousands.
+    singles: HashMap<IpAddr, Kinds>,
+    pub(super) entities: Kinds,
+    /// Nodes by index, and the kinds that are meant: the own node may be left out.
+    pub(super) nodes: Vec<(BitSet, Kinds)>,
+    /// Ends of these kinds may match, and nothing here tells.
+    pub(super) unknown: Kinds,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,89 +88,121 @@ enum CompiledPort {
 #[derive(Debug)]
 pub(super) struct Compiled {
     namespaces: Vec<(String, Labels)>,
-    classes: Vec<Class>,
+    pub(super) classes: Vec<Class>,
     /// Class per pod; `None`: finished or on the host network.
     pods: Vec<Option<u32>>,
-    /// Classes that each policy selects, whatever its types.
+    /// Classes that each policy selects, whatever it says.
     selected: Vec<BitSet>,
     /// Rules per policy and direction (ingress, egress).
-    rules: Vec<[Vec<CompiledRule>; 2]>,
+    pub(super) rules: Vec<[Vec<CompiledRule>; 2]>,
     /// Per named port of the policies: the numbers it has, per class.
     named: Vec<Vec<Vec<u16>>>,
     nodes: HashMap<String, u32>,
+    /// Who has a say, per subject and direction (ingress, egress): classes first, then nodes, if policies can select nodes.
+    pub(super) stages: Vec<[Stages; 2]>,
+    /// Nodes are subjects.
+    host_subjects: bool,
+    /// Options of Cilium, if that is the data plane.
+    pub(super) cilium: Option<CiliumOptions>,
 }
-
-const fn slot(direction: Direction) -> usize {
-    match direction {
-        Direction::Ingress => 0,
-        Direction::Egress => 1,
-    }
-}
-
-/// What distinguishes peers: where they look for namespaces, and for pods.
-type PeerKey<'a> = (Option<&'a str>, Option<&'a LabelSelector>, Option<&'a LabelSelector>);
 
 struct Builder<'a> {
+    cluster: &'a Cluster,
     namespaces: &'a [(String, Labels)],
     classes: &'a [Class],
     class_ports: &'a [Vec<(String, Protocol, u16)>],
-    sets: HashMap<PeerKey<'a>, BitSet>,
+    nodes: &'a HashMap<String, u32>,
+    cilium: Option<&'a CiliumOptions>,
+    sets: HashMap<PodSelector, BitSet>,
     named_ids: HashMap<(&'a str, Protocol), u32>,
     named: Vec<Vec<Vec<u16>>>,
 }
 
 impl Compiled {
-    pub(super) fn new(cluster: &Cluster, policies: &[NetworkPolicy]) -> Self {
+    pub(super) fn new(cluster: &Cluster, policies: &[TierPolicy], dataplane: &Dataplane) -> Self {
+        let cilium = dataplane.cilium();
         let namespaces: Vec<(String, Labels)> =
             cluster.namespaces().map(|n| (n.to_owned(), cluster.namespace_labels(n))).collect();
-        let (mut classes, class_ports, pods) = classify(cluster, &namespaces);
-        let selected: Vec<BitSet> = policies
-            .iter()
-            .map(|policy| {
-                let mut set = BitSet::with_len(classes.len());
-                for (index, class) in classes.iter().enumerate() {
-                    if namespaces[class.namespace as usize].0 == policy.namespace
-                        && selector_matches(&policy.pod_selector, &class.labels)
-                    {
-                        set.insert(index);
-                    }
-                }
-                set
-            })
-            .collect();
-        for ((policy, set), index) in policies.iter().zip(&selected).zip(0..) {
-            for direction in Direction::BOTH.into_iter().filter(|d| policy.isolates(*d)) {
-                for (class, number) in classes.iter_mut().zip(0..) {
-                    if set.contains(number) {
-                        class.policies[slot(direction)].push(index);
-                    }
-                }
-            }
-        }
-        let mut builder = Builder {
-            namespaces: &namespaces,
-            classes: &classes,
-            class_ports: &class_ports,
-            sets: HashMap::new(),
-            named_ids: HashMap::new(),
-            named: Vec::new(),
-        };
-        let rules = policies
-            .iter()
-            .map(|policy| {
-                let ingress = policy.ingress.iter().map(|r| builder_rule(&mut builder, policy, r)).collect();
-                let egress = policy.egress.iter().map(|r| builder_rule(&mut builder, policy, r)).collect();
-                [ingress, egress]
-            })
-            .collect();
-        let named = builder.named;
+        let by_account = policies.iter().any(|p| p.kind.is_cilium());
+        let (classes, class_ports, pods) = classify(cluster, &namespaces, by_account);
         let mut nodes = HashMap::new();
         let names = cluster.nodes.iter().map(|n| &n.name).chain(cluster.pods.iter().filter_map(|p| p.node.as_ref()));
         for name in names {
             let next = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
             nodes.entry(name.clone()).or_insert(next);
         }
-        Self { namespaces, classes, pods, selected, rules, named, nodes }
+        let mut builder = Builder {
+            cluster,
+            namespaces: &namespaces,
+            classes: &classes,
+            class_ports: &class_ports,
+            nodes: &nodes,
+            cilium,
+            sets: HashMap::new(),
+            named_ids: HashMap::new(),
+            named: Vec::new(),
+        };
+        let rules: Vec<[Vec<CompiledRule>; 2]> = policies
+            .iter()
+            .map(|policy| {
+                Direction::BOTH.map(|d| policy.rules(d).iter().map(|r| builder.rule(policy, r)).collect::<Vec<_>>())
+            })
+            .collect();
+        let selected: Vec<BitSet> = policies
+            .iter()
+            .map(|policy| match &policy.subject {
+                Subject::Pods(selector) => builder.set(selector),
+                Subject::Nodes(_) => BitSet::with_len(classes.len()),
+            })
+            .collect();
+        let host_subjects =
+            cilium.is_some_and(|o| o.host_firewall) && policies.iter().any(|p| matches!(p.subject, Subject::Nodes(_)));
+        let hosts: Vec<Option<BitSet>> = policies
+            .iter()
+            .map(|policy| match &policy.subject {
+                Subject::Nodes(selector) if host_subjects => Some(builder.nodes_by_label(selector)),
+                _ => None,
+            })
+            .collect();
+        let subjects = classes.len() + if host_subjects { nodes.len() } else { 0 };
+        let enforcement = cilium.map_or(Enforcement::Default, |o| o.enforcement);
+        let mut stages: Vec<[Stages; 2]> = (0..subjects).map(|_| <[Stages; 2]>::default()).collect();
+        if enforcement != Enforcement::Never {
+            for (index, policy) in policies.iter().enumerate() {
+                for direction in Direction::BOTH {
+                    let requires: Vec<BitSet> =
+                        policy.requires[direction.slot()].iter().map(|s| builder.set(s)).collect();
+                    let has_rules = !policy.rules(direction).is_empty();
+                    if !has_rules && !policy.isolates(direction) && requires.is_empty() {
+                        continue;
+                    }
+                    for (subject, stages) in stages.iter_mut().enumerate() {
+                        let number = u32::try_from(subject).unwrap_or(u32::MAX);
+                        let is = match &hosts[index] {
+                            Some(hosts) => {
+                                subject >= classes.len()
+                                    && hosts.contains(number - u32::try_from(classes.len()).unwrap_or(0))
+                            }
+                            None => subject < classes.len() && selected[index].contains(number),
+                        };
+                        if is {
+                            let isolates = policy.isolates(direction);
+                            stages[direction.slot()].add(policy.tier, index, isolates, &requires);
+                        }
+                    }
+                }
+            }
+            for stage in stages.iter_mut().flatten() {
+                stage.sort(policies);
+            }
+        }
+        if enforcement == Enforcement::Always {
+            // Every endpoint; the host firewall has its own posture.
+            stages.iter_mut().take(classes.len()).flatten().for_each(|s| s.isolated = true);
+        }
+        let named = builder.named;
+        let cilium = cilium.cloned();
+        Self { namespaces, classes, pods, selected, rules, named, nodes, stages, host_subjects, cilium }
     }
 
     pub(super) fn class_of_pod(&self, pod: u32) -> Option<u32> {
@@ -168,8 +213,10 @@ impl Compiled {
         self.nodes.get(name).copied()
     }
 
-    pub(super) fn isolating(&self, class: Option<u32>, direction: Direction) -> impl Iterator<Item = u32> + '_ {
-        class.into_iter().flat_map(move |c| self.classes[c as usize].policies[slot(direction)].iter().copied())
+    /// The subject that a node is, if policies can select it.
+    pub(super) fn subject_of_node(&self, node: u32) -> Option<u32> {
+        let known = self.host_subjects && (node as usize) < self.nodes.len();
+        known.then(|| u32::try_from(self.classes.len()).unwrap_or(u32::MAX) + node)
     }
 
     pub(super) fn selected(&self, policy: u32) -> Vec<u32> {
@@ -182,65 +229,13 @@ impl Compiled {
             .collect()
     }
 
-    pub(super) fn peer_pods(&self, cluster: &Cluster, policy: &NetworkPolicy, peer: &PeerKind) -> Option<usize> {
-        let PeerKind::Pods { namespaces, pods } = peer else { return None };
-        debug_assert_eq!(cluster.pods.len(), self.pods.len());
-        let set = peer_set(&self.namespaces, &self.classes, (&policy.namespace, namespaces.as_ref(), pods.as_ref()));
-        Some(self.classes.iter().zip(0..).filter(|(_, c)| set.contains(*c)).map(|(class, _)| class.pods as usize).sum())
+    /// How many live pods a selector matches.
+    pub(super) fn pods_of(&self, selector: &PodSelector) -> usize {
+        let set = pod_set(&self.namespaces, &self.classes, self.cilium.as_ref(), selector);
+        self.classes.iter().zip(0..).filter(|(_, c)| set.contains(*c)).map(|(class, _)| class.pods as usize).sum()
     }
 
-    /// What the policies that isolate `own` in `direction` say about `other`; the port is `server`'s.
-    #[expect(clippy::too_many_arguments, reason = "the hot path takes the ends apart once")]
-    pub(super) fn side(
-        &self,
-        direction: Direction,
-        own: Option<u32>,
-        other: Option<u32>,
-        other_address: Option<IpAddr>,
-        server: Option<u32>,
-        protocol: Protocol,
-        port: u16,
-    ) -> Side {
-        let Some(own) = own else { return Side::NotIsolated };
-        let policies = &self.classes[own as usize].policies[slot(direction)];
-        if policies.is_empty() {
-            return Side::NotIsolated;
-        }
-        let mut matching = Vec::new();
-        for &policy in policies {
-            for (rule, index) in self.rules[policy as usize][slot(direction)].iter().zip(0..) {
-                if self.ports_match(rule, server, protocol, port) && peers_match(rule, other, other_address) {
-                    matching.push(RuleRef { policy, rule: index });
-                }
-            }
-        }
-        if matching.is_empty() { Side::Denied } else { Side::AllowedBy(matching) }
-    }
-
-    /// Who may call `server` on this port, as far as its ingress goes.
-    pub(super) fn admission(&self, server: Option<u32>, protocol: Protocol, port: u16) -> Admission<'_> {
-        let mut admission =
-            Admission { everyone: false, classes: BitSet::with_len(self.classes.len()), by_address: Vec::new() };
-        let policies = server.map(|class| &self.classes[class as usize].policies[slot(Direction::Ingress)]);
-        let Some(policies) = policies.filter(|p| !p.is_empty()) else {
-            admission.everyone = true;
-            return admission;
-        };
-        for rule in policies.iter().flat_map(|p| &self.rules[*p as usize][slot(Direction::Ingress)]) {
-            if self.ports_match(rule, server, protocol, port) {
-                admission.everyone |= rule.any_peer;
-                if !(rule.blocks.is_empty() && rule.singles.is_empty()) {
-                    admission.by_address.push(rule);
-                }
-                if let Some(classes) = &rule.classes {
-                    admission.classes.union(classes);
-                }
-            }
-        }
-        admission
-    }
-
-    fn ports_match(&self, rule: &CompiledRule, server: Option<u32>, protocol: Protocol, port: u16) -> bool {
+    pub(super) fn ports_match(&self, rule: &CompiledRule, server: Option<u32>, protocol: Protocol, port: u16) -> bool {
         rule.ports.is_empty()
             || rule.ports.iter().any(|(p, wanted)| {
                 *p == protocol
@@ -255,36 +250,10 @@ impl Compiled {
     }
 }
 
-/// Whom the ingress rules of one server let in on one port: many clients are asked about one server at the cost of a bit test each.
-#[derive(Debug)]
-pub struct Admission<'a> {
-    everyone: bool,
-    classes: BitSet,
-    by_address: Vec<&'a CompiledRule>,
-}
-
-impl Admission<'_> {
-    /// Whether a client might be let in: true if a rule names its class, or one of its addresses whichever the connection would use. A client of
-    /// whom this is false is denied; of whom it is true, [`super::Evaluator::evaluate`] tells.
-    #[must_use]
-    pub fn may_admit(&self, client: &super::End) -> bool {
-        self.everyone
-            || client.class.is_some_and(|class| self.classes.contains(class))
-            || (!self.by_address.is_empty()
-                && client.addresses().any(|address| self.by_address.iter().any(|rule| rule.has_address(address))))
-    }
-}
-
-fn peers_match(rule: &CompiledRule, class: Option<u32>, address: Option<IpAddr>) -> bool {
-    rule.any_peer
-        || rule.classes.as_ref().zip(class).is_some_and(|(set, class)| set.contains(class))
-        || address.is_some_and(|address| rule.has_address(address))
-}
-
 /// Classes, their named ports, and the class of each pod.
 type Classes = (Vec<Class>, Vec<Vec<(String, Protocol, u16)>>, Vec<Option<u32>>);
 
-fn classify(cluster: &Cluster, namespaces: &[(String, Labels)]) -> Classes {
+fn classify(cluster: &Cluster, namespaces: &[(String, Labels)], by_account: bool) -> Classes {
     let numbers: HashMap<&str, u32> = namespaces.iter().zip(0..).map(|((name, _), n)| (name.as_str(), n)).collect();
     let mut classes: Vec<Class> = Vec::new();
     let mut class_ports = Vec::new();
@@ -298,13 +267,14 @@ fn classify(cluster: &Cluster, namespaces: &[(String, Labels)]) -> Classes {
             }
             let mut ports = pod.ports.clone();
             ports.sort();
-            let key = (pod.namespace.as_str(), &pod.labels, ports.clone());
+            let account = pod.service_account.as_ref().filter(|_| by_account);
+            let key = (pod.namespace.as_str(), &pod.labels, ports.clone(), account);
             let class = *known.entry(key).or_insert_with(|| {
                 classes.push(Class {
                     namespace: numbers[pod.namespace.as_str()],
                     labels: pod.labels.clone(),
+                    account: account.cloned(),
                     pods: 0,
-                    policies: [Vec::new(), Vec::new()],
                 });
                 class_ports.push(ports);
                 u32::try_from(classes.len() - 1).unwrap_or(u32::MAX)
@@ -316,75 +286,226 @@ fn classify(cluster: &Cluster, namespaces: &[(String, Labels)]) -> Classes {
     (classes, class_ports, pods)
 }
 
-fn peer_set(
+fn pod_set(
     namespaces: &[(String, Labels)],
     classes: &[Class],
-    peer: (&str, Option<&LabelSelector>, Option<&LabelSelector>),
+    cilium: Option<&CiliumOptions>,
+    selector: &PodSelector,
 ) -> BitSet {
-    let (own, namespace_selector, pod_selector) = peer;
+    let cluster = cilium.map_or("default", |o| &o.cluster);
     let wanted: Vec<bool> = namespaces
         .iter()
-        .map(|(name, labels)| match namespace_selector {
-            Some(selector) => selector_matches(selector, labels),
-            None => name == own,
+        .map(|(name, labels)| match selector {
+            PodSelector::Kubernetes { namespace, namespaces, .. } => {
+                namespace.as_ref().is_none_or(|n| n == name)
+                    && namespaces.as_ref().is_none_or(|s| selector_matches(s, labels))
+            }
+            PodSelector::Cilium { scope: Scope::Namespace(own), .. } => own == name,
+            PodSelector::Cilium { .. } => true,
         })
         .collect();
     let mut set = BitSet::with_len(classes.len());
-    for (index, class) in classes.iter().enumerate() {
-        if wanted[class.namespace as usize] && pod_selector.is_none_or(|s| selector_matches(s, &class.labels)) {
+    for (index, class) in classes.iter().enumerate().filter(|(_, c)| wanted[c.namespace as usize]) {
+        let matches = match selector {
+            // Cilium knows a pod by its identity, whoever asks (A26).
+            PodSelector::Kubernetes { pods, .. } if cilium.is_some() => pods.as_ref().is_none_or(|s| {
+                selector_matches_by(s, |key| class.labels.get(key).map(String::as_str).filter(|_| !is_left_out(key)))
+            }),
+            PodSelector::Kubernetes { pods, .. } => pods.as_ref().is_none_or(|s| selector_matches(s, &class.labels)),
+            PodSelector::Cilium { selector, .. } => {
+                let (namespace, namespace_labels) = &namespaces[class.namespace as usize];
+                let account = class.account.as_deref();
+                let identity = Identity { namespace, namespace_labels, labels: &class.labels, account, cluster };
+                selector_matches_by(selector, |key| identity.label(key))
+            }
+        };
+        if matches {
             set.insert(index);
         }
     }
     set
 }
 
-fn builder_rule<'a>(builder: &mut Builder<'a>, policy: &'a NetworkPolicy, rule: &'a Rule) -> CompiledRule {
-    let mut classes: Option<BitSet> = None;
-    let (mut blocks, mut singles) = (Vec::new(), HashSet::new());
-    for peer in &rule.peers {
-        match &peer.kind {
-            PeerKind::IpBlock(block) if block.cidr.prefix_len() == block.cidr.max_prefix_len() => {
-                singles.insert(block.cidr.addr());
+impl<'a> Builder<'a> {
+    fn set(&mut self, selector: &PodSelector) -> BitSet {
+        if let Some(known) = self.sets.get(selector) {
+            return known.clone();
+        }
+        let set = pod_set(self.namespaces, self.classes, self.cilium, selector);
+        self.sets.insert(selector.clone(), set.clone());
+        set
+    }
+
+    fn nodes_by_label(&self, selector: &LabelSelector) -> BitSet {
+        let mut set = BitSet::with_len(self.nodes.len());
+        for node in self.cluster.nodes.iter().filter(|n| selector_matches(selector, &n.labels)) {
+            if let Some(index) = self.nodes.get(&node.name) {
+                set.insert(*index as usize);
             }
-            PeerKind::IpBlock(block) => blocks.push(block.clone()),
-            PeerKind::Pods { namespaces, pods } => {
-                let own = if namespaces.is_none() { Some(policy.namespace.as_str()) } else { None };
-                let set = builder.sets.entry((own, namespaces.as_ref(), pods.as_ref())).or_insert_with(|| {
-                    peer_set(
-                        builder.namespaces,
-                        builder.classes,
-                        (&policy.namespace, namespaces.as_ref(), pods.as_ref()),
-                    )
-                });
-                match &mut classes {
-                    Some(classes) => classes.union(set),
-                    None => classes = Some(set.clone()),
+        }
+        set
+    }
+
+    /// The kinds of ends that ranges match.
+    fn reach(&self, reach: Reach) -> Kinds {
+        match (reach, self.cilium) {
+            (Reach::Everybody, _) | (_, None) => Kinds::ALL,
+            (Reach::Dataplane, Some(options)) => {
+                let nodes = if options.cidr_nodes { Kinds::NODES } else { Kinds::NONE };
+                let pods = if options.cidr_pods { Kinds::POD } else { Kinds::NONE };
+                Kinds::WORLD.with(nodes).with(pods)
+            }
+        }
+    }
+
+    fn rule(&mut self, policy: &TierPolicy, rule: &'a TierRule) -> CompiledRule {
+        let ports = rule.ports.iter().map(|port| (port.protocol, self.port(port))).collect();
+        let mut compiled = CompiledRule {
+            action: rule.action,
+            ports,
+            any_peer: rule.peers.is_none(),
+            classes: None,
+            blocks: Vec::new(),
+            singles: HashMap::new(),
+            entities: Kinds::NONE,
+            nodes: Vec::new(),
+            unknown: Kinds::NONE,
+        };
+        for peer in rule.peers.iter().flatten() {
+            self.peer(policy, peer, &mut compiled);
+        }
+        compiled
+    }
+
+    fn peer(&mut self, policy: &TierPolicy, peer: &TierPeer, rule: &mut CompiledRule) {
+        match peer {
+            TierPeer::Pods(selector) => {
+                let set = self.set(selector);
+                rule.add_classes(&set);
+                if let PodSelector::Cilium { scope: Scope::Written, selector } = selector
+                    && selector_matches_by(selector, |_| None)
+                {
+                    // It asks for absent labels only, and what is no pod has none of them.
+                    rule.unknown = rule.unknown.with(Kinds::ALL.without(Kinds::POD));
                 }
             }
+            TierPeer::Addresses { block, reach } => rule.add_block(block.clone(), self.reach(*reach)),
+            TierPeer::Nodes { selector, remote_only } => {
+                let kinds = if *remote_only { Kinds::REMOTE } else { Kinds::NODES };
+                rule.nodes.push((self.nodes_by_label(selector), kinds));
+            }
+            TierPeer::Entity(entity) => {
+                rule.entities = rule.entities.with(Kinds::of_entity(*entity));
+                if *entity == Entity::KubeApiserver && self.cluster.api_servers().is_none() {
+                    rule.unknown = rule.unknown.with(Kinds::NODES).with(Kinds::WORLD);
+                }
+            }
+            TierPeer::Name(pattern) => {
+                let known = self.cluster.names.iter().filter(|(name, _)| pattern.matches(name)).flat_map(|(_, a)| a);
+                known.for_each(|a| rule.add_address(*a, Kinds::WORLD));
+                if !self.cluster.all_names {
+                    rule.unknown = rule.unknown.with(Kinds::WORLD);
+                }
+            }
+            TierPeer::CidrGroup { name, except } => {
+                let kinds = self.reach(Reach::Dataplane);
+                let ranges = self.cluster.cidr_groups.get(name).into_iter().flat_map(|(_, ranges)| ranges);
+                ranges.for_each(|r| rule.add_block(within(*r, except), kinds));
+            }
+            TierPeer::CidrGroups { selector, except } => {
+                let kinds = self.reach(Reach::Dataplane);
+                let groups = self.cluster.cidr_groups.values().filter(|(labels, _)| selector_matches(selector, labels));
+                groups.flat_map(|(_, ranges)| ranges).for_each(|r| rule.add_block(within(*r, except), kinds));
+            }
+            TierPeer::Service { namespace, by } => self.service(policy, namespace.as_ref(), by, rule),
+            TierPeer::Undecidable(_) => rule.unknown = rule.unknown.with(Kinds::WORLD),
         }
     }
-    let ports = rule.ports.iter().map(|port| (port.protocol, builder_port(builder, port))).collect();
-    CompiledRule { ports, any_peer: rule.peers.is_empty(), classes, blocks, singles }
+
+    /// A33: with a selector a Service means its pods, else the addresses of its slices.
+    fn service(&mut self, policy: &TierPolicy, namespace: Option<&String>, by: &ServiceBy, rule: &mut CompiledRule) {
+        let cluster = self.cluster;
+        let own = (!policy.namespace.is_empty()).then_some(&policy.namespace);
+        for ((service_namespace, name), service) in &cluster.services {
+            let place = match by {
+                ServiceBy::Name(_) => namespace.or(own).is_some_and(|n| n == service_namespace),
+                ServiceBy::Labels(_) => namespace.is_none_or(|n| n == service_namespace),
+            };
+            let named = match by {
+                ServiceBy::Name(wanted) => wanted == name,
+                ServiceBy::Labels(selector) => selector_matches(selector, &service.labels),
+            };
+            if !place || !named {
+                continue;
+            }
+            if service.selector.is_empty() {
+                let kinds = self.reach(Reach::Dataplane);
+                service.addresses.iter().for_each(|a| rule.add_address(*a, kinds));
+            } else if self.cilium.and_then(|o| o.version).is_none_or(|v| v >= (1, 17)) {
+                let selector = LabelSelector::of_labels(service.selector.clone());
+                let scope = Scope::Namespace(service_namespace.clone());
+                let set = self.set(&PodSelector::Cilium { scope, selector });
+                rule.add_classes(&set);
+            }
+        }
+    }
+
+    fn port(&mut self, port: &'a PolicyPort) -> CompiledPort {
+        match &port.port {
+            PortMatch::Any => CompiledPort::Any,
+            PortMatch::Range { first, last } => CompiledPort::Range(*first, *last),
+            PortMatch::Named(name) => {
+                let Self { named_ids, named, class_ports, .. } = self;
+                let id = *named_ids.entry((name, port.protocol)).or_insert_with(|| {
+                    let numbers = class_ports.iter().map(|ports| {
+                        ports
+                            .iter()
+                            .filter(|(n, p, _)| n == name && *p == port.protocol)
+                            .map(|(_, _, number)| *number)
+                            .collect()
+                    });
+                    named.push(numbers.collect());
+                    u32::try_from(named.len() - 1).unwrap_or(u32::MAX)
+                });
+                CompiledPort::Named(id)
+            }
+        }
+    }
 }
 
-fn builder_port<'a>(builder: &mut Builder<'a>, port: &'a PolicyPort) -> CompiledPort {
-    match &port.port {
-        PortMatch::Any => CompiledPort::Any,
-        PortMatch::Range { first, last } => CompiledPort::Range(*first, *last),
-        PortMatch::Named(name) => {
-            let Builder { named_ids, named, class_ports, .. } = builder;
-            let id = *named_ids.entry((name, port.protocol)).or_insert_with(|| {
-                let numbers = class_ports.iter().map(|ports| {
-                    ports
-                        .iter()
-                        .filter(|(n, p, _)| n == name && *p == port.protocol)
-                        .map(|(_, _, number)| *number)
-                        .collect()
-                });
-                named.push(numbers.collect());
-                u32::try_from(named.len() - 1).unwrap_or(u32::MAX)
-            });
-            CompiledPort::Named(id)
+impl CompiledRule {
+    /// Whether one of its ranges holds this address, for an end of these kinds.
+    pub(super) fn has_address(&self, address: IpAddr, kinds: Kinds) -> bool {
+        self.singles.get(&address).is_some_and(|reach| kinds.meets(*reach))
+            || self.blocks.iter().any(|(block, reach)| kinds.meets(*reach) && block.contains(address))
+    }
+
+    pub(super) fn has_ranges(&self) -> bool {
+        !(self.blocks.is_empty() && self.singles.is_empty())
+    }
+
+    fn add_block(&mut self, block: IpBlock, kinds: Kinds) {
+        if block.cidr.prefix_len() == block.cidr.max_prefix_len() && block.except.is_empty() {
+            self.add_address(block.cidr.addr(), kinds);
+        } else {
+            self.blocks.push((block, kinds));
         }
     }
+
+    fn add_address(&mut self, address: IpAddr, kinds: Kinds) {
+        let known = self.singles.entry(address).or_default();
+        *known = known.with(kinds);
+    }
+
+    fn add_classes(&mut self, set: &BitSet) {
+        match &mut self.classes {
+            Some(classes) => classes.union(set),
+            None => self.classes = Some(set.clone()),
+        }
+    }
+}
+
+/// A range of a group, less those exceptions that lie in it.
+fn within(cidr: IpNet, except: &[IpNet]) -> IpBlock {
+    IpBlock { cidr, except: except.to_vec() }
 }

@@ -14,7 +14,7 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use super::{End, Evaluator};
-use crate::model::{Direction, IpBlock, NetworkPolicy, PeerKind, PortMatch, Protocol};
+use crate::model::{Direction, IpBlock, PortMatch, Protocol, tier::TierPeer};
 
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
@@ -244,13 +244,13 @@ impl Evaluator {
         (groups, workloads)
     }
 
-    /// The ports that the policies which isolate this end name; `None`: none isolates it.
+    /// The ports that the policies about this end name; `None`: there is none, and nothing isolates it.
     fn named_ports(&self, end: &End, direction: Direction) -> Option<Vec<NamedPort>> {
-        let isolating = self.isolating(end, direction);
-        if isolating.is_empty() {
+        let asked = self.asked(end, direction);
+        if asked.is_empty() && !self.isolated(end, direction) {
             return None;
         }
-        let rules = isolating.iter().flat_map(|p| self.policies()[*p as usize].rules(direction));
+        let rules = asked.iter().flat_map(|p| self.forms()[*p as usize].rules(direction));
         let ports: BTreeSet<NamedPort> =
             rules.flat_map(|rule| &rule.ports).map(|port| (port.protocol, port.port.clone())).collect();
         Some(ports.into_iter().collect())
@@ -298,10 +298,10 @@ impl Evaluator {
     }
 
     fn ip_blocks(&self) -> Vec<&IpBlock> {
-        let rules = self.policies().iter().flat_map(|p: &NetworkPolicy| p.ingress.iter().chain(&p.egress));
+        let rules = self.forms().iter().flat_map(|p| p.ingress.iter().chain(&p.egress));
         let blocks: BTreeSet<&IpBlock> = rules
-            .flat_map(|rule| &rule.peers)
-            .filter_map(|peer| if let PeerKind::IpBlock(block) = &peer.kind { Some(block) } else { None })
+            .flat_map(|rule| rule.peers.iter().flatten())
+            .filter_map(|peer| if let TierPeer::Addresses { block, .. } = peer { Some(block) } else { None })
             .collect();
         blocks.into_iter().collect()
     }

@@ -14,7 +14,7 @@ use guardrail_graph::{
 };
 
 use super::{End, Evaluator, Exemption, RuleRef, Side, Verdict};
-use crate::model::{IpBlock, PeerKind, Protocol};
+use crate::model::{IpBlock, Protocol, tier::TierPeer};
 
 /// Addresses that stand for "many external clients": every one of them has to be allowed. (Documentation ranges and public resolvers.)
 const MANY_V4: [[u8; 4]; 3] = [[198, 51, 100, 1], [8, 8, 8, 8], [203, 0, 113, 250]];
@@ -27,8 +27,10 @@ pub struct EdgeVerdict {
     pub verdict: Verdict,
     /// Pairs of ends that were judged.
     pub pairs: usize,
-    /// Pairs among them that are denied.
+    /// Pairs among them that are not allowed.
     pub denied: usize,
+    /// Pairs among those that may be allowed all the same: nothing here tells.
+    pub unproven: usize,
     /// Every egress rule that matched a pair, sorted.
     pub egress_rules: Vec<RuleRef>,
     /// Every ingress rule that matched a pair, sorted.
@@ -76,7 +78,10 @@ impl Evaluator {
         };
         let own_node = match (&edge.client.peer, &edge.server.peer) {
             (Peer::Node { name }, Peer::Workload(_)) => seen_at(SeenBy::Server) == BTreeSet::from([name.as_str()]),
-            (Peer::Workload(_), Peer::Node { name }) => seen_at(SeenBy::Client) == BTreeSet::from([name.as_str()]),
+            // Cilium lets the node in to its pods, not the pods out to it (A30): then it is judged like any node.
+            (Peer::Workload(_), Peer::Node { name }) if !self.is_cilium() => {
+                seen_at(SeenBy::Client) == BTreeSet::from([name.as_str()])
+            }
             _ => false,
         };
         if own_node {
@@ -86,6 +91,7 @@ impl Evaluator {
                 verdict,
                 pairs: 1,
                 denied: 0,
+                unproven: 0,
                 egress_rules: Vec::new(),
                 ingress_rules: Vec::new(),
             });
@@ -155,7 +161,9 @@ impl Evaluator {
 
     fn judge(&self, clients: &[End], servers: &[End], protocol: Protocol, port: u16) -> EdgeVerdict {
         let mut first: Option<Verdict> = None;
-        let (mut pairs, mut denied) = (0, 0);
+        let (mut pairs, mut denied, mut unproven) = (0, 0, 0);
+        // Allowed, unproven, denied: the worst one speaks for all.
+        let rank = |v: &Verdict| if v.allowed() { 0 } else { 1 + u8::from(v.denied()) };
         let mut rules = (Vec::new(), Vec::new());
         for client in clients {
             for server in servers {
@@ -168,8 +176,9 @@ impl Evaluator {
                 rules.1.extend_from_slice(verdict.ingress.rules());
                 if !verdict.allowed() {
                     denied += 1;
+                    unproven += usize::from(!verdict.denied());
                 }
-                if first.as_ref().is_none_or(|f| f.allowed() && !verdict.allowed()) {
+                if first.as_ref().is_none_or(|f| rank(f) < rank(&verdict)) {
                     first = Some(verdict);
                 }
             }
@@ -179,6 +188,7 @@ impl Evaluator {
             let verdict = self.evaluate(&clients[0], &servers[0], protocol, port);
             pairs = 1;
             denied = usize::from(!verdict.allowed());
+            unproven = usize::from(!verdict.allowed() && !verdict.denied());
             rules = (verdict.egress.rules().to_vec(), verdict.ingress.rules().to_vec());
             verdict
         });
@@ -186,7 +196,7 @@ impl Evaluator {
             side.sort_unstable();
             side.dedup();
         }
-        EdgeVerdict { verdict, pairs, denied, egress_rules: rules.0, ingress_rules: rules.1 }
+        EdgeVerdict { verdict, pairs, denied, unproven, egress_rules: rules.0, ingress_rules: rules.1 }
     }
 
     fn replicas_with_port(
@@ -206,13 +216,11 @@ impl Evaluator {
 
     /// Reduces each workload's pods to the kinds that policies can tell apart.
     pub(super) fn find_replicas(&self) -> Replicas {
-        let mut blocks: Vec<&IpBlock> = Vec::new();
-        for rule in self.policies().iter().flat_map(|p| p.ingress.iter().chain(&p.egress)) {
-            blocks.extend(rule.peers.iter().filter_map(|peer| match &peer.kind {
-                PeerKind::IpBlock(block) => Some(block),
-                PeerKind::Pods { .. } => None,
-            }));
-        }
+        let rules = self.forms().iter().flat_map(|p| p.ingress.iter().chain(&p.egress));
+        let mut blocks: Vec<&IpBlock> = rules
+            .flat_map(|rule| rule.peers.iter().flatten())
+            .filter_map(|peer| if let TierPeer::Addresses { block, .. } = peer { Some(block) } else { None })
+            .collect();
         blocks.sort();
         blocks.dedup();
         let kinds = |pods: &Vec<u32>| {

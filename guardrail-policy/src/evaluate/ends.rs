@@ -5,7 +5,8 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use super::{Cluster, Evaluator, Exemption};
+use super::{Cluster, Evaluator, Exemption, kinds::Kinds};
+use crate::model::tier::Entity;
 
 /// The address that NodeLocal DNSCache binds on every node: it is the pod's own node, whichever that is (A29).
 const NODE_LOCAL_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
@@ -24,6 +25,10 @@ pub struct End {
     pub(super) class: Option<u32>,
     /// Index of the pod, if it is one and not on the host network.
     pub(super) pod: Option<u32>,
+    /// Whose policies are asked; `None`: nothing that policies can select.
+    pub(super) subject: Option<u32>,
+    /// What it is. A node counts as another node here; [`End::kinds`] tells the own one.
+    kinds: Kinds,
     /// The node that this end is.
     host: NodeOf,
     /// The node that this pod runs on.
@@ -31,6 +36,17 @@ pub struct End {
     v4: Option<IpAddr>,
     v6: Option<IpAddr>,
     v6_first: bool,
+}
+
+/// Whether one end is the node of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Relation {
+    /// It is, or both are one node.
+    Own,
+    /// It is not, or neither is a node.
+    Remote,
+    /// One is a node, and where the other runs is not known.
+    Unknown,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +68,19 @@ impl End {
     #[must_use]
     pub fn is_node(&self) -> bool {
         self.host != NodeOf::None
+    }
+
+    /// What it is, seen from the other end.
+    pub(super) fn kinds(&self, relation: Relation) -> Kinds {
+        match relation {
+            Relation::Own if self.is_node() => self.kinds.without(Kinds::REMOTE).with(Kinds::HOST),
+            _ => self.kinds,
+        }
+    }
+
+    /// The node that this end is, if it is a certain one.
+    pub(super) fn node_index(&self) -> Option<u32> {
+        if let NodeOf::Is(index) = self.host { Some(index) } else { None }
     }
 
     /// Index of the pod in [`Cluster::pods`], if it is one that policies can select.
@@ -117,6 +146,11 @@ pub enum UnknownEnd {
     /// Neither `namespace/pod` nor an address.
     #[error("`{0}` is neither namespace/pod nor an IP address")]
     Malformed(String),
+    /// `reserved:` and no entity that a connection can come from or go to.
+    #[error(
+        "`{0}` names no single peer; write reserved:health, ingress, init, unmanaged, host, remote-node, kube-apiserver or world"
+    )]
+    NoEntity(String),
     /// The inventory has no such pod.
     #[error("the inventory has no pod `{0}`")]
     NoSuchPod(String),
@@ -221,6 +255,9 @@ impl Evaluator {
             }
             return Ok(self.end_of_address(address));
         }
+        if let Some(name) = text.strip_prefix("reserved:") {
+            return self.end_of_entity(name).ok_or_else(|| UnknownEnd::NoEntity(text.to_owned()));
+        }
         let parts = text.split('/');
         if !(2..=3).contains(&parts.clone().count()) || parts.into_iter().any(str::is_empty) {
             return Err(UnknownEnd::Malformed(text.to_owned()));
@@ -256,30 +293,58 @@ impl Evaluator {
         }
         let (v4, v6, v6_first) = split(&addresses);
         if pod.host_network {
-            return End { class: None, pod: None, host: known(node), node: NodeOf::None, v4, v6, v6_first };
+            let host = known(node);
+            return End { v4, v6, v6_first, ..self.node_end(host) };
         }
-        End { class: self.compiled.class_of_pod(index), pod: Some(index), host: NodeOf::None, node, v4, v6, v6_first }
+        let class = self.compiled.class_of_pod(index);
+        End { class, pod: Some(index), subject: class, kinds: Kinds::POD, host: NodeOf::None, node, v4, v6, v6_first }
     }
 
     /// The end at this address: a live pod's, a node's, or something external.
     #[must_use]
     pub fn end_of_address(&self, address: IpAddr) -> End {
         let address = address.to_canonical();
-        let end = match self.owners.get(&address) {
+        let mut end = match self.owners.get(&address) {
             Some(Owner::Pod(index)) => self.end_of_pod(*index),
             Some(Owner::Node(index)) => self.end_of_node(&self.cluster().nodes[*index as usize].name),
-            None => {
-                let host = if address == NODE_LOCAL_DNS { NodeOf::Any } else { NodeOf::None };
-                End { class: None, pod: None, host, node: NodeOf::None, v4: None, v6: None, v6_first: false }
-            }
+            None if address == NODE_LOCAL_DNS => self.node_end(NodeOf::Any),
+            None => External::end(Kinds::WORLD),
         };
+        if self.cluster().api_servers().is_some_and(|known| known.contains(&address)) {
+            end.kinds = end.kinds.with(Kinds::API_SERVER);
+        }
         end.at(address)
     }
 
     /// The end of a node, without an address: only `ipBlock`-free rules match it until [`End`] gets one from `end_of_address`.
     pub(super) fn end_of_node(&self, name: &str) -> End {
-        let host = known(self.compiled.node_id(name).map_or(NodeOf::None, NodeOf::Is));
-        End { class: None, pod: None, host, node: NodeOf::None, v4: None, v6: None, v6_first: false }
+        self.node_end(known(self.compiled.node_id(name).map_or(NodeOf::None, NodeOf::Is)))
+    }
+
+    fn node_end(&self, host: NodeOf) -> End {
+        let subject = if let NodeOf::Is(index) = host { self.compiled.subject_of_node(index) } else { None };
+        End { subject, kinds: Kinds::REMOTE, host, ..External::end(Kinds::NONE) }
+    }
+
+    /// A peer that no Kubernetes object describes. `host` is the node of the other end, whichever that is.
+    fn end_of_entity(&self, name: &str) -> Option<End> {
+        let entity = Entity::from_name(name)?;
+        match entity {
+            Entity::Host => Some(self.node_end(NodeOf::Any)),
+            Entity::RemoteNode => Some(self.node_end(NodeOf::Is(u32::MAX))),
+            Entity::All | Entity::Cluster | Entity::None => None,
+            _ => Some(External::end(Kinds::of_entity(entity))),
+        }
+    }
+}
+
+/// An end that is neither pod nor node.
+struct External;
+
+impl External {
+    fn end(kinds: Kinds) -> End {
+        let (host, node) = (NodeOf::None, NodeOf::None);
+        End { class: None, pod: None, subject: None, kinds, host, node, v4: None, v6: None, v6_first: false }
     }
 }
 
@@ -316,6 +381,22 @@ pub fn families(src: &End, dst: &End) -> Vec<(End, End)> {
     match (src.v4.zip(dst.v4), src.v6.zip(dst.v6)) {
         (Some(four), Some(six)) => [four, six].into_iter().map(|(s, d)| (src.at(s), dst.at(d))).collect(),
         _ => vec![(*src, *dst)],
+    }
+}
+
+/// Whether one end is the other's node.
+pub(super) fn relation(src: &End, dst: &End) -> Relation {
+    let of = |end: &End| if end.is_node() { end.host } else { end.node };
+    if !src.is_node() && !dst.is_node() {
+        return Relation::Remote;
+    }
+    match (of(src), of(dst)) {
+        (NodeOf::Any, _) | (_, NodeOf::Any) => Relation::Own,
+        (NodeOf::Is(a), NodeOf::Is(b)) if a == b && a != u32::MAX => Relation::Own,
+        // An external end runs on no node, a pod without a known node on any.
+        (NodeOf::None, _) if src.is_pod() => Relation::Unknown,
+        (_, NodeOf::None) if dst.is_pod() => Relation::Unknown,
+        _ => Relation::Remote,
     }
 }
 

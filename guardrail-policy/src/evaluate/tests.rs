@@ -35,7 +35,7 @@ fn cluster() -> Cluster {
     cluster.push_pod(ClusterPod { finished: true, ..pod("a/done", "app=web", &["10.0.0.9"], "n1") });
     for (name, addresses) in [("n1", ["192.168.0.1", "10.0.0.0"]), ("n2", ["192.168.0.2", "10.0.1.0"])] {
         let addresses = addresses.map(|a| a.parse().unwrap()).into();
-        cluster.nodes.push(ClusterNode { name: name.to_owned(), addresses });
+        cluster.nodes.push(ClusterNode { name: name.to_owned(), addresses, ..ClusterNode::default() });
     }
     cluster.virtual_addresses.insert("10.96.0.1".parse().unwrap(), "a/web".to_owned());
     cluster
@@ -276,7 +276,8 @@ fn deciding_rules_of_all_policies_are_named_and_counted_from_one() {
     let evaluator = Evaluator::new(cluster(), read::policies("t.yaml", text.as_bytes()).unwrap().policies);
     let (src, dst) = (evaluator.end("b/client").unwrap(), evaluator.end("a/web").unwrap());
     let verdict = evaluator.evaluate(&src, &dst, Protocol::Tcp, 2);
-    let names: Vec<String> = verdict.ingress.rules().iter().map(|r| evaluator.rule_name(*r)).collect();
+    let names: Vec<String> =
+        verdict.ingress.rules().iter().map(|r| evaluator.rule_name(Direction::Ingress, *r)).collect();
     assert_eq!(names, ["a/p#2", "a/p#3"]);
     assert_eq!(verdict.egress, Side::NotIsolated);
 }

@@ -2,12 +2,17 @@
 
 use std::net::IpAddr;
 
+use guardrail_graph::snapshot::LabelSelector;
+
 use super::{Question, words};
 use crate::{
-    evaluate::{Evaluator, RuleRef},
+    evaluate::{
+        ClusterPod, Evaluator, RuleRef,
+        identity::{Identity, is_left_out},
+    },
     model::{
-        Direction, IpBlock, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPort, PortMatch,
-        selector_matches,
+        Direction, IpBlock, Labels, NAMESPACE_NAME_LABEL, PolicyPort, PortMatch, selector_matches, selector_matches_by,
+        tier::{Action, PodSelector, Scope, ServiceBy, TierPeer},
     },
 };
 
@@ -24,14 +29,10 @@ impl Evaluator {
     ) -> Option<(RuleRef, Vec<String>)> {
         let mut best: Option<(u32, RuleRef, Vec<String>)> = None;
         for &index in policies {
-            let policy = &self.policies()[index as usize];
-            for (rule, number) in policy.rules(direction).iter().zip(0..) {
-                let (peers, mut because) = self.peers_distance(
-                    direction,
-                    policy,
-                    &rule.peers.iter().map(|p| &p.kind).collect::<Vec<_>>(),
-                    question,
-                );
+            let policy = &self.forms()[index as usize];
+            let accepting = policy.rules(direction).iter().zip(0..).filter(|(r, _)| r.action == Action::Accept);
+            for (rule, number) in accepting {
+                let (peers, mut because) = self.peers_distance(direction, rule.peers.as_deref(), question);
                 let (ports, reasons) = self.ports_distance(&rule.ports, question);
                 because.extend(reasons);
                 let distance = peers + ports;
@@ -80,60 +81,31 @@ impl Evaluator {
         least(misses)
     }
 
-    fn peers_distance(
-        &self,
-        direction: Direction,
-        policy: &NetworkPolicy,
-        peers: &[&PeerKind],
-        question: &Question<'_>,
-    ) -> Distance {
+    fn peers_distance(&self, direction: Direction, peers: Option<&[TierPeer]>, question: &Question<'_>) -> Distance {
+        let Some(peers) = peers else { return (0, Vec::new()) };
         let (other, name, address) = question.peer(direction);
+        if peers.is_empty() {
+            return (70, vec!["it names nobody".to_owned()]);
+        }
         let mut misses = Vec::new();
         for peer in peers {
             let miss = match peer {
-                PeerKind::IpBlock(block) => block_distance(block, address, name),
-                PeerKind::Pods { namespaces, pods } => {
+                TierPeer::Addresses { block, .. } => match block_distance(block, address, name) {
+                    None if self.is_cilium() && (other.is_pod() || other.is_node()) => {
+                        let what = if other.is_pod() { "pod" } else { "node" };
+                        let reason = format!("{} matches no {what} under Cilium, and {name} is one", block.cidr);
+                        Some((20, reason))
+                    }
+                    miss => miss,
+                },
+                TierPeer::Pods(selector) => {
                     let Some(pod) = other.pod().map(|p| &self.cluster().pods[p as usize]) else {
                         misses.push((60, format!("it allows pods only, {name} is none")));
                         continue;
                     };
-                    let labels = self.cluster().namespace_labels(&pod.namespace);
-                    let (mut distance, mut reasons) = (0, Vec::new());
-                    match namespaces {
-                        None if pod.namespace != policy.namespace => {
-                            distance += 15;
-                            reasons.push(format!(
-                                "without a namespaceSelector it means pods of {}, {name} is in {}",
-                                policy.namespace, pod.namespace
-                            ));
-                        }
-                        Some(selector) if !selector_matches(selector, &labels) => {
-                            distance += 15;
-                            reasons.push(format!(
-                                "namespaceSelector {} does not match namespace {} ({})",
-                                words(selector),
-                                pod.namespace,
-                                shown(&labels)
-                            ));
-                        }
-                        _ => {}
-                    }
-                    if let Some(selector) = pods.as_ref().filter(|s| !selector_matches(s, &pod.labels)) {
-                        let missing =
-                            selector.match_labels.iter().filter(|(k, v)| pod.labels.get(*k) != Some(v)).count()
-                                + selector.match_expressions.len();
-                        distance += 10 + 2 * u32::try_from(missing).unwrap_or(5).min(5);
-                        reasons.push(format!(
-                            "podSelector {} does not match {name} ({})",
-                            words(selector),
-                            shown(&pod.labels)
-                        ));
-                    }
-                    if reasons.is_empty() {
-                        return (0, Vec::new());
-                    }
-                    Some((distance, reasons.join(", and ")))
+                    self.pods_distance(selector, pod, name)
                 }
+                other => Some((40, format!("it allows {}, and {name} is none of that", described(other)))),
             };
             match miss {
                 Some(miss) => misses.push(miss),
@@ -141,6 +113,94 @@ impl Evaluator {
             }
         }
         least(misses)
+    }
+
+    /// `None`: it matches.
+    fn pods_distance(&self, selector: &PodSelector, pod: &ClusterPod, name: &str) -> Option<(u32, String)> {
+        let (mut distance, mut reasons) = (0, Vec::new());
+        let labels = self.cluster().namespace_labels(&pod.namespace);
+        match selector {
+            PodSelector::Kubernetes { namespace: Some(own), .. } if *own != pod.namespace => {
+                distance += 15;
+                reasons.push(format!(
+                    "without a namespaceSelector it means pods of {own}, {name} is in {}",
+                    pod.namespace
+                ));
+            }
+            PodSelector::Kubernetes { namespaces: Some(selector), .. } if !selector_matches(selector, &labels) => {
+                distance += 15;
+                reasons.push(format!(
+                    "namespaceSelector {} does not match namespace {} ({})",
+                    words(selector),
+                    pod.namespace,
+                    shown(&labels)
+                ));
+            }
+            PodSelector::Cilium { scope: Scope::Namespace(own), .. } if *own != pod.namespace => {
+                distance += 15;
+                reasons.push(format!(
+                    "without a key that names a namespace it means pods of {own}, {name} is in {}",
+                    pod.namespace
+                ));
+            }
+            _ => {}
+        }
+        match selector {
+            PodSelector::Kubernetes { pods, .. } => {
+                if let Some(selector) = pods.as_ref().filter(|s| !selector_matches(s, &pod.labels)) {
+                    let has = |key: &str| pod.labels.get(key).map(String::as_str);
+                    distance += 10 + 2 * missing(selector, has);
+                    let (selector, labels) = (words(selector), shown(&pod.labels));
+                    reasons.push(format!("podSelector {selector} does not match {name} ({labels})"));
+                }
+            }
+            PodSelector::Cilium { selector, .. } => {
+                let cluster = self.cilium_cluster();
+                let account = pod.service_account.as_deref();
+                let (namespace, pod_labels) = (&pod.namespace, &pod.labels);
+                let identity = Identity { namespace, namespace_labels: &labels, labels: pod_labels, account, cluster };
+                if !selector_matches_by(selector, |key| identity.label(key)) {
+                    distance += 10 + 2 * missing(selector, |key| identity.label(key));
+                    let left_out: Vec<&str> = selector
+                        .match_labels
+                        .keys()
+                        .chain(selector.match_expressions.iter().map(|e| &e.key))
+                        .map(String::as_str)
+                        .filter(|key| identity.label(key).is_none() && is_left_out(key))
+                        .collect();
+                    let why = match left_out.first() {
+                        Some(key) => format!("; Cilium keeps {key} out of identities"),
+                        None => String::new(),
+                    };
+                    let (selector, labels) = (words(selector), shown(pod_labels));
+                    reasons.push(format!("selector {selector} does not match {name} ({labels}){why}"));
+                }
+            }
+        }
+        (!reasons.is_empty()).then(|| (distance, reasons.join(", and ")))
+    }
+}
+
+fn missing<'a>(selector: &LabelSelector, label: impl Fn(&str) -> Option<&'a str>) -> u32 {
+    let labels = selector.match_labels.iter().filter(|(key, value)| label(key) != Some(value)).count();
+    u32::try_from(labels + selector.match_expressions.len()).unwrap_or(5).min(5)
+}
+
+/// A peer that is neither pods nor a range, in a few words.
+fn described(peer: &TierPeer) -> String {
+    match peer {
+        TierPeer::Nodes { selector, .. } => format!("nodes with {}", words(selector)),
+        TierPeer::Entity(entity) => format!("the entity {}", entity.as_str()),
+        TierPeer::Name(name) => format!("the addresses of {}", name.pattern),
+        TierPeer::CidrGroup { name, .. } => format!("the CIDR group {name}"),
+        TierPeer::CidrGroups { selector, .. } => format!("CIDR groups with {}", words(selector)),
+        TierPeer::Service { by: ServiceBy::Name(name), .. } => format!("what is behind the Service {name}"),
+        TierPeer::Service { by: ServiceBy::Labels(labels), .. } => {
+            format!("what is behind Services with {}", words(labels))
+        }
+        TierPeer::Undecidable(what) => what.clone(),
+        TierPeer::Pods(_) => "pods".to_owned(),
+        TierPeer::Addresses { block, .. } => block.cidr.to_string(),
     }
 }
 

@@ -13,12 +13,19 @@ pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// Whether the selector matches the labels. An empty selector matches everything.
 #[must_use]
 pub fn selector_matches(selector: &LabelSelector, labels: &Labels) -> bool {
-    selector.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+    selector_matches_by(selector, |key| labels.get(key).map(String::as_str))
+}
+
+/// The same for labels that are not in one map.
+#[must_use]
+pub fn selector_matches_by<'a>(selector: &LabelSelector, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+    selector.match_labels.iter().all(|(key, value)| label(key) == Some(value))
         && selector.match_expressions.iter().all(|requirement| {
-            let actual = labels.get(&requirement.key);
+            let actual = label(&requirement.key);
+            let among = |v: &str| requirement.values.iter().any(|known| known == v);
             match requirement.operator {
-                SelectorOperator::In => actual.is_some_and(|v| requirement.values.contains(v)),
-                SelectorOperator::NotIn => actual.is_none_or(|v| !requirement.values.contains(v)),
+                SelectorOperator::In => actual.is_some_and(among),
+                SelectorOperator::NotIn => !actual.is_some_and(among),
                 SelectorOperator::Exists => actual.is_some(),
                 SelectorOperator::DoesNotExist => actual.is_none(),
             }

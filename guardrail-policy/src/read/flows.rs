@@ -8,13 +8,13 @@ use crate::model::{Location, Protocol};
 /// One flow to be judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow<'a> {
-    /// `namespace/pod` or an IP address, as written.
+    /// `namespace/pod`, an IP address, or `reserved:NAME`, as written.
     pub src: Cow<'a, str>,
-    /// `namespace/pod` or an IP address, as written.
+    /// `namespace/pod`, an IP address, or `reserved:NAME`, as written.
     pub dst: Cow<'a, str>,
     /// Protocol.
     pub protocol: Protocol,
-    /// The destination's own port, 1 to 65535.
+    /// The destination's own port, 1 to 65535; the type of an ICMP message, 0 to 255.
     pub port: u16,
     /// Line in the file, from 1.
     pub line: u32,
@@ -111,21 +111,18 @@ impl Reader {
             return None;
         }
         let [src, dst, protocol, port] = places.map(|p| std::mem::take(&mut fields[p]));
-        let protocol = match protocol.trim().parse() {
-            Ok(protocol) => protocol,
-            Err(error) => {
-                self.problem(line, ProblemKind::Invalid, format!("`{}`: {error}, in capitals", shown(&protocol)));
-                return None;
-            }
+        let Some(protocol) = Protocol::of_flow(protocol.trim()) else {
+            let message = format!("`{}`: a protocol is TCP, UDP, SCTP, ICMP or ICMPv6", shown(&protocol));
+            self.problem(line, ProblemKind::Invalid, message);
+            return None;
         };
         let port = match port.trim().parse::<u16>() {
-            Ok(port) if port > 0 => port,
+            Ok(port) if protocol.is_icmp() && port <= 255 => port,
+            Ok(port) if !protocol.is_icmp() && port > 0 => port,
             _ => {
-                self.problem(
-                    line,
-                    ProblemKind::Invalid,
-                    format!("port `{}` is no number from 1 to 65535", shown(&port)),
-                );
+                let what =
+                    if protocol.is_icmp() { "no message type from 0 to 255" } else { "no number from 1 to 65535" };
+                self.problem(line, ProblemKind::Invalid, format!("port `{}` is {what}", shown(&port)));
                 return None;
             }
         };
@@ -145,9 +142,9 @@ fn trimmed(text: Cow<'_, str>) -> Cow<'_, str> {
 }
 
 /// RFC 4180 records with the line on which each begins; blank lines are left out. `Err(line)`: an open quote.
-struct Records<'a> {
-    rest: &'a str,
-    line: u32,
+pub(super) struct Records<'a> {
+    pub(super) rest: &'a str,
+    pub(super) line: u32,
 }
 
 impl<'a> Iterator for Records<'a> {
@@ -262,17 +259,17 @@ mod tests {
             error("src,dst,port\n"),
             "f.csv:1: the header lacks the column `protocol`; the first line is `src,dst,protocol,port`"
         );
-        let text =
-            "src,dst,protocol,port\na/b,c/d,TCP,0\na/b,c/d,TCP,70000\na/b,c/d,ICMP,1\na/b,c/d\n\"a/b,c/d,TCP,1\n";
+        let text = "src,dst,protocol,port\na/b,c/d,TCP,0\na/b,c/d,TCP,70000\na/b,c/d,GRE,1\na/b,c/d,ICMP,256\na/b,c/d\n\"a/b,c/d,TCP,1\n";
         let lines: Vec<String> = error(text).lines().map(str::to_owned).collect();
         assert_eq!(
             lines,
             [
                 "f.csv:2: port `0` is no number from 1 to 65535",
                 "f.csv:3: port `70000` is no number from 1 to 65535",
-                "f.csv:4: `ICMP`: a protocol is TCP, UDP or SCTP, in capitals",
-                "f.csv:5: 2 columns, the header asks for 4; add the missing ones",
-                "f.csv:6: a quote is opened and never closed; close it",
+                "f.csv:4: `GRE`: a protocol is TCP, UDP, SCTP, ICMP or ICMPv6",
+                "f.csv:5: port `256` is no message type from 0 to 255",
+                "f.csv:6: 2 columns, the header asks for 4; add the missing ones",
+                "f.csv:7: a quote is opened and never closed; close it",
             ]
         );
         assert_eq!(

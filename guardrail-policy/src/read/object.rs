@@ -3,26 +3,44 @@
 use std::sync::Arc;
 
 use super::{
-    Expect, Problem, ProblemKind, Unevaluated,
+    Expect, Problem, ProblemKind, Unevaluated, cilium, facts,
     foreign::{self, GROUP},
     policy::{self, Decoded},
+    tiers,
     yaml::{Node, Value},
 };
-use crate::model::Location;
+use crate::{
+    evaluate::Facts,
+    model::{
+        Location,
+        tier::{PolicyKind, TierPolicy},
+    },
+};
 
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) policies: Vec<Decoded>,
+    /// Objects of the other kinds that are evaluated.
+    pub(super) forms: Vec<Form>,
     pub(super) unevaluated: Vec<Unevaluated>,
     /// Kind and line.
     pub(super) others: Vec<(String, u32)>,
     pub(super) problems: Vec<Problem>,
+    pub(super) facts: Facts,
+}
+
+/// What became of one object of a kind other than NetworkPolicy.
+pub(super) struct Form {
+    /// One, several for a Cilium policy with `specs`; none if it is invalid.
+    pub(super) policies: Vec<TierPolicy>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) warnings: Vec<Problem>,
 }
 
 impl Found {
     /// How many objects, or what looks like one.
     pub(super) fn count(&self) -> usize {
-        self.policies.len() + self.unevaluated.len() + self.others.len() + self.problems.len()
+        self.policies.len() + self.forms.len() + self.unevaluated.len() + self.others.len() + self.problems.len()
     }
 }
 
@@ -93,13 +111,31 @@ fn object(file: &Arc<str>, node: &Node, expect: Expect, implied: Implied<'_>, fo
             wrong(line, format!("NetworkPolicy has no API version {api_version}; write networking.k8s.io/v1"));
         }
         "Template" if group == "template.openshift.io" || api_version == "v1" => template(file, node, expect, found),
+        "ClusterNetworkPolicy" if api_version == "policy.networking.k8s.io/v1alpha2" => {
+            found.forms.push(tiers::decode(file, node, PolicyKind::ClusterNetworkPolicy));
+        }
+        "AdminNetworkPolicy" if api_version == "policy.networking.k8s.io/v1alpha1" => {
+            found.forms.push(tiers::decode(file, node, PolicyKind::AdminNetworkPolicy));
+        }
+        "BaselineAdminNetworkPolicy" if api_version == "policy.networking.k8s.io/v1alpha1" => {
+            found.forms.push(tiers::decode(file, node, PolicyKind::BaselineAdminNetworkPolicy));
+        }
+        "CiliumNetworkPolicy" if group == "cilium.io" => {
+            found.forms.push(cilium::decode(file, node, PolicyKind::CiliumNetworkPolicy));
+        }
+        "CiliumClusterwideNetworkPolicy" if group == "cilium.io" => {
+            found.forms.push(cilium::decode(file, node, PolicyKind::CiliumClusterwideNetworkPolicy));
+        }
         _ if group == GROUP && !["Ingress", "IngressClass", "IPAddress", "ServiceCIDR"].contains(&kind) => {
             let line = node.get("kind").map_or(node.line, |n| n.line);
             wrong(line, format!("{GROUP} has no kind {kind}; did you mean NetworkPolicy?"));
         }
         _ => match foreign::unevaluated(file, node, kind, group).or_else(|| foreign::inside(file, node, kind)) {
             Some(unevaluated) => found.unevaluated.push(unevaluated),
-            None => found.others.push((kind.to_owned(), node.line)),
+            None => {
+                facts::collect(kind, group, node, &mut found.facts);
+                found.others.push((kind.to_owned(), node.line));
+            }
         },
     }
 }

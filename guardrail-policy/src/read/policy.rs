@@ -7,12 +7,14 @@ use ipnet::IpNet;
 
 use super::{
     Problem, ProblemKind,
+    object::Form,
     syntax::{is_dns_label, is_dns_subdomain, is_port_name},
     yaml::{Node, Value},
 };
 use crate::model::{
     Direction, IpBlock, Location, NetworkPolicy, PeerKind, PolicyPeer, PolicyPort, PolicyTypes, PortMatch, Protocol,
     Rule,
+    tier::{PolicyKind, TierPolicy},
 };
 
 /// Fields of `meta/v1 ObjectMeta`.
@@ -50,17 +52,37 @@ pub(super) struct Decoder<'a> {
 }
 
 pub(super) fn decode(file: &Arc<str>, node: &Node) -> Decoded {
-    let mut decoder = Decoder { file, policy: None, problems: Vec::new(), warnings: Vec::new() };
+    let mut decoder = Decoder::new(file);
     let policy = decoder.policy(node);
     // A policy whose only fault is a quoted port is kept for the linter; the problem stops everybody else.
     let usable = decoder.problems.iter().all(|p| p.kind == ProblemKind::QuotedPort);
     Decoded { policy: policy.filter(|_| usable), problems: decoder.problems, warnings: decoder.warnings }
 }
 
+impl<'a> Decoder<'a> {
+    /// For an object of this file.
+    pub(super) fn new(file: &'a Arc<str>) -> Self {
+        Self { file, policy: None, problems: Vec::new(), warnings: Vec::new() }
+    }
+
+    /// What became of the object: nothing but its problems, if it has any.
+    pub(super) fn finish(self, policies: Vec<TierPolicy>) -> Form {
+        let policies = if self.problems.is_empty() { policies } else { Vec::new() };
+        Form { policies, problems: self.problems, warnings: self.warnings }
+    }
+
+    pub(super) fn file(&self) -> &'a Arc<str> {
+        self.file
+    }
+
+    pub(super) fn problem_count(&self) -> usize {
+        self.problems.len()
+    }
+}
+
 impl Decoder<'_> {
     fn policy(&mut self, node: &Node) -> Option<NetworkPolicy> {
-        let (namespace, name) = self.names(node)?;
-        self.policy = Some(format!("{namespace}/{name}"));
+        let (namespace, name) = self.names(node, PolicyKind::NetworkPolicy)?;
         self.mapping(node, "the object", &["apiVersion", "kind", "metadata", "spec", "status"]);
         let mut policy = NetworkPolicy {
             namespace,
@@ -99,9 +121,34 @@ impl Decoder<'_> {
         Some(policy)
     }
 
-    fn names(&mut self, node: &Node) -> Option<(String, String)> {
+    /// Namespace and name of an object of a namespaced kind; problems are told under them from here on.
+    pub(super) fn names(&mut self, node: &Node, kind: PolicyKind) -> Option<(String, String)> {
+        let (metadata, name) = self.name(node, kind)?;
+        let namespace = match metadata.get("namespace") {
+            Some(_) => self.string(metadata, "namespace", "metadata")?,
+            None => String::new(),
+        };
+        let namespace = if namespace.is_empty() { "default".to_owned() } else { namespace };
+        if !is_dns_label(&namespace) {
+            self.invalid(
+                metadata.line,
+                format!("`{namespace}` is no valid namespace name: at most 63 lower case letters, digits and `-`"),
+            );
+        }
+        self.policy = Some(format!("{namespace}/{name}"));
+        Some((namespace, name))
+    }
+
+    /// Name of an object of a cluster-scoped kind.
+    pub(super) fn cluster_name(&mut self, node: &Node, kind: PolicyKind) -> Option<String> {
+        let (_, name) = self.name(node, kind)?;
+        self.policy = Some(name.clone());
+        Some(name)
+    }
+
+    fn name<'n>(&mut self, node: &'n Node, kind: PolicyKind) -> Option<(&'n Node, String)> {
         let Some(metadata) = node.get("metadata") else {
-            self.invalid(node.line, "a NetworkPolicy needs metadata with a name".to_owned());
+            self.invalid(node.line, format!("a {} needs metadata with a name", kind.as_str()));
             return None;
         };
         if !self.mapping(metadata, "metadata", METADATA) {
@@ -114,18 +161,7 @@ impl Decoder<'_> {
                 format!("`{name}` is no valid name: at most 253 lower case letters, digits, `-` and `.`"),
             );
         }
-        let namespace = match metadata.get("namespace") {
-            Some(_) => self.string(metadata, "namespace", "metadata")?,
-            None => String::new(),
-        };
-        let namespace = if namespace.is_empty() { "default".to_owned() } else { namespace };
-        if !is_dns_label(&namespace) {
-            self.invalid(
-                metadata.line,
-                format!("`{namespace}` is no valid namespace name: at most 63 lower case letters, digits and `-`"),
-            );
-        }
-        Some((namespace, name))
+        Some((metadata, name))
     }
 
     /// A2–A4.
@@ -238,7 +274,7 @@ impl Decoder<'_> {
         Some(IpBlock { cidr, except })
     }
 
-    fn cidr(&mut self, text: &str, line: u32) -> Option<IpNet> {
+    pub(super) fn cidr(&mut self, text: &str, line: u32) -> Option<IpNet> {
         // Older API servers take host bits (`10.0.0.1/24`) and mean the network.
         match parse_cidr(text) {
             Some(net) => {

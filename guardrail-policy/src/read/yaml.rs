@@ -29,7 +29,7 @@ pub(super) struct Node {
 #[derive(Clone, Debug)]
 pub(super) enum Value {
     Null,
-    Bool,
+    Bool(bool),
     Int(i128),
     Float,
     Str(String),
@@ -48,7 +48,7 @@ impl Node {
     pub(super) fn describe(&self) -> &'static str {
         match &self.value {
             Value::Null => "null",
-            Value::Bool => "a boolean",
+            Value::Bool(_) => "a boolean",
             Value::Int(_) => "a number",
             Value::Float => "a fraction",
             Value::Str(_) => "a string",
@@ -107,7 +107,7 @@ impl<'de> Deserialize<'de> for Node {
             Value::Str(word)
                 if is_boolean_word(&word) && spanned.defined.span().byte_len() == Some(word.len() as u64) =>
             {
-                Value::Bool
+                Value::Bool(matches!(word.to_ascii_lowercase().as_str(), "yes" | "on"))
             }
             value => value,
         };
@@ -147,8 +147,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Null)
     }
 
-    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Value, E> {
-        Ok(Value::Bool)
+    fn visit_bool<E: de::Error>(self, v: bool) -> Result<Value, E> {
+        Ok(Value::Bool(v))
     }
 
     fn visit_i64<E: de::Error>(self, v: i64) -> Result<Value, E> {

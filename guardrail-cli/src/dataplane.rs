@@ -1,0 +1,100 @@
+//! Which data plane enforces the policies, and its options: from the command line, else from the inventory.
+
+use std::collections::BTreeMap;
+
+use anyhow::bail;
+use clap::ValueEnum;
+use guardrail_graph::inventory::Object;
+use guardrail_policy::{
+    evaluate::{CiliumOptions, Cluster, Dataplane},
+    read::{self, PolicySet},
+};
+
+use crate::input::{self, Inventory, tell};
+
+/// Largest file of names or options, bytes.
+const MAX_BYTES: usize = 256 << 20;
+
+/// Options that say how the network in use reads policies.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct DataplaneArgs {
+    /// What enforces the policies; else the inventory tells (ConfigMap cilium-config, DaemonSet
+    /// aws-node), else kubernetes, which follows the API to the letter
+    #[arg(long, value_enum, value_name = "NAME")]
+    dataplane: Option<Name>,
+
+    /// Options of Cilium's agent: the ConfigMap cilium-config or its keys, as YAML; else the
+    /// inventory's ConfigMap
+    #[arg(long, value_name = "FILE")]
+    dataplane_config: Option<String>,
+
+    /// Every DNS name that was resolved, with its addresses: CSV with the header name,ip
+    /// (repeatable)
+    #[arg(long, value_name = "FILE.csv")]
+    names: Vec<String>,
+}
+
+/// The data planes by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Name {
+    /// The Kubernetes API to the letter
+    Kubernetes,
+    /// Cilium
+    Cilium,
+    /// AWS VPC CNI with its network policy agent
+    AwsVpcCni,
+}
+
+impl DataplaneArgs {
+    /// Whether objects of the inventory are asked for what only policies of some kinds need.
+    pub(crate) fn wants_facts(&self, proposed: &PolicySet) -> bool {
+        self.dataplane == Some(Name::Cilium) || proposed.forms.iter().any(|p| p.kind.is_cilium())
+    }
+
+    /// The data plane.
+    pub(crate) fn find(&self, proposed: &PolicySet, inventory: &Inventory) -> anyhow::Result<Dataplane> {
+        let config = inventory.policies.facts.cilium_config.as_ref();
+        let forms = || proposed.forms.iter().chain(&inventory.policies.forms);
+        let aws = |object: &Object| match object {
+            Object::Controller(c) => c.kind == "DaemonSet" && c.namespace == "kube-system" && c.name == "aws-node",
+            _ => false,
+        };
+        let name = match self.dataplane {
+            Some(name) => name,
+            None if config.is_some() || self.dataplane_config.is_some() => Name::Cilium,
+            None if forms().any(|p| p.kind.is_cilium()) => {
+                tell(
+                    "note",
+                    &"there are policies of Cilium, so its reading of all policies applies; --dataplane says otherwise",
+                );
+                Name::Cilium
+            }
+            None if inventory.objects.iter().any(aws) => Name::AwsVpcCni,
+            None => Name::Kubernetes,
+        };
+        if name != Name::Cilium {
+            if let Some(file) = &self.dataplane_config {
+                bail!("{file}: --dataplane-config is for --dataplane cilium");
+            }
+            return Ok(if name == Name::AwsVpcCni { Dataplane::AwsVpcCni } else { Dataplane::Kubernetes });
+        }
+        let (keys, source) = match &self.dataplane_config {
+            Some(file) => {
+                let keys = read::options(input::shown(file), &input::bytes(file, MAX_BYTES)?)?;
+                (keys, input::shown(file))
+            }
+            None => (config.cloned().unwrap_or_else(BTreeMap::new), "ConfigMap cilium-config"),
+        };
+        let options = CiliumOptions::from_keys(&keys).map_err(|error| anyhow::anyhow!("{source}: {error}"))?;
+        Ok(Dataplane::Cilium(options))
+    }
+
+    /// Adds the names of `--names`.
+    pub(crate) fn with_names(&self, mut cluster: Cluster) -> anyhow::Result<Cluster> {
+        for file in &self.names {
+            let names = read::names(input::shown(file), &input::bytes(file, MAX_BYTES)?)?;
+            cluster = cluster.with_names(names, true);
+        }
+        Ok(cluster)
+    }
+}

@@ -1,0 +1,84 @@
+//! What the dialects ask of a cluster beyond pods, namespaces, nodes and addresses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use guardrail_graph::inventory::{EndpointSlice, Service};
+use ipnet::IpNet;
+
+use super::Cluster;
+use crate::model::Labels;
+
+/// Facts of Kubernetes objects that only policies ask for. [`crate::read::Reader`] collects them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// `spec.serviceAccountName` by namespace and pod.
+    pub service_accounts: BTreeMap<(String, String), String>,
+    /// `metadata.labels` by namespace and Service.
+    pub service_labels: BTreeMap<(String, String), Labels>,
+    /// `CiliumCIDRGroup`s: labels and ranges by name.
+    pub cidr_groups: BTreeMap<String, (Labels, Vec<IpNet>)>,
+    /// `data` of the ConfigMap `cilium-config`.
+    pub cilium_config: Option<BTreeMap<String, String>>,
+}
+
+/// A Service, as `toServices` sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterService {
+    /// `metadata.labels`.
+    pub labels: Labels,
+    /// `spec.selector`; empty: the addresses are given by its EndpointSlices.
+    pub selector: Labels,
+    /// Addresses of its EndpointSlices.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+impl Cluster {
+    /// Adds what a [`crate::read::Reader`] found beside policies.
+    #[must_use]
+    pub fn with_facts(mut self, facts: &Facts) -> Self {
+        for pod in &mut self.pods {
+            if let Some(account) = facts.service_accounts.get(&(pod.namespace.clone(), pod.name.clone())) {
+                pod.service_account = Some(account.clone());
+            }
+        }
+        for (key, labels) in &facts.service_labels {
+            if let Some(service) = self.services.get_mut(key) {
+                service.labels = labels.clone();
+            }
+        }
+        self.cidr_groups.extend(facts.cidr_groups.clone());
+        self
+    }
+
+    /// Adds names and the addresses that they stand for. `all`: there are no others; else an address may be one of any name.
+    #[must_use]
+    pub fn with_names(mut self, names: impl IntoIterator<Item = (String, IpAddr)>, all: bool) -> Self {
+        for (name, address) in names {
+            let name = name.trim_end_matches('.').to_ascii_lowercase();
+            self.names.entry(name).or_default().insert(address.to_canonical());
+        }
+        self.all_names |= all;
+        self
+    }
+
+    /// The API server's own addresses: the endpoints of `default/kubernetes`; `None` if they are not known.
+    #[must_use]
+    pub fn api_servers(&self) -> Option<&BTreeSet<IpAddr>> {
+        let service = self.services.get(&("default".to_owned(), "kubernetes".to_owned()))?;
+        (!service.addresses.is_empty()).then_some(&service.addresses)
+    }
+
+    pub(super) fn add_service_facts(&mut self, service: &Service) {
+        let known = self.services.entry((service.namespace.clone(), service.name.clone())).or_default();
+        known.selector = service.selector.to_map();
+    }
+
+    pub(super) fn add_slice(&mut self, slice: &EndpointSlice) {
+        let Some(name) = &slice.service else { return };
+        let known = self.services.entry((slice.namespace.clone(), name.clone())).or_default();
+        known.addresses.extend(slice.endpoints.iter().flat_map(|e| &e.addresses).map(IpAddr::to_canonical));
+    }
+}
