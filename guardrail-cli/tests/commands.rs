@@ -203,13 +203,13 @@ fn lint_as_sarif_names_rules_that_exist_and_lines() {
 #[test]
 fn an_unevaluated_policy_kind_makes_every_verdict_unproven_unless_accepted() {
     let directory = tempfile::tempdir().unwrap();
-    let cilium = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: c, namespace: shop}\n";
-    let policies = file(&directory, "p.yaml", format!("{DENY_ALL}---\n{cilium}"));
+    let calico = "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: c, namespace: shop}\n";
+    let policies = file(&directory, "p.yaml", format!("{DENY_ALL}---\n{calico}"));
     let flows = file(&directory, "f.csv", "src,dst,protocol,port\ndata/postgres-0,shop/cart-1,TCP,1\n");
     let args = ["check", "--flows", &flows, "--policies", &policies, "--inventory", "cluster.yaml", "-o", "csv"];
     let answer = guardrail(&args);
     assert_eq!(answer.code, 2);
-    assert!(answer.stderr.contains("CiliumNetworkPolicy shop/c"), "{}", answer.stderr);
+    assert!(answer.stderr.contains("NetworkPolicy shop/c"), "{}", answer.stderr);
     assert_eq!(answer.stdout.lines().nth(1), Some("data/postgres-0,shop/cart-1,TCP,1,unproven,deny,-"));
     let answer = guardrail(&[&args[..], &["--allow-unproven"]].concat());
     assert_eq!(

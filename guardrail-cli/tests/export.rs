@@ -147,7 +147,7 @@ fn bad_input_exits_2_says_what_and_where_and_writes_nothing() {
         .write("pod.json", "{\"apiVersion\": \"v1\", \"kind\": \"Pod\"}")
         .write("broken.yaml", "kind: [")
         .write("policy.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  ingress:\n  - ports: [{port: 70000}]\n")
-        .write("cilium.yaml", "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: c, namespace: shop}\nspec: {}\n");
+        .write("cilium.yaml", "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: c, namespace: shop}\nspec: {endpointSelector: {}, ingress: [{}]}\n");
     let cases: &[(&[&str], &str)] = &[
         (&["missing.json"], "missing.json"),
         (&["empty.json"], "empty.json"),

@@ -142,11 +142,8 @@ fn policies_that_nobody_evaluates_are_named() {
     let object =
         |version: &str, kind: &str| format!("---\napiVersion: {version}\nkind: {kind}\nmetadata: {{name: n}}\n");
     let kinds = [
-        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
-        ("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy"),
-        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
-        ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"),
-        ("cilium.io/v2", "CiliumNetworkPolicy"),
+        ("policy.networking.k8s.io/v1alpha9", "ClusterNetworkPolicy"),
+        ("crd.antrea.io/v1beta1", "ClusterNetworkPolicy"),
         ("projectcalico.org/v3", "NetworkPolicy"),
         ("crd.projectcalico.org/v1", "GlobalNetworkPolicy"),
     ];
@@ -154,6 +151,110 @@ fn policies_that_nobody_evaluates_are_named() {
         let set = policies("f.yaml", object(version, kind).as_bytes()).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(set.unevaluated.len(), 1, "{version} {kind}");
         assert_eq!(set.unevaluated[0].to_string(), format!("{kind} n (f.yaml:2)"));
+    }
+}
+
+#[test]
+fn policies_of_other_dialects_are_read_and_what_their_api_refuses_is_told() {
+    let read = |version: &str, kind: &str, spec: &str| {
+        let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: default}}\nspec: {spec}\n");
+        policies("f.yaml", text.as_bytes())
+    };
+    let (alpha1, alpha2, cilium) =
+        ("policy.networking.k8s.io/v1alpha1", "policy.networking.k8s.io/v1alpha2", "cilium.io/v2");
+    let subject = "subject: {namespaces: {}}";
+    for (version, kind, spec) in [
+        (alpha1, "AdminNetworkPolicy", format!("{{priority: 0, {subject}}}")),
+        (alpha1, "BaselineAdminNetworkPolicy", format!("{{{subject}}}")),
+        (alpha2, "ClusterNetworkPolicy", format!("{{tier: Baseline, priority: 1000, {subject}}}")),
+        (cilium, "CiliumNetworkPolicy", "{endpointSelector: {}, ingress: [{}]}".to_owned()),
+        (cilium, "CiliumClusterwideNetworkPolicy", "{nodeSelector: {}, egressDeny: [{}]}".to_owned()),
+    ] {
+        let set = read(version, kind, &spec).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((set.forms.len(), set.unevaluated.len()), (1, 0), "{kind}");
+        assert_eq!(set.forms[0].kind.as_str(), kind);
+    }
+    let peer = "from: [{namespaces: {}}]";
+    for (version, kind, spec, says) in [
+        (alpha1, "AdminNetworkPolicy", format!("{{priority: 1001, {subject}}}"), "from 0 to 1000"),
+        (
+            alpha1,
+            "AdminNetworkPolicy",
+            format!("{{priority: 1, {subject}, ingress: [{{action: Accept, {peer}}}]}}"),
+            "write Allow",
+        ),
+        (
+            alpha1,
+            "BaselineAdminNetworkPolicy",
+            format!("{{{subject}, ingress: [{{action: Pass, {peer}}}]}}"),
+            "write Allow or Deny",
+        ),
+        (alpha2, "ClusterNetworkPolicy", format!("{{priority: 1, {subject}}}"), "lacks `tier`"),
+        (
+            alpha2,
+            "ClusterNetworkPolicy",
+            format!("{{tier: Admin, priority: 1, {subject}, ingress: [{{action: Accept, from: []}}]}}"),
+            "at least one peer",
+        ),
+        (
+            alpha2,
+            "ClusterNetworkPolicy",
+            format!("{{tier: Admin, priority: 1, {subject}, ingress: [{{action: Accept}}]}}"),
+            "at least one peer",
+        ),
+        (
+            alpha2,
+            "ClusterNetworkPolicy",
+            "{tier: Admin, priority: 1, subject: {}}".to_owned(),
+            "exactly one of namespaces and pods",
+        ),
+        (
+            alpha2,
+            "ClusterNetworkPolicy",
+            format!(
+                "{{tier: Admin, priority: 1, {subject}, egress: [{{action: Deny, to: [{{domainNames: [a.example]}}]}}]}}"
+            ),
+            "only be accepted",
+        ),
+        (
+            alpha2,
+            "ClusterNetworkPolicy",
+            format!(
+                "{{tier: Admin, priority: 1, {subject}, ingress: [{{action: Deny, from: [{{networks: [10.0.0.0/8]}}]}}]}}"
+            ),
+            "no field `networks`",
+        ),
+        (cilium, "CiliumNetworkPolicy", "{endpointSelector: {}}".to_owned(), "has no rule"),
+        (cilium, "CiliumNetworkPolicy", "{endpointSelector: {}, ingress: []}".to_owned(), "has no rule"),
+        (cilium, "CiliumNetworkPolicy", "{nodeSelector: {}, ingress: [{}]}".to_owned(), "Clusterwide"),
+        (cilium, "CiliumNetworkPolicy", "{ingress: [{}]}".to_owned(), "needs endpointSelector or nodeSelector"),
+        (
+            cilium,
+            "CiliumNetworkPolicy",
+            "{endpointSelector: {}, egressDeny: [{toFQDNs: [{matchName: a.example}]}]}".to_owned(),
+            "knows no names",
+        ),
+        (
+            cilium,
+            "CiliumNetworkPolicy",
+            "{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: 80}]}]}]}".to_owned(),
+            "in quotes",
+        ),
+        (
+            cilium,
+            "CiliumNetworkPolicy",
+            "{endpointSelector: {}, ingress: [{fromEndpoint: [{}]}]}".to_owned(),
+            "no field `fromEndpoint`",
+        ),
+        (
+            cilium,
+            "CiliumNetworkPolicy",
+            "{endpointSelector: {}, egress: [{toCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/16]}]}]}".to_owned(),
+            "not inside",
+        ),
+    ] {
+        let error = read(version, kind, &spec).expect_err(&spec).to_string();
+        assert!(error.contains(says) && error.starts_with("f.yaml:"), "{spec}: {error}");
     }
 }
 

@@ -44,7 +44,7 @@ impl Decoder<'_> {
             found.given = true;
             for (item, index) in self.list(list, &format!("{field}.toPorts")).iter().zip(0..) {
                 let mut ports = Vec::new();
-                let l7 = self.to_ports(item, &format!("{field}.toPorts[{index}]"), context, &mut ports)?;
+                let l7 = self.ports_item(item, &format!("{field}.toPorts[{index}]"), context, &mut ports)?;
                 if l7 { &mut found.restricted } else { &mut found.ports }.append(&mut ports);
             }
         }
@@ -52,7 +52,7 @@ impl Decoder<'_> {
     }
 
     /// Whether requests are restricted.
-    fn to_ports(
+    fn ports_item(
         &mut self,
         node: &Node,
         field: &str,
@@ -104,12 +104,11 @@ impl Decoder<'_> {
             return None;
         }
         match given.first() {
-            Some(&"dns") => {
-                if context.direction == Direction::Ingress {
-                    self.invalid(node.line, format!("`{field}.dns` is for egress only"));
-                    return None;
-                }
+            Some(&"dns") if context.direction == Direction::Ingress => {
+                self.invalid(node.line, format!("`{field}.dns` is for egress only"));
+                return None;
             }
+            Some(&"dns") => {}
             Some(kind) if protocols.iter().any(|p| *p != Protocol::Tcp) => {
                 self.invalid(node.line, format!("`{field}.{kind}` needs protocol TCP on every port beside it"));
                 return None;
