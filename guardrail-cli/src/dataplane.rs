@@ -1,4 +1,5 @@
-//! Which data plane enforces the policies, and its options: from the command line, else from the inventory.
+//! Which data plane enforces the policies, and its options: from the command line, else from the
+//! inventory.
 
 use std::collections::BTreeMap;
 

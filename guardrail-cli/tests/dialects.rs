@@ -1,4 +1,5 @@
-//! The truth tables of `tests/dialects`, through the `guardrail` binary: Cilium's kinds, ClusterNetworkPolicy, AdminNetworkPolicy.
+//! The truth tables of `tests/dialects`, through the `guardrail` binary: Cilium's kinds,
+//! ClusterNetworkPolicy, AdminNetworkPolicy.
 
 use std::{
     fs,

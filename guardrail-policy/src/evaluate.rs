@@ -1,12 +1,16 @@
 //! The evaluator: what a data plane does with a connection, by policies of all dialects
 //! ([`crate::model::tier`]). The default data plane implements the Kubernetes API to the letter
-//! (POLICY-SEMANTICS part A); [`Dataplane`] names the others.
+//! (docs/semantics.md part A); [`Dataplane`] names the others.
 //!
-//! [`Cluster`] says which pods, nodes and addresses exist; [`Evaluator::new`] compiles policies against it: pods that no policy can tell apart form
-//! one class, each distinct peer selector becomes one set of classes, so that judging a connection is a handful of bit tests.
-//! A [`Verdict`] names the rules that decided. Workload-level questions (a snapshot's edges) are in [`edge`].
+//! [`Cluster`] says which pods, nodes and addresses exist; [`Evaluator::new`] compiles policies
+//! against it: pods that no policy can tell apart form
+//! one class, each distinct peer selector becomes one set of classes, so that judging a connection
+//! is a handful of bit tests.
+//! A [`Verdict`] names the rules that decided. Workload-level questions (a snapshot's edges) are in
+//! [`edge`].
 //!
-//! Invariant: a verdict depends only on the two ends, protocol, port, cluster and policies; never on the order of policies or pods.
+//! Invariant: a verdict depends only on the two ends, protocol, port, cluster and policies; never
+//! on the order of policies or pods.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -42,27 +46,33 @@ use compile::Compiled;
 use ends::Relation;
 use tiers::{Asked, Other};
 
-/// Names one rule: index of the policy in [`Evaluator::forms`] and index of the rule in its direction's list.
+/// Names one rule: index of the policy in [`Evaluator::forms`] and index of the rule in its
+/// direction's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleRef {
-    /// Index into [`Evaluator::forms`]; NetworkPolicies come first there, so it is one into [`Evaluator::policies`] for those.
+    /// Index into [`Evaluator::forms`]; NetworkPolicies come first there, so it is one into
+    /// [`Evaluator::policies`] for those.
     pub policy: u32,
-    /// Index into the policy's rules of the direction, from 0; `spec.ingress` or `spec.egress` of a NetworkPolicy.
+    /// Index into the policy's rules of the direction, from 0; `spec.ingress` or `spec.egress` of a
+    /// NetworkPolicy.
     pub rule: u32,
 }
 
 /// What one side's policies say about a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Nothing is forbidden: no policy isolates this end in this direction, or the end is nothing that policies can select.
+    /// Nothing is forbidden: no policy isolates this end in this direction, or the end is nothing
+    /// that policies can select.
     NotIsolated,
-    /// These rules accept it, sorted: all that match in the union tier, the first one in an ordered tier.
+    /// These rules accept it, sorted: all that match in the union tier, the first one in an ordered
+    /// tier.
     AllowedBy(Vec<RuleRef>),
     /// Isolated, and no rule accepts it.
     Denied,
     /// These rules deny it, sorted.
     DeniedBy(Vec<RuleRef>),
-    /// What these rules say decides, and nothing here tells what they say (see [`Evaluator::why_unproven`]).
+    /// What these rules say decides, and nothing here tells what they say (see
+    /// [`Evaluator::why_unproven`]).
     Unproven(Vec<RuleRef>),
 }
 
@@ -108,7 +118,8 @@ pub enum Exemption {
 /// The answer for one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Set if the connection is allowed whatever the policies say; both sides are then [`Side::NotIsolated`].
+    /// Set if the connection is allowed whatever the policies say; both sides are then
+    /// [`Side::NotIsolated`].
     /// Under Cilium only the own node's way to its pods is exempt.
     pub exemption: Option<Exemption>,
     /// What the source's egress policies say.
@@ -135,7 +146,8 @@ impl Verdict {
 ///
 /// ```
 /// use guardrail_policy::{evaluate::{Cluster, Evaluator}, model::Protocol, read};
-/// let set = read::policies("p.yaml", b"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny}, spec: {}}").unwrap();
+/// let set = read::policies("p.yaml", b"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy,
+/// metadata: {name: deny}, spec: {}}").unwrap();
 /// let evaluator = Evaluator::new(Cluster::default(), set.policies);
 /// let outside = evaluator.end_of_address("192.0.2.7".parse().unwrap());
 /// assert!(evaluator.evaluate(&outside, &outside, Protocol::Tcp, 443).allowed());
@@ -156,13 +168,15 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// Compiles NetworkPolicies for a data plane that follows the API to the letter. Cost: distinct selectors × distinct kinds of pods.
+    /// Compiles NetworkPolicies for a data plane that follows the API to the letter. Cost: distinct
+    /// selectors × distinct kinds of pods.
     #[must_use]
     pub fn new(cluster: Cluster, policies: Vec<NetworkPolicy>) -> Self {
         Self::mixed(cluster, policies, Vec::new(), &Dataplane::Kubernetes)
     }
 
-    /// Compiles policies of all kinds for a data plane. It enforces them all: kinds that it does not know have to be left out by the caller.
+    /// Compiles policies of all kinds for a data plane. It enforces them all: kinds that it does
+    /// not know have to be left out by the caller.
     #[must_use]
     pub fn mixed(
         cluster: Cluster,
@@ -210,13 +224,15 @@ impl Evaluator {
         &self.form(rule).rules(direction)[rule.rule as usize]
     }
 
-    /// `namespace/policy#rule`, rules counted from 1; the kind stands first unless it is NetworkPolicy.
+    /// `namespace/policy#rule`, rules counted from 1; the kind stands first unless it is
+    /// NetworkPolicy.
     #[must_use]
     pub fn rule_name(&self, direction: Direction, rule: RuleRef) -> String {
         format!("{}#{}", self.form(rule).key(), self.rule(direction, rule).label)
     }
 
-    /// Whether a proxy restricts what this side allows: every rule that accepts it has rules about requests.
+    /// Whether a proxy restricts what this side allows: every rule that accepts it has rules about
+    /// requests.
     #[must_use]
     pub fn restricted(&self, direction: Direction, side: &Side) -> bool {
         match side {
@@ -282,9 +298,11 @@ impl Evaluator {
         }
     }
 
-    /// Judges one connection from `src` to `dst` at the destination's own port (after address translation, A27).
+    /// Judges one connection from `src` to `dst` at the destination's own port (after address
+    /// translation, A27).
     ///
-    /// A pod that was given by name and has addresses of both families is judged at the family that both ends have, the destination's first one
+    /// A pod that was given by name and has addresses of both families is judged at the family that
+    /// both ends have, the destination's first one
     /// if they share both.
     #[must_use]
     pub fn evaluate(&self, src: &End, dst: &End, protocol: Protocol, port: u16) -> Verdict {
@@ -315,7 +333,7 @@ impl Evaluator {
             return exempt(Exemption::Itself);
         }
         match ends::relation(src, dst) {
-            // A30: the own node may always come in; out to it, a pod needs a rule.
+            // The own node may always come in; out to it, a pod needs a rule.
             Relation::Own if src.is_node() && options.allow_localhost => match egress(Relation::Own) {
                 Side::NotIsolated if dst.is_pod() => exempt(Exemption::OwnNode),
                 egress => Verdict { exemption: None, egress, ingress: Side::NotIsolated },
@@ -341,7 +359,8 @@ impl Evaluator {
         self.compiled.cilium.is_some()
     }
 
-    /// Prepares to ask about many clients of one server's port. Exempt pairs (A28, A29) are not considered.
+    /// Prepares to ask about many clients of one server's port. Exempt pairs (A28, A29) are not
+    /// considered.
     #[must_use]
     pub fn admission(&self, server: &End, protocol: Protocol, port: u16) -> Admission<'_> {
         self.compiled.admission(server.class, protocol, port)
@@ -359,7 +378,8 @@ impl Evaluator {
         self.compiled.isolated(end.subject, direction)
     }
 
-    /// Indices of the policies that have a say about this end in this direction, in the order in which they are asked.
+    /// Indices of the policies that have a say about this end in this direction, in the order in
+    /// which they are asked.
     #[must_use]
     pub fn asked(&self, end: &End, direction: Direction) -> Vec<u32> {
         self.compiled.asked(end.subject, direction).collect()
@@ -371,7 +391,8 @@ impl Evaluator {
         self.compiled.selected(policy)
     }
 
-    /// How many live pods a peer's selectors match; `None` for a peer that selects no pods by label.
+    /// How many live pods a peer's selectors match; `None` for a peer that selects no pods by
+    /// label.
     #[must_use]
     pub fn peer_pods(&self, peer: &TierPeer) -> Option<usize> {
         match peer {
@@ -380,7 +401,8 @@ impl Evaluator {
         }
     }
 
-    /// Policies that select namespaces by other labels than the name, if the cluster's namespace labels are not known: their verdicts are not proven.
+    /// Policies that select namespaces by other labels than the name, if the cluster's namespace
+    /// labels are not known: their verdicts are not proven.
     #[must_use]
     pub fn needs_namespace_labels(&self) -> Vec<&TierPolicy> {
         if self.cluster.namespaces_without_labels().next().is_none() {
@@ -389,7 +411,8 @@ impl Evaluator {
         self.forms.iter().filter(|p| selectors(p).any(by_namespace_labels)).collect()
     }
 
-    /// Policies that select pods by service account, if those of some pods are not known: their verdicts are not proven.
+    /// Policies that select pods by service account, if those of some pods are not known: their
+    /// verdicts are not proven.
     #[must_use]
     pub fn needs_service_accounts(&self) -> Vec<&TierPolicy> {
         let unknown = |pod: &ClusterPod| pod.service_account.is_none() && !pod.host_network && !pod.finished;

@@ -98,7 +98,8 @@ pub(super) struct Compiled {
     /// Per named port of the policies: the numbers it has, per class.
     named: Vec<Vec<Vec<u16>>>,
     nodes: HashMap<String, u32>,
-    /// Who has a say, per subject and direction (ingress, egress): classes first, then nodes, if policies can select nodes.
+    /// Who has a say, per subject and direction (ingress, egress): classes first, then nodes, if
+    /// policies can select nodes.
     pub(super) stages: Vec<[Stages; 2]>,
     /// Nodes are subjects.
     host_subjects: bool,
@@ -307,7 +308,7 @@ fn pod_set(
     let mut set = BitSet::with_len(classes.len());
     for (index, class) in classes.iter().enumerate().filter(|(_, c)| wanted[c.namespace as usize]) {
         let matches = match selector {
-            // Cilium knows a pod by its identity, whoever asks (A26).
+            // Cilium knows a pod by its identity, whoever asks.
             PodSelector::Kubernetes { pods, .. } if cilium.is_some() => pods.as_ref().is_none_or(|s| {
                 selector_matches_by(s, |key| class.labels.get(key).map(String::as_str).filter(|_| !is_left_out(key)))
             }),
@@ -422,7 +423,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// A33: with a selector a Service means its pods, else the addresses of its slices.
+    /// With a selector a Service means its pods, else the addresses of its slices.
     fn service(&mut self, policy: &TierPolicy, namespace: Option<&String>, by: &ServiceBy, rule: &mut CompiledRule) {
         let cluster = self.cluster;
         let own = (!policy.namespace.is_empty()).then_some(&policy.namespace);

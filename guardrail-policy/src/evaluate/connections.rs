@@ -244,7 +244,8 @@ impl Evaluator {
         (groups, workloads)
     }
 
-    /// The ports that the policies about this end name; `None`: there is none, and nothing isolates it.
+    /// The ports that the policies about this end name; `None`: there is none, and nothing isolates
+    /// it.
     fn named_ports(&self, end: &End, direction: Direction) -> Option<Vec<NamedPort>> {
         let asked = self.asked(end, direction);
         if asked.is_empty() && !self.isolated(end, direction) {

@@ -1,4 +1,5 @@
-//! How the network in use reads policies (DESIGN §11): the Kubernetes API to the letter, Cilium, or the AWS VPC CNI.
+//! How the network in use reads policies: the Kubernetes API to the letter, Cilium, or the AWS VPC
+//! CNI.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +13,13 @@ pub enum Dataplane {
     Kubernetes,
     /// Cilium, with the options of its agent.
     Cilium(CiliumOptions),
-    /// AWS VPC CNI with its network policy agent. Verdicts on pod ports are those of [`Dataplane::Kubernetes`].
+    /// AWS VPC CNI with its network policy agent. Verdicts on pod ports are those of
+    /// [`Dataplane::Kubernetes`].
     AwsVpcCni,
 }
 
-/// Options of Cilium's agent that decide verdicts; [`Default`] is what the agent does without a configuration.
+/// Options of Cilium's agent that decide verdicts; [`Default`] is what the agent does without a
+/// configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CiliumOptions {
     /// `enable-policy`.
@@ -64,7 +67,8 @@ pub enum Enforcement {
 }
 
 impl CiliumOptions {
-    /// From the keys of the ConfigMap `cilium-config`, of the agent's command line, or `version`; other keys are ignored.
+    /// From the keys of the ConfigMap `cilium-config`, of the agent's command line, or `version`;
+    /// other keys are ignored.
     ///
     /// # Errors
     /// One sentence about a value that a known key does not take.
@@ -129,7 +133,8 @@ impl Dataplane {
         }
     }
 
-    /// Why the data plane refuses this policy, or reads it otherwise than written: line and sentence.
+    /// Why the data plane refuses this policy, or reads it otherwise than written: line and
+    /// sentence.
     #[must_use]
     pub fn refuses(&self, policy: &TierPolicy) -> Vec<(u32, String)> {
         let Some(options) = self.cilium() else { return Vec::new() };

@@ -78,7 +78,7 @@ impl Evaluator {
         };
         let own_node = match (&edge.client.peer, &edge.server.peer) {
             (Peer::Node { name }, Peer::Workload(_)) => seen_at(SeenBy::Server) == BTreeSet::from([name.as_str()]),
-            // Cilium lets the node in to its pods, not the pods out to it (A30): then it is judged like any node.
+            // Cilium lets the node in to its pods, not the pods out to it: then it is judged like any node.
             (Peer::Workload(_), Peer::Node { name }) if !self.is_cilium() => {
                 seen_at(SeenBy::Client) == BTreeSet::from([name.as_str()])
             }

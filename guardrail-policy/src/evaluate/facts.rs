@@ -53,7 +53,8 @@ impl Cluster {
         self
     }
 
-    /// Adds names and the addresses that they stand for. `all`: there are no others; else an address may be one of any name.
+    /// Adds names and the addresses that they stand for. `all`: there are no others; else an
+    /// address may be one of any name.
     #[must_use]
     pub fn with_names(mut self, names: impl IntoIterator<Item = (String, IpAddr)>, all: bool) -> Self {
         for (name, address) in names {
@@ -64,7 +65,8 @@ impl Cluster {
         self
     }
 
-    /// The API server's own addresses: the endpoints of `default/kubernetes`; `None` if they are not known.
+    /// The API server's own addresses: the endpoints of `default/kubernetes`; `None` if they are
+    /// not known.
     #[must_use]
     pub fn api_servers(&self) -> Option<&BTreeSet<IpAddr>> {
         let service = self.services.get(&("default".to_owned(), "kubernetes".to_owned()))?;

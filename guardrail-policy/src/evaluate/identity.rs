@@ -1,4 +1,4 @@
-//! Cilium's identity labels of a pod (DIALECTS A22–A26).
+//! Cilium's identity labels of a pod.
 
 use crate::model::Labels;
 
@@ -57,7 +57,8 @@ impl<'a> Identity<'a> {
     }
 }
 
-/// Whether the agent's default filter keeps this label out of identities: no selector matches by it.
+/// Whether the agent's default filter keeps this label out of identities: no selector matches by
+/// it.
 #[must_use]
 pub(crate) fn is_left_out(key: &str) -> bool {
     LEFT_OUT.contains(&key) || LEFT_OUT_PREFIXES.iter().any(|prefix| key.starts_with(prefix))

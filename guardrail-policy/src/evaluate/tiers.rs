@@ -249,7 +249,8 @@ impl Compiled {
     }
 }
 
-/// Whom the ingress rules of one server let in on one port: many clients are asked about one server at the cost of a bit test each.
+/// Whom the ingress rules of one server let in on one port: many clients are asked about one server
+/// at the cost of a bit test each.
 #[derive(Debug)]
 pub struct Admission<'a> {
     everyone: bool,
@@ -258,7 +259,8 @@ pub struct Admission<'a> {
 }
 
 impl Admission<'_> {
-    /// Whether a client might be let in: true if a rule names its class, or one of its addresses whichever the connection would use. A client of
+    /// Whether a client might be let in: true if a rule names its class, or one of its addresses
+    /// whichever the connection would use. A client of
     /// whom this is false is denied; of whom it is true, [`super::Evaluator::evaluate`] tells.
     #[must_use]
     pub fn may_admit(&self, client: &super::End) -> bool {

@@ -1,8 +1,11 @@
 //! The one form that every dialect of network policy compiles into: tiers in order.
 //!
-//! A connection is judged once at the source (egress) and once at the destination (ingress). Per direction the tiers are asked in the order of [`Tier`].
-//! In an *ordered* tier (Admin, Baseline) the first rule that matches decides; `Pass` leaves the tier. The *union* tier (Normal: NetworkPolicy and
-//! Cilium's kinds) knows no order: a matching deny wins, then any matching accept, then isolation. If no tier decides, the connection is allowed.
+//! A connection is judged once at the source (egress) and once at the destination (ingress). Per
+//! direction the tiers are asked in the order of [`Tier`].
+//! In an *ordered* tier (Admin, Baseline) the first rule that matches decides; `Pass` leaves the
+//! tier. The *union* tier (Normal: NetworkPolicy and
+//! Cilium's kinds) knows no order: a matching deny wins, then any matching accept, then isolation.
+//! If no tier decides, the connection is allowed.
 
 use guardrail_graph::snapshot::LabelSelector;
 use serde::Serialize;
@@ -102,13 +105,15 @@ pub struct TierPolicy {
     pub priority: u16,
     /// Whose connections it is about.
     pub subject: Subject,
-    /// Whether it isolates its subjects: what no rule of the union tier accepts is denied. (Ingress, egress.)
+    /// Whether it isolates its subjects: what no rule of the union tier accepts is denied.
+    /// (Ingress, egress.)
     pub isolates: [bool; 2],
     /// Rules about connections to the subjects.
     pub ingress: Vec<TierRule>,
     /// Rules about connections of the subjects.
     pub egress: Vec<TierRule>,
-    /// Cilium until 1.18: conditions ANDed to every peer selector of rules that hold for the subjects. (Ingress, egress.)
+    /// Cilium until 1.18: conditions ANDed to every peer selector of rules that hold for the
+    /// subjects. (Ingress, egress.)
     pub requires: [Vec<PodSelector>; 2],
     /// What only some releases or settings of the data plane accept.
     pub needs: Vec<Need>,
@@ -137,7 +142,8 @@ pub enum Feature {
 pub enum Subject {
     /// Pods that are not on the host network.
     Pods(PodSelector),
-    /// Nodes by label: their own connections, and those of host-network pods. Only with Cilium's host firewall.
+    /// Nodes by label: their own connections, and those of host-network pods. Only with Cilium's
+    /// host firewall.
     Nodes(LabelSelector),
 }
 
@@ -153,7 +159,8 @@ pub enum PodSelector {
         /// Pods by label; `None`: all of them.
         pods: Option<LabelSelector>,
     },
-    /// By Cilium's identity labels: a pod's own, less those that never enter an identity, and the derived ones. Keys are without their source.
+    /// By Cilium's identity labels: a pod's own, less those that never enter an identity, and the
+    /// derived ones. Keys are without their source.
     Cilium {
         /// Where it looks.
         scope: Scope,
@@ -178,7 +185,8 @@ pub enum Scope {
 pub struct TierRule {
     /// What it does.
     pub action: Action,
-    /// Whom it matches on the other side; `None`: anybody, external addresses and nodes included; an empty list: nobody.
+    /// Whom it matches on the other side; `None`: anybody, external addresses and nodes included;
+    /// an empty list: nobody.
     pub peers: Option<Vec<TierPeer>>,
     /// Line of each peer in the policy's file; 0 if made in memory.
     pub peer_lines: Vec<u32>,
@@ -186,7 +194,8 @@ pub struct TierRule {
     pub ports: Vec<PolicyPort>,
     /// A proxy restricts what it accepts further, by request.
     pub l7: bool,
-    /// How it is called within its policy and direction: `1` for the first, `deny1` for the first of a deny list.
+    /// How it is called within its policy and direction: `1` for the first, `deny1` for the first
+    /// of a deny list.
     pub label: String,
     /// Line in the policy's file; 0 if made in memory.
     pub line: u32,
@@ -254,7 +263,8 @@ pub enum ServiceBy {
 pub enum Reach {
     /// Whoever has the address.
     Everybody,
-    /// As the data plane reads ranges: Cilium leaves pods and nodes out unless it is told otherwise.
+    /// As the data plane reads ranges: Cilium leaves pods and nodes out unless it is told
+    /// otherwise.
     Dataplane,
 }
 
@@ -376,7 +386,8 @@ fn by_label(pattern: &str, name: &str) -> bool {
     patterns.len() == names.len() && patterns.iter().zip(&names).all(|(p, n)| glob(p, n))
 }
 
-/// `*` stands for any characters, none included. The first and last piece are anchored, those between are found from the left.
+/// `*` stands for any characters, none included. The first and last piece are anchored, those
+/// between are found from the left.
 fn glob(pattern: &str, text: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(mut text) = text.strip_prefix(first) else { return false };
@@ -407,7 +418,8 @@ impl TierPeer {
 }
 
 impl TierPolicy {
-    /// `namespace/name` of a NetworkPolicy; the kind stands before the names of all others, so that no two are called alike.
+    /// `namespace/name` of a NetworkPolicy; the kind stands before the names of all others, so that
+    /// no two are called alike.
     #[must_use]
     pub fn key(&self) -> String {
         let section = self.section.map_or_else(String::new, |s| format!(".specs[{s}]"));
@@ -458,7 +470,8 @@ impl TierPolicy {
 }
 
 impl From<&NetworkPolicy> for TierPolicy {
-    /// Rules of a direction that the policy does not isolate are ignored by the API, and left out here.
+    /// Rules of a direction that the policy does not isolate are ignored by the API, and left out
+    /// here.
     fn from(policy: &NetworkPolicy) -> Self {
         let rules = |direction| -> Vec<TierRule> {
             let rules = if policy.isolates(direction) { policy.rules(direction) } else { &[] };

@@ -1,6 +1,8 @@
-//! `CiliumNetworkPolicy` and `CiliumClusterwideNetworkPolicy` (cilium.io/v2), validated as the custom resource definition and the agent do (DIALECTS A).
+//! `CiliumNetworkPolicy` and `CiliumClusterwideNetworkPolicy` (cilium.io/v2), validated as the
+//! custom resource definition and the agent do.
 //!
-//! Absent, null and empty differ here: an absent or null list says nothing, an empty list of peers means nobody, an empty entry matches nothing.
+//! Absent, null and empty differ here: an absent or null list says nothing, an empty list of peers
+//! means nobody, an empty entry matches nothing.
 
 use std::sync::Arc;
 
@@ -123,7 +125,7 @@ impl Decoder<'_> {
                 format!("`{field}` has no rule: Cilium rejects it, and the traffic stays open; for default deny write `ingress: [{{}}]`"),
             );
         }
-        // A4, A5: only an entry isolates, unless the posture is switched off.
+        // Only an entry isolates, unless the posture is switched off.
         policy.isolates = entries;
         if let Some(posture) = spec.get("enableDefaultDeny")
             && self.mapping(posture, &format!("{field}.enableDefaultDeny"), &["ingress", "egress"])
@@ -146,7 +148,7 @@ impl Decoder<'_> {
             (Some(endpoints), None) => {
                 let selector = self.cilium_labels(endpoints, &format!("{field}.endpointSelector"))?;
                 let scope = match namespace {
-                    // The namespace is the object's, whatever a label says (A18).
+                    // The namespace is the object's, whatever a label says.
                     Some(own) => Scope::Namespace(own.to_owned()),
                     None => Scope::Pods,
                 };
@@ -211,7 +213,8 @@ impl Decoder<'_> {
         }
         let found = self.cilium_peers(node, field, context, policy)?;
         let ports = self.cilium_ports(node, field, context)?;
-        // A12: an entry without peers and ports matches nothing. A13: without peers but with ports it matches everybody.
+        // An entry without peers and ports matches nothing. without peers but with ports it matches
+        // everybody.
         let peers = if ports.given { found.peers } else { Some(found.peers.unwrap_or_default()) };
         let rule =
             |ports, l7| TierRule { peers: peers.clone(), peer_lines: found.lines.clone(), ports, l7, ..empty.clone() };
@@ -225,7 +228,8 @@ impl Decoder<'_> {
         })
     }
 
-    /// A field that a rule does not have would make it mean something else: such input is refused, not pruned.
+    /// A field that a rule does not have would make it mean something else: such input is refused,
+    /// not pruned.
     fn refuse_fields(&mut self, node: &Node, field: &str, known: &[&str]) -> bool {
         let Value::Map(entries) = &node.value else { return false };
         let unknown = entries.iter().find(|(key, _)| !known.contains(&key.name.as_str()));

@@ -1,4 +1,5 @@
-//! Facts of objects that are no policies, as far as policies of some kinds ask for them ([`Facts`]); and options in files of their own.
+//! Facts of objects that are no policies, as far as policies of some kinds ask for them
+//! ([`Facts`]); and options in files of their own.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,8 @@ use crate::{
     model::{Labels, Location},
 };
 
-/// Takes what is wanted from one object. What is malformed is left out: the inventory's own reader tells of it.
+/// Takes what is wanted from one object. What is malformed is left out: the inventory's own reader
+/// tells of it.
 pub(super) fn collect(kind: &str, group: &str, node: &Node, facts: &mut Facts) {
     let metadata = node.get("metadata");
     let text = |field: &str| metadata.and_then(|m| m.get(field)).and_then(Node::as_str).unwrap_or_default().to_owned();
@@ -59,7 +61,8 @@ fn scalar(node: &Node) -> Option<String> {
     }
 }
 
-/// Options of Cilium's agent from a file: a ConfigMap, its `data` alone, or a mapping with the one key `cilium`. Values are strings.
+/// Options of Cilium's agent from a file: a ConfigMap, its `data` alone, or a mapping with the one
+/// key `cilium`. Values are strings.
 ///
 /// # Errors
 /// The file is no YAML, or holds something else.

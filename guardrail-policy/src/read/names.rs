@@ -1,4 +1,5 @@
-//! DNS names and their addresses as CSV: the header `name,ip` in any order, further columns ignored.
+//! DNS names and their addresses as CSV: the header `name,ip` in any order, further columns
+//! ignored.
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -1,4 +1,5 @@
-//! `ClusterNetworkPolicy` v1alpha2, and its predecessors `AdminNetworkPolicy` and `BaselineAdminNetworkPolicy` v1alpha1 (DIALECTS E).
+//! `ClusterNetworkPolicy` v1alpha2, and its predecessors `AdminNetworkPolicy` and
+//! `BaselineAdminNetworkPolicy` v1alpha1.
 //!
 //! Types: network-policy-api, `apis/v1alpha2/clusternetworkpolicy_types.go`, `apis/v1alpha1`.
 
@@ -232,7 +233,8 @@ impl Decoder<'_> {
             return Vec::new();
         };
         let known = entries.iter().filter(|(k, v)| fields.contains(&k.name.as_str()) && !v.is_null()).count();
-        // A field that is not known here would widen or narrow the peer unseen: the API server and its readers fail closed.
+        // A field that is not known here would widen or narrow the peer unseen: the API server and
+        // its readers fail closed.
         if let Some((key, _)) = entries.iter().find(|(k, _)| !fields.contains(&k.name.as_str())) {
             self.invalid(
                 key.line,

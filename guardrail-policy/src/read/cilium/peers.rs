@@ -1,4 +1,4 @@
-//! The peer fields of a Cilium rule (A14, A15, A28–A37).
+//! The peer fields of a Cilium rule.
 
 use ipnet::IpNet;
 
@@ -131,7 +131,7 @@ impl Decoder<'_> {
             }
             "toServices" => self.service(item, field)?,
             "toFQDNs" => self.fqdn(item, field)?,
-            // Groups: their addresses are known to the cloud (A37).
+            // Groups: their addresses are known to the cloud.
             _ => TierPeer::Undecidable(format!("the group in `{field}`")),
         };
         Some(vec![peer])
@@ -145,7 +145,6 @@ impl Decoder<'_> {
         None
     }
 
-    /// A32.
     fn cidr_rule(&mut self, node: &Node, field: &str) -> Option<TierPeer> {
         if !self.mapping(node, field, &["cidr", "cidrGroupRef", "cidrGroupSelector", "except"]) {
             return None;
@@ -185,7 +184,6 @@ impl Decoder<'_> {
         }
     }
 
-    /// A33.
     fn service(&mut self, node: &Node, field: &str) -> Option<TierPeer> {
         if !self.exactly_one(node, field, &["k8sService", "k8sServiceSelector"]) {
             return None;
@@ -209,7 +207,6 @@ impl Decoder<'_> {
         Some(TierPeer::Service { namespace: namespace.map(str::to_owned), by: ServiceBy::Labels(labels) })
     }
 
-    /// A34.
     fn fqdn(&mut self, node: &Node, field: &str) -> Option<TierPeer> {
         if !self.exactly_one(node, field, &["matchName", "matchPattern"]) {
             return None;

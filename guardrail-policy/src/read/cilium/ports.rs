@@ -1,4 +1,4 @@
-//! `toPorts` and `icmps` of a Cilium rule (A38–A42).
+//! `toPorts` and `icmps` of a Cilium rule.
 
 use super::{
     super::{
@@ -187,7 +187,6 @@ impl Decoder<'_> {
         Some(())
     }
 
-    /// A41.
     fn icmp(&mut self, node: &Node, field: &str, ports: &mut Vec<PolicyPort>) -> Option<()> {
         if !self.mapping(node, field, &["fields"]) {
             return None;
@@ -225,7 +224,8 @@ impl Decoder<'_> {
     }
 }
 
-/// Message types by the names that the custom resource definition takes (RFC 792, RFC 4443, RFC 4861).
+/// Message types by the names that the custom resource definition takes (RFC 792, RFC 4443, RFC
+/// 4861).
 fn icmp_type(protocol: Protocol, name: &str) -> Option<u8> {
     let known: &[(&str, u8)] = if protocol == Protocol::Icmp {
         &[

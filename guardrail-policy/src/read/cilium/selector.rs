@@ -1,4 +1,4 @@
-//! Cilium's label selectors: keys may carry a source (A22), the namespace is implied or not (A24, A25).
+//! Cilium's label selectors: keys may carry a source, the namespace is implied or not.
 
 use guardrail_graph::snapshot::LabelSelector;
 
