@@ -11,6 +11,7 @@ mod completeness;
 mod context;
 mod dns;
 mod edges;
+mod flow;
 mod names;
 mod phases;
 mod plan;
@@ -34,6 +35,7 @@ use crate::{
 
 pub use completeness::{NamespaceVerdict, edge_name};
 pub use edges::{EdgeUse, Unused};
+pub use flow::{BadFlowName, FlowName};
 pub use phases::{Direction, RuleEvidence};
 pub use plan::{Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort};
 pub use problem::{Problem, ProblemKind};
@@ -144,6 +146,8 @@ pub struct Options {
     pub egress: bool,
     /// Only these namespaces; empty means all that have workloads.
     pub namespaces: BTreeSet<String>,
+    /// Flows that a person leaves without a rule, by name.
+    pub accepted: BTreeSet<FlowName>,
     /// Edges marked `inferred` support rules.
     pub accept_inferred: bool,
     /// Also allow the Service's port, for networks that judge before address translation (B1).
@@ -177,6 +181,7 @@ impl Options {
             phase,
             egress: false,
             namespaces: BTreeSet::new(),
+            accepted: BTreeSet::new(),
             accept_inferred: false,
             also_service_ports: false,
             ignore_clients: BTreeSet::new(),
@@ -231,7 +236,7 @@ pub struct Decision {
     pub verdicts: Vec<NamespaceVerdict>,
     /// Workloads that a policy closes although nobody was seen to call them.
     pub closed_without_evidence: BTreeSet<WorkloadRef>,
-    /// Supported edges (indices) that no rule can allow, each with a problem.
+    /// Established edges (indices) that no rule can allow, each with a problem.
     pub inexpressible: BTreeSet<usize>,
     /// What is opened wider than observed.
     pub announced: Announced,

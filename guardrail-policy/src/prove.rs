@@ -5,6 +5,8 @@
 //!
 //! The proof shares nothing with the generator but the plan's announcements: what it judges is the text that would be applied.
 
+mod unnamed;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use guardrail_graph::{
@@ -16,7 +18,7 @@ use serde::Serialize;
 use crate::{
     emit,
     evaluate::{End, Evaluator, Side, Verdict},
-    generate::{Decision, EdgeUse, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name},
+    generate::{Decision, EdgeUse, FlowName, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name},
     model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches},
     read,
 };
@@ -81,6 +83,7 @@ pub fn prove<'a>(
     let before = (!options.existing.is_empty()).then(|| Evaluator::new(cluster.clone(), options.existing.clone()));
     let together = (!kept.is_empty()).then(|| Evaluator::new(cluster, kept.into_iter().chain(generated).collect()));
     supported_flows_are_allowed(snapshot, decision, &alone, together.as_ref(), &mut proof);
+    unnamed::flows_are_allowed(snapshot, options, &alone, &mut proof);
     Pairs::new(snapshot, options, decision, &alone).judge(&mut proof);
     newly_judged(snapshot, &alone, before.as_ref(), together.as_ref(), &mut proof);
     proof
@@ -94,18 +97,34 @@ fn supported_flows_are_allowed(
     proof: &mut Proof,
 ) {
     for (index, (edge, used)) in snapshot.body.edges.iter().zip(&decision.uses).enumerate() {
-        if !used.must_be_allowed() || decision.inexpressible.contains(&index) {
+        if !used.is_owed() {
             continue;
         }
         let Ok(verdict) = alone.evaluate_edge(edge) else { continue };
         proof.edges_judged += 1;
         if !verdict.allowed() {
-            let (side, namespaces) = denied_sides(edge, &verdict.verdict);
-            let message = format!(
-                "{} was observed and would be denied by the generated {side} policies; please report it",
-                edge_name(edge)
-            );
-            proof.problems.insert(Problem::new(ProblemKind::Denied, namespaces, message));
+            let (side, namespaces) = denied_sides(&edge.client.peer, &edge.server.peer, &verdict.verdict);
+            if decision.inexpressible.contains(&index) {
+                // A problem says it already. Here its namespace is not stopped: for a reader of the whole plan.
+                continue;
+            }
+            let flow = FlowName::of(edge);
+            let (kind, message) = if used.must_be_allowed() {
+                let message = format!(
+                    "{} was observed and would be denied by the generated {side} policies: please report it; --accept '{flow}' leaves it without a rule",
+                    edge_name(edge)
+                );
+                (ProblemKind::Denied, message)
+            } else {
+                let marks: Vec<&str> = edge.marks.iter().map(String::as_str).collect();
+                let message = format!(
+                    "{} was observed ({}) and would be denied ({side}): --accept-inferred writes rules for such flows, --accept '{flow}' leaves this one without a rule",
+                    edge_name(edge),
+                    marks.join(", ")
+                );
+                (ProblemKind::Unallowed, message)
+            };
+            proof.problems.insert(Problem::new(kind, namespaces, message));
             continue;
         }
         let Some(Ok(joint)) = together.map(|t| t.evaluate_edge(edge)) else { continue };
@@ -118,7 +137,7 @@ fn supported_flows_are_allowed(
 /// An observed flow that a policy in force denies although the export allows it.
 fn conflict(edge: &EdgeRecord, verdict: &Verdict, decision: &Decision, proof: &mut Proof) {
     let ours = |namespace: &&str| decision.verdicts.iter().any(|v| v.namespace == *namespace);
-    let (side, namespaces) = denied_sides(edge, verdict);
+    let (side, namespaces) = denied_sides(&edge.client.peer, &edge.server.peer, verdict);
     // Where the policy is not in a namespace of this export, the other end's namespace is the one that would be changed.
     let ends = [&edge.client.peer, &edge.server.peer].into_iter().filter_map(Peer::workload);
     let mut stops: BTreeSet<&str> = namespaces.into_iter().filter(ours).collect();
@@ -128,17 +147,18 @@ fn conflict(edge: &EdgeRecord, verdict: &Verdict, decision: &Decision, proof: &m
     let whose = if side == "ingress" { "server's ingress" } else { "client's egress" };
     let message = format!(
         "{} was observed and would be denied: an existing policy isolates the {whose} and allows it no more than the export \
-         does; change that policy or export with the missing direction",
+         does; change that policy, export with the missing direction, or leave it without a rule with --accept '{}'",
         edge_name(edge),
+        FlowName::of(edge),
     );
     proof.problems.insert(Problem::new(ProblemKind::Conflict, stops, message));
 }
 
 /// Which direction is denied, by name, and the namespaces whose policies deny it.
-fn denied_sides<'a>(edge: &'a EdgeRecord, verdict: &Verdict) -> (&'static str, BTreeSet<&'a str>) {
+fn denied_sides<'a>(client: &'a Peer, server: &'a Peer, verdict: &Verdict) -> (&'static str, BTreeSet<&'a str>) {
     let denied = |side: &Side, peer: &'a Peer| peer.workload().filter(|_| *side == Side::Denied);
-    let ingress = denied(&verdict.ingress, &edge.server.peer);
-    let egress = denied(&verdict.egress, &edge.client.peer);
+    let ingress = denied(&verdict.ingress, server);
+    let egress = denied(&verdict.egress, client);
     let name = match (ingress, egress) {
         (Some(_), Some(_)) => "ingress and egress",
         (None, Some(_)) => "egress",

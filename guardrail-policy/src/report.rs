@@ -386,9 +386,10 @@ fn unused(out: &mut String, unused: &[UnusedEdge<'_>]) {
     for UnusedEdge { why, edge } in unused {
         let why = match why {
             Unused::Failed => "failed attempts only",
-            Unused::NotRoutable => "multicast, broadcast or link-local",
+            Unused::NotRoutable => "multicast, broadcast, or link-local without an answer",
             Unused::Inferred => "backend inferred (--accept-inferred)",
             Unused::Ignored => "client ignored",
+            Unused::Accepted => "accepted without a rule (--accept)",
         };
         let c = edge.counts;
         row(

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use guardrail_graph::Snapshot;
 use guardrail_policy::{
     evaluate::Cluster,
-    generate::{Options, Phase, WorkloadPattern},
+    generate::{FlowName, Options, Phase, WorkloadPattern},
     model::NetworkPolicy,
     read::Unevaluated,
 };
@@ -56,9 +56,13 @@ pub(crate) struct Args {
     #[arg(long)]
     force: bool,
 
-    /// Let edges whose backend was inferred support rules
+    /// Write rules for flows whose backend was inferred or whose client was masqueraded
     #[arg(long)]
     accept_inferred: bool,
+
+    /// Leave this observed flow without a rule: CLIENT->SERVER:PORT/PROTOCOL, as the problem prints it (repeatable)
+    #[arg(long, value_name = "FLOW")]
+    accept: Vec<FlowName>,
 
     /// Also allow the Service's port, for networks that judge before address translation
     #[arg(long)]
@@ -106,6 +110,7 @@ impl Args {
         options.egress = self.egress;
         options.namespaces.extend(self.namespaces.iter().cloned());
         options.accept_inferred = self.accept_inferred;
+        options.accepted.extend(self.accept.iter().cloned());
         options.also_service_ports = self.also_service_ports;
         options.ignore_clients.extend(self.ignore_client.iter().cloned());
         options.forced = self.force;

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 
 use guardrail_graph::{
-    Peer,
+    Peer, Protocol,
     snapshot::{EdgeRecord, Side, marks},
 };
 use serde::Serialize;
 
 use super::{
-    RulePeer,
+    FlowName, RulePeer,
     context::{Context, is_link_local},
 };
 
@@ -19,12 +19,14 @@ use super::{
 pub enum Unused {
     /// Only failed attempts (B22), or datagrams nobody answered inside the cluster.
     Failed,
-    /// Multicast, broadcast, link-local.
+    /// Multicast and broadcast, and link-local attempts that nobody answered.
     NotRoutable,
     /// The backend was inferred and `--accept-inferred` was not given.
     Inferred,
     /// `--ignore-client` names the client (B36).
     Ignored,
+    /// `--accept` names the flow.
+    Accepted,
 }
 
 /// What became of an edge.
@@ -43,6 +45,23 @@ impl EdgeUse {
     pub fn must_be_allowed(&self) -> bool {
         *self == Self::Supports
     }
+
+    /// Whether the edge is an established flow that nobody took responsibility for: allowed, or a problem.
+    #[must_use]
+    pub fn is_owed(&self) -> bool {
+        matches!(self, Self::Supports | Self::Unused(Unused::Inferred))
+    }
+}
+
+/// Whether the evidence shows a conversation. Marks say how it was seen and have no say in this: without them, an edge is
+/// `supported` for the same reasons.
+fn is_established(edge: &EdgeRecord) -> bool {
+    let at_server = || edge.sources.iter().any(|s| s.side == Side::Server && s.counts.established() > 0);
+    edge.supported
+        || match edge.protocol {
+            Protocol::Tcp => edge.counts.established() > 0,
+            Protocol::Udp => edge.counts.bytes_received > 0 || at_server(),
+        }
 }
 
 /// Classifies an edge.
@@ -50,9 +69,11 @@ pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
     let unused =
         if edge.client.peer.workload().is_some_and(|w| context.options.ignore_clients.iter().any(|p| p.matches(w))) {
             Unused::Ignored
-        } else if is_not_routable(edge) && !is_node_local_dns(edge) {
+        } else if is_accepted(&FlowName::of(edge), context) {
+            Unused::Accepted
+        } else if has_group_address(edge) || (!is_established(edge) && is_not_routable(edge)) {
             Unused::NotRoutable
-        } else if !edge.supported && !is_node_local_dns(edge) {
+        } else if !is_established(edge) {
             Unused::Failed
         } else if edge.marks.contains("inferred") && !context.options.accept_inferred {
             Unused::Inferred
@@ -67,16 +88,23 @@ pub(crate) fn is_node_local_dns(edge: &EdgeRecord) -> bool {
     edge.port == 53 && edge.counts.bytes_received > 0 && external_address(&edge.server.peer).is_some_and(is_link_local)
 }
 
+fn is_accepted(flow: &FlowName, context: &Context<'_>) -> bool {
+    context.options.accepted.iter().any(|accepted| accepted.names(flow))
+}
+
 fn is_not_routable(edge: &EdgeRecord) -> bool {
     let marked = ["multicast", "broadcast", "link-local"].iter().any(|m| edge.marks.contains(*m));
-    let by_address = [&edge.client.peer, &edge.server.peer].into_iter().filter_map(external_address).any(|a| {
-        a.is_multicast()
-            || a.is_loopback()
-            || a.is_unspecified()
-            || is_link_local(a)
-            || a == std::net::Ipv4Addr::BROADCAST
-    });
-    marked || by_address
+    marked || external_ends(edge).any(is_link_local)
+}
+
+/// Addresses with which nobody has a conversation.
+fn has_group_address(edge: &EdgeRecord) -> bool {
+    external_ends(edge)
+        .any(|a| a.is_multicast() || a.is_loopback() || a.is_unspecified() || a == std::net::Ipv4Addr::BROADCAST)
+}
+
+fn external_ends(edge: &EdgeRecord) -> impl Iterator<Item = std::net::IpAddr> {
+    [&edge.client.peer, &edge.server.peer].into_iter().filter_map(external_address)
 }
 
 /// The address of an external peer, an IPv4-mapped one as IPv4 (B21).
@@ -154,6 +182,10 @@ fn external(address: &str, context: &Context<'_>) -> Need {
         Ok(parsed) if context.is_inside_cluster(parsed.to_canonical()) => Need::Inexpressible(format!(
             "{address} lies inside the cluster's pod or Service addresses but nobody is known to own it"
         )),
+        // The same address is another neighbour's on each link.
+        Ok(parsed) if parsed.is_ipv6() && is_link_local(parsed) => {
+            Need::Inexpressible(format!("{address} means something on one link alone"))
+        }
         Ok(parsed) => Need::ExternalAddress(parsed.to_canonical()),
         Err(_) => Need::Inexpressible(format!("`{address}` is no address")),
     }
@@ -179,15 +211,8 @@ fn external_caller(address: &str, context: &Context<'_>) -> Need {
 fn node_caller(edge: &EdgeRecord, node_name: &str, context: &Context<'_>) -> Need {
     let server_nodes: BTreeSet<&str> =
         edge.sources.iter().filter(|s| s.side == Side::Server).map(|s| s.source.node.as_str()).collect();
-    let hosts: BTreeSet<&str> = edge
-        .server
-        .peer
-        .workload()
-        .and_then(|w| context.workloads.get(w))
-        .map(|w| w.pods.keys().map(String::as_str).filter(|n| !n.is_empty()).collect())
-        .unwrap_or_default();
-    let only = |nodes: &BTreeSet<&str>| nodes.len() == 1 && nodes.contains(node_name);
-    let own_node_only = if server_nodes.is_empty() { only(&hosts) } else { only(&server_nodes) };
+    // Where the server's side saw nothing, its pod may have been on another node meanwhile.
+    let own_node_only = server_nodes == BTreeSet::from([node_name]);
     let from_outside =
         edge.server.peer.workload().is_some_and(|w| context.is_reachable_from_outside(w, edge.protocol, edge.port));
 

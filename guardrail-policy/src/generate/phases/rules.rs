@@ -7,7 +7,7 @@ use guardrail_graph::{Peer, Protocol, WorkloadRef, snapshot::EdgeRecord};
 
 use super::{Builder, Direction, Draft};
 use crate::generate::{
-    Phase, PortRef, ProblemKind, RulePort,
+    FlowName, Phase, PortRef, ProblemKind, RulePort,
     completeness::edge_name,
     context::single,
     edges::{Need, callee, caller},
@@ -77,7 +77,11 @@ impl Builder<'_> {
                     self.problem(
                         ProblemKind::Inexpressible,
                         [namespace],
-                        format!("{} would be denied, no {side} rule can allow it: {why}", edge_name(edge)),
+                        format!(
+                            "{} would be denied, no {side} rule can allow it: {why}; or leave it without a rule with --accept '{}'",
+                            edge_name(edge),
+                            FlowName::of(edge)
+                        ),
                     );
                     draft.notes.insert(format!("not allowed although observed: {} ({side})", edge_name(edge)));
                 }

@@ -1,0 +1,144 @@
+//! Established flows of which one end has no name: uses of a Service whose backend nobody knows, and flows with an address
+//! of another node that no snapshot names. No edge stands for them, so they are judged here.
+
+use std::collections::BTreeSet;
+
+use guardrail_graph::{
+    Peer, Protocol, Snapshot, WorkloadRef,
+    snapshot::{Body, RemoteFlow, ServiceFlow, Side, SourceCounts},
+};
+
+use super::{Evaluator, Proof, denied_sides};
+use crate::{
+    generate::{FlowName, Options, Problem, ProblemKind},
+    model::Direction,
+};
+
+/// Judges them under the generated policies.
+pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &Evaluator, proof: &mut Proof) {
+    let body = &snapshot.body;
+    for flow in body.service_flows.iter().filter(|f| established(f.protocol, &f.sources) && !has_edge(f, body)) {
+        let server = service_peer(&flow.service);
+        let name = FlowName::new(&flow.client, &server, flow.port, flow.protocol);
+        let judge = Judge { options, alone, name, client: &flow.client };
+        let backends = backends(flow, body);
+        if backends.iter().any(|(peer, _)| **peer == flow.client) {
+            // A pod that reached itself leaves no edge.
+            continue;
+        }
+        let what = format!("{} -> {} {}/{}", flow.client, flow.service, flow.port, flow.protocol);
+        let why = "nobody knows which backend answered";
+        if backends.is_empty() {
+            judge.client_alone(&what, why, proof);
+        }
+        for (backend, port) in backends {
+            judge.pair(&flow.client, backend, flow.protocol, port, &what, why, proof);
+        }
+    }
+    for flow in body.remote_flows.iter().filter(|f| established(f.protocol, &f.sources) && !is_named(f, body)) {
+        let other = Peer::External { address: flow.address.to_string() };
+        let (client, server) = match flow.side {
+            Side::Client => (&flow.local, &other),
+            Side::Server => (&other, &flow.local),
+        };
+        let name = FlowName::new(client, server, flow.port, flow.protocol);
+        let what = format!("{client} -> {server} {}/{}", flow.port, flow.protocol);
+        let why = "nobody knows whose address that is: merge the snapshot of its node";
+        let judge = Judge { options, alone, name, client };
+        judge.pair(client, server, flow.protocol, flow.port, &what, why, proof);
+    }
+}
+
+fn established(protocol: Protocol, sources: &[SourceCounts]) -> bool {
+    sources.iter().any(|s| match protocol {
+        Protocol::Tcp => s.counts.established() > 0,
+        Protocol::Udp => s.counts.bytes_received > 0 || (s.side == Side::Server && s.counts.established() > 0),
+    })
+}
+
+/// Whether an edge stands for a use of a Service: it is judged by itself.
+fn has_edge(flow: &ServiceFlow, body: &Body) -> bool {
+    body.edges.iter().any(|e| e.client.peer == flow.client && e.via.contains(&flow.service))
+}
+
+/// Whether `merge` made an edge of a flow with another node.
+fn is_named(flow: &RemoteFlow, body: &Body) -> bool {
+    let owners: BTreeSet<&Peer> =
+        body.addresses.iter().filter(|a| a.address == flow.address).map(|a| &a.peer).collect();
+    body.edges.iter().filter(|e| e.protocol == flow.protocol && e.port == flow.port).any(|e| {
+        let (local, other) = match flow.side {
+            Side::Client => (&e.client.peer, &e.server.peer),
+            Side::Server => (&e.server.peer, &e.client.peer),
+        };
+        *local == flow.local && owners.contains(other)
+    })
+}
+
+/// A Service as an end: `NS/svc/NAME`.
+fn service_peer(service: &str) -> Peer {
+    let name = service.rsplit_once(':').map_or(service, |(name, _)| name);
+    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    Peer::Workload(WorkloadRef { namespace: namespace.to_owned(), owner: "svc".to_owned(), name: name.to_owned() })
+}
+
+fn backends<'a>(flow: &ServiceFlow, body: &'a Body) -> BTreeSet<(&'a Peer, u16)> {
+    let Peer::Workload(service) = service_peer(&flow.service) else { return BTreeSet::new() };
+    let protocol = flow.protocol.to_string();
+    body.services
+        .iter()
+        .filter(|s| s.namespace == service.namespace && s.name == service.name)
+        .flat_map(|s| &s.ports)
+        .filter(|p| p.port == flow.port && p.protocol == protocol)
+        .flat_map(|p| p.backends.iter().map(|b| (&b.peer, b.port)))
+        .collect()
+}
+
+struct Judge<'a> {
+    options: &'a Options,
+    alone: &'a Evaluator,
+    name: FlowName,
+    client: &'a Peer,
+}
+
+impl Judge<'_> {
+    fn is_accepted(&self) -> bool {
+        let ignored = |w: &WorkloadRef| self.options.ignore_clients.iter().any(|p| p.matches(w));
+        self.client.workload().is_some_and(ignored) || self.options.accepted.iter().any(|a| a.names(&self.name))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a flow and what to say of it")]
+    fn pair(
+        &self,
+        client: &Peer,
+        server: &Peer,
+        protocol: Protocol,
+        port: u16,
+        what: &str,
+        why: &str,
+        proof: &mut Proof,
+    ) {
+        let Ok(verdict) = self.alone.evaluate_peers(client, server, protocol.into(), port) else { return };
+        if !verdict.allowed() && !self.is_accepted() {
+            let (side, namespaces) = denied_sides(client, server, &verdict.verdict);
+            self.problem(what, why, side, namespaces, proof);
+        }
+    }
+
+    /// Where nothing is known of the server, a client whose egress is closed is cut off.
+    fn client_alone(&self, what: &str, why: &str, proof: &mut Proof) {
+        let Some(workload) = self.client.workload() else { return };
+        let Ok(ends) = self.alone.peer_ends(self.client, true) else { return };
+        let closed = ends.iter().any(|end| !self.alone.isolating(end, Direction::Egress).is_empty());
+        if closed && !self.is_accepted() {
+            self.problem(what, why, "egress", BTreeSet::from([workload.namespace.as_str()]), proof);
+        }
+    }
+
+    fn problem(&self, what: &str, why: &str, side: &str, namespaces: BTreeSet<&str>, proof: &mut Proof) {
+        let message = format!(
+            "{what} was observed, {why}, and would be denied ({side}): --accept '{}' leaves it without a rule",
+            self.name
+        );
+        proof.problems.insert(Problem::new(ProblemKind::Unallowed, namespaces, message));
+    }
+}
