@@ -18,6 +18,7 @@ mod plan;
 mod problem;
 mod stable;
 mod unmatched;
+mod subjects;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -238,6 +239,8 @@ pub struct Decision {
     pub closed_without_evidence: BTreeSet<WorkloadRef>,
     /// Established edges (indices) that no rule can allow, each with a problem.
     pub inexpressible: BTreeSet<usize>,
+    /// Workloads that no label tells apart: one policy allows what any of them needs.
+    pub subjects: Vec<BTreeSet<WorkloadRef>>,
     /// What is opened wider than observed.
     pub announced: Announced,
     /// What stands against the plan, sorted.
@@ -275,17 +278,18 @@ pub fn generate(snapshot: &Snapshot, options: &Options) -> Generated {
     let mut decision = plan_for(snapshot, options);
     // For readers gates are no reason to leave anything out.
     let stopped_by = |problems: &BTreeSet<Problem>| problem::stopped(problems, options.forced || options.stopped_too);
-    let mut stopped = stopped_by(&decision.problems);
+    // First everything, so that each namespace hears of all that stops it.
+    let mut stopped = BTreeSet::new();
     let proof = loop {
         let files = crate::emit::policies(&decision.plan, options, &stopped);
         let texts = files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
         let proof = crate::prove::prove(snapshot, options, &decision, texts);
-        let more: BTreeSet<String> = stopped_by(&proof.problems).difference(&stopped).cloned().collect();
         decision.problems.extend(proof.problems.iter().cloned());
-        if more.is_empty() {
+        let now = stopped_by(&decision.problems);
+        if now == stopped {
             break proof;
         }
-        stopped.extend(more);
+        stopped = now;
     };
     decision.warnings.extend(proof.warnings.iter().cloned());
     decision.stopped = stopped;

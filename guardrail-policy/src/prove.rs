@@ -272,6 +272,9 @@ impl<'a> Pairs<'a> {
 
     /// The workload itself; and, if no selector names it alone, those of its namespace that share all its labels (announced as a warning).
     fn indistinguishable(&self, workload: &'a WorkloadRef) -> Vec<&'a WorkloadRef> {
+        if let Some(subject) = self.decision.subjects.iter().find(|subject| subject.contains(workload)) {
+            return subject.iter().filter_map(|member| self.entry(member)).map(|entry| &entry.workload).collect();
+        }
         let Some(entry) = self.entry(workload).filter(|e| e.selector.is_none() && !e.labels.is_empty()) else {
             return vec![workload];
         };

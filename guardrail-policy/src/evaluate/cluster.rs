@@ -124,9 +124,16 @@ impl Cluster {
     #[must_use]
     pub fn with_snapshot(mut self, snapshot: &Snapshot) -> Self {
         let body = &snapshot.body;
+        // Stand-ins of one workload are not pods that another one's selector may claim, nor is a pod that is another's by name.
+        let inventory = self.pods.len();
+        let mut named: BTreeMap<(&str, &str), &WorkloadRef> = BTreeMap::new();
+        for entry in &body.workloads {
+            let pods = entry.pods.values().flatten();
+            named.extend(pods.map(|p| ((entry.workload.namespace.as_str(), p.name.as_str()), &entry.workload)));
+        }
         for entry in &body.workloads {
             self.namespaces.entry(entry.workload.namespace.clone()).or_default();
-            let pods = self.pods_of(entry);
+            let pods = self.pods_of(entry, inventory, &named);
             let pods = if pods.is_empty() { self.add_stand_ins(entry) } else { pods };
             self.workloads.insert(entry.workload.clone(), pods);
         }
@@ -259,16 +266,25 @@ impl Cluster {
         self.nodes.sort_by(|a, b| a.name.cmp(&b.name));
     }
 
-    fn pods_of(&self, entry: &WorkloadEntry) -> Vec<u32> {
-        let names: BTreeSet<&str> = entry.pods.values().flatten().map(|p| p.name.as_str()).collect();
+    /// Those of the first `inventory` pods that are this workload's, by name or by its selector.
+    fn pods_of(
+        &self,
+        entry: &WorkloadEntry,
+        inventory: usize,
+        named: &BTreeMap<(&str, &str), &WorkloadRef>,
+    ) -> Vec<u32> {
         let belongs = |pod: &ClusterPod| {
             pod.namespace == entry.workload.namespace
                 && !pod.finished
-                && (names.contains(pod.name.as_str())
-                    || (pod.host_network == entry.host_network
-                        && entry.selector.as_ref().is_some_and(|s| selector_matches(s, &pod.labels))))
+                && match named.get(&(pod.namespace.as_str(), pod.name.as_str())) {
+                    Some(owner) => **owner == entry.workload,
+                    None => {
+                        pod.host_network == entry.host_network
+                            && entry.selector.as_ref().is_some_and(|s| selector_matches(s, &pod.labels))
+                    }
+                }
         };
-        self.pods.iter().zip(0..).filter(|(pod, _)| belongs(pod)).map(|(_, index)| index).collect()
+        self.pods[..inventory].iter().zip(0..).filter(|(pod, _)| belongs(pod)).map(|(_, index)| index).collect()
     }
 
     fn add_stand_ins(&mut self, entry: &WorkloadEntry) -> Vec<u32> {

@@ -9,13 +9,21 @@ use guardrail_graph::{
 };
 use ipnet::IpNet;
 
-use super::{Options, PortRef, RulePeer, RulePort};
+use crate::model::selector_matches;
+
+use super::{
+    Options, PortRef, RulePeer, RulePort,
+    subjects::{Subject, subjects},
+};
 
 /// A snapshot with its indexes.
 pub(crate) struct Context<'a> {
     pub(crate) body: &'a Body,
     pub(crate) options: &'a Options,
     pub(crate) workloads: BTreeMap<&'a WorkloadRef, &'a WorkloadEntry>,
+    subjects: Vec<Subject<'a>>,
+    /// Index of each workload's subject.
+    subject_of: BTreeMap<&'a WorkloadRef, usize>,
     nodes: BTreeMap<&'a str, NodeAddresses>,
     /// Nodes of each host-network workload (`namespace/Owner/name`).
     host_workloads: BTreeMap<String, BTreeSet<&'a str>>,
@@ -77,6 +85,15 @@ impl<'a> Context<'a> {
         let body = &snapshot.body;
         let workloads: BTreeMap<_, _> = body.workloads.iter().map(|w| (&w.workload, w)).collect();
 
+        let mut by_namespace: BTreeMap<&str, Vec<&WorkloadEntry>> = BTreeMap::new();
+        for entry in body.workloads.iter().filter(|w| !w.host_network) {
+            by_namespace.entry(&entry.workload.namespace).or_default().push(entry);
+        }
+        let subjects: Vec<Subject<'a>> = by_namespace.values().flat_map(|entries| subjects(entries)).collect();
+        let members = |(index, subject): (usize, &Subject<'a>)| {
+            subject.members.iter().map(move |member| (*member, index)).collect::<Vec<_>>()
+        };
+        let subject_of = subjects.iter().enumerate().flat_map(members).collect();
         let mut nodes: BTreeMap<&str, NodeAddresses> = BTreeMap::new();
         for entry in &body.addresses {
             if let (Peer::Node { name }, None) = (&entry.peer, entry.to) {
@@ -139,6 +156,8 @@ impl<'a> Context<'a> {
             body,
             options,
             workloads,
+            subjects,
+            subject_of,
             nodes,
             host_workloads,
             node_ranges,
@@ -172,11 +191,42 @@ impl<'a> Context<'a> {
         self.body.workloads.iter().filter(move |w| !w.host_network && w.workload.namespace == namespace)
     }
 
+    /// The subjects of a namespace, sorted.
+    pub(crate) fn subjects(&self, namespace: &str) -> impl Iterator<Item = &Subject<'a>> {
+        self.subjects.iter().filter(move |subject| subject.members[0].namespace == namespace)
+    }
+
+    /// The subjects of more than one workload.
+    pub(crate) fn shared_subjects(&self) -> impl Iterator<Item = &Subject<'a>> {
+        self.subjects.iter().filter(|subject| subject.members.len() > 1)
+    }
+
+    /// The workloads that a rule for this one names, too: those of its subject, or all that bear its labels.
+    pub(crate) fn alike(&self, workload: &WorkloadRef) -> BTreeSet<WorkloadRef> {
+        let mut alike = BTreeSet::from([workload.clone()]);
+        let subject = self.subject_of.get(workload).map(|index| &self.subjects[*index]);
+        match (subject, self.workloads.get(workload)) {
+            (Some(Subject { members, selector: Some(_) }), _) => alike.extend(members.iter().map(|m| (*m).clone())),
+            (_, Some(entry)) if !entry.labels.is_empty() => {
+                let selector = LabelSelector::of_labels(entry.labels.clone());
+                let others = self.covered(&workload.namespace).filter(|w| selector_matches(&selector, &w.labels));
+                alike.extend(others.map(|w| w.workload.clone()));
+            }
+            _ => {}
+        }
+        alike
+    }
+
+    /// The selector of the subject that a workload belongs to.
+    pub(crate) fn selector(&self, workload: &WorkloadRef) -> Option<&LabelSelector> {
+        self.subjects[*self.subject_of.get(workload)?].selector.as_ref()
+    }
+
     /// The pods of a workload as a peer of a policy in `policy_namespace`; `None` if no label names them. The flag says that the labels may
     /// select more than this workload.
     pub(crate) fn pods_peer(&self, workload: &WorkloadRef, policy_namespace: &str) -> Option<(RulePeer, bool)> {
         let entry = self.workloads.get(workload)?;
-        let (selector, wider) = match &entry.selector {
+        let (selector, wider) = match self.selector(workload) {
             Some(selector) => (selector.clone(), false),
             None if entry.labels.is_empty() => return None,
             None => (LabelSelector { match_labels: entry.labels.clone(), match_expressions: Vec::new() }, true),

@@ -33,7 +33,9 @@ impl Dns {
             } else if let (Peer::Node { name }, 53) = (&edge.server.peer, edge.port) {
                 // A resolver in the host's network; NodeLocal DNS if the node owns a link-local address.
                 dns.node_local.extend(context.link_local_addresses_of_node(name));
-            } else if let (Peer::Workload(server), true) = (&edge.server.peer, asks_for_names(edge)) {
+            } else if let (Peer::Workload(server), true) = (&edge.server.peer, asks_for_names(edge))
+                && context.pods_peer(server, "").is_some()
+            {
                 dns.pods.entry(server.clone()).or_default().insert(edge.port);
             }
         }
@@ -55,23 +57,17 @@ impl Dns {
         self.pods.is_empty() && self.node_local.is_empty()
     }
 
-    /// The peers with their ports (always UDP and TCP), for a policy in this namespace; and the workloads that no label names.
-    pub(crate) fn allowed(
-        &self,
-        namespace: &str,
-        context: &Context<'_>,
-    ) -> (Vec<(RulePeer, Vec<RulePort>)>, Vec<WorkloadRef>) {
+    /// The peers with their ports (always UDP and TCP), for a policy in this namespace. What no label names is no DNS
+    /// server here: flows to it are judged like others.
+    pub(crate) fn allowed(&self, namespace: &str, context: &Context<'_>) -> Vec<(RulePeer, Vec<RulePort>)> {
         let mut allowed = Vec::new();
-        let mut nameless = Vec::new();
         for (workload, ports) in &self.pods {
-            match context.pods_peer(workload, namespace) {
-                Some((peer, _)) => allowed.push((peer, ports.iter().flat_map(|port| both(*port)).collect())),
-                None if context.workloads.get(workload).is_some_and(|w| w.host_network) => {}
-                None => nameless.push(workload.clone()),
+            if let Some((peer, _)) = context.pods_peer(workload, namespace) {
+                allowed.push((peer, ports.iter().flat_map(|port| both(*port)).collect()));
             }
         }
         allowed.extend(self.node_local.iter().map(|address| (single(*address), both(53).to_vec())));
-        (allowed, nameless)
+        allowed
     }
 
     /// The pods that may be asked, with their ports.

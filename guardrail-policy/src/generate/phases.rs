@@ -19,6 +19,7 @@ use super::{
     names,
     plan::RuleSet,
     unmatched,
+    subjects::Subject,
 };
 
 /// Ingress or egress.
@@ -86,6 +87,12 @@ struct Builder<'a> {
     outbound: BTreeMap<&'a WorkloadRef, Vec<usize>>,
 }
 
+/// What a reader must know of workloads that share a policy.
+fn one_subject(subject: &Subject<'_>) -> String {
+    let members: Vec<String> = subject.members.iter().map(ToString::to_string).collect();
+    format!("no label tells {} apart: one policy allows what any of them needs", members.join(" and "))
+}
+
 /// Decides everything.
 pub(crate) fn decide(context: &Context<'_>) -> Decision {
     let edges = &context.body.edges;
@@ -105,8 +112,12 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
     let dns = Dns::in_use(context, &uses);
     let mut announced = Announced::default();
     if context.options.egress {
-        announced.dns =
-            dns.servers().map(|(workload, protocol, port)| (workload.clone(), protocol.into(), port)).collect();
+        announced.dns = dns
+            .servers()
+            .flat_map(|(workload, protocol, port)| {
+                context.alike(workload).into_iter().map(move |alike| (alike, protocol.into(), port))
+            })
+            .collect();
     }
     let mut builder = Builder {
         context,
@@ -253,7 +264,10 @@ impl<'a> Builder<'a> {
 
     /// Workloads that talk but that no selector names: a namespace-wide deny would cut them off.
     fn stranded(&self, namespace: &str, edges: &BTreeMap<&'a WorkloadRef, Vec<usize>>) -> Vec<&'a WorkloadEntry> {
-        self.context.covered(namespace).filter(|w| w.selector.is_none() && edges.contains_key(&w.workload)).collect()
+        self.context
+            .covered(namespace)
+            .filter(|w| self.context.selector(&w.workload).is_none() && edges.contains_key(&w.workload))
+            .collect()
     }
 
     fn warn_stranded(&mut self, namespace: &str, stranded: &[&WorkloadEntry], direction: &str) {
@@ -290,8 +304,7 @@ impl<'a> Builder<'a> {
         if self.dns.is_empty() {
             self.warnings.insert("no pod was seen asking for names: the egress policies hold no DNS rule".to_owned());
         }
-        let (allowed, nameless) = self.dns.allowed(namespace, self.context);
-        for (peer, ports) in allowed {
+        for (peer, ports) in self.dns.allowed(namespace, self.context) {
             let edges: Vec<usize> = self
                 .context
                 .covered(namespace)
@@ -307,37 +320,28 @@ impl<'a> Builder<'a> {
                 .collect();
             draft.allow([peer], &ports.into_iter().collect(), &edges);
         }
-        for workload in nameless {
-            self.problem(
-                ProblemKind::Inexpressible,
-                [namespace],
-                format!("the DNS pods of {workload} have no label that an egress rule could name: give them one"),
-            );
-        }
     }
 
     fn allow_per_workload(&mut self, namespace: &str, ingress: bool, egress: bool) {
-        let entries: Vec<&WorkloadEntry> = self.context.covered(namespace).filter(|w| w.selector.is_some()).collect();
-        let names = names::workload_policies(entries.iter().map(|w| &w.workload));
+        let context = self.context;
+        let named: Vec<_> = context.subjects(namespace).filter(|subject| subject.selector.is_some()).collect();
+        let names = names::workload_policies(named.iter().map(|subject| subject.members[0]));
         let close_each_ingress = ingress && !self.stranded(namespace, &self.inbound).is_empty();
         let close_each_egress = egress && !self.stranded(namespace, &self.outbound).is_empty();
-        for entry in entries {
-            let Some(selector) = entry.selector.clone() else { continue };
+        for subject in named {
+            let Some(selector) = subject.selector.clone() else { continue };
+            let of_all = |edges: &BTreeMap<&WorkloadRef, Vec<usize>>| -> Vec<usize> {
+                subject.members.iter().filter_map(|member| edges.get(member)).flatten().copied().collect()
+            };
             let mut inbound = Draft::default();
             if ingress {
-                let indices = self.inbound.get(&entry.workload).cloned().unwrap_or_default();
+                let indices = of_all(&self.inbound);
                 self.collect(&mut inbound, &indices, namespace, Direction::Ingress);
             }
             let mut outbound = Draft::default();
             if egress {
-                let indices: Vec<usize> = self
-                    .outbound
-                    .get(&entry.workload)
-                    .into_iter()
-                    .flatten()
-                    .copied()
-                    .filter(|index| !self.dns.covers(self.edge(*index)))
-                    .collect();
+                let mut indices = of_all(&self.outbound);
+                indices.retain(|index| !self.dns.covers(self.edge(*index)));
                 self.collect(&mut outbound, &indices, namespace, Direction::Egress);
                 if close_each_egress {
                     self.allow_dns(&mut outbound, namespace);
@@ -348,8 +352,13 @@ impl<'a> Builder<'a> {
             if inbound.is_none() && outbound.is_none() {
                 continue;
             }
-            let purpose = Purpose::Workload(entry.workload.clone());
-            self.push(namespace, &names[&entry.workload], purpose, selector, inbound, outbound, &[entry]);
+            let members: Vec<&WorkloadEntry> =
+                subject.members.iter().filter_map(|member| context.workloads.get(member).copied()).collect();
+            let purpose = Purpose::Workload(subject.members[0].clone());
+            self.push(namespace, &names[subject.members[0]], purpose, selector, inbound, outbound, &members);
+            if let ([_, _, ..], Some((policy, ..))) = (subject.members.as_slice(), self.policies.last_mut()) {
+                policy.notes.insert(one_subject(subject));
+            }
         }
     }
 
@@ -404,6 +413,11 @@ impl<'a> Builder<'a> {
                 ));
             }
         }
+        for subject in self.context.shared_subjects() {
+            if self.context.in_scope(&subject.members[0].namespace) {
+                self.warnings.insert(one_subject(subject));
+            }
+        }
         for entry in &self.context.body.workloads {
             let workload = &entry.workload;
             if !self.context.in_scope(&workload.namespace) {
@@ -413,7 +427,7 @@ impl<'a> Builder<'a> {
                 self.warnings.insert(format!(
                     "{workload} uses the host's network: NetworkPolicy does not apply to it, it gets no policy"
                 ));
-            } else if entry.selector.is_none() {
+            } else if self.context.selector(workload).is_none() {
                 let advice = entry.selector_advice.as_deref().unwrap_or("give its pod template a label of its own");
                 self.warnings.insert(format!(
                     "{workload} gets no policy of its own, no stable label selects it alone: {advice}"
@@ -455,6 +469,11 @@ impl<'a> Builder<'a> {
             verdicts,
             closed_without_evidence: self.closed_without_evidence,
             inexpressible: self.inexpressible,
+            subjects: self
+                .context
+                .shared_subjects()
+                .map(|s| s.members.iter().map(|m| (*m).clone()).collect())
+                .collect(),
             announced: self.announced,
             problems: self.problems,
             stopped: BTreeSet::new(),

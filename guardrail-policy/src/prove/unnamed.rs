@@ -1,7 +1,8 @@
 //! Established flows of which one end has no name: uses of a Service whose backend nobody knows, and flows with an address
 //! of another node that no snapshot names. No edge stands for them, so they are judged here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, WorkloadRef,
@@ -17,7 +18,25 @@ use crate::{
 /// Judges them under the generated policies.
 pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &Evaluator, proof: &mut Proof) {
     let body = &snapshot.body;
-    for flow in body.service_flows.iter().filter(|f| established(f.protocol, &f.sources) && !has_edge(f, body)) {
+    let via: BTreeSet<(&Peer, &str)> =
+        body.edges.iter().flat_map(|e| e.via.iter().map(|via| (&e.client.peer, via.as_str()))).collect();
+    let mut owners: BTreeMap<IpAddr, BTreeSet<&Peer>> = BTreeMap::new();
+    let mut edges: BTreeSet<(&Peer, &Peer, Protocol, u16)> = BTreeSet::new();
+    if !body.remote_flows.is_empty() {
+        edges.extend(body.edges.iter().map(|e| (&e.client.peer, &e.server.peer, e.protocol, e.port)));
+        for entry in &body.addresses {
+            owners.entry(entry.address).or_default().insert(&entry.peer);
+        }
+    }
+    // An edge that stands for a use of a Service is judged by itself; so is what `merge` made of a flow with another node.
+    let has_edge = |f: &ServiceFlow| via.contains(&(&f.client, f.service.as_str()));
+    let is_named = |f: &RemoteFlow| {
+        owners.get(&f.address).into_iter().flatten().any(|owner| match f.side {
+            Side::Client => edges.contains(&(&f.local, *owner, f.protocol, f.port)),
+            Side::Server => edges.contains(&(*owner, &f.local, f.protocol, f.port)),
+        })
+    };
+    for flow in body.service_flows.iter().filter(|f| established(f.protocol, &f.sources) && !has_edge(f)) {
         let server = service_peer(&flow.service);
         let name = FlowName::new(&flow.client, &server, flow.port, flow.protocol);
         let judge = Judge { options, alone, name, client: &flow.client };
@@ -35,7 +54,7 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
             judge.pair(&flow.client, backend, flow.protocol, port, &what, why, proof);
         }
     }
-    for flow in body.remote_flows.iter().filter(|f| established(f.protocol, &f.sources) && !is_named(f, body)) {
+    for flow in body.remote_flows.iter().filter(|f| established(f.protocol, &f.sources) && !is_named(f)) {
         let other = Peer::External { address: flow.address.to_string() };
         let (client, server) = match flow.side {
             Side::Client => (&flow.local, &other),
@@ -53,24 +72,6 @@ fn established(protocol: Protocol, sources: &[SourceCounts]) -> bool {
     sources.iter().any(|s| match protocol {
         Protocol::Tcp => s.counts.established() > 0,
         Protocol::Udp => s.counts.bytes_received > 0 || (s.side == Side::Server && s.counts.established() > 0),
-    })
-}
-
-/// Whether an edge stands for a use of a Service: it is judged by itself.
-fn has_edge(flow: &ServiceFlow, body: &Body) -> bool {
-    body.edges.iter().any(|e| e.client.peer == flow.client && e.via.contains(&flow.service))
-}
-
-/// Whether `merge` made an edge of a flow with another node.
-fn is_named(flow: &RemoteFlow, body: &Body) -> bool {
-    let owners: BTreeSet<&Peer> =
-        body.addresses.iter().filter(|a| a.address == flow.address).map(|a| &a.peer).collect();
-    body.edges.iter().filter(|e| e.protocol == flow.protocol && e.port == flow.port).any(|e| {
-        let (local, other) = match flow.side {
-            Side::Client => (&e.client.peer, &e.server.peer),
-            Side::Server => (&e.server.peer, &e.client.peer),
-        };
-        *local == flow.local && owners.contains(other)
     })
 }
 

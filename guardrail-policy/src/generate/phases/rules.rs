@@ -189,16 +189,14 @@ impl Builder<'_> {
         namespace: &str,
         direction: Direction,
     ) {
+        let alike = workload.map(|workload| self.context.alike(workload)).unwrap_or_default();
         for port in ports {
             match direction {
                 Direction::Ingress => {
                     // A namespace's boundary opens the port for all of its pods.
                     let boundary = self.context.options.phase != Phase::DefaultDeny;
-                    let opened = self
-                        .context
-                        .covered(namespace)
-                        .map(|w| &w.workload)
-                        .filter(|w| boundary || Some(*w) == workload);
+                    let opened =
+                        self.context.covered(namespace).map(|w| &w.workload).filter(|w| boundary || alike.contains(*w));
                     let triples = opened.flat_map(|w| {
                         self.context.numbers_of(w, port).into_iter().map(|n| (w.clone(), port.protocol.into(), n))
                     });
@@ -206,7 +204,7 @@ impl Builder<'_> {
                 }
                 Direction::Egress => {
                     let PortRef::Number(number) = port.port else { continue };
-                    self.announced.to_anywhere.extend(workload.map(|w| (w.clone(), port.protocol.into(), number)));
+                    self.announced.to_anywhere.extend(alike.iter().map(|w| (w.clone(), port.protocol.into(), number)));
                 }
             }
         }
