@@ -17,8 +17,8 @@ mod phases;
 mod plan;
 mod problem;
 mod stable;
-mod unmatched;
 mod subjects;
+mod unmatched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -18,8 +18,8 @@ use super::{
     edges::{EdgeUse, Need, callee, classify},
     names,
     plan::RuleSet,
-    unmatched,
     subjects::Subject,
+    unmatched,
 };
 
 /// Ingress or egress.
