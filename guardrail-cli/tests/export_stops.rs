@@ -3,13 +3,19 @@
 #[path = "../../guardrail-policy/tests/generate_support/mod.rs"]
 mod generate_support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use generate_support::Scenario;
+use guardrail_graph::{
+    Protocol,
+    snapshot::{ServiceFlow, Side},
+};
 
-/// Two namespaces; the flow into `pay` has an inferred backend.
+/// Two namespaces; the client of the flow into `pay` is inferred: it used a Service, and at the backend a node's address stood in
+/// its place (masquerading).
 fn snapshot() -> String {
     let pod = |address: &str| serde_json::json!({"node": "node-a", "addresses": [address]});
     let scenario: Scenario = serde_json::from_value(serde_json::json!({
@@ -21,13 +27,29 @@ fn snapshot() -> String {
             "shop/Deployment/cart": {"labels": {"app": "cart"}, "pods": {"cart-1": pod("10.244.0.7")}},
             "pay/Deployment/api": {"labels": {"app": "api"}, "pods": {"api-1": pod("10.244.0.6")}},
         },
+        "services": {"pay/api": {
+            "addresses": ["10.96.0.6"], "port": 80, "backends": ["pay/Deployment/api 10.244.0.6:8080"],
+        }},
         "edges": [
             {"edge": "shop/Deployment/web -> shop/Deployment/cart 8080"},
-            {"edge": "shop/Deployment/web -> pay/Deployment/api 8080", "marks": ["inferred", "masqueraded"]},
+            {"edge": "node/node-a -> pay/Deployment/api 8080", "seen": ["server@node-a"]},
         ],
     }))
     .unwrap();
-    scenario.snapshot().to_json()
+    let mut snapshot = scenario.snapshot();
+    // Who is behind a Service is derived on reading: a mark in an edge would not last.
+    let mut seen = snapshot.body.edges[0].sources[0].clone();
+    seen.side = Side::Client;
+    snapshot.body.service_flows.push(ServiceFlow {
+        client: generate_support::peer("shop/Deployment/web"),
+        service: "pay/api:80".to_owned(),
+        protocol: Protocol::Tcp,
+        port: 80,
+        marks: BTreeSet::new(),
+        node_workloads: BTreeSet::new(),
+        sources: vec![seen],
+    });
+    snapshot.to_json()
 }
 
 fn export(directory: &Path, args: &[&str]) -> (Option<i32>, String) {

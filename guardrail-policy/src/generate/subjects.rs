@@ -137,6 +137,7 @@ mod tests {
             labels: map(labels),
             host_network: false,
             pods: BTreeMap::new(),
+            ran_on: BTreeMap::new(),
             as_of: Default::default(),
         }
     }
