@@ -122,7 +122,7 @@ fn whether_a_selector_is_one_workloads_is_decided_after_the_merge() {
     }
     assert_eq!(written[0], written[1]);
     assert!(
-        written[0].contains("key: tekton.dev/taskRun") && written[0].contains("operator: DoesNotExist"),
+        written[0].contains("key: batch.example.com/task") && written[0].contains("operator: DoesNotExist"),
         "{}",
         written[0]
     );
