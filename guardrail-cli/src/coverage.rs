@@ -1,6 +1,15 @@
 //! Says in words how complete an observation is.
 
-use guardrail_graph::{Snapshot, observe::LossClass};
+use std::collections::BTreeSet;
+
+use guardrail_graph::{Snapshot, observe::LossClass, snapshot::InventoryState};
+
+use crate::exit::Outcome;
+
+/// Whether no agent ever heard a list of the cluster.
+pub(crate) fn heard_nothing(snapshot: &Snapshot) -> bool {
+    snapshot.body.coverage.inventory == Some(InventoryState::Missing)
+}
 
 /// Why the observation is incomplete, one sentence each; empty if it is complete.
 pub(crate) fn incomplete(snapshot: &Snapshot) -> Vec<String> {
@@ -9,6 +18,15 @@ pub(crate) fn incomplete(snapshot: &Snapshot) -> Vec<String> {
         return Vec::new();
     }
     let mut reasons = Vec::new();
+    if heard_nothing(snapshot) {
+        reasons.push("no list of the cluster was ever heard, so nothing has a name".to_owned());
+    }
+    let apart: Vec<&str> =
+        coverage.workloads.iter().flat_map(|w| &w.reasons).filter_map(|r| r.strip_prefix("window_apart:")).collect();
+    if !apart.is_empty() {
+        let apart: Vec<&str> = apart.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        reasons.push(format!("nodes that were never observed together: {}", few(&apart)));
+    }
     let missing: Vec<&str> = coverage.nodes.expected.difference(&coverage.nodes.observed).map(String::as_str).collect();
     if !missing.is_empty() {
         reasons.push(format!("nodes not observed: {}", few(&missing)));
@@ -30,6 +48,11 @@ pub(crate) fn incomplete(snapshot: &Snapshot) -> Vec<String> {
         reasons.push("its coverage says so (a gap in the window, or workloads that are incomplete)".to_owned());
     }
     reasons
+}
+
+/// What a command that shows the graph as it is has found out.
+pub(crate) fn outcome(snapshot: &Snapshot) -> Outcome {
+    if heard_nothing(snapshot) { Outcome::Unanswered } else { Outcome::Fine }
 }
 
 fn few(names: &[&str]) -> String {

@@ -76,7 +76,7 @@ fn graph(args: &Args) -> anyhow::Result<Outcome> {
     for reason in coverage::incomplete(&snapshot) {
         tell("warning", &format!("the graph is incomplete: {reason}"));
     }
-    Ok(Outcome::Fine)
+    Ok(coverage::outcome(&snapshot))
 }
 
 /// Keeps what touches one of the namespaces.

@@ -49,5 +49,5 @@ fn merge(args: &Args) -> anyhow::Result<Outcome> {
     for reason in coverage::incomplete(&snapshot) {
         tell("warning", &format!("the merged graph is incomplete: {reason}"));
     }
-    Ok(Outcome::Fine)
+    Ok(coverage::outcome(&snapshot))
 }

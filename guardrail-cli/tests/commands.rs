@@ -76,6 +76,27 @@ fn graph_of_one_namespace_as_dot() {
 }
 
 #[test]
+fn a_graph_of_agents_that_never_heard_of_the_cluster_is_printed_and_exits_with_2() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("deaf.json");
+    let mut snapshot = guardrail_graph::Snapshot::empty();
+    for (state, code) in [
+        (None, 0),
+        (Some(guardrail_graph::snapshot::InventoryState::Partial), 0),
+        (Some(guardrail_graph::snapshot::InventoryState::Missing), 2),
+    ] {
+        snapshot.body.coverage.inventory = state;
+        std::fs::write(&file, snapshot.to_json()).unwrap();
+        for command in ["graph", "merge"] {
+            let answer = guardrail(&[command, file.to_str().unwrap()]);
+            assert_eq!(answer.code, code, "{command} {state:?}");
+            assert!(!answer.stdout.is_empty());
+            assert_eq!(answer.stderr.contains("no list of the cluster was ever heard"), code == 2, "{}", answer.stderr);
+        }
+    }
+}
+
+#[test]
 fn graph_of_an_incomplete_snapshot_warns_and_is_fine() {
     let directory = tempfile::tempdir().unwrap();
     let text = fs::read_to_string(data().join("shop.json")).unwrap();
