@@ -86,7 +86,7 @@ fn a_graph_of_agents_that_never_heard_of_the_cluster_is_printed_and_exits_with_2
         (Some(guardrail_graph::snapshot::InventoryState::Missing), 2),
     ] {
         snapshot.body.coverage.inventory = state;
-        std::fs::write(&file, snapshot.to_json()).unwrap();
+        fs::write(&file, snapshot.to_json()).unwrap();
         for command in ["graph", "merge"] {
             let answer = guardrail(&[command, file.to_str().unwrap()]);
             assert_eq!(answer.code, code, "{command} {state:?}");
