@@ -459,6 +459,7 @@ impl Daemon {
         let mut options = generate::Options { existing: self.policies(), ..generate::Options::new(Phase::DefaultDeny) };
         // The files are for reading and say what they rest on.
         options.stopped_too = true;
+        options.min_window = options.phase.min_window();
         let nodes = self.observer.inventory().nodes();
         options.cluster.pod_ranges = nodes.flat_map(|node| node.pod_cidrs.iter().copied()).collect();
         options

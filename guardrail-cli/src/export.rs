@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use guardrail_policy::generate::{self, EVIDENCE_FILE, Generated, KUSTOMIZATION_FILE, Options, REPORT_FILE};
 
+use guardrail_policy::report::window_in_words;
+
 use crate::exit::{Outcome, finish};
 use crate::input::tell;
 
@@ -22,6 +24,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
 
 fn export(args: &Args) -> anyhow::Result<Outcome> {
     let Input { snapshot, options, unevaluated } = args.input()?;
+    anstream::eprintln!("{}", window_in_words(&snapshot));
     // What only closes more than NetworkPolicy does takes nothing from the proof that everything observed stays allowed.
     let (closing, unevaluated): (Vec<_>, Vec<_>) = unevaluated.into_iter().partition(|u| u.restricts_only);
     for restricting in &closing {

@@ -58,6 +58,7 @@ impl Run {
             .current_dir(self.directory.path())
             .arg("export")
             .args(args)
+            .args(["--min-window", "0s"])
             .output()
             .unwrap()
     }

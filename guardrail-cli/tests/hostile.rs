@@ -87,7 +87,7 @@ fn no_name_steers_the_terminal_or_breaks_out_of_its_place() {
         &["graph", "-o", "mermaid"],
         &["check", "--policies", &policies, "--allow-partial", "--allow-unproven"],
         &["check", "--policies", &policies, "--allow-partial", "--allow-unproven", "-o", "csv"],
-        &["export", "--phase", "constrain", "--force"],
+        &["export", "--phase", "constrain", "--min-window", "0s", "--force"],
     ];
     for command in commands {
         let run = |snapshot: &str| guardrail(&[command, &[snapshot]].concat());

@@ -19,10 +19,12 @@ mod problem;
 mod stable;
 mod subjects;
 mod unmatched;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use guardrail_graph::{Snapshot, WorkloadRef};
 use ipnet::IpNet;
@@ -162,6 +164,8 @@ pub struct Options {
     pub declared_ranges: BTreeMap<String, BTreeSet<IpNet>>,
     /// Ranges of node addresses, declared by a person: a range stands for every node address in it.
     pub node_ranges: BTreeSet<IpNet>,
+    /// For how long the nodes of a namespace must have been observed together; [`Phase::min_window`] is what to ask for.
+    pub min_window: Duration,
     /// Somebody accepted what can be forced: the files say so.
     pub forced: bool,
     /// Also make the files of stopped namespaces, for reading, with a mark. Gates stop none then: each file says what it
@@ -175,7 +179,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Ingress only, every namespace, nothing accepted.
+    /// Ingress only, every namespace, nothing accepted, any window.
     #[must_use]
     pub fn new(phase: Phase) -> Self {
         Self {
@@ -189,6 +193,7 @@ impl Options {
             max_external_addresses: 8,
             declared_ranges: BTreeMap::new(),
             node_ranges: BTreeSet::new(),
+            min_window: Duration::ZERO,
             forced: false,
             stopped_too: false,
             cluster: Cluster::default(),

@@ -1,6 +1,8 @@
 //! The sidecars of an export: `evidence.json` for programs, `REPORT.md` for people. Numbers, times and reasons stand here, so that policy
 //! files do not change when only counts do.
 
+mod window;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
@@ -17,6 +19,9 @@ use crate::generate::{
     REPORT_FILE, RulePeer, Unused,
 };
 use crate::prove::{NewlyJudged, Proof};
+
+pub use window::window_in_words;
+pub(crate) use window::{duration, few};
 
 /// A client that reached far more servers than others (docs/semantics.md B36).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -39,6 +44,8 @@ struct Evidence<'a> {
     complete: bool,
     /// Namespaces whose policies stay as they are; `problems` says why.
     stopped: &'a BTreeSet<String>,
+    /// The window in words.
+    observed: String,
     window: &'a Window,
     nodes: &'a NodeCoverage,
     losses: &'a [LossEntry],
@@ -154,6 +161,7 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
             && decision.verdicts.iter().all(|v| v.complete)
             && decision.plan.policies.iter().all(|p| p.complete),
         stopped: &decision.stopped,
+        observed: window_in_words(snapshot),
         window: &snapshot.body.window,
         nodes: &snapshot.body.coverage.nodes,
         losses: &snapshot.body.coverage.losses,
@@ -242,12 +250,11 @@ fn markdown(evidence: &Evidence<'_>) -> String {
     let _ = writeln!(out, "# Export report\n");
     let verdict = if evidence.complete { "complete" } else { "incomplete" };
     let egress = if evidence.egress { ", with egress" } else { "" };
+    let _ = writeln!(out, "Window: {}.", evidence.observed);
     let _ = writeln!(out, "Phase {}{egress}. Evidence: {verdict}.", evidence.phase);
     if evidence.forced {
         let _ = writeln!(out, "Exported with --force.");
     }
-    let show = |t: Option<Timestamp>| t.map_or_else(|| "unknown".to_owned(), |t| t.to_string());
-    let _ = writeln!(out, "Window: {} to {}.", show(evidence.window.from), show(evidence.window.to));
     let names: Vec<&str> = evidence.nodes.observed.iter().map(String::as_str).collect();
     let _ = writeln!(
         out,

@@ -131,7 +131,8 @@ fn a_pod_that_completes_handshakes_with_everything_is_reported_and_can_be_left_o
 
     let export = |name: &str, more: &[&str]| {
         let directory = lab.directory.join(name);
-        let fixed = ["export", file.to_str().unwrap(), "--phase", "default-deny", "-d", directory.to_str().unwrap()];
+        let (file, out) = (file.to_str().unwrap(), directory.to_str().unwrap());
+        let fixed = ["export", file, "--phase", "default-deny", "--min-window", "0s", "-d", out];
         let output = guardrail(fixed.iter().chain(more)).unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         (policies::read(&directory).unwrap(), fs::read_to_string(directory.join("REPORT.md")).unwrap())

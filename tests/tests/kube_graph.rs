@@ -304,7 +304,7 @@ fn check_and_export_conclude_nothing_from_a_node_that_did_not_answer() {
     let (status, text) = code(&["check", "kube", "--policies", policy, "--allow-partial"]);
     assert_eq!(status, Some(0), "{text}");
     let out = cluster.file("out");
-    let export = ["export", "kube", "--phase", "default-deny", "-d", out.to_str().unwrap()];
+    let export = ["export", "kube", "--phase", "default-deny", "--min-window", "0s", "-d", out.to_str().unwrap()];
     let (status, text) = code(&export);
     assert_eq!(status, Some(2), "{text}");
     assert!(text.contains("node b did not answer") && !out.exists(), "{text}");

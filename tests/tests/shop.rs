@@ -296,7 +296,8 @@ fn two_nodes_agents_merge_to_the_truth_and_the_merged_policies_are_for_applying(
         assert!(marked > 0, "no file in {} says that it is one node's view", agent.export_dir.display());
     }
     let out = directory.join("merged-policies");
-    let args = ["export", merged_file.to_str().unwrap(), "--phase", "default-deny", "-d", out.to_str().unwrap()];
+    let file = merged_file.to_str().unwrap();
+    let args = ["export", file, "--phase", "default-deny", "--min-window", "0s", "-d", out.to_str().unwrap()];
     let output = guardrail(
         args.map(str::to_owned).into_iter().chain(["--inventory".into(), shop.lab.inventory().display().to_string()]),
     )

@@ -1,6 +1,7 @@
 //! Options of `guardrail export`, and what they name.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use guardrail_graph::Snapshot;
 use guardrail_policy::{
@@ -20,7 +21,7 @@ Each policy is one file, NAMESPACE.NAME.yaml; kustomization.yaml lists them for 
 evidence.json and REPORT.md say what each rule rests on. A namespace whose evidence is incomplete, of
 which an observed flow would be denied, or for which the proof fails, is stopped: its files stay as
 they were, the others are written, and the exit code is 1 (2 if all are stopped). --force accepts
-incomplete evidence and nothing else.")]
+incomplete evidence and a short window, and nothing else.")]
 pub(crate) struct Args {
     /// Snapshots: files, `-` for stdin, URLs of an agent (http://HOST:9464/v1/graph), or kube[:NAMESPACE] for all
     /// agents of a cluster; several are merged
@@ -52,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     policies: Vec<PathBuf>,
 
-    /// Accept incomplete evidence, and policies in force of kinds that are not evaluated; the files say so
+    /// Accept incomplete evidence, a short window, and policies in force of kinds that are not evaluated; the files say so
     #[arg(long)]
     force: bool,
 
@@ -80,6 +81,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "CIDR")]
     node_range: Vec<IpNet>,
 
+    /// For how long all nodes of a namespace's workloads must have been observed at once, like 36h or 7d; by default 24h for
+    /// default-deny, 1h for constrain and 0s for observe
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    min_window: Option<Duration>,
+
     #[command(flatten)]
     cluster: KubeArgs,
 }
@@ -88,6 +94,26 @@ fn declared(text: &str) -> Result<(String, IpNet), String> {
     let (name, range) = text.split_once('=').ok_or_else(|| "write NAME=CIDR".to_owned())?;
     let range = range.parse().map_err(|_| format!("`{range}` is no CIDR"))?;
     Ok((name.to_ascii_lowercase(), range))
+}
+
+/// `90s`, `30m`, `24h`, `7d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no duration: write a whole number and s, m, h or d, like 24h");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number = &text[..text.len() - 1];
+    // A sign is no part of it.
+    if !number.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 /// What the arguments name, read and checked.
@@ -113,6 +139,7 @@ impl Args {
         options.accepted.extend(self.accept.iter().cloned());
         options.also_service_ports = self.also_service_ports;
         options.ignore_clients.extend(self.ignore_client.iter().cloned());
+        options.min_window = self.min_window.unwrap_or_else(|| self.phase.min_window());
         options.forced = self.force;
         for (name, range) in &self.declare {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);

@@ -9,7 +9,7 @@ use guardrail_graph::{
 };
 use serde::Serialize;
 
-use super::{context::Context, edges::EdgeUse, edges::Unused};
+use super::{context::Context, edges::EdgeUse, edges::Unused, window::NamespaceWindow};
 
 /// The completeness verdict of one namespace.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -28,6 +28,8 @@ pub struct NamespaceVerdict {
     pub inferred: usize,
     /// How long the namespace was observed, in seconds: from the first to the last moment of the window.
     pub window_seconds: Option<u64>,
+    /// How long all nodes of its workloads were observed at once, in seconds.
+    pub common_window_seconds: u64,
     /// Time since an edge of the namespace was first seen, at the end of the window, in seconds. Short against the window: new edges still
     /// appear, and waiting longer is wise.
     pub since_last_new_edge_seconds: Option<u64>,
@@ -127,6 +129,7 @@ impl<'a> Completeness<'a> {
                     one_sided: BTreeSet::new(),
                     inferred: 0,
                     window_seconds,
+                    common_window_seconds: NamespaceWindow::new(self.context, namespace).length().as_secs(),
                     since_last_new_edge_seconds: None,
                 },
             );

@@ -20,6 +20,7 @@ use super::{
     plan::RuleSet,
     subjects::Subject,
     unmatched,
+    window::{self, NamespaceWindow},
 };
 
 /// Ingress or egress.
@@ -74,6 +75,8 @@ struct Builder<'a> {
     context: &'a Context<'a>,
     uses: Vec<EdgeUse>,
     completeness: Completeness<'a>,
+    /// Namespaces whose nodes were not observed together for long enough.
+    short: BTreeSet<String>,
     dns: Dns,
     /// The whole export is incomplete, whatever the single namespaces are.
     whole: Option<String>,
@@ -124,6 +127,7 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
         dns,
         uses,
         completeness,
+        short: BTreeSet::new(),
         whole: None,
         policies: Vec::new(),
         closed_without_evidence: BTreeSet::new(),
@@ -162,6 +166,14 @@ impl<'a> Builder<'a> {
                     shown.join(", ")
                 ),
             );
+        }
+        let options = self.context.options;
+        for NamespaceVerdict { namespace, .. } in verdicts {
+            let window = NamespaceWindow::new(self.context, namespace);
+            if let Some(message) = window.too_short(namespace, options.phase, options.min_window) {
+                self.problem(ProblemKind::ShortWindow, [namespace.as_str()], message);
+                self.short.insert(namespace.clone());
+            }
         }
         if !coverage.complete && self.context.options.namespaces.is_empty() {
             let missing: Vec<&str> =
@@ -381,6 +393,12 @@ impl<'a> Builder<'a> {
         let complete = judged.iter().all(|j| j.reasons.is_empty()) && !(whole_namespace && self.whole.is_some());
         let view = (!judged.iter().all(|j| j.hosted)).then(|| self.context.body.coverage.nodes.observed.clone());
         let mut notes = BTreeSet::new();
+        if self.short.contains(namespace) {
+            let needed = window::argument(self.context.options.min_window);
+            notes.insert(format!(
+                "short window: all nodes of the namespace at once were observed for less than {needed}"
+            ));
+        }
         let mut split = |draft: Option<Draft>| match draft {
             None => (None, Vec::new()),
             Some(Draft { rules, support, notes: said, .. }) => {

@@ -10,6 +10,8 @@ use serde::Serialize;
 pub enum ProblemKind {
     /// A gate: the evidence is incomplete.
     Incomplete,
+    /// A gate: the nodes of a namespace were not observed together for long enough.
+    ShortWindow,
     /// An established flow cannot be written as a rule: it would be denied.
     Inexpressible,
     /// An established flow supports no rule until a person says so: it would be denied.
@@ -26,7 +28,7 @@ impl ProblemKind {
     /// Whether `--force` accepts it. It passes gates, never a flow that would be denied and never a failed proof.
     #[must_use]
     pub const fn can_be_forced(self) -> bool {
-        matches!(self, Self::Incomplete)
+        matches!(self, Self::Incomplete | Self::ShortWindow)
     }
 }
 
