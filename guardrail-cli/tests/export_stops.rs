@@ -57,7 +57,7 @@ fn export(directory: &Path, args: &[&str]) -> (Option<i32>, String) {
         .current_dir(directory)
         .arg("export")
         .args(args)
-        .args(["--phase", "default-deny"])
+        .args(["--phase", "default-deny", "--min-window", "0s"])
         .output()
         .unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
