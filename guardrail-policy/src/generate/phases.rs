@@ -228,6 +228,11 @@ impl<'a> Builder<'a> {
             .filter(|index| self.edge(*index).client.peer.workload().is_none_or(|c| c.namespace != namespace))
             .collect();
         self.collect(&mut draft, &indices, namespace, Direction::Ingress);
+        for agent in self.uncalled_agents(namespace) {
+            self.warnings.insert(format!(
+                "nobody was seen to call guardrail's own agents: the boundary closes {agent} to scrapers of other namespaces"
+            ));
+        }
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
         self.push(
             namespace,
@@ -248,13 +253,20 @@ impl<'a> Builder<'a> {
     fn default_deny(&mut self, verdict: &NamespaceVerdict) {
         let namespace = verdict.namespace.as_str();
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
+        let agents = self.uncalled_agents(namespace);
         for entry in &everything {
-            if !self.inbound.contains_key(&entry.workload) {
+            if !self.inbound.contains_key(&entry.workload) && !agents.contains(&&entry.workload) {
                 self.closed_without_evidence.insert(entry.workload.clone());
             }
         }
         let stranded = self.stranded(namespace, &self.inbound);
-        if stranded.is_empty() {
+        for agent in &agents {
+            self.warnings.insert(format!(
+                "nobody was seen to call guardrail's own agents: {agent} stays open for whoever scrapes them later, and namespace {namespace} is closed \
+                 workload by workload (ingress)"
+            ));
+        }
+        if stranded.is_empty() && agents.is_empty() {
             let draft = Some(Draft::default());
             self.push(
                 namespace,
@@ -280,6 +292,17 @@ impl<'a> Builder<'a> {
             .covered(namespace)
             .filter(|w| self.context.selector(&w.workload).is_none() && edges.contains_key(&w.workload))
             .collect()
+    }
+
+    /// guardrail's own agents, if nobody was seen to call them. A policy that closes them would
+    /// take away what shows the next mistake, and who scrapes them often comes after them.
+    fn uncalled_agents(&self, namespace: &str) -> BTreeSet<&'a WorkloadRef> {
+        let is_agent = |entry: &&WorkloadEntry| {
+            entry.workload.owner == "DaemonSet"
+                && entry.labels.get("app.kubernetes.io/name").is_some_and(|name| name == "guardrail-agent")
+        };
+        let agents = self.context.covered(namespace).filter(is_agent).map(|entry| &entry.workload);
+        agents.filter(|agent| !self.inbound.contains_key(agent)).collect()
     }
 
     fn warn_stranded(&mut self, namespace: &str, stranded: &[&WorkloadEntry], direction: &str) {
@@ -338,7 +361,8 @@ impl<'a> Builder<'a> {
         let context = self.context;
         let named: Vec<_> = context.subjects(namespace).filter(|subject| subject.selector.is_some()).collect();
         let names = names::workload_policies(named.iter().map(|subject| subject.members[0]));
-        let close_each_ingress = ingress && !self.stranded(namespace, &self.inbound).is_empty();
+        let agents = self.uncalled_agents(namespace);
+        let close_each_ingress = ingress && !(agents.is_empty() && self.stranded(namespace, &self.inbound).is_empty());
         let close_each_egress = egress && !self.stranded(namespace, &self.outbound).is_empty();
         for subject in named {
             let Some(selector) = subject.selector.clone() else { continue };
@@ -359,7 +383,9 @@ impl<'a> Builder<'a> {
                     self.allow_dns(&mut outbound, namespace);
                 }
             }
-            let inbound = (ingress && (close_each_ingress || !inbound.support.is_empty())).then_some(inbound);
+            let left_open = subject.members.iter().any(|member| agents.contains(member));
+            let inbound =
+                (ingress && !left_open && (close_each_ingress || !inbound.support.is_empty())).then_some(inbound);
             let outbound = (egress && (close_each_egress || !outbound.support.is_empty())).then_some(outbound);
             if inbound.is_none() && outbound.is_none() {
                 continue;
