@@ -60,7 +60,8 @@ fn surface() -> &'static Surface {
     })
 }
 
-/// Whatever is sent, the connection ends, and what comes back are answers of HTTP with statuses that the surface has.
+/// Whatever is sent, the connection ends, and what comes back are answers of HTTP with statuses
+/// that the surface has.
 pub(super) fn exchange(bytes: &[u8]) {
     let Surface { runtime, open, guarded } = surface();
     for router in [open, guarded] {
@@ -88,7 +89,8 @@ pub(super) fn exchange(bytes: &[u8]) {
     }
 }
 
-/// The value of an Authorization header gives a token without blanks around it, no longer than the header, or none.
+/// The value of an Authorization header gives a token without blanks around it, no longer than the
+/// header, or none.
 pub(super) fn bearer(bytes: &[u8]) {
     use axum::http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
     let Ok(value) = HeaderValue::from_bytes(bytes) else { return };

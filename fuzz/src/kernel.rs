@@ -1,4 +1,5 @@
-//! What comes over the kernel boundary: ring records, map entries, BTF, cgroup paths, socket records; DNS answers, which come from the network; and the checkpoint of an earlier agent.
+//! What comes over the kernel boundary: ring records, map entries, BTF, cgroup paths, socket
+//! records; DNS answers, which come from the network; and the checkpoint of an earlier agent.
 
 use guardrail_common::{
     decode::{self, Decoded},

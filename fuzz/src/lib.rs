@@ -1,5 +1,6 @@
-//! What must hold for any bytes: one function per reader of foreign input. The fuzz targets call them with what libFuzzer makes up, and a test of the
-//! workspace (`tests/tests/hostile_input.rs`, which includes this file) with every seed, so that a plain `cargo test` covers them too.
+//! What must hold for any bytes: one function per reader of foreign input. The fuzz targets call
+//! them with what libFuzzer makes up, and a test of the workspace (`tests/tests/hostile_input.rs`,
+//! which includes this file) with every seed, so that a plain `cargo test` covers them too.
 //!
 //! Each function ends, stays within bounded memory, and panics only if a property does not hold.
 

@@ -1,4 +1,5 @@
-//! The observer: any sequence of observations, as an attacker's pods, addresses and answers may make it.
+//! The observer: any sequence of observations, as an attacker's pods, addresses and answers may
+//! make it.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -12,7 +13,8 @@ use guardrail_graph::{
     snapshot,
 };
 
-/// Bytes of a record. All records are as long, so that a changed kind leaves those behind it what they are.
+/// Bytes of a record. All records are as long, so that a changed kind leaves those behind it what
+/// they are.
 const RECORD: usize = 12;
 /// The observer's clock at the beginning, Unix seconds.
 const START: i64 = 1_700_000_000;
@@ -31,7 +33,8 @@ impl Source<'_> {
         u16::from_be_bytes([self.byte(), self.byte()])
     }
 
-    /// Few addresses of each sort, so that they meet: pods, Services, nodes, the outside; many at times.
+    /// Few addresses of each sort, so that they meet: pods, Services, nodes, the outside; many at
+    /// times.
     fn address(&mut self) -> IpAddr {
         let byte = self.byte();
         match byte >> 5 {
@@ -112,7 +115,8 @@ fn pod(number: u8, address: IpAddr, flags: u8) -> Object {
     }))
 }
 
-/// What a record says; `None` if it is a change of the inventory or of the time, which is done here.
+/// What a record says; `None` if it is a change of the inventory or of the time, which is done
+/// here.
 fn observation(record: &[u8], observer: &mut Observer, now: &mut i64) -> Option<Observation> {
     let mut source = Source(record);
     let kind = source.byte();
@@ -212,8 +216,9 @@ fn told(records: &[u8]) -> (Observer, Timestamp) {
     (observer, now)
 }
 
-/// Small bounds hold, whatever is told; the snapshot can be read, joined with itself and continued. The first byte says which of the three is tried, since each takes
-/// longer than all records; the rest are records of [`RECORD`] bytes.
+/// Small bounds hold, whatever is told; the snapshot can be read, joined with itself and continued.
+/// The first byte says which of the three is tried, since each takes longer than all records; the
+/// rest are records of [`RECORD`] bytes.
 pub(super) fn observe(bytes: &[u8]) {
     let Some((what, records)) = bytes.split_first() else { return };
     let bounds = bounds();

@@ -16,7 +16,8 @@ pub(super) fn flows(bytes: &[u8]) {
     }
 }
 
-/// Any bytes give policies or problems with a place; what was read can be compiled, judged, linted and explained.
+/// Any bytes give policies or problems with a place; what was read can be compiled, judged, linted
+/// and explained.
 pub(super) fn policies(bytes: &[u8]) {
     let mut reader = Reader::new();
     reader.add("fuzz.yaml", bytes, Expect::Policies);

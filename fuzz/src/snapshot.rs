@@ -13,7 +13,8 @@ fn parse(bytes: &[u8]) -> Option<Snapshot> {
     }
 }
 
-/// What was read is written and read again without a change; joining it with itself changes nothing more.
+/// What was read is written and read again without a change; joining it with itself changes nothing
+/// more.
 pub(super) fn read(bytes: &[u8]) {
     let Some(snapshot) = parse(bytes) else { return };
     let text = snapshot.to_json();

@@ -27,7 +27,8 @@ pub(super) fn inventory(bytes: &[u8]) {
     assert_eq!(Snapshot::from_json(&snapshot.to_json(), "again").expect("what was written can be read"), snapshot);
 }
 
-/// The first byte says what is watched, the second how the stream is cut; how it is cut changes nothing.
+/// The first byte says what is watched, the second how the stream is cut; how it is cut changes
+/// nothing.
 pub(super) fn watch(bytes: &[u8]) {
     let [resource, cut, stream @ ..] = bytes else { return };
     let resource = Resource::ALL[usize::from(*resource) % Resource::ALL.len()];

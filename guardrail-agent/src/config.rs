@@ -1,4 +1,5 @@
-//! The agent's command line and environment, validated into a [`Config`] before any IO. Nothing else reads the environment.
+//! The agent's command line and environment, validated into a [`Config`] before any IO. Nothing
+//! else reads the environment.
 
 use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, str::FromStr, time::Duration};
 
@@ -6,7 +7,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use guardrail_kernel::BpfLogLevel;
 
-/// Watches pod connections in the kernel, names both ends, and serves the observed dependency graph.
+/// Watches pod connections in the kernel, names both ends, and serves the observed dependency
+/// graph.
 ///
 /// It enforces nothing. Exit codes: 0 fine, 2 it could not start (one sentence says why).
 #[derive(Clone, Debug, Parser)]
@@ -17,8 +19,8 @@ pub struct Config {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// The cluster's objects: `kube` watches the API server (the default inside a cluster); else a file as `kubectl get … -A -o yaml` (or
-    /// json) prints it, read again when it changes.
+    /// The cluster's objects: `kube` watches the API server (the default inside a cluster); else a
+    /// file as `kubectl get … -A -o yaml` (or json) prints it, read again when it changes.
     #[arg(
         long,
         env = "GUARDRAIL_INVENTORY",
@@ -36,7 +38,8 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// With `--inventory kube`, watch all pods, or only those of this node: for thousands of nodes; `guardrail merge` names remote ends.
+    /// With `--inventory kube`, watch all pods, or only those of this node: for thousands of nodes;
+    /// `guardrail merge` names remote ends.
     #[arg(long, env = "GUARDRAIL_INVENTORY_SCOPE", value_enum, default_value_t)]
     pub inventory_scope: Scope,
 
@@ -44,19 +47,23 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_CGROUP_ROOT", value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
 
-    /// Address of /metrics, /healthz, /readyz and /v1/graph. They name every service in the cluster: think before you open it.
+    /// Address of /metrics, /healthz, /readyz and /v1/graph. They name every service in the
+    /// cluster: think before you open it.
     #[arg(long, env = "GUARDRAIL_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:9464")]
     pub listen: SocketAddr,
 
-    /// A second, loopback address of the same, without authentication: what `kubectl port-forward` reaches.
+    /// A second, loopback address of the same, without authentication: what `kubectl port-forward`
+    /// reaches.
     #[arg(long, env = "GUARDRAIL_LOCAL_LISTEN", value_name = "ADDR:PORT", value_parser = loopback)]
     pub local_listen: Option<SocketAddr>,
 
-    /// Who may read /metrics and /v1/graph: `kube` asks the API server (TokenReview, SubjectAccessReview) and speaks TLS only.
+    /// Who may read /metrics and /v1/graph: `kube` asks the API server (TokenReview,
+    /// SubjectAccessReview) and speaks TLS only.
     #[arg(long, env = "GUARDRAIL_AUTH", value_enum, default_value_t = AuthMode::None)]
     pub auth: AuthMode,
 
-    /// With `--auth kube`, take only tokens issued for this audience [default: those for the API server itself].
+    /// With `--auth kube`, take only tokens issued for this audience [default: those for the API
+    /// server itself].
     #[arg(long, env = "GUARDRAIL_AUTH_AUDIENCE", value_name = "AUDIENCE")]
     pub auth_audience: Option<String>,
 
@@ -64,7 +71,8 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_AUTH_INSECURE")]
     pub auth_insecure: bool,
 
-    /// PEM file with the certificate chain of --listen; read again when it changes [default with `--auth kube`: made at start].
+    /// PEM file with the certificate chain of --listen; read again when it changes [default with
+    /// `--auth kube`: made at start].
     #[arg(long, env = "GUARDRAIL_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
 
@@ -88,12 +96,14 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_STATE_INTERVAL", value_name = "SECONDS", default_value = "60")]
     pub state_interval: Seconds,
 
-    /// Keep maps and programs below this directory of a BPF file system (as /sys/fs/bpf/guardrail): the kernel counts on while no agent is there, and the next one
-    /// goes on without a gap. Needs --state-dir. `guardrail-agent unpin` removes them.
+    /// Keep maps and programs below this directory of a BPF file system (as /sys/fs/bpf/guardrail):
+    /// the kernel counts on while no agent is there, and the next one goes on without a gap. Needs
+    /// --state-dir. `guardrail-agent unpin` removes them.
     #[arg(long, env = "GUARDRAIL_PIN", value_name = "DIR", requires = "state_dir")]
     pub pin: Option<PathBuf>,
 
-    /// Observe UDP (and DNS answers, for the names of external peers). Off leaves out the only programs that run per packet.
+    /// Observe UDP (and DNS answers, for the names of external peers). Off leaves out the only
+    /// programs that run per packet.
     #[arg(long, env = "GUARDRAIL_UDP", value_enum, default_value_t = Switch::On)]
     pub udp: Switch,
 
@@ -101,7 +111,8 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_NODE", value_name = "NAME")]
     pub node: Option<String>,
 
-    /// Size of the ring that announces new edges, in bytes: a power of two, at least 4096. A full ring loses nothing, the sweep finds the edge.
+    /// Size of the ring that announces new edges, in bytes: a power of two, at least 4096. A full
+    /// ring loses nothing, the sweep finds the edge.
     #[arg(long, env = "GUARDRAIL_RING_BYTES", value_name = "N", default_value = "262144", value_parser = ring_bytes)]
     pub ring_bytes: u32,
 
@@ -110,7 +121,8 @@ pub struct Config {
           value_parser = clap::value_parser!(u32).range(64..=16_777_216))]
     pub flow_entries: u32,
 
-    /// Flow map entries that one cgroup may hold before its remote addresses are merged into "many peers".
+    /// Flow map entries that one cgroup may hold before its remote addresses are merged into "many
+    /// peers".
     #[arg(long, env = "GUARDRAIL_NEW_KEYS_PER_CGROUP", value_name = "N", default_value = "8192",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub new_keys_per_cgroup: u32,
@@ -123,7 +135,9 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_BPF_LOG_LEVEL", value_name = "off|error|warn|info|debug", default_value_t)]
     pub bpf_log_level: BpfLogLevel,
 
-    /// The agent's own messages on stderr, as in `info` or `guardrail_agent=debug,guardrail_kernel=debug`. The API client's are left out: they repeat each failure.
+    /// The agent's own messages on stderr, as in `info` or
+    /// `guardrail_agent=debug,guardrail_kernel=debug`. The API client's are left out: they repeat
+    /// each failure.
     #[arg(long, env = "GUARDRAIL_LOG", value_name = "FILTER", default_value = "info,kube_client=off")]
     pub log: String,
 
@@ -170,7 +184,8 @@ pub enum Scope {
     /// Every pod and everything that names it.
     #[default]
     Cluster,
-    /// Only the pods of this node: for clusters of thousands of nodes. `guardrail merge` gives remote ends their names.
+    /// Only the pods of this node: for clusters of thousands of nodes. `guardrail merge` gives
+    /// remote ends their names.
     Node,
 }
 

@@ -1,4 +1,5 @@
-//! Wires the agent together: one task owns the observer, everything else talks to it over bounded channels.
+//! Wires the agent together: one task owns the observer, everything else talks to it over bounded
+//! channels.
 
 mod documents;
 mod start;
@@ -41,13 +42,15 @@ use crate::{
     state::{Progress, StateFile},
 };
 
-/// Entries of a graph, or changes of it or of the inventory, whose memory is worth giving back to the system.
+/// Entries of a graph, or changes of it or of the inventory, whose memory is worth giving back to
+/// the system.
 const LARGE: usize = 500;
 /// Ticks after such a graph or such changes on which free memory goes back.
 const TRIMS: u8 = 4;
 /// The thread that reads the kernel's maps, when it has ended.
 const READER: &str = "the kernel reader";
-/// How long a thread that ends may say nothing before it is taken for one that hangs: the last files must be written before the kubelet's patience is over.
+/// How long a thread that ends may say nothing before it is taken for one that hangs: the last
+/// files must be written before the kubelet's patience is over.
 const SILENCE: Duration = Duration::from_secs(8);
 /// How often waits are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -117,7 +120,8 @@ pub enum RunError {
 /// # Errors
 /// [`RunError::Start`] before anything was observed, the others afterwards.
 pub fn run(config: Config) -> Result<(), RunError> {
-    // One thread is enough for the observer. The listeners and blocking work have their own threads.
+    // One thread is enough for the observer. The listeners and blocking work have their own
+    // threads.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     let outcome = runtime.block_on(async {
         let (daemon, signals) = Daemon::start(config).await?;
@@ -157,7 +161,8 @@ struct Daemon {
     is_checkpoint_due: bool,
     /// Documents on their way out.
     documents: Documents,
-    /// Entries of the graph when free memory last went back, and changes of the inventory since then.
+    /// Entries of the graph when free memory last went back, and changes of the inventory since
+    /// then.
     trimmed_at: usize,
     changes_taken: usize,
     trims_due: u8,
@@ -270,14 +275,16 @@ impl Daemon {
             observer.observe(Observation::Lost { reason: LossReason::Unread, cgroup: None, count: 1, at: now }, now);
         }
         if progress.is_none() {
-            // Flows that still wait for their pod are counted, not forgotten. With pins they wait for the next agent.
+            // Flows that still wait for their pod are counted, not forgotten. With pins they wait
+            // for the next agent.
             observer.flush(now);
         }
         while self.writes.join_next().await.is_some() {}
         let document = Arc::new(observer.document(now));
         self.stop.cancel();
         let state = match &self.state {
-            // The stored graph fits the maps that stay. One without its checkpoint would make the next agent count everything once more.
+            // The stored graph fits the maps that stay. One without its checkpoint would make the
+            // next agent count everything once more.
             Some(_) if self.config.pin.is_some() && progress.is_none() => Ok(()),
             Some(state) => state.write(Arc::clone(&document), now, progress.as_ref()),
             None => Ok(()),
@@ -378,7 +385,8 @@ impl Daemon {
         stats.edges + stats.identity_entries.iter().map(|(_, entries)| entries).sum::<usize>()
     }
 
-    /// Pods are told apart by their node's name: under a wrong one every local pod is somebody else's.
+    /// Pods are told apart by their node's name: under a wrong one every local pod is somebody
+    /// else's.
     fn check_node(&self) {
         let node = &self.observer.config().node;
         let inventory = self.observer.inventory();
@@ -398,7 +406,8 @@ impl Daemon {
         if self.changes_taken + entries.abs_diff(self.trimmed_at) > LARGE {
             (self.trimmed_at, self.changes_taken, self.trims_due) = (entries, 0, TRIMS);
         }
-        // Not at once, and more than once: the answer is still on its way out, as long as its reader takes.
+        // Not at once, and more than once: the answer is still on its way out, as long as its
+        // reader takes.
         if self.trims_due > 0 {
             self.trims_due -= 1;
             memory::trim();
@@ -438,8 +447,9 @@ impl Daemon {
         }
     }
 
-    /// The writes are done elsewhere, one at a time: a slow disk must not stop the observer, nor pile up writes. What finds another write going on comes right
-    /// after it: the two timers meet again and again.
+    /// The writes are done elsewhere, one at a time: a slow disk must not stop the observer, nor
+    /// pile up writes. What finds another write going on comes right after it: the two timers meet
+    /// again and again.
     fn write_state(&mut self, checkpoint: Option<(Checkpoint, Mark)>) {
         if !self.writes.is_empty() {
             self.waits.state = true;
@@ -453,8 +463,8 @@ impl Daemon {
         }
     }
 
-    /// How `--export-dir` is written. What is generated adds to the policies in force; the pod ranges keep the cluster's own pods out of
-    /// rules for "any external address".
+    /// How `--export-dir` is written. What is generated adds to the policies in force; the pod
+    /// ranges keep the cluster's own pods out of rules for "any external address".
     fn export_options(&self) -> generate::Options {
         let mut options = generate::Options { existing: self.policies(), ..generate::Options::new(Phase::DefaultDeny) };
         // The files are for reading and say what they rest on.
@@ -516,7 +526,8 @@ impl Daemon {
     }
 }
 
-/// The files of `--export-dir`. Problems stand in the files themselves: what is incomplete says so, one node's view is marked.
+/// The files of `--export-dir`. Problems stand in the files themselves: what is incomplete says so,
+/// one node's view is marked.
 fn allow_lists(document: &Document, options: &generate::Options) -> BTreeMap<String, String> {
     generate::generate(&document.snapshot(), options).files
 }

@@ -41,7 +41,8 @@ pub fn require_writable_dir(dir: &Path) -> Result<(), FileError> {
 /// Takes the directory for this process alone, until what is returned is dropped.
 ///
 /// # Errors
-/// Another process has it, or it cannot be opened. A file system without locks gives one that holds nothing.
+/// Another process has it, or it cannot be opened. A file system without locks gives one that holds
+/// nothing.
 pub fn lock_dir(dir: &Path) -> Result<fs::File, FileError> {
     // The lock lies on the directory itself: a file for it would be one more to leave behind.
     let handle = fs::File::open(dir).map_err(failed("open the directory", dir))?;
@@ -57,8 +58,9 @@ pub fn lock_dir(dir: &Path) -> Result<fs::File, FileError> {
     }
 }
 
-/// Writes the pieces of a content beside `path`, syncs them, and renames them over `path`. A directory that is gone is made again. A link is followed and
-/// the file behind it replaced; a device or a FIFO is written to and stays.
+/// Writes the pieces of a content beside `path`, syncs them, and renames them over `path`. A
+/// directory that is gone is made again. A link is followed and the file behind it replaced; a
+/// device or a FIFO is written to and stays.
 ///
 /// # Errors
 /// If a step fails; then a file at `path` is as it was before.
@@ -84,12 +86,15 @@ pub fn replace<T: AsRef<[u8]>>(path: &Path, content: impl IntoIterator<Item = T>
     sync_dir(dir)
 }
 
-/// Makes the `.yaml`, `.json` and `.md` files below `dir` equal to `files` (relative path → content). Every file is replaced atomically and only if it
-/// differs; files that an earlier call wrote and this one does not are removed afterwards, other people's files are left alone.
-/// What an earlier call wrote stands in `.guardrail-files`, written before the first file so that a crash forgets none.
+/// Makes the `.yaml`, `.json` and `.md` files below `dir` equal to `files` (relative path →
+/// content). Every file is replaced atomically and only if it differs; files that an earlier call
+/// wrote and this one does not are removed afterwards, other people's files are left alone. What an
+/// earlier call wrote stands in `.guardrail-files`, written before the first file so that a crash
+/// forgets none.
 ///
 /// # Errors
-/// At the first step that fails. Files replaced before it are new and whole, the rest is old and whole; the next call completes the set.
+/// At the first step that fails. Files replaced before it are new and whole, the rest is old and
+/// whole; the next call completes the set.
 pub fn replace_set(dir: &Path, files: &BTreeMap<String, String>) -> Result<bool, FileError> {
     if let Some(name) = files.keys().find(|name| !is_below(name)) {
         let elsewhere = io::Error::new(io::ErrorKind::InvalidInput, "it does not lie below the directory");
@@ -147,7 +152,8 @@ fn is_below(name: &str) -> bool {
         && Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
 }
 
-/// A device or a FIFO, directly or behind a link: it cannot be read back, and a FIFO would keep its reader waiting.
+/// A device or a FIFO, directly or behind a link: it cannot be read back, and a FIFO would keep its
+/// reader waiting.
 #[must_use]
 pub fn is_stream(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())

@@ -1,4 +1,5 @@
-//! The HTTP surface: `/metrics`, `/healthz`, `/readyz`, `/v1/graph`. It asks the observer task and never touches its state.
+//! The HTTP surface: `/metrics`, `/healthz`, `/readyz`, `/v1/graph`. It asks the observer task and
+//! never touches its state.
 
 use std::{
     convert::Infallible,
@@ -29,8 +30,9 @@ use crate::auth::{self, Guard};
 /// `Content-Type` of the OpenMetrics text format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How long the kernel's table of flows may go unread before `/healthz` says so: a multiple of the time between two sweeps. A probe that fails a few times in a row then
-/// has the agent restarted, which is all that helps.
+/// How long the kernel's table of flows may go unread before `/healthz` says so: a multiple of the
+/// time between two sweeps. A probe that fails a few times in a row then has the agent restarted,
+/// which is all that helps.
 const STALLED: Duration = Duration::from_secs(15);
 
 /// Pieces in which the graph is sent: what one connection holds of it.
@@ -60,7 +62,8 @@ pub struct Readiness {
     pub nothing_heard: bool,
     /// What was given up, with the reason: readiness does not wait for it.
     pub given_up: Vec<String>,
-    /// When the kernel's table of flows had last been read to its end; none before observation begins.
+    /// When the kernel's table of flows had last been read to its end; none before observation
+    /// begins.
     pub swept: Option<Instant>,
 }
 
@@ -109,7 +112,8 @@ struct Surface {
     ready: watch::Receiver<Readiness>,
 }
 
-/// The surface. With a guard, `/metrics` and `/v1/graph` need its permission; `/healthz` and `/readyz` are always open.
+/// The surface. With a guard, `/metrics` and `/v1/graph` need its permission; `/healthz` and
+/// `/readyz` are always open.
 pub fn router(queries: mpsc::Sender<Query>, ready: watch::Receiver<Readiness>, guard: Option<Arc<Guard>>) -> Router {
     let mut named = Router::new().route("/metrics", get(metrics)).route("/v1/graph", get(graph));
     if let Some(guard) = guard {
@@ -157,7 +161,8 @@ async fn graph(State(surface): State<Arc<Surface>>) -> Response {
     }
 }
 
-/// A document on its way out: each piece is made when there is room for it, so a slow reader costs no memory.
+/// A document on its way out: each piece is made when there is room for it, so a slow reader costs
+/// no memory.
 struct Pieces(Chunks);
 
 impl hyper::body::Body for Pieces {
@@ -173,7 +178,8 @@ fn busy() -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "busy, try again in a second\n").into_response()
 }
 
-/// The queue of queries is bounded: when it is full the caller is told to come back, instead of the agent remembering everybody.
+/// The queue of queries is bounded: when it is full the caller is told to come back, instead of the
+/// agent remembering everybody.
 async fn ask<T>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Result<T, Response> {
     let (reply, answer) = oneshot::channel();
     if queries.try_send(query(reply)).is_err() {

@@ -111,8 +111,9 @@ impl InventoryFile {
         Ok(replace_everything(objects.objects))
     }
 
-    /// Sends the whole inventory each time the file changed. What was known before stays while the file is no inventory, or cannot be read; the
-    /// first is said once and waits for another content, the second is tried again.
+    /// Sends the whole inventory each time the file changed. What was known before stays while the
+    /// file is no inventory, or cannot be read; the first is said once and waits for another
+    /// content, the second is tried again.
     pub async fn follow(mut self, changes: mpsc::Sender<Vec<Change>>) {
         let mut said = None;
         loop {
@@ -152,7 +153,8 @@ impl InventoryFile {
     }
 }
 
-/// A file is the complete list of every kind: what is not in it is gone. Pods come last, when what names them is known.
+/// A file is the complete list of every kind: what is not in it is gone. Pods come last, when what
+/// names them is known.
 fn replace_everything(objects: Vec<Object>) -> Vec<Change> {
     let controllers = Kind::CONTROLLERS.iter().map(|kind| Kind::Controller((*kind).to_owned()));
     let mut kinds: Vec<(Kind, Vec<Object>)> = [Kind::Namespace, Kind::Node]

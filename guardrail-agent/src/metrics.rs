@@ -1,4 +1,5 @@
-//! `/metrics`: every figure is read at the scrape, so gauges cannot drift. Names are those of docs/design.md#metrics.
+//! `/metrics`: every figure is read at the scrape, so gauges cannot drift. Names are those of
+//! docs/design.md#metrics.
 
 use std::{
     borrow::Cow,
@@ -55,8 +56,9 @@ pub struct Scrape {
     pub bpf_stats_enabled: bool,
 }
 
-/// Which edges have a time series of their own. An edge that has one keeps it, and no counter ever goes back, which would pass for a restart: what was counted for one
-/// edge and is another's after all (a pod that was taken for an external peer until its name came) stays counted there.
+/// Which edges have a time series of their own. An edge that has one keeps it, and no counter ever
+/// goes back, which would pass for a restart: what was counted for one edge and is another's after
+/// all (a pod that was taken for an external peer until its name came) stays counted there.
 #[derive(Debug)]
 pub struct EdgeSeries {
     max: usize,

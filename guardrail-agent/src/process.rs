@@ -36,7 +36,8 @@ impl Usage {
     }
 }
 
-/// Ticks on a CPU and resident pages: fields 14, 15 and 24 of `/proc/PID/stat`, counted after the name, which may hold anything.
+/// Ticks on a CPU and resident pages: fields 14, 15 and 24 of `/proc/PID/stat`, counted after the
+/// name, which may hold anything.
 fn parse(stat: &str) -> Option<(u64, u64)> {
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let user: u64 = fields.nth(11)?.parse().ok()?;

@@ -1,7 +1,9 @@
-//! Accepts connections for a router, within bounds: so many at once, heads of so many bytes, each step within its time.
+//! Accepts connections for a router, within bounds: so many at once, heads of so many bytes, each
+//! step within its time.
 //!
-//! A listener is reached by anyone in the cluster, and the kubelet's probes share it. So when all connections are taken, a new one takes the place of
-//! one that waits, and of those first of the caller that holds the most: nobody keeps the others out by holding connections open.
+//! A listener is reached by anyone in the cluster, and the kubelet's probes share it. So when all
+//! connections are taken, a new one takes the place of one that waits, and of those first of the
+//! caller that holds the most: nobody keeps the others out by holding connections open.
 
 pub mod thread;
 
@@ -104,8 +106,9 @@ struct Connections {
 }
 
 impl Connections {
-    /// Makes room for one more from `newcomer`, if there are `limit` already: the oldest that waits for a request, of the caller that holds the most
-    /// connections; if all of these are being answered, the oldest of them, provided that its caller still holds more than the newcomer.
+    /// Makes room for one more from `newcomer`, if there are `limit` already: the oldest that waits
+    /// for a request, of the caller that holds the most connections; if all of these are being
+    /// answered, the oldest of them, provided that its caller still holds more than the newcomer.
     fn make_room(&mut self, newcomer: IpAddr, limit: usize) -> bool {
         if self.open.len() < limit {
             return true;
@@ -148,8 +151,9 @@ impl Connections {
     }
 }
 
-/// Serves until `stop` is cancelled, then gives open answers a second. When every connection is taken, the next one takes the place of the oldest
-/// that waits for a request, of the caller that holds the most.
+/// Serves until `stop` is cancelled, then gives open answers a second. When every connection is
+/// taken, the next one takes the place of the oldest that waits for a request, of the caller that
+/// holds the most.
 ///
 /// # Errors
 /// Never for a single connection's sake; only if the listener itself fails for good.
@@ -169,7 +173,8 @@ pub async fn serve(
                 let (stream, peer) = match accepted {
                     Ok((stream, address)) => (stream, Peer::new(address.ip())),
                     Err(e) => {
-                        // Out of file descriptors, or a peer that was gone at once: neither ends the agent.
+                        // Out of file descriptors, or a peer that was gone at once: neither ends
+                        // the agent.
                         tracing::debug!("a connection was not accepted: {e}");
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
@@ -227,7 +232,8 @@ impl Drop for Answering {
     }
 }
 
-/// The body of an answer: until the connection has taken all of it, the request counts as being answered.
+/// The body of an answer: until the connection has taken all of it, the request counts as being
+/// answered.
 struct Answer {
     body: Body,
     _answering: Answering,

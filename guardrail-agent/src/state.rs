@@ -43,7 +43,8 @@ impl StateFile {
         Ok(Self { path: dir.join("state.json"), _lock: Arc::new(files::lock_dir(dir)?) })
     }
 
-    /// What is stored. A file that cannot be used is set aside, never overwritten: it may be somebody's only evidence.
+    /// What is stored. A file that cannot be used is set aside, never overwritten: it may be
+    /// somebody's only evidence.
     #[must_use]
     pub fn load(&self, now: Timestamp) -> Stored {
         let name = self.path.display().to_string();
@@ -74,7 +75,8 @@ impl StateFile {
         Stored { snapshot: Some(snapshot), progress }
     }
 
-    /// The observer that continues what is stored, or a new one. `is_seamless`: the hooks were attached all the time since.
+    /// The observer that continues what is stored, or a new one. `is_seamless`: the hooks were
+    /// attached all the time since.
     #[must_use]
     pub fn restore(&self, stored: Stored, config: ObserverConfig, is_seamless: bool) -> Observer {
         let Stored { snapshot: Some(snapshot), progress } = stored else { return Observer::new(config) };

@@ -22,8 +22,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FLOWS.csv")]
     flows: Option<String>,
 
-    /// List every connection that the policies allow, per pair of workloads and port; with snapshots
-    /// also whether it was ever used
+    /// List every connection that the policies allow, per pair of workloads and port; with
+    /// snapshots also whether it was ever used
     #[arg(long, conflicts_with = "flows")]
     all: bool,
 
@@ -31,8 +31,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", required = true)]
     policies: Vec<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable); its NetworkPolicies
-    /// apply too, unless --policies has one of the same name
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable); its
+    /// NetworkPolicies apply too, unless --policies has one of the same name
     #[arg(long, value_name = "FILE")]
     inventory: Vec<PathBuf>,
 

@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 
 use crate::{check, completions, explain, export, graph, lint, merge};
 
-/// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks nothing.
+/// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks
+/// nothing.
 #[derive(Debug, Parser)]
 #[command(
     name = "guardrail",

@@ -25,7 +25,8 @@ impl From<Outcome> for ExitCode {
     }
 }
 
-/// Turns a command's result into the exit code; an error is printed to stderr and means "could not answer".
+/// Turns a command's result into the exit code; an error is printed to stderr and means "could not
+/// answer".
 pub(crate) fn finish(result: anyhow::Result<Outcome>) -> ExitCode {
     match result {
         Ok(outcome) => outcome.into(),

@@ -43,8 +43,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", required = true)]
     policies: Vec<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable); its NetworkPolicies
-    /// apply too, unless --policies has one of the same name
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable); its
+    /// NetworkPolicies apply too, unless --policies has one of the same name
     #[arg(long, value_name = "FILE", required = true)]
     inventory: Vec<PathBuf>,
 

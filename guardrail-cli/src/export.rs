@@ -25,7 +25,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
 fn export(args: &Args) -> anyhow::Result<Outcome> {
     let Input { snapshot, options, unevaluated } = args.input()?;
     anstream::eprintln!("{}", window_in_words(&snapshot));
-    // What only closes more than NetworkPolicy does takes nothing from the proof that everything observed stays allowed.
+    // What only closes more than NetworkPolicy does takes nothing from the proof that everything
+    // observed stays allowed.
     let (closing, unevaluated): (Vec<_>, Vec<_>) = unevaluated.into_iter().partition(|u| u.restricts_only);
     for restricting in &closing {
         tell("warning", &format!("{restricting} is not evaluated: it may close more than the exported policies do"));

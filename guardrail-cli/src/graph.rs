@@ -25,7 +25,8 @@ use names::Names;
 /// Options of `guardrail graph`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Snapshots: files, `-`, http(s)://…/v1/graph, or kube[:NAMESPACE] for all agents of a cluster; several are merged
+    /// Snapshots: files, `-`, http(s)://…/v1/graph, or kube[:NAMESPACE] for all agents of a
+    /// cluster; several are merged
     #[arg(value_name = "SNAPSHOT", required = true)]
     snapshots: Vec<String>,
 

@@ -1,4 +1,5 @@
-//! What the command line names: files, `-`, URLs, clusters and directories; read with limits, and turned into snapshots, inventories and policies.
+//! What the command line names: files, `-`, URLs, clusters and directories; read with limits, and
+//! turned into snapshots, inventories and policies.
 
 mod kube;
 
@@ -54,7 +55,8 @@ pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs) -> anyhow::Result<
     Ok(merge(all))
 }
 
-/// Reads the objects of all inventory files. `facts`: also what only policies of some kinds ask of them, which takes longer.
+/// Reads the objects of all inventory files. `facts`: also what only policies of some kinds ask of
+/// them, which takes longer.
 pub(crate) fn inventory(paths: &[PathBuf], facts: bool) -> anyhow::Result<Inventory> {
     let mut loaded = Inventory::default();
     let mut reader = Reader::new();
@@ -88,7 +90,8 @@ pub(crate) fn inventory(paths: &[PathBuf], facts: bool) -> anyhow::Result<Invent
                     }
                     // Two views of one cluster share most objects.
                     Entry::Occupied(old) if loaded.objects[old.get().0] == object => {}
-                    // Which of the two is true nobody can tell, and verdicts would follow the order of the arguments.
+                    // Which of the two is true nobody can tell, and verdicts would follow the order
+                    // of the arguments.
                     Entry::Occupied(old) => {
                         let ObjectKey { kind, .. } = old.key();
                         let (kind, name, first) = (kind.as_str(), old.key().full_name(), &old.get().1);
@@ -139,7 +142,8 @@ pub(crate) fn policy_reader(paths: &[PathBuf]) -> anyhow::Result<Reader> {
     Ok(reader)
 }
 
-/// The file itself, or the YAML and JSON files below a directory, sorted; hidden files and directories are left out.
+/// The file itself, or the YAML and JSON files below a directory, sorted; hidden files and
+/// directories are left out.
 fn files(path: &Path) -> anyhow::Result<Vec<(PathBuf, Expect)>> {
     if path.as_os_str() == "-" || !path.is_dir() {
         return Ok(vec![(path.to_path_buf(), Expect::Policies)]);

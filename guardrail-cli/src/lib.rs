@@ -1,6 +1,7 @@
 //! The `guardrail` command: files and URLs in, tables and YAML out.
 //!
-//! Exit codes (stable): 0 fine, 1 findings, 2 could not answer. Answers go to stdout, everything else to stderr.
+//! Exit codes (stable): 0 fine, 1 findings, 2 could not answer. Answers go to stdout, everything
+//! else to stderr.
 
 mod check;
 mod cli;

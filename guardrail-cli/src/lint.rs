@@ -26,8 +26,8 @@ pub(crate) struct Args {
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable): what selectors match,
-    /// the ranges of pods and Services, and node ports are known only with it
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable): what selectors
+    /// match, the ranges of pods and Services, and node ports are known only with it
     #[arg(long, value_name = "FILE")]
     inventory: Vec<PathBuf>,
 
@@ -63,7 +63,8 @@ fn lint(args: &Args) -> anyhow::Result<Outcome> {
         Format::Sarif => output::print_json(&mut out, &lint::sarif(&findings))?,
     }
     out.flush()?;
-    // A quoted port is a finding like others; what cannot be read at all leaves the rest of the file unjudged.
+    // A quoted port is a finding like others; what cannot be read at all leaves the rest of the
+    // file unjudged.
     let unread = problems.iter().filter(|p| p.kind != ProblemKind::QuotedPort).count();
     if unread > 0 {
         for problem in problems.iter().filter(|p| p.kind != ProblemKind::QuotedPort) {

@@ -1,4 +1,5 @@
-//! How answers look: tables for people, at most 100 columns wide, colour only on a terminal; JSON for scripts.
+//! How answers look: tables for people, at most 100 columns wide, colour only on a terminal; JSON
+//! for scripts.
 
 use std::{
     borrow::Cow,
@@ -17,8 +18,9 @@ pub(crate) fn colour() -> bool {
     anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never
 }
 
-/// Text from outside as it may reach a terminal: names in snapshots, files and answers are whatever their author wrote, so control characters and those
-/// that turn the direction of writing become `\u{fffd}`. Line ends stay.
+/// Text from outside as it may reach a terminal: names in snapshots, files and answers are whatever
+/// their author wrote, so control characters and those that turn the direction of writing become
+/// `\u{fffd}`. Line ends stay.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     let bad = |c: char| c != '\n' && (c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'));
     if text.contains(bad) { Cow::Owned(text.replace(bad, "\u{fffd}")) } else { Cow::Borrowed(text) }

@@ -1,4 +1,5 @@
-//! `check`, `explain`, `lint`, `graph` and `merge` as a user meets them: outputs, exit codes, bad input.
+//! `check`, `explain`, `lint`, `graph` and `merge` as a user meets them: outputs, exit codes, bad
+//! input.
 
 use std::{
     fs,

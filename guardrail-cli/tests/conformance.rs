@@ -1,4 +1,5 @@
-//! The truth tables of `tests/conformance`, through the `guardrail` binary: Kubernetes' own end-to-end tests and the network policy recipes.
+//! The truth tables of `tests/conformance`, through the `guardrail` binary: Kubernetes' own
+//! end-to-end tests and the network policy recipes.
 
 use std::{
     fs,

@@ -14,8 +14,8 @@ use guardrail_graph::{
     snapshot::{ServiceFlow, Side},
 };
 
-/// Two namespaces; the client of the flow into `pay` is inferred: it used a Service, and at the backend a node's address stood in
-/// its place (masquerading).
+/// Two namespaces; the client of the flow into `pay` is inferred: it used a Service, and at the
+/// backend a node's address stood in its place (masquerading).
 fn snapshot() -> String {
     let pod = |address: &str| serde_json::json!({"node": "node-a", "addresses": [address]});
     let scenario: Scenario = serde_json::from_value(serde_json::json!({
@@ -105,8 +105,8 @@ fn when_all_that_is_asked_for_is_stopped_nothing_is_written() {
     assert!(!directory.path().join("out").exists());
 }
 
-/// Agents that know their own node's pods: one says that `app: pay` names the Deployment alone, the other that a `TaskRun`
-/// of its node bears the label, too.
+/// Agents that know their own node's pods: one says that `app: pay` names the Deployment alone, the
+/// other that a `TaskRun` of its node bears the label, too.
 #[test]
 fn whether_a_selector_is_one_workloads_is_decided_after_the_merge() {
     let directory = tempfile::tempdir().unwrap();

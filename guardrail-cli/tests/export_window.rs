@@ -1,4 +1,5 @@
-//! How long is long enough: `guardrail export` compares the windows of nodes, says them in words, and asks for a minimum.
+//! How long is long enough: `guardrail export` compares the windows of nodes, says them in words,
+//! and asks for a minimum.
 
 #[path = "../../guardrail-policy/tests/generate_support/mod.rs"]
 mod generate_support;

@@ -1,4 +1,5 @@
-//! Snapshots whose author means ill: names that steer terminals or break out of their place, numbers at their limit.
+//! Snapshots whose author means ill: names that steer terminals or break out of their place,
+//! numbers at their limit.
 
 use std::{fs, path::Path, process::Command};
 
@@ -36,7 +37,8 @@ fn file(directory: &TempDir, value: &serde_json::Value) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Appends [`EVIL`] to every string under one of these keys, and to every member of a list of strings.
+/// Appends [`EVIL`] to every string under one of these keys, and to every member of a list of
+/// strings.
 fn poison(value: &mut serde_json::Value, key: &str) {
     match value {
         serde_json::Value::String(text)

@@ -23,7 +23,8 @@ pub enum AddressClass {
     Unicast,
 }
 
-/// An IPv4 address, its four bytes in network order read as one native integer (as the kernel's `__be32` loads), mapped into IPv6.
+/// An IPv4 address, its four bytes in network order read as one native integer (as the kernel's
+/// `__be32` loads), mapped into IPv6.
 #[inline(always)]
 #[must_use]
 pub const fn map_v4(be: u32) -> Address {
@@ -40,7 +41,8 @@ pub const fn is_v4(a: &Address) -> bool {
             == u64::from_ne_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0])
 }
 
-/// The first eight bytes, native order. A whole word: byte by byte the kernel programs would not fit their stack.
+/// The first eight bytes, native order. A whole word: byte by byte the kernel programs would not
+/// fit their stack.
 #[inline(always)]
 const fn high(a: &Address) -> u64 {
     match a.first_chunk() {
@@ -58,7 +60,8 @@ const fn low(a: &Address) -> u64 {
     }
 }
 
-/// Whether nothing to or from this address leaves the host's loopback: `127.0.0.0/8` or `::1`. The kernel side drops such flows.
+/// Whether nothing to or from this address leaves the host's loopback: `127.0.0.0/8` or `::1`. The
+/// kernel side drops such flows.
 #[inline(always)]
 #[must_use]
 pub const fn is_loopback(a: &Address) -> bool {

@@ -1,9 +1,11 @@
 //! When a new key becomes a coarse one. Asked only when a key is new.
 
-/// Whether a new key must be coarse: the cgroup is over its budget of live keys, or the map is more than 90 % full.
+/// Whether a new key must be coarse: the cgroup is over its budget of live keys, or the map is more
+/// than 90 % full.
 ///
-/// `inserted` and `removed` are written by one side each (kernel, user space), so neither needs a fetching atomic; `removed` is at times ahead
-/// (an entry that user space put in), hence the wrapping difference, read as "none" when negative.
+/// `inserted` and `removed` are written by one side each (kernel, user space), so neither needs a
+/// fetching atomic; `removed` is at times ahead (an entry that user space put in), hence the
+/// wrapping difference, read as "none" when negative.
 #[inline(always)]
 #[must_use]
 pub const fn must_be_coarse(cgroup: Tally, per_cgroup: u32, map: Tally, capacity: u32) -> bool {

@@ -1,5 +1,5 @@
-//! Indices into the kernel's COUNTERS array (`u64` each). The kernel writes all but [`KEYS_REMOVED`], [`UNDECIDED`] and
-//! [`UNJOURNALLED`], which user space writes.
+//! Indices into the kernel's COUNTERS array (`u64` each). The kernel writes all but
+//! [`KEYS_REMOVED`], [`UNDECIDED`] and [`UNJOURNALLED`], which user space writes.
 
 /// Flow hints that the ring had no room for.
 pub const RING_FULL: u32 = 0;
@@ -17,10 +17,11 @@ pub const KEYS_INSERTED: u32 = 5;
 pub const KEYS_REMOVED: u32 = 6;
 /// Losses of class edge whose cgroup could not be kept, because CGROUP_LOSSES was full.
 pub const UNNAMED_LOSS: u32 = 7;
-/// Undecided keys in FLOWS that the socket inventory put there. While there are none, no connection's end is looked up among them.
+/// Undecided keys in FLOWS that the socket inventory put there. While there are none, no
+/// connection's end is looked up among them.
 pub const UNDECIDED: u32 = 8;
-/// Entries that user space took out of FLOWS without a note in its journal since the last checkpoint. Only user space writes it; it stands here so that the next
-/// agent finds it.
+/// Entries that user space took out of FLOWS without a note in its journal since the last
+/// checkpoint. Only user space writes it; it stands here so that the next agent finds it.
 pub const UNJOURNALLED: u32 = 9;
 /// TCP events that the second program took because the first missed them.
 pub const TAKEN_OVER: u32 = 10;

@@ -34,7 +34,8 @@ impl TryFrom<u8> for FlowRole {
     }
 }
 
-/// Key of FLOWS. The client's ephemeral port is not in it: a million connections to one server are one entry.
+/// Key of FLOWS. The client's ephemeral port is not in it: a million connections to one server are
+/// one entry.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey {
@@ -46,7 +47,8 @@ pub struct FlowKey {
     pub remote: Address,
     /// Port of the server: local port if the role is server, else remote port. Host byte order.
     pub server_port: u16,
-    /// 0, or: the port that the application chose for a UDP client's socket; the local port of an undecided socket. Host byte order.
+    /// 0, or: the port that the application chose for a UDP client's socket; the local port of an
+    /// undecided socket. Host byte order.
     pub local_port: u16,
     /// [`PROTOCOL_TCP`] or [`PROTOCOL_UDP`].
     pub protocol: u8,
@@ -75,13 +77,16 @@ impl FlowKey {
     }
 }
 
-/// [`FlowValue::flags`]: the bind of this UDP socket was seen, so nothing it received before is unknown.
+/// [`FlowValue::flags`]: the bind of this UDP socket was seen, so nothing it received before is
+/// unknown.
 pub const FLAG_BIND_SEEN: u32 = 1;
 
 /// Value of FLOWS. Counters only grow; user space folds differences.
 ///
-/// The order is that of cache lines. An element of the kernel's hash is its header (48 bytes), the key (48) and this, 192 bytes in all: three lines of 64. What rarely
-/// changes shares a line with the end of the key, which every lookup on every CPU reads; what each connection changes has the third line to itself.
+/// The order is that of cache lines. An element of the kernel's hash is its header (48 bytes), the
+/// key (48) and this, 192 bytes in all: three lines of 64. What rarely changes shares a line with
+/// the end of the key, which every lookup on every CPU reads; what each connection changes has the
+/// third line to itself.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowValue {
@@ -105,13 +110,15 @@ pub struct FlowValue {
     pub last_open: u64,
     /// Attempts that failed for another reason (no route, ICMP unreachable).
     pub unreachable: u64,
-    /// Kernel's own: the low half of `jiffies` when `last_open` was last set, so that the clock is read once a tick.
+    /// Kernel's own: the low half of `jiffies` when `last_open` was last set, so that the clock is
+    /// read once a tick.
     pub jiffies: u32,
     /// `FLAG_*`.
     pub flags: u32,
     /// Inode of the network namespace; 0 if unknown (UDP).
     pub netns: u32,
-    /// Connections that were established before they could be seen (socket inventory, or found at their end).
+    /// Connections that were established before they could be seen (socket inventory, or found at
+    /// their end).
     pub found: u32,
 }
 

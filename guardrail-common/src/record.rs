@@ -63,7 +63,8 @@ pub struct CgroupRecord {
     pub kind: u8,
     /// Zero.
     pub pad: [u8; 5],
-    /// Bytes of `path` used, without a terminator; [`PATH_BYTES`] - 1 may mean that the path was cut.
+    /// Bytes of `path` used, without a terminator; [`PATH_BYTES`] - 1 may mean that the path was
+    /// cut.
     pub path_len: u16,
     /// Its id: the inode of its directory.
     pub cgroup_id: u64,
@@ -99,7 +100,8 @@ pub struct ListenRecord {
 
 const _: () = assert!(size_of::<ListenRecord>() == 40);
 
-/// A DNS answer that a client socket received from port 53. Variable length on the ring: `payload` is cut after `payload_len` bytes, rounded up.
+/// A DNS answer that a client socket received from port 53. Variable length on the ring: `payload`
+/// is cut after `payload_len` bytes, rounded up.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DnsRecord {
@@ -129,7 +131,8 @@ pub struct SocketRecord {
     pub state: u8,
     /// `sk_userlocks`; bit 3 is SOCK_BINDPORT_LOCK.
     pub userlocks: u8,
-    /// `inet_bind_bucket.fastreuse` of the port, if it has one: -1 says that connect() chose the port (Linux ≥ 6.1), so this is a client.
+    /// `inet_bind_bucket.fastreuse` of the port, if it has one: -1 says that connect() chose the
+    /// port (Linux ≥ 6.1), so this is a client.
     pub fastreuse: i8,
     /// `sk_protocol`: 6, 17 or 262.
     pub protocol: u16,

@@ -1,6 +1,8 @@
-//! cgroup v2 directories made and removed: `tp_btf/cgroup_mkdir`, `tp_btf/cgroup_rmdir`. They fire before any process is inside.
+//! cgroup v2 directories made and removed: `tp_btf/cgroup_mkdir`, `tp_btf/cgroup_rmdir`. They fire
+//! before any process is inside.
 //!
-//! Kernel prototypes: `void (*btf_trace_cgroup_mkdir)(void *, struct cgroup *cgrp, const char *path)`, `…_rmdir` the same.
+//! Kernel prototypes: `void (*btf_trace_cgroup_mkdir)(void *, struct cgroup *cgrp, const char
+//! *path)`, `…_rmdir` the same.
 
 use core::ffi::c_void;
 
@@ -43,7 +45,8 @@ fn try_record(ctx: &BtfTracePointContext, kind: RecordKind) -> Option<()> {
         return None;
     }
     let record = SCRATCH.get_ptr_mut(0)?;
-    // SAFETY: the scratch entry belongs to this CPU while the program runs; both tracepoints run under cgroup_mutex.
+    // SAFETY: the scratch entry belongs to this CPU while the program runs; both tracepoints run
+    // under cgroup_mutex.
     unsafe {
         (*record).kind = kind as u8;
         (*record).pad = [0; 5];

@@ -1,5 +1,5 @@
-//! Programs that do nothing, on the hooks of the others: what `bench-kernel` measures beside them, because under bpf_stats even these show ≈ 60 ns a run.
-//! The agent never loads them.
+//! Programs that do nothing, on the hooks of the others: what `bench-kernel` measures beside them,
+//! because under bpf_stats even these show ≈ 60 ns a run. The agent never loads them.
 
 use aya_ebpf::{
     macros::{btf_tracepoint, cgroup_skb, cgroup_sock_addr},

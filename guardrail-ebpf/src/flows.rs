@@ -59,11 +59,13 @@ pub(crate) unsafe fn stamp(value: *mut FlowValue) {
     }
 }
 
-/// Makes the entry of a new key, all zero, and says so on the ring; the caller counts on it. Over the budget, or if the map is nearly full, the entry of the
-/// coarse key instead. Null: FLOWS has no room, and the loss is counted.
+/// Makes the entry of a new key, all zero, and says so on the ring; the caller counts on it. Over
+/// the budget, or if the map is nearly full, the entry of the coarse key instead. Null: FLOWS has
+/// no room, and the loss is counted.
 ///
-/// The first value comes from a map, not from here: with it the stacks of the functions on the way would be too large for kernels that round each up. A reader that
-/// is quick enough to see the zeros finds the rest at its next look.
+/// The first value comes from a map, not from here: with it the stacks of the functions on the way
+/// would be too large for kernels that round each up. A reader that is quick enough to see the
+/// zeros finds the rest at its next look.
 #[cold]
 #[inline(never)]
 pub(crate) fn make(key: &FlowKey) -> *mut FlowValue {
@@ -93,7 +95,8 @@ fn put(key: &FlowKey) -> *mut FlowValue {
         return there;
     }
     let Some(zero) = ZERO.get_ptr(0) else { return core::ptr::null_mut() };
-    // SAFETY: a value of an array map lives as long as the program runs, and nobody writes this one.
+    // SAFETY: a value of an array map lives as long as the program runs, and nobody writes this
+    // one.
     match FLOWS.insert(key, unsafe { &*zero }, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             inserted(key.cgroup_id);

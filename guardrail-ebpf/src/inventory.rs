@@ -1,6 +1,8 @@
-//! Sockets that were open before the programs: `iter/task_file`, one pass over every descriptor of every process, in all network namespaces.
+//! Sockets that were open before the programs: `iter/task_file`, one pass over every descriptor of
+//! every process, in all network namespaces.
 //!
-//! The program reads, user space classifies. Kernel context: `struct bpf_iter__task_file { meta, task, fd, file }`, each eight bytes.
+//! The program reads, user space classifies. Kernel context: `struct bpf_iter__task_file { meta,
+//! task, fd, file }`, each eight bytes.
 
 use core::ffi::c_void;
 
@@ -51,7 +53,8 @@ fn try_record(ctx: *const TaskFile) -> Option<()> {
     // SAFETY: as above.
     let seq = unsafe { (&raw const (*meta).seq).read_volatile() };
     let file = Typed(file.cast());
-    // `bpf_sock_from_file` exists since 5.11 only. A file of the socket file system has its `struct socket` behind it, or null if it was opened with O_PATH.
+    // `bpf_sock_from_file` exists since 5.11 only. A file of the socket file system has its `struct
+    // socket` behind it, or null if it was opened with O_PATH.
     if file.follow(o::FILE_INODE.load()).follow(o::INODE_SB.load()).read::<u64>(o::SB_MAGIC.load()) != SOCKFS_MAGIC {
         return None;
     }

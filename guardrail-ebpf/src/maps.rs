@@ -18,7 +18,8 @@ pub(crate) static FLOWS: HashMap<FlowKey, FlowValue> = HashMap::with_max_entries
 /// New keys, as hints.
 #[map]
 pub(crate) static FLOW_RING: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
-/// cgroups and listening sockets: a ring of its own, so that a flood of flows cannot cost a short-lived pod its name.
+/// cgroups and listening sockets: a ring of its own, so that a flood of flows cannot cost a
+/// short-lived pod its name.
 #[map]
 pub(crate) static CGROUP_RING: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 /// DNS answers.
@@ -33,7 +34,8 @@ pub(crate) static COUNTERS: Array<u64> = Array::with_max_entries(counter::COUNT,
 /// Losses of class edge, by cgroup.
 #[map]
 pub(crate) static CGROUP_LOSSES: LruHashMap<LossKey, u64> = LruHashMap::with_max_entries(8_192, 0);
-/// Keys put into FLOWS, by cgroup: written by the kernel only (user space deletes entries of removed cgroups).
+/// Keys put into FLOWS, by cgroup: written by the kernel only (user space deletes entries of
+/// removed cgroups).
 #[map]
 pub(crate) static KEYS_INSERTED: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16_384, 0);
 /// Keys taken out of FLOWS, by cgroup: written by user space only.
@@ -58,7 +60,8 @@ pub(crate) const UDP_PROBED: u32 = 4;
 /// Remotes that a socket remembers: as many bits of a hash as [`UdpSocket::heard`] has room for.
 pub(crate) const HEARD: usize = 16;
 
-/// Per UDP socket that had a packet, binds explicitly, or sends unconnected. What every packet reads stands first.
+/// Per UDP socket that had a packet, binds explicitly, or sends unconnected. What every packet
+/// reads stands first.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct UdpSocket {
@@ -72,13 +75,15 @@ pub(crate) struct UdpSocket {
     pub(crate) asked_by: u64,
     /// Address that `sendmsg` asked for.
     pub(crate) asked: [u64; 2],
-    /// Local address on which something arrived last: under NAT the other direction shows another one.
+    /// Local address on which something arrived last: under NAT the other direction shows another
+    /// one.
     pub(crate) local: [u64; 2],
     /// Hashes of the last remotes whose packets made, or would have made, a server record; 0: none.
     pub(crate) heard: [u32; HEARD],
 }
 
-/// Adds without a result, so that the compiler emits the plain atomic add (arm64 before 5.18 has no fetching one).
+/// Adds without a result, so that the compiler emits the plain atomic add (arm64 before 5.18 has no
+/// fetching one).
 ///
 /// # Safety
 /// `counter` points to a valid `u64` that is only changed atomically.

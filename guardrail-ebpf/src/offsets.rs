@@ -1,7 +1,9 @@
-//! Where the running kernel keeps what we read: byte offsets that the loader takes from the kernel's BTF and writes into these read-only globals.
+//! Where the running kernel keeps what we read: byte offsets that the loader takes from the
+//! kernel's BTF and writes into these read-only globals.
 //!
-//! Rust cannot emit CO-RE relocations. The verifier sees a frozen read-only global as a constant, and a typed kernel pointer plus a constant is checked
-//! like a member access. The names are the contract with `guardrail-kernel/src/offsets.rs`.
+//! Rust cannot emit CO-RE relocations. The verifier sees a frozen read-only global as a constant,
+//! and a typed kernel pointer plus a constant is checked like a member access. The names are the
+//! contract with `guardrail-kernel/src/offsets.rs`.
 
 use aya_ebpf::Global;
 
@@ -86,9 +88,11 @@ globals! {
     CSS_CGROUP: u32 = 0;
     /// `task_struct.stack`.
     TASK_STACK: u32 = 0;
-    /// Bytes of a task's stack; 0: the kernel runs a tracing program that it finds running once more.
+    /// Bytes of a task's stack; 0: the kernel runs a tracing program that it finds running once
+    /// more.
     STACK_BYTES: u32 = 0;
-    /// Id of the observed cgroup; 1 is the root of the hierarchy. Sockets and cgroups that are not below it are somebody else's.
+    /// Id of the observed cgroup; 1 is the root of the hierarchy. Sockets and cgroups that are not
+    /// below it are somebody else's.
     ROOT_CGROUP: u64 = 1;
     /// Live keys one cgroup may have.
     KEYS_PER_CGROUP: u32 = 4096;

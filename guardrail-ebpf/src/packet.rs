@@ -1,4 +1,5 @@
-//! UDP packets: where they begin behind their IP headers, and what these say. In: the packet's memory. Out: [`Packet`], or nothing if it is not UDP.
+//! UDP packets: where they begin behind their IP headers, and what these say. In: the packet's
+//! memory. Out: [`Packet`], or nothing if it is not UDP.
 
 use core::hint::cold_path;
 
@@ -21,7 +22,8 @@ const DESTINATION_OPTIONS: u8 = 60;
 /// Whether UDP, or an IPv6 extension header, comes after the IP header.
 #[inline(always)]
 pub(crate) fn may_be_udp(skb: *mut __sk_buff) -> bool {
-    // SAFETY: both bytes stand behind a comparison with the packet's end, which the verifier checks.
+    // SAFETY: both bytes stand behind a comparison with the packet's end, which the verifier
+    // checks.
     unsafe {
         let (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
         if data + IPV4_BYTES + UDP_BYTES > end {
@@ -50,7 +52,8 @@ pub(crate) struct Packet {
 /// The packet, if it is UDP.
 #[inline(always)]
 pub(crate) fn packet(skb: *mut __sk_buff) -> Option<Packet> {
-    // SAFETY: every access to packet memory stands behind a comparison with its end, which the verifier checks.
+    // SAFETY: every access to packet memory stands behind a comparison with its end, which the
+    // verifier checks.
     unsafe {
         let (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
         if data + IPV4_BYTES + UDP_BYTES > end {
@@ -81,7 +84,8 @@ pub(crate) fn packet(skb: *mut __sk_buff) -> Option<Packet> {
             source_port: u16::from_be(load(ports)),
             destination_port: u16::from_be(load(ports + 2)),
             payload_at,
-            // Never negative, since the headers were in bounds; a saturating subtraction would be a constant zero on one of the verifier's paths (see `udp::begin`).
+            // Never negative, since the headers were in bounds; a saturating subtraction would be a
+            // constant zero on one of the verifier's paths (see `udp::begin`).
             payload: (*skb).len.wrapping_sub(payload_at),
         })
     }
@@ -96,7 +100,8 @@ fn is_extension(next: u8) -> bool {
     next < 64 && EXTENSIONS >> next & 1 != 0
 }
 
-/// Where the UDP header begins behind IPv6 extension headers; `None` if there is none of these, or no UDP behind them.
+/// Where the UDP header begins behind IPv6 extension headers; `None` if there is none of these, or
+/// no UDP behind them.
 #[inline(always)]
 fn behind_extensions(skb: *mut __sk_buff, next: u8) -> Option<usize> {
     cold_path();
@@ -125,7 +130,8 @@ fn walk_extensions(skb: *mut __sk_buff, first: u8) -> u32 {
         let length = u32::from(header[1]);
         at += match next {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => (length + 1) * 8,
-            // Only the first fragment has the UDP header; whole packets are seen, except in odd places.
+            // Only the first fragment has the UDP header; whole packets are seen, except in odd
+            // places.
             FRAGMENT if u16::from_be_bytes([header[2], header[3]]) & 0xfff8 == 0 => 8,
             AUTHENTICATION => (length + 2) * 4,
             _ => return 0,

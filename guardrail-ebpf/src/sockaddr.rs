@@ -1,5 +1,6 @@
-//! What an application asks of a UDP socket: `cgroup/bind4`, `bind6` (it chose a port, so the port may be *served*) and `sendmsg4`, `sendmsg6`
-//! (the address it asked for, before NAT). Always allow.
+//! What an application asks of a UDP socket: `cgroup/bind4`, `bind6` (it chose a port, so the port
+//! may be *served*) and `sendmsg4`, `sendmsg6` (the address it asked for, before NAT). Always
+//! allow.
 
 use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
@@ -63,8 +64,9 @@ fn storage(ctx: &SockAddrContext, create: bool) -> Option<*mut UdpSocket> {
     (!socket.is_null()).then_some(socket.cast())
 }
 
-/// The hook runs before the bind, which may fail: it only says that nothing of this socket's past is unknown. Whether the port is served, the first packet reads from the
-/// socket (`probe` in `udp.rs`). A socket that has a port already is refused by the kernel, and its past may be.
+/// The hook runs before the bind, which may fail: it only says that nothing of this socket's past
+/// is unknown. Whether the port is served, the first packet reads from the socket (`probe` in
+/// `udp.rs`). A socket that has a port already is refused by the kernel, and its past may be.
 #[inline(always)]
 fn bind(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the verifier checks accesses to the context.

@@ -1,4 +1,5 @@
-//! Reading kernel structures: through typed pointers where the verifier knows the type, else through `bpf_probe_read_kernel`.
+//! Reading kernel structures: through typed pointers where the verifier knows the type, else
+//! through `bpf_probe_read_kernel`.
 
 use core::ffi::c_void;
 
@@ -14,9 +15,11 @@ pub(crate) const AF_INET6: u16 = 10;
 /// `SOCK_BINDPORT_LOCK` in `sk_userlocks`.
 pub(crate) const SOCK_BINDPORT_LOCK: u8 = 8;
 
-/// Id of the root of the cgroup v2 hierarchy, which sockets have that belong to no other (`kernfs_create_root`).
+/// Id of the root of the cgroup v2 hierarchy, which sockets have that belong to no other
+/// (`kernfs_create_root`).
 const HIERARCHY_ROOT: u64 = 1;
-/// Levels below the observed cgroup that are looked at. (Kubernetes uses five; nested clusters ten.)
+/// Levels below the observed cgroup that are looked at. (Kubernetes uses five; nested clusters
+/// ten.)
 const DEPTH: u32 = 16;
 
 /// Where to read from.
@@ -29,7 +32,8 @@ pub(crate) trait Memory: Copy {
     fn is_null(self) -> bool;
 }
 
-/// A pointer whose type the verifier knows (a tracepoint argument, and what it leads to): plain loads.
+/// A pointer whose type the verifier knows (a tracepoint argument, and what it leads to): plain
+/// loads.
 #[derive(Clone, Copy)]
 pub(crate) struct Typed(pub(crate) *const c_void);
 
@@ -60,7 +64,8 @@ impl Memory for Raw {
     #[inline(always)]
     fn read<T: Copy + Default>(self, offset: u32) -> T {
         let mut value = T::default();
-        // No branch on the result: the kernel writes zeroes on a fault (`bpf_probe_read_kernel_common`), and each branch would double the verifier's paths.
+        // No branch on the result: the kernel writes zeroes on a fault
+        // (`bpf_probe_read_kernel_common`), and each branch would double the verifier's paths.
         // SAFETY: the helper checks the address and writes `size_of::<T>()` bytes.
         unsafe {
             generated::bpf_probe_read_kernel(
@@ -96,7 +101,8 @@ pub(crate) fn cgroup_id<M: Memory>(sk: M) -> u64 {
     sk.follow(o::SK_CGROUP.load()).follow(o::CGROUP_KN.load()).read(o::KN_ID.load())
 }
 
-/// Whether the socket's cgroup is neither the observed one nor below it. Not cheap unless the whole hierarchy is observed: for new keys only.
+/// Whether the socket's cgroup is neither the observed one nor below it. Not cheap unless the whole
+/// hierarchy is observed: for new keys only.
 #[inline(always)]
 pub(crate) fn is_foreign<M: Memory>(sk: M) -> bool {
     if o::ROOT_CGROUP.load() == HIERARCHY_ROOT {
@@ -121,8 +127,10 @@ pub(crate) fn is_foreign_cgroup<M: Memory>(mut cgroup: M) -> bool {
             return false;
         }
         let parent = cgroup.follow(o::CGROUP_PARENT.load());
-        // Above the hierarchy's root there is nothing. It must not be read: a fault in a program with functions of its own may take the kernel down, where the main
-        // program's exception table is missing (until the kernel's commit "bpf: ensure main program has an extable"; seen on Debian's 5.10.223).
+        // Above the hierarchy's root there is nothing. It must not be read: a fault in a program
+        // with functions of its own may take the kernel down, where the main program's exception
+        // table is missing (until the kernel's commit "bpf: ensure main program has an extable";
+        // seen on Debian's 5.10.223).
         if parent.is_null() {
             return true;
         }
@@ -143,7 +151,8 @@ pub(crate) fn userlocks<M: Memory>(sk: M) -> u8 {
     sk.read::<u8>(o::SK_USERLOCKS.load()) >> (o::SK_USERLOCKS_SHIFT.load() & 7)
 }
 
-/// An IPv4 address as the kernel's `__be32` loads, mapped into IPv6. As words, so that the compiler keeps it in two registers.
+/// An IPv4 address as the kernel's `__be32` loads, mapped into IPv6. As words, so that the compiler
+/// keeps it in two registers.
 #[inline(always)]
 pub(crate) fn map_v4(be: u32) -> Address {
     let [a, b, c, d] = be.to_ne_bytes();

@@ -1,6 +1,7 @@
 //! TCP: `tp_btf/inet_sock_set_state`. Nothing runs per packet.
 //!
-//! Kernel prototype: `void (*btf_trace_inet_sock_set_state)(void *, const struct sock *sk, const int oldstate, const int newstate)`.
+//! Kernel prototype: `void (*btf_trace_inet_sock_set_state)(void *, const struct sock *sk, const
+//! int oldstate, const int newstate)`.
 
 use core::ffi::c_void;
 
@@ -47,7 +48,8 @@ pub(crate) fn tcp_state(ctx: BtfTracePointContext) -> i32 {
     count_transition(&ctx)
 }
 
-/// Entry behind [`tcp_state`], attached after it: takes what that one missed because an interrupt found it running.
+/// Entry behind [`tcp_state`], attached after it: takes what that one missed because an interrupt
+/// found it running.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn tcp_missed(ctx: BtfTracePointContext) -> i32 {
     if o::STACK_BYTES.load() == 0 || turn::is_taken(ctx.arg(0), ctx.arg(2)) {
@@ -57,8 +59,9 @@ pub(crate) fn tcp_missed(ctx: BtfTracePointContext) -> i32 {
     count_transition(&ctx)
 }
 
-/// Most transitions do not count and leave here. What the others need stands in functions of its own, so that these save no register and need no
-/// stack; what is rare stands apart from what is frequent, because most of a run's cost is fetching its instructions.
+/// Most transitions do not count and leave here. What the others need stands in functions of its
+/// own, so that these save no register and need no stack; what is rare stands apart from what is
+/// frequent, because most of a run's cost is fetching its instructions.
 #[inline(always)]
 fn count_transition(ctx: &BtfTracePointContext) -> i32 {
     let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
@@ -228,7 +231,8 @@ fn try_closed(ctx: *mut c_void) -> Option<()> {
     {
         return Some(());
     }
-    // An accepted child mostly inherits its listener's backlog: a hint where to look first, no proof.
+    // An accepted child mostly inherits its listener's backlog: a hint where to look first, no
+    // proof.
     let backlog: u32 = sk.read(o::SK_MAX_ACK_BACKLOG.load());
     let roles = if backlog > 0 { [FlowRole::Server, FlowRole::Client] } else { [FlowRole::Client, FlowRole::Server] };
     for role in roles {
@@ -253,8 +257,9 @@ struct End {
     received: u64,
 }
 
-/// Whether (1) this is the end of a connection that the inventory found and whose role it could not tell: it has an entry of its own, with both ports. Asked first,
-/// because there may be a client's entry for the same server beside it.
+/// Whether (1) this is the end of a connection that the inventory found and whose role it could not
+/// tell: it has an entry of its own, with both ports. Asked first, because there may be a client's
+/// entry for the same server beside it.
 #[cold]
 #[inline(never)]
 fn close_undecided(key: &mut FlowKey, local_port: u16, remote_port: u16, sent: u64, received: u64) -> i32 {
@@ -274,7 +279,8 @@ fn close_undecided(key: &mut FlowKey, local_port: u16, remote_port: u16, sent: u
     1
 }
 
-/// The entry is coarse, or there is none: the connection is older than the programs and no process had its descriptor at start.
+/// The entry is coarse, or there is none: the connection is older than the programs and no process
+/// had its descriptor at start.
 #[cold]
 #[inline(never)]
 fn closed_late(ctx: *mut c_void, key: &mut FlowKey, end: &End) -> i32 {

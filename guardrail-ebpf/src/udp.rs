@@ -1,7 +1,9 @@
-//! UDP and DNS answers: `cgroup_skb` at the root of cgroup v2. TCP returns after a few loads. Always 1: no packet is ever dropped.
+//! UDP and DNS answers: `cgroup_skb` at the root of cgroup v2. TCP returns after a few loads.
+//! Always 1: no packet is ever dropped.
 //!
-//! The role comes from the socket (table in ARCHITECTURE.md). Egress packets are seen after NAT, ingress packets after un-NAT, so the remote is taken
-//! from what the application asked for: `sendmsg`'s address, else the connected socket's, else the packet's.
+//! The role comes from the socket (table in ARCHITECTURE.md). Egress packets are seen after NAT,
+//! ingress packets after un-NAT, so the remote is taken from what the application asked for:
+//! `sendmsg`'s address, else the connected socket's, else the packet's.
 
 use core::{arch::asm, hint::cold_path, mem::offset_of};
 
@@ -33,7 +35,8 @@ use crate::{
 /// Where DNS servers answer from.
 const DNS_PORT: u16 = 53;
 
-/// Entry. The rest stands in a function of its own, so that for TCP no register is saved and no stack is needed.
+/// Entry. The rest stands in a function of its own, so that for TCP no register is saved and no
+/// stack is needed.
 #[cgroup_skb(egress)]
 pub(crate) fn udp_egress(ctx: SkBuffContext) -> i32 {
     if may_be_udp(ctx.skb.skb) { egress(ctx.skb.skb) } else { 1 }
@@ -65,8 +68,9 @@ struct Ends {
     remote_port: u16,
 }
 
-/// Reads a four-byte member of a socket that the verifier knows. Written out, because the register must be the very pointer that the kernel gave: the compiler likes to
-/// share the address of an array's beginning between its elements, and the verifier prohibits that arithmetic.
+/// Reads a four-byte member of a socket that the verifier knows. Written out, because the register
+/// must be the very pointer that the kernel gave: the compiler likes to share the address of an
+/// array's beginning between its elements, and the verifier prohibits that arithmetic.
 macro_rules! member {
     ($sk:expr, $member:ident $(, $index:literal)?) => {{
         let value: u64;
@@ -87,7 +91,8 @@ macro_rules! member {
 /// The ends of a connected socket; `None` if it is not connected.
 #[inline(always)]
 fn connected(sk: *const bpf_sock) -> Option<Ends> {
-    // SAFETY: the verifier checks accesses to the socket. Two bytes: the member has been that wide since 5.18, and before it the upper half was zero.
+    // SAFETY: the verifier checks accesses to the socket. Two bytes: the member has been that wide
+    // since 5.18, and before it the upper half was zero.
     let remote_port = u16::from_be(unsafe { (&raw const (*sk).dst_port).read_volatile() });
     if remote_port == 0 {
         return None;
@@ -119,7 +124,8 @@ fn storage(sk: *mut bpf_sock, flags: u64) -> Option<*mut UdpSocket> {
     (!socket.is_null()).then_some(socket.cast())
 }
 
-/// `UDP_*` and the cgroup of a packet's socket: remembered, because neither changes once the socket has a port.
+/// `UDP_*` and the cgroup of a packet's socket: remembered, because neither changes once the socket
+/// has a port.
 #[inline(always)]
 fn known(skb: *mut __sk_buff, sk: *mut bpf_sock, socket: &mut Option<*mut UdpSocket>) -> (u32, u64) {
     if let Some(socket) = *socket {
@@ -141,8 +147,8 @@ fn known(skb: *mut __sk_buff, sk: *mut bpf_sock, socket: &mut Option<*mut UdpSoc
 #[cold]
 #[inline(never)]
 fn probe(skb: *mut __sk_buff) -> u32 {
-    // The typed pointer may not be offset; the context's address may, and the kernel's sk_buff is what it really is.
-    // SAFETY: the helper checks the address.
+    // The typed pointer may not be offset; the context's address may, and the kernel's sk_buff is
+    // what it really is. SAFETY: the helper checks the address.
     let raw = unsafe { bpf_probe_read_kernel::<u64>(skb.byte_add(o::SKB_SK.load() as usize).cast()) }.unwrap_or(0);
     let is_locked = userlocks(Raw(raw)) & SOCK_BINDPORT_LOCK != 0;
     // SAFETY: the verifier checks accesses to the context.
@@ -160,7 +166,8 @@ fn probe(skb: *mut __sk_buff) -> u32 {
             | if is_locked {
                 UDP_PROBED | UDP_SERVED
             } else if seen != 0 {
-                // The bind failed, or is not at its end: the kernel gives out the port before it sets the lock. The next packet asks again.
+                // The bind failed, or is not at its end: the kernel gives out the port before it
+                // sets the lock. The next packet asks again.
                 0
             } else {
                 UDP_PROBED
@@ -189,9 +196,11 @@ unsafe fn received(value: *mut FlowValue, bytes: u32) {
 
 /// The first packet of a key.
 ///
-/// No branch behind the call of `flows::make` may depend on a number from before it that is a constant on some way here. Older verifiers lose track of which of a
-/// caller's numbers matter while they prune inside a called function: they take the constant for the only value, and drop the other branch as dead code. Seen on Debian's
-/// 5.10.223 and 6.1.176, where the flag below was never set; not on 6.12 and 6.18. `cargo xtask vm-test` compares what is left of the programs.
+/// No branch behind the call of `flows::make` may depend on a number from before it that is a
+/// constant on some way here. Older verifiers lose track of which of a caller's numbers matter
+/// while they prune inside a called function: they take the constant for the only value, and drop
+/// the other branch as dead code. Seen on Debian's 5.10.223 and 6.1.176, where the flag below was
+/// never set; not on 6.12 and 6.18. `cargo xtask vm-test` compares what is left of the programs.
 #[cold]
 #[inline(never)]
 fn begin(skb: *mut __sk_buff, key: &FlowKey, flags: u32, bytes_sent: u32, bytes_received: u32) -> i32 {
@@ -218,11 +227,13 @@ fn begin(skb: *mut __sk_buff, key: &FlowKey, flags: u32, bytes_sent: u32, bytes_
     0
 }
 
-/// Whether a served socket over its budget sends this as a reply. 1: it does, or so it is taken, and counted. 0: there is no coarse entry.
+/// Whether a served socket over its budget sends this as a reply. 1: it does, or so it is taken,
+/// and counted. 0: there is no coarse entry.
 ///
-/// Which of the many remotes had asked is not in FLOWS any more; the socket remembers the last few. To any other the socket may have turned by itself: then an edge
-/// is missing, so the cgroup's loss is counted, even if the remote was in truth one that asked long ago. A graph that says "incomplete" too often is better than one
-/// that is.
+/// Which of the many remotes had asked is not in FLOWS any more; the socket remembers the last few.
+/// To any other the socket may have turned by itself: then an edge is missing, so the cgroup's loss
+/// is counted, even if the remote was in truth one that asked long ago. A graph that says
+/// "incomplete" too often is better than one that is.
 #[cold]
 #[inline(never)]
 fn reply_of_many(client: &FlowKey, socket: Option<*mut UdpSocket>, local_port: u16, bytes: u32) -> i32 {
@@ -292,7 +303,8 @@ fn sender_ends(packet: &Packet, sk: *const bpf_sock, socket: Option<*mut UdpSock
     if let Some(socket) = socket {
         // SAFETY: from the socket's storage, in this run.
         unsafe {
-            // Another thread's question on the same socket is not ours: then the packet itself is the better witness.
+            // Another thread's question on the same socket is not ours: then the packet itself is
+            // the better witness.
             if (*socket).asked_by != 0 && (*socket).asked_by == bpf_get_current_task() {
                 (*socket).asked_by = 0;
                 return Ends {
@@ -451,7 +463,8 @@ fn try_ingress(skb: *mut __sk_buff) -> Option<()> {
 /// Copies a DNS answer to its ring.
 #[inline(always)]
 fn dns(skb: *mut __sk_buff, cgroup_id: u64, packet: &Packet) {
-    // Opaque to the compiler, so that the register that is compared is the one that is used: the verifier must see its bounds at the copy.
+    // Opaque to the compiler, so that the register that is compared is the one that is used: the
+    // verifier must see its bounds at the copy.
     let last: u64;
     // SAFETY: a move.
     unsafe {
@@ -466,7 +479,8 @@ fn dns(skb: *mut __sk_buff, cgroup_id: u64, packet: &Packet) {
         return;
     };
     let record = entry.as_mut_ptr();
-    // SAFETY: the record lies in the reserved entry; the helper writes at most `length` bytes, which the verifier bounds.
+    // SAFETY: the record lies in the reserved entry; the helper writes at most `length` bytes,
+    // which the verifier bounds.
     let copied = unsafe {
         (*record).kind = RecordKind::Dns as u8;
         (*record).pad = [0; 5];

@@ -1,7 +1,7 @@
 //! The cluster as Kubernetes objects describe it, trimmed to what identity and policy need.
 //!
-//! Input is either text as kubectl prints it ([`read`]) or single changes from a watch ([`Change`]); both end in the same
-//! [`Inventory`], so whoever reads it needs no API server.
+//! Input is either text as kubectl prints it ([`read`]) or single changes from a watch
+//! ([`Change`]); both end in the same [`Inventory`], so whoever reads it needs no API server.
 
 mod complaint;
 mod error;

@@ -1,6 +1,7 @@
 //! Identity, flows, the observed dependency graph and its snapshots.
 //!
-//! Pure: no IO, no clock (time is an argument), no async runtime, no Kubernetes client, no eBPF. See ARCHITECTURE.md.
+//! Pure: no IO, no clock (time is an argument), no async runtime, no Kubernetes client, no eBPF.
+//! See ARCHITECTURE.md.
 #![forbid(unsafe_code)]
 
 pub mod identity;

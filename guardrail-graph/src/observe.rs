@@ -1,6 +1,7 @@
 //! What the agent tells the observer: the seam between the kernel side (IO) and the pure graph.
 //!
-//! Everything here is already decoded, in host byte order, with IPv4-mapped addresses shown as IPv4, and with wall-clock times.
+//! Everything here is already decoded, in host byte order, with IPv4-mapped addresses shown as
+//! IPv4, and with wall-clock times.
 
 use std::net::IpAddr;
 
@@ -23,8 +24,9 @@ pub enum Role {
     Client,
     /// It accepted the connection (TCP), or was sent to on a port that it serves (UDP).
     Server,
-    /// The socket's own state does not tell: `server_port` is the remote port, `local_port` the local one. The observer decides from what it knows,
-    /// or counts `role_unknown`; it never guesses from port numbers.
+    /// The socket's own state does not tell: `server_port` is the remote port, `local_port` the
+    /// local one. The observer decides from what it knows, or counts `role_unknown`; it never
+    /// guesses from port numbers.
     Undecided,
 }
 
@@ -33,16 +35,19 @@ pub enum Role {
 pub enum Remote {
     /// One address.
     Addr(IpAddr),
-    /// The coarse key: many peers, their addresses were not kept (the cgroup was over its budget, or the map nearly full).
+    /// The coarse key: many peers, their addresses were not kept (the cgroup was over its budget,
+    /// or the map nearly full).
     Many,
 }
 
 /// What was counted. Bytes are payload bytes as the *local* socket sees them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowCounts {
-    /// TCP: connections established. UDP: datagrams sent by the client (client role) or received (server role).
+    /// TCP: connections established. UDP: datagrams sent by the client (client role) or received
+    /// (server role).
     pub opened: u64,
-    /// TCP connections that were already established when the agent looked (socket inventory at start).
+    /// TCP connections that were already established when the agent looked (socket inventory at
+    /// start).
     pub found: u64,
     /// Attempts answered by a reset (ECONNREFUSED), or an ICMP port unreachable for UDP.
     pub refused: u64,
@@ -75,10 +80,12 @@ pub struct FlowDelta {
     pub role: Role,
     /// The server's port: the local port for [`Role::Server`], else the remote port.
     pub server_port: u16,
-    /// UDP client whose socket is bound to a port the application chose, or the local port of an undecided socket.
+    /// UDP client whose socket is bound to a port the application chose, or the local port of an
+    /// undecided socket.
     pub local_port: Option<u16>,
-    /// With `local_port`, UDP: the bind was seen, so nothing that this socket received before is unknown to us. If false, an exchange
-    /// that began before the agent may look like the local side's initiative.
+    /// With `local_port`, UDP: the bind was seen, so nothing that this socket received before is
+    /// unknown to us. If false, an exchange that began before the agent may look like the local
+    /// side's initiative.
     pub bind_seen: bool,
     /// Time of the first open in this entry's life; only set in the entry's first delta.
     pub first_open: Option<Timestamp>,
@@ -98,7 +105,8 @@ pub enum LossClass {
     Edge,
 }
 
-/// Why something was lost. Each reason exists from the start at 0 in `guardrail_events_lost_total{reason,class}`.
+/// Why something was lost. Each reason exists from the start at 0 in
+/// `guardrail_events_lost_total{reason,class}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LossReason {
     /// The flow ring was full: the sweep finds the entry.
@@ -115,16 +123,19 @@ pub enum LossReason {
     Recursion,
     /// A ring record did not decode.
     Decode,
-    /// Flows that waited for their pod or their role were decided too soon, for want of room. Those whose wait ended in vain are
-    /// unresolved, not lost.
+    /// Flows that waited for their pod or their role were decided too soon, for want of room. Those
+    /// whose wait ended in vain are unresolved, not lost.
     PendingOverflow,
     /// The observer's table of edges was full, or that of endpoints which Services had.
     GraphFull,
-    /// The observer's table of listening sockets, or of served UDP ports, was full: a role that cannot be told for want of it is counted as `role_unknown`.
+    /// The observer's table of listening sockets, or of served UDP ports, was full: a role that
+    /// cannot be told for want of it is counted as `role_unknown`.
     ListenersFull,
-    /// An agent that was killed had taken entries out of the kernel's map that neither its state nor its journal holds.
+    /// An agent that was killed had taken entries out of the kernel's map that neither its state
+    /// nor its journal holds.
     JournalFull,
-    /// The kernel's maps went without being read to their end: the reading broke off, or the thread that reads them died with observations in hand.
+    /// The kernel's maps went without being read to their end: the reading broke off, or the thread
+    /// that reads them died with observations in hand.
     Unread,
 }
 
@@ -188,7 +199,8 @@ pub enum Observation {
         /// When.
         at: Timestamp,
     },
-    /// A cgroup was removed. Its id may be used again later; what was observed before stays with the old owner.
+    /// A cgroup was removed. Its id may be used again later; what was observed before stays with
+    /// the old owner.
     CgroupRemoved {
         /// Its id.
         id: CgroupId,
@@ -210,7 +222,8 @@ pub enum Observation {
         /// When.
         at: Timestamp,
     },
-    /// A DNS answer that a local socket received: `name` (as asked, lower case, no trailing dot) has these addresses.
+    /// A DNS answer that a local socket received: `name` (as asked, lower case, no trailing dot)
+    /// has these addresses.
     DnsAnswer {
         /// cgroup of the socket that had asked.
         cgroup: CgroupId,

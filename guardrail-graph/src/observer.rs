@@ -1,8 +1,9 @@
 //! The observer: observations and inventory changes in, a snapshot out.
 //!
-//! One task owns it. It reads no clock: each call takes the time. Every table is bounded, and what does not fit is counted.
-//! What is counted comes from kernel state; who is behind it is decided here, as of the event's time (`ends`); the edges behind Services follow
-//! when the snapshot is made (`snapshot::derive`).
+//! One task owns it. It reads no clock: each call takes the time. Every table is bounded, and what
+//! does not fit is counted. What is counted comes from kernel state; who is behind it is decided
+//! here, as of the event's time (`ends`); the edges behind Services follow when the snapshot is
+//! made (`snapshot::derive`).
 
 mod catalogue;
 mod config;
@@ -166,7 +167,8 @@ impl Observer {
         }
     }
 
-    /// Keeps an observation until more is known. What has to go for it is named as far as it can be now.
+    /// Keeps an observation until more is known. What has to go for it is named as far as it can be
+    /// now.
     fn wait(&mut self, pending: Pending, now: Timestamp) {
         if let Some(evicted) = self.waiting.push(pending) {
             self.evict_pending(&evicted, now);
@@ -227,7 +229,8 @@ impl Observer {
         self.waiting.flows().cloned().collect()
     }
 
-    /// Ends every wait: what has no name or role by now is counted. Call it before the last snapshot.
+    /// Ends every wait: what has no name or role by now is counted. Call it before the last
+    /// snapshot.
     pub fn flush(&mut self, now: Timestamp) {
         self.settle_services(now);
         for pending in self.waiting.take(now) {
@@ -235,14 +238,15 @@ impl Observer {
         }
     }
 
-    /// Addresses that changed their owner since the last call: fold and delete kernel entries with these remotes, so that the next
-    /// connection is a new key with a `first_open` of its own.
+    /// Addresses that changed their owner since the last call: fold and delete kernel entries with
+    /// these remotes, so that the next connection is a new key with a `first_open` of its own.
     pub fn take_reassigned_addresses(&mut self) -> Vec<IpAddr> {
         self.identity.take_reassigned()
     }
 
-    /// Whether `address:port` is a port that something is known to serve: a Service (cluster, external, load-balancer address, node port),
-    /// a host port, a declared container port, an endpoint's port.
+    /// Whether `address:port` is a port that something is known to serve: a Service (cluster,
+    /// external, load-balancer address, node port), a host port, a declared container port, an
+    /// endpoint's port.
     #[must_use]
     pub fn is_server_address(&self, address: IpAddr, port: u16, protocol: Protocol) -> bool {
         self.is_server_at(address, port, protocol, Timestamp::MAX)

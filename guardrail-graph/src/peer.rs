@@ -7,7 +7,8 @@ use std::fmt;
 pub(crate) use compact::CompactPeer;
 use serde::{Deserialize, Serialize};
 
-/// Transport protocol of an edge (SCTP is recorded by nobody; docs/semantics.md A23 allows it in policies).
+/// Transport protocol of an edge (SCTP is recorded by nobody; docs/semantics.md A23 allows it in
+/// policies).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
@@ -26,10 +27,12 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// One end of an edge. Canonical: a host-network pod or host process is always `Node`, on both sides.
+/// One end of an edge. Canonical: a host-network pod or host process is always `Node`, on both
+/// sides.
 ///
-/// JSON: `{"kind":"Workload","namespace":…,"owner":"Deployment","name":…}`, `{"kind":"Node","name":…}`,
-/// `{"kind":"External","address":…}`. The DNS names of an external peer stand beside it in the edge's `External` value.
+/// JSON: `{"kind":"Workload","namespace":…,"owner":"Deployment","name":…}`,
+/// `{"kind":"Node","name":…}`, `{"kind":"External","address":…}`. The DNS names of an external peer
+/// stand beside it in the edge's `External` value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind")]
 pub enum Peer {
@@ -82,7 +85,8 @@ impl fmt::Display for Peer {
 pub struct WorkloadRef {
     /// Namespace of the pods.
     pub namespace: String,
-    /// Kind of the owning controller (`Deployment`, `StatefulSet`, `DaemonSet`, `Job`, `CronJob`, a custom kind) or `Pod`.
+    /// Kind of the owning controller (`Deployment`, `StatefulSet`, `DaemonSet`, `Job`, `CronJob`, a
+    /// custom kind) or `Pod`.
     pub owner: String,
     /// Name of the owning controller, or of the bare pod.
     pub name: String,

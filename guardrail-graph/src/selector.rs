@@ -1,4 +1,5 @@
-//! Label selectors as Kubernetes writes them. How they match stands with labels, in [`crate::inventory`].
+//! Label selectors as Kubernetes writes them. How they match stands with labels, in
+//! [`crate::inventory`].
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,9 @@
 //! The observed graph as a document: what `/v1/graph` serves, what files hold, what `merge` joins.
 //!
-//! `apiVersion: guardrail.dev/v1`, `kind: GraphSnapshot`. Everything is sorted, so equal graphs are equal bytes. Fields are added freely
-//! and renamed never. Numbers are kept per source and side; the numbers that stand directly in an edge are computed from those
-//! ([`EdgeRecord::sources`]) so that `merge` can take the maximum per source and stay commutative, associative and idempotent.
+//! `apiVersion: guardrail.dev/v1`, `kind: GraphSnapshot`. Everything is sorted, so equal graphs are
+//! equal bytes. Fields are added freely and renamed never. Numbers are kept per source and side;
+//! the numbers that stand directly in an edge are computed from those ([`EdgeRecord::sources`]) so
+//! that `merge` can take the maximum per source and stay commutative, associative and idempotent.
 
 pub(crate) mod behind;
 pub(crate) mod counters;
@@ -71,17 +72,20 @@ pub struct Body {
     pub addresses: Vec<AddressEntry>,
     /// Client-side records of virtual addresses, from which edges with `via` follow, sorted.
     pub service_flows: Vec<ServiceFlow>,
-    /// Flows with pods of other nodes, of agents that know only the pods of their own node: `merge` makes edges of them. Sorted.
+    /// Flows with pods of other nodes, of agents that know only the pods of their own node: `merge`
+    /// makes edges of them. Sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remote_flows: Vec<RemoteFlow>,
-    /// Nodes whose agent knows only the pods of its own node, with the time of that word. Empty: every source knows all pods.
+    /// Nodes whose agent knows only the pods of its own node, with the time of that word. Empty:
+    /// every source knows all pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub own_pods_as_of: BTreeMap<String, Timestamp>,
     /// The edges, sorted by key.
     pub edges: Vec<EdgeRecord>,
 }
 
-/// The observation window: a set of intervals per node. A gap between two intervals of a node is a time nobody watched it.
+/// The observation window: a set of intervals per node. A gap between two intervals of a node is a
+/// time nobody watched it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Window {
     /// Start of the earliest interval.
@@ -115,11 +119,13 @@ pub struct Coverage {
     pub losses: Vec<LossEntry>,
     /// Unresolved flows per source and reason, sorted; only reasons with a count.
     pub unresolved: Vec<UnresolvedEntry>,
-    /// Workloads that are incomplete, with the reasons, sorted. A workload that is not here is complete if every node that hosts it is observed.
+    /// Workloads that are incomplete, with the reasons, sorted. A workload that is not here is
+    /// complete if every node that hosts it is observed.
     pub workloads: Vec<WorkloadCoverage>,
 }
 
-/// Which of the lists that name flows (nodes, pods, Services) were heard, at least once since the agent started.
+/// Which of the lists that name flows (nodes, pods, Services) were heard, at least once since the
+/// agent started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InventoryState {
@@ -168,11 +174,13 @@ pub struct LossEntry {
 pub struct UnresolvedEntry {
     /// Who counted.
     pub source: Source,
-    /// `ip_reuse`, `pod_range_no_owner`, `role_unknown`, `pod_unknown`, `service_backend_unknown`, …
+    /// `ip_reuse`, `pod_range_no_owner`, `role_unknown`, `pod_unknown`, `service_backend_unknown`,
+    /// …
     pub reason: String,
     /// How many.
     pub count: u64,
-    /// A few examples (`client -> server:port/protocol`; the port is the server's), sorted, at most 8.
+    /// A few examples (`client -> server:port/protocol`; the port is the server's), sorted, at most
+    /// 8.
     pub examples: BTreeSet<String>,
 }
 
@@ -183,9 +191,10 @@ pub struct WorkloadCoverage {
     pub peer: Peer,
     /// Always false here.
     pub complete: bool,
-    /// Reasons: a loss reason, an unresolved reason, `inventory_missing`, or one with the node it is about:
-    /// `node_unobserved:NAME`, `window_gap:NAME`, `window_apart:NAME` (another node was watched at no time that this one was), `losses:NAME`
-    /// (events were lost there, where pods of the workload ran earlier).
+    /// Reasons: a loss reason, an unresolved reason, `inventory_missing`, or one with the node it
+    /// is about: `node_unobserved:NAME`, `window_gap:NAME`, `window_apart:NAME` (another node was
+    /// watched at no time that this one was), `losses:NAME` (events were lost there, where pods of
+    /// the workload ran earlier).
     pub reasons: BTreeSet<String>,
 }
 
@@ -204,7 +213,8 @@ pub struct WorkloadEntry {
     /// Its name.
     #[serde(flatten)]
     pub workload: WorkloadRef,
-    /// The selector that selects this workload's pods and no other's in the namespace; `None` if there is no stable one (see `selector_advice`).
+    /// The selector that selects this workload's pods and no other's in the namespace; `None` if
+    /// there is no stable one (see `selector_advice`).
     pub selector: Option<LabelSelector>,
     /// Why there is no usable selector, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -216,8 +226,8 @@ pub struct WorkloadEntry {
     pub host_network: bool,
     /// Live pods per node name (`""`: not scheduled).
     pub pods: BTreeMap<String, Vec<PodEntry>>,
-    /// Nodes that hosted a pod of it beside those in `pods`, with the last time this was known. The name
-    /// [`MORE_NODES`] stands for nodes that were too many to keep.
+    /// Nodes that hosted a pod of it beside those in `pods`, with the last time this was known. The
+    /// name [`MORE_NODES`] stands for nodes that were too many to keep.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ran_on: BTreeMap<String, Timestamp>,
     /// When this was known to be so; `merge` keeps the later word.
@@ -258,7 +268,8 @@ pub struct ServiceEntry {
     pub namespace: String,
     /// Name.
     pub name: String,
-    /// `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalName`; headless Services have no addresses.
+    /// `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalName`; headless Services have no
+    /// addresses.
     pub service_type: String,
     /// Cluster, external and load-balancer addresses.
     pub addresses: BTreeSet<IpAddr>,
@@ -326,8 +337,9 @@ pub struct AddressEntry {
     /// The agent's own record (a cgroup's socket held the address), not only the API's word.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub proven: bool,
-    /// Of a node's address: whether the API lists it as the node's (`status.addresses`, a tunnel address in an annotation, the bridge address of a pod
-    /// range), or only a socket of the node was seen with it. `None`: nobody knows. `merge` keeps the greater.
+    /// Of a node's address: whether the API lists it as the node's (`status.addresses`, a tunnel
+    /// address in an annotation, the bridge address of a pod range), or only a socket of the node
+    /// was seen with it. `None`: nobody knows. `merge` keeps the greater.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listed: Option<bool>,
 }
@@ -353,7 +365,8 @@ pub struct ServiceFlow {
     pub sources: Vec<SourceCounts>,
 }
 
-/// A flow whose other end is a pod of another node, which the agent does not know (`--inventory-scope node`).
+/// A flow whose other end is a pod of another node, which the agent does not know
+/// (`--inventory-scope node`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RemoteFlow {
     /// The end on the agent's node.
@@ -403,7 +416,8 @@ pub struct SourceCounts {
     pub first_seen: Timestamp,
     /// Last open or attempt.
     pub last_seen: Timestamp,
-    /// These are of [`Body::remote_flows`], from which they are computed again when snapshots are joined.
+    /// These are of [`Body::remote_flows`], from which they are computed again when snapshots are
+    /// joined.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_merge: bool,
 }
@@ -440,8 +454,8 @@ pub struct EdgeRecord {
     pub port: u16,
     /// Name of that port at the server's pods, if they name it.
     pub port_name: Option<String>,
-    /// Services through which the client reached it: `namespace/name:port`. Where it was reached directly too, `counts` is the sum of both, and
-    /// `sources` has what was direct.
+    /// Services through which the client reached it: `namespace/name:port`. Where it was reached
+    /// directly too, `counts` is the sum of both, and `sources` has what was direct.
     pub via: BTreeSet<String>,
     /// `client`, `server`, or both.
     pub seen_by: BTreeSet<Side>,

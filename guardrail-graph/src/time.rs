@@ -4,7 +4,8 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Wall-clock time, nanoseconds since the Unix epoch (UTC). Serialised as RFC 3339 with as many fractional digits as needed.
+/// Wall-clock time, nanoseconds since the Unix epoch (UTC). Serialised as RFC 3339 with as many
+/// fractional digits as needed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 

@@ -21,7 +21,8 @@ pub enum UnresolvedReason {
     RemotePod,
     /// Nothing of the cluster was known yet, so the address may have been a pod's.
     ClusterUnknown,
-    /// The local end is on another node: several nodes share this kernel, and that node's own agent counts the flow.
+    /// The local end is on another node: several nodes share this kernel, and that node's own agent
+    /// counts the flow.
     OtherNode,
 }
 

@@ -1,4 +1,5 @@
-//! A month of rollouts, jobs and restarts: what is kept follows the size of the cluster, not its age.
+//! A month of rollouts, jobs and restarts: what is kept follows the size of the cluster, not its
+//! age.
 
 mod common;
 
@@ -17,7 +18,8 @@ const DAY: i64 = 86_400;
 /// The state of this day is compared with the last one.
 const SETTLED: u32 = if cfg!(miri) { 4 } else { 8 };
 
-/// The pod of a workload on a day: another name, address and mostly another node than the day before.
+/// The pod of a workload on a day: another name, address and mostly another node than the day
+/// before.
 fn pod_of(workload: u32, day: u32) -> String {
     let on_a = (workload + day).is_multiple_of(2);
     let host = 2 + (workload / 2 + day * 7) % 250;

@@ -1,4 +1,5 @@
-//! Flows that wait: who floods loses, and nobody else; and what nobody can name yet is no external peer.
+//! Flows that wait: who floods loses, and nobody else; and what nobody can name yet is no external
+//! peer.
 
 mod common;
 

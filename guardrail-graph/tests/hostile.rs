@@ -1,4 +1,5 @@
-//! What a hostile pod, tenant or agent can make of the graph: every table stays bounded, and what one does costs the others nothing.
+//! What a hostile pod, tenant or agent can make of the graph: every table stays bounded, and what
+//! one does costs the others nothing.
 
 mod common;
 
@@ -105,7 +106,8 @@ fn names_are_believed_for_the_client_that_was_told_them_and_for_nobody_else() {
     assert_eq!(named, [("shop/Deployment/quiet".to_owned(), "external/203.0.113.7".to_owned())]);
 }
 
-/// What only the kubelet writes into mirror objects of static pods, and what nobody keeps others from writing.
+/// What only the kubelet writes into mirror objects of static pods, and what nobody keeps others
+/// from writing.
 fn claims(name: &str, hash: &str) -> String {
     format!(
         "---\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: evil\n  uid: uid-of-{name}\n  \
@@ -116,7 +118,8 @@ fn claims(name: &str, hash: &str) -> String {
 #[test]
 fn an_annotation_takes_no_pod_its_identity() {
     let mut lab = small(|_| ());
-    // Never scheduled, without an address: its author wants the quiet pod's connections to support rules for it.
+    // Never scheduled, without an address: its author wants the quiet pod's connections to support
+    // rules for it.
     lab.apply(&claims("thief", &common::uid("quiet", 0)));
     lab.flow(tcp_client(2, "10.244.1.3", "10.244.2.2", 8080, t(5)));
     lab.flow(tcp_client(2, "10.244.1.3", "203.0.113.9", 443, t(5)));

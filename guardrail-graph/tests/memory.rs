@@ -1,5 +1,6 @@
-//! What is kept, and what a scrape and a document take on top, in allocated bytes: exact, whatever the machine and the profile. One test alone in its
-//! process, because the count is the whole process's.
+//! What is kept, and what a scrape and a document take on top, in allocated bytes: exact, whatever
+//! the machine and the profile. One test alone in its process, because the count is the whole
+//! process's.
 
 mod common;
 

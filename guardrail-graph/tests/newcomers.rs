@@ -1,10 +1,12 @@
-//! Pods, nodes and Services that are heard of after their first traffic: what was taken for an external peer is named when the word comes.
+//! Pods, nodes and Services that are heard of after their first traffic: what was taken for an
+//! external peer is named when the word comes.
 
 mod common;
 
 use common::{Lab, edges, pod, t, tcp_client, tcp_server};
 
-/// Where pods have addresses outside their nodes' `spec.podCIDR`, nothing tells at first that they are no external peers.
+/// Where pods have addresses outside their nodes' `spec.podCIDR`, nothing tells at first that they
+/// are no external peers.
 #[test]
 fn traffic_from_before_the_word_of_a_pod_of_a_node_or_of_a_service_is_named_when_the_word_comes() {
     let api = pod("shop", "api", 0, "node-a", "10.99.0.3", &["http:8080"]);

@@ -1,4 +1,5 @@
-//! Agents that know the pods of their own node only (`--inventory-scope node`): `merge` gives the same graph as if each knew all.
+//! Agents that know the pods of their own node only (`--inventory-scope node`): `merge` gives the
+//! same graph as if each knew all.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! Lists recorded from a real Kubernetes 1.36 API server over `fixtures/kube/platform.yaml`: owners, selectors, Services.
+//! Lists recorded from a real Kubernetes 1.36 API server over `fixtures/kube/platform.yaml`:
+//! owners, selectors, Services.
 
 use std::collections::BTreeMap;
 

@@ -28,7 +28,8 @@ fn before() -> Lab {
     lab.cgroup(9, "/system.slice/kubelet.service");
     lab.flow(tcp_client(1, "10.244.1.2", "10.96.0.7", 80, t(5)));
     lab.flow(tcp_server(2, "10.244.1.3", "10.244.1.2", 8080, t(5)));
-    // The node's own: its tunnel's address, a bridge that Kubernetes does not know, and its end of a pod's link.
+    // The node's own: its tunnel's address, a bridge that Kubernetes does not know, and its end of
+    // a pod's link.
     for (local, remote) in
         [("10.244.1.0", "10.244.2.3"), ("172.17.0.1", "203.0.113.1"), ("169.254.20.10", "10.244.1.2")]
     {
@@ -38,7 +39,8 @@ fn before() -> Lab {
     lab
 }
 
-/// Restores at `seconds`, a minute after the state was written; what the API server says comes later.
+/// Restores at `seconds`, a minute after the state was written; what the API server says comes
+/// later.
 fn restart(lab: &mut Lab, seconds: i64, is_seamless: bool) -> Lab {
     let state = Snapshot::from_json(&lab.snapshot().to_json(), "state").unwrap();
     let mut config = ObserverConfig::new("node-a", "next", t(seconds));

@@ -1,4 +1,5 @@
-//! Who asked and who served: UDP, sockets found at start, and what is no conversation between two peers.
+//! Who asked and who served: UDP, sockets found at start, and what is no conversation between two
+//! peers.
 
 mod common;
 
@@ -74,7 +75,8 @@ fn what_a_gone_pod_served_tells_nothing_of_the_next_owner_of_its_address_and_is_
     lab.at(20).delete_pod("shop", "odd-5d9c-0");
     lab.at(40).apply(&pod("shop", "new", 0, "node-a", "10.244.1.5", &[]));
     lab.pod_cgroup(6, "new", 0);
-    // The kernel gave the next owner's question just this port, and it is older than the agent's sight of the server's bind.
+    // The kernel gave the next owner's question just this port, and it is older than the agent's
+    // sight of the server's bind.
     let mut answer = delta(2, Role::Client, "10.244.1.3", "10.244.1.5", Protocol::Udp, 9999, t(60));
     (answer.local_port, answer.bind_seen) = (Some(53), false);
     lab.at(60).flow(answer);

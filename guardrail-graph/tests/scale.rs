@@ -1,4 +1,5 @@
-//! What a large cluster costs. Figures are printed (`--nocapture`); what is asserted is size, never time.
+//! What a large cluster costs. Figures are printed (`--nocapture`); what is asserted is size, never
+//! time.
 
 mod common;
 

@@ -66,7 +66,8 @@ fn cgroup_gone(lab: &mut Lab, id: u64, at: i64) {
     lab.observer.observe(Observation::CgroupRemoved { id: CgroupId(id), at: t(at) }, t(at));
 }
 
-/// `old` had the address; its cgroup 2 is gone at 20, `new` has the address and cgroup 3 since 22, and the API server knows nothing of it.
+/// `old` had the address; its cgroup 2 is gone at 20, `new` has the address and cgroup 3 since 22,
+/// and the API server knows nothing of it.
 fn recycled_behind_the_api_servers_back() -> Lab {
     let mut lab = Lab::new(
         "node-a",
@@ -99,7 +100,8 @@ fn an_address_is_nobodys_once_its_pods_last_cgroup_is_gone_until_its_new_owner_i
     lab.delete_pod("shop", "old-5d9c-0");
     let expected = ["new -> api TCP/8080", "web -> new TCP/81", "web -> old TCP/80"];
     assert_eq!(lab.edges(), expected);
-    // Between the two it was nobody's, though the new owner's first word may come long after its first traffic.
+    // Between the two it was nobody's, though the new owner's first word may come long after its
+    // first traffic.
     lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.9", 82, t(21)));
     lab.at(60);
     assert_eq!(lab.edges(), expected);
@@ -391,7 +393,8 @@ fn a_host_network_client_through_a_cluster_ip_is_its_node_with_its_workload_besi
     let snapshot = lab.snapshot();
     assert_eq!(edges(&snapshot), ["node/node-a -> dns UDP/53 via shop/dns:53"]);
     assert!(snapshot.body.edges[0].node_workloads.contains("shop/Deployment/agent"));
-    // The source address may be the node's end of the pod network (10.244.1.1), which is the node's as well.
+    // The source address may be the node's end of the pod network (10.244.1.1), which is the node's
+    // as well.
     lab.flow(delta(2, Role::Server, "10.244.1.3", "10.244.1.1", Protocol::Udp, 53, t(6)));
     assert_eq!(lab.edges().len(), 1);
 }
@@ -427,7 +430,8 @@ fn what_another_node_on_the_same_kernel_does_is_left_to_that_nodes_agent() {
     let mut lab = Lab::new("node-a", &[api(0, "node-a", "10.244.1.3"), far]);
     lab.pod_cgroup(2, "far", 0);
     lab.cgroup(5, "/system.slice/kubelet.service");
-    // By its cgroup, by its address alone (the cgroup is not known here), and a host process of that node.
+    // By its cgroup, by its address alone (the cgroup is not known here), and a host process of
+    // that node.
     lab.flow(tcp_client(2, "10.244.2.3", "10.244.1.3", 8080, t(5)));
     lab.flow(tcp_client(99, "10.244.2.3", "10.244.1.3", 8080, t(5)));
     lab.flow(tcp_client(5, "192.0.2.12", "10.244.1.3", 8080, t(5)));

@@ -95,7 +95,8 @@ fn an_address_outside_that_is_reached_directly_and_through_a_service_keeps_both(
         let (opened, counts) = (edge.counts.opened, &edge.sources);
         assert_eq!((opened, counts.len(), counts[0].counts.opened), (4, 1, 1), "three of the four through the Service");
     }
-    // A state is continued, and the flow through the Service is known no longer: so is what followed from it.
+    // A state is continued, and the flow through the Service is known no longer: so is what
+    // followed from it.
     let mut without = snapshot;
     without.body.services.clear();
     assert_eq!(edges(&merge(vec![without])), ["web -> external/198.51.100.1 TCP/8080"]);

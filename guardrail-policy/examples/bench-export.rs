@@ -1,5 +1,5 @@
-//! How long export and proof take: 10,000 edges over 1,000 workloads in 50 namespaces. Prints one line of figures; started by
-//! `cargo xtask bench policy`.
+//! How long export and proof take: 10,000 edges over 1,000 workloads in 50 namespaces. Prints one
+//! line of figures; started by `cargo xtask bench policy`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;

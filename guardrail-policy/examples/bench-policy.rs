@@ -1,4 +1,5 @@
-//! Measures the evaluator: 1,000 workloads, 500 policies, 1,000,000 flows, one thread. `cargo xtask bench policy` runs it.
+//! Measures the evaluator: 1,000 workloads, 500 policies, 1,000,000 flows, one thread. `cargo xtask
+//! bench policy` runs it.
 //!
 //! Prints what it did, so that a verdict that costs nothing because nothing is isolated would show.
 
@@ -49,7 +50,8 @@ fn cluster() -> Cluster {
     cluster
 }
 
-/// Half of them open one workload to others; the rest close namespaces, allow tiers across namespaces, and name addresses.
+/// Half of them open one workload to others; the rest close namespaces, allow tiers across
+/// namespaces, and name addresses.
 fn policies() -> String {
     let mut text = String::new();
     for p in 0..POLICIES {

@@ -1,4 +1,5 @@
-//! What a set of policies does to a set of flows: who is newly isolated, which policies and rules do nothing.
+//! What a set of policies does to a set of flows: who is newly isolated, which policies and rules
+//! do nothing.
 //!
 //! [`Check`] judges flow by flow and keeps account; [`Check::finish`] gives the [`Findings`].
 

@@ -1,6 +1,7 @@
 //! Printers: from the intermediate form to files.
 //!
-//! A printer adds nothing: what it writes depends on the [`Plan`] and on the choices in [`Options`] alone, never on counts or times.
+//! A printer adds nothing: what it writes depends on the [`Plan`] and on the choices in [`Options`]
+//! alone, never on counts or times.
 
 mod networkpolicy;
 
@@ -13,7 +14,8 @@ use crate::generate::{EVIDENCE_FILE, KUSTOMIZATION_FILE, Options, Phase, Plan, P
 
 pub use networkpolicy::NetworkPolicy;
 
-/// Every policy as one file, but for those of namespaces that are stopped, and the `kustomization.yaml` that lists them.
+/// Every policy as one file, but for those of namespaces that are stopped, and the
+/// `kustomization.yaml` that lists them.
 #[must_use]
 pub fn files(plan: &Plan, options: &Options, stopped: &BTreeSet<String>) -> BTreeMap<String, String> {
     let mut files = policies(plan, options, stopped);
@@ -100,7 +102,8 @@ pub fn kustomization<'a>(files: impl IntoIterator<Item = &'a str>) -> String {
     text
 }
 
-/// YAML as a YAML 1.1 reader understands it too: serde-saphyr quotes `on`, `yes`, `1_000` and `12:30:45`.
+/// YAML as a YAML 1.1 reader understands it too: serde-saphyr quotes `on`, `yes`, `1_000` and
+/// `12:30:45`.
 fn yaml(value: &impl Serialize) -> String {
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
     serde_saphyr::to_string_with_options(value, options).expect("maps, strings and numbers always serialise")

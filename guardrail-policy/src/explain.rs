@@ -1,7 +1,8 @@
-//! Why a connection is allowed or denied: the deciding policies with file and rule, for a denied one the nearest rule that almost matched and the
-//! smallest rule that would allow it.
+//! Why a connection is allowed or denied: the deciding policies with file and rule, for a denied
+//! one the nearest rule that almost matched and the smallest rule that would allow it.
 //!
-//! Works on the policies as written, not on the compiled form, so that it also checks it: an explanation that disagrees with the verdict is a bug.
+//! Works on the policies as written, not on the compiled form, so that it also checks it: an
+//! explanation that disagrees with the verdict is a bug.
 
 use std::{fmt, net::IpAddr};
 
@@ -76,7 +77,8 @@ pub struct SideExplanation {
     /// Why it cannot be told, if so.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unproven: Vec<String>,
-    /// The policies that have a say about the subject, in the order in which they are asked, with the rules that decide.
+    /// The policies that have a say about the subject, in the order in which they are asked, with
+    /// the rules that decide.
     pub policies: Vec<Deciding>,
     /// The rule that came nearest, if the side denies and has a rule at all.
     pub nearest: Option<Near>,

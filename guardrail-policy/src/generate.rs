@@ -1,11 +1,14 @@
 //! From the observed graph to policies that allow exactly what was observed.
 //!
-//! Input: a [`Snapshot`] and [`Options`]. Output: [`Generated`]: the [`Plan`] (policies as data), the files as text, and what stands against
-//! using them, as data. A [`Problem`] stops the namespaces that it concerns: their files are left out, or, for readers
-//! ([`Options::stopped_too`]), carry a mark. Policies of other namespaces are proven and written without them.
+//! Input: a [`Snapshot`] and [`Options`]. Output: [`Generated`]: the [`Plan`] (policies as data),
+//! the files as text, and what stands against using them, as data. A [`Problem`] stops the
+//! namespaces that it concerns: their files are left out, or, for readers
+//! ([`Options::stopped_too`]), carry a mark. Policies of other namespaces are proven and written
+//! without them.
 //!
-//! Invariants (docs/design.md#policy): supported edges are allowed, nothing else between covered workloads is; pod ports only; no generated label, no
-//! address of a pod or Service in an `ipBlock`; equal graphs are equal bytes.
+//! Invariants (docs/design.md#policy): supported edges are allowed, nothing else between covered
+//! workloads is; pod ports only; no generated label, no address of a pod or Service in an
+//! `ipBlock`; equal graphs are equal bytes.
 
 mod completeness;
 mod context;
@@ -157,22 +160,25 @@ pub struct Options {
     pub also_service_ports: bool,
     /// Clients whose flows support no rule (B36).
     pub ignore_clients: BTreeSet<WorkloadPattern>,
-    /// How many external addresses one port gets as single addresses; with more it is "any external address" (B20, B35).
+    /// How many external addresses one port gets as single addresses; with more it is "any external
+    /// address" (B20, B35).
     pub max_external_addresses: usize,
-    /// Ranges behind external names (lower case), declared by a person (B20): an address of such a name that lies in one of them is allowed by
-    /// the ranges, however many addresses there are.
+    /// Ranges behind external names (lower case), declared by a person (B20): an address of such a
+    /// name that lies in one of them is allowed by the ranges, however many addresses there are.
     pub declared_ranges: BTreeMap<String, BTreeSet<IpNet>>,
     /// Ranges of node addresses, declared by a person: a range stands for every node address in it.
     pub node_ranges: BTreeSet<IpNet>,
-    /// For how long the nodes of a namespace must have been observed together; [`Phase::min_window`] is what to ask for.
+    /// For how long the nodes of a namespace must have been observed together;
+    /// [`Phase::min_window`] is what to ask for.
     pub min_window: Duration,
     /// Somebody accepted what can be forced: the files say so.
     pub forced: bool,
-    /// Also make the files of stopped namespaces, for reading, with a mark. Gates stop none then: each file says what it
-    /// rests on.
+    /// Also make the files of stopped namespaces, for reading, with a mark. Gates stop none then:
+    /// each file says what it rests on.
     pub stopped_too: bool,
-    /// What an inventory knows of the cluster ([`Cluster::from_objects`]), above all the ranges where pods get their addresses: without them,
-    /// "any external address" includes the cluster's pods. Empty if there is no inventory.
+    /// What an inventory knows of the cluster ([`Cluster::from_objects`]), above all the ranges
+    /// where pods get their addresses: without them, "any external address" includes the cluster's
+    /// pods. Empty if there is no inventory.
     pub cluster: Cluster,
     /// Policies that are in force already. What is generated is proven together with them.
     pub existing: Vec<NetworkPolicy>,
@@ -207,12 +213,13 @@ impl Options {
 pub struct Generated {
     /// The policies as data.
     pub plan: Plan,
-    /// Text of every file, by its path relative to the export directory: one `NAMESPACE.NAME.yaml` per policy, `kustomization.yaml`,
-    /// `evidence.json`, `REPORT.md`.
+    /// Text of every file, by its path relative to the export directory: one `NAMESPACE.NAME.yaml`
+    /// per policy, `kustomization.yaml`, `evidence.json`, `REPORT.md`.
     pub files: BTreeMap<String, String>,
     /// What stands against using them, sorted.
     pub problems: Vec<Problem>,
-    /// Namespaces that problems stop: no file of theirs is in `files`, unless [`Options::stopped_too`].
+    /// Namespaces that problems stop: no file of theirs is in `files`, unless
+    /// [`Options::stopped_too`].
     pub stopped: BTreeSet<String>,
     /// What a person should know, sorted.
     pub warnings: Vec<String>,
@@ -275,8 +282,9 @@ pub fn plan_for(snapshot: &Snapshot, options: &Options) -> Decision {
 
 /// Generates every file of an export, and proves it.
 ///
-/// A problem stops the namespaces that it names. What is left is proven anew without their policies, until the proof
-/// stops no other: so it holds for what is written, beside namespaces that stay as they are.
+/// A problem stops the namespaces that it names. What is left is proven anew without their
+/// policies, until the proof stops no other: so it holds for what is written, beside namespaces
+/// that stay as they are.
 #[must_use]
 pub fn generate(snapshot: &Snapshot, options: &Options) -> Generated {
     let snapshot = &*stable::stable(snapshot);

@@ -1,7 +1,8 @@
 //! The linter: what is valid and still not what its author meant.
 //!
-//! Input: policies as read, problems of the reader, and the cluster if an inventory is given (rules that need one are silent without). Output:
-//! [`Finding`]s, sorted by place. Rule ids are stable: they are never reused or renamed.
+//! Input: policies as read, problems of the reader, and the cluster if an inventory is given (rules
+//! that need one are silent without). Output: [`Finding`]s, sorted by place. Rule ids are stable:
+//! they are never reused or renamed.
 
 use std::{
     borrow::Cow,
@@ -222,8 +223,9 @@ fn finding(rule: &LintRule, location: Option<Location>, policy: Option<String>, 
     Finding { rule: rule.id, name: rule.name, severity: rule.severity, location, policy, message, fix: rule.fix.into() }
 }
 
-/// Whether a comment `# guardrail: ignore GRnnn reason` speaks of it: on its line, on the lines directly above, or above the policy for all of it.
-/// What the API server rejects cannot be ignored.
+/// Whether a comment `# guardrail: ignore GRnnn reason` speaks of it: on its line, on the lines
+/// directly above, or above the policy for all of it. What the API server rejects cannot be
+/// ignored.
 fn is_ignored(finding: &Finding, set: &PolicySet) -> bool {
     let Some(location) = &finding.location else { return false };
     if [INVALID, QUOTED_PORT, CONFLICT].iter().any(|r| r.id == finding.rule) {

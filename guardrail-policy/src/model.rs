@@ -1,6 +1,9 @@
-//! NetworkPolicy as the evaluator, the linter and the generator see it: validated, defaulted, every difference between "absent" and "empty" resolved.
+//! NetworkPolicy as the evaluator, the linter and the generator see it: validated, defaulted, every
+//! difference between "absent" and "empty" resolved.
 //!
-//! Meaning of each field: <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/> and docs/semantics.md part A.
+//! Meaning of each field:
+//! <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/> and
+//! docs/semantics.md part A.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -13,7 +16,8 @@ pub mod tier;
 
 pub use selector::{Labels, NAMESPACE_NAME_LABEL, selector_matches, selector_matches_by};
 
-/// Protocol of a policy port or of a flow; `protocol` missing means TCP. The "port" of ICMP is its type.
+/// Protocol of a policy port or of a flow; `protocol` missing means TCP. The "port" of ICMP is its
+/// type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {

@@ -1,9 +1,12 @@
-//! The proof: the printed policies, read back and judged by the evaluator against everything that was observed.
+//! The proof: the printed policies, read back and judged by the evaluator against everything that
+//! was observed.
 //!
-//! Two claims (docs/design.md#policy, 1 and 2): together with the policies that exist, the export allows every supported flow; and on its own it allows no
-//! other pair of covered workloads, but for what the phase says and what the plan has announced as wider than observed.
+//! Two claims (docs/design.md#policy, 1 and 2): together with the policies that exist, the export
+//! allows every supported flow; and on its own it allows no other pair of covered workloads, but
+//! for what the phase says and what the plan has announced as wider than observed.
 //!
-//! The proof shares nothing with the generator but the plan's announcements: what it judges is the text that would be applied.
+//! The proof shares nothing with the generator but the plan's announcements: what it judges is the
+//! text that would be applied.
 
 mod unnamed;
 
@@ -105,7 +108,8 @@ fn supported_flows_are_allowed(
         if !verdict.allowed() {
             let (side, namespaces) = denied_sides(&edge.client.peer, &edge.server.peer, &verdict.verdict);
             if decision.inexpressible.contains(&index) {
-                // A problem says it already. Here its namespace is not stopped: for a reader of the whole plan.
+                // A problem says it already. Here its namespace is not stopped: for a reader of the
+                // whole plan.
                 continue;
             }
             let flow = FlowName::of(edge);
@@ -138,7 +142,8 @@ fn supported_flows_are_allowed(
 fn conflict(edge: &EdgeRecord, verdict: &Verdict, decision: &Decision, proof: &mut Proof) {
     let ours = |namespace: &&str| decision.verdicts.iter().any(|v| v.namespace == *namespace);
     let (side, namespaces) = denied_sides(&edge.client.peer, &edge.server.peer, verdict);
-    // Where the policy is not in a namespace of this export, the other end's namespace is the one that would be changed.
+    // Where the policy is not in a namespace of this export, the other end's namespace is the one
+    // that would be changed.
     let ends = [&edge.client.peer, &edge.server.peer].into_iter().filter_map(Peer::workload);
     let mut stops: BTreeSet<&str> = namespaces.into_iter().filter(ours).collect();
     if stops.is_empty() {
@@ -198,7 +203,8 @@ struct Pairs<'a> {
     observed_ports: BTreeMap<&'a WorkloadRef, BTreeSet<(Protocol, u16)>>,
     /// Phase constrain: who may call into a namespace, on which ports.
     into_namespace: BTreeSet<(&'a WorkloadRef, &'a str, Protocol, u16)>,
-    /// The same for ports that the boundary names: each pod of the namespace has its own number for it.
+    /// The same for ports that the boundary names: each pod of the namespace has its own number for
+    /// it.
     into_namespace_by_name: BTreeSet<(&'a WorkloadRef, &'a str, Protocol, &'a str)>,
 }
 
@@ -270,7 +276,8 @@ impl<'a> Pairs<'a> {
         self.entries.get(workload).copied()
     }
 
-    /// The workload itself; and, if no selector names it alone, those of its namespace that share all its labels (announced as a warning).
+    /// The workload itself; and, if no selector names it alone, those of its namespace that share
+    /// all its labels (announced as a warning).
     fn indistinguishable(&self, workload: &'a WorkloadRef) -> Vec<&'a WorkloadRef> {
         if let Some(subject) = self.decision.subjects.iter().find(|subject| subject.contains(workload)) {
             return subject.iter().filter_map(|member| self.entry(member)).map(|entry| &entry.workload).collect();
@@ -423,7 +430,8 @@ impl<'a> Pairs<'a> {
         })
     }
 
-    /// Whether a pair that passes was observed, or is opened by what the phase says or the plan has announced: on each side that is closed.
+    /// Whether a pair that passes was observed, or is opened by what the phase says or the plan has
+    /// announced: on each side that is closed.
     fn may_pass(&self, pair: &Pair<'a>, protocol: Protocol, port: u16) -> bool {
         let Pair { client, server, client_is_closed, server_is_closed } = *pair;
         let announced = &self.decision.announced;

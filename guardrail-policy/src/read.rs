@@ -1,8 +1,10 @@
 //! The strict policy reader: text as kubectl takes it in, validated [`NetworkPolicy`] objects out.
 //!
-//! Input: multi-document YAML, `List`s, JSON. What the API server's validation rejects is an error with file and line (A17, A19, A25, A33); unknown
-//! fields are warnings. Policy kinds that this crate does not evaluate are named, never skipped silently (A34). Other kinds of objects are counted.
-//! Sizes, nesting and alias expansion are bounded, so that no input makes the reader slow or deep.
+//! Input: multi-document YAML, `List`s, JSON. What the API server's validation rejects is an error
+//! with file and line (A17, A19, A25, A33); unknown fields are warnings. Policy kinds that this
+//! crate does not evaluate are named, never skipped silently (A34). Other kinds of objects are
+//! counted. Sizes, nesting and alias expansion are bounded, so that no input makes the reader slow
+//! or deep.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -76,7 +78,8 @@ pub enum ProblemKind {
     QuotedPort,
     /// A field that the API does not have: the API server drops it.
     UnknownField,
-    /// A range with host bits, leading zeros or an IPv4-mapped address: read as older API servers do.
+    /// A range with host bits, leading zeros or an IPv4-mapped address: read as older API servers
+    /// do.
     AmbiguousCidr,
 }
 
@@ -122,7 +125,8 @@ pub enum Touches {
 }
 
 impl Unevaluated {
-    /// Why an answer is unproven, and what to do where something can be done: one sentence without a full stop.
+    /// Why an answer is unproven, and what to do where something can be done: one sentence without
+    /// a full stop.
     #[must_use]
     pub fn sentence(&self) -> String {
         match self.inside.as_deref() {
@@ -161,7 +165,8 @@ impl fmt::Display for Unevaluated {
     }
 }
 
-/// Whether a text may hold anything that [`Reader`] is interested in: a cheap look before a large inventory is read a second time.
+/// Whether a text may hold anything that [`Reader`] is interested in: a cheap look before a large
+/// inventory is read a second time.
 #[must_use]
 pub fn may_concern_policies(text: &str) -> bool {
     foreign::NEEDLES.iter().any(|needle| text.contains(needle))
@@ -178,7 +183,8 @@ pub struct PolicySet {
     pub facts: Facts,
     /// Policies of kinds that are not evaluated, sorted.
     pub unevaluated: Vec<Unevaluated>,
-    /// Files of directories that hold no Kubernetes object: values, templates, settings of a pipeline.
+    /// Files of directories that hold no Kubernetes object: values, templates, settings of a
+    /// pipeline.
     pub left_out: Vec<String>,
     /// Comments that silence the linter.
     pub ignores: Vec<Ignore>,
@@ -220,7 +226,8 @@ fn ignores(file: &Arc<str>, text: &str) -> Vec<Ignore> {
 }
 
 impl PolicySet {
-    /// Every policy that is no NetworkPolicy: what stands beside a proof that is about NetworkPolicy alone.
+    /// Every policy that is no NetworkPolicy: what stands beside a proof that is about
+    /// NetworkPolicy alone.
     #[must_use]
     pub fn beside_network_policies(&self) -> Vec<Unevaluated> {
         let mut all = self.unevaluated.clone();
@@ -242,9 +249,11 @@ impl PolicySet {
 /// How strict to be with a file that holds no Kubernetes object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// The user named the file as policies: anything that is no object, or no policy at all in a file that has objects, is an error.
+    /// The user named the file as policies: anything that is no object, or no policy at all in a
+    /// file that has objects, is an error.
     Policies,
-    /// The file was found in a directory, or is an inventory: documents that are no objects, and objects of other kinds, are passed over.
+    /// The file was found in a directory, or is an inventory: documents that are no objects, and
+    /// objects of other kinds, are passed over.
     Anything,
 }
 
@@ -265,7 +274,8 @@ impl Reader {
         Self::default()
     }
 
-    /// Reads one file. Problems are kept for [`Reader::finish`], so that a user sees all of them at once.
+    /// Reads one file. Problems are kept for [`Reader::finish`], so that a user sees all of them at
+    /// once.
     pub fn add(&mut self, file: &str, bytes: &[u8], expect: Expect) {
         let file: Arc<str> = file.into();
         let documents = match yaml::documents(&file, bytes) {

@@ -1,5 +1,5 @@
-//! The sidecars of an export: `evidence.json` for programs, `REPORT.md` for people. Numbers, times and reasons stand here, so that policy
-//! files do not change when only counts do.
+//! The sidecars of an export: `evidence.json` for programs, `REPORT.md` for people. Numbers, times
+//! and reasons stand here, so that policy files do not change when only counts do.
 
 mod window;
 
@@ -193,7 +193,8 @@ fn edge_entry(edge: &EdgeRecord) -> EdgeEntry<'_> {
     }
 }
 
-/// Clients that tried or reached at least [`WIDE_MIN`] different servers and ports, and five times as many as the median client.
+/// Clients that tried or reached at least [`WIDE_MIN`] different servers and ports, and five times
+/// as many as the median client.
 fn wide_clients(edges: &[EdgeRecord]) -> Vec<WideClient> {
     let mut reached: BTreeMap<&WorkloadRef, usize> = BTreeMap::new();
     for edge in edges {

@@ -1,4 +1,5 @@
-//! The compiled evaluator and a naive one agree on random clusters, policies and flows; so do explanations and verdicts.
+//! The compiled evaluator and a naive one agree on random clusters, policies and flows; so do
+//! explanations and verdicts.
 
 #[path = "naive/mod.rs"]
 mod naive;
@@ -197,7 +198,8 @@ proptest! {
             let expected = world.allowed(*naive_src, *naive_dst, protocol, port);
             prop_assert_eq!(verdict.allowed(), expected, "{} -> {} {}/{}: {:?}\n{}", src, dst, protocol, port, verdict, naive::yaml(&world.policies));
 
-            // The explanation, made from the policies as written, says the same: the nearest rule misses, the suggested rule helps.
+            // The explanation, made from the policies as written, says the same: the nearest rule
+            // misses, the suggested rule helps.
             let question = Question { src: (&a, src), dst: (&b, dst), protocol: protocol.parse().unwrap(), port };
             let explanation = evaluator.explain(&question);
             prop_assert_eq!(explanation.allowed, expected);

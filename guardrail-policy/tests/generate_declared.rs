@@ -1,4 +1,5 @@
-//! What a person declares (`--declare`, `--ignore-client`) holds, or the export says why it does not.
+//! What a person declares (`--declare`, `--ignore-client`) holds, or the export says why it does
+//! not.
 
 mod generate_support;
 
@@ -7,7 +8,8 @@ use std::collections::BTreeSet;
 use generate_support::Scenario;
 use guardrail_policy::generate::{Generated, generate};
 
-/// `web` calls `addresses` outside, each under `names`; `export` and `rest` are more of the scenario.
+/// `web` calls `addresses` outside, each under `names`; `export` and `rest` are more of the
+/// scenario.
 fn scenario(addresses: u32, names: &[&str], export: serde_json::Value, rest: serde_json::Value) -> Scenario {
     let mut all = serde_json::json!({
         "about": "a shop that calls a payment provider",

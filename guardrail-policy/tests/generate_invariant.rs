@@ -1,6 +1,7 @@
-//! The first invariant over random worlds: every established flow is allowed by what is written, or stops its namespace
-//! by name; marks, node ends, link-local addresses and flows seen from one side are no way around it. And the second: the
-//! option that a problem names ends it. The judge reads the snapshot and the files alone.
+//! The first invariant over random worlds: every established flow is allowed by what is written, or
+//! stops its namespace by name; marks, node ends, link-local addresses and flows seen from one side
+//! are no way around it. And the second: the option that a problem names ends it. The judge reads
+//! the snapshot and the files alone.
 
 mod generate_support;
 
@@ -20,7 +21,8 @@ use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
 struct World {
-    /// Per workload: its namespace, its labels, whether a selector is known, nodes of its pods, host network.
+    /// Per workload: its namespace, its labels, whether a selector is known, nodes of its pods,
+    /// host network.
     workloads: Vec<(usize, usize, bool, Vec<usize>, bool)>,
     flows: Vec<Flow>,
     phase: &'static str,

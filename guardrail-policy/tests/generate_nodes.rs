@@ -1,4 +1,5 @@
-//! Nodes as clients: whose connections a node's address stands for, and which addresses a rule names for it.
+//! Nodes as clients: whose connections a node's address stands for, and which addresses a rule
+//! names for it.
 
 #[path = "../../guardrail-graph/tests/common/mod.rs"]
 mod common;

@@ -1,5 +1,6 @@
-//! From what the kernel reports to rules: the cases of docs/semantics.md part B that are decided before the generator, carried through to the
-//! policies. A line of `rules` reads `subject <- peer ports` for ingress and `subject -> peer ports` for egress.
+//! From what the kernel reports to rules: the cases of docs/semantics.md part B that are decided
+//! before the generator, carried through to the policies. A line of `rules` reads `subject <- peer
+//! ports` for ingress and `subject -> peer ports` for egress.
 
 #[path = "../../guardrail-graph/tests/common/mod.rs"]
 mod common;
@@ -144,7 +145,8 @@ fn b9_a_flow_to_a_reused_address_belongs_to_its_owner_of_that_time_and_an_ambigu
     let mut lab = Lab::new("node-a", &inventory);
     lab.pod_cgroup(1, "web", 0);
     lab.flow(tcp_client(1, "10.244.1.2", "10.244.2.9", 80, t(10)));
-    // The agent makes snapshots all the time; a workload that was in one is remembered when it is gone.
+    // The agent makes snapshots all the time; a workload that was in one is remembered when it is
+    // gone.
     lab.snapshot();
     lab.at(100).delete_pod("shop", "old-5d9c-0");
     lab.at(200).apply(&pod("shop", "new", 0, "node-b", "10.244.2.9", &[]));

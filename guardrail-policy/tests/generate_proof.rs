@@ -1,4 +1,5 @@
-//! The proof must fail when the export is wrong: policies of a small shop are tampered with, one way at a time.
+//! The proof must fail when the export is wrong: policies of a small shop are tampered with, one
+//! way at a time.
 
 mod generate_support;
 
@@ -136,7 +137,8 @@ fn a_file_that_is_no_policy_is_found() {
 
 #[test]
 fn a_missing_egress_rule_or_a_second_policy_of_the_cluster_cannot_hide_a_wrong_one() {
-    // An existing policy that allows everything does not make a wrong export right: it may go any day.
+    // An existing policy that allows everything does not make a wrong export right: it may go any
+    // day.
     let mut options = scenario().options();
     let open = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: open, namespace: pay}\nspec: {ingress: [{}]}\n";
     options.existing = guardrail_policy::read::policies("open", open.as_bytes()).unwrap().policies;

@@ -1,5 +1,6 @@
-//! Properties of the generator over random clusters and flows, judged pod by pod. What must pass and what must not is worked out here
-//! anew, from the flows alone; neither the generator's plan nor its own proof is asked.
+//! Properties of the generator over random clusters and flows, judged pod by pod. What must pass
+//! and what must not is worked out here anew, from the flows alone; neither the generator's plan
+//! nor its own proof is asked.
 
 mod generate_support;
 
@@ -104,7 +105,8 @@ impl World {
         format!("node-{}", node % self.nodes)
     }
 
-    /// The name `http` at port 80 or 8080, if the edge's port is the one that this pod or another calls so.
+    /// The name `http` at port 80 or 8080, if the edge's port is the one that this pod or another
+    /// calls so.
     fn port_name(&self, workload: usize, port: u16) -> Option<String> {
         let workload = workload % self.workloads.len();
         let pods = &self.workloads[workload].1;
@@ -238,8 +240,9 @@ impl World {
         flow.kind == Kind::FromNode && !flow.udp && self.workloads[flow.server % self.workloads.len()].2
     }
 
-    /// Whether a flow justifies that this port of `server`, which is its target or stands behind the same boundary, is open to whom it was
-    /// open for: the same number, or the same name at another number, if the name is every pod's and has several (B2).
+    /// Whether a flow justifies that this port of `server`, which is its target or stands behind
+    /// the same boundary, is open to whom it was open for: the same number, or the same name at
+    /// another number, if the name is every pod's and has several (B2).
     fn opens(&self, flow: &Flow, server: usize, port: u16, udp: bool) -> bool {
         let to = flow.server % self.workloads.len();
         let seen = PORTS[flow.port];
@@ -333,7 +336,8 @@ fn check(world: &World) -> Result<(), TestCaseError> {
     let snapshot = scenario.snapshot();
     let options = scenario.options();
     let generated = generate::generate(&snapshot, &options);
-    // What was inferred and not accepted stops its namespace (generate_invariant.rs); the policies are right all the same.
+    // What was inferred and not accepted stops its namespace (generate_invariant.rs); the policies
+    // are right all the same.
     let waits = |p: &generate::Problem| p.kind == ProblemKind::Unallowed && !world.accept_inferred;
     prop_assert!(generated.problems.iter().all(waits), "{:?}", generated.problems);
     let policies = policies(&generated);

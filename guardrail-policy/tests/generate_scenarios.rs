@@ -1,6 +1,8 @@
-//! Scenario goldens of the generator: `generate_scenarios/CASE/scenario.yaml` in, `expected/` out. `UPDATE_GOLDENS=1` rewrites `expected/`.
+//! Scenario goldens of the generator: `generate_scenarios/CASE/scenario.yaml` in, `expected/` out.
+//! `UPDATE_GOLDENS=1` rewrites `expected/`.
 //!
-//! A golden says what the files look like; `allowed` and `denied` in the scenario say what they must do, judged by the evaluator on the written text.
+//! A golden says what the files look like; `allowed` and `denied` in the scenario say what they
+//! must do, judged by the evaluator on the written text.
 
 mod generate_support;
 

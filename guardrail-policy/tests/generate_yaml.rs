@@ -17,7 +17,8 @@ use guardrail_policy::{
 use proptest::strategy::{Strategy, ValueTree};
 use serde_json::Value;
 
-/// What PyYAML makes of each text. PyYAML is needed for this test (Debian's python3-yaml); without it the test fails.
+/// What PyYAML makes of each text. PyYAML is needed for this test (Debian's python3-yaml); without
+/// it the test fails.
 fn pyyaml(texts: &[String]) -> Vec<Value> {
     let script = "import json, sys, yaml\nprint(json.dumps([yaml.safe_load(t) for t in json.load(sys.stdin)]))";
     let mut child = Command::new("python3")
@@ -158,7 +159,8 @@ fn hostile_strings_come_back_from_pyyaml_as_the_same_strings() {
 #[test]
 fn random_strings_come_back_from_pyyaml_as_the_same_strings() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    // One character that YAML 1.1 cannot print unescaped is enough to break a reader, so any printable Unicode may occur.
+    // One character that YAML 1.1 cannot print unescaped is enough to break a reader, so any
+    // printable Unicode may occur.
     let strategy = proptest::collection::vec(("[ -~\u{a0}-\u{d7ff}]{0,12}", "[0-9._:+eExob-]{0,8}"), 2000);
     let pairs = strategy.new_tree(&mut runner).unwrap().current();
     let texts: Vec<String> = pairs.iter().map(|(key, value)| printed(key, value)).collect();

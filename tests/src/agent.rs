@@ -1,4 +1,5 @@
-//! Runs `guardrail-agent` on a node of the lab, as a user would: command line, HTTP, files, signals, exit code.
+//! Runs `guardrail-agent` on a node of the lab, as a user would: command line, HTTP, files,
+//! signals, exit code.
 
 use std::{
     collections::BTreeSet,
@@ -52,8 +53,9 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts the agent of a node with `extra` arguments and waits until it is ready. Export and state directories are the node's own in the
-    /// lab's directory; the export is renewed every second unless `extra` says otherwise.
+    /// Starts the agent of a node with `extra` arguments and waits until it is ready. Export and
+    /// state directories are the node's own in the lab's directory; the export is renewed every
+    /// second unless `extra` says otherwise.
     ///
     /// # Errors
     /// It ends, or is not ready in time; the message has its standard error.
@@ -63,7 +65,8 @@ impl Agent {
         Ok(agent)
     }
 
-    /// The same after `prepare` has changed how the process is started: its environment, its limits, what is mounted.
+    /// The same after `prepare` has changed how the process is started: its environment, its
+    /// limits, what is mounted.
     ///
     /// # Errors
     /// As [`Agent::start`].
@@ -126,7 +129,8 @@ impl Agent {
         Ok(Self { child, netns, stderr, export_dir, state_dir })
     }
 
-    /// Starts a command that runs the agent inside a container on a node, listening at [`LISTEN`]. `state_dir` is where its state lies outside.
+    /// Starts a command that runs the agent inside a container on a node, listening at [`LISTEN`].
+    /// `state_dir` is where its state lies outside.
     ///
     /// # Errors
     /// The process cannot be started.
@@ -294,7 +298,8 @@ impl Agent {
         Ok(said)
     }
 
-    /// Time on a CPU since its start, in user and kernel mode, from `/proc/PID/stat` (proc(5): `utime` and `stime`).
+    /// Time on a CPU since its start, in user and kernel mode, from `/proc/PID/stat` (proc(5):
+    /// `utime` and `stime`).
     ///
     /// # Errors
     /// The process is gone.
@@ -359,7 +364,8 @@ impl Drop for Agent {
     }
 }
 
-/// BPF objects by id. The kernel gives ids out in rising order, so one that is gone does not soon come back.
+/// BPF objects by id. The kernel gives ids out in rising order, so one that is gone does not soon
+/// come back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BpfIds {
     /// Program ids.

@@ -1,7 +1,9 @@
-//! A small Kubernetes API server: it replays recordings of a real one (lists, watches with their real order) and misbehaves on demand.
+//! A small Kubernetes API server: it replays recordings of a real one (lists, watches with their
+//! real order) and misbehaves on demand.
 //!
-//! It speaks HTTP/1.1 over plain TCP, one thread per connection, every connection for one request. What it knows of the API is what the recordings
-//! show: lists (whole and paged), watches (from a version, or with the list first), bookmarks, metadata alone, field selectors on pods, tokens,
+//! It speaks HTTP/1.1 over plain TCP, one thread per connection, every connection for one request.
+//! What it knows of the API is what the recordings show: lists (whole and paged), watches (from a
+//! version, or with the list first), bookmarks, metadata alone, field selectors on pods, tokens,
 //! permissions, TokenReviews and SubjectAccessReviews, and port-forwards to pods.
 
 mod forward;
@@ -37,9 +39,11 @@ pub enum Fault {
         /// Seconds.
         retry_after: Option<u32>,
     },
-    /// The watch is answered with 200 and an ERROR event of code 410, as a real server does it for a version that etcd has forgotten.
+    /// The watch is answered with 200 and an ERROR event of code 410, as a real server does it for
+    /// a version that etcd has forgotten.
     Expired,
-    /// After so many events the stream ends in the middle of the next object, without an end of the body.
+    /// After so many events the stream ends in the middle of the next object, without an end of the
+    /// body.
     CutMidObject {
         /// Whole events before the cut.
         after: usize,
@@ -86,7 +90,8 @@ pub struct Manners {
     pub tokens: Option<BTreeSet<String>>,
     /// (verb, resource) that are forbidden.
     pub denied: BTreeSet<(String, String)>,
-    /// Inside a namespace only these (verb, resource) are permitted, and nothing outside; `None` permits everything that is not denied.
+    /// Inside a namespace only these (verb, resource) are permitted, and nothing outside; `None`
+    /// permits everything that is not denied.
     pub granted: Option<(String, BTreeSet<(String, String)>)>,
     /// Users by token, for TokenReviews.
     pub users: BTreeMap<String, String>,
@@ -290,7 +295,8 @@ impl ApiServer {
         self.shared.lock().faults.entry(resource.to_owned()).or_default().push_back(fault);
     }
 
-    /// Where the port-forwards of a pod lead from now on. Those of a pod that has none are refused with 404, as if it had just gone.
+    /// Where the port-forwards of a pod lead from now on. Those of a pod that has none are refused
+    /// with 404, as if it had just gone.
     pub fn forward(&self, namespace: &str, pod: &str, forward: Forward) {
         let key = (namespace.to_owned(), pod.to_owned());
         self.shared.lock().forwards.insert(key, Arc::new(forward));
@@ -388,7 +394,8 @@ impl Drop for ApiServer {
     }
 }
 
-/// Polls: the listener may be in another network namespace, where nobody here can connect to wake it.
+/// Polls: the listener may be in another network namespace, where nobody here can connect to wake
+/// it.
 fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     while !shared.stopped() {
         let Ok((stream, _)) = listener.accept() else {

@@ -1,4 +1,5 @@
-//! The application of the lab: serves and calls as its scenario file says, and logs each connection that it really made.
+//! The application of the lab: serves and calls as its scenario file says, and logs each connection
+//! that it really made.
 
 pub mod call;
 pub mod dns;
@@ -89,7 +90,8 @@ fn say(word: &str) {
 }
 
 fn pin_to_cpu(cpu: usize) -> Result<()> {
-    // SAFETY: an all-zero cpu_set_t is the empty set; CPU_SET writes within it for any index below CPU_SETSIZE (checked by libc's bounds).
+    // SAFETY: an all-zero cpu_set_t is the empty set; CPU_SET writes within it for any index below
+    // CPU_SETSIZE (checked by libc's bounds).
     let done = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(cpu, &mut set);

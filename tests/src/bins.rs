@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-/// The path of one of the workspace's programs: in `GUARDRAIL_BIN_DIR` if that is set, else where cargo put the program that is running.
+/// The path of one of the workspace's programs: in `GUARDRAIL_BIN_DIR` if that is set, else where
+/// cargo put the program that is running.
 ///
-/// `cargo xtask test` and `cargo xtask demo` build everything first (`cargo build -p guardrail-agent -p guardrail-cli -p guardrail-tests`).
+/// `cargo xtask test` and `cargo xtask demo` build everything first (`cargo build -p
+/// guardrail-agent -p guardrail-cli -p guardrail-tests`).
 ///
 /// # Panics
 /// It is not there: the message says what to build.

@@ -1,7 +1,8 @@
 //! A small Kubernetes cluster as data: who runs where, with which addresses, behind which Services.
 //!
-//! Addresses: node `i` has 172.18.0.(10+i) and fd00:172:18::(10+i); its pods live in 10.244.i.0/24 and fd00:10:244:i::/64; Services in
-//! 10.96.0.0/16 and fd00:10:96::/112. Every lab uses the same addresses, each in network namespaces of its own.
+//! Addresses: node `i` has 172.18.0.(10+i) and fd00:172:18::(10+i); its pods live in 10.244.i.0/24
+//! and fd00:10:244:i::/64; Services in 10.96.0.0/16 and fd00:10:96::/112. Every lab uses the same
+//! addresses, each in network namespaces of its own.
 
 pub mod inventory;
 pub mod nat;
@@ -141,7 +142,8 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Cluster addresses.
     pub addresses: (Ipv4Addr, Ipv6Addr),
-    /// The lab's address translation sends everything to this workload, though others are endpoints as well (traffic distribution).
+    /// The lab's address translation sends everything to this workload, though others are endpoints
+    /// as well (traffic distribution).
     pub only_reached: Option<String>,
 }
 

@@ -93,7 +93,8 @@ pub fn has_mark(value: &Value, mark: &str) -> bool {
     value["marks"].as_array().is_some_and(|m| m.iter().any(|m| m == mark))
 }
 
-/// Compares the edges of a snapshot with the truth: keys, TCP numbers, Services asked for, marks, failed attempts.
+/// Compares the edges of a snapshot with the truth: keys, TCP numbers, Services asked for, marks,
+/// failed attempts.
 #[must_use]
 pub fn compare(snapshot: &Value, truth: &Truth) -> Difference {
     let mut difference = Difference::default();

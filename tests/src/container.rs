@@ -1,4 +1,5 @@
-//! Runs a program as a container runtime would: a root of its own that is read-only, mounts, exactly these capabilities, no new privileges, a seccomp filter.
+//! Runs a program as a container runtime would: a root of its own that is read-only, mounts,
+//! exactly these capabilities, no new privileges, a seccomp filter.
 //!
 //! Nothing stays: mounts live in the process's own mount namespace.
 
@@ -15,8 +16,9 @@ use anyhow::{Context as _, Result};
 /// Capabilities by their numbers in capability.h.
 pub const CAPABILITIES: [(&str, u32); 4] = [("NET_ADMIN", 12), ("SYS_RESOURCE", 24), ("PERFMON", 38), ("BPF", 39)];
 
-/// What the default seccomp profiles of containerd and docker refuse to the agent. Their list names what is allowed; these are the calls
-/// of x86-64 that it leaves out or gives to other capabilities only. `bpf` and `perf_event_open` are allowed with `CAP_BPF` and `CAP_PERFMON`.
+/// What the default seccomp profiles of containerd and docker refuse to the agent. Their list names
+/// what is allowed; these are the calls of x86-64 that it leaves out or gives to other capabilities
+/// only. `bpf` and `perf_event_open` are allowed with `CAP_BPF` and `CAP_PERFMON`.
 pub const REFUSED_BY_DEFAULT: &[libc::c_long] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -80,8 +82,8 @@ pub struct Container {
 }
 
 impl Container {
-    /// A container whose root is this directory, without capabilities, refused what runtimes refuse by default. `/proc` and `/sys` are mounted as in
-    /// any container.
+    /// A container whose root is this directory, without capabilities, refused what runtimes refuse
+    /// by default. `/proc` and `/sys` are mounted as in any container.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
         Self {
@@ -93,7 +95,8 @@ impl Container {
         }
     }
 
-    /// A root with this program of the machine's, as `/usr/bin/NAME`, and the libraries that it needs.
+    /// A root with this program of the machine's, as `/usr/bin/NAME`, and the libraries that it
+    /// needs.
     ///
     /// # Errors
     /// A directory cannot be made.
@@ -118,8 +121,8 @@ impl Container {
         self
     }
 
-    /// Makes the mount points, and gives what turns a process into the container: to be called between fork and exec, in the network namespace where it is to
-    /// live.
+    /// Makes the mount points, and gives what turns a process into the container: to be called
+    /// between fork and exec, in the network namespace where it is to live.
     ///
     /// # Errors
     /// A mount point cannot be made.
@@ -148,7 +151,8 @@ impl Container {
         let keep = self.capabilities.clone();
         let own_pids = !self.host_pid;
         let filter = seccomp(&self.refused);
-        // Only system calls and memory that is there already: this runs after fork in a process that had threads.
+        // Only system calls and memory that is there already: this runs after fork in a process
+        // that had threads.
         Ok(move || {
             let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP | if own_pids { libc::CLONE_NEWPID } else { 0 };
             // SAFETY: no pointers.
@@ -206,9 +210,11 @@ fn bind(outside: &std::ffi::CStr, point: &std::ffi::CStr, read_only: bool) -> io
     Ok(())
 }
 
-/// Forks into the new process id namespace. The parent stays outside, waits, and ends as its child ended; if it is killed, so is the child.
+/// Forks into the new process id namespace. The parent stays outside, waits, and ends as its child
+/// ended; if it is killed, so is the child.
 fn first_of_new_pids() -> io::Result<()> {
-    // SAFETY: system calls without pointers, but for a status on the stack; the parent never returns.
+    // SAFETY: system calls without pointers, but for a status on the stack; the parent never
+    // returns.
     unsafe {
         let child = libc::fork();
         check(child)?;
@@ -223,7 +229,8 @@ fn first_of_new_pids() -> io::Result<()> {
     }
 }
 
-/// A filter that refuses these calls with EPERM, and `clone3` with ENOSYS as runtimes do, so that libraries fall back to `clone`.
+/// A filter that refuses these calls with EPERM, and `clone3` with ENOSYS as runtimes do, so that
+/// libraries fall back to `clone`.
 fn seccomp(refused: &[libc::c_long]) -> Vec<libc::sock_filter> {
     let code = |class: u32, jt: u8, k: u32| libc::sock_filter { code: u16::try_from(class).unwrap_or(0), jt, jf: 0, k };
     let load = code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0);

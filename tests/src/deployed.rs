@@ -1,7 +1,8 @@
-//! The agent as deploy/ runs it: what `kubectl kustomize` makes of an overlay, turned into a [`Container`] in the lab.
+//! The agent as deploy/ runs it: what `kubectl kustomize` makes of an overlay, turned into a
+//! [`Container`] in the lab.
 //!
-//! Only what the lab has no counterpart for is exchanged: a file instead of the API server (and so no reviews of tokens), the node's own cgroup instead of the
-//! machine's.
+//! Only what the lab has no counterpart for is exchanged: a file instead of the API server (and so
+//! no reviews of tokens), the node's own cgroup instead of the machine's.
 
 use std::{
     fs,
@@ -64,7 +65,8 @@ pub struct Deployed {
 }
 
 impl Deployed {
-    /// The overlay's DaemonSet on a node, in this container root (see [`Container::new`], [`Container::of_program`]).
+    /// The overlay's DaemonSet on a node, in this container root (see [`Container::new`],
+    /// [`Container::of_program`]).
     ///
     /// # Errors
     /// The overlay does not render, or asks for something that the lab does not know.

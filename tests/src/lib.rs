@@ -1,17 +1,24 @@
-//! The lab: pods made of a kubelet-shaped cgroup and a network namespace, real processes in them, and their own log as ground truth.
+//! The lab: pods made of a kubelet-shaped cgroup and a network namespace, real processes in them,
+//! and their own log as ground truth.
 //!
-//! - [`apiserver`]: a small Kubernetes API server that replays recordings of a real one and misbehaves on demand.
-//! - [`app`]: what the application binary `guardrail-lab-app` does, and the scenario file that tells it so.
-//! - [`container`]: runs a program as a container runtime would: read-only root, capabilities, seccomp.
+//! - [`apiserver`]: a small Kubernetes API server that replays recordings of a real one and
+//!   misbehaves on demand.
+//! - [`app`]: what the application binary `guardrail-lab-app` does, and the scenario file that
+//!   tells it so.
+//! - [`container`]: runs a program as a container runtime would: read-only root, capabilities,
+//!   seccomp.
 //! - [`deployed`]: the agent as deploy/ runs it, in such a container.
-//! - [`cluster`]: a small Kubernetes cluster as data: workloads, pods, Services; its inventory as YAML, its Services as address translation.
+//! - [`cluster`]: a small Kubernetes cluster as data: workloads, pods, Services; its inventory as
+//!   YAML, its Services as address translation.
 //! - [`lab`]: makes such a cluster real on this machine, and removes it again whatever happens.
-//! - [`truth`]: the edges that must be found, from the applications' logs and the lab's own table alone.
-//! - [`agent`]: runs `guardrail-agent` on a node of the lab and compares what it says with the truth.
+//! - [`truth`]: the edges that must be found, from the applications' logs and the lab's own table
+//!   alone.
+//! - [`agent`]: runs `guardrail-agent` on a node of the lab and compares what it says with the
+//!   truth.
 //! - [`shop`]: the scenario that the end-to-end test and the demo share.
 //!
-//! The lab judges guardrail through its files, sockets and exit codes only: nothing here uses its crates,
-//! but [`bpf`], which loads programs by the wrapper of bpf(2) in guardrail-kernel.
+//! The lab judges guardrail through its files, sockets and exit codes only: nothing here uses its
+//! crates, but [`bpf`], which loads programs by the wrapper of bpf(2) in guardrail-kernel.
 
 pub mod agent;
 pub mod apiserver;

@@ -51,7 +51,8 @@ pub fn ports(files: &[(String, Vec<Value>)]) -> BTreeSet<(String, String)> {
 /// A pod as policies see it: namespace and labels.
 pub type Labelled<'a> = (&'a str, Vec<(&'a str, &'a str)>);
 
-/// Whether some policy lets `client` reach `server` on a port: union over the policies of the server's namespace, selectors by `matchLabels`.
+/// Whether some policy lets `client` reach `server` on a port: union over the policies of the
+/// server's namespace, selectors by `matchLabels`.
 #[must_use]
 pub fn allows_ingress(
     files: &[(String, Vec<Value>)],

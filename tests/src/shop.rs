@@ -1,7 +1,8 @@
 //! The shop: the scenario of the end-to-end test and of the demo.
 //!
-//! It has every kind of traffic that observers usually get wrong. Order: servers and the clients whose connections are to be older than
-//! the agent start first ([`Shop::start`]); then the caller starts its agents; then [`Shop::run`] starts the rest and waits for its end.
+//! It has every kind of traffic that observers usually get wrong. Order: servers and the clients
+//! whose connections are to be older than the agent start first ([`Shop::start`]); then the caller
+//! starts its agents; then [`Shop::run`] starts the rest and waits for its end.
 
 use std::{
     collections::BTreeMap,
@@ -110,7 +111,8 @@ const DB: &str = "db.data.svc.cluster.local:5432";
 const PAYMENTS: &str = "payments.example.com:443";
 
 impl Shop {
-    /// Makes the lab and starts what must be older than the agent. `app` is the path of `guardrail-lab-app`.
+    /// Makes the lab and starts what must be older than the agent. `app` is the path of
+    /// `guardrail-lab-app`.
     ///
     /// # Errors
     /// The lab cannot be made, or a process is not ready in time.
@@ -134,7 +136,8 @@ impl Shop {
         Ok(shop)
     }
 
-    /// Starts the rest, lets everybody make their calls and waits until all are done. The one-second pod is gone then.
+    /// Starts the rest, lets everybody make their calls and waits until all are done. The
+    /// one-second pod is gone then.
     ///
     /// # Errors
     /// A process fails or is not done in time.
@@ -234,7 +237,8 @@ impl Shop {
                 let payments = Scenario {
                     serve: vec![
                         Serve::tcp(443),
-                        // One of several addresses of this host: an answer from the wildcard would come from another one.
+                        // One of several addresses of this host: an answer from the wildcard would
+                        // come from another one.
                         Serve::Udp {
                             bind: SocketAddr::new(EXTERNAL_SERVER.0.parse().expect("an address"), 123),
                             reply: true,
@@ -262,7 +266,8 @@ impl Shop {
                     ..Scenario::default()
                 };
                 all.extend(self.each("node-exporter", &exporter));
-                // Two servers whose accepted sockets look like a client's: no backlog, and Multipath TCP.
+                // Two servers whose accepted sockets look like a client's: no backlog, and
+                // Multipath TCP.
                 all.extend(self.each("queue", &serves(listen(5672, 0, false, false))));
                 let cart = Scenario {
                     after: vec![Call::new(STATSD, How::UdpMapped, 6)],

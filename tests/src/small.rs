@@ -36,7 +36,8 @@ pub fn deployment(cluster: &mut Cluster, name: &str, port: u16, node: usize) -> 
 /// The one edge of a [`pair`], in the lab's spelling.
 pub const PAIR_EDGE: &str = "lab/Deployment/client -> lab/Deployment/server 8080/TCP";
 
-/// A server, a client that holds one connection and makes 10 more each time it is told to go, and their lab on one node.
+/// A server, a client that holds one connection and makes 10 more each time it is told to go, and
+/// their lab on one node.
 ///
 /// # Errors
 /// As [`lab`] and [`start`].

@@ -1,4 +1,5 @@
-//! Troubles that a test makes for one agent, and for nobody else on the machine: a small disk, few descriptors, little memory, a clock that steps.
+//! Troubles that a test makes for one agent, and for nobody else on the machine: a small disk, few
+//! descriptors, little memory, a clock that steps.
 
 use std::{
     ffi::CString,
@@ -16,8 +17,8 @@ use anyhow::{Context as _, Result};
 
 use crate::lab;
 
-/// Lets the process start in a mount namespace of its own, where each of `directories` is a file system in memory of `kib` KiB with mount `options`
-/// (as in `ro`). It ends with the process.
+/// Lets the process start in a mount namespace of its own, where each of `directories` is a file
+/// system in memory of `kib` KiB with mount `options` (as in `ro`). It ends with the process.
 ///
 /// # Errors
 /// A directory cannot be made.
@@ -31,8 +32,8 @@ pub fn small_disk(command: &mut Command, directories: &[&Path], kib: u32, option
     }
     let mount = move || {
         let null = std::ptr::null();
-        // SAFETY: system calls with terminated strings that live as long as the closure; what they concern is this process alone, which left
-        // the machine's mount namespace first.
+        // SAFETY: system calls with terminated strings that live as long as the closure; what they
+        // concern is this process alone, which left the machine's mount namespace first.
         unsafe {
             if libc::unshare(libc::CLONE_NEWNS) != 0
                 || libc::mount(null, c"/".as_ptr(), null, libc::MS_REC | libc::MS_PRIVATE, null.cast()) != 0
@@ -52,7 +53,8 @@ pub fn small_disk(command: &mut Command, directories: &[&Path], kib: u32, option
     Ok(())
 }
 
-/// Fills the file system that `directory` is on to the last byte with a file of this name; removing it gives the room back.
+/// Fills the file system that `directory` is on to the last byte with a file of this name; removing
+/// it gives the room back.
 ///
 /// # Errors
 /// Something else than a full file system ends it.
@@ -84,7 +86,8 @@ pub fn few_descriptors(command: &mut Command, limit: u64) {
     unsafe { command.pre_exec(set) };
 }
 
-/// A memory cgroup (v1) of the test's own for one process: beyond its limit the kernel kills. Dropping it removes it; the process must have ended.
+/// A memory cgroup (v1) of the test's own for one process: beyond its limit the kernel kills.
+/// Dropping it removes it; the process must have ended.
 #[derive(Debug)]
 pub struct MemoryLimit(PathBuf);
 
@@ -92,7 +95,8 @@ impl MemoryLimit {
     /// Where the hierarchy is mounted, if the memory controller is one of cgroup v1.
     const HIERARCHY: &str = "/sys/fs/cgroup/memory";
 
-    /// Lets the process be born in a memory cgroup without a limit. `None`: this machine has no such hierarchy.
+    /// Lets the process be born in a memory cgroup without a limit. `None`: this machine has no
+    /// such hierarchy.
     ///
     /// # Errors
     /// The cgroup cannot be made.
@@ -114,7 +118,8 @@ impl MemoryLimit {
         Ok(Some(limit))
     }
 
-    /// Lets the process take so many bytes more than it has, and no more: its own, the kernel's for it, and cached files.
+    /// Lets the process take so many bytes more than it has, and no more: its own, the kernel's for
+    /// it, and cached files.
     ///
     /// # Errors
     /// The limit cannot be set.
@@ -143,7 +148,8 @@ impl Drop for MemoryLimit {
     }
 }
 
-/// A wall clock (`CLOCK_REALTIME`) of one process's own, made by Debian's libfaketime; no other clock is touched.
+/// A wall clock (`CLOCK_REALTIME`) of one process's own, made by Debian's libfaketime; no other
+/// clock is touched.
 #[derive(Debug)]
 pub struct WallClock(PathBuf);
 

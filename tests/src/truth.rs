@@ -1,4 +1,5 @@
-//! The true edges, from the applications' logs and the lab's own table. Nothing of guardrail takes part in this.
+//! The true edges, from the applications' logs and the lab's own table. Nothing of guardrail takes
+//! part in this.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,7 +53,8 @@ pub struct Evidence {
 pub struct Truth {
     /// Edges, with evidence.
     pub edges: BTreeMap<Edge, Evidence>,
-    /// Failed attempts: who, and what was asked for. The "server" is the owner of the asked address.
+    /// Failed attempts: who, and what was asked for. The "server" is the owner of the asked
+    /// address.
     pub failed: BTreeMap<Edge, Vec<Record>>,
     /// Multicast: sender and group.
     pub multicast: BTreeSet<(String, SocketAddr)>,
@@ -62,7 +64,8 @@ impl Truth {
     /// Derives the truth from all records of a lab.
     ///
     /// # Errors
-    /// The two ends' logs do not agree, or an address is not in the table: then the lab is not sound and proves nothing.
+    /// The two ends' logs do not agree, or an address is not in the table: then the lab is not
+    /// sound and proves nothing.
     pub fn from_records(cluster: &Cluster, records: &[Record]) -> Result<Self> {
         let table = Table::new(cluster);
         let mut truth = Self::default();
@@ -200,7 +203,8 @@ impl<'a> Table<'a> {
         Ok(self.cluster.peer_of_pod(pod))
     }
 
-    /// Addresses that a server may have seen as the source of a client whose socket was not bound to one.
+    /// Addresses that a server may have seen as the source of a client whose socket was not bound
+    /// to one.
     fn client_addresses(&self, record: &Record) -> Vec<IpAddr> {
         match record.local {
             Some(local) if !local.ip().is_unspecified() => vec![canonical(local.ip())],

@@ -44,7 +44,8 @@ impl Drop for Scratch {
 
 const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: node-a}\n";
 
-/// Runs the agent through `wrap`, which may change how, and checks how it refuses; `hints` must all be in its sentence.
+/// Runs the agent through `wrap`, which may change how, and checks how it refuses; `hints` must all
+/// be in its sentence.
 fn refuses(scratch: &Scratch, args: &[&str], hints: &[&str], wrap: impl FnOnce(Command) -> Command) {
     let (export, state) = (scratch.path("export"), scratch.path("state"));
     let mut all: Vec<OsString> = vec!["--listen".into(), "127.0.0.1:0".into(), "--node".into(), "node-a".into()];
@@ -165,7 +166,8 @@ fn whoever_may_not_load_programs_is_told_which_capability_is_missing() {
         other.args(command.get_args()).uid(65534).gid(65534);
         other
     });
-    // CAP_SYS_ADMIN (21) stands in for CAP_BPF (39) and CAP_PERFMON (38): all must go for one to be missing.
+    // CAP_SYS_ADMIN (21) stands in for CAP_BPF (39) and CAP_PERFMON (38): all must go for one to be
+    // missing.
     for (gone, name) in [(&[21, 39][..], "CAP_BPF"), (&[21, 38], "CAP_PERFMON"), (&[12], "CAP_NET_ADMIN")] {
         refuses(&scratch, &["--inventory", &inventory], &[name], |mut command| {
             let gone = gone.to_vec();
@@ -185,7 +187,8 @@ fn whoever_may_not_load_programs_is_told_which_capability_is_missing() {
     }
 }
 
-/// The same command in a mount namespace of its own, after `prepare` (a shell line) changed what is mounted there.
+/// The same command in a mount namespace of its own, after `prepare` (a shell line) changed what is
+/// mounted there.
 fn behind(prepare: String) -> impl FnOnce(Command) -> Command {
     move |command| {
         let mut other = Command::new("unshare");

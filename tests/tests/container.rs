@@ -1,4 +1,5 @@
-//! The agent under the security context of deploy/, on a real kernel: it must observe with exactly these rights, and say what is missing with fewer.
+//! The agent under the security context of deploy/, on a real kernel: it must observe with exactly
+//! these rights, and say what is missing with fewer.
 
 use std::{fs, time::Duration};
 

@@ -73,7 +73,8 @@ fn a_demo_that_crashed_takes_its_processes_with_it_and_the_next_lab_removes_the_
     let (mut demo, name, agent) = running(output.to_str().unwrap());
     demo.kill().unwrap();
     demo.wait().unwrap();
-    // The kernel ends the children of a process that dies; without the agent's process there are no programs either.
+    // The kernel ends the children of a process that dies; without the agent's process there are no
+    // programs either.
     is_gone(agent);
     cleanup::remove_leftovers().unwrap();
     assert!(!cleanup::cgroup_directory(&name).unwrap().exists());

@@ -91,7 +91,8 @@ fn an_export_directory_that_goes_away_is_counted_and_retried_while_observing_goe
     let agent = Agent::start(&lab, 0, &[]).unwrap();
     let limit = Duration::from_secs(20);
     wait_until(limit, "the first export", || policies::read(&agent.export_dir).ok().filter(|f| !f.is_empty())).unwrap();
-    // Root may write anywhere, so permissions cannot deny it; a file in place of the directory does.
+    // Root may write anywhere, so permissions cannot deny it; a file in place of the directory
+    // does.
     let aside = agent.export_dir.with_extension("aside");
     fs::rename(&agent.export_dir, &aside).unwrap();
     fs::write(&agent.export_dir, "in the way").unwrap();

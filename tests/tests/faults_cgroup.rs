@@ -1,4 +1,5 @@
-//! The cgroup tree under somebody else's hands: other programs on the same cgroup, and cgroups that come and go by the thousand.
+//! The cgroup tree under somebody else's hands: other programs on the same cgroup, and cgroups that
+//! come and go by the thousand.
 
 use std::{
     fs,
@@ -87,7 +88,8 @@ fn a_cgroup_that_somebody_holds_for_himself_is_refused_with_its_path() {
         for hint in ["udp_ingress", "BPF_F_ALLOW_MULTI", &cgroup.display().to_string()] {
             assert!(said.contains(hint), "{sharing:?}: '{hint}' is missing in: {said}");
         }
-        // What was attached before the refusal is gone again, and without UDP there is nothing to share.
+        // What was attached before the refusal is gone again, and without UDP there is nothing to
+        // share.
         let mut agent = Agent::start(&lab, 0, &["--udp", "off"]).unwrap();
         assert_eq!(agent.terminate().unwrap().code(), Some(0));
         drop(holder);

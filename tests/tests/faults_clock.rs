@@ -1,4 +1,5 @@
-//! The wall clock is set while the agent runs: names stay right, times stay in order, waits end, files go on being written.
+//! The wall clock is set while the agent runs: names stay right, times stay in order, waits end,
+//! files go on being written.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,8 @@ fn sane(snapshot: &Value) {
     let intervals = snapshot["window"]["nodes"]["node-a"].as_array().expect("this node's window");
     let end = intervals.last().unwrap()["to"].as_str().unwrap();
     for interval in intervals {
-        // RFC 3339 with the same offset sorts as text, but for fractions of differing length: compared to the second.
+        // RFC 3339 with the same offset sorts as text, but for fractions of differing length:
+        // compared to the second.
         let (from, to) = (&interval["from"].as_str().unwrap()[..19], &interval["to"].as_str().unwrap()[..19]);
         assert!(from <= to, "{intervals:?}");
     }
@@ -30,8 +32,9 @@ fn sane(snapshot: &Value) {
     }
 }
 
-/// The clock is set to and fro, and after each step another pod gets the address that a pod had before. Each owner has a client of its own, so a call
-/// that is counted for the wrong owner is an edge that never was.
+/// The clock is set to and fro, and after each step another pod gets the address that a pod had
+/// before. Each owner has a client of its own, so a call that is counted for the wrong owner is an
+/// edge that never was.
 fn stepped(distances: &[&str]) {
     let mut c = cluster(&["node-a"]);
     let clients: Vec<_> = (0..=distances.len()).map(|i| deployment(&mut c, &format!("client-{i}"), 8080, 0)).collect();
@@ -87,7 +90,8 @@ fn stepped(distances: &[&str]) {
         .unwrap_or_else(|e| panic!("after {distance}: {e}\n{}", agent.said()));
     }
     let snapshot = agent.snapshot().unwrap();
-    // Around each change of an owner some calls may be undecided, clock or no clock; nothing else is.
+    // Around each change of an owner some calls may be undecided, clock or no clock; nothing else
+    // is.
     assert_eq!(snapshot["coverage"]["losses"].as_array().map(Vec::len), Some(0), "{}", snapshot["coverage"]);
     let unresolved = snapshot["coverage"]["unresolved"].as_array().unwrap();
     assert!(unresolved.iter().all(|u| u["reason"] == "ip_reuse"), "{unresolved:?}");
@@ -118,7 +122,8 @@ fn a_flow_that_waits_for_its_pod_is_counted_in_time_although_the_clock_was_set_b
     let stranger = deployment(&mut c, "stranger", 8080, 0);
     let to = format!("{}:8080", c.pod(&server).addresses.0);
     let mut lab = lab(c).unwrap();
-    // The inventory does not know this pod, which has a network namespace and a cgroup all the same.
+    // The inventory does not know this pod, which has a network namespace and a cgroup all the
+    // same.
     let index = lab.cluster.pods.iter().position(|p| p.key() == stranger).unwrap();
     lab.cluster.pods[index].present = false;
     lab.write_inventory().unwrap();

@@ -1,4 +1,5 @@
-//! Disks that are full or read-only, directories that are gone or somebody else's: the graph goes on, files stay whole, failures are counted.
+//! Disks that are full or read-only, directories that are gone or somebody else's: the graph goes
+//! on, files stay whole, failures are counted.
 
 use std::{
     fs,
@@ -213,7 +214,8 @@ fn a_second_agent_with_the_same_state_directory_is_refused_and_the_first_goes_on
     assert_eq!(first.terminate().unwrap().code(), Some(0));
 }
 
-/// A log that cannot be written must not cost the thread that has something to say: with this filter all do, the one that reads the kernel's maps at each sweep.
+/// A log that cannot be written must not cost the thread that has something to say: with this
+/// filter all do, the one that reads the kernel's maps at each sweep.
 #[test]
 fn an_agent_whose_messages_nobody_takes_goes_on_and_its_exit_codes_stay() {
     if !bins::can_run("messages that nobody takes") {

@@ -1,4 +1,5 @@
-//! A pod that reaches everything: it costs itself its details, and nobody else anything; the export names it.
+//! A pod that reaches everything: it costs itself its details, and nobody else anything; the export
+//! names it.
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +30,8 @@ fn reasons(snapshot: &Value) -> BTreeSet<(String, String)> {
         .collect()
 }
 
-/// `count` targets from `first` on, each connected to once and reset at once, by `threads` threads, without a log.
+/// `count` targets from `first` on, each connected to once and reset at once, by `threads` threads,
+/// without a log.
 fn scan(first: Ipv4Addr, count: u32, threads: u32) -> impl Iterator<Item = Call> {
     (0..threads).map(move |part| {
         let from = Ipv4Addr::from(u32::from(first) + part * (count / threads));
@@ -51,7 +53,8 @@ fn a_scanner_of_50_000_targets_costs_only_itself_its_details() {
     let api = deployment(&mut c, "api", 8080, 0);
     let to = format!("{}:8080", c.pod(&api).addresses.0);
     let lab = lab(c).unwrap();
-    // Half of the targets are on the internet, half in the cluster's own pod range, where nobody has these addresses; something answers everywhere.
+    // Half of the targets are on the internet, half in the cluster's own pod range, where nobody
+    // has these addresses; something answers everywhere.
     lab.internet.ip("route add local 10.244.128.0/17 dev lo\n").unwrap();
     let wide = inventory::yaml(&lab.cluster).replace("10.244.0.0/24", "10.244.0.0/16");
     fs::write(lab.inventory(), wide).unwrap();

@@ -1,4 +1,5 @@
-//! What names pods goes away or becomes nonsense: what was known stays, what cannot be named is counted, and it recovers by itself.
+//! What names pods goes away or becomes nonsense: what was known stays, what cannot be named is
+//! counted, and it recovers by itself.
 
 use std::{
     fs,
@@ -20,7 +21,8 @@ use guardrail_tests::{
 
 const LIMIT: Duration = Duration::from_secs(40);
 
-/// An address in the node's namespace where an API server may come to be, and a kubeconfig that names it.
+/// An address in the node's namespace where an API server may come to be, and a kubeconfig that
+/// names it.
 fn nobody_there(lab: &Lab) -> (SocketAddr, PathBuf) {
     let (server, kubeconfig) = api_server(lab, 0, "127.0.0.1:0".parse().unwrap());
     let address = server.url()["http://".len()..].parse().unwrap();
@@ -94,7 +96,8 @@ fn an_inventory_file_that_cannot_be_read_for_a_moment_is_read_again_although_it_
     eventually_true(&agent, &truth(&lab).unwrap()).unwrap_or_else(|e| panic!("{e:#}\n{}", agent.said()));
 }
 
-/// Started while the API server is away: pods cannot be named, and no address of theirs may pass for somebody outside the cluster.
+/// Started while the API server is away: pods cannot be named, and no address of theirs may pass
+/// for somebody outside the cluster.
 #[test]
 fn an_agent_that_starts_without_its_api_server_invents_no_name_and_recovers_when_it_comes() {
     if !bins::can_run("a start without the API server") {
@@ -160,7 +163,8 @@ fn an_agent_that_starts_without_its_api_server_invents_no_name_and_recovers_when
     .unwrap();
 }
 
-/// The list of nodes, by whose ranges another node's pod is told from an external peer, comes long after all others.
+/// The list of nodes, by whose ranges another node's pod is told from an external peer, comes long
+/// after all others.
 #[test]
 fn another_nodes_pod_is_no_external_peer_while_the_list_of_nodes_is_awaited() {
     if !bins::can_run("a list of nodes that comes late") {
@@ -208,7 +212,8 @@ fn another_nodes_pod_is_no_external_peer_while_the_list_of_nodes_is_awaited() {
     assert_eq!(agent.metric(r#"guardrail_flows_unresolved_total{reason="cluster_unknown"}"#).unwrap(), 0.0);
 }
 
-/// Away for longer than any request waits: pods that come meanwhile are not known, those that were stay, and nothing has to be restarted.
+/// Away for longer than any request waits: pods that come meanwhile are not known, those that were
+/// stay, and nothing has to be restarted.
 #[test]
 fn an_api_server_that_is_long_away_costs_the_names_of_new_pods_only_and_for_that_time_only() {
     if !bins::can_run("an API server that is long away") {

@@ -98,7 +98,8 @@ fn too_few_file_descriptors_to_start_are_refused_with_one_sentence() {
     }
 }
 
-/// What a suspended agent cannot see in time must be found afterwards: new flows by the thousand, pods that came and went, names that were asked for.
+/// What a suspended agent cannot see in time must be found afterwards: new flows by the thousand,
+/// pods that came and went, names that were asked for.
 #[test]
 fn an_agent_that_is_suspended_for_30_s_under_load_loses_no_edge_and_no_pod_that_came_and_went_meanwhile() {
     const TARGETS: u32 = 6_000;
@@ -133,7 +134,8 @@ fn an_agent_that_is_suspended_for_30_s_under_load_loses_no_edge_and_no_pod_that_
     agent.signal(libc::SIGSTOP);
     let began = Instant::now();
     processes.iter_mut().for_each(|process| process.go().unwrap());
-    // 6,000 hints of 64 bytes fill a ring of 256 KiB, and 1,000 cgroups of some 700 bytes theirs; the pods come in between.
+    // 6,000 hints of 64 bytes fill a ring of 256 KiB, and 1,000 cgroups of some 700 bytes theirs;
+    // the pods come in between.
     for (number, job) in jobs.iter().enumerate() {
         for flood in 0..350 {
             let path = lab.nodes[0].cgroup.join(format!("flood-{number}-{flood}.slice"));

@@ -1,4 +1,5 @@
-//! What must hold for any bytes, held for every seed of the fuzz targets; `cargo xtask fuzz` goes on from these.
+//! What must hold for any bytes, held for every seed of the fuzz targets; `cargo xtask fuzz` goes
+//! on from these.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -19,7 +20,8 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-/// Runs a check over its seeds, each whole, cut and with a byte changed, so that the edges of what is valid are met too.
+/// Runs a check over its seeds, each whole, cut and with a byte changed, so that the edges of what
+/// is valid are met too.
 #[track_caller]
 fn hold(target: &str) {
     let check = checks::check(target);

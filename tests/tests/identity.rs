@@ -71,7 +71,8 @@ fn an_address_that_passes_to_another_pod_gives_both_edges_and_no_other() {
         .unwrap_or_else(|e| panic!("{e}; {} records", records.len()))
     };
     reached(&lab, &old);
-    // The old pod dies, its address goes to the new one, and only then does the inventory say so. The client never stops calling.
+    // The old pod dies, its address goes to the new one, and only then does the inventory say so.
+    // The client never stops calling.
     first.iter_mut().try_for_each(guardrail_tests::lab::process::AppProcess::stop).unwrap();
     lab.remove_pod_cgroup(&old).unwrap();
     lab.move_addresses(&old, &new).unwrap();
@@ -80,7 +81,8 @@ fn an_address_that_passes_to_another_pod_gives_both_edges_and_no_other() {
     lab.write_inventory().unwrap();
     caller[0].enough().unwrap();
     caller[0].wait_for("done", Instant::now() + Duration::from_secs(30)).unwrap();
-    // A call that the old pod's end cut off is left out at both ends: it adds nothing to the many before it.
+    // A call that the old pod's end cut off is left out at both ends: it adds nothing to the many
+    // before it.
     let mut records = lab.records().unwrap();
     let broken: Vec<_> = records.iter().filter(|r| r.outcome == Outcome::Broken).filter_map(|r| r.id.clone()).collect();
     records.retain(|r| r.id.as_ref().is_none_or(|id| !broken.contains(id)));

@@ -1,4 +1,5 @@
-//! The container image itself, run as deploy/ runs it. `cargo xtask image --check` builds the image and runs this.
+//! The container image itself, run as deploy/ runs it. `cargo xtask image --check` builds the image
+//! and runs this.
 
 use std::{
     fs,

@@ -44,7 +44,8 @@ impl Drop for Surface {
     }
 }
 
-/// The agent's HTTP surface with a stand-in for the observer, guarded by a server that knows two users of whom one may read.
+/// The agent's HTTP surface with a stand-in for the observer, guarded by a server that knows two
+/// users of whom one may read.
 async fn surface(tls: Option<Tls>, audience: Option<&str>, limits: Limits, bounds: serve::Limits) -> Surface {
     let server = ApiServer::start().unwrap();
     server.manners(|m| {
@@ -186,7 +187,8 @@ async fn without_the_api_server_unknown_tokens_wait_and_known_ones_go_on() {
 async fn slow_and_oversized_requests_are_cut_off_and_connections_are_bounded() {
     let bounds = serve::Limits { connections: 4, head: Duration::from_millis(300), ..serve::Limits::default() };
     let surface = surface(None, None, Limits::default(), bounds).await;
-    // Twice as many connections as are served at once, each sending half a head: they end by themselves and make room.
+    // Twice as many connections as are served at once, each sending half a head: they end by
+    // themselves and make room.
     let mut slow = Vec::new();
     for _ in 0..8 {
         let mut stream = TcpStream::connect(surface.address).await.unwrap();
@@ -265,7 +267,8 @@ async fn who_holds_every_connection_does_not_keep_the_others_out() {
             0 => {}
             1 => stream.write_all(b"GET /healthz HTTP/1.1\r\nHost:").await.unwrap(),
             _ => {
-                // Kept alive after an answer; a connection that had to make room already cannot be written to.
+                // Kept alive after an answer; a connection that had to make room already cannot be
+                // written to.
                 let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").await;
                 let _ = timeout(Duration::from_secs(5), stream.read(&mut [0; 64])).await.unwrap();
             }

@@ -293,7 +293,8 @@ fn the_pod_monitor_finds_the_pods_and_sends_a_token_that_is_for_the_agents_only(
         assert_eq!(&labels[label], value);
     }
     let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
-    // Fields that the definitions of monitoring.coreos.com/v1 have (the operator's generated CRD); the API server refuses or drops others.
+    // Fields that the definitions of monitoring.coreos.com/v1 have (the operator's generated CRD);
+    // the API server refuses or drops others.
     only(&monitor["spec"], &["jobLabel", "podMetricsEndpoints", "scrapeClass", "selector"]);
     only(endpoint, &["interval", "path", "port", "relabelings", "scheme", "tlsConfig"]);
     only(&endpoint["tlsConfig"], &["insecureSkipVerify"]);
@@ -394,7 +395,8 @@ fn alert_rules_pass_promtool_and_name_series_that_exist() {
     assert!(unknown.is_empty(), "rules ask for {unknown:?}, the agent has {exported:?}");
 }
 
-/// What Grafana needs to show every panel: ids of their own, places that do not overlap, the chosen data source, a unit.
+/// What Grafana needs to show every panel: ids of their own, places that do not overlap, the chosen
+/// data source, a unit.
 fn laid_out_well(dashboard: &Value) {
     assert_eq!(dashboard["templating"]["list"][0]["name"], "datasource");
     let mut taken = BTreeSet::new();

@@ -1,4 +1,5 @@
-//! `guardrail … kube`: the graph of a whole cluster through the API server's port-forward, and what it says of agents that do not answer.
+//! `guardrail … kube`: the graph of a whole cluster through the API server's port-forward, and what
+//! it says of agents that do not answer.
 //!
 //! The agents here are sockets with prepared answers; tests/kube_nodes.rs has real ones.
 
@@ -84,7 +85,8 @@ fn refusal(output: &Output) -> String {
     text
 }
 
-/// What the agent of a node would serve after a quiet minute: `web` on `a` called `db` on `b`, and each node saw its end.
+/// What the agent of a node would serve after a quiet minute: `web` on `a` called `db` on `b`, and
+/// each node saw its end.
 fn snapshot(node: &str) -> Snapshot {
     let at = |seconds: i64| Timestamp::from_unix_seconds(1_790_000_000 + seconds);
     let side = if node == "a" { "client" } else { "server" };
@@ -190,7 +192,8 @@ fn the_graph_of_the_cluster_is_the_merge_of_its_agents() {
     assert_eq!((named.status.code(), said(&named).as_str()), (Some(0), ""));
 }
 
-/// A node that does not answer is named with the reason; the graph is shown all the same, and nothing is concluded from it.
+/// A node that does not answer is named with the reason; the graph is shown all the same, and
+/// nothing is concluded from it.
 #[track_caller]
 fn b_does_not_answer(cluster: &Cluster, reason: &str) {
     let graph = cluster.run(&["graph", "kube", "-o", "json"]);

@@ -1,4 +1,5 @@
-//! The lab with its objects behind an API server: the agent's graph is what really happened, also while pods come and go.
+//! The lab with its objects behind an API server: the agent's graph is what really happened, also
+//! while pods come and go.
 
 use std::{
     net::TcpListener,
@@ -79,7 +80,8 @@ fn an_agent_whose_api_server_is_away_keeps_observing_and_recovers() {
     assert_eq!(agent.get("/readyz").unwrap().0, 200);
 }
 
-/// Many clusters give out pod addresses without `spec.podCIDR`: then nothing tells that a caller is a pod until the API server tells of it, which is after its first call.
+/// Many clusters give out pod addresses without `spec.podCIDR`: then nothing tells that a caller is
+/// a pod until the API server tells of it, which is after its first call.
 #[test]
 fn a_pod_that_calls_before_the_api_server_tells_of_it_is_no_external_peer_though_no_range_has_its_address() {
     if !bins::can_run("a pod that calls before it is known") {
@@ -121,8 +123,9 @@ fn a_pod_that_calls_before_the_api_server_tells_of_it_is_no_external_peer_though
     assert_eq!(edges(&snapshot).len(), 1);
 }
 
-/// Pods come and go more than a hundred times a minute, every new one with the address of the one before. Two clients take turns, so that each owner of the
-/// address has been called by one of them only: an edge from the other would be a wrong name.
+/// Pods come and go more than a hundred times a minute, every new one with the address of the one
+/// before. Two clients take turns, so that each owner of the address has been called by one of them
+/// only: an edge from the other would be a wrong name.
 #[test]
 fn no_edge_gets_a_wrong_name_while_pods_are_recycled_with_immediate_reuse_of_their_address() {
     if bins::can_run("churn") {
@@ -130,7 +133,8 @@ fn no_edge_gets_a_wrong_name_while_pods_are_recycled_with_immediate_reuse_of_the
     }
 }
 
-/// The API server tells of every third new owner only after its traffic: what was said before must not name the old owner.
+/// The API server tells of every third new owner only after its traffic: what was said before must
+/// not name the old owner.
 #[test]
 fn no_edge_gets_a_wrong_name_while_the_api_server_lags_behind() {
     if bins::can_run("churn with a lagging API server") {

@@ -1,4 +1,5 @@
-//! Floods: what must not be lost is not lost, and what is lost is counted and charged to the right workload.
+//! Floods: what must not be lost is not lost, and what is lost is counted and charged to the right
+//! workload.
 
 use std::{collections::BTreeSet, time::Duration};
 

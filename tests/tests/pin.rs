@@ -1,4 +1,5 @@
-//! An agent that crashes again and again under load, with pins: what its successors show at the end is what happened, to the connection.
+//! An agent that crashes again and again under load, with pins: what its successors show at the end
+//! is what happened, to the connection.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -14,7 +15,8 @@ use guardrail_tests::{
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Clients that hold connections, call a server over and over, send datagrams, and reach 600 servers on the internet.
+/// Clients that hold connections, call a server over and over, send datagrams, and reach 600
+/// servers on the internet.
 fn busy() -> (Lab, Vec<AppProcess>) {
     let mut c = cluster(&["node-a"]);
     let server = deployment(&mut c, "server", 8080, 0);
@@ -120,7 +122,8 @@ fn an_agent_with_other_settings_goes_on_without_a_gap_and_misses_no_edge() {
     for process in &mut processes {
         process.go().unwrap();
     }
-    // The maps of each are drained into those of the next, also if it crashes before that is stored.
+    // The maps of each are drained into those of the next, also if it crashes before that is
+    // stored.
     for (more, settings) in [(100.0, "8192"), (250.0, "16384"), (400.0, "8192")] {
         until_more(&agent, more);
         agent.crash().unwrap();
@@ -129,7 +132,8 @@ fn an_agent_with_other_settings_goes_on_without_a_gap_and_misses_no_edge() {
     }
     until_done(&processes);
     let truth = truth(&lab).unwrap();
-    // While one set of programs takes over from the other, a connection may be counted by both, never by none.
+    // While one set of programs takes over from the other, a connection may be counted by both,
+    // never by none.
     let snapshot = eventually(
         LIMIT,
         || agent.snapshot(),
@@ -154,7 +158,8 @@ fn an_agent_with_other_settings_goes_on_without_a_gap_and_misses_no_edge() {
         .filter(|(edge, _)| edge.protocol == "TCP")
         .map(|(edge, evidence)| number(&observed[edge], "opened") - evidence.opened)
         .sum();
-    // Attaching and detaching a tracepoint each wait for an RCU grace period, some tens of milliseconds.
+    // Attaching and detaching a tracepoint each wait for an RCU grace period, some tens of
+    // milliseconds.
     assert!(twice <= 360, "{twice} of 3,603 connections were counted twice over three changes");
     assert_eq!(snapshot["window"]["nodes"]["node-a"].as_array().map(Vec::len), Some(1), "{}", snapshot["window"]);
     assert_eq!(snapshot["coverage"]["complete"], true, "{}", snapshot["coverage"]);

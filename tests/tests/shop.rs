@@ -1,4 +1,5 @@
-//! The whole path on real traffic: what the agent shows and writes is what really happened, no more and no less.
+//! The whole path on real traffic: what the agent shows and writes is what really happened, no more
+//! and no less.
 
 use std::{
     collections::BTreeSet,
@@ -110,7 +111,8 @@ fn check_policies(directory: &Path, shop: &Shop, truth: &Truth) {
     }
 }
 
-/// A node's own addresses in its pod range: the network and the first host (what flannel.1 and cni0 have). Host processes reach pods from there.
+/// A node's own addresses in its pod range: the network and the first host (what flannel.1 and cni0
+/// have). Host processes reach pods from there.
 fn is_tunnel(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(a) => a.octets()[..2] == [10, 244] && a.octets()[3] < 2,
@@ -183,7 +185,8 @@ fn agents_that_know_their_own_nodes_pods_only_merge_to_the_truth() {
     }
 }
 
-/// `guardrail graph kube` shows what `guardrail merge` makes of the same agents' answers, and names an agent that is gone.
+/// `guardrail graph kube` shows what `guardrail merge` makes of the same agents' answers, and names
+/// an agent that is gone.
 fn check_kube(agents: &[Agent], shop: &Shop, merged: &Value) {
     let pods: Vec<Value> =
         shop.lab.nodes.iter().map(|n| agent_pod(&format!("agent-{}", n.name), &n.name, true)).collect();

@@ -60,6 +60,12 @@ fn ratchet(list: &str, broken: &BTreeMap<String, String>) {
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
 }
 
+/// Holds that nothing breaks a rule.
+fn none(broken: &BTreeMap<String, String>) {
+    let complaints: Vec<&str> = broken.values().map(String::as_str).collect();
+    assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+}
+
 /// The text of a line comment; `None` for code.
 fn comment(line: &str) -> Option<&str> {
     line.trim_start().strip_prefix("//")
@@ -86,7 +92,7 @@ fn comments_are_at_most_100_columns_wide() {
             Some((name, why))
         })
         .collect();
-    ratchet("wide-comments.txt", &broken);
+    none(&broken);
 }
 
 #[test]
@@ -99,7 +105,7 @@ fn source_files_are_at_most_600_lines_long() {
             (lines > FILE_LINES).then_some((name, why))
         })
         .collect();
-    ratchet("long-files.txt", &broken);
+    none(&broken);
 }
 
 /// The name of a public type that a line at the level of a module defines.

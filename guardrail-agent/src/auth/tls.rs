@@ -96,7 +96,8 @@ impl Tls {
         Ok(Self { files: Some(files), loaded: Mutex::new(Loaded { acceptor, stamp, looked: Instant::now() }) })
     }
 
-    /// Signed by itself, for these names. It keeps listeners on the way out; it proves nothing to callers.
+    /// Signed by itself, for these names. It keeps listeners on the way out; it proves nothing to
+    /// callers.
     ///
     /// # Errors
     /// If no key can be made.
@@ -107,7 +108,8 @@ impl Tls {
         Ok(Self { files: None, loaded: Mutex::new(Loaded { acceptor, stamp: None, looked: Instant::now() }) })
     }
 
-    /// For the next connection. Files that changed and make no sense are said, and the certificate before goes on.
+    /// For the next connection. Files that changed and make no sense are said, and the certificate
+    /// before goes on.
     pub fn acceptor(&self) -> TlsAcceptor {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(files) = &self.files

@@ -164,7 +164,8 @@ impl Daemon {
         let (kernel, batches) = spawn_blocking(move || Kernel::start(kernel_config, pinned))
             .await
             .map_err(|e| StartError::Runtime(io::Error::other(e)))??;
-        // The type information of the kernel took some tens of megabytes while the programs were loaded.
+        // The type information of the kernel took some tens of megabytes while the programs were
+        // loaded.
         memory::trim();
 
         let mut observer_config = ObserverConfig::new(node, instance_id(), started);

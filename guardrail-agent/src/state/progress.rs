@@ -1,7 +1,9 @@
-//! With `--pin`, what belongs to a stored graph: how much of the kernel's counters it holds, and the flows that still waited for their pod.
+//! With `--pin`, what belongs to a stored graph: how much of the kernel's counters it holds, and
+//! the flows that still waited for their pod.
 //!
-//! A file of its own beside the state, named by the end of the graph's window: it is written before the state and found by what the state says, so that the two always
-//! belong together, also after a crash between them.
+//! A file of its own beside the state, named by the end of the graph's window: it is written before
+//! the state and found by what the state says, so that the two always belong together, also after a
+//! crash between them.
 
 use std::{
     fs, io,

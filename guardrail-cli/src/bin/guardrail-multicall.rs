@@ -1,4 +1,5 @@
-//! Agent and command in one file, for the container image: the name it is called by says which. Under any other name the first argument does.
+//! Agent and command in one file, for the container image: the name it is called by says which.
+//! Under any other name the first argument does.
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
 

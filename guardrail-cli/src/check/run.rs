@@ -288,7 +288,8 @@ impl Judge<'_> {
         told
     }
 
-    /// An end that exists and cannot be judged: the user may accept that, then nothing forbids the flow.
+    /// An end that exists and cannot be judged: the user may accept that, then nothing forbids the
+    /// flow.
     fn unproven(&self, row: &mut Row<'_>, reason: String) {
         tell("warning", &format!("{} -> {} {}/{}: {reason}", row.src, row.dst, row.protocol, row.port));
         row.verdict = if self.allow_unproven { Answer::Allowed } else { Answer::Unproven };
@@ -311,8 +312,9 @@ impl Judge<'_> {
                 || self.evaluator.restricted(Direction::Egress, &verdict.egress));
     }
 
-    /// `-`: not isolated; `deny`: no rule accepts it; else the rules that decide, after `deny:` if they deny, after `?` if that is not known.
-    /// `+l7` behind a rule: a proxy restricts what it accepts.
+    /// `-`: not isolated; `deny`: no rule accepts it; else the rules that decide, after `deny:` if
+    /// they deny, after `?` if that is not known. `+l7` behind a rule: a proxy restricts what it
+    /// accepts.
     fn by(&self, direction: Direction, side: &Side) -> String {
         let prefix = match side {
             Side::NotIsolated => return "-".to_owned(),

@@ -23,8 +23,8 @@ which an observed flow would be denied, or for which the proof fails, is stopped
 they were, the others are written, and the exit code is 1 (2 if all are stopped). --force accepts
 incomplete evidence and a short window, and nothing else.")]
 pub(crate) struct Args {
-    /// Snapshots: files, `-` for stdin, URLs of an agent (http://HOST:9464/v1/graph), or kube[:NAMESPACE] for all
-    /// agents of a cluster; several are merged
+    /// Snapshots: files, `-` for stdin, URLs of an agent (http://HOST:9464/v1/graph), or
+    /// kube[:NAMESPACE] for all agents of a cluster; several are merged
     #[arg(required = true, value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
 
@@ -44,8 +44,8 @@ pub(crate) struct Args {
     #[arg(short = 'd', long = "directory", value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them: nodes, pod ranges, namespace labels, and
-    /// policies that are in force (repeatable)
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them: nodes, pod ranges, namespace
+    /// labels, and policies that are in force (repeatable)
     #[arg(long, value_name = "FILE")]
     inventory: Vec<PathBuf>,
 
@@ -53,7 +53,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     policies: Vec<PathBuf>,
 
-    /// Accept incomplete evidence, a short window, and policies in force of kinds that are not evaluated; the files say so
+    /// Accept incomplete evidence, a short window, and policies in force of kinds that are not
+    /// evaluated; the files say so
     #[arg(long)]
     force: bool,
 
@@ -61,7 +62,8 @@ pub(crate) struct Args {
     #[arg(long)]
     accept_inferred: bool,
 
-    /// Leave this observed flow without a rule: CLIENT->SERVER:PORT/PROTOCOL, as the problem prints it (repeatable)
+    /// Leave this observed flow without a rule: CLIENT->SERVER:PORT/PROTOCOL, as the problem prints
+    /// it (repeatable)
     #[arg(long, value_name = "FLOW")]
     accept: Vec<FlowName>,
 
@@ -77,12 +79,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME=CIDR", value_parser = declared)]
     declare: Vec<(String, IpNet)>,
 
-    /// A range of node addresses: it stands for every address of a node in it, in rules for host-network clients (repeatable)
+    /// A range of node addresses: it stands for every address of a node in it, in rules for
+    /// host-network clients (repeatable)
     #[arg(long, value_name = "CIDR")]
     node_range: Vec<IpNet>,
 
-    /// For how long all nodes of a namespace's workloads must have been observed at once, like 36h or 7d; by default 24h for
-    /// default-deny, 1h for constrain and 0s for observe
+    /// For how long all nodes of a namespace's workloads must have been observed at once, like 36h
+    /// or 7d; by default 24h for default-deny, 1h for constrain and 0s for observe
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     min_window: Option<Duration>,
 
@@ -153,7 +156,8 @@ impl Args {
     }
 }
 
-/// `--policies` and the inventory may hold the same policy; two different ones of one name are bad input (docs/semantics.md A33).
+/// `--policies` and the inventory may hold the same policy; two different ones of one name are bad
+/// input (docs/semantics.md A33).
 fn joined(mut named: Vec<NetworkPolicy>, inventory: Vec<NetworkPolicy>) -> anyhow::Result<Vec<NetworkPolicy>> {
     for policy in inventory {
         match named.iter().find(|p| p.key() == policy.key()) {

@@ -10,12 +10,14 @@ use guardrail_policy::{emit, generate::KUSTOMIZATION_FILE};
 
 use crate::place::{self, Place};
 
-/// Names what we wrote, so that a later export removes its own stale files and nobody else's. The agent keeps the same list.
+/// Names what we wrote, so that a later export removes its own stale files and nobody else's. The
+/// agent keeps the same list.
 const MANIFEST: &str = ".guardrail-files";
 
-/// Makes `files` (relative path → content) the export in `directory`. Every file is written beside its place before the first one is renamed,
-/// so a full disk changes nothing. What an earlier export wrote for a namespace in `stopped` stays as it is, and the
-/// kustomization goes on to list it.
+/// Makes `files` (relative path → content) the export in `directory`. Every file is written beside
+/// its place before the first one is renamed, so a full disk changes nothing. What an earlier
+/// export wrote for a namespace in `stopped` stays as it is, and the kustomization goes on to list
+/// it.
 pub(crate) fn replace_set(
     directory: &Path,
     files: &BTreeMap<String, String>,
@@ -99,7 +101,8 @@ fn manifest(directory: &Path) -> anyhow::Result<std::path::PathBuf> {
     }
 }
 
-/// Neither a name in a snapshot nor a manifest that somebody edited must make us write or remove files elsewhere, or hide a file name.
+/// Neither a name in a snapshot nor a manifest that somebody edited must make us write or remove
+/// files elsewhere, or hide a file name.
 fn is_below(name: &str) -> bool {
     if name.starts_with('.') || name.contains(char::is_control) {
         return false;

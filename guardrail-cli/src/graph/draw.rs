@@ -1,4 +1,5 @@
-//! The graph as Graphviz or Mermaid source: one box per peer, grouped by namespace; one arrow per pair, labelled with its ports.
+//! The graph as Graphviz or Mermaid source: one box per peer, grouped by namespace; one arrow per
+//! pair, labelled with its ports.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +25,8 @@ fn drawing(snapshot: &Snapshot) -> Drawing {
     let mut peers: BTreeMap<&Peer, EdgePeer> = BTreeMap::new();
     for edge in &body.edges {
         for peer in [&edge.client, &edge.server] {
-            // A DNS name is what one client was told. A box stands for the address to all of them, so it has the names that all were told.
+            // A DNS name is what one client was told. A box stands for the address to all of them,
+            // so it has the names that all were told.
             peers
                 .entry(&peer.peer)
                 .and_modify(|known| known.names.retain(|name| peer.names.contains(name)))

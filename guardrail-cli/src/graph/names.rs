@@ -1,4 +1,5 @@
-//! Short names for people: `shop/cart`, with the owner's kind only where the name alone is not enough.
+//! Short names for people: `shop/cart`, with the owner's kind only where the name alone is not
+//! enough.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,6 @@
-//! A plain table, at most 100 columns wide. Cells that do not fit are wrapped where names have joints (after a space, `/`, `,`, `:`), so that a
-//! reader can still tell the parts; general-purpose table crates cut in the middle of words.
+//! A plain table, at most 100 columns wide. Cells that do not fit are wrapped where names have
+//! joints (after a space, `/`, `,`, `:`), so that a reader can still tell the parts;
+//! general-purpose table crates cut in the middle of words.
 
 use std::io::Write;
 
@@ -88,7 +89,8 @@ impl Table {
         Ok(())
     }
 
-    /// Natural widths, and if they are too much, the widest columns narrowed; never below a column's longest word.
+    /// Natural widths, and if they are too much, the widest columns narrowed; never below a
+    /// column's longest word.
     fn widths(&self) -> Vec<usize> {
         let columns = 0..self.headings.len();
         let of = |measure: fn(&str) -> usize| -> Vec<usize> {

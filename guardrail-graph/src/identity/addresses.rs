@@ -1,8 +1,10 @@
 //! Who owned an address when: an interval index with tombstones.
 //!
-//! Two kinds of evidence. The API server tells of changes late, and in no particular order: its word is a tenure from one arrival time to
-//! another, good to within a guard. A socket of a known cgroup that holds the address is proof for that instant, and overrides the arrival
-//! times; so is the end of a pod's last cgroup, after which it has no address. Where two owners remain possible, the answer is "ambiguous", not the likelier of them.
+//! Two kinds of evidence. The API server tells of changes late, and in no particular order: its
+//! word is a tenure from one arrival time to another, good to within a guard. A socket of a known
+//! cgroup that holds the address is proof for that instant, and overrides the arrival times; so is
+//! the end of a pod's last cgroup, after which it has no address. Where two owners remain possible,
+//! the answer is "ambiguous", not the likelier of them.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -69,7 +71,8 @@ impl<O> Tenure<O> {
 pub enum End {
     /// It lasts, or ended by the API server's word: exact to within the guard.
     Told,
-    /// A record of another owner ended it. The API server may still repeat what was true before; that does not bring it back.
+    /// A record of another owner ended it. The API server may still repeat what was true before;
+    /// that does not bring it back.
     Overruled,
     /// The owner was gone, to the instant. Nothing that the API server repeats brings it back.
     Proven,
@@ -105,14 +108,16 @@ pub struct AddressIndex<O> {
 }
 
 impl<O: Copy + PartialEq> AddressIndex<O> {
-    /// An empty index. `guard`: how exact the API server's times are around a change of owner. `lead`: how long before the first word of an owner
-    /// the address may have been its own already, if it was nobody else's.
+    /// An empty index. `guard`: how exact the API server's times are around a change of owner.
+    /// `lead`: how long before the first word of an owner the address may have been its own
+    /// already, if it was nobody else's.
     #[must_use]
     pub fn new(guard: Duration, lead: Duration) -> Self {
         Self { tenures: HashMap::new(), reassigned: BTreeSet::new(), guard, lead }
     }
 
-    /// The API server says that `owner` has the address, as of `from` (or since ever, if nobody else is known to have had it).
+    /// The API server says that `owner` has the address, as of `from` (or since ever, if nobody
+    /// else is known to have had it).
     pub fn claim(&mut self, address: IpAddr, owner: O, from: Timestamp) {
         let tenures = self.tenures.entry(address).or_default();
         if let Some(last) = tenures.iter().rposition(|t| t.owner == owner) {
@@ -154,7 +159,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         }
     }
 
-    /// It is proven that `owner` had the address no longer than until `at`: it is gone, or somebody else was seen with it.
+    /// It is proven that `owner` had the address no longer than until `at`: it is gone, or somebody
+    /// else was seen with it.
     pub fn end(&mut self, address: IpAddr, owner: O, at: Timestamp) {
         for tenure in self.tenures.get_mut(&address).into_iter().flatten() {
             if tenure.owner == owner && at < tenure.to {
@@ -168,7 +174,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         }
     }
 
-    /// The first word of `owner` comes after its proven end: it had the address some time between `born` and `to`.
+    /// The first word of `owner` comes after its proven end: it had the address some time between
+    /// `born` and `to`.
     pub fn past(&mut self, address: IpAddr, owner: O, born: Timestamp, to: Timestamp) {
         let tenures = self.tenures.entry(address).or_default();
         if tenures.iter().any(|t| t.owner == owner) {
@@ -186,7 +193,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         insert(tenures, Tenure { born, end: End::Proven, ..Tenure::told(owner, born, to) });
     }
 
-    /// `owner`, whose end was proven, exists again: what the API server says of it counts from `at` on.
+    /// `owner`, whose end was proven, exists again: what the API server says of it counts from `at`
+    /// on.
     pub fn revive(&mut self, address: IpAddr, owner: O, at: Timestamp) {
         let Some(tenures) = self.tenures.get_mut(&address) else { return };
         let held = tenures.iter().any(|t| t.owner != owner && at < t.to);
@@ -200,7 +208,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         }
     }
 
-    /// `owner` did not exist before `at`, unless a record shows that it did. What no record shows of the time since then may be its own.
+    /// `owner` did not exist before `at`, unless a record shows that it did. What no record shows
+    /// of the time since then may be its own.
     pub fn born(&mut self, address: IpAddr, owner: O, at: Timestamp) {
         let Some(tenures) = self.tenures.get_mut(&address) else { return };
         for i in 0..tenures.len() {
@@ -217,7 +226,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         tenures.sort_by_key(|t| t.from);
     }
 
-    /// A record shows that `owner` had the address at `at`. Returns whether nothing was known of that before.
+    /// A record shows that `owner` had the address at `at`. Returns whether nothing was known of
+    /// that before.
     pub fn prove(&mut self, address: IpAddr, owner: O, at: Timestamp) -> bool {
         let tenures = self.tenures.entry(address).or_default();
         // The common case: one owner, and it is this one.
@@ -259,7 +269,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
                 }
             }
         }
-        // Whoever had it before had it no longer than to this instant, but no shorter than its own proof.
+        // Whoever had it before had it no longer than to this instant, but no shorter than its own
+        // proof.
         for other in tenures.iter_mut().filter(|t| t.owner != owner && t.from <= at && at < t.to) {
             other.to = at.max(other.last_proof());
             if other.end == End::Told {

@@ -1,11 +1,15 @@
 //! cgroup paths of the kubelet's making.
 //!
 //! Two drivers, three runtimes, nested or not:
-//! - systemd: `…/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podUID.slice/cri-containerd-ID.scope`, the uid with `_` for `-`
+//! - systemd:
+//!   `…/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podUID.slice/cri-containerd-ID.scope`,
+//!   the uid with `_` for `-`
 //! - cgroupfs: `…/kubepods/burstable/podUID/ID`
-//! - kind and other nested kubelets: `/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-podUID.slice/…`, `/kubelet/kubepods/…`
-//! - scopes: `cri-containerd-ID.scope` (containerd), `crio-ID.scope` (CRI-O; `crio-conmon-ID.scope` is its monitor and no container),
-//!   `docker-ID.scope` (cri-dockerd), `ID` alone (cgroupfs); containerd on systemd without slices also writes `SLICE:cri-containerd:ID`.
+//! - kind and other nested kubelets:
+//!   `/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-podUID.slice/…`, `/kubelet/kubepods/…`
+//! - scopes: `cri-containerd-ID.scope` (containerd), `crio-ID.scope` (CRI-O; `crio-conmon-ID.scope`
+//!   is its monitor and no container), `docker-ID.scope` (cri-dockerd), `ID` alone (cgroupfs);
+//!   containerd on systemd without slices also writes `SLICE:cri-containerd:ID`.
 //!
 //! Containers may have cgroups of their own below theirs.
 
@@ -34,7 +38,8 @@ pub fn parse(path: &str) -> CgroupOwner {
             return CgroupOwner::Pod { uid, container: components.peek().and_then(|c| container_component(c)) };
         }
         below_kubepods |= is_kubepods(component);
-        // With the systemd driver the pod's own slice name repeats the whole chain, so it counts even as the first component.
+        // With the systemd driver the pod's own slice name repeats the whole chain, so it counts
+        // even as the first component.
         if below_kubepods && let Some(uid) = pod_component(component) {
             return CgroupOwner::Pod { uid, container: components.peek().and_then(|c| container_component(c)) };
         }
@@ -45,7 +50,8 @@ pub fn parse(path: &str) -> CgroupOwner {
 /// `kubepods`, `kubepods.slice`, `kubepods-burstable.slice`, `kubelet-kubepods.slice`, …
 fn is_kubepods(component: &str) -> bool {
     let name = component.strip_suffix(".slice").unwrap_or(component);
-    // containerd without systemd slices writes `kubepods-besteffort-podUID.slice:cri-containerd:ID` as one component.
+    // containerd without systemd slices writes `kubepods-besteffort-podUID.slice:cri-containerd:ID`
+    // as one component.
     let name = name.split(':').next().unwrap_or(name);
     name.split('-').any(|part| part == "kubepods")
 }
@@ -59,7 +65,8 @@ fn pod_component(component: &str) -> Option<String> {
     is_uid(uid).then(|| if systemd { uid.replace('_', "-") } else { uid.to_owned() })
 }
 
-/// A uid is a UUID (with `_` under systemd); a static pod's hash is 32 hex digits. Other uids are allowed by the API, so any sane word counts.
+/// A uid is a UUID (with `_` under systemd); a static pod's hash is 32 hex digits. Other uids are
+/// allowed by the API, so any sane word counts.
 fn is_uid(uid: &str) -> bool {
     uid.len() >= 8 && uid.len() <= 128 && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }

@@ -110,13 +110,15 @@ impl Cgroups {
         self.pods.get(uid)
     }
 
-    /// When the life ended in which the cgroup was at `at`; [`Timestamp::MAX`] if it lasts or is not known.
+    /// When the life ended in which the cgroup was at `at`; [`Timestamp::MAX`] if it lasts or is
+    /// not known.
     pub(crate) fn end(&self, id: CgroupId, at: Timestamp) -> Timestamp {
         let life = self.lives.get(&id).and_then(|l| l.iter().rev().find(|l| l.from <= at));
         life.map_or(Timestamp::MAX, |l| l.to)
     }
 
-    /// Who was in it at `at`. Before the first life that one counts (its beginning is "at latest"), after an end the life that ended.
+    /// Who was in it at `at`. Before the first life that one counts (its beginning is "at latest"),
+    /// after an end the life that ended.
     pub(crate) fn at(&self, id: CgroupId, at: Timestamp) -> Option<&Resident> {
         let lives = self.lives.get(&id)?;
         lives.iter().rev().find(|l| l.from <= at).or_else(|| lives.first()).map(|l| &l.resident)

@@ -2,7 +2,8 @@
 
 use thiserror::Error;
 
-/// Why a text is not a usable inventory. Every message names the file; where it is known also the document (counted from 1) and the line.
+/// Why a text is not a usable inventory. Every message names the file; where it is known also the
+/// document (counted from 1) and the line.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum InventoryError {
     /// Nothing but white space and comments.

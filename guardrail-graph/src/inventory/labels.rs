@@ -1,10 +1,12 @@
-//! Labels of objects, as small as they can be: a cluster has tens of thousands of pods with a few labels each.
+//! Labels of objects, as small as they can be: a cluster has tens of thousands of pods with a few
+//! labels each.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Deserializer};
 
-/// Labels of an object, sorted by key. A copy shares the memory; a map would take ten times as much.
+/// Labels of an object, sorted by key. A copy shares the memory; a map would take ten times as
+/// much.
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Labels(pub(super) Arc<[Label]>);
 

@@ -1,7 +1,9 @@
-//! The parts of Kubernetes objects that are read, as serde sees them, and their conversion into [`super::types`].
+//! The parts of Kubernetes objects that are read, as serde sees them, and their conversion into
+//! [`super::types`].
 //!
-//! Which fields an object has depends on its kind. kubectl and the API server print `kind` before `spec`, so the fields can be read straight
-//! into the right type (with the line of an error); only where they come first are they kept as a generic value until the kind is known.
+//! Which fields an object has depends on its kind. kubectl and the API server print `kind` before
+//! `spec`, so the fields can be read straight into the right type (with the line of an error); only
+//! where they come first are they kept as a generic value until the kind is known.
 
 mod convert;
 mod fields;
@@ -83,7 +85,8 @@ pub(super) struct Item {
     pub(super) line: usize,
 }
 
-/// What a list of its kind says of its items, which then lack `kind` (the API server prints lists so).
+/// What a list of its kind says of its items, which then lack `kind` (the API server prints lists
+/// so).
 #[derive(Clone, Copy)]
 pub(super) struct ItemSeed<'a> {
     pub(super) kind: Option<&'a str>,
@@ -210,7 +213,8 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
                     let of = name.strip_suffix("List").filter(|k| !k.is_empty()).map(str::to_owned);
                     item.items = Some(map.next_value_seed(ItemsSeed { kind: of.as_deref() })?);
                 }
-                // An OpenShift Template: what stands there as it will be made. A parameter may stand where a number belongs.
+                // An OpenShift Template: what stands there as it will be made. A parameter may
+                // stand where a number belongs.
                 ("objects", Some((None, "Template"))) => {
                     let objects: Vec<serde_json::Value> = map.next_value::<Option<_>>()?.unwrap_or_default();
                     let whole = objects.into_iter().filter(|o| !o.to_string().contains("${"));

@@ -1,7 +1,9 @@
-//! Reads inventory text: what `kubectl get … -A -o yaml` or `-o json` prints, multi-document YAML, `List`s, or lists as the API server sends them.
+//! Reads inventory text: what `kubectl get … -A -o yaml` or `-o json` prints, multi-document YAML,
+//! `List`s, or lists as the API server sends them.
 //!
-//! The reader is total: any text gives objects or one [`InventoryError`]. Limits on nesting, aliases and expansion stay on, so no text can
-//! exhaust the machine; limits on plain size grow with the text, because a large cluster is not an attack.
+//! The reader is total: any text gives objects or one [`InventoryError`]. Limits on nesting,
+//! aliases and expansion stay on, so no text can exhaust the machine; limits on plain size grow
+//! with the text, because a large cluster is not an attack.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -16,8 +18,10 @@ use super::{
 /// The largest text that is read.
 pub const MAX_BYTES: usize = 1 << 30;
 
-/// What aliases may add to any text, and to the largest, in events of the parser (a scalar is one, a list or mapping two and its contents). In between it is as many as
-/// the text has bytes, so that reading costs no more than a text twice as long: kubectl writes no aliases, and people share some labels.
+/// What aliases may add to any text, and to the largest, in events of the parser (a scalar is one,
+/// a list or mapping two and its contents). In between it is as many as the text has bytes, so that
+/// reading costs no more than a text twice as long: kubectl writes no aliases, and people share
+/// some labels.
 const ALIASED_EVENTS: (usize, usize) = (1_000, 1_000_000);
 
 /// What a text holds.
@@ -32,8 +36,9 @@ pub struct ReadObjects {
 /// Reads all objects of a text. `file` is how errors call it.
 ///
 /// # Errors
-/// If the text is empty, is not YAML or JSON, holds something that is not a Kubernetes object, an object that the API server would have refused
-/// in a field that is read (a pod without name, a bad address or port), or two different objects with one name.
+/// If the text is empty, is not YAML or JSON, holds something that is not a Kubernetes object, an
+/// object that the API server would have refused in a field that is read (a pod without name, a bad
+/// address or port), or two different objects with one name.
 pub fn objects(text: &str, file: &str) -> Result<ReadObjects, InventoryError> {
     if text.len() > MAX_BYTES {
         return Err(InventoryError::TooLarge { file: file.to_owned(), bytes: text.len(), limit: MAX_BYTES });
@@ -55,8 +60,8 @@ pub fn objects(text: &str, file: &str) -> Result<ReadObjects, InventoryError> {
     Ok(ReadObjects { objects: collected.objects, warnings })
 }
 
-/// Reads one object as a watch event or a list item carries it. `kind` is what the list or watch is of, for items that lack it.
-/// `None` if it is of a kind that is not read.
+/// Reads one object as a watch event or a list item carries it. `kind` is what the list or watch is
+/// of, for items that lack it. `None` if it is of a kind that is not read.
 ///
 /// # Errors
 /// As [`objects`], with `what` in place of the file.
@@ -188,7 +193,8 @@ fn document_at(text: &str, line: usize) -> usize {
 
 fn options(bytes: usize) -> Options {
     let mut budget = Budget::default();
-    // Every event and every scalar byte of the text itself takes at least a byte of text; what aliases add is limited on its own.
+    // Every event and every scalar byte of the text itself takes at least a byte of text; what
+    // aliases add is limited on its own.
     budget.max_events = budget.max_events.max(bytes);
     budget.max_nodes = budget.max_nodes.max(bytes);
     budget.max_total_scalar_bytes = budget.max_total_scalar_bytes.max(bytes);

@@ -7,7 +7,8 @@ use crate::{
     selector::{LabelSelector, SelectorOperator},
 };
 
-/// Labels that controllers put on pods and that no policy may name: they change with every rollout or differ per replica.
+/// Labels that controllers put on pods and that no policy may name: they change with every rollout
+/// or differ per replica.
 #[must_use]
 pub fn is_generated_label(key: &str) -> bool {
     matches!(
@@ -23,10 +24,11 @@ pub fn is_generated_label(key: &str) -> bool {
     ) || key.starts_with("batch.kubernetes.io/")
 }
 
-/// Labels that hold a version, a revision or a run: they stay the same while a pod lives and differ in the next release or run. From the labels that each
-/// project documents or its source writes.
+/// Labels that hold a version, a revision or a run: they stay the same while a pod lives and differ
+/// in the next release or run. From the labels that each project documents or its source writes.
 const RELEASE_LABELS: [&str; 51] = [
-    // Kubernetes' recommended labels, Helm's best practices (the second and its older name hold the chart's version).
+    // Kubernetes' recommended labels, Helm's best practices (the second and its older name hold the
+    // chart's version).
     "app.kubernetes.io/version",
     "helm.sh/chart",
     "chart",
@@ -49,7 +51,8 @@ const RELEASE_LABELS: [&str; 51] = [
     "try_number",
     "map_index",
     "execution_date",
-    // Knative Serving (pkg/apis/serving: RevisionLabelKey, RevisionUID, ConfigurationGenerationLabelKey).
+    // Knative Serving (pkg/apis/serving: RevisionLabelKey, RevisionUID,
+    // ConfigurationGenerationLabelKey).
     "serving.knative.dev/revision",
     "serving.knative.dev/revisionUID",
     "serving.knative.dev/configurationGeneration",
@@ -67,7 +70,8 @@ const RELEASE_LABELS: [&str; 51] = [
     // Actions runner controller.
     "runner-template-hash",
     "actions.github.com/organization-run-id",
-    // Training operator, Volcano, JobSet, LeaderWorkerSet, OpenKruise: index, attempt, key of a run.
+    // Training operator, Volcano, JobSet, LeaderWorkerSet, OpenKruise: index, attempt, key of a
+    // run.
     "training.kubeflow.org/replica-index",
     "volcano.sh/task-index",
     "jobset.sigs.k8s.io/job-index",
@@ -117,7 +121,8 @@ impl LabelSelector {
         self.match_labels.is_empty() && self.match_expressions.is_empty()
     }
 
-    /// Whether it selects an object with these labels: all requirements hold; `NotIn` and `DoesNotExist` hold when the key is absent.
+    /// Whether it selects an object with these labels: all requirements hold; `NotIn` and
+    /// `DoesNotExist` hold when the key is absent.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
         self.match_labels.iter().all(|(k, v)| labels.get(k) == Some(v.as_str()))
@@ -141,7 +146,8 @@ impl LabelSelector {
         kept
     }
 
-    /// Whether it asks for more than the tool that made the pods, which others have made theirs with as well.
+    /// Whether it asks for more than the tool that made the pods, which others have made theirs
+    /// with as well.
     #[must_use]
     pub fn tells_who(&self) -> bool {
         let of_tools = ["app.kubernetes.io/managed-by", "app.kubernetes.io/created-by", "heritage"];

@@ -52,8 +52,9 @@ fn same_protocol(protocol: Protocol, text: &str) -> bool {
 }
 
 impl Inventory {
-    /// Where `address:port` leads, if it is a Service's address, a node's address at a node port, or a node's address at a host port.
-    /// `is_node` says whether the address is one of a node (an observer knows more of them than the inventory), and of which.
+    /// Where `address:port` leads, if it is a Service's address, a node's address at a node port,
+    /// or a node's address at a host port. `is_node` says whether the address is one of a node (an
+    /// observer knows more of them than the inventory), and of which.
     #[must_use]
     pub fn virtual_target(
         &self,
@@ -95,8 +96,8 @@ impl Inventory {
         Some(VirtualTarget::NoSuchPort { service: Arc::clone(service) })
     }
 
-    /// The endpoints of a Service, sorted: from its EndpointSlices if it has any (ready ones, and those that still serve while terminating),
-    /// else from its selector and the pods.
+    /// The endpoints of a Service, sorted: from its EndpointSlices if it has any (ready ones, and
+    /// those that still serve while terminating), else from its selector and the pods.
     #[must_use]
     pub fn backends(&self, service: &Service) -> Vec<Backend> {
         let mut backends = BTreeSet::new();
@@ -151,7 +152,8 @@ impl Inventory {
         backends.into_iter().collect()
     }
 
-    /// Services of the pod's namespace whose endpoints follow from this pod (no slices, and the selector matches).
+    /// Services of the pod's namespace whose endpoints follow from this pod (no slices, and the
+    /// selector matches).
     pub fn services_selecting<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = &'a Arc<Service>> {
         self.services
             .range((pod.namespace.clone(), String::new())..)

@@ -1,4 +1,5 @@
-//! What many pods have alike is kept once: the pods of a ReplicaSet differ in name, uid and address only.
+//! What many pods have alike is kept once: the pods of a ReplicaSet differ in name, uid and address
+//! only.
 
 use std::{collections::HashSet, hash::Hash, sync::Arc};
 
@@ -13,7 +14,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The pod with the parts that other pods have as well. It stays as it is where somebody else holds it already.
+    /// The pod with the parts that other pods have as well. It stays as it is where somebody else
+    /// holds it already.
     pub(super) fn share(&mut self, mut pod: Arc<Pod>) -> Arc<Pod> {
         if let Some(pod) = Arc::get_mut(&mut pod) {
             let Pod { labels: Labels(labels), ports, controller, .. } = pod;
@@ -26,7 +28,8 @@ impl Shared {
         pod
     }
 
-    /// Forgets what no other pod has. A part that somebody else still holds is only no longer shared with pods to come.
+    /// Forgets what no other pod has. A part that somebody else still holds is only no longer
+    /// shared with pods to come.
     pub(super) fn release(&mut self, pod: &Pod) {
         self.labels.release(&pod.labels.0);
         self.ports.release(&pod.ports);

@@ -19,8 +19,8 @@ pub struct Inventory {
     pub(super) nodes: BTreeMap<String, Arc<Node>>,
     /// namespace → name → pod.
     pub(super) pods: BTreeMap<String, BTreeMap<String, Arc<Pod>>>,
-    /// Address → pods that list it (live ones, host-network pods left out), sorted by name. Nearly always one, for which a set would take ten times the
-    /// memory.
+    /// Address → pods that list it (live ones, host-network pods left out), sorted by name. Nearly
+    /// always one, for which a set would take ten times the memory.
     pods_by_address: HashMap<IpAddr, Vec<Arc<Pod>>>,
     pub(super) services: BTreeMap<Name, Arc<Service>>,
     pub(super) slices: BTreeMap<Name, Arc<EndpointSlice>>,
@@ -30,7 +30,8 @@ pub struct Inventory {
     pub(super) controllers: BTreeMap<String, BTreeMap<Name, Arc<Controller>>>,
     /// Node address → node.
     pub(super) nodes_by_address: HashMap<IpAddr, String>,
-    /// Cluster, external and load-balancer address → Services that have it (several may share an external address).
+    /// Cluster, external and load-balancer address → Services that have it (several may share an
+    /// external address).
     pub(super) services_by_address: HashMap<IpAddr, BTreeSet<Name>>,
     /// Node port → Services, whatever the protocol.
     pub(super) services_by_node_port: HashMap<u16, BTreeSet<Name>>,
@@ -132,7 +133,8 @@ impl Inventory {
         }
     }
 
-    /// The pod with what it has in common with others shared with them, if nobody else holds it yet. Kept so until it is deleted.
+    /// The pod with what it has in common with others shared with them, if nobody else holds it
+    /// yet. Kept so until it is deleted.
     pub(crate) fn share(&mut self, pod: Arc<Pod>) -> Arc<Pod> {
         self.shared.share(pod)
     }

@@ -1,4 +1,5 @@
-//! Trimmed Kubernetes objects. Field meanings are those of the API (core/v1, apps/v1, batch/v1, discovery.k8s.io/v1).
+//! Trimmed Kubernetes objects. Field meanings are those of the API (core/v1, apps/v1, batch/v1,
+//! discovery.k8s.io/v1).
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -20,9 +21,11 @@ pub enum Kind {
     Service,
     /// discovery.k8s.io/v1 EndpointSlice.
     EndpointSlice,
-    /// A workload controller by its kind: `ReplicaSet`, `Deployment`, `StatefulSet`, `DaemonSet`, `Job`, `CronJob`, `ReplicationController`.
+    /// A workload controller by its kind: `ReplicaSet`, `Deployment`, `StatefulSet`, `DaemonSet`,
+    /// `Job`, `CronJob`, `ReplicationController`.
     Controller(String),
-    /// networking.k8s.io/v1 NetworkPolicy. guardrail-graph keeps only that it exists; guardrail-policy reads policies.
+    /// networking.k8s.io/v1 NetworkPolicy. guardrail-graph keeps only that it exists;
+    /// guardrail-policy reads policies.
     NetworkPolicy,
 }
 
@@ -67,7 +70,8 @@ pub enum Object {
 pub struct Namespace {
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.labels`, with `kubernetes.io/metadata.name` added if the input lacks it (docs/semantics.md A22).
+    /// `metadata.labels`, with `kubernetes.io/metadata.name` added if the input lacks it
+    /// (docs/semantics.md A22).
     pub labels: Labels,
 }
 
@@ -78,7 +82,8 @@ pub struct Node {
     pub name: String,
     /// `metadata.labels`.
     pub labels: Labels,
-    /// `status.addresses` that are IPs, and tunnel addresses from annotations (Calico, flannel, Cilium).
+    /// `status.addresses` that are IPs, and tunnel addresses from annotations (Calico, flannel,
+    /// Cilium).
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs` (or `podCIDR`).
     pub pod_cidrs: Vec<IpNet>,
@@ -91,9 +96,11 @@ pub struct Pod {
     pub namespace: String,
     /// `metadata.name`.
     pub name: String,
-    /// `metadata.uid`; for static pods this differs from the uid in the cgroup path, see `config_hash`.
+    /// `metadata.uid`; for static pods this differs from the uid in the cgroup path, see
+    /// `config_hash`.
     pub uid: String,
-    /// Annotation `kubernetes.io/config.mirror`: the uid that a static pod's cgroup shows. Not to be trusted alone: whoever may create a pod may write it.
+    /// Annotation `kubernetes.io/config.mirror`: the uid that a static pod's cgroup shows. Not to
+    /// be trusted alone: whoever may create a pod may write it.
     pub config_hash: Option<String>,
     /// `metadata.labels`.
     pub labels: Labels,
@@ -152,11 +159,13 @@ pub struct Controller {
     pub uid: String,
     /// Its own controlling owner (ReplicaSet → Deployment, Job → CronJob).
     pub controller: Option<OwnerRef>,
-    /// `spec.selector`, if this kind has one that a policy can use (not for Job: it names `controller-uid`).
+    /// `spec.selector`, if this kind has one that a policy can use (not for Job: it names
+    /// `controller-uid`).
     pub selector: Option<LabelSelector>,
     /// `spec.template.metadata.labels` (CronJob: of the job template's pod template).
     pub template_labels: Labels,
-    /// The template's container ports, as [`Pod::ports`]; empty for a controller that another one controls: that one has them.
+    /// The template's container ports, as [`Pod::ports`]; empty for a controller that another one
+    /// controls: that one has them.
     pub template_ports: Arc<[ContainerPort]>,
     /// `spec.template.spec.hostNetwork`.
     pub template_host_network: bool,

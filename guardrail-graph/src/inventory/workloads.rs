@@ -13,14 +13,16 @@ use crate::{peer::WorkloadRef, selector::LabelSelector};
 pub struct Owner {
     /// Its name.
     pub workload: WorkloadRef,
-    /// The controller that may itself be controlled (a Job, a ReplicaSet) is not in the inventory yet, so the name may still change.
+    /// The controller that may itself be controlled (a Job, a ReplicaSet) is not in the inventory
+    /// yet, so the name may still change.
     pub provisional: bool,
 }
 
 /// What selects the pods of a workload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadSelector {
-    /// Selects this workload's pods and no other's in the namespace; `None` if no stable selector does.
+    /// Selects this workload's pods and no other's in the namespace; `None` if no stable selector
+    /// does.
     pub selector: Option<LabelSelector>,
     /// Why not, and what to do.
     pub advice: Option<String>,
@@ -29,8 +31,10 @@ pub struct WorkloadSelector {
 }
 
 impl Inventory {
-    /// The workload of a pod: its outermost known controller; ReplicaSet → Deployment, Job → CronJob, a custom kind → its immediate controller,
-    /// no controller → the pod itself. A ReplicaSet that is not in the inventory stands for its Deployment if the pod carries its hash.
+    /// The workload of a pod: its outermost known controller; ReplicaSet → Deployment, Job →
+    /// CronJob, a custom kind → its immediate controller, no controller → the pod itself. A
+    /// ReplicaSet that is not in the inventory stands for its Deployment if the pod carries its
+    /// hash.
     #[must_use]
     pub fn owner_of(&self, pod: &Pod) -> Owner {
         let named = |kind: &str, name: &str| WorkloadRef {
@@ -43,7 +47,8 @@ impl Inventory {
         };
         let known = self.controller(&pod.namespace, &controller.kind, &controller.name);
         match (controller.kind.as_str(), known) {
-            // The mirror object of a static pod is "controlled" by its Node: no workload stands behind it.
+            // The mirror object of a static pod is "controlled" by its Node: no workload stands
+            // behind it.
             ("Node", _) => Owner { workload: named("Pod", &pod.name), provisional: false },
             (_, Some(found)) => match &found.controller {
                 Some(outer) => Owner { workload: named(&outer.kind, &outer.name), provisional: false },
@@ -64,7 +69,8 @@ impl Inventory {
         }
     }
 
-    /// Every workload: those of live pods, and controllers that stand for themselves (a CronJob between two runs, a Deployment at 0 replicas).
+    /// Every workload: those of live pods, and controllers that stand for themselves (a CronJob
+    /// between two runs, a Deployment at 0 replicas).
     #[must_use]
     pub fn workloads(&self) -> BTreeMap<WorkloadRef, WorkloadSelector> {
         self.pods
@@ -79,8 +85,9 @@ impl Inventory {
     /// The workloads of one namespace with their selectors.
     #[must_use]
     pub fn workloads_in(&self, namespace: &str) -> BTreeMap<WorkloadRef, WorkloadSelector> {
-        // Label sets per workload: what its pods carry now, and what its template will put on the next ones. Pods differ in generated labels,
-        // which no selector may use, so few distinct sets remain and the check against every other workload stays cheap.
+        // Label sets per workload: what its pods carry now, and what its template will put on the
+        // next ones. Pods differ in generated labels, which no selector may use, so few distinct
+        // sets remain and the check against every other workload stays cheap.
         let mut sets: BTreeMap<WorkloadRef, BTreeSet<Labels>> = BTreeMap::new();
         for pod in self.pods_in(namespace).filter(|p| !p.finished) {
             sets.entry(self.owner_of(pod).workload).or_default().insert(stable_labels(&pod.labels));
@@ -97,7 +104,8 @@ impl Inventory {
                 owner: controller.kind.clone(),
                 name: controller.name.clone(),
             };
-            // An old ReplicaSet without pods whose Deployment is missing would be a workload of nobody.
+            // An old ReplicaSet without pods whose Deployment is missing would be a workload of
+            // nobody.
             if controller.kind != "ReplicaSet" || sets.contains_key(&workload) {
                 sets.entry(workload).or_default().insert(stable_labels(&controller.template_labels));
             }
@@ -113,7 +121,8 @@ impl Inventory {
     ) -> WorkloadSelector {
         let labels = shared(own);
         let controller = self.controller(&workload.namespace, &workload.owner, &workload.name);
-        // A Job's or ReplicaSet's own selector may name generated labels: then the template's labels are all there is.
+        // A Job's or ReplicaSet's own selector may name generated labels: then the template's
+        // labels are all there is.
         let from_controller = controller
             .and_then(|c| c.selector.clone())
             .filter(|s| !s.is_empty() && !s.names_generated_label() && own.iter().all(|l| s.matches(l)));

@@ -1,6 +1,8 @@
-//! What the cluster has and had: the inventory with its workloads, Services and their endpoints over time.
+//! What the cluster has and had: the inventory with its workloads, Services and their endpoints
+//! over time.
 //!
-//! It knows names and virtual addresses. Who owns a pod's or a node's address at a given time is identity's.
+//! It knows names and virtual addresses. Who owns a pod's or a node's address at a given time is
+//! identity's.
 
 mod endpoints;
 mod services;
@@ -37,12 +39,13 @@ pub(super) struct Catalogue {
     gone_services: HashMap<IpAddr, (Arc<Service>, Timestamp)>,
     /// Virtual addresses that were asked for, until a Service or node changes.
     cache: HashMap<(IpAddr, u16, Protocol), (Arc<str>, u16)>,
-    /// Workloads of the inventory with the nodes of their pods, but without the pods themselves: those are looked up for a
-    /// snapshot.
+    /// Workloads of the inventory with the nodes of their pods, but without the pods themselves:
+    /// those are looked up for a snapshot.
     workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
     workloads_version: Option<u64>,
     gone_workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
-    /// Nodes that hosted pods of workloads and may do so no longer, with the last time that was known.
+    /// Nodes that hosted pods of workloads and may do so no longer, with the last time that was
+    /// known.
     ran_on: BTreeMap<WorkloadRef, BTreeMap<String, Timestamp>>,
     own_pods_only: bool,
     max_cached: usize,
@@ -206,8 +209,8 @@ impl Catalogue {
         }
     }
 
-    /// Where a virtual address leads. `node`: the name of the node that has the address. `lists_are_known`: a port that no
-    /// Service has, gone ones included, will not become known.
+    /// Where a virtual address leads. `node`: the name of the node that has the address.
+    /// `lists_are_known`: a port that no Service has, gone ones included, will not become known.
     pub(super) fn virtual_target(
         &self,
         (address, port, protocol): (IpAddr, u16, Protocol),
@@ -228,7 +231,8 @@ impl Catalogue {
         })
     }
 
-    /// The Service (`namespace/name:port`) and port that a virtual address led to when it was last asked for.
+    /// The Service (`namespace/name:port`) and port that a virtual address led to when it was last
+    /// asked for.
     pub(super) fn cached(&self, asked: &(IpAddr, u16, Protocol)) -> Option<(Arc<str>, u16)> {
         self.cache.get(asked).map(|(service, port)| (Arc::clone(service), *port))
     }
@@ -245,8 +249,8 @@ impl Catalogue {
         self.endpoint_ports.contains_key(endpoint)
     }
 
-    /// Forgets Services and virtual addresses that are gone since before `before` and that `is_used` (by `namespace/name`) says
-    /// no flow went through.
+    /// Forgets Services and virtual addresses that are gone since before `before` and that
+    /// `is_used` (by `namespace/name`) says no flow went through.
     pub(super) fn expire(&mut self, before: Timestamp, is_used: impl Fn(&str) -> bool) {
         self.gone_services.retain(|_, (_, at)| *at >= before);
         self.cache.clear();
@@ -271,7 +275,8 @@ impl Catalogue {
         }
     }
 
-    /// Puts the virtual addresses of a Service back, which is gone since then unless the list has it.
+    /// Puts the virtual addresses of a Service back, which is gone since then unless the list has
+    /// it.
     pub(super) fn restore_gone_service(&mut self, service: &Arc<Service>, at: Timestamp) {
         self.service_gone(service, at);
     }

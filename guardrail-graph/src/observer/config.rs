@@ -11,27 +11,32 @@ pub struct ObserverConfig {
     pub node: String,
     /// This agent's instance: random per state; a restored state keeps its own.
     pub instance: String,
-    /// Only the pods of this node are known (`--inventory-scope node`): what goes to or comes from another node's pod range is kept by its
-    /// address, and `merge` names it.
+    /// Only the pods of this node are known (`--inventory-scope node`): what goes to or comes from
+    /// another node's pod range is kept by its address, and `merge` names it.
     pub own_pods_only: bool,
-    /// Kinds whose first lists ([`crate::inventory::Change::Replace`]) are still to come. Until each is in or
-    /// unavailable ([`super::Observer::list_unavailable`]), an address that nobody is known to own may be anybody's, and none passes for an external peer.
+    /// Kinds whose first lists ([`crate::inventory::Change::Replace`]) are still to come. Until
+    /// each is in or unavailable ([`super::Observer::list_unavailable`]), an address that nobody is
+    /// known to own may be anybody's, and none passes for an external peer.
     pub awaited: Vec<Kind>,
     /// When the hooks were attached: the start of the window.
     pub started: Timestamp,
     /// How long a flow waits for its pod before it is counted as `pod_unknown`.
     pub pod_timeout: Duration,
-    /// How long a UDP exchange of unknown role waits for evidence before it is counted as `role_unknown`.
+    /// How long a UDP exchange of unknown role waits for evidence before it is counted as
+    /// `role_unknown`.
     pub role_timeout: Duration,
-    /// Half-width of the doubt around a change of an address's owner that only the API server reported.
+    /// Half-width of the doubt around a change of an address's owner that only the API server
+    /// reported.
     pub guard: Duration,
-    /// At most this long may pass between two sweeps of the kernel's map: opens of one delta are no older than this.
+    /// At most this long may pass between two sweeps of the kernel's map: opens of one delta are no
+    /// older than this.
     pub sweep_interval: Duration,
     /// How long a deleted pod, and who owned an address, are remembered.
     pub tombstone_ttl: Duration,
     /// Flows that may wait.
     pub max_pending: usize,
-    /// Edges (and service flows) that are kept apart. Beyond it a flow to a new edge is counted as lost.
+    /// Edges (and service flows) that are kept apart. Beyond it a flow to a new edge is counted as
+    /// lost.
     pub max_edges: usize,
     /// Of these at most so many for one workload (or node) at the end that is observed here.
     pub max_edges_per_peer: usize,
@@ -43,7 +48,8 @@ pub struct ObserverConfig {
     pub max_failed_servers: usize,
     /// DNS names kept, over all clients.
     pub max_names: usize,
-    /// Ended endpoints of Services that flows may have reached. Of more, those that ended first are forgotten and counted.
+    /// Ended endpoints of Services that flows may have reached. Of more, those that ended first are
+    /// forgotten and counted.
     pub max_ended_endpoints: usize,
     /// cgroups remembered, removed ones included.
     pub max_cgroups: usize,

@@ -1,4 +1,5 @@
-//! The edges' counters for `/metrics`, as a document would give them but without making one: a scrape must not cost what a snapshot costs.
+//! The edges' counters for `/metrics`, as a document would give them but without making one: a
+//! scrape must not cost what a snapshot costs.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -63,10 +64,12 @@ impl Evidence for Here<'_> {
 }
 
 impl Observer {
-    /// The counters of the edges: the same as [`crate::Snapshot::edge_counters`] of a snapshot at `now`. Pending flows stay pending.
+    /// The counters of the edges: the same as [`crate::Snapshot::edge_counters`] of a snapshot at
+    /// `now`. Pending flows stay pending.
     pub fn edge_counters(&mut self, now: Timestamp) -> EdgeCounters {
         if self.config.own_pods_only || !self.graph.remote_flows().is_empty() {
-            // What goes to other nodes' pods is named by the document alone. Such an agent knows one node's pods, so its graph is small.
+            // What goes to other nodes' pods is named by the document alone. Such an agent knows
+            // one node's pods, so its graph is small.
             let snapshot = self.snapshot(now);
             return EdgeCounters { edges: snapshot.edge_counters(), complete: snapshot.body.coverage.complete };
         }
@@ -121,7 +124,8 @@ impl Observer {
         EdgeCounters { edges, complete }
     }
 
-    /// What service flows add to edges, and whether every backend that answered is known. Counts what is not.
+    /// What service flows add to edges, and whether every backend that answered is known. Counts
+    /// what is not.
     #[expect(clippy::type_complexity, reason = "a key whose server may not have a number yet, and counts")]
     fn behind_services(
         &mut self,

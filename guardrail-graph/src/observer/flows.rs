@@ -152,7 +152,8 @@ impl Observer {
                 return Step::Done;
             }
         } else if delta.first_open.is_none() && total > 1 {
-            // All but the last of these came some time since the last sweep, and the address may have been another's then.
+            // All but the last of these came some time since the last sweep, and the address may
+            // have been another's then.
             let since = at.before(self.config.sweep_interval);
             if self.identity.changed_between(address, since, at) && !self.identity.is_same_peer(address, since, at) {
                 let one = Counts {
@@ -173,8 +174,8 @@ impl Observer {
         Step::Done
     }
 
-    /// One kernel entry whose remote (or local) address had two owners: one connection is proven for each, the rest belongs to the later one unless a
-    /// third owner came between.
+    /// One kernel entry whose remote (or local) address had two owners: one connection is proven
+    /// for each, the rest belongs to the later one unless a third owner came between.
     fn split(
         &mut self,
         delta: &FlowDelta,
@@ -186,7 +187,8 @@ impl Observer {
     ) {
         let [(first_local, first_remote, first), (last_local, last_remote, at)] = ends;
         if counts.opened < 2 || counts.found > 0 {
-            // One connection and one failed attempt: which of the two owners was reached cannot be told.
+            // One connection and one failed attempt: which of the two owners was reached cannot be
+            // told.
             self.unresolved_flow(UnresolvedReason::IpReuse, delta, (role, &last_local), weight(&delta.counts));
             return;
         }
@@ -304,7 +306,8 @@ impl Observer {
         self.identity.host_port(node, port, protocol).cloned().flatten()
     }
 
-    /// The coarse key: whoever they were, a server's clients are "many", and complete; a client's servers are unknown.
+    /// The coarse key: whoever they were, a server's clients are "many", and complete; a client's
+    /// servers are unknown.
     fn many_peers(&mut self, delta: &FlowDelta, local: &LocalEnd, role: Role, port: u16, at: Timestamp) {
         let first = delta.first_open.unwrap_or(at).min(at);
         let seen = Seen { counts: as_client(&delta.counts, role), first, last: at };
@@ -326,7 +329,8 @@ impl Observer {
         }
     }
 
-    /// The role of the local socket. Socket state has decided already for TCP but for sockets found at start whose state does not tell.
+    /// The role of the local socket. Socket state has decided already for TCP but for sockets found
+    /// at start whose state does not tell.
     fn role(&self, delta: &FlowDelta, local: &LocalEnd, at: Timestamp, last: bool) -> Decided {
         let observe::Remote::Addr(remote) = delta.remote else {
             return match delta.role {
@@ -359,7 +363,8 @@ impl Observer {
         }
     }
 
-    /// UDP sent from a port that the application chose: its own initiative, or a reply in an exchange that is older than the agent?
+    /// UDP sent from a port that the application chose: its own initiative, or a reply in an
+    /// exchange that is older than the agent?
     fn served_udp_client(
         &self,
         delta: &FlowDelta,
@@ -455,8 +460,9 @@ impl Observer {
         self.unresolved(reason, (role, local.peer), remote, count, established);
     }
 
-    /// Counts what `peer`, in this role, had with a remote end that has no name. Failed attempts support nothing, so nothing is missing without them: only
-    /// if some were `established` is the peer incomplete.
+    /// Counts what `peer`, in this role, had with a remote end that has no name. Failed attempts
+    /// support nothing, so nothing is missing without them: only if some were `established` is the
+    /// peer incomplete.
     pub(super) fn unresolved(
         &mut self,
         reason: UnresolvedReason,
@@ -476,8 +482,8 @@ impl Observer {
     }
 }
 
-/// `client -> server:port/protocol`, whichever of them is the local end. `port` is the server's. Where the role could not be told, the local end
-/// stands first.
+/// `client -> server:port/protocol`, whichever of them is the local end. `port` is the server's.
+/// Where the role could not be told, the local end stands first.
 fn example(local: impl fmt::Display, role: Role, (remote, port, protocol): (observe::Remote, u16, Protocol)) -> String {
     match (role, remote) {
         (Role::Server, observe::Remote::Addr(client)) => format!("{client} -> {local}:{port}/{protocol}"),

@@ -1,5 +1,6 @@
-//! What was seen, merged: edges, uses of Services, flows whose remote end only `merge` can name, and the DNS names that
-//! clients asked for. It knows peers by number, and nothing of who is behind an address.
+//! What was seen, merged: edges, uses of Services, flows whose remote end only `merge` can name,
+//! and the DNS names that clients asked for. It knows peers by number, and nothing of who is behind
+//! an address.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
@@ -70,7 +71,8 @@ impl Graph {
         if self.edges.gain(client, server, protocol, port, gain, peers) { Ok(()) } else { Err(Full) }
     }
 
-    /// Adds to a client's use of a Service. Bytes and ends of connections whose beginning stands elsewhere make no entry.
+    /// Adds to a client's use of a Service. Bytes and ends of connections whose beginning stands
+    /// elsewhere make no entry.
     ///
     /// # Errors
     /// If it is a new one and there is no room for it.
@@ -139,7 +141,8 @@ impl Graph {
         &self.names
     }
 
-    /// Takes out an edge between the end that is here and an address that turned out to be no external peer.
+    /// Takes out an edge between the end that is here and an address that turned out to be no
+    /// external peer.
     pub(super) fn take(&mut self, key: &Key, local: PeerId, external: PeerId) -> Option<Edge> {
         self.edges.take(key, local, external)
     }

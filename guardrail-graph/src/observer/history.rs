@@ -2,7 +2,8 @@
 
 use crate::{snapshot::Interval, time::Timestamp};
 
-/// Intervals of observation that a state may bring along. A node that restarts for ever keeps the latest.
+/// Intervals of observation that a state may bring along. A node that restarts for ever keeps the
+/// latest.
 const MAX_INTERVALS: usize = 1_000;
 
 /// This run of observation and those before it.
@@ -12,7 +13,8 @@ pub(super) struct History {
     /// Those of the restored state.
     earlier: Vec<Interval>,
     saw_flow: bool,
-    /// When what is known without a time was known at latest: the end of the restored state, if there is one.
+    /// When what is known without a time was known at latest: the end of the restored state, if
+    /// there is one.
     heard_since: Timestamp,
 }
 
@@ -29,7 +31,8 @@ impl History {
         (self.earlier, self.heard_since) = (earlier, ended);
     }
 
-    /// The hooks were attached all the time: this run is the last one, continued. Returns its beginning, if there was one.
+    /// The hooks were attached all the time: this run is the last one, continued. Returns its
+    /// beginning, if there was one.
     pub(super) fn join_last(&mut self) -> Option<Timestamp> {
         self.started = self.earlier.pop()?.from;
         Some(self.started)
@@ -40,13 +43,14 @@ impl History {
         self.saw_flow = true;
     }
 
-    /// Since when an endpoint is one that becomes known now; `None`: before the window, as nothing was observed yet.
+    /// Since when an endpoint is one that becomes known now; `None`: before the window, as nothing
+    /// was observed yet.
     pub(super) fn since(&self, now: Timestamp) -> Option<Timestamp> {
         (self.saw_flow && now > self.started).then_some(now)
     }
 
-    /// Since when an owner that becomes known now may have had its address: before anything was observed that is before the
-    /// window, or the end of the restored state.
+    /// Since when an owner that becomes known now may have had its address: before anything was
+    /// observed that is before the window, or the end of the restored state.
     pub(super) fn owned_since(&self, now: Timestamp) -> Timestamp {
         self.since(now).unwrap_or(self.heard_since)
     }

@@ -1,7 +1,8 @@
 //! Who is behind a cgroup, an address or a network namespace at a given time.
 //!
-//! Lookups read; what a flow proves about an address is handed back as [`Evidence`] and learned by [`Identity::learn`]. Changes
-//! of pods and nodes come from the inventory, lives of pods from their cgroups.
+//! Lookups read; what a flow proves about an address is handed back as [`Evidence`] and learned by
+//! [`Identity::learn`]. Changes of pods and nodes come from the inventory, lives of pods from their
+//! cgroups.
 
 mod ends;
 mod pods;
@@ -32,7 +33,8 @@ use crate::{
 
 /// How long before the first word of a pod's address its traffic may have begun.
 pub(super) const ADDRESS_LEAD: Duration = Duration::from_secs(60);
-/// How long before the word of its end a pod that is first heard of as finished may have had its address.
+/// How long before the word of its end a pod that is first heard of as finished may have had its
+/// address.
 const FINISHED_LEAD: Duration = Duration::from_secs(60);
 
 /// Who may own an address.
@@ -55,7 +57,8 @@ pub(super) struct Identity {
     sockets: Sockets,
     /// First lists that are still to come.
     awaited: Vec<Kind>,
-    /// Addresses that nodes own by their pod range (network and first host address), unless a pod has them.
+    /// Addresses that nodes own by their pod range (network and first host address), unless a pod
+    /// has them.
     range_nodes: HashMap<IpAddr, PeerId>,
     pod_ranges: Vec<IpNet>,
     /// Those of this node.
@@ -137,8 +140,8 @@ impl Identity {
         self.addresses.changed_between(address, from, to)
     }
 
-    /// Whether somebody else than the owners at two instants had the address between them. Where no owner is known, this node
-    /// stands for it.
+    /// Whether somebody else than the owners at two instants had the address between them. Where no
+    /// owner is known, this node stands for it.
     pub(super) fn others_between(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> bool {
         let owners = [first, last].map(|t| self.owner(address, t).unwrap_or(AddressOwner::Node(self.this_node)));
         self.addresses.others_between(address, first, last, owners)
@@ -181,7 +184,8 @@ impl Identity {
         }
     }
 
-    /// A cgroup is gone. With a pod's last one on this node its addresses are not its own, whatever the API server still says.
+    /// A cgroup is gone. With a pod's last one on this node its addresses are not its own, whatever
+    /// the API server still says.
     pub(super) fn cgroup_removed(&mut self, id: CgroupId, at: Timestamp) {
         let Some((uid, at)) = self.cgroups.removed(id, at) else { return };
         let Some((pod, record)) = self.pods.by_uid(&uid) else { return };
@@ -217,7 +221,8 @@ impl Identity {
         for address in &change.released {
             self.addresses.release(*address, owner, now);
         }
-        // What our own cgroups show of the pod's life bounds what the API server says of its addresses.
+        // What our own cgroups show of the pod's life bounds what the API server says of its
+        // addresses.
         let life = self.pod_life(change.id);
         for address in &change.claimed {
             match life {
@@ -230,7 +235,8 @@ impl Identity {
         }
     }
 
-    /// A pod of a second may be over before the API server tells of it: it had its address until now.
+    /// A pod of a second may be over before the API server tells of it: it had its address until
+    /// now.
     pub(super) fn finished_pod(&mut self, pod: &Pod, id: PodId, now: Timestamp) {
         let life = self.pod_life(id).filter(|l| l.to != Timestamp::MAX);
         for address in &pod.addresses {
@@ -332,20 +338,21 @@ impl Identity {
         }
     }
 
-    /// Notes that whoever has `address` at `at` serves a UDP port on it. False if there is no room for that.
+    /// Notes that whoever has `address` at `at` serves a UDP port on it. False if there is no room
+    /// for that.
     pub(super) fn learn_served(&mut self, address: IpAddr, port: u16, at: Timestamp) -> bool {
         let owner = self.owner(address, at);
         self.sockets.learn_served(address, port, owner)
     }
 
-    /// Whether whoever has the address at `at` was seen serving this UDP port on it: what an earlier owner served tells nothing
-    /// of the next one.
+    /// Whether whoever has the address at `at` was seen serving this UDP port on it: what an
+    /// earlier owner served tells nothing of the next one.
     pub(super) fn serves(&self, address: IpAddr, port: u16, at: Timestamp) -> bool {
         self.sockets.served_by(address, port).is_some_and(|owner| owner == self.owner(address, at))
     }
 
-    /// Forgets pods, tenures and cgroups that ended before `before`, and what was served by those who no longer have the
-    /// address.
+    /// Forgets pods, tenures and cgroups that ended before `before`, and what was served by those
+    /// who no longer have the address.
     pub(super) fn expire(&mut self, now: Timestamp, before: Timestamp) {
         let addresses = &self.addresses;
         self.sockets.retain_served(|address, owner| {

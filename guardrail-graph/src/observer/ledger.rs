@@ -1,4 +1,5 @@
-//! What is missing from the graph: losses, flows without a name or role, and whose edges are incomplete by them.
+//! What is missing from the graph: losses, flows without a name or role, and whose edges are
+//! incomplete by them.
 //!
 //! It only counts. Who a loss concerns is decided before it gets here.
 
@@ -13,7 +14,8 @@ use crate::{
     snapshot::facts::MAX_EXAMPLES,
 };
 
-/// Peers that are kept as incomplete, each with its reasons. If there are more, all of the node are.
+/// Peers that are kept as incomplete, each with its reasons. If there are more, all of the node
+/// are.
 const MAX_INCOMPLETE: usize = 10_000;
 
 /// Counts with reasons; each reason exists from the start at 0.
@@ -24,8 +26,8 @@ pub(super) struct Ledger {
     derived: [u64; UnresolvedReason::ALL.len()],
     examples: [BTreeSet<String>; UnresolvedReason::ALL.len()],
     losses: [u64; LossReason::ALL.len()],
-    /// Flows of clients under the coarse key. The kernel side reports these as a loss as well, but later: the greater number
-    /// is true.
+    /// Flows of clients under the coarse key. The kernel side reports these as a loss as well, but
+    /// later: the greater number is true.
     coarse_clients: u64,
     incomplete: HashMap<PeerId, BTreeSet<Arc<str>>>,
     /// Losses that concern anyone on this node.
@@ -60,7 +62,8 @@ impl Ledger {
         })
     }
 
-    /// Counts flows that have no name or role. `example` is asked only as long as more examples are kept.
+    /// Counts flows that have no name or role. `example` is asked only as long as more examples are
+    /// kept.
     pub(super) fn count_unresolved(&mut self, reason: UnresolvedReason, count: u64, example: impl FnOnce() -> String) {
         let index = reason as usize;
         self.unresolved[index] = self.unresolved[index].saturating_add(count);
@@ -74,12 +77,14 @@ impl Ledger {
         self.derived[reason as usize] = count;
     }
 
-    /// Unresolved flows in the order of [`UnresolvedReason::ALL`], without derived ones, with examples.
+    /// Unresolved flows in the order of [`UnresolvedReason::ALL`], without derived ones, with
+    /// examples.
     pub(super) fn unresolved(&self) -> impl Iterator<Item = (UnresolvedReason, u64, &BTreeSet<String>)> {
         UnresolvedReason::ALL.into_iter().map(|r| (r, self.unresolved[r as usize], &self.examples[r as usize]))
     }
 
-    /// Unresolved flows in the order of [`UnresolvedReason::ALL`], with derived ones as of the last document or scrape.
+    /// Unresolved flows in the order of [`UnresolvedReason::ALL`], with derived ones as of the last
+    /// document or scrape.
     pub(super) fn unresolved_totals(&self) -> impl Iterator<Item = (UnresolvedReason, u64)> {
         self.unresolved().map(|(reason, count, _)| (reason, count.saturating_add(self.derived[reason as usize])))
     }
@@ -127,7 +132,8 @@ impl Ledger {
         }
     }
 
-    /// Puts unresolved flows back, as a stored state has them. Those that are computed are computed again.
+    /// Puts unresolved flows back, as a stored state has them. Those that are computed are computed
+    /// again.
     pub(super) fn restore_unresolved(&mut self, reason: &str, count: u64, examples: &BTreeSet<String>) {
         if let Some(reason) = stored_reason(reason) {
             self.unresolved[reason as usize] = count;
@@ -135,7 +141,8 @@ impl Ledger {
         }
     }
 
-    /// Puts a reason of incompleteness back, as a stored state has it. Those that are computed are computed again.
+    /// Puts a reason of incompleteness back, as a stored state has it. Those that are computed are
+    /// computed again.
     pub(super) fn restore_incomplete(&mut self, peer: PeerId, reason: &str) {
         if LossReason::ALL.iter().any(|r| r.as_str() == reason) || stored_reason(reason).is_some() {
             self.incomplete_peer(peer, reason);

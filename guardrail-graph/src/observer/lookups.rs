@@ -1,4 +1,5 @@
-//! Who is at the two ends of a flow: identity and catalogue asked together, and what a lookup proves learned at once.
+//! Who is at the two ends of a flow: identity and catalogue asked together, and what a lookup
+//! proves learned at once.
 
 use std::net::IpAddr;
 
@@ -14,7 +15,8 @@ use crate::{
 };
 
 impl Observer {
-    /// Who is behind the local socket. What that proves of its address is known from here on. `last`: nothing more is waited for.
+    /// Who is behind the local socket. What that proves of its address is known from here on.
+    /// `last`: nothing more is waited for.
     pub(super) fn local_end(
         &mut self,
         cgroup: CgroupId,

@@ -1,4 +1,5 @@
-//! DNS names that clients asked for, bounded as a whole and per client: whoever asks for many names loses his own, not the others'.
+//! DNS names that clients asked for, bounded as a whole and per client: whoever asks for many names
+//! loses his own, not the others'.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -40,7 +41,8 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Learns a name of an address. There are at most `max` names over all clients, and an eighth of that for each.
+    /// Learns a name of an address. There are at most `max` names over all clients, and an eighth
+    /// of that for each.
     pub(super) fn learn(&mut self, client: PeerId, address: IpAddr, name: &Arc<str>, max: usize) {
         let own = self.clients.entry(client).or_default();
         let known = own.names.entry(address).or_insert_with(|| {

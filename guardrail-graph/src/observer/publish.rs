@@ -33,7 +33,8 @@ impl Observer {
         self.document(now).snapshot()
     }
 
-    /// The graph with everything derived, as a document that costs a fraction of the snapshot. Pending flows stay pending.
+    /// The graph with everything derived, as a document that costs a fraction of the snapshot.
+    /// Pending flows stay pending.
     pub fn document(&mut self, now: Timestamp) -> Document {
         self.settle_services(now);
         self.catalogue.refresh_workloads(&mut self.texts, now);
@@ -82,7 +83,8 @@ impl Observer {
         self.remote_facts(&mut facts, &source, now);
         self.edge_facts(&mut facts, &source);
         let document = facts.document();
-        // What Services left open is computed with the document; the counters of `/metrics` show it.
+        // What Services left open is computed with the document; the counters of `/metrics` show
+        // it.
         for reason in UnresolvedReason::DERIVED {
             let counts = document.coverage().unresolved.iter().filter(|u| u.reason == reason.as_str()).map(|u| u.count);
             self.ledger.set_derived(reason, counts.fold(0, u64::saturating_add));

@@ -1,8 +1,9 @@
-//! External peers that turn out to be the cluster's own: what was recorded under the bare address is named anew.
+//! External peers that turn out to be the cluster's own: what was recorded under the bare address
+//! is named anew.
 //!
-//! The API server tells of a pod's address, a node or a Service a moment after its first traffic. Where the nodes' ranges do not
-//! tell that an address is a pod's (many clusters give out pod addresses without `spec.podCIDR`), such traffic has been taken for
-//! an external peer's by then.
+//! The API server tells of a pod's address, a node or a Service a moment after its first traffic.
+//! Where the nodes' ranges do not tell that an address is a pod's (many clusters give out pod
+//! addresses without `spec.podCIDR`), such traffic has been taken for an external peer's by then.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -94,8 +95,8 @@ impl Observer {
         }
     }
 
-    /// Names an edge anew between an address, which has an owner `since` then, and the end that is here, which is at this `side`
-    /// of it. If this is the `last` time it does not wait.
+    /// Names an edge anew between an address, which has an owner `since` then, and the end that is
+    /// here, which is at this `side` of it. If this is the `last` time it does not wait.
     fn reclassify_edge(
         &mut self,
         key: &Key,
@@ -120,7 +121,8 @@ impl Observer {
             // A Service's address was never anybody else's.
             Resolution::Known(RemoteEnd::Service { .. })
             | Resolution::Unresolved(UnresolvedReason::ServicePortUnknown) => true,
-            // An address that has been there for longer than such news take was somebody else's before.
+            // An address that has been there for longer than such news take was somebody else's
+            // before.
             _ => seen.first >= since.before(ADDRESS_LEAD),
         };
         if !is_ours {

@@ -41,7 +41,8 @@ fn bits<'a>(marks: impl IntoIterator<Item = &'a String>) -> u8 {
     marks.into_iter().fold(0, |bits, mark| bits | mark_bit(mark))
 }
 
-/// What a restored state says of the cluster, until the lists of the inventory confirm it. Until then what stood still stands.
+/// What a restored state says of the cluster, until the lists of the inventory confirm it. Until
+/// then what stood still stands.
 #[derive(Debug)]
 pub(super) struct Restored {
     /// End of the state's window.
@@ -110,15 +111,17 @@ fn stored_service(entry: &ServiceEntry) -> Service {
     }
 }
 
-/// Until when a stored Service was there, as far as its endpoints and its description show; `None`: it was when the state ended.
+/// Until when a stored Service was there, as far as its endpoints and its description show; `None`:
+/// it was when the state ended.
 fn service_end(entry: &ServiceEntry) -> Option<Timestamp> {
     let ends: Option<Vec<Timestamp>> = entry.ports.iter().flat_map(|p| &p.backends).map(|b| b.to).collect();
     Some(ends?.into_iter().fold(entry.as_of, Timestamp::max))
 }
 
 impl Observer {
-    /// Continues from a snapshot that this node's agent wrote: same instance, counts go on. The time in between is a gap in the window, unless `is_seamless`: the
-    /// hooks were attached all the time, and what they counted is still to be told.
+    /// Continues from a snapshot that this node's agent wrote: same instance, counts go on. The
+    /// time in between is a gap in the window, unless `is_seamless`: the hooks were attached all
+    /// the time, and what they counted is still to be told.
     ///
     /// # Errors
     /// If the snapshot has counts of another node, or of several instances.
@@ -184,8 +187,9 @@ impl Observer {
             if let (AddressOwner::Node(_), None, Some(listed)) = (owner, entry.to, entry.listed) {
                 restored.listed.insert(entry.address, (peer, listed));
             }
-            // That it was proven is stored, when is not: the tenure counts as the API server's word from here on. What this node itself
-            // still had when the state ended stays proven, as no list tells of addresses that Kubernetes does not know.
+            // That it was proven is stored, when is not: the tenure counts as the API server's word
+            // from here on. What this node itself still had when the state ended stays proven, as
+            // no list tells of addresses that Kubernetes does not know.
             let mut tenure = Tenure::told(owner, from, to);
             let is_own = entry.proven && owner == AddressOwner::Node(self.identity.this_node());
             if is_own && entry.to.is_none() {
@@ -244,7 +248,8 @@ impl Observer {
         self.restored = Some(restored);
     }
 
-    /// A list of this kind has come, or none will. What the state has of that kind and the list has not is over.
+    /// A list of this kind has come, or none will. What the state has of that kind and the list has
+    /// not is over.
     pub(super) fn settle_restored(&mut self, kind: &Kind, now: Timestamp) {
         let Some(mut restored) = self.restored.take() else { return };
         if restored.unheard.remove(kind) {
@@ -291,8 +296,8 @@ impl Observer {
         }
     }
 
-    /// The API server gives an address to `owner`. If the state gives it to another, the time between state and now is in doubt,
-    /// as far as it was observed.
+    /// The API server gives an address to `owner`. If the state gives it to another, the time
+    /// between state and now is in doubt, as far as it was observed.
     pub(super) fn release_restored(&mut self, address: IpAddr, owner: AddressOwner, now: Timestamp) {
         let Some(restored) = &mut self.restored else { return };
         if let Some(before) = restored.owners.get(&address).copied().filter(|before| *before != owner) {

@@ -1,5 +1,5 @@
-//! Endpoints of Services: the catalogue asks identity who they are, and whoever may have reached one that is forgotten misses an
-//! edge.
+//! Endpoints of Services: the catalogue asks identity who they are, and whoever may have reached
+//! one that is forgotten misses an edge.
 
 use std::sync::Arc;
 

@@ -80,7 +80,8 @@ impl Peers {
         self.external.get(&address).copied()
     }
 
-    /// Forgets an external peer that stands in no edge any more, so that ever new addresses do not make this grow.
+    /// Forgets an external peer that stands in no edge any more, so that ever new addresses do not
+    /// make this grow.
     pub(super) fn forget_external(&mut self, id: PeerId) {
         if let Some(address) = self.address(id)
             && self.external.remove(&address).is_some()
@@ -175,7 +176,8 @@ pub(super) type Key = (PeerId, PeerId, Protocol, u16);
 /// What is known of an edge.
 #[derive(Debug, Default)]
 pub(super) struct Edge {
-    /// Seen at the client, at the server. Documents share it; what is counted while one is there goes to a copy.
+    /// Seen at the client, at the server. Documents share it; what is counted while one is there
+    /// goes to a copy.
     pub(super) sides: [Option<Arc<Seen>>; 2],
     pub(super) marks: u8,
     pub(super) node_workloads: NodeWorkloads,
@@ -210,7 +212,8 @@ fn add(slot: &mut Option<Arc<Seen>>, seen: &Seen) {
     }
 }
 
-/// NodeWorkloads of workloads on a node, each once. Few edges have any, so there is no room for more before they come.
+/// NodeWorkloads of workloads on a node, each once. Few edges have any, so there is no room for
+/// more before they come.
 #[derive(Debug, Default)]
 pub(super) struct NodeWorkloads(Box<[Arc<str>]>);
 
@@ -376,8 +379,9 @@ impl Edges {
         self.edges.contains_key(key)
     }
 
-    /// Adds to an edge. An external end is given by its address, so that one which will not be kept apart is never named.
-    /// False if the edge is new and there is no room, in the table or in the share of the end that is here.
+    /// Adds to an edge. An external end is given by its address, so that one which will not be kept
+    /// apart is never named. False if the edge is new and there is no room, in the table or in the
+    /// share of the end that is here.
     pub(super) fn gain(
         &mut self,
         client: Ref,
@@ -389,7 +393,8 @@ impl Edges {
     ) -> bool {
         let opens = gain.seen.counts.established() > 0 || gain.seen.counts.failed() > 0;
         let established = gain.seen.counts.established() > 0;
-        // Bytes and ends of connections whose beginning stands elsewhere make no edge, and no external peer.
+        // Bytes and ends of connections whose beginning stands elsewhere make no edge, and no
+        // external peer.
         if !opens
             && [client, server].iter().any(|end| matches!(end, Ref::External(a) if peers.known_external(*a).is_none()))
         {
@@ -427,8 +432,9 @@ impl Edges {
         true
     }
 
-    /// The peer that stands for an external address at this end; `None` if it would be a new one and there is no room for its edge. Such an address is
-    /// not even remembered: whoever goes on to ever new ones when the graph is full must not grow anything.
+    /// The peer that stands for an external address at this end; `None` if it would be a new one
+    /// and there is no room for its edge. Such an address is not even remembered: whoever goes on
+    /// to ever new ones when the graph is full must not grow anything.
     fn external(
         &mut self,
         end: End,
@@ -448,7 +454,8 @@ impl Edges {
         if let Some(known) = peers.known_external(address).filter(|id| apart.contains(id)) {
             return Some(known);
         }
-        // A scan: nothing of it supports a rule, and it must not cost the servers that were reached their names.
+        // A scan: nothing of it supports a rule, and it must not cost the servers that were reached
+        // their names.
         if end == End::Server && !established && apart.len() >= self.max_failed_servers {
             return Some(self.many);
         }
@@ -510,7 +517,8 @@ impl Edges {
         }
     }
 
-    /// Takes out an edge between the end that is here and an address that turned out to be no external peer.
+    /// Takes out an edge between the end that is here and an address that turned out to be no
+    /// external peer.
     pub(super) fn take(&mut self, key: &Key, local: PeerId, external: PeerId) -> Option<Edge> {
         let end = if key.0 == external { End::Client } else { End::Server };
         let place = (end, local, key.2, key.3);

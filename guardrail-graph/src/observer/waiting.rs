@@ -1,4 +1,5 @@
-//! Observations that wait for a pod or for evidence of their role: bounded as a whole, and a share for each cgroup.
+//! Observations that wait for a pod or for evidence of their role: bounded as a whole, and a share
+//! for each cgroup.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -57,8 +58,8 @@ impl Waiting {
         self.queue.len()
     }
 
-    /// Queues a new one. Returns the one that has to go for it: itself if its cgroup fills its share, else the oldest if
-    /// there is no room.
+    /// Queues a new one. Returns the one that has to go for it: itself if its cgroup fills its
+    /// share, else the oldest if there is no room.
     pub(super) fn push(&mut self, pending: Pending) -> Option<Pending> {
         let own = self.of_cgroup.get(&pending.cgroup()).copied().unwrap_or_default();
         if own >= self.max / PENDING_SHARES {
@@ -93,7 +94,8 @@ impl Waiting {
         std::mem::take(&mut self.queue)
     }
 
-    /// Whether they are to be tried again after a change of the inventory: not with every one of thousands of changes.
+    /// Whether they are to be tried again after a change of the inventory: not with every one of
+    /// thousands of changes.
     pub(super) fn is_due(&self, now: Timestamp) -> bool {
         !self.queue.is_empty() && (self.queue.len() < FEW || now.since(self.last_retry) >= RETRY_INTERVAL)
     }

@@ -34,7 +34,8 @@ impl Observer {
         self.retry_soon(now);
     }
 
-    /// The API server refuses the list of this kind, or does not serve it. Flows no longer wait for it.
+    /// The API server refuses the list of this kind, or does not serve it. Flows no longer wait for
+    /// it.
     pub fn list_unavailable(&mut self, kind: &Kind) {
         self.stop_awaiting(kind);
     }

@@ -4,7 +4,8 @@ use std::{cmp::Ordering, net::IpAddr, sync::Arc};
 
 use super::Peer;
 
-/// A peer as it is kept. There may be 100,000 external ones: their text is made when it is asked for. Equal, hashed and sorted as the peer itself.
+/// A peer as it is kept. There may be 100,000 external ones: their text is made when it is asked
+/// for. Equal, hashed and sorted as the peer itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CompactPeer(Kept);
 
@@ -15,7 +16,8 @@ enum Kept {
     Address(IpAddr),
 }
 
-/// The address that an external peer's text is, if it is written as guardrail writes it: another spelling is another peer.
+/// The address that an external peer's text is, if it is written as guardrail writes it: another
+/// spelling is another peer.
 fn address(peer: &Peer) -> Option<IpAddr> {
     match peer {
         Peer::External { address: text } => text.parse().ok().filter(|address: &IpAddr| address.to_string() == *text),
@@ -94,7 +96,8 @@ fn by_text(a: &IpAddr, b: &IpAddr) -> Ordering {
     }
 }
 
-/// A number that sorts as the octet's decimal text does, whose end comes before any digit, as a dot does.
+/// A number that sorts as the octet's decimal text does, whose end comes before any digit, as a dot
+/// does.
 fn octet_as_text(octet: u8) -> u16 {
     let octet = u16::from(octet);
     let place = |digit: u16| digit + 1;

@@ -1,4 +1,5 @@
-//! What is behind a client's use of a Service (docs/design.md#virtual-addresses): one decision for documents, `merge` and counters.
+//! What is behind a client's use of a Service (docs/design.md#virtual-addresses): one decision for
+//! documents, `merge` and counters.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +17,8 @@ use crate::{
     time::Timestamp,
 };
 
-/// An endpoint counts for a flow if it was one within this much of the flow's time: the API server's word comes late, and a terminating
-/// endpoint still serves.
+/// An endpoint counts for a flow if it was one within this much of the flow's time: the API
+/// server's word comes late, and a terminating endpoint still serves.
 pub(crate) const ENDPOINT_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// What the decision rests on.
@@ -32,7 +33,8 @@ pub(crate) trait Evidence {
     fn is_observed(&self, peer: &Peer) -> bool;
     /// Whether `wanted` holds for a node that is known to exist.
     fn any_node(&self, wanted: impl FnMut(&str) -> bool) -> bool;
-    /// Who may have been an endpoint at the time of the flow: the peer that it is known as, unless more is known of its address.
+    /// Who may have been an endpoint at the time of the flow: the peer that it is known as, unless
+    /// more is known of its address.
     fn backend(&self, _address: IpAddr, peer: &Arc<Peer>, _has_node: bool, _flow: &Seen) -> BTreeSet<Arc<Peer>> {
         BTreeSet::from([Arc::clone(peer)])
     }
@@ -45,7 +47,8 @@ pub(crate) struct Attached {
     pub(crate) key: EdgeKey,
     /// Counts of the flow that can only be this edge's.
     pub(crate) extra: Option<Seen>,
-    /// How the flow came to be this edge's; none: a server-side record shows it. More facts never take that back.
+    /// How the flow came to be this edge's; none: a server-side record shows it. More facts never
+    /// take that back.
     pub(crate) marks: &'static [&'static str],
 }
 
@@ -54,7 +57,8 @@ pub(crate) struct Attached {
 pub(crate) struct Behind {
     /// The edges it is part of.
     pub(crate) attached: Vec<Attached>,
-    /// It had answers, and nobody knows from whom: its established connections are unresolved, and its client is incomplete.
+    /// It had answers, and nobody knows from whom: its established connections are unresolved, and
+    /// its client is incomplete.
     pub(crate) backend_unknown: bool,
     /// Failed attempts of which nobody knows whom they were for.
     pub(crate) attempts_unknown: bool,

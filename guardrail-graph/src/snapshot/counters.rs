@@ -8,7 +8,8 @@ use crate::peer::{Peer, Protocol};
 /// Outcomes that [`EdgeCounter::outcomes`] counts: `opened` has those found at start in it.
 pub const OUTCOMES: [&str; 4] = ["opened", "refused", "unanswered", "unreachable"];
 
-/// Series of `guardrail_flow_connections_total`: an edge whose external ends are one, and its counts by outcome.
+/// Series of `guardrail_flow_connections_total`: an edge whose external ends are one, and its
+/// counts by outcome.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EdgeCounter {
     /// The client; [`Peer::many`] for whatever is outside the cluster.

@@ -28,9 +28,11 @@ pub(super) struct Derived {
     pub(super) extra: Option<Seen>,
     /// How those counts came to be this edge's.
     marks: BTreeSet<&'static str>,
-    /// Flows whose backend a server-side record shows. More facts never take this back, so their marks may stand in the edge for good.
+    /// Flows whose backend a server-side record shows. More facts never take this back, so their
+    /// marks may stand in the edge for good.
     certain: Vec<FlowKey>,
-    /// Flows that are this edge's by inference: an edge with a record of its own takes over the Service's name and the counts, others all they have.
+    /// Flows that are this edge's by inference: an edge with a record of its own takes over the
+    /// Service's name and the counts, others all they have.
     inferred: Vec<FlowKey>,
 }
 
@@ -50,7 +52,8 @@ pub(super) struct Deriver {
     pub(super) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
 }
 
-/// Facts, and who had the addresses that only `merge` can name, as evidence for what is behind Services.
+/// Facts, and who had the addresses that only `merge` can name, as evidence for what is behind
+/// Services.
 struct Known<'a> {
     facts: &'a Facts,
     owners: &'a Owners<'a>,
@@ -94,7 +97,8 @@ impl Facts {
         let rare = facts.rare();
         let own_client = facts.at(Side::Client);
         let at_server = facts.at(Side::Server);
-        // Numbers without a source count only as long as there are none with one: else joining would depend on the order.
+        // Numbers without a source count only as long as there are none with one: else joining
+        // would depend on the order.
         let without_sources = rare.without_sources.as_ref().filter(|_| facts.is_unseen());
         let bare_support = without_sources.is_some_and(|b| b.2);
         let own_support = self.supported(key, own_client, at_server);
@@ -114,7 +118,8 @@ impl Facts {
         if facts.is_unseen() && without_sources.is_none() {
             self.inherit(&mut inherited, &derived.inferred);
         } else if without_sources.is_none() {
-            // Reached directly too: the counts above hold both ways, and `sources` only the direct one.
+            // Reached directly too: the counts above hold both ways, and `sources` only the direct
+            // one.
             inherited.via.extend(derived.inferred.iter().map(|flow| flow.1.to_string()));
         }
         let mut seen_by: BTreeSet<Side> = facts.seen().map(|(_, side, _)| side).collect();

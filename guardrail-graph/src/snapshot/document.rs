@@ -1,4 +1,5 @@
-//! A snapshot that is not yet spelled out: what it costs is a fraction of the snapshot, and it is written piece by piece.
+//! A snapshot that is not yet spelled out: what it costs is a fraction of the snapshot, and it is
+//! written piece by piece.
 
 use std::{
     collections::BTreeMap,
@@ -151,7 +152,8 @@ impl Document {
         self.facts.own_pods.iter().map(|(node, (at, _))| (node.clone(), *at)).collect()
     }
 
-    /// The edges after that one, sorted by key: those with a record, and those that follow from service flows alone.
+    /// The edges after that one, sorted by key: those with a record, and those that follow from
+    /// service flows alone.
     fn edges(&self, from: Option<&EdgeKey>) -> impl Iterator<Item = (&EdgeKey, EdgeRecord)> {
         let edges = &self.facts.edges;
         let mut own = edges.iter().skip(from.map_or(0, |from| edges.partition_point(|key, _| key <= from))).peekable();
@@ -226,7 +228,8 @@ fn list<'a, K: Clone + 'a, T: Serialize>(
     None
 }
 
-/// Writing to memory cannot fail, and neither can what a snapshot consists of: no map in it has keys that are not text.
+/// Writing to memory cannot fail, and neither can what a snapshot consists of: no map in it has
+/// keys that are not text.
 fn json(out: &mut Vec<u8>, value: &impl Serialize) {
     let written = serde_json::to_writer(out, value);
     debug_assert!(written.is_ok(), "{written:?}");

@@ -1,5 +1,6 @@
-//! The facts of a snapshot, apart from what follows from them. Facts join by set union, and numbers by the maximum per source: both are
-//! commutative, associative and idempotent, and so is everything that is computed from the joined facts.
+//! The facts of a snapshot, apart from what follows from them. Facts join by set union, and numbers
+//! by the maximum per source: both are commutative, associative and idempotent, and so is
+//! everything that is computed from the joined facts.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -70,8 +71,9 @@ impl Seen {
     }
 }
 
-/// What each source counted at each side, sorted. Of 100,000 edges most have one, for which a map would take ten times the memory; what was counted is shared
-/// with the observer's table until that counts on.
+/// What each source counted at each side, sorted. Of 100,000 edges most have one, for which a map
+/// would take ten times the memory; what was counted is shared with the observer's table until that
+/// counts on.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum BySource {
     #[default]
@@ -225,7 +227,8 @@ pub(crate) struct Rare {
     pub(crate) node_workloads: BTreeSet<String>,
     /// What remote flows add, computed anew each time.
     pub(crate) by_merge: ByMerge,
-    /// An edge that came without counts per source: its numbers as they stood, who saw it, and whether it was supported.
+    /// An edge that came without counts per source: its numbers as they stood, who saw it, and
+    /// whether it was supported.
     pub(crate) without_sources: Option<(Seen, BTreeSet<Side>, bool)>,
 }
 
@@ -318,7 +321,8 @@ impl KnownTenure {
     }
 }
 
-/// Facts of a Service: its latest description without ports, and every port and endpoint it ever had.
+/// Facts of a Service: its latest description without ports, and every port and endpoint it ever
+/// had.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceFacts {
     pub(crate) base: ServiceEntry,
@@ -385,7 +389,8 @@ fn earlier_end(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> 
     }
 }
 
-/// Keeps the later of two descriptions; of two as of one time the greater text, so that the order of joining plays no part.
+/// Keeps the later of two descriptions; of two as of one time the greater text, so that the order
+/// of joining plays no part.
 fn keep_later<T: serde::Serialize + PartialEq>(kept: &mut T, other: T, as_of: impl Fn(&T) -> Timestamp) {
     let text = |v: &T| serde_json::to_string(v).unwrap_or_default();
     if *kept != other && (as_of(&other), text(&other)) > (as_of(kept), text(kept)) {

@@ -1,12 +1,16 @@
-//! Marks of edges. Those of [`DERIVED`] follow from the other facts of a snapshot and are computed anew by `merge`.
+//! Marks of edges. Those of [`DERIVED`] follow from the other facts of a snapshot and are computed
+//! anew by `merge`.
 
-/// The edge follows from a client's use of a Service and the endpoints behind it; no server-side record names the client.
+/// The edge follows from a client's use of a Service and the endpoints behind it; no server-side
+/// record names the client.
 pub const INFERRED: &str = "inferred";
-/// The edge follows from a client's use of a Service that leads to this server alone, or to addresses outside the cluster.
+/// The edge follows from a client's use of a Service that leads to this server alone, or to
+/// addresses outside the cluster.
 pub const VIA_SERVICE: &str = "via-service";
 /// As inferred, and a node's address stood in for the client's at the server (masquerading).
 pub const MASQUERADED: &str = "masqueraded";
-/// UDP that was sent repeatedly, never answered and never refused, to a server that nobody observed.
+/// UDP that was sent repeatedly, never answered and never refused, to a server that nobody
+/// observed.
 pub const ONE_WAY: &str = "one-way";
 /// A connection was open already when an agent started.
 pub const FOUND_AT_START: &str = "found-at-start";
@@ -20,7 +24,8 @@ pub const BROADCAST: &str = "broadcast";
 pub const LINK_LOCAL: &str = "link-local";
 /// The client asked for a node's address at a host port.
 pub const HOST_PORT: &str = "host-port";
-/// The server saw the node at the client's end speak from an address that the API does not list as that node's.
+/// The server saw the node at the client's end speak from an address that the API does not list as
+/// that node's.
 pub const UNLISTED_ADDRESS: &str = "unlisted-address";
 
 /// Marks that are computed from other facts.

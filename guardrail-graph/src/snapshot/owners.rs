@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{peer::Peer, time::Timestamp};
 
-/// Nodes' clocks differ, and around a change of owner only the API server's word may be known: doubt on both sides of a tenure.
+/// Nodes' clocks differ, and around a change of owner only the API server's word may be known:
+/// doubt on both sides of a tenure.
 const GUARD: Duration = Duration::from_secs(5);
 /// How long before the first word of its owner an address may have been in use.
 const LEAD: Duration = Duration::from_secs(60);
@@ -39,7 +40,8 @@ impl<'a> Owners<'a> {
         owners
     }
 
-    /// The one who had the address at an instant; `None` if nobody is known, or several are possible.
+    /// The one who had the address at an instant; `None` if nobody is known, or several are
+    /// possible.
     pub(super) fn at(&self, address: IpAddr, at: Timestamp) -> Option<&'a Arc<Peer>> {
         let tenures = self.0.get(&address)?;
         let possible: BTreeSet<&Arc<Peer>> = tenures
@@ -74,7 +76,8 @@ impl<'a> Owners<'a> {
             1 => return (all.into_iter().map(|peer| (peer, *seen)).collect(), 0),
             _ => {}
         }
-        // The address changed hands: the first and the last connection each prove an edge, and of those between nothing is known.
+        // The address changed hands: the first and the last connection each prove an edge, and of
+        // those between nothing is known.
         let ends = (self.at(address, seen.first), self.at(address, seen.last));
         let (Some(first), Some(last)) = ends else { return (Vec::new(), weight(&seen.counts)) };
         if seen.counts.opened < 2 || seen.counts.failed() > 0 || seen.counts.found > 0 {

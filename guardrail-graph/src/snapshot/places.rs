@@ -1,4 +1,5 @@
-//! Where workloads ran, and whether somebody watched there: a policy rests on all of a window, not on where the pods are at its end.
+//! Where workloads ran, and whether somebody watched there: a policy rests on all of a window, not
+//! on where the pods are at its end.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,8 +20,9 @@ use crate::{
 };
 
 impl Window {
-    /// The time in which every one of these nodes was observed, from the last that began to the first that ended; `None` if there is none,
-    /// or if one of them has no window. Gaps in between are another matter.
+    /// The time in which every one of these nodes was observed, from the last that began to the
+    /// first that ended; `None` if there is none, or if one of them has no window. Gaps in between
+    /// are another matter.
     #[must_use]
     pub fn common<'a>(&self, nodes: impl IntoIterator<Item = &'a str>) -> Option<Interval> {
         let spans = nodes.into_iter().map(|node| self.nodes.get(node).and_then(|intervals| span(intervals)));

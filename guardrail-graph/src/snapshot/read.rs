@@ -92,7 +92,8 @@ impl Snapshot {
         serde_json::from_str(text).map_err(|e| error(&e))
     }
 
-    /// The document as it is served and stored: pretty-printed, with a newline at its end. Equal graphs give equal bytes.
+    /// The document as it is served and stored: pretty-printed, with a newline at its end. Equal
+    /// graphs give equal bytes.
     #[must_use]
     pub fn to_json(&self) -> String {
         // Serialising these types cannot fail: every map key is a string and no number is a float.

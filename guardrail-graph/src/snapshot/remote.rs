@@ -1,7 +1,8 @@
 //! What agents with `--inventory-scope node` leave to `merge`: the names of pods on other nodes.
 //!
-//! Such an agent knows the pods of its own node. Of a flow with another node's pod it keeps the address; who had that address when stands in
-//! the snapshot of the node that hosts the pod. Everything here is computed from the joined facts, anew each time, so that joining stays
+//! Such an agent knows the pods of its own node. Of a flow with another node's pod it keeps the
+//! address; who had that address when stands in the snapshot of the node that hosts the pod.
+//! Everything here is computed from the joined facts, anew each time, so that joining stays
 //! commutative, associative and idempotent.
 
 use std::{
@@ -19,7 +20,8 @@ use super::{
 use crate::{peer::Peer, time::Timestamp, unresolved::UnresolvedReason};
 
 impl Facts {
-    /// Sets apart the pods that an agent knows of its own node: whatever else knows of that node, this is the better word.
+    /// Sets apart the pods that an agent knows of its own node: whatever else knows of that node,
+    /// this is the better word.
     pub(crate) fn take_own_pods(&mut self, as_of: BTreeMap<String, Timestamp>, workloads: &mut [WorkloadEntry]) {
         if as_of.is_empty() {
             return;
@@ -61,7 +63,8 @@ impl Facts {
         }
     }
 
-    /// Adds the remote flows whose other end has a name by now to the edges. What remains is counted by [`Deriver::unnamed_flows`].
+    /// Adds the remote flows whose other end has a name by now to the edges. What remains is
+    /// counted by [`Deriver::unnamed_flows`].
     pub(super) fn name_remote_flows(&mut self) {
         if self.remote_flows.is_empty() {
             return;

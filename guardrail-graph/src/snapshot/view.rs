@@ -1,4 +1,5 @@
-//! What a snapshot is fit for: which workloads it has seen as a whole, and the counters that follow from it.
+//! What a snapshot is fit for: which workloads it has seen as a whole, and the counters that follow
+//! from it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,17 +17,20 @@ use crate::peer::{Peer, WorkloadRef};
 pub enum NodeView {
     /// Every node that hosts a pod of the workload was observed.
     Whole,
-    /// Pods of the workload run on nodes that were not: a policy from this snapshot is not for applying.
+    /// Pods of the workload run on nodes that were not: a policy from this snapshot is not for
+    /// applying.
     Partial {
         /// Nodes observed.
         observed: BTreeSet<String>,
-        /// Nodes that host the workload and were not observed; empty names stand for pods whose node is not known.
+        /// Nodes that host the workload and were not observed; empty names stand for pods whose
+        /// node is not known.
         missing: BTreeSet<String>,
     },
 }
 
 impl Snapshot {
-    /// Whether the observed nodes host every pod of a workload (docs/design.md#evidence). A workload that is not in the snapshot has no pods.
+    /// Whether the observed nodes host every pod of a workload (docs/design.md#evidence). A
+    /// workload that is not in the snapshot has no pods.
     #[must_use]
     pub fn node_view(&self, workload: &WorkloadRef) -> NodeView {
         let observed = &self.body.coverage.nodes.observed;
@@ -47,7 +51,8 @@ impl Snapshot {
         if missing.is_empty() { NodeView::Whole } else { NodeView::Partial { observed: observed.clone(), missing } }
     }
 
-    /// The counters that `/metrics` shows of these edges, sorted; external addresses are one peer, so a counter may join several edges.
+    /// The counters that `/metrics` shows of these edges, sorted; external addresses are one peer,
+    /// so a counter may join several edges.
     #[must_use]
     pub fn edge_counters(&self) -> Vec<EdgeCounter> {
         let many = Arc::new(Peer::many());

@@ -1,5 +1,5 @@
-//! Facts of workloads. A cluster has tens of thousands of pods, so their entries are made when they are written, and until then their objects are shared with
-//! the inventory.
+//! Facts of workloads. A cluster has tens of thousands of pods, so their entries are made when they
+//! are written, and until then their objects are shared with the inventory.
 
 use std::{collections::BTreeMap, sync::Arc};
 

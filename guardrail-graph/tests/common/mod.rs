@@ -117,7 +117,8 @@ impl Lab {
         self.observer.observe(Observation::Flow(delta), self.now);
     }
 
-    /// The snapshot, after proof that its other forms say the same: the counters of a scrape, and the document in pieces.
+    /// The snapshot, after proof that its other forms say the same: the counters of a scrape, and
+    /// the document in pieces.
     pub(crate) fn snapshot(&mut self) -> Snapshot {
         let counters = self.observer.edge_counters(self.now);
         let unresolved = self.observer.stats().unresolved;

@@ -1,7 +1,7 @@
 //! List and watch of one resource, for ever.
 //!
 //! ```text
-//! no version ─► streaming or paged list ─► what differs ─► watch from its version ─► Apply, Delete …
+//! no version ─► streamed or paged list ─► what differs ─► watch from its version ─► Apply, Delete
 //!     ▲                                                         │ 410, or an event that is none
 //!     └─────────────────────────────────────────────────────────┘
 //! ```

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use crate::generate::{PlannedPolicy, PlannedRule, PortRef, RulePeer};
 
-/// A NetworkPolicy as it is printed: fields in the order that people write, `policyTypes` always explicit.
+/// A NetworkPolicy as it is printed: fields in the order that people write, `policyTypes` always
+/// explicit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkPolicy {
@@ -102,7 +103,8 @@ impl From<&PlannedPolicy> for NetworkPolicy {
             spec: Spec {
                 pod_selector: policy.subject.clone(),
                 policy_types,
-                // A list without rules and a missing list mean the same with explicit policyTypes; the missing one reads better.
+                // A list without rules and a missing list mean the same with explicit policyTypes;
+                // the missing one reads better.
                 ingress: policy
                     .ingress
                     .as_ref()

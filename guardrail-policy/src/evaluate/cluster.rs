@@ -1,4 +1,5 @@
-//! What an evaluator has to know of a cluster: pods, namespaces, nodes, virtual addresses; from an inventory, a snapshot, or both.
+//! What an evaluator has to know of a cluster: pods, namespaces, nodes, virtual addresses; from an
+//! inventory, a snapshot, or both.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -74,15 +75,18 @@ pub struct Cluster {
     pub pods: Vec<ClusterPod>,
     /// Nodes.
     pub nodes: Vec<ClusterNode>,
-    /// Labels per namespace, the name label included; `None`: the namespace was seen, its labels were not.
+    /// Labels per namespace, the name label included; `None`: the namespace was seen, its labels
+    /// were not.
     namespaces: BTreeMap<String, Option<Labels>>,
     /// Virtual addresses and the Service (`namespace/name`) that owns them.
     pub virtual_addresses: BTreeMap<IpAddr, String>,
-    /// Which Service answers at a port of a virtual address. Such an address may be a node's own (`externalIPs`, a load balancer on the nodes).
+    /// Which Service answers at a port of a virtual address. Such an address may be a node's own
+    /// (`externalIPs`, a load balancer on the nodes).
     pub service_ports: BTreeMap<(IpAddr, Protocol, u16), String>,
     /// The Service (`namespace/name`) behind a port of every node.
     pub node_ports: BTreeMap<(Protocol, u16), String>,
-    /// Addresses with which only sockets of a node were seen, and whose they are: the API does not list them, and rules do not name them.
+    /// Addresses with which only sockets of a node were seen, and whose they are: the API does not
+    /// list them, and rules do not name them.
     pub unlisted_addresses: BTreeMap<IpAddr, String>,
     /// Ranges that pods get their addresses from (`spec.podCIDRs` of the nodes).
     pub pod_ranges: BTreeSet<IpNet>,
@@ -117,14 +121,17 @@ impl Cluster {
         cluster
     }
 
-    /// Adds what a snapshot knows: workloads, and pods, nodes and Services that the inventory does not have.
+    /// Adds what a snapshot knows: workloads, and pods, nodes and Services that the inventory does
+    /// not have.
     ///
-    /// A workload's pods are the inventory's pods that its selector matches or that the snapshot names. If there is none, the snapshot's own pods
-    /// stand for it, or one pod that bears the workload's labels: a CronJob's next pod is judged like its last.
+    /// A workload's pods are the inventory's pods that its selector matches or that the snapshot
+    /// names. If there is none, the snapshot's own pods stand for it, or one pod that bears the
+    /// workload's labels: a CronJob's next pod is judged like its last.
     #[must_use]
     pub fn with_snapshot(mut self, snapshot: &Snapshot) -> Self {
         let body = &snapshot.body;
-        // Stand-ins of one workload are not pods that another one's selector may claim, nor is a pod that is another's by name.
+        // Stand-ins of one workload are not pods that another one's selector may claim, nor is a
+        // pod that is another's by name.
         let inventory = self.pods.len();
         let mut named: BTreeMap<(&str, &str), &WorkloadRef> = BTreeMap::new();
         for entry in &body.workloads {
@@ -212,7 +219,8 @@ impl Cluster {
 
     fn add_node(&mut self, node: &Node) {
         self.pod_ranges.extend(node.pod_cidrs.iter().copied());
-        // The network and the first host address of a node's pod range are its bridge or tunnel (docs/design.md#identity).
+        // The network and the first host address of a node's pod range are its bridge or tunnel
+        // (docs/design.md#identity).
         let own = node.pod_cidrs.iter().flat_map(|range| {
             let network = range.network();
             [Some(network), next(network)]

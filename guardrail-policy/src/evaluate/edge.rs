@@ -1,7 +1,9 @@
-//! Judging an edge of a snapshot: both ends are workloads, nodes or external peers, not single pods.
+//! Judging an edge of a snapshot: both ends are workloads, nodes or external peers, not single
+//! pods.
 //!
-//! A workload is judged at every kind of pod that it has (kinds differ in labels, named ports, or the `ipBlock`s that hold their addresses).
-//! An edge is allowed only if every pair is. Two pods of one workload count as two replicas, so a self edge is judged, not exempt.
+//! A workload is judged at every kind of pod that it has (kinds differ in labels, named ports, or
+//! the `ipBlock`s that hold their addresses). An edge is allowed only if every pair is. Two pods of
+//! one workload count as two replicas, so a self edge is judged, not exempt.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -16,7 +18,8 @@ use guardrail_graph::{
 use super::{End, Evaluator, Exemption, RuleRef, Side, Verdict};
 use crate::model::{IpBlock, Protocol, tier::TierPeer};
 
-/// Addresses that stand for "many external clients": every one of them has to be allowed. (Documentation ranges and public resolvers.)
+/// Addresses that stand for "many external clients": every one of them has to be allowed.
+/// (Documentation ranges and public resolvers.)
 const MANY_V4: [[u8; 4]; 3] = [[198, 51, 100, 1], [8, 8, 8, 8], [203, 0, 113, 250]];
 const MANY_V6: [[u16; 8]; 2] = [[0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], [0x2606, 0x4700, 0, 0, 0, 0, 0, 0x1111]];
 
@@ -67,8 +70,9 @@ pub(super) struct Replica {
 pub(super) type Replicas = BTreeMap<WorkloadRef, Vec<Replica>>;
 
 impl Evaluator {
-    /// Judges an observed edge, from what was recorded with it: a node and the pods on that same node are exempt (A29), and a named port
-    /// whose number differs between replicas is judged at those that have the observed number.
+    /// Judges an observed edge, from what was recorded with it: a node and the pods on that same
+    /// node are exempt (A29), and a named port whose number differs between replicas is judged at
+    /// those that have the observed number.
     ///
     /// # Errors
     /// [`UnknownPeer`] if an end cannot be judged.
@@ -78,7 +82,8 @@ impl Evaluator {
         };
         let own_node = match (&edge.client.peer, &edge.server.peer) {
             (Peer::Node { name }, Peer::Workload(_)) => seen_at(SeenBy::Server) == BTreeSet::from([name.as_str()]),
-            // Cilium lets the node in to its pods, not the pods out to it: then it is judged like any node.
+            // Cilium lets the node in to its pods, not the pods out to it: then it is judged like
+            // any node.
             (Peer::Workload(_), Peer::Node { name }) if !self.is_cilium() => {
                 seen_at(SeenBy::Client) == BTreeSet::from([name.as_str()])
             }
@@ -130,7 +135,8 @@ impl Evaluator {
 
     /// The ends that stand for a peer, as the client or as the server of a connection.
     ///
-    /// A node is each of its addresses; as a server, those outside the pod ranges (nobody calls a node at its tunnel address).
+    /// A node is each of its addresses; as a server, those outside the pod ranges (nobody calls a
+    /// node at its tunnel address).
     ///
     /// # Errors
     /// [`UnknownPeer`] if nothing is known about it.
@@ -183,7 +189,8 @@ impl Evaluator {
                 }
             }
         }
-        // Ends without a family in common: judge one pair all the same, by what does not depend on addresses.
+        // Ends without a family in common: judge one pair all the same, by what does not depend on
+        // addresses.
         let verdict = first.unwrap_or_else(|| {
             let verdict = self.evaluate(&clients[0], &servers[0], protocol, port);
             pairs = 1;

@@ -8,7 +8,8 @@ use std::{
 use super::{Cluster, Evaluator, Exemption, kinds::Kinds};
 use crate::model::tier::Entity;
 
-/// The address that NodeLocal DNSCache binds on every node: it is the pod's own node, whichever that is (A29).
+/// The address that NodeLocal DNSCache binds on every node: it is the pod's own node, whichever
+/// that is (A29).
 const NODE_LOCAL_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
 
 /// Who answers at an address.
@@ -18,10 +19,12 @@ pub(super) enum Owner {
     Node(u32),
 }
 
-/// One end, ready to be judged. Made by [`Evaluator::end`], [`Evaluator::end_of_pod`] or [`Evaluator::end_of_address`]; cheap to copy, worth keeping.
+/// One end, ready to be judged. Made by [`Evaluator::end`], [`Evaluator::end_of_pod`] or
+/// [`Evaluator::end_of_address`]; cheap to copy, worth keeping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct End {
-    /// Class of pods that no policy tells apart; `None`: not selectable (a node, a host-network pod, an external address).
+    /// Class of pods that no policy tells apart; `None`: not selectable (a node, a host-network
+    /// pod, an external address).
     pub(super) class: Option<u32>,
     /// Index of the pod, if it is one and not on the host network.
     pub(super) pod: Option<u32>,
@@ -89,7 +92,8 @@ impl End {
         self.pod
     }
 
-    /// Whether no policy can tell the two apart but by addresses, of which they have the same families.
+    /// Whether no policy can tell the two apart but by addresses, of which they have the same
+    /// families.
     #[must_use]
     pub fn is_like(&self, other: &Self) -> bool {
         let families = |end: &Self| (end.v4.is_some(), end.v6.is_some());
@@ -130,7 +134,8 @@ impl End {
             || (self.v6.is_some() && other.v6.is_some())
     }
 
-    /// An address that every node has for itself (NodeLocal DNS): no Service's and no pod's port is reached there.
+    /// An address that every node has for itself (NodeLocal DNS): no Service's and no pod's port is
+    /// reached there.
     pub(super) fn is_loopback_of_any(&self) -> bool {
         self.host == NodeOf::Any
     }
@@ -206,14 +211,16 @@ pub enum UnknownEnd {
 }
 
 impl UnknownEnd {
-    /// The end exists, but a policy cannot be judged there: the flow is unproven; otherwise the input is wrong.
+    /// The end exists, but a policy cannot be judged there: the flow is unproven; otherwise the
+    /// input is wrong.
     #[must_use]
     pub fn is_unproven(&self) -> bool {
         !matches!(self, Self::Malformed(_) | Self::NoSuchPod(_) | Self::Several { .. })
     }
 }
 
-/// Who answers at which address. Pods win over the nodes' range addresses; finished pods have none (A32).
+/// Who answers at which address. Pods win over the nodes' range addresses; finished pods have none
+/// (A32).
 pub(super) fn owners(cluster: &Cluster) -> HashMap<IpAddr, Owner> {
     let mut owners = HashMap::new();
     for (pod, index) in cluster.pods.iter().zip(0..).filter(|(p, _)| !p.finished && !p.host_network) {
@@ -316,7 +323,8 @@ impl Evaluator {
         end.at(address)
     }
 
-    /// The end of a node, without an address: only `ipBlock`-free rules match it until [`End`] gets one from `end_of_address`.
+    /// The end of a node, without an address: only `ipBlock`-free rules match it until [`End`] gets
+    /// one from `end_of_address`.
     pub(super) fn end_of_node(&self, name: &str) -> End {
         self.node_end(known(self.compiled.node_id(name).map_or(NodeOf::None, NodeOf::Is)))
     }
@@ -326,7 +334,8 @@ impl Evaluator {
         End { subject, kinds: Kinds::REMOTE, host, ..External::end(Kinds::NONE) }
     }
 
-    /// A peer that no Kubernetes object describes. `host` is the node of the other end, whichever that is.
+    /// A peer that no Kubernetes object describes. `host` is the node of the other end, whichever
+    /// that is.
     fn end_of_entity(&self, name: &str) -> Option<End> {
         let entity = Entity::from_name(name)?;
         match entity {
@@ -400,7 +409,8 @@ pub(super) fn relation(src: &End, dst: &End) -> Relation {
     }
 }
 
-/// The addresses between which the connection runs: one family that both have, the destination's first one if they share both.
+/// The addresses between which the connection runs: one family that both have, the destination's
+/// first one if they share both.
 #[must_use]
 pub fn common_addresses(src: &End, dst: &End) -> (Option<IpAddr>, Option<IpAddr>) {
     let four = src.v4.zip(dst.v4);

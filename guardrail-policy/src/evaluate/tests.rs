@@ -19,7 +19,8 @@ fn pod(name: &str, own: &str, addresses: &[&str], node: &str) -> ClusterPod {
     }
 }
 
-/// Namespaces a and b; a/web and a/db with different numbers for the port `http`, b/client of both families, a/host on node n1.
+/// Namespaces a and b; a/web and a/db with different numbers for the port `http`, b/client of both
+/// families, a/host on node n1.
 fn cluster() -> Cluster {
     let mut cluster = Cluster::default();
     cluster.set_namespace("a", labels("team=x"));
@@ -41,7 +42,8 @@ fn cluster() -> Cluster {
     cluster
 }
 
-/// Judges flows `src dst PROTOCOL/port verdict` by policies whose `spec`s are given, all in namespace a.
+/// Judges flows `src dst PROTOCOL/port verdict` by policies whose `spec`s are given, all in
+/// namespace a.
 #[track_caller]
 fn check(specs: &[&str], flows: &[&str]) {
     let text: String = specs

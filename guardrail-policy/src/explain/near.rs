@@ -20,7 +20,8 @@ use crate::{
 type Distance = (u32, Vec<String>);
 
 impl Evaluator {
-    /// Of all rules of these policies the one that misses by least: the peer alone or the port alone before both.
+    /// Of all rules of these policies the one that misses by least: the peer alone or the port
+    /// alone before both.
     pub(super) fn nearest(
         &self,
         direction: Direction,
@@ -224,7 +225,8 @@ fn same_family(block: &IpBlock, address: IpAddr) -> bool {
     block.cidr.addr().is_ipv4() == address.is_ipv4()
 }
 
-/// A list matches if one entry does: the nearest entry speaks for it. An empty list matches everything.
+/// A list matches if one entry does: the nearest entry speaks for it. An empty list matches
+/// everything.
 fn least(misses: Vec<(u32, String)>) -> Distance {
     let others = misses.len().saturating_sub(1);
     match misses.into_iter().min_by_key(|(distance, _)| *distance) {

@@ -73,7 +73,8 @@ fn selector(yaml: &mut String, head: &str, field: &str, labels: &Labels) {
     }
 }
 
-/// A label value that every YAML reader takes for a string: letters first and no word with a meaning, else in quotes.
+/// A label value that every YAML reader takes for a string: letters first and no word with a
+/// meaning, else in quotes.
 fn scalar(value: &str) -> String {
     let plain = value.len() > 3
         && value.bytes().next().is_some_and(|b| b.is_ascii_alphabetic())

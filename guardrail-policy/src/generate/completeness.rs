@@ -26,12 +26,13 @@ pub struct NamespaceVerdict {
     pub one_sided: BTreeSet<String>,
     /// Edges of the namespace that were left out because their backend was inferred.
     pub inferred: usize,
-    /// How long the namespace was observed, in seconds: from the first to the last moment of the window.
+    /// How long the namespace was observed, in seconds: from the first to the last moment of the
+    /// window.
     pub window_seconds: Option<u64>,
     /// How long all nodes of its workloads were observed at once, in seconds.
     pub common_window_seconds: u64,
-    /// Time since an edge of the namespace was first seen, at the end of the window, in seconds. Short against the window: new edges still
-    /// appear, and waiting longer is wise.
+    /// Time since an edge of the namespace was first seen, at the end of the window, in seconds.
+    /// Short against the window: new edges still appear, and waiting longer is wise.
     pub since_last_new_edge_seconds: Option<u64>,
 }
 
@@ -96,7 +97,8 @@ impl<'a> Completeness<'a> {
             }
         }
         if (hosts.is_empty() || !self.context.body.own_pods_as_of.is_empty()) && !self.missing.is_empty() {
-            // A finished job's pod may have run anywhere, and where agents know only their own node's pods, so may any.
+            // A finished job's pod may have run anywhere, and where agents know only their own
+            // node's pods, so may any.
             hosted = false;
             reasons.extend(self.missing.iter().map(|node| format!("node_unobserved:{node}")));
         }

@@ -32,7 +32,8 @@ pub(crate) struct Context<'a> {
     unlisted: BTreeMap<IpAddr, &'a str>,
     /// Addresses that an `ipBlock` must never name: live pods and Services.
     inside: BTreeSet<IpAddr>,
-    /// Pod ports behind a Service port that has a node port or a load balancer: address translation may hide who calls them.
+    /// Pod ports behind a Service port that has a node port or a load balancer: address translation
+    /// may hide who calls them.
     reachable_from_outside: BTreeSet<(&'a WorkloadRef, Protocol, u16)>,
     pod_ranges: Vec<IpNet>,
     all_pods_in_ranges: bool,
@@ -124,8 +125,9 @@ impl<'a> Context<'a> {
         }
         let mut reachable_from_outside = BTreeSet::new();
         for service in &body.services {
-            // External and load-balancer addresses are those of the outside world too; only a ClusterIP is surely inside. A snapshot keeps them
-            // together, so all of them count: the graph resolves each to the backends and leaves none as an external peer.
+            // External and load-balancer addresses are those of the outside world too; only a
+            // ClusterIP is surely inside. A snapshot keeps them together, so all of them count: the
+            // graph resolves each to the backends and leaves none as an external peer.
             inside.extend(&service.addresses);
             for port in &service.ports {
                 let Some(protocol) = protocol_of(&port.protocol) else { continue };
@@ -201,7 +203,8 @@ impl<'a> Context<'a> {
         self.subjects.iter().filter(|subject| subject.members.len() > 1)
     }
 
-    /// The workloads that a rule for this one names, too: those of its subject, or all that bear its labels.
+    /// The workloads that a rule for this one names, too: those of its subject, or all that bear
+    /// its labels.
     pub(crate) fn alike(&self, workload: &WorkloadRef) -> BTreeSet<WorkloadRef> {
         let mut alike = BTreeSet::from([workload.clone()]);
         let subject = self.subject_of.get(workload).map(|index| &self.subjects[*index]);
@@ -222,8 +225,8 @@ impl<'a> Context<'a> {
         self.subjects[*self.subject_of.get(workload)?].selector.as_ref()
     }
 
-    /// The pods of a workload as a peer of a policy in `policy_namespace`; `None` if no label names them. The flag says that the labels may
-    /// select more than this workload.
+    /// The pods of a workload as a peer of a policy in `policy_namespace`; `None` if no label names
+    /// them. The flag says that the labels may select more than this workload.
     pub(crate) fn pods_peer(&self, workload: &WorkloadRef, policy_namespace: &str) -> Option<(RulePeer, bool)> {
         let entry = self.workloads.get(workload)?;
         let (selector, wider) = match self.selector(workload) {
@@ -242,7 +245,8 @@ impl<'a> Context<'a> {
         all.filter(|a| a.is_ipv4() && is_link_local(*a))
     }
 
-    /// What a rule names for a node: the addresses that the API lists, or the declared ranges where one covers an address of the node.
+    /// What a rule names for a node: the addresses that the API lists, or the declared ranges where
+    /// one covers an address of the node.
     pub(crate) fn peers_of_node(&self, name: &str, called: bool) -> BTreeSet<RulePeer> {
         let Some(node) = self.nodes.get(name) else { return BTreeSet::new() };
         let listed: BTreeSet<IpAddr> = node.listed.iter().copied().filter(|a| !is_link_local(*a)).collect();
@@ -287,7 +291,8 @@ impl<'a> Context<'a> {
         self.host_workloads.get(name).into_iter().flatten().copied()
     }
 
-    /// Whether a pod or Service has this address, or it lies where pods get theirs and no node owns it.
+    /// Whether a pod or Service has this address, or it lies where pods get theirs and no node owns
+    /// it.
     pub(crate) fn is_inside_cluster(&self, address: IpAddr) -> bool {
         self.inside.contains(&address) || self.pod_ranges.iter().any(|range| range.contains(&address))
     }
@@ -297,9 +302,11 @@ impl<'a> Context<'a> {
         self.reachable_from_outside.contains(&(workload, protocol, port))
     }
 
-    /// Whether the sockets of the client, a node, opened as many connections as the server's side saw from it.
+    /// Whether the sockets of the client, a node, opened as many connections as the server's side
+    /// saw from it.
     ///
-    /// What it opened through Services counts as a whole, though some of it may have reached other workloads.
+    /// What it opened through Services counts as a whole, though some of it may have reached other
+    /// workloads.
     pub(crate) fn explains_itself(&self, edge: &EdgeRecord) -> bool {
         if edge.sources.is_empty() {
             return edge.seen_by.contains(&Side::Client);
@@ -323,7 +330,8 @@ impl<'a> Context<'a> {
         established(&edge.sources, Side::Server) <= opened
     }
 
-    /// Every external address, of both families. `without_pods` leaves out the ranges where pods live, if they are known.
+    /// Every external address, of both families. `without_pods` leaves out the ranges where pods
+    /// live, if they are known.
     pub(crate) fn anywhere(&self, without_pods: bool) -> [RulePeer; 2] {
         ["0.0.0.0/0", "::/0"].map(|text| {
             let cidr: IpNet = text.parse().expect("a literal range");
@@ -332,7 +340,8 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// The first of these names for which a range with this address is declared, and the peers of all its ranges.
+    /// The first of these names for which a range with this address is declared, and the peers of
+    /// all its ranges.
     pub(crate) fn declared<'n>(
         &self,
         names: &'n BTreeSet<String>,
@@ -342,12 +351,14 @@ impl<'a> Context<'a> {
         declared.find(|(_, ranges)| ranges.keys().any(|range| range.contains(&address)))
     }
 
-    /// Whether the ranges where pods live are known, so that [`Context::anywhere`] can leave them out.
+    /// Whether the ranges where pods live are known, so that [`Context::anywhere`] can leave them
+    /// out.
     pub(crate) fn knows_pod_ranges(&self) -> bool {
         self.all_pods_in_ranges
     }
 
-    /// How a rule names this port of a workload (B2): by name if every pod defines the name and the numbers differ, else by number.
+    /// How a rule names this port of a workload (B2): by name if every pod defines the name and the
+    /// numbers differ, else by number.
     pub(crate) fn port_of(&self, workload: &WorkloadRef, protocol: Protocol, port: u16, name: Option<&str>) -> PortRef {
         match name {
             Some(name) if matches!(self.name_in_pods(workload, protocol, name), NameInPods::Varies) => {

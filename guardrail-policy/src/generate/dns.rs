@@ -20,7 +20,8 @@ pub(crate) struct Dns {
 }
 
 impl Dns {
-    /// Finds the servers in use: pods that were asked on port 53, or on the pod port behind a Service's port 53.
+    /// Finds the servers in use: pods that were asked on port 53, or on the pod port behind a
+    /// Service's port 53.
     pub(crate) fn in_use(context: &Context<'_>, uses: &[EdgeUse]) -> Self {
         let mut dns = Self::default();
         for (edge, used) in context.body.edges.iter().zip(uses) {
@@ -31,7 +32,8 @@ impl Dns {
             if is_node_local_dns(edge) {
                 dns.node_local.extend(external_address(&edge.server.peer));
             } else if let (Peer::Node { name }, 53) = (&edge.server.peer, edge.port) {
-                // A resolver in the host's network; NodeLocal DNS if the node owns a link-local address.
+                // A resolver in the host's network; NodeLocal DNS if the node owns a link-local
+                // address.
                 dns.node_local.extend(context.link_local_addresses_of_node(name));
             } else if let (Peer::Workload(server), true) = (&edge.server.peer, asks_for_names(edge))
                 && context.pods_peer(server, "").is_some()
@@ -57,8 +59,8 @@ impl Dns {
         self.pods.is_empty() && self.node_local.is_empty()
     }
 
-    /// The peers with their ports (always UDP and TCP), for a policy in this namespace. What no label names is no DNS
-    /// server here: flows to it are judged like others.
+    /// The peers with their ports (always UDP and TCP), for a policy in this namespace. What no
+    /// label names is no DNS server here: flows to it are judged like others.
     pub(crate) fn allowed(&self, namespace: &str, context: &Context<'_>) -> Vec<(RulePeer, Vec<RulePort>)> {
         let mut allowed = Vec::new();
         for (workload, ports) in &self.pods {

@@ -46,15 +46,16 @@ impl EdgeUse {
         *self == Self::Supports
     }
 
-    /// Whether the edge is an established flow that nobody took responsibility for: allowed, or a problem.
+    /// Whether the edge is an established flow that nobody took responsibility for: allowed, or a
+    /// problem.
     #[must_use]
     pub fn is_owed(&self) -> bool {
         matches!(self, Self::Supports | Self::Unused(Unused::Inferred))
     }
 }
 
-/// Whether the evidence shows a conversation. Marks say how it was seen and have no say in this: without them, an edge is
-/// `supported` for the same reasons.
+/// Whether the evidence shows a conversation. Marks say how it was seen and have no say in this:
+/// without them, an edge is `supported` for the same reasons.
 fn is_established(edge: &EdgeRecord) -> bool {
     let at_server = || edge.sources.iter().any(|s| s.side == Side::Server && s.counts.established() > 0);
     edge.supported
@@ -83,7 +84,8 @@ pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
     EdgeUse::Unused(unused)
 }
 
-/// NodeLocal DNS answers on a link-local address; the only link-local peer that a rule may name (B15).
+/// NodeLocal DNS answers on a link-local address; the only link-local peer that a rule may name
+/// (B15).
 pub(crate) fn is_node_local_dns(edge: &EdgeRecord) -> bool {
     edge.port == 53 && edge.counts.bytes_received > 0 && external_address(&edge.server.peer).is_some_and(is_link_local)
 }
@@ -118,7 +120,8 @@ pub(crate) fn external_address(peer: &Peer) -> Option<std::net::IpAddr> {
 /// How a rule can name the other end of an edge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// These peers; and the nodes of these host-network workloads, so that a rule does not break when another replica calls.
+    /// These peers; and the nodes of these host-network workloads, so that a rule does not break
+    /// when another replica calls.
     Peers { peers: BTreeSet<RulePeer>, hosts: BTreeSet<String>, note: Option<String> },
     /// One external address among those of this port; names as observed.
     ExternalAddress(std::net::IpAddr),
@@ -127,7 +130,8 @@ pub(crate) enum Need {
         /// The real client is hidden behind a node's address, so nothing inside may be left out.
         identity_lost: bool,
     },
-    /// Allowed whatever the policies say: between a pod and its own node (A29), above all probes (B14).
+    /// Allowed whatever the policies say: between a pod and its own node (A29), above all probes
+    /// (B14).
     Implicit,
     /// No rule can name it; why, and what to do.
     Inexpressible(String),
@@ -191,7 +195,8 @@ fn external(address: &str, context: &Context<'_>) -> Need {
     }
 }
 
-/// An address that only its own node knows as its own is an external peer to all others, until a person declares it.
+/// An address that only its own node knows as its own is an external peer to all others, until a
+/// person declares it.
 fn external_caller(address: &str, context: &Context<'_>) -> Need {
     let need = external(address, context);
     match need {
@@ -207,7 +212,8 @@ fn external_caller(address: &str, context: &Context<'_>) -> Need {
     }
 }
 
-/// A node's address as a caller may be a host process, a host-network pod, the kubelet's probe, or somebody whose address was translated.
+/// A node's address as a caller may be a host process, a host-network pod, the kubelet's probe, or
+/// somebody whose address was translated.
 fn node_caller(edge: &EdgeRecord, node_name: &str, context: &Context<'_>) -> Need {
     let server_nodes: BTreeSet<&str> =
         edge.sources.iter().filter(|s| s.side == Side::Server).map(|s| s.source.node.as_str()).collect();
@@ -216,8 +222,9 @@ fn node_caller(edge: &EdgeRecord, node_name: &str, context: &Context<'_>) -> Nee
     let from_outside =
         edge.server.peer.workload().is_some_and(|w| context.is_reachable_from_outside(w, edge.protocol, edge.port));
 
-    // The pods saw more connections from this node than its own sockets opened: somebody's address was translated. What the node itself opens (above
-    // all its probes, B39) says nothing of the rest.
+    // The pods saw more connections from this node than its own sockets opened: somebody's address
+    // was translated. What the node itself opens (above all its probes, B39) says nothing of the
+    // rest.
     if from_outside && !context.explains_itself(edge) {
         return Need::Anywhere { identity_lost: true };
     }

@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use guardrail_graph::{Peer, Protocol, WorkloadRef, snapshot::EdgeRecord};
 
-/// A flow that a person accepts to stay without a rule. Ends are `NS/KIND/NAME` (a Service: `NS/svc/NAME`), `node/NAME`,
-/// an address, `[IPv6]`, or `external`: any external end.
+/// A flow that a person accepts to stay without a rule. Ends are `NS/KIND/NAME` (a Service:
+/// `NS/svc/NAME`), `node/NAME`, an address, `[IPv6]`, or `external`: any external end.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowName {
     /// `None`: any external end.

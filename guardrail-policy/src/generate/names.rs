@@ -1,4 +1,5 @@
-//! Names of policies: DNS-1123, bounded, stable, and never the same for two workloads (docs/semantics.md B28).
+//! Names of policies: DNS-1123, bounded, stable, and never the same for two workloads
+//! (docs/semantics.md B28).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,8 @@ pub(crate) const DENY_EGRESS: &str = "guardrail-default-deny-egress";
 /// Name of the policy that draws a namespace's boundary.
 pub(crate) const BOUNDARY: &str = "guardrail-namespace-boundary";
 
-/// Kubernetes allows 253; with the namespace (63) and `.yaml` the name must also be a file name (255).
+/// Kubernetes allows 253; with the namespace (63) and `.yaml` the name must also be a file name
+/// (255).
 const MAX: usize = 180;
 
 /// A name for the policy of each of these workloads, which share a namespace.

@@ -1,7 +1,8 @@
 //! The intermediate form: policies as data, before any format.
 //!
-//! A [`Plan`] is what [`super::plan_for`] decides and what printers ([`crate::emit`]), the report and the proof read. Everything in it is
-//! sorted, and nothing in it depends on how often something was seen, so equal decisions are equal plans.
+//! A [`Plan`] is what [`super::plan_for`] decides and what printers ([`crate::emit`]), the report
+//! and the proof read. Everything in it is sorted, and nothing in it depends on how often something
+//! was seen, so equal decisions are equal plans.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -112,7 +113,8 @@ impl RuleSet {
         self.by_peer.entry(peer).or_default().extend(ports);
     }
 
-    /// Rules that differ only in port are one rule by construction; peers with the same ports then share a rule.
+    /// Rules that differ only in port are one rule by construction; peers with the same ports then
+    /// share a rule.
     pub(crate) fn into_rules(self) -> Vec<PlannedRule> {
         let mut by_ports: BTreeMap<BTreeSet<RulePort>, BTreeSet<RulePeer>> = BTreeMap::new();
         for (peer, ports) in self.by_peer {

@@ -25,7 +25,8 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    /// Whether `--force` accepts it. It passes gates, never a flow that would be denied and never a failed proof.
+    /// Whether `--force` accepts it. It passes gates, never a flow that would be denied and never a
+    /// failed proof.
     #[must_use]
     pub const fn can_be_forced(self) -> bool {
         matches!(self, Self::Incomplete | Self::ShortWindow)

@@ -1,8 +1,8 @@
-//! Whom a selector selects, decided from all workloads of the snapshot (DESIGN §6, 7).
+//! Whom a selector selects, decided from all workloads of the snapshot (docs/design.md#policy).
 //!
-//! A selector was found by whoever knew a part of the cluster, and workloads come and go: it may select others, too. Two
-//! workloads whose selectors select each other's pods are one subject. A workload that is selected by the way is kept
-//! apart by a label that it alone has.
+//! A selector was found by whoever knew a part of the cluster, and workloads come and go: it may
+//! select others, too. Two workloads whose selectors select each other's pods are one subject. A
+//! workload that is selected by the way is kept apart by a label that it alone has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,8 +51,8 @@ pub(crate) fn subjects<'a>(entries: &[&'a WorkloadEntry]) -> Vec<Subject<'a>> {
     found
 }
 
-/// Pairs of which the first one's selector may select the second: those that share a label of it. Without this, a
-/// namespace of thousands of workloads would be compared pair by pair.
+/// Pairs of which the first one's selector may select the second: those that share a label of it.
+/// Without this, a namespace of thousands of workloads would be compared pair by pair.
 fn candidates(bases: &[Option<LabelSelector>], labels: &[Labels]) -> BTreeSet<(usize, usize)> {
     let mut by_label: BTreeMap<(&str, &str), Vec<usize>> = BTreeMap::new();
     for (index, labels) in labels.iter().enumerate() {

@@ -1,4 +1,5 @@
-//! Options that name something which the snapshot does not have: mostly a slip of the pen, which must not pass in silence.
+//! Options that name something which the snapshot does not have: mostly a slip of the pen, which
+//! must not pass in silence.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,7 +86,8 @@ fn declaration(
     (!context.options.egress).then(|| format!("the ranges declared for {name} have no effect without --egress"))
 }
 
-/// The nearest of what is known, if it is near enough to be meant: a third of the letters may differ.
+/// The nearest of what is known, if it is near enough to be meant: a third of the letters may
+/// differ.
 fn suggestion(text: &str, known: &BTreeSet<String>) -> String {
     let near = known.iter().map(|other| (strsim::osa_distance(text, other), other)).min();
     match near {

@@ -1,4 +1,5 @@
-//! How long is long enough: nodes of a namespace must have been observed together for a while before it is closed.
+//! How long is long enough: nodes of a namespace must have been observed together for a while
+//! before it is closed.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use super::{Phase, context::Context};
 use crate::report::{duration, few};
 
 impl Phase {
-    /// For how long the nodes of a namespace must have been observed together, unless a person says otherwise: a day holds
-    /// what runs daily, an hour what keeps a namespace alive.
+    /// For how long the nodes of a namespace must have been observed together, unless a person says
+    /// otherwise: a day holds what runs daily, an hour what keeps a namespace alive.
     #[must_use]
     pub const fn min_window(self) -> Duration {
         match self {
@@ -23,8 +24,8 @@ impl Phase {
 
 /// When the nodes of one namespace were observed.
 pub(crate) struct NamespaceWindow<'a> {
-    /// Observed nodes on which workloads of the namespace run or ran. That other nodes of theirs were not observed is a
-    /// matter of completeness.
+    /// Observed nodes on which workloads of the namespace run or ran. That other nodes of theirs
+    /// were not observed is a matter of completeness.
     nodes: BTreeSet<&'a str>,
     /// When all of these were observed; `None` if at no time.
     pub(crate) common: Option<Interval>,

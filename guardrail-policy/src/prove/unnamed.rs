@@ -1,5 +1,6 @@
-//! Established flows of which one end has no name: uses of a Service whose backend nobody knows, and flows with an address
-//! of another node that no snapshot names. No edge stands for them, so they are judged here.
+//! Established flows of which one end has no name: uses of a Service whose backend nobody knows,
+//! and flows with an address of another node that no snapshot names. No edge stands for them, so
+//! they are judged here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,7 +29,8 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
             owners.entry(entry.address).or_default().insert(&entry.peer);
         }
     }
-    // An edge that stands for a use of a Service is judged by itself; so is what `merge` made of a flow with another node.
+    // An edge that stands for a use of a Service is judged by itself; so is what `merge` made of a
+    // flow with another node.
     let has_edge = |f: &ServiceFlow| via.contains(&(&f.client, f.service.as_str()));
     let is_named = |f: &RemoteFlow| {
         owners.get(&f.address).into_iter().flatten().any(|owner| match f.side {

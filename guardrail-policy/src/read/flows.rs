@@ -1,4 +1,5 @@
-//! Flows as CSV: the header `src,dst,protocol,port` in any order, further columns ignored (docs/design.md#flows-as-csv).
+//! Flows as CSV: the header `src,dst,protocol,port` in any order, further columns ignored
+//! (docs/design.md#flows-as-csv).
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -28,7 +29,8 @@ const MAX_PROBLEMS: usize = 20;
 /// Reads flows.
 ///
 /// # Errors
-/// The first problems: no header, a missing column, a bad protocol or port, an open quote, binary input.
+/// The first problems: no header, a missing column, a bad protocol or port, an open quote, binary
+/// input.
 pub fn flows<'a>(file: &str, bytes: &'a [u8]) -> Result<Vec<Flow<'a>>, ReadError> {
     let mut reader = Reader { file: file.into(), problems: Vec::new() };
     let flows = reader.read(bytes).unwrap_or_default();
@@ -141,7 +143,8 @@ fn trimmed(text: Cow<'_, str>) -> Cow<'_, str> {
     }
 }
 
-/// RFC 4180 records with the line on which each begins; blank lines are left out. `Err(line)`: an open quote.
+/// RFC 4180 records with the line on which each begins; blank lines are left out. `Err(line)`: an
+/// open quote.
 pub(super) struct Records<'a> {
     pub(super) rest: &'a str,
     pub(super) line: u32,
@@ -204,7 +207,8 @@ impl<'a> Records<'a> {
             let skipped = &self.rest[..=quote];
             self.line += u32::try_from(skipped.matches('\n').count()).unwrap_or(u32::MAX);
             self.rest = &self.rest[quote + 1..];
-            // What stands between the closing quote and the separator belongs to the field, as most readers have it.
+            // What stands between the closing quote and the separator belongs to the field, as most
+            // readers have it.
             let (tail, end) = self.plain();
             value.push_str(&tail);
             return Some((Cow::Owned(value), end));

@@ -44,7 +44,8 @@ impl Found {
     }
 }
 
-/// What a `List` of a certain kind says about items that do not say it themselves, as in an API server's own lists.
+/// What a `List` of a certain kind says about items that do not say it themselves, as in an API
+/// server's own lists.
 #[derive(Clone, Copy, Default)]
 struct Implied<'a> {
     api_version: Option<&'a str>,
@@ -140,8 +141,9 @@ fn object(file: &Arc<str>, node: &Node, expect: Expect, implied: Implied<'_>, fo
     }
 }
 
-/// An OpenShift Template: its objects are read where they stand there as they will be made. A policy with a parameter in it, or without a
-/// namespace (it will be that of whoever processes the template), is named.
+/// An OpenShift Template: its objects are read where they stand there as they will be made. A
+/// policy with a parameter in it, or without a namespace (it will be that of whoever processes the
+/// template), is named.
 fn template(file: &Arc<str>, node: &Node, expect: Expect, found: &mut Found) {
     let Some(Node { value: Value::Seq(objects), .. }) = node.get("objects") else {
         return found.others.push(("Template".to_owned(), node.line));

@@ -54,7 +54,8 @@ pub(super) struct Decoder<'a> {
 pub(super) fn decode(file: &Arc<str>, node: &Node) -> Decoded {
     let mut decoder = Decoder::new(file);
     let policy = decoder.policy(node);
-    // A policy whose only fault is a quoted port is kept for the linter; the problem stops everybody else.
+    // A policy whose only fault is a quoted port is kept for the linter; the problem stops
+    // everybody else.
     let usable = decoder.problems.iter().all(|p| p.kind == ProblemKind::QuotedPort);
     Decoded { policy: policy.filter(|_| usable), problems: decoder.problems, warnings: decoder.warnings }
 }
@@ -121,7 +122,8 @@ impl Decoder<'_> {
         Some(policy)
     }
 
-    /// Namespace and name of an object of a namespaced kind; problems are told under them from here on.
+    /// Namespace and name of an object of a namespaced kind; problems are told under them from here
+    /// on.
     pub(super) fn names(&mut self, node: &Node, kind: PolicyKind) -> Option<(String, String)> {
         let (metadata, name) = self.name(node, kind)?;
         let namespace = match metadata.get("namespace") {

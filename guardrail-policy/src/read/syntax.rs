@@ -1,4 +1,5 @@
-//! What names and values may look like: the API machinery's rules (`k8s.io/apimachinery/pkg/util/validation`).
+//! What names and values may look like: the API machinery's rules
+//! (`k8s.io/apimachinery/pkg/util/validation`).
 
 /// RFC 1123 label: at most 63 of `a-z0-9-`, alphanumeric at both ends.
 pub(super) fn is_dns_label(s: &str) -> bool {
@@ -21,7 +22,8 @@ pub(super) fn is_dns_subdomain(s: &str) -> bool {
     s.len() <= 253 && s.split('.').all(part)
 }
 
-/// The part of a label key after the prefix, or a non-empty label value: at most 63 of `A-Za-z0-9-_.`, alphanumeric at both ends.
+/// The part of a label key after the prefix, or a non-empty label value: at most 63 of
+/// `A-Za-z0-9-_.`, alphanumeric at both ends.
 fn is_qualified_part(s: &str) -> bool {
     let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
     s.len() <= 63
@@ -43,7 +45,8 @@ pub(super) fn is_label_value(s: &str) -> bool {
     s.is_empty() || is_qualified_part(s)
 }
 
-/// A port name (IANA service name): at most 15 of `a-z0-9-`, one letter at least, no `-` at an end, no two in a row.
+/// A port name (IANA service name): at most 15 of `a-z0-9-`, one letter at least, no `-` at an end,
+/// no two in a row.
 pub(super) fn is_port_name(s: &str) -> bool {
     (1..=15).contains(&s.len())
         && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')

@@ -12,7 +12,8 @@ use serde_saphyr::{Error, Spanned, options::AliasLimits};
 use super::{MAX_FILE_BYTES, Problem, ProblemKind, text};
 use crate::model::Location;
 
-/// Deepest nesting that is read; a NetworkPolicy in a List needs 11, a schema in a CustomResourceDefinition some 50.
+/// Deepest nesting that is read; a NetworkPolicy in a List needs 11, a schema in a
+/// CustomResourceDefinition some 50.
 const MAX_DEPTH: usize = 128;
 /// Bytes of stack for that many levels: without optimisation each takes some 30 KiB.
 const STACK_BYTES: usize = 16 << 20;
@@ -103,7 +104,8 @@ impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
         let value = match spanned.value {
-            // Without quotes these are booleans for kubectl (YAML 1.1); a quoted word is two bytes longer.
+            // Without quotes these are booleans for kubectl (YAML 1.1); a quoted word is two bytes
+            // longer.
             Value::Str(word)
                 if is_boolean_word(&word) && spanned.defined.span().byte_len() == Some(word.len() as u64) =>
             {
@@ -115,7 +117,8 @@ impl<'de> Deserialize<'de> for Node {
     }
 }
 
-/// The words beside true and false that kubectl's YAML reader takes for booleans (`y` and `n` are strings there).
+/// The words beside true and false that kubectl's YAML reader takes for booleans (`y` and `n` are
+/// strings there).
 fn is_boolean_word(word: &str) -> bool {
     matches!(word, "yes" | "Yes" | "YES" | "no" | "No" | "NO" | "on" | "On" | "ON" | "off" | "Off" | "OFF")
 }
@@ -250,7 +253,8 @@ fn read(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, Problem> {
     Ok(documents)
 }
 
-/// JSON objects one behind the other, which kubectl reads as well: each with the number of lines before it. `None`: it is not that.
+/// JSON objects one behind the other, which kubectl reads as well: each with the number of lines
+/// before it. `None`: it is not that.
 fn json_parts(text: &str) -> Option<Vec<(&str, u32)>> {
     let mut significant = text.chars().filter(|c| !c.is_whitespace());
     if significant.next() != Some('{') || !matches!(significant.next(), Some('"' | '}')) {

@@ -1,4 +1,5 @@
-//! Scenarios for the generator: a small description of a cluster and of what was observed, turned into a snapshot.
+//! Scenarios for the generator: a small description of a cluster and of what was observed, turned
+//! into a snapshot.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 

@@ -1,5 +1,6 @@
-//! A second evaluator, deliberately naive: it follows the words of the Kubernetes documentation pod by pod and rule by rule, with nothing compiled,
-//! interned or shared. It works on its own types and renders them as YAML, so that the reader is under test too.
+//! A second evaluator, deliberately naive: it follows the words of the Kubernetes documentation pod
+//! by pod and rule by rule, with nothing compiled, interned or shared. It works on its own types
+//! and renders them as YAML, so that the reader is under test too.
 
 use std::{collections::BTreeMap, fmt::Write, net::IpAddr};
 
@@ -159,7 +160,8 @@ impl World {
                 namespaces.matches(&namespace_labels(pod)) && pods.matches(&pod.labels)
             }
             (Peer::Block(cidr, except), _) => {
-                // The family in which the two ends speak; here every dual-stack pod has its IPv4 address first.
+                // The family in which the two ends speak; here every dual-stack pod has its IPv4
+                // address first.
                 let six = |ends: &Resolved<'_>| ends.addresses.iter().any(IpAddr::is_ipv6);
                 let four = |ends: &Resolved<'_>| ends.addresses.iter().any(IpAddr::is_ipv4);
                 let address = if four(own) && four(other) {

@@ -1,7 +1,8 @@
 //! `pods/NAME/portforward` over a websocket, as a kubelet speaks it behind an API server.
 //!
-//! The subprotocol is `v4.channel.k8s.io`: binary messages whose first byte is a channel; each port has two, for data and for an error. Each
-//! channel begins with the number of its port, two bytes, the lesser first.
+//! The subprotocol is `v4.channel.k8s.io`: binary messages whose first byte is a channel; each port
+//! has two, for data and for an error. Each channel begins with the number of its port, two bytes,
+//! the lesser first.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -42,7 +43,8 @@ pub(crate) fn relay(stream: &TcpStream, request: &Request, pod: &str, connect: &
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: {PROTOCOL}\r\n\r\n"
     )?;
     stream.set_read_timeout(None)?;
-    // One end reads, the other writes: a client that sends neither pings nor a close in the middle of an answer sees no difference.
+    // One end reads, the other writes: a client that sends neither pings nor a close in the middle
+    // of an answer sees no difference.
     let mut to_client = WebSocket::from_raw_socket(stream.try_clone()?, Role::Server, None);
     let mut from_client = WebSocket::from_raw_socket(stream.try_clone()?, Role::Server, None);
     let mut send = |channel: u8, data: &[u8]| {
@@ -83,7 +85,8 @@ pub(crate) fn relay(stream: &TcpStream, request: &Request, pod: &str, connect: &
     end(&mut to_client, || drop(reader.join()))
 }
 
-/// The end of the pod's connection is that of the websocket: a close, and the client's close awaited, so that nothing on the way is lost.
+/// The end of the pod's connection is that of the websocket: a close, and the client's close
+/// awaited, so that nothing on the way is lost.
 fn end(to_client: &mut WebSocket<TcpStream>, wait: impl FnOnce()) -> io::Result<()> {
     // A client that is gone already needs no close.
     if to_client.close(None).and_then(|()| to_client.flush()).is_ok() {

@@ -1,4 +1,5 @@
-//! A generated cluster of any size, made of recorded objects: as large as real ones, managed fields and all.
+//! A generated cluster of any size, made of recorded objects: as large as real ones, managed fields
+//! and all.
 
 use std::net::Ipv4Addr;
 
@@ -33,7 +34,8 @@ pub fn pod_name(n: u32, services: u32) -> (String, String) {
     (format!("team-{}", service % 20), format!("service-{service}-7d9c5b8f6d-{n:05x}"))
 }
 
-/// Namespaces, nodes, Deployments with their ReplicaSets, Services with their EndpointSlices, and `pods` pods in turn behind `services` Services.
+/// Namespaces, nodes, Deployments with their ReplicaSets, Services with their EndpointSlices, and
+/// `pods` pods in turn behind `services` Services.
 ///
 /// # Errors
 /// The recordings cannot be read.

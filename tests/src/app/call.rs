@@ -74,7 +74,8 @@ impl Caller {
         }
     }
 
-    /// Runs one call to its end. `index` makes its random sequence its own; `before` is copied into the records.
+    /// Runs one call to its end. `index` makes its random sequence its own; `before` is copied into
+    /// the records.
     pub fn run(&self, call: &Call, index: u64, before: bool) {
         let mut random = Random::new(self.seed ^ (index << 32));
         for round in 0..call.times {
@@ -155,7 +156,8 @@ impl Caller {
         exchange: &Exchange,
         before: bool,
     ) {
-        // Whoever called before its server was there would be taken for a client whose failure the agent missed.
+        // Whoever called before its server was there would be taken for a client whose failure the
+        // agent missed.
         assert!(
             !before || matches!(exchange.outcome, Outcome::Established | Outcome::Sent),
             "{}: {remote} must work before this is ready, but was {:?}",

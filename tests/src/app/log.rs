@@ -54,12 +54,14 @@ pub struct Record {
     pub protocol: String,
     /// Local address (`getsockname`).
     pub local: Option<SocketAddr>,
-    /// Client: the address that was asked for. Server: the peer's address as `accept` or `recvfrom` told it.
+    /// Client: the address that was asked for. Server: the peer's address as `accept` or `recvfrom`
+    /// told it.
     pub remote: SocketAddr,
     /// Client: what the scenario named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Identifier that the client chose and sent, `process#number`; absent for DNS, whose messages have no room for it.
+    /// Identifier that the client chose and sent, `process#number`; absent for DNS, whose messages
+    /// have no room for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// How it ended.

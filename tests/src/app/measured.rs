@@ -40,7 +40,8 @@ impl Stopwatch {
         self.took.lock().unwrap_or_else(PoisonError::into_inner).push(begin.elapsed());
     }
 
-    /// First decile, median and 99th percentile of the exchanges since the last time, in nanoseconds.
+    /// First decile, median and 99th percentile of the exchanges since the last time, in
+    /// nanoseconds.
     pub fn take(&self) -> Option<[u128; 3]> {
         let mut took = std::mem::take(&mut *self.took.lock().unwrap_or_else(PoisonError::into_inner));
         took.sort_unstable();
@@ -55,11 +56,13 @@ fn document(bytes: usize) -> Vec<u8> {
     Value::from(items).to_string().into_bytes()
 }
 
-/// Serves one connection after the other: answers a JSON document with the same, read and written anew, as a service would that does next to nothing.
+/// Serves one connection after the other: answers a JSON document with the same, read and written
+/// anew, as a service would that does next to nothing.
 pub fn serve(listener: &TcpListener) {
     for mut stream in listener.incoming().flatten() {
         let _ = stream.set_nodelay(true);
-        // A connection that was reset, also before it was accepted, is one more connection, nothing else.
+        // A connection that was reset, also before it was accepted, is one more connection, nothing
+        // else.
         while let Ok(request) = read_frame(&mut stream) {
             let answer = serde_json::from_slice::<Value>(&request).map(|document| document.to_string());
             if write_frame(&mut stream, answer.unwrap_or_default().as_bytes()).is_err() {

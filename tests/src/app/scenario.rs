@@ -10,11 +10,14 @@ use serde::{Deserialize, Serialize};
 
 /// Everything that one process does.
 ///
-/// Life of a process: serve everything in `serve`, run `before`, print `ready`; on the line `go` from standard input run `after`
-/// (all calls at once) and print `done`; on `enough` end repeated calls after their current round; on `stop` or the end of standard input exit, which closes what was held open.
+/// Life of a process: serve everything in `serve`, run `before`, print `ready`; on the line `go`
+/// from standard input run `after` (all calls at once) and print `done`; on `enough` end repeated
+/// calls after their current round; on `stop` or the end of standard input exit, which closes what
+/// was held open.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Scenario {
-    /// Unique name of the process in the lab: the pod (`namespace/name`) and, if a pod has several, a suffix.
+    /// Unique name of the process in the lab: the pod (`namespace/name`) and, if a pod has several,
+    /// a suffix.
     pub process: String,
     /// Seed of everything random.
     pub seed: u64,
@@ -53,7 +56,8 @@ pub enum Serve {
         /// Set `IPV6_V6ONLY`.
         v6_only: bool,
     },
-    /// TCP server that answers JSON documents, one connection after the other, without a record: for measuring only.
+    /// TCP server that answers JSON documents, one connection after the other, without a record:
+    /// for measuring only.
     Measured {
         /// Address to bind.
         bind: SocketAddr,
@@ -99,7 +103,8 @@ impl Serve {
 /// A repeated call of one target.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Call {
-    /// `host:port`; `host` is an address (IPv6 in brackets) or a name for the resolver, which is asked anew for every call.
+    /// `host:port`; `host` is an address (IPv6 in brackets) or a name for the resolver, which is
+    /// asked anew for every call.
     pub to: String,
     /// Pattern.
     pub how: How,
@@ -113,7 +118,8 @@ pub struct Call {
     pub family: Family,
     /// Give up after this many milliseconds.
     pub timeout_ms: u32,
-    /// Source addresses to bind in turn (they need not be configured: `IP_FREEBIND`); empty: the kernel chooses.
+    /// Source addresses to bind in turn (they need not be configured: `IP_FREEBIND`); empty: the
+    /// kernel chooses.
     pub sources: Option<AddressRange>,
     /// Call number `n` goes to the address in `to` plus `n` modulo this; 0: always to the same.
     pub spread: u32,
@@ -202,13 +208,15 @@ pub enum How {
     UdpConnected,
     /// UDP with `sendto` on a socket that was never bound or connected, with an answer.
     UdpUnconnected,
-    /// UDP like [`How::UdpUnconnected`], but the IPv4 destination is given to an IPv6 socket as an IPv4-mapped address.
+    /// UDP like [`How::UdpUnconnected`], but the IPv4 destination is given to an IPv6 socket as an
+    /// IPv4-mapped address.
     UdpMapped,
     /// UDP sent from the socket that serves the same port (gossip), without an answer.
     UdpFromServed,
     /// UDP to a multicast group, without an answer.
     Multicast,
-    /// A DNS question the way musl asks: one socket, bound to port 0, not connected, A and AAAA at once. `to` is the name, without a port.
+    /// A DNS question the way musl asks: one socket, bound to port 0, not connected, A and AAAA at
+    /// once. `to` is the name, without a port.
     DnsMusl,
     /// A DNS question over TCP. `to` is the name, without a port.
     DnsTcp,

@@ -1,6 +1,7 @@
 //! Servers: TCP echo, UDP echo or sink, DNS.
 //!
-//! TCP frames are a big-endian `u32` length and that many bytes; each is echoed. The first frame of a connection is the client's identifier.
+//! TCP frames are a big-endian `u32` length and that many bytes; each is echoed. The first frame of
+//! a connection is the client's identifier.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -123,7 +124,8 @@ where
         match listener.accept() {
             Ok((stream, peer)) => {
                 let (log, serve) = (log.clone(), serve.clone());
-                // The client's log says how its connection ended; what a broken one means is decided there.
+                // The client's log says how its connection ended; what a broken one means is
+                // decided there.
                 thread::spawn(move || drop(serve(stream, peer, &log)));
             }
             Err(e) if matches!(e.raw_os_error(), Some(libc::ECONNABORTED | libc::EMFILE | libc::ENFILE)) => {}

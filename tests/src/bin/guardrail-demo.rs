@@ -1,6 +1,7 @@
 //! The demo: the shop under the agent and a real Prometheus, and what guardrail makes of it.
 //!
-//! Usage: `guardrail-demo [--seconds N] [--output DIR]`. Leaves `graph.json`, `policies/*.yaml` and `metrics.txt` in DIR (`target/demo`).
+//! Usage: `guardrail-demo [--seconds N] [--output DIR]`. Leaves `graph.json`, `policies/*.yaml` and
+//! `metrics.txt` in DIR (`target/demo`).
 
 use std::{
     fs,
@@ -168,7 +169,8 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Progress on standard error: one line that is overwritten on a terminal, one line per step elsewhere.
+/// Progress on standard error: one line that is overwritten on a terminal, one line per step
+/// elsewhere.
 struct Steps {
     terminal: bool,
 }

@@ -1,4 +1,5 @@
-//! The application of the lab. Usage: `guardrail-lab-app SCENARIO.json`; see `guardrail_tests::app`.
+//! The application of the lab. Usage: `guardrail-lab-app SCENARIO.json`; see
+//! `guardrail_tests::app`.
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -1,7 +1,7 @@
 //! Services as address translation, the way kube-proxy does it with iptables.
 //!
-//! Nothing is masqueraded: node ports lead to pods of the same node only (`externalTrafficPolicy: Local`), so answers find their way back
-//! and servers see who called.
+//! Nothing is masqueraded: node ports lead to pods of the same node only (`externalTrafficPolicy:
+//! Local`), so answers find their way back and servers see who called.
 
 use std::fmt::Write as _;
 

@@ -13,7 +13,8 @@ use crate::{
     selector::LabelSelector,
 };
 
-/// Annotations that hold a node address (Calico, flannel, Cilium): tunnel ends, and interfaces of the node inside the pod network.
+/// Annotations that hold a node address (Calico, flannel, Cilium): tunnel ends, and interfaces of
+/// the node inside the pod network.
 const NODE_ADDRESS_ANNOTATIONS: [&str; 14] = [
     "projectcalico.org/IPv4IPIPTunnelAddr",
     "projectcalico.org/IPv4VXLANTunnelAddr",
@@ -31,8 +32,9 @@ const NODE_ADDRESS_ANNOTATIONS: [&str; 14] = [
     "io.cilium.network.ipv4-health-ip",
 ];
 
-/// The controller among the owners. The API server does not look at kind and name of a reference, and whoever may create a pod may write one: what cannot
-/// be the name of an object is none, so that no text of any length becomes the name of a workload.
+/// The controller among the owners. The API server does not look at kind and name of a reference,
+/// and whoever may create a pod may write one: what cannot be the name of an object is none, so
+/// that no text of any length becomes the name of a workload.
 fn owner(references: Vec<RawOwner>) -> Option<OwnerRef> {
     let is_kind = |kind: &str| (1..=63).contains(&kind.len()) && kind.bytes().all(|b| b.is_ascii_alphanumeric());
     let is_name = |name: &str| {
@@ -140,7 +142,8 @@ pub(super) fn service(
         cluster_ips.insert(0, address);
     }
     let mut external_ips: Vec<IpAddr> = spec.external_ips.into_iter().filter_map(|i| i.0).collect();
-    // Free text: the API server does not look at it (KEP-4858), and controllers that do write the address into the status.
+    // Free text: the API server does not look at it (KEP-4858), and controllers that do write the
+    // address into the status.
     external_ips.extend(spec.load_balancer_ip.as_deref().and_then(parse_sloppy).map(canonical));
     external_ips.extend(status.load_balancer.ingress.into_iter().filter_map(|i| i.ip?.0));
     external_ips.sort_unstable();

@@ -1,4 +1,5 @@
-//! The fields of Kubernetes objects that are read, with `null` as missing. Field meanings are those of the API.
+//! The fields of Kubernetes objects that are read, with `null` as missing. Field meanings are those
+//! of the API.
 
 use std::{fmt, net::IpAddr};
 
@@ -14,7 +15,8 @@ pub(in crate::inventory) fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
-/// An address as the API server reads it in objects that are there already (Go's ParseIPSloppy): decimal, leading zeros mean nothing.
+/// An address as the API server reads it in objects that are there already (Go's ParseIPSloppy):
+/// decimal, leading zeros mean nothing.
 #[must_use]
 pub fn parse_sloppy(text: &str) -> Option<IpAddr> {
     let without_zeros = |part: &str| {

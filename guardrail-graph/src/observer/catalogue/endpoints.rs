@@ -1,8 +1,9 @@
 //! The endpoints of one Service port over time: opened, closed, and folded once they are long over.
 //!
-//! Rollouts give a workload new addresses every day, and a flow through a Service may be as old as the window. So an ended
-//! endpoint that a flow may have reached is not forgotten. It is joined with the others of its peer, port and node: whom a flow
-//! reached is decided by peer, and the intervals of a peer that is behind the Service all the time are one interval.
+//! Rollouts give a workload new addresses every day, and a flow through a Service may be as old as
+//! the window. So an ended endpoint that a flow may have reached is not forgotten. It is joined
+//! with the others of its peer, port and node: whom a flow reached is decided by peer, and the
+//! intervals of a peer that is behind the Service all the time are one interval.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,8 +20,9 @@ use crate::{
     time::Timestamp,
 };
 
-/// Agents hear of an endpoint within seconds of each other. Starts in whole minutes make it one endpoint when snapshots are
-/// merged; nothing depends on less, as an endpoint counts for flows [`ENDPOINT_SLACK`] before it.
+/// Agents hear of an endpoint within seconds of each other. Starts in whole minutes make it one
+/// endpoint when snapshots are merged; nothing depends on less, as an endpoint counts for flows
+/// [`ENDPOINT_SLACK`] before it.
 const START_GRID_SECONDS: i64 = 60;
 
 /// Address, port, peer and node of an endpoint.
@@ -52,8 +54,8 @@ pub(super) fn close(known: &mut Backends, current: Option<&BTreeSet<Endpoint>>, 
     }
 }
 
-/// Opens an endpoint as of `since` (`None`: before the window), unless it is open. One that was gone for less than anybody can
-/// tell is open again.
+/// Opens an endpoint as of `since` (`None`: before the window), unless it is open. One that was
+/// gone for less than anybody can tell is open again.
 pub(super) fn open(
     known: &mut Backends,
     (address, port, peer, node): Endpoint,
@@ -75,7 +77,8 @@ pub(super) fn open(
     }
 }
 
-/// Endpoints that ended before `before`: forgets those that `is_used` says no flow can have reached, and joins the rest.
+/// Endpoints that ended before `before`: forgets those that `is_used` says no flow can have
+/// reached, and joins the rest.
 pub(super) fn fold(known: &mut Backends, before: Timestamp, is_used: impl Fn(&BackendKey, Timestamp) -> bool) {
     let mut old: Vec<(BackendKey, Timestamp)> = Vec::new();
     known.retain(|key, to| match to {

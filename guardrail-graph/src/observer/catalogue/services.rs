@@ -27,7 +27,8 @@ const MAX_BACKENDS: usize = 4_096;
 /// Service port (`namespace/name:port`) and protocol → clients with their first and last use.
 pub(in crate::observer) type Uses = HashMap<(Arc<str>, String), Vec<(PeerId, Timestamp, Timestamp)>>;
 
-/// An endpoint that had ended and found no room: of which Service, of which port of it, and until when.
+/// An endpoint that had ended and found no room: of which Service, of which port of it, and until
+/// when.
 pub(in crate::observer) type ForgottenEndpoint = ((String, String), PortKey, BackendKey, Timestamp);
 
 /// How endpoints are settled.
@@ -55,8 +56,8 @@ pub(in crate::observer) fn users<'a>(
 }
 
 impl Catalogue {
-    /// Brings the endpoints of changed Services up to date. `peer_of` says who an endpoint is, unless that is not known yet.
-    /// Returns those that found no room.
+    /// Brings the endpoints of changed Services up to date. `peer_of` says who an endpoint is,
+    /// unless that is not known yet. Returns those that found no room.
     pub(in crate::observer) fn settle_services(
         &mut self,
         settle: Settle,
@@ -170,9 +171,9 @@ impl Catalogue {
         }
     }
 
-    /// Forgets what no flow can refer to any more of endpoints that ended before `before`, and joins the rest: it grows with
-    /// peers and nodes, not with time.
-    /// Returns those that found no room.
+    /// Forgets what no flow can refer to any more of endpoints that ended before `before`, and
+    /// joins the rest: it grows with peers and nodes, not with time. Returns those that found no
+    /// room.
     pub(in crate::observer) fn forget_endpoints(&mut self, before: Timestamp, uses: &Uses) -> Vec<ForgottenEndpoint> {
         let is_old = |to: &Option<Timestamp>| to.is_some_and(|to| to < before);
         let own_pods_only = self.own_pods_only;
@@ -186,7 +187,8 @@ impl Catalogue {
                 let facts = Arc::make_mut(facts);
                 for (port, known) in &mut facts.ports {
                     endpoints::fold(known, before, |backend, to| {
-                        // The node that had such an address has forgotten whose it was, and `merge` asks that node.
+                        // The node that had such an address has forgotten whose it was, and `merge`
+                        // asks that node.
                         let is_unnamed =
                             own_pods_only && backend.3.is_some() && matches!(*backend.2, Peer::External { .. });
                         !is_unnamed && users(uses, name, port, backend, to).next().is_some()

@@ -116,7 +116,8 @@ impl Catalogue {
         facts
     }
 
-    /// Nodes that hosted pods of workloads and may do so no longer, with the last time that was known.
+    /// Nodes that hosted pods of workloads and may do so no longer, with the last time that was
+    /// known.
     pub(in crate::observer) fn ran_on(&self) -> &BTreeMap<WorkloadRef, BTreeMap<String, Timestamp>> {
         &self.ran_on
     }
@@ -126,7 +127,8 @@ impl Catalogue {
         self.gone_workloads.retain(|name, workload| workload.as_of >= before || is_used(name));
     }
 
-    /// Puts workloads back, as a stored state has them. Their pods stand until [`Self::forget_restored_pods`].
+    /// Puts workloads back, as a stored state has them. Their pods stand until
+    /// [`Self::forget_restored_pods`].
     pub(in crate::observer) fn restore_workloads(&mut self, entries: &[WorkloadEntry]) {
         let mut places = crate::snapshot::facts::Facts::default();
         for entry in entries {

@@ -1,4 +1,5 @@
-//! The two ends of a flow: who is behind the local cgroup, who behind the remote address, at the time of the event (docs/design.md#identity).
+//! The two ends of a flow: who is behind the local cgroup, who behind the remote address, at the
+//! time of the event (docs/design.md#identity).
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -64,13 +65,15 @@ pub(in crate::observer) enum RemoteEnd {
 pub(in crate::observer) enum Evidence {
     /// The owner had it at that instant.
     Owned { address: IpAddr, owner: AddressOwner, at: Timestamp },
-    /// It is this node's end of a pod's link. As a client's address it can only be this node's, see [`Identity::remote_peer`].
+    /// It is this node's end of a pod's link. As a client's address it can only be this node's, see
+    /// [`Identity::remote_peer`].
     Link { address: IpAddr, at: Timestamp },
     /// The owner had it no longer than that: another pod, not known yet, has it by now.
     Ended { address: IpAddr, owner: AddressOwner, at: Timestamp },
 }
 
-/// Multicast, broadcast and link-local addresses are no peers; the bit of their mark, 0 for all others.
+/// Multicast, broadcast and link-local addresses are no peers; the bit of their mark, 0 for all
+/// others.
 pub(in crate::observer) fn address_class(address: IpAddr) -> u8 {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -111,7 +114,8 @@ impl Identity {
         Resolution::Known(LocalEnd { peer: self.this_node, pod: None, marks: 0, node_workload: None })
     }
 
-    /// Who is behind the local socket, and what that proves of its address. `last`: nothing more is waited for.
+    /// Who is behind the local socket, and what that proves of its address. `last`: nothing more is
+    /// waited for.
     pub(in crate::observer) fn local_end(
         &self,
         cgroup: CgroupId,
@@ -130,8 +134,9 @@ impl Identity {
         let found = match self.cgroups.at(cgroup, at) {
             Some(Resident::Pod(uid)) => match self.pods.by_uid(uid) {
                 Some((id, record)) => {
-                    // A socket in another pod's namespace (a node proxy) stands for that pod. Without addresses of its own the pod is too new
-                    // for the API server to know them, and its cgroup is the better word.
+                    // A socket in another pod's namespace (a node proxy) stands for that pod.
+                    // Without addresses of its own the pod is too new for the API server to know
+                    // them, and its cgroup is the better word.
                     let own = !usable
                         || record.pod.addresses.contains(&address)
                         || (record.pod.addresses.is_empty() && !record.pod.host_network);
@@ -162,7 +167,8 @@ impl Identity {
                 (Some((id, record)), _) => self.pod_local(id, record, if *root { 0 } else { proxied }, last),
                 (None, Lookup::Ambiguous(_)) if !last => Resolution::Wait,
                 (None, Lookup::Ambiguous(_)) => Resolution::Unresolved(UnresolvedReason::IpReuse),
-                // Without cgroup v2 of their own, pods' processes are in the root cgroup, and this pod may not be known yet.
+                // Without cgroup v2 of their own, pods' processes are in the root cgroup, and this
+                // pod may not be known yet.
                 (None, Lookup::Unknown | Lookup::Vacant)
                     if *root && !last && usable && (self.in_pod_range(address) || !self.awaited.is_empty()) =>
                 {
@@ -215,12 +221,14 @@ impl Identity {
         self.pod_ranges.iter().any(|r| r.contains(&address))
     }
 
-    /// Whether the address is that of another node's pod, and nothing more will become known of it here.
+    /// Whether the address is that of another node's pod, and nothing more will become known of it
+    /// here.
     fn is_remote_pod(&self, address: IpAddr) -> bool {
         self.own_pods_only && self.in_pod_range(address) && !self.own_ranges.iter().any(|r| r.contains(&address))
     }
 
-    /// Whether an address that nobody is known to own may be anybody's: a list is still to come, or neither a node nor a pod is known.
+    /// Whether an address that nobody is known to own may be anybody's: a list is still to come, or
+    /// neither a node nor a pod is known.
     fn may_be_unlisted(&self, inventory: &Inventory) -> bool {
         self.awaits_lists() || (inventory.nodes().next().is_none() && inventory.pods().next().is_none())
     }
@@ -244,7 +252,8 @@ impl Identity {
     ) -> Resolution<RemoteEnd> {
         let marks = address_class(address);
         if marks == mark_bit(marks::LINK_LOCAL) {
-            // Nobody forwards a link-local address, so a client that has one is the node, if a record shows that the node has it.
+            // Nobody forwards a link-local address, so a client that has one is the node, if a
+            // record shows that the node has it.
             return match self.addresses.lookup(address, at) {
                 Lookup::Owner(AddressOwner::Node(peer)) => Resolution::Known(RemoteEnd::Peer { peer, pod: None }),
                 _ if last => Resolution::Known(RemoteEnd::External { marks }),

@@ -58,8 +58,9 @@ impl Pods {
         self.records.get(&id)
     }
 
-    /// The pod whose cgroup shows this uid or config hash. The API server chooses uids, but anyone who may create a pod may write annotations: a hash
-    /// never stands for a pod that has it as its uid, and a hash that several live pods claim is nobody's.
+    /// The pod whose cgroup shows this uid or config hash. The API server chooses uids, but anyone
+    /// who may create a pod may write annotations: a hash never stands for a pod that has it as its
+    /// uid, and a hash that several live pods claim is nobody's.
     pub(in crate::observer) fn by_uid(&self, uid: &str) -> Option<(PodId, &PodRecord)> {
         let get = |id: &PodId| Some((*id, self.records.get(id)?));
         if let Some(id) = self.by_uid.get(uid) {

@@ -43,7 +43,8 @@ impl Sockets {
         }
     }
 
-    /// Whether a socket listens there. One that listens on `::` accepts IPv4 as well, so "any" is one entry.
+    /// Whether a socket listens there. One that listens on `::` accepts IPv4 as well, so "any" is
+    /// one entry.
     pub(in crate::observer) fn listens(&self, netns: NetnsId, port: u16, address: IpAddr) -> bool {
         self.listeners.contains_key(&(netns, port, None)) || self.listeners.contains_key(&(netns, port, Some(address)))
     }

@@ -13,7 +13,8 @@ use crate::generate::{
     edges::{Need, callee, caller},
 };
 
-/// Of whom the external ends are counted together: per port of a workload (ingress), or per name and port (egress).
+/// Of whom the external ends are counted together: per port of a workload (ingress), or per name
+/// and port (egress).
 type OutsideKey = (Option<WorkloadRef>, Protocol, u16, String);
 
 /// External ends of one port, gathered before it is known whether they stay single addresses.
@@ -92,7 +93,8 @@ impl Builder<'_> {
         }
     }
 
-    /// Allows every node of a host-network workload, once for each rule: thousands of nodes may be clients, and each edge names the workload.
+    /// Allows every node of a host-network workload, once for each rule: thousands of nodes may be
+    /// clients, and each edge names the workload.
     fn allow_host_workload(&self, draft: &mut Draft, host: String, ports: &BTreeSet<RulePort>, direction: Direction) {
         if !draft.hosts.insert((host.clone(), ports.clone())) {
             return;
@@ -104,7 +106,8 @@ impl Builder<'_> {
         }
     }
 
-    /// Allows an external server by the ranges that a person declared for one of its names (B20). Returns whether there are any.
+    /// Allows an external server by the ranges that a person declared for one of its names (B20).
+    /// Returns whether there are any.
     fn allow_declared(
         &mut self,
         draft: &mut Draft,

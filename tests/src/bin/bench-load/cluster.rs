@@ -1,4 +1,5 @@
-//! A cluster of 10,000 pods behind 1,000 Services over the API: memory while it is listed and after, and the price of its news.
+//! A cluster of 10,000 pods behind 1,000 Services over the API: memory while it is listed and
+//! after, and the price of its news.
 
 use std::{net::TcpListener, path::PathBuf, time::Instant};
 

@@ -1,6 +1,8 @@
-//! Measures what guardrail costs and what it keeps up with, on a machine with root: see docs/benchmarks.md.
+//! Measures what guardrail costs and what it keeps up with, on a machine with root: see
+//! docs/benchmarks.md.
 //!
-//! Usage: `bench-load [PART …]`, from a release build; without parts all of them. Connections cross network namespaces (loopback would be no edge).
+//! Usage: `bench-load [PART …]`, from a release build; without parts all of them. Connections cross
+//! network namespaces (loopback would be no edge).
 
 mod cluster;
 mod edges;

@@ -34,7 +34,8 @@ pub(crate) fn forget_peak(pid: u32) -> Result<()> {
     Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
 }
 
-/// Resident memory some seconds later: an answer is built, sent, and its memory given back at the agent's next ticks.
+/// Resident memory some seconds later: an answer is built, sent, and its memory given back at the
+/// agent's next ticks.
 pub(crate) fn settled_rss_mib(pid: u32) -> Result<f64> {
     std::thread::sleep(Duration::from_secs(6));
     rss_mib(pid)

@@ -1,8 +1,10 @@
 //! What a workload loses by being watched: rounds with and without the agent in turn.
 //!
-//! Client and server share a CPU and work in turn, so that one operation is the work of both ends and no waiting. The machine is quick and slow by more than what is
-//! looked for: so a pair of neighbouring rounds gives a ratio, and the middle one of all pairs counts. The first decile of the latencies is an operation that
-//! nothing disturbed: what the programs in the kernel add to it hides behind no noise.
+//! Client and server share a CPU and work in turn, so that one operation is the work of both ends
+//! and no waiting. The machine is quick and slow by more than what is looked for: so a pair of
+//! neighbouring rounds gives a ratio, and the middle one of all pairs counts. The first decile of
+//! the latencies is an operation that nothing disturbed: what the programs in the kernel add to it
+//! hides behind no noise.
 
 use std::{
     fs::{self, File},
@@ -28,8 +30,8 @@ const CPU: usize = 0;
 /// A document that takes a service some time to read and to write.
 const DOCUMENT: u32 = 8_000;
 
-/// What a round comes to: an operation's first decile, median and 99th percentile, and the time of all by their number (µs); CPU time of both ends, and of the
-/// agent, by operations (µs).
+/// What a round comes to: an operation's first decile, median and 99th percentile, and the time of
+/// all by their number (µs); CPU time of both ends, and of the agent, by operations (µs).
 type Round = [f64; 6];
 
 pub(crate) fn run() -> Result<()> {
@@ -78,7 +80,8 @@ fn compare(what: &str, measured: Measured, bytes: u32, times: u32, udp: &str) ->
         }
     }
     println!(" {what}");
-    // Of a column: the figure without, that with, and their ratio, which is better the greater it is.
+    // Of a column: the figure without, that with, and their ratio, which is better the greater it
+    // is.
     let show = |name: &str, of: &dyn Fn(&Round) -> f64| {
         let middle = |each: &dyn Fn(&[Round; 2]) -> f64| median(&mut pairs.iter().map(each).collect::<Vec<_>>());
         let (without, with) = (middle(&|pair| of(&pair[0])), middle(&|pair| of(&pair[1])));
@@ -94,7 +97,8 @@ fn compare(what: &str, measured: Measured, bytes: u32, times: u32, udp: &str) ->
     Ok(())
 }
 
-/// Room for the connections of all rounds: closed ones hold their port for a minute, and where few ports are left the kernel looks for one longer than all else takes.
+/// Room for the connections of all rounds: closed ones hold their port for a minute, and where few
+/// ports are left the kernel looks for one longer than all else takes.
 fn give_ports(pid: u32) -> Result<()> {
     let netns = File::open(format!("/proc/{pid}/ns/net"))?;
     std::thread::spawn(move || -> Result<()> {
@@ -121,7 +125,8 @@ fn round(processes: &mut [AppProcess], n: usize, times: u32, agent: Option<&Agen
     Ok([took[0], took[1], took[2], per(elapsed), per(after - before), per(agent_after - agent_before)])
 }
 
-/// CPU time of a process so far, in microseconds: `/proc/PID/stat` knows it to ten milliseconds only.
+/// CPU time of a process so far, in microseconds: `/proc/PID/stat` knows it to ten milliseconds
+/// only.
 fn cpu_micros(pid: u32) -> Result<f64> {
     let mut clock = 0;
     // SAFETY: writes the id of the process's clock.
