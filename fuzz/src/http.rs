@@ -7,7 +7,7 @@ use std::{
 };
 
 use guardrail_agent::{
-    auth::{Guard, Limits},
+    auth::{Guard, ReviewLimits},
     fuzzing,
     http::{Query, Readiness, router},
     serve,
@@ -40,7 +40,7 @@ fn surface() -> &'static Surface {
         fs::write(&config, NO_API_SERVER).expect("a kubeconfig");
         let api = runtime.block_on(Api::new(Source::file(config.clone()), "guardrail-fuzz")).expect("a client");
         let _ = fs::remove_file(config);
-        let guard = Arc::new(Guard::new(Arc::new(api), None, Limits::default()));
+        let guard = Arc::new(Guard::new(Arc::new(api), None, ReviewLimits::default()));
         let (queries, mut asked) = mpsc::channel(4);
         runtime.spawn(async move {
             while let Some(query) = asked.recv().await {

@@ -40,7 +40,7 @@ const MAX_CALLERS: usize = 1024;
 
 /// Limits; tests shorten them.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ReviewLimits {
     /// How long a permission holds.
     pub allowed: Duration,
     /// How long a refusal holds.
@@ -55,7 +55,7 @@ pub struct Limits {
     pub answer: Duration,
 }
 
-impl Default for Limits {
+impl Default for ReviewLimits {
     fn default() -> Self {
         Self {
             allowed: Duration::from_secs(60),
@@ -107,7 +107,7 @@ struct Lane {
 }
 
 impl Lane {
-    fn new(limits: &Limits) -> Self {
+    fn new(limits: &ReviewLimits) -> Self {
         Self {
             bucket: Mutex::new(Bucket::full(limits.per_second, Instant::now())),
             asking: Semaphore::new(limits.concurrent),
@@ -119,7 +119,7 @@ impl Lane {
 pub struct Guard {
     api: Arc<Api>,
     audience: Option<String>,
-    limits: Limits,
+    limits: ReviewLimits,
     /// Verdicts and until when they hold. An expired permission stays a while, as a note that the
     /// token was good before.
     answers: Mutex<HashMap<Question, (Verdict, Instant)>>,
@@ -135,7 +135,7 @@ pub struct Guard {
 impl Guard {
     /// A guard that asks `api`. With an audience, only tokens issued for it count.
     #[must_use]
-    pub fn new(api: Arc<Api>, audience: Option<String>, limits: Limits) -> Self {
+    pub fn new(api: Arc<Api>, audience: Option<String>, limits: ReviewLimits) -> Self {
         Self {
             api,
             audience: audience.filter(|a| !a.is_empty()),

@@ -18,6 +18,7 @@ use guardrail_kube::{
     watch::{ListState, Policies, Report, Status},
 };
 use guardrail_policy::{
+    export,
     generate::{self, Phase},
     model::NetworkPolicy,
 };
@@ -529,7 +530,7 @@ impl Daemon {
 /// The files of `--export-dir`. Problems stand in the files themselves: what is incomplete says so,
 /// one node's view is marked.
 fn allow_lists(document: &Document, options: &generate::Options) -> BTreeMap<String, String> {
-    generate::generate(&document.snapshot(), options).files
+    export::export(&document.snapshot(), options).files
 }
 
 async fn at(deadline: Option<Instant>) {

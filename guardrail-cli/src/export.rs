@@ -7,9 +7,12 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use guardrail_policy::generate::{self, EVIDENCE_FILE, Generated, KUSTOMIZATION_FILE, Options, REPORT_FILE};
-
-use guardrail_policy::report::window_in_words;
+use guardrail_policy::{
+    emit::{EVIDENCE_FILE, KUSTOMIZATION_FILE, REPORT_FILE},
+    export::{self, Exported},
+    generate::Options,
+    report::window_in_words,
+};
 
 use crate::exit::{Outcome, finish};
 use crate::input::tell;
@@ -39,7 +42,7 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
         }
         tell("warning", &message);
     }
-    let generated = generate::generate(&snapshot, &options);
+    let generated = export::export(&snapshot, &options);
     for warning in &generated.warnings {
         tell("warning", warning);
     }
@@ -73,7 +76,7 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
 const SIDECARS: [&str; 3] = [KUSTOMIZATION_FILE, EVIDENCE_FILE, REPORT_FILE];
 
 /// Says what stops which namespace, and what `--force` has accepted.
-fn tell_problems(generated: &Generated, options: &Options) {
+fn tell_problems(generated: &Exported, options: &Options) {
     for problem in &generated.problems {
         let namespaces: Vec<&str> = problem.namespaces.iter().map(String::as_str).collect();
         let severity = if problem.stops(options.forced) { "error" } else { "warning" };
@@ -85,7 +88,7 @@ fn tell_problems(generated: &Generated, options: &Options) {
 }
 
 /// Without a directory: the policies as one YAML stream.
-fn print(generated: &Generated) -> anyhow::Result<()> {
+fn print(generated: &Exported) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     for text in generated.files.iter().filter(|(name, _)| !SIDECARS.contains(&name.as_str())).map(|(_, text)| text) {
         out.write_all(b"---\n")?;

@@ -9,7 +9,7 @@ use std::{
 use clap::ValueEnum;
 use guardrail_policy::{
     lint::{self, Context, Finding, Severity},
-    read::ProblemKind,
+    read::ObjectProblemKind,
 };
 use serde_json::json;
 
@@ -65,9 +65,9 @@ fn lint(args: &Args) -> anyhow::Result<Outcome> {
     out.flush()?;
     // A quoted port is a finding like others; what cannot be read at all leaves the rest of the
     // file unjudged.
-    let unread = problems.iter().filter(|p| p.kind != ProblemKind::QuotedPort).count();
+    let unread = problems.iter().filter(|p| p.kind != ObjectProblemKind::QuotedPort).count();
     if unread > 0 {
-        for problem in problems.iter().filter(|p| p.kind != ProblemKind::QuotedPort) {
+        for problem in problems.iter().filter(|p| p.kind != ObjectProblemKind::QuotedPort) {
             tell("error", problem);
         }
         return Ok(Outcome::Unanswered);

@@ -13,7 +13,9 @@ use guardrail_graph::{
 };
 use guardrail_policy::{
     emit,
-    generate::{KUSTOMIZATION_FILE, Options, Phase, generate, plan_for},
+    emit::KUSTOMIZATION_FILE,
+    export::export,
+    generate::{Options, Phase, plan_for},
     prove::prove,
 };
 
@@ -28,7 +30,7 @@ fn main() {
         let mut options = Options::new(phase);
         options.egress = egress;
         let before = Instant::now();
-        let generated = generate(&snapshot, &options);
+        let generated = export(&snapshot, &options);
         let took = before.elapsed();
         assert!(generated.problems.is_empty(), "{:?}", generated.problems);
         let before = Instant::now();

@@ -10,9 +10,16 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::generate::{EVIDENCE_FILE, KUSTOMIZATION_FILE, Options, Phase, Plan, PlannedPolicy, REPORT_FILE};
+use crate::generate::{Options, Phase, Plan, PlannedPolicy};
 
-pub use networkpolicy::NetworkPolicy;
+pub use networkpolicy::NetworkPolicyObject;
+
+/// Name of the machine-readable sidecar.
+pub const EVIDENCE_FILE: &str = "evidence.json";
+/// Name of the readable sidecar.
+pub const REPORT_FILE: &str = "REPORT.md";
+/// Name of the file that `kubectl kustomize` and `kubectl apply -k` read.
+pub const KUSTOMIZATION_FILE: &str = "kustomization.yaml";
 
 /// Every policy as one file, but for those of namespaces that are stopped, and the
 /// `kustomization.yaml` that lists them.
@@ -46,7 +53,7 @@ pub fn file_name(policy: &PlannedPolicy) -> String {
 #[must_use]
 pub fn policy_file(policy: &PlannedPolicy, phase: Phase, options: &Options) -> String {
     let mut text = header(policy, phase, options);
-    text.push_str(&yaml(&NetworkPolicy::from(policy)));
+    text.push_str(&yaml(&NetworkPolicyObject::from(policy)));
     text
 }
 

@@ -1,10 +1,8 @@
 //! From the observed graph to policies that allow exactly what was observed.
 //!
-//! Input: a [`Snapshot`] and [`Options`]. Output: [`Generated`]: the [`Plan`] (policies as data),
-//! the files as text, and what stands against using them, as data. A [`Problem`] stops the
-//! namespaces that it concerns: their files are left out, or, for readers
-//! ([`Options::stopped_too`]), carry a mark. Policies of other namespaces are proven and written
-//! without them.
+//! Input: a [`Snapshot`] and [`Options`]. Output: a [`Decision`]: the [`Plan`] (policies as data),
+//! what it rests on, and what stands against using it, as data. Nothing is printed here: an export
+//! ([`crate::export`]) goes on from the plan. A [`Problem`] stops the namespaces that it concerns.
 //!
 //! Invariants (docs/design.md#policy): supported edges are allowed, nothing else between covered
 //! workloads is; pod ports only; no generated label, no address of a pod or Service in an
@@ -36,15 +34,16 @@ use serde::Serialize;
 use crate::{
     evaluate::Cluster,
     model::{NetworkPolicy, Protocol},
-    prove::Proof,
 };
 
 pub use completeness::{NamespaceVerdict, edge_name};
 pub use edges::{EdgeUse, Unused};
 pub use flow::{BadFlowName, FlowName};
-pub use phases::{Direction, RuleEvidence};
+pub use phases::RuleEvidence;
 pub use plan::{Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort};
+pub(crate) use problem::stopped;
 pub use problem::{Problem, ProblemKind};
+pub(crate) use stable::stable;
 
 /// How far to go (docs/semantics.md part C).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -208,34 +207,6 @@ impl Options {
     }
 }
 
-/// The result.
-#[derive(Clone, Debug)]
-pub struct Generated {
-    /// The policies as data.
-    pub plan: Plan,
-    /// Text of every file, by its path relative to the export directory: one `NAMESPACE.NAME.yaml`
-    /// per policy, `kustomization.yaml`, `evidence.json`, `REPORT.md`.
-    pub files: BTreeMap<String, String>,
-    /// What stands against using them, sorted.
-    pub problems: Vec<Problem>,
-    /// Namespaces that problems stop: no file of theirs is in `files`, unless
-    /// [`Options::stopped_too`].
-    pub stopped: BTreeSet<String>,
-    /// What a person should know, sorted.
-    pub warnings: Vec<String>,
-    /// The completeness verdict per namespace.
-    pub verdicts: Vec<NamespaceVerdict>,
-    /// What was proven.
-    pub proof: Proof,
-}
-
-/// Name of the machine-readable sidecar.
-pub const EVIDENCE_FILE: &str = "evidence.json";
-/// Name of the readable sidecar.
-pub const REPORT_FILE: &str = "REPORT.md";
-/// Name of the file that `kubectl kustomize` and `kubectl apply -k` read.
-pub const KUSTOMIZATION_FILE: &str = "kustomization.yaml";
-
 /// What is decided before any text is written.
 #[derive(Clone, Debug)]
 pub struct Decision {
@@ -278,50 +249,4 @@ pub struct Announced {
 #[must_use]
 pub fn plan_for(snapshot: &Snapshot, options: &Options) -> Decision {
     phases::decide(&context::Context::new(snapshot, options))
-}
-
-/// Generates every file of an export, and proves it.
-///
-/// A problem stops the namespaces that it names. What is left is proven anew without their
-/// policies, until the proof stops no other: so it holds for what is written, beside namespaces
-/// that stay as they are.
-#[must_use]
-pub fn generate(snapshot: &Snapshot, options: &Options) -> Generated {
-    let snapshot = &*stable::stable(snapshot);
-    let mut decision = plan_for(snapshot, options);
-    // For readers gates are no reason to leave anything out.
-    let stopped_by = |problems: &BTreeSet<Problem>| problem::stopped(problems, options.forced || options.stopped_too);
-    // First everything, so that each namespace hears of all that stops it.
-    let mut stopped = BTreeSet::new();
-    let proof = loop {
-        let files = crate::emit::policies(&decision.plan, options, &stopped);
-        let texts = files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
-        let proof = crate::prove::prove(snapshot, options, &decision, texts);
-        decision.problems.extend(proof.problems.iter().cloned());
-        let now = stopped_by(&decision.problems);
-        if now == stopped {
-            break proof;
-        }
-        stopped = now;
-    };
-    decision.warnings.extend(proof.warnings.iter().cloned());
-    decision.stopped = stopped;
-    let files = if options.stopped_too {
-        for policy in decision.plan.policies.iter_mut().filter(|p| decision.stopped.contains(&p.namespace)) {
-            policy.notes.insert(format!("stopped, not for applying: {REPORT_FILE} says why"));
-        }
-        crate::emit::files(&decision.plan, options, &BTreeSet::new())
-    } else {
-        crate::emit::files(&decision.plan, options, &decision.stopped)
-    };
-    let sidecars = crate::report::files(snapshot, options, &decision, &proof);
-    Generated {
-        files: files.into_iter().chain(sidecars).collect(),
-        problems: decision.problems.into_iter().collect(),
-        stopped: decision.stopped,
-        warnings: decision.warnings.into_iter().collect(),
-        verdicts: decision.verdicts,
-        plan: decision.plan,
-        proof,
-    }
 }

@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::{
     evaluate::{Cluster, Evaluator},
     model::{Location, NetworkPolicy},
-    read::{Ignore, PolicySet, Problem, ProblemKind},
+    read::{Ignore, ObjectProblem, ObjectProblemKind, PolicySet},
 };
 
 mod blocks;
@@ -189,7 +189,7 @@ impl Context {
 
 /// Lints what a reader found, with the reader's own problems.
 #[must_use]
-pub fn lint(set: &PolicySet, problems: &[Problem], context: &Context) -> Vec<Finding> {
+pub fn lint(set: &PolicySet, problems: &[ObjectProblem], context: &Context) -> Vec<Finding> {
     let mut findings: Vec<Finding> = problems.iter().chain(&set.warnings).map(of_problem).collect();
     let evaluator = context.cluster.clone().map(|cluster| Evaluator::new(cluster, set.policies.clone()));
     let mut linter = Linter { context, evaluator: evaluator.as_ref(), findings: Vec::new() };
@@ -208,13 +208,13 @@ pub fn lint(set: &PolicySet, problems: &[Problem], context: &Context) -> Vec<Fin
     findings
 }
 
-fn of_problem(problem: &Problem) -> Finding {
+fn of_problem(problem: &ObjectProblem) -> Finding {
     let rule = match problem.kind {
-        ProblemKind::QuotedPort => &QUOTED_PORT,
-        ProblemKind::Conflict => &CONFLICT,
-        ProblemKind::UnknownField => &UNKNOWN_FIELD,
-        ProblemKind::AmbiguousCidr => &AMBIGUOUS_CIDR,
-        ProblemKind::Syntax | ProblemKind::WrongKind | ProblemKind::Invalid => &INVALID,
+        ObjectProblemKind::QuotedPort => &QUOTED_PORT,
+        ObjectProblemKind::Conflict => &CONFLICT,
+        ObjectProblemKind::UnknownField => &UNKNOWN_FIELD,
+        ObjectProblemKind::AmbiguousCidr => &AMBIGUOUS_CIDR,
+        ObjectProblemKind::Syntax | ObjectProblemKind::WrongKind | ObjectProblemKind::Invalid => &INVALID,
     };
     finding(rule, Some(problem.location.clone()), problem.policy.clone(), problem.message.clone())
 }

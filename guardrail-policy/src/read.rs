@@ -42,18 +42,18 @@ pub const MAX_FILE_BYTES: usize = 64 << 20;
 
 /// What is wrong with the input, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Problem {
+pub struct ObjectProblem {
     /// Where.
     pub location: Location,
     /// What kind of problem.
-    pub kind: ProblemKind,
+    pub kind: ObjectProblemKind,
     /// The policy (`namespace/name`) in which it stands, if that is known.
     pub policy: Option<String>,
     /// One sentence: what, and what to do.
     pub message: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ObjectProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.policy {
             Some(policy) => write!(f, "{}: {policy}: {}", self.location, self.message),
@@ -62,10 +62,10 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The kinds of [`Problem`].
+/// The kinds of [`ObjectProblem`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ProblemKind {
+pub enum ObjectProblemKind {
     /// Not YAML or JSON, too large, too deep, binary.
     Syntax,
     /// Not a Kubernetes object, or a policy of an API version that no longer exists.
@@ -88,11 +88,11 @@ pub enum ProblemKind {
 #[error("{}", display(problems))]
 pub struct ReadError {
     /// At least one.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ObjectProblem>,
 }
 
-fn display(problems: &[Problem]) -> String {
-    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+fn display(problems: &[ObjectProblem]) -> String {
+    problems.iter().map(ObjectProblem::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// Something that changes who may connect and that nobody here evaluates.
@@ -189,7 +189,7 @@ pub struct PolicySet {
     /// Comments that silence the linter.
     pub ignores: Vec<Ignore>,
     /// Unknown fields, ambiguous ranges.
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<ObjectProblem>,
     /// How many objects of other kinds were passed over, per kind.
     pub others: BTreeMap<String, usize>,
 }
@@ -261,7 +261,7 @@ pub enum Expect {
 #[derive(Clone, Debug, Default)]
 pub struct Reader {
     set: PolicySet,
-    problems: Vec<Problem>,
+    problems: Vec<ObjectProblem>,
     known: BTreeMap<(String, String), usize>,
     /// Indices into the forms, by [`TierPolicy::key`].
     known_forms: BTreeMap<String, usize>,
@@ -305,9 +305,9 @@ impl Reader {
             && !others.is_empty()
         {
             let (kind, line) = &others[0];
-            self.problems.push(Problem {
+            self.problems.push(ObjectProblem {
                 location: Location { file: file.clone(), line: *line },
-                kind: ProblemKind::WrongKind,
+                kind: ObjectProblemKind::WrongKind,
                 policy: None,
                 message: format!("this file holds no NetworkPolicy, the first object is a {kind}; name a policy file"),
             });
@@ -349,7 +349,7 @@ impl Reader {
 
     /// What is valid, and beside it all problems: for the linter.
     #[must_use]
-    pub fn finish_lenient(mut self) -> (PolicySet, Vec<Problem>) {
+    pub fn finish_lenient(mut self) -> (PolicySet, Vec<ObjectProblem>) {
         self.set.unevaluated.sort();
         self.set.unevaluated.dedup_by(|a, b| {
             (&a.kind, &a.namespace, &a.name, &a.inside) == (&b.kind, &b.namespace, &b.name, &b.inside)
@@ -388,9 +388,9 @@ impl Reader {
                 }
                 let first_at = first.location.as_ref().map(|l| format!(" at {l}")).unwrap_or_default();
                 let kind = policy.kind.as_str();
-                self.problems.extend(policy.location.clone().map(|location| Problem {
+                self.problems.extend(policy.location.clone().map(|location| ObjectProblem {
                     location,
-                    kind: ProblemKind::Conflict,
+                    kind: ObjectProblemKind::Conflict,
                     message: format!("a different {kind} of this name stands{first_at}; keep one of them"),
                     policy: Some(policy.key()),
                 }));
@@ -410,9 +410,9 @@ impl Reader {
                     return;
                 }
                 let first_at = first.location.as_ref().map(|l| format!(" at {l}")).unwrap_or_default();
-                self.problems.extend(policy.location.clone().map(|location| Problem {
+                self.problems.extend(policy.location.clone().map(|location| ObjectProblem {
                     location,
-                    kind: ProblemKind::Conflict,
+                    kind: ObjectProblemKind::Conflict,
                     message: format!(
                         "a different NetworkPolicy of this namespace and name stands{first_at}; keep one of them"
                     ),

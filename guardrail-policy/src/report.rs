@@ -13,15 +13,14 @@ use guardrail_graph::{
 };
 use serde::Serialize;
 
-use crate::emit::file_name;
+use crate::emit::{EVIDENCE_FILE, REPORT_FILE, file_name};
 use crate::generate::{
-    Decision, Direction, EVIDENCE_FILE, EdgeUse, NamespaceVerdict, Options, Phase, PlannedRule, PortRef, Problem,
-    REPORT_FILE, RulePeer, Unused,
+    Decision, EdgeUse, NamespaceVerdict, Options, Phase, PlannedRule, PortRef, Problem, RulePeer, Unused,
 };
+use crate::model::Direction;
 use crate::prove::{NewlyJudged, Proof};
 
 pub use window::window_in_words;
-pub(crate) use window::{duration, few};
 
 /// A client that reached far more servers than others (docs/semantics.md B36).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -6,7 +6,7 @@ mod generate_support;
 use std::collections::BTreeSet;
 
 use generate_support::Scenario;
-use guardrail_policy::generate::{Generated, generate};
+use guardrail_policy::export::{self, Exported};
 
 /// `web` calls `addresses` outside, each under `names`; `export` and `rest` are more of the
 /// scenario.
@@ -39,8 +39,8 @@ fn scenario(addresses: u32, names: &[&str], export: serde_json::Value, rest: ser
     serde_json::from_value(all).unwrap()
 }
 
-fn export(scenario: &Scenario) -> Generated {
-    let generated = generate(&scenario.snapshot(), &scenario.options());
+fn export(scenario: &Scenario) -> Exported {
+    let generated = export::export(&scenario.snapshot(), &scenario.options());
     assert!(generated.problems.is_empty(), "{:?}", generated.problems);
     for warning in &generated.warnings {
         assert!(generated.files["REPORT.md"].contains(warning), "in the report too: {warning}");
@@ -48,7 +48,7 @@ fn export(scenario: &Scenario) -> Generated {
     generated
 }
 
-fn blocks(generated: &Generated) -> BTreeSet<String> {
+fn blocks(generated: &Exported) -> BTreeSet<String> {
     let text = &generated.files["shop.guardrail-allow-deployment-web.yaml"];
     let (_, egress) = text.split_once("egress:").unwrap();
     egress
@@ -63,7 +63,7 @@ fn set<const N: usize>(texts: [&str; N]) -> BTreeSet<String> {
 }
 
 /// Warnings that speak of an option.
-fn said(generated: &Generated) -> Vec<&str> {
+fn said(generated: &Exported) -> Vec<&str> {
     let said = ["in the snapshot", "declare", "--ignore-client"];
     generated.warnings.iter().map(String::as_str).filter(|w| said.iter().any(|part| w.contains(part))).collect()
 }

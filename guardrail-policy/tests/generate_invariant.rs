@@ -13,7 +13,8 @@ use guardrail_graph::{Peer, snapshot::EdgeRecord};
 use guardrail_policy::{
     emit,
     evaluate::Evaluator,
-    generate::{self, Generated, Options, ProblemKind},
+    export::{self, Exported},
+    generate::{self, Options, ProblemKind},
     model::NetworkPolicy,
     read,
 };
@@ -233,7 +234,7 @@ fn flow_name(edge: &EdgeRecord) -> String {
 }
 
 /// The flows that problems offer to accept.
-fn offered(generated: &Generated) -> BTreeSet<String> {
+fn offered(generated: &Exported) -> BTreeSet<String> {
     let texts = generated.problems.iter().flat_map(|p| p.message.split("--accept '").skip(1));
     texts.map(|rest| rest.split_once('\'').unwrap().0.to_owned()).collect()
 }
@@ -247,7 +248,7 @@ fn check(world: &World) -> Result<(), TestCaseError> {
     }
     let mut options: Options = scenario.options();
     options.stopped_too = false;
-    let generated = generate::generate(&snapshot, &options);
+    let generated = export::export(&snapshot, &options);
     let cluster = options.cluster.clone().with_snapshot(&snapshot);
     let written = Evaluator::new(cluster.clone(), policies(&generated.files));
     let everything = emit::policies(&generated.plan, &options, &BTreeSet::new());
@@ -280,7 +281,7 @@ fn check(world: &World) -> Result<(), TestCaseError> {
             break;
         }
         options.accepted.extend(more.iter().map(|flow| flow.parse().unwrap()));
-        last = generate::generate(&snapshot, &options);
+        last = export::export(&snapshot, &options);
     }
     prop_assert!(last.stopped.is_empty(), "no way out: {:?}", last.problems);
     Ok(())

@@ -8,7 +8,8 @@ use common::{Lab, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{Snapshot, inventory::read, snapshot::merge};
 use guardrail_policy::{
     evaluate::Cluster,
-    generate::{Generated, Options, Phase, generate},
+    export::{Exported, export},
+    generate::{Options, Phase},
 };
 
 const NODE_PORT: &str = "type: NodePort, ";
@@ -74,8 +75,8 @@ fn options() -> Options {
     options
 }
 
-fn proven(snapshot: &Snapshot, options: &Options) -> Generated {
-    let generated = generate(snapshot, options);
+fn proven(snapshot: &Snapshot, options: &Options) -> Exported {
+    let generated = export(snapshot, options);
     let bugs = generated.problems.iter().filter(|p| !p.kind.can_be_forced()).collect::<Vec<_>>();
     assert!(bugs.is_empty(), "{bugs:?}");
     generated
@@ -173,7 +174,7 @@ fn spoken_from(others: u16) -> Snapshot {
 
 #[test]
 fn a_rule_names_what_the_api_lists_of_a_node_and_not_all_that_it_ever_spoke_from() {
-    let few = generate(&spoken_from(0), &options());
+    let few = export(&spoken_from(0), &options());
     let many = spoken_from(3_000);
     let listed = |listed| many.body.addresses.iter().filter(|a| a.listed == Some(listed)).count();
     assert_eq!((listed(false), listed(true)), (3_000, 6), "the snapshot tells them apart");
@@ -208,7 +209,7 @@ fn a_node_that_a_pod_saw_at_an_address_nobody_lists_stops_its_namespace_until_th
     let snapshot = merge(vec![a.snapshot(), b.snapshot()]);
     let again = merge(vec![snapshot.clone(), snapshot.clone()]);
     assert_eq!(again.to_json(), snapshot.to_json());
-    let generated = generate(&snapshot, &options());
+    let generated = export(&snapshot, &options());
     let said: Vec<&str> = generated.problems.iter().map(|p| p.message.as_str()).collect();
     assert!(
         said.iter().any(|p| p.contains("node/node-b -> shop/Deployment/api 8080/TCP")
@@ -219,7 +220,7 @@ fn a_node_that_a_pod_saw_at_an_address_nobody_lists_stops_its_namespace_until_th
     let mut options = options();
     options.node_ranges = ["10.244.2.77/32".parse().unwrap()].into();
     assert!(callers(&snapshot, &options).contains(&"10.244.2.77/32".to_owned()));
-    assert!(generate(&snapshot, &options).problems.is_empty());
+    assert!(export(&snapshot, &options).problems.is_empty());
 }
 
 #[test]

@@ -14,7 +14,8 @@ use guardrail_graph::{
 };
 use guardrail_policy::{
     evaluate::Cluster,
-    generate::{Generated, Options, Phase, PlannedRule, PortRef, ProblemKind, RulePeer, generate},
+    export::{self, Exported},
+    generate::{Options, Phase, PlannedRule, PortRef, ProblemKind, RulePeer},
 };
 
 fn web(index: u32, node: &str, address: &str) -> String {
@@ -35,18 +36,18 @@ fn service(spec: &str) -> String {
 
 const NODE_PORT_SERVICE: &str = "---\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {type: NodePort, clusterIP: 10.96.0.7, selector: {app: api}, ports: [{name: http, port: 80, targetPort: http, nodePort: 30080}]}\n";
 
-fn export(snapshot: &Snapshot, egress: bool) -> Generated {
+fn export(snapshot: &Snapshot, egress: bool) -> Exported {
     let mut options = Options::new(Phase::DefaultDeny);
     options.stopped_too = true;
     options.egress = egress;
     options.cluster = Cluster::from_objects(&read::objects(common::CLUSTER, "cluster").unwrap().objects);
-    let generated = generate(snapshot, &options);
+    let generated = export::export(snapshot, &options);
     let bugs = generated.problems.iter().filter(|p| !p.kind.can_be_forced()).collect::<Vec<_>>();
     assert!(bugs.is_empty(), "{bugs:?}");
     generated
 }
 
-fn rules(generated: &Generated) -> Vec<String> {
+fn rules(generated: &Exported) -> Vec<String> {
     let mut lines = Vec::new();
     for policy in &generated.plan.policies {
         let subject = labels(&policy.subject);
@@ -332,7 +333,7 @@ fn the_view_of_one_node_is_marked_and_the_merge_of_all_is_not() {
     b.pod_cgroup(2, "api", 0);
     b.flow(tcp_server(2, "10.244.2.3", "10.244.1.2", 8080, t(5)));
     let (a, b) = (a.snapshot(), b.snapshot());
-    let file = |generated: &Generated| generated.files["shop.guardrail-allow-deployment-api.yaml"].clone();
+    let file = |generated: &Exported| generated.files["shop.guardrail-allow-deployment-api.yaml"].clone();
     let of_a = export(&a, false);
     assert!(file(&of_a).contains("# view: node node-a, not for applying"), "{}", file(&of_a));
     assert!(of_a.problems.iter().any(|p| p.kind == ProblemKind::Incomplete));

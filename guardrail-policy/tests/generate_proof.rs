@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use generate_support::Scenario;
 use guardrail_policy::{
+    export,
     generate::{self, Options, ProblemKind},
     prove::{Proof, prove},
 };
@@ -155,7 +156,7 @@ fn a_client_that_reached_unusually_many_servers_is_in_the_report() {
         serde_saphyr::from_str(&format!("{{edge: {edge}, failed: true, addresses: 30}}")).unwrap()
     };
     scenario.edges.push(scan("shop/Deployment/idle -> 203.0.113.1 22"));
-    let generated = generate::generate(&scenario.snapshot(), &scenario.options());
+    let generated = export::export(&scenario.snapshot(), &scenario.options());
     let report = &generated.files["REPORT.md"];
     assert!(report.contains("shop/Deployment/idle reached or tried 30 servers and ports"), "{report}");
     assert!(!report.contains("shop/Deployment/web reached"), "{report}");

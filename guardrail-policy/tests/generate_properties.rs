@@ -9,8 +9,10 @@ use std::net::IpAddr;
 
 use generate_support::{Edge, Export, Pod, Scenario, Service, Workload};
 use guardrail_policy::{
+    emit::{EVIDENCE_FILE, REPORT_FILE},
     evaluate::{End, Evaluator},
-    generate::{self, EVIDENCE_FILE, Generated, ProblemKind, REPORT_FILE},
+    export::{self, Exported},
+    generate::{self, ProblemKind},
     model::{Direction, NetworkPolicy, PeerKind, PortMatch, Protocol},
     read,
 };
@@ -316,7 +318,7 @@ fn tunnel_address(node: usize) -> IpAddr {
     format!("10.244.{}.0", node + 200).parse().unwrap()
 }
 
-fn policies(generated: &Generated) -> Vec<NetworkPolicy> {
+fn policies(generated: &Exported) -> Vec<NetworkPolicy> {
     let texts = generated.files.iter().filter(|(name, _)| name.contains(".guardrail-"));
     texts.flat_map(|(name, text)| read::policies(name, text.as_bytes()).unwrap().policies).collect()
 }
@@ -335,7 +337,7 @@ fn check(world: &World) -> Result<(), TestCaseError> {
     let scenario = world.scenario();
     let snapshot = scenario.snapshot();
     let options = scenario.options();
-    let generated = generate::generate(&snapshot, &options);
+    let generated = export::export(&snapshot, &options);
     // What was inferred and not accepted stops its namespace (generate_invariant.rs); the policies
     // are right all the same.
     let waits = |p: &generate::Problem| p.kind == ProblemKind::Unallowed && !world.accept_inferred;
@@ -461,7 +463,7 @@ proptest! {
         shuffle(&mut shuffled.body.services, by);
         shuffle(&mut shuffled.body.addresses, by);
         let files = |s| {
-            let mut files = generate::generate(s, &scenario.options()).files;
+            let mut files = export::export(s, &scenario.options()).files;
             files.remove(EVIDENCE_FILE);
             files.remove(REPORT_FILE);
             files
@@ -483,7 +485,7 @@ proptest! {
             edge.last_seen = edge.last_seen.after(std::time::Duration::from_secs(more));
         }
         let policies = |s| {
-            let mut files = generate::generate(s, &scenario.options()).files;
+            let mut files = export::export(s, &scenario.options()).files;
             let sidecars = (files.remove(EVIDENCE_FILE), files.remove(REPORT_FILE));
             (files, sidecars)
         };

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 
 use generate_support::{Scenario, parse_edge};
 use guardrail_policy::{
+    emit::{EVIDENCE_FILE, REPORT_FILE},
     evaluate::Evaluator,
-    generate::{self, EVIDENCE_FILE, Generated, REPORT_FILE},
+    export::{self, Exported},
     read,
 };
 
@@ -36,7 +37,7 @@ fn load(path: &Path) -> Scenario {
 }
 
 /// Everything that a golden holds: the policies, and what was said.
-fn rendered(scenario: &Scenario, generated: &Generated) -> BTreeMap<String, String> {
+fn rendered(scenario: &Scenario, generated: &Exported) -> BTreeMap<String, String> {
     let mut files = generated.files.clone();
     files.remove(EVIDENCE_FILE);
     if !scenario.about.contains("report") {
@@ -69,7 +70,7 @@ fn every_scenario_gives_its_golden_files() {
     let mut wrong = Vec::new();
     for (name, path) in scenarios() {
         let scenario = load(&path);
-        let actual = rendered(&scenario, &generate::generate(&scenario.snapshot(), &scenario.options()));
+        let actual = rendered(&scenario, &export::export(&scenario.snapshot(), &scenario.options()));
         let directory = path.join("expected");
         let expected = read_golden(&directory);
         if actual == expected {
@@ -104,7 +105,7 @@ fn every_scenario_allows_and_denies_what_it_says() {
         let scenario = load(&path);
         let snapshot = scenario.snapshot();
         let options = scenario.options();
-        let generated = generate::generate(&snapshot, &options);
+        let generated = export::export(&snapshot, &options);
         let mut policies = options.existing.clone();
         for (file, text) in generated.files.iter().filter(|(file, _)| file.contains(".guardrail-")) {
             policies.extend(read::policies(file, text.as_bytes()).unwrap().policies);
@@ -145,7 +146,7 @@ fn generating_twice_and_from_shuffled_records_gives_the_same_bytes() {
         shuffled.body.services.reverse();
         shuffled.body.addresses.reverse();
         let files = |s| {
-            let mut files = generate::generate(s, &scenario.options()).files;
+            let mut files = export::export(s, &scenario.options()).files;
             files.remove(EVIDENCE_FILE);
             files.remove(REPORT_FILE);
             files

@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 use generate_support::Scenario;
 use guardrail_graph::snapshot::{LabelSelector, SelectorOperator, SelectorRequirement};
 use guardrail_policy::{
-    emit,
-    generate::{self, Options, Phase, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort},
+    emit, export,
+    generate::{Options, Phase, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort},
 };
 use proptest::strategy::{Strategy, ValueTree};
 use serde_json::Value;
@@ -176,7 +176,7 @@ fn scenario_files() -> Vec<(String, BTreeMap<String, String>)> {
         let path = entry.unwrap().path();
         let scenario: Scenario =
             serde_saphyr::from_str(&fs::read_to_string(path.join("scenario.yaml")).unwrap()).unwrap();
-        let files = generate::generate(&scenario.snapshot(), &scenario.options()).files;
+        let files = export::export(&scenario.snapshot(), &scenario.options()).files;
         all.push((path.file_name().unwrap().to_str().unwrap().to_owned(), files));
     }
     assert!(all.len() > 40);

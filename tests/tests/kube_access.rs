@@ -7,7 +7,7 @@ use std::{
 };
 
 use guardrail_agent::{
-    auth::{Guard, Limits, tls::Tls},
+    auth::{Guard, ReviewLimits, tls::Tls},
     http::{Query, Readiness, router},
     serve::{self, serve},
 };
@@ -46,7 +46,7 @@ impl Drop for Surface {
 
 /// The agent's HTTP surface with a stand-in for the observer, guarded by a server that knows two
 /// users of whom one may read.
-async fn surface(tls: Option<Tls>, audience: Option<&str>, limits: Limits, bounds: serve::Limits) -> Surface {
+async fn surface(tls: Option<Tls>, audience: Option<&str>, limits: ReviewLimits, bounds: serve::Limits) -> Surface {
     let server = ApiServer::start().unwrap();
     server.manners(|m| {
         m.tokens = Some(["agent".to_owned()].into());
@@ -103,7 +103,7 @@ impl Surface {
 
 #[tokio::test]
 async fn the_api_server_decides_who_reads_and_probes_stay_open() {
-    let surface = surface(None, None, Limits::default(), serve::Limits::default()).await;
+    let surface = surface(None, None, ReviewLimits::default(), serve::Limits::default()).await;
     for (path, token, expected) in [
         ("/healthz", None, 200),
         ("/readyz", None, 503),
@@ -126,8 +126,11 @@ async fn the_api_server_decides_who_reads_and_probes_stay_open() {
 
 #[tokio::test]
 async fn answers_are_remembered_for_a_while_refusals_too() {
-    let limits =
-        Limits { allowed: Duration::from_millis(400), refused: Duration::from_millis(400), ..Limits::default() };
+    let limits = ReviewLimits {
+        allowed: Duration::from_millis(400),
+        refused: Duration::from_millis(400),
+        ..ReviewLimits::default()
+    };
     let surface = surface(None, None, limits, serve::Limits::default()).await;
     for _ in 0..5 {
         assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200);
@@ -145,7 +148,7 @@ async fn answers_are_remembered_for_a_while_refusals_too() {
 
 #[tokio::test]
 async fn many_bad_tokens_reach_the_api_server_only_at_a_limited_rate_and_good_ones_go_on() {
-    let limits = Limits { per_second: 5.0, ..Limits::default() };
+    let limits = ReviewLimits { per_second: 5.0, ..ReviewLimits::default() };
     let surface = surface(None, None, limits, serve::Limits::default()).await;
     assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200);
     let began = Instant::now();
@@ -164,19 +167,19 @@ async fn many_bad_tokens_reach_the_api_server_only_at_a_limited_rate_and_good_on
 
 #[tokio::test]
 async fn only_tokens_for_the_audience_count() {
-    let good = surface(None, Some("guardrail"), Limits::default(), serve::Limits::default()).await;
+    let good = surface(None, Some("guardrail"), ReviewLimits::default(), serve::Limits::default()).await;
     assert_eq!(good.get("/metrics", Some("prometheus-token")).await.0, 200);
-    let bad = surface(None, Some("somebody-else"), Limits::default(), serve::Limits::default()).await;
+    let bad = surface(None, Some("somebody-else"), ReviewLimits::default(), serve::Limits::default()).await;
     assert_eq!(bad.get("/metrics", Some("prometheus-token")).await.0, 401);
     // A server that takes no notice of the audience has not checked the token for it.
-    let old = surface(None, Some("guardrail"), Limits::default(), serve::Limits::default()).await;
+    let old = surface(None, Some("guardrail"), ReviewLimits::default(), serve::Limits::default()).await;
     old.server.manners(|m| m.no_audiences = true);
     assert_eq!(old.get("/metrics", Some("prometheus-token")).await.0, 401);
 }
 
 #[tokio::test]
 async fn without_the_api_server_unknown_tokens_wait_and_known_ones_go_on() {
-    let mut surface = surface(None, None, Limits::default(), serve::Limits::default()).await;
+    let mut surface = surface(None, None, ReviewLimits::default(), serve::Limits::default()).await;
     assert_eq!(surface.get("/metrics", Some("prometheus-token")).await.0, 200);
     surface.server = ApiServer::start().unwrap();
     assert_eq!(surface.get("/metrics", Some("other-token")).await.0, 503);
@@ -186,7 +189,7 @@ async fn without_the_api_server_unknown_tokens_wait_and_known_ones_go_on() {
 #[tokio::test]
 async fn slow_and_oversized_requests_are_cut_off_and_connections_are_bounded() {
     let bounds = serve::Limits { connections: 4, head: Duration::from_millis(300), ..serve::Limits::default() };
-    let surface = surface(None, None, Limits::default(), bounds).await;
+    let surface = surface(None, None, ReviewLimits::default(), bounds).await;
     // Twice as many connections as are served at once, each sending half a head: they end by
     // themselves and make room.
     let mut slow = Vec::new();
@@ -220,7 +223,7 @@ async fn tls_comes_from_files_and_plain_text_gets_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let trusted = certificate(dir.path());
     let tls = Tls::from_files(dir.path().join("tls.crt"), dir.path().join("tls.key")).unwrap();
-    let surface = surface(Some(tls), None, Limits::default(), serve::Limits::default()).await;
+    let surface = surface(Some(tls), None, ReviewLimits::default(), serve::Limits::default()).await;
     let mut roots = RootCertStore::empty();
     roots.add(trusted).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(tokio_rustls::rustls::crypto::ring::default_provider()))
@@ -259,7 +262,7 @@ async fn connect_from(source: &str, address: SocketAddr) -> TcpStream {
 #[tokio::test]
 async fn who_holds_every_connection_does_not_keep_the_others_out() {
     let bounds = serve::Limits { connections: 8, head: Duration::from_secs(60), ..serve::Limits::default() };
-    let surface = surface(None, None, Limits::default(), bounds).await;
+    let surface = surface(None, None, ReviewLimits::default(), bounds).await;
     let mut held = Vec::new();
     for i in 0..24 {
         let mut stream = connect_from("127.0.0.2", surface.address).await;
@@ -288,8 +291,9 @@ async fn connections_that_send_nothing_end_before_and_after_a_request_and_in_the
         handshake: Duration::from_millis(300),
         ..serve::Limits::default()
     };
-    let plain = surface(None, None, Limits::default(), bounds).await;
-    let tls = surface(Some(Tls::self_signed(vec!["a".to_owned()]).unwrap()), None, Limits::default(), bounds).await;
+    let plain = surface(None, None, ReviewLimits::default(), bounds).await;
+    let tls =
+        surface(Some(Tls::self_signed(vec!["a".to_owned()]).unwrap()), None, ReviewLimits::default(), bounds).await;
     let request: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
     for (address, sent) in
         [(plain.address, &b""[..]), (plain.address, request), (tls.address, b""), (tls.address, b"\x16\x03\x01")]
@@ -305,7 +309,7 @@ async fn connections_that_send_nothing_end_before_and_after_a_request_and_in_the
 #[tokio::test]
 async fn a_slow_body_and_a_huge_one_are_not_waited_for_nor_kept() {
     let bounds = serve::Limits { lifetime: Duration::from_secs(2), ..serve::Limits::default() };
-    let surface = surface(None, None, Limits::default(), bounds).await;
+    let surface = surface(None, None, ReviewLimits::default(), bounds).await;
     for (head, status) in [
         ("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n", "401"),
         ("GET /healthz HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nffffff\r\n", "200"),
@@ -323,7 +327,7 @@ async fn a_slow_body_and_a_huge_one_are_not_waited_for_nor_kept() {
 
 #[tokio::test]
 async fn requests_sent_ahead_are_all_answered_in_order() {
-    let surface = surface(None, None, Limits::default(), serve::Limits::default()).await;
+    let surface = surface(None, None, ReviewLimits::default(), serve::Limits::default()).await;
     let mut stream = TcpStream::connect(surface.address).await.unwrap();
     let requests = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n".repeat(40)
         + "GET /elsewhere HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -347,7 +351,7 @@ fn flood(surface: &Surface, source: &'static str) -> tokio::task::JoinHandle<()>
 
 #[tokio::test]
 async fn a_flood_of_bad_tokens_locks_out_neither_a_new_token_nor_one_that_was_good_before() {
-    let limits = Limits { per_second: 4.0, allowed: Duration::from_millis(200), ..Limits::default() };
+    let limits = ReviewLimits { per_second: 4.0, allowed: Duration::from_millis(200), ..ReviewLimits::default() };
     let surface = surface(None, None, limits, serve::Limits::default()).await;
     let one = flood(&surface, "127.0.0.2");
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -101,7 +101,7 @@ async fn access(
         AuthMode::Kube => {
             // Not the client of the watches: a client belongs to the runtime that made it.
             let api = server.run(Api::new(api_source(config), USER_AGENT)).await.map_err(StartError::Runtime)??;
-            Some(Arc::new(Guard::new(Arc::new(api), config.auth_audience.clone(), auth::Limits::default())))
+            Some(Arc::new(Guard::new(Arc::new(api), config.auth_audience.clone(), auth::ReviewLimits::default())))
         }
     };
     Ok((guard, tls.map(Arc::new)))

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Component, Path};
 
 use anyhow::Context as _;
-use guardrail_policy::{emit, generate::KUSTOMIZATION_FILE};
+use guardrail_policy::emit::{self, KUSTOMIZATION_FILE};
 
 use crate::place::{self, Place};
 

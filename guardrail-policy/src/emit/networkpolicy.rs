@@ -11,7 +11,7 @@ use crate::generate::{PlannedPolicy, PlannedRule, PortRef, RulePeer};
 /// explicit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct NetworkPolicy {
+pub struct NetworkPolicyObject {
     api_version: &'static str,
     kind: &'static str,
     metadata: Metadata,
@@ -81,7 +81,7 @@ enum IntOrString {
     String(String),
 }
 
-impl From<&PlannedPolicy> for NetworkPolicy {
+impl From<&PlannedPolicy> for NetworkPolicyObject {
     fn from(policy: &PlannedPolicy) -> Self {
         let mut policy_types = Vec::new();
         if policy.ingress.is_some() {

@@ -8,7 +8,6 @@ use guardrail_graph::{
     Peer, WorkloadRef,
     snapshot::{EdgeRecord, LabelSelector, WorkloadEntry},
 };
-use serde::Serialize;
 
 use super::{
     Announced, Decision, Phase, Plan, PlannedPolicy, Problem, ProblemKind, Purpose, RulePeer, RulePort,
@@ -22,16 +21,7 @@ use super::{
     unmatched,
     window::{self, NamespaceWindow},
 };
-
-/// Ingress or egress.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Direction {
-    /// Towards the policy's pods.
-    Ingress,
-    /// From the policy's pods.
-    Egress,
-}
+use crate::model::Direction;
 
 /// Which edges a rule rests on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

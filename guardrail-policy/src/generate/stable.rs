@@ -10,7 +10,7 @@ use crate::model::selector_matches;
 
 /// The snapshot with such selectors: narrower ones lose the label, and those of which nothing is
 /// left that tells who it is are none, with advice.
-pub(super) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
+pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
     let own_selector =
         |owner: &str| matches!(owner, "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicationController");
     let workloads = &snapshot.body.workloads;

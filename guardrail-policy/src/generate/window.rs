@@ -7,7 +7,7 @@ use std::time::Duration;
 use guardrail_graph::snapshot::{Body, Interval};
 
 use super::{Phase, context::Context};
-use crate::report::{duration, few};
+use crate::words::{duration, few};
 
 impl Phase {
     /// For how long the nodes of a namespace must have been observed together, unless a person says

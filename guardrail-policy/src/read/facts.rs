@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::{
-    Problem, ProblemKind, ReadError,
+    ObjectProblem, ObjectProblemKind, ReadError,
     yaml::{self, Node, Value},
 };
 use crate::{
@@ -69,9 +69,9 @@ fn scalar(node: &Node) -> Option<String> {
 pub fn options(file: &str, bytes: &[u8]) -> Result<BTreeMap<String, String>, ReadError> {
     let file = file.into();
     let wrong = |line: u32, message: &str| ReadError {
-        problems: vec![Problem {
+        problems: vec![ObjectProblem {
             location: Location { file: std::sync::Arc::clone(&file), line },
-            kind: ProblemKind::Invalid,
+            kind: ObjectProblemKind::Invalid,
             policy: None,
             message: message.to_owned(),
         }],

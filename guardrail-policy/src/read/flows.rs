@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use super::{Problem, ProblemKind, ReadError};
+use super::{ObjectProblem, ObjectProblemKind, ReadError};
 use crate::model::{Location, Protocol};
 
 /// One flow to be judged.
@@ -39,12 +39,12 @@ pub fn flows<'a>(file: &str, bytes: &'a [u8]) -> Result<Vec<Flow<'a>>, ReadError
 
 struct Reader {
     file: Arc<str>,
-    problems: Vec<Problem>,
+    problems: Vec<ObjectProblem>,
 }
 
 impl Reader {
-    fn problem(&mut self, line: u32, kind: ProblemKind, message: String) {
-        self.problems.push(Problem {
+    fn problem(&mut self, line: u32, kind: ObjectProblemKind, message: String) {
+        self.problems.push(ObjectProblem {
             location: Location { file: self.file.clone(), line },
             kind,
             policy: None,
@@ -60,7 +60,7 @@ impl Reader {
                 let line = bytes[..at].iter().filter(|b| **b == b'\n').count() + 1;
                 self.problem(
                     u32::try_from(line).unwrap_or(u32::MAX),
-                    ProblemKind::Syntax,
+                    ObjectProblemKind::Syntax,
                     "this is no text; name a CSV file".to_owned(),
                 );
                 return None;
@@ -71,7 +71,7 @@ impl Reader {
         let Some(Ok((line, header))) = header else {
             self.problem(
                 1,
-                ProblemKind::Syntax,
+                ObjectProblemKind::Syntax,
                 "there is no header; the first line is `src,dst,protocol,port`".to_owned(),
             );
             return None;
@@ -83,7 +83,7 @@ impl Reader {
                 None => {
                     self.problem(
                         line,
-                        ProblemKind::Syntax,
+                        ObjectProblemKind::Syntax,
                         format!("the header lacks the column `{column}`; the first line is `src,dst,protocol,port`"),
                     );
                     return None;
@@ -97,9 +97,11 @@ impl Reader {
             }
             match record {
                 Ok((line, fields)) => flows.extend(self.flow(line, fields, places)),
-                Err(line) => {
-                    self.problem(line, ProblemKind::Syntax, "a quote is opened and never closed; close it".to_owned())
-                }
+                Err(line) => self.problem(
+                    line,
+                    ObjectProblemKind::Syntax,
+                    "a quote is opened and never closed; close it".to_owned(),
+                ),
             }
         }
         Some(flows)
@@ -109,13 +111,13 @@ impl Reader {
         let last = places.iter().max().copied().unwrap_or(0);
         if fields.len() <= last {
             let message = format!("{} columns, the header asks for {}; add the missing ones", fields.len(), last + 1);
-            self.problem(line, ProblemKind::Syntax, message);
+            self.problem(line, ObjectProblemKind::Syntax, message);
             return None;
         }
         let [src, dst, protocol, port] = places.map(|p| std::mem::take(&mut fields[p]));
         let Some(protocol) = Protocol::of_flow(protocol.trim()) else {
             let message = format!("`{}`: a protocol is TCP, UDP, SCTP, ICMP or ICMPv6", shown(&protocol));
-            self.problem(line, ProblemKind::Invalid, message);
+            self.problem(line, ObjectProblemKind::Invalid, message);
             return None;
         };
         let port = match port.trim().parse::<u16>() {
@@ -124,7 +126,7 @@ impl Reader {
             _ => {
                 let what =
                     if protocol.is_icmp() { "no message type from 0 to 255" } else { "no number from 1 to 65535" };
-                self.problem(line, ProblemKind::Invalid, format!("port `{}` is {what}", shown(&port)));
+                self.problem(line, ObjectProblemKind::Invalid, format!("port `{}` is {what}", shown(&port)));
                 return None;
             }
         };

@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use super::{Problem, ProblemKind, ReadError, flows::Records};
+use super::{ObjectProblem, ObjectProblemKind, ReadError, flows::Records};
 use crate::model::Location;
 
 /// Most problems that are told.
@@ -18,7 +18,7 @@ pub fn names(file: &str, bytes: &[u8]) -> Result<Vec<(String, IpAddr)>, ReadErro
     let mut problems = Vec::new();
     let mut wrong = |line: u32, message: String| {
         let location = Location { file: file.clone(), line };
-        problems.push(Problem { location, kind: ProblemKind::Invalid, policy: None, message });
+        problems.push(ObjectProblem { location, kind: ObjectProblemKind::Invalid, policy: None, message });
     };
     let mut found = Vec::new();
     let text = std::str::from_utf8(bytes).unwrap_or_default();

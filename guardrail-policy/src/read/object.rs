@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Expect, Problem, ProblemKind, Unevaluated, cilium, facts,
+    Expect, ObjectProblem, ObjectProblemKind, Unevaluated, cilium, facts,
     foreign::{self, GROUP},
     policy::{self, Decoded},
     tiers,
@@ -25,7 +25,7 @@ pub(super) struct Found {
     pub(super) unevaluated: Vec<Unevaluated>,
     /// Kind and line.
     pub(super) others: Vec<(String, u32)>,
-    pub(super) problems: Vec<Problem>,
+    pub(super) problems: Vec<ObjectProblem>,
     pub(super) facts: Facts,
 }
 
@@ -33,8 +33,8 @@ pub(super) struct Found {
 pub(super) struct Form {
     /// One, several for a Cilium policy with `specs`; none if it is invalid.
     pub(super) policies: Vec<TierPolicy>,
-    pub(super) problems: Vec<Problem>,
-    pub(super) warnings: Vec<Problem>,
+    pub(super) problems: Vec<ObjectProblem>,
+    pub(super) warnings: Vec<ObjectProblem>,
 }
 
 impl Found {
@@ -58,9 +58,9 @@ pub(super) fn collect(file: &Arc<str>, document: &Node, expect: Expect, found: &
 
 fn object(file: &Arc<str>, node: &Node, expect: Expect, implied: Implied<'_>, found: &mut Found) {
     let mut wrong = |line: u32, message: String| {
-        found.problems.push(Problem {
+        found.problems.push(ObjectProblem {
             location: Location { file: file.clone(), line },
-            kind: ProblemKind::WrongKind,
+            kind: ObjectProblemKind::WrongKind,
             policy: None,
             message,
         });

@@ -6,7 +6,7 @@ use guardrail_graph::{inventory::parse_sloppy, snapshot::LabelSelector};
 use ipnet::IpNet;
 
 use super::{
-    Problem, ProblemKind,
+    ObjectProblem, ObjectProblemKind,
     object::Form,
     syntax::{is_dns_label, is_dns_subdomain, is_port_name},
     yaml::{Node, Value},
@@ -40,15 +40,15 @@ const METADATA: &[&str] = &[
 pub(super) struct Decoded {
     /// The policy, if it is valid but for quoted ports.
     pub(super) policy: Option<NetworkPolicy>,
-    pub(super) problems: Vec<Problem>,
-    pub(super) warnings: Vec<Problem>,
+    pub(super) problems: Vec<ObjectProblem>,
+    pub(super) warnings: Vec<ObjectProblem>,
 }
 
 pub(super) struct Decoder<'a> {
     file: &'a Arc<str>,
     policy: Option<String>,
-    problems: Vec<Problem>,
-    warnings: Vec<Problem>,
+    problems: Vec<ObjectProblem>,
+    warnings: Vec<ObjectProblem>,
 }
 
 pub(super) fn decode(file: &Arc<str>, node: &Node) -> Decoded {
@@ -56,7 +56,7 @@ pub(super) fn decode(file: &Arc<str>, node: &Node) -> Decoded {
     let policy = decoder.policy(node);
     // A policy whose only fault is a quoted port is kept for the linter; the problem stops
     // everybody else.
-    let usable = decoder.problems.iter().all(|p| p.kind == ProblemKind::QuotedPort);
+    let usable = decoder.problems.iter().all(|p| p.kind == ObjectProblemKind::QuotedPort);
     Decoded { policy: policy.filter(|_| usable), problems: decoder.problems, warnings: decoder.warnings }
 }
 
@@ -283,7 +283,7 @@ impl Decoder<'_> {
                 let net = net.trunc();
                 if net.to_string() != text && is_ambiguous(text, net) {
                     let message = format!("`{text}` is ambiguous and newer API servers reject it; write {net}");
-                    self.warnings.push(self.make(ProblemKind::AmbiguousCidr, line, message));
+                    self.warnings.push(self.make(ObjectProblemKind::AmbiguousCidr, line, message));
                 }
                 Some(net)
             }
@@ -382,7 +382,7 @@ impl Decoder<'_> {
         if !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit()) {
             let message =
                 format!("`{field}.port` is \"{name}\" in quotes, which means a port *named* {name}; remove the quotes");
-            self.problem(ProblemKind::QuotedPort, line, message);
+            self.problem(ObjectProblemKind::QuotedPort, line, message);
             return Some(());
         }
         self.invalid(
@@ -406,7 +406,7 @@ impl Decoder<'_> {
                 .find(|k| k.eq_ignore_ascii_case(&key.name) || is_close(k, &key.name))
                 .map_or_else(String::new, |k| format!("; did you mean `{k}`?"));
             let message = format!("`{field}` has no field `{}`, the API server drops it{hint}", key.name);
-            self.warnings.push(self.make(ProblemKind::UnknownField, key.line, message));
+            self.warnings.push(self.make(ObjectProblemKind::UnknownField, key.line, message));
         }
         true
     }
@@ -441,16 +441,21 @@ impl Decoder<'_> {
     }
 
     pub(super) fn invalid(&mut self, line: u32, message: String) {
-        self.problem(ProblemKind::Invalid, line, message);
+        self.problem(ObjectProblemKind::Invalid, line, message);
     }
 
-    fn problem(&mut self, kind: ProblemKind, line: u32, message: String) {
+    fn problem(&mut self, kind: ObjectProblemKind, line: u32, message: String) {
         let problem = self.make(kind, line, message);
         self.problems.push(problem);
     }
 
-    fn make(&self, kind: ProblemKind, line: u32, message: String) -> Problem {
-        Problem { location: Location { file: self.file.clone(), line }, kind, policy: self.policy.clone(), message }
+    fn make(&self, kind: ObjectProblemKind, line: u32, message: String) -> ObjectProblem {
+        ObjectProblem {
+            location: Location { file: self.file.clone(), line },
+            kind,
+            policy: self.policy.clone(),
+            message,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ fn spec(spec: &str) -> String {
 
 /// The first problem.
 #[track_caller]
-fn refused(text: &str) -> Problem {
+fn refused(text: &str) -> ObjectProblem {
     match policies("f.yaml", text.as_bytes()) {
         Ok(set) => panic!("accepted: {set:?}\n{text}"),
         Err(error) => error.problems[0].clone(),
@@ -64,7 +64,7 @@ fn what_the_api_server_rejects_is_refused_with_its_line() {
     ];
     for (text, expected) in cases {
         let problem = refused(&spec(text));
-        assert_eq!(problem.kind, ProblemKind::Invalid, "{text}: {problem}");
+        assert_eq!(problem.kind, ObjectProblemKind::Invalid, "{text}: {problem}");
         assert!(problem.to_string().starts_with("f.yaml:5: default/p: "), "{text}: {problem}");
         assert!(problem.message.contains(expected), "{text}: {problem}");
     }
@@ -73,7 +73,7 @@ fn what_the_api_server_rejects_is_refused_with_its_line() {
 #[test]
 fn a_quoted_port_is_a_name_and_not_coerced() {
     let problem = refused(&spec("ingress: [{ports: [{port: \"80\"}]}]"));
-    assert_eq!(problem.kind, ProblemKind::QuotedPort);
+    assert_eq!(problem.kind, ObjectProblemKind::QuotedPort);
     assert!(problem.to_string().starts_with("f.yaml:5: default/p: "), "{problem}");
 }
 
@@ -103,7 +103,7 @@ fn unknown_fields_warn_and_say_which_was_meant() {
     let set =
         policies("f.yaml", spec("ingress: [{from: [{podSelector: {}, namespaceselector: {}}]}]").as_bytes()).unwrap();
     let warning = &set.warnings[0];
-    assert_eq!((warning.kind, warning.location.line), (ProblemKind::UnknownField, 5));
+    assert_eq!((warning.kind, warning.location.line), (ObjectProblemKind::UnknownField, 5));
     assert!(warning.message.ends_with("did you mean `namespaceSelector`?"), "{warning}");
     assert_eq!(set.policies.len(), 1);
 }
@@ -134,7 +134,7 @@ fn the_same_policy_twice_is_one_and_two_different_ones_conflict() {
     let twice = format!("{}---\n{}", spec("{}"), spec("{}"));
     assert_eq!(policies("f.yaml", twice.as_bytes()).unwrap().policies.len(), 1);
     let problem = refused(&format!("{}---\n{}", spec("{}"), spec("ingress: [{}]")));
-    assert_eq!((problem.kind, problem.location.line), (ProblemKind::Conflict, 7));
+    assert_eq!((problem.kind, problem.location.line), (ObjectProblemKind::Conflict, 7));
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn objects_that_are_no_policies_are_wrong_in_a_policy_file_and_passed_over_elsew
         "apiVersion: extensions/v1beta1\nkind: NetworkPolicy\n",
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolice\n",
     ] {
-        assert_eq!(refused(text).kind, ProblemKind::WrongKind, "{text}");
+        assert_eq!(refused(text).kind, ObjectProblemKind::WrongKind, "{text}");
     }
     let mut reader = Reader::new();
     reader.add("values.yaml", b"replicas: 3\n", Expect::Anything);
@@ -303,7 +303,7 @@ fn hostile_files_are_refused_with_a_line_and_quickly() {
         let head = String::from_utf8_lossy(&bytes[..bytes.len().min(40)]).into_owned();
         let error = policies("f.yaml", &bytes).expect_err(&head);
         let problem = &error.problems[0];
-        assert_eq!(problem.kind, ProblemKind::Syntax, "{head}: {problem}");
+        assert_eq!(problem.kind, ObjectProblemKind::Syntax, "{head}: {problem}");
         assert!(problem.location.line >= at_least, "{head}: {problem}");
         assert!(!problem.message.contains('\n') && problem.message.len() < 300, "{head}: {problem}");
     }

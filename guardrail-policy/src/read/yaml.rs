@@ -9,7 +9,7 @@ use serde::{
 };
 use serde_saphyr::{Error, Spanned, options::AliasLimits};
 
-use super::{MAX_FILE_BYTES, Problem, ProblemKind, text};
+use super::{MAX_FILE_BYTES, ObjectProblem, ObjectProblemKind, text};
 use crate::model::Location;
 
 /// Deepest nesting that is read; a NetworkPolicy in a List needs 11, a schema in a
@@ -201,7 +201,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
 }
 
 /// The documents of a file; empty documents are left out.
-pub(super) fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, Problem> {
+pub(super) fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, ObjectProblem> {
     // The YAML reader calls itself for each level, and the stack of the caller may be small.
     thread::scope(|scope| {
         let reader = thread::Builder::new().stack_size(STACK_BYTES);
@@ -209,15 +209,15 @@ pub(super) fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, Prob
         read.unwrap_or_else(|| {
             let location = Location { file: file.clone(), line: 1 };
             let message = "there is no memory left to read it; end something else".to_owned();
-            Err(Problem { location, kind: ProblemKind::Syntax, policy: None, message })
+            Err(ObjectProblem { location, kind: ObjectProblemKind::Syntax, policy: None, message })
         })
     })
 }
 
-fn read(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, Problem> {
-    let problem = |line: u32, message: String| Problem {
+fn read(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, ObjectProblem> {
+    let problem = |line: u32, message: String| ObjectProblem {
         location: Location { file: file.clone(), line },
-        kind: ProblemKind::Syntax,
+        kind: ObjectProblemKind::Syntax,
         policy: None,
         message,
     };

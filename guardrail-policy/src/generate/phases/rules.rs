@@ -5,13 +5,14 @@ use std::net::IpAddr;
 
 use guardrail_graph::{Peer, Protocol, WorkloadRef, snapshot::EdgeRecord};
 
-use super::{Builder, Direction, Draft};
+use super::{Builder, Draft};
 use crate::generate::{
     FlowName, Phase, PortRef, ProblemKind, RulePort,
     completeness::edge_name,
     context::single,
     edges::{Need, callee, caller},
 };
+use crate::model::Direction;
 
 /// Of whom the external ends are counted together: per port of a workload (ingress), or per name
 /// and port (egress).

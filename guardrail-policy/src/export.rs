@@ -1,0 +1,85 @@
+//! An export, step by step: plan → print → read back → prove → report.
+//!
+//! Input: a [`Snapshot`] and [`Options`]. Output: an [`Exported`]. Each step is a module that knows
+//! nothing of those after it: [`crate::generate`] decides the plan, [`crate::emit`] prints it,
+//! [`crate::prove`] reads the text back and judges it against everything that was observed, and
+//! [`crate::report`] tells what it rests on. Namespaces that a [`Problem`] stops are left out, or,
+//! for readers ([`Options::stopped_too`]), carry a mark.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guardrail_graph::Snapshot;
+
+use crate::{
+    emit::{self, REPORT_FILE},
+    generate::{self, NamespaceVerdict, Options, Plan, Problem, plan_for, stable},
+    prove::{self, Proof},
+    report,
+};
+
+/// What an export is.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// The policies as data.
+    pub plan: Plan,
+    /// Text of every file, by its path relative to the export directory: one `NAMESPACE.NAME.yaml`
+    /// per policy, `kustomization.yaml`, `evidence.json`, `REPORT.md`.
+    pub files: BTreeMap<String, String>,
+    /// What stands against using them, sorted.
+    pub problems: Vec<Problem>,
+    /// Namespaces that problems stop: no file of theirs is in `files`, unless
+    /// [`Options::stopped_too`].
+    pub stopped: BTreeSet<String>,
+    /// What a person should know, sorted.
+    pub warnings: Vec<String>,
+    /// The completeness verdict per namespace.
+    pub verdicts: Vec<NamespaceVerdict>,
+    /// What was proven.
+    pub proof: Proof,
+}
+
+/// Makes every file of an export, and proves it.
+///
+/// A problem stops the namespaces that it names. What is left is proven anew without their
+/// policies, until the proof stops no other: so it holds for what is written, beside namespaces
+/// that stay as they are.
+#[must_use]
+pub fn export(snapshot: &Snapshot, options: &Options) -> Exported {
+    let snapshot = &*stable(snapshot);
+    let mut decision = plan_for(snapshot, options);
+    // For readers gates are no reason to leave anything out.
+    let stopped_by = |problems: &BTreeSet<Problem>| generate::stopped(problems, options.forced || options.stopped_too);
+    // First everything, so that each namespace hears of all that stops it.
+    let mut stopped = BTreeSet::new();
+    let proof = loop {
+        let files = emit::policies(&decision.plan, options, &stopped);
+        let texts = files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+        let proof = prove::prove(snapshot, options, &decision, texts);
+        decision.problems.extend(proof.problems.iter().cloned());
+        let now = stopped_by(&decision.problems);
+        if now == stopped {
+            break proof;
+        }
+        stopped = now;
+    };
+    decision.warnings.extend(proof.warnings.iter().cloned());
+    decision.stopped = stopped;
+    let files = if options.stopped_too {
+        for policy in decision.plan.policies.iter_mut().filter(|p| decision.stopped.contains(&p.namespace)) {
+            policy.notes.insert(format!("stopped, not for applying: {REPORT_FILE} says why"));
+        }
+        emit::files(&decision.plan, options, &BTreeSet::new())
+    } else {
+        emit::files(&decision.plan, options, &decision.stopped)
+    };
+    let sidecars = report::files(snapshot, options, &decision, &proof);
+    Exported {
+        files: files.into_iter().chain(sidecars).collect(),
+        problems: decision.problems.into_iter().collect(),
+        stopped: decision.stopped,
+        warnings: decision.warnings.into_iter().collect(),
+        verdicts: decision.verdicts,
+        plan: decision.plan,
+        proof,
+    }
+}
