@@ -2,6 +2,7 @@
 
 mod all;
 mod render;
+mod report;
 mod run;
 
 use std::{path::PathBuf, process::ExitCode};

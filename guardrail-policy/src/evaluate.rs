@@ -21,6 +21,7 @@ use crate::model::{
     tier::{PodSelector, Subject, TierPeer, TierPolicy, TierRule},
 };
 
+mod bitset;
 pub mod cluster;
 mod compile;
 pub mod connections;
@@ -30,6 +31,7 @@ mod ends;
 pub mod facts;
 pub(crate) mod identity;
 mod kinds;
+mod stages;
 mod stand_ins;
 mod tiers;
 mod virtuals;

@@ -15,12 +15,13 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use crate::{run, setup};
+use crate::{
+    run,
+    setup::{self, STATIC_TARGET},
+};
 
 /// The most that the image may hold unpacked.
 const MAX_BYTES: u64 = 15 << 20;
-/// What the binary is built for.
-pub(crate) const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Options of `cargo xtask image`.
 #[derive(Debug, Args)]
@@ -135,7 +136,7 @@ fn build_binary() -> Result<()> {
         "--profile",
         "image",
         "--target",
-        TARGET,
+        STATIC_TARGET,
         "--package",
         "guardrail-cli",
         "--features",
@@ -157,7 +158,7 @@ fn lay_out(dir: &Path) -> Result<PathBuf> {
     }
     let bin = context.join("usr/bin");
     fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
-    let built = run::target_dir()?.join(TARGET).join("image/guardrail-multicall");
+    let built = run::target_dir()?.join(STATIC_TARGET).join("image/guardrail-multicall");
     fs::copy(&built, bin.join("guardrail-agent")).with_context(|| format!("cannot copy {}", built.display()))?;
     std::os::unix::fs::symlink("guardrail-agent", bin.join("guardrail")).context("cannot make a link")?;
     Ok(context)

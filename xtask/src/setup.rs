@@ -3,11 +3,13 @@
 
 use anyhow::{Result, bail};
 
-use crate::{image, run, vm::Arch};
+use crate::{run, vm::arch::Arch};
 
 /// The nightly that compiles the kernel programs. Its own LLVM is the one that `BPF_LINKER` links
 /// against, so both move together.
 pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
+/// What the binary of the container image is built for.
+pub(crate) const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 /// The linker of the kernel programs.
 const BPF_LINKER: &str = "0.10.3";
 /// A Debian package: name, what for, and the command that makes the package unnecessary if it is
@@ -100,7 +102,7 @@ fn target(target: &str) -> Result<()> {
 /// Installs what is missing, what `image` needs included.
 pub(crate) fn image() -> Result<()> {
     run()?;
-    target(image::TARGET)?;
+    target(STATIC_TARGET)?;
     packages(&IMAGE_PACKAGES)
 }
 

@@ -8,7 +8,7 @@
 //! this machine. Nothing is installed but qemu, and nothing outside the target directory is
 //! written.
 
-mod arch;
+pub(crate) mod arch;
 mod debian;
 mod initramfs;
 mod machine;

@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 
 use guardrail_policy::check::Idle;
 
-use super::run::{Answer, Report};
+use super::report::{Answer, Report};
 use crate::output::{self, Cell, Paint, Table};
 
 /// Most lines of one section; `-o json` has all.

@@ -7,8 +7,7 @@
 use std::sync::Arc;
 
 use super::{
-    object::Form,
-    policy::Decoder,
+    policy::{Decoder, Form},
     yaml::{Node, Value},
 };
 use crate::model::{

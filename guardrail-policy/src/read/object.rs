@@ -5,16 +5,13 @@ use std::sync::Arc;
 use super::{
     Expect, ObjectProblem, ObjectProblemKind, Unevaluated, cilium, facts,
     foreign::{self, GROUP},
-    policy::{self, Decoded},
+    policy::{self, Decoded, Form},
     tiers,
     yaml::{Node, Value},
 };
 use crate::{
     evaluate::Facts,
-    model::{
-        Location,
-        tier::{PolicyKind, TierPolicy},
-    },
+    model::{Location, tier::PolicyKind},
 };
 
 #[derive(Default)]
@@ -27,14 +24,6 @@ pub(super) struct Found {
     pub(super) others: Vec<(String, u32)>,
     pub(super) problems: Vec<ObjectProblem>,
     pub(super) facts: Facts,
-}
-
-/// What became of one object of a kind other than NetworkPolicy.
-pub(super) struct Form {
-    /// One, several for a Cilium policy with `specs`; none if it is invalid.
-    pub(super) policies: Vec<TierPolicy>,
-    pub(super) problems: Vec<ObjectProblem>,
-    pub(super) warnings: Vec<ObjectProblem>,
 }
 
 impl Found {

@@ -7,7 +7,6 @@ use ipnet::IpNet;
 
 use super::{
     ObjectProblem, ObjectProblemKind,
-    object::Form,
     syntax::{is_dns_label, is_dns_subdomain, is_port_name},
     yaml::{Node, Value},
 };
@@ -58,6 +57,14 @@ pub(super) fn decode(file: &Arc<str>, node: &Node) -> Decoded {
     // everybody else.
     let usable = decoder.problems.iter().all(|p| p.kind == ObjectProblemKind::QuotedPort);
     Decoded { policy: policy.filter(|_| usable), problems: decoder.problems, warnings: decoder.warnings }
+}
+
+/// What became of one object of a kind other than NetworkPolicy.
+pub(super) struct Form {
+    /// One, several for a Cilium policy with `specs`; none if it is invalid.
+    pub(super) policies: Vec<TierPolicy>,
+    pub(super) problems: Vec<ObjectProblem>,
+    pub(super) warnings: Vec<ObjectProblem>,
 }
 
 impl<'a> Decoder<'a> {

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use guardrail_graph::snapshot::LabelSelector;
 
 use super::{
-    object::Form,
-    policy::Decoder,
+    policy::{Decoder, Form},
     yaml::{Node, Value},
 };
 use crate::model::{
