@@ -285,6 +285,28 @@ pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
     unsafe { descriptor(attr::OBJ_GET, &mut attr) }
 }
 
+/// The number of a link, from `struct bpf_link_info` (`include/uapi/linux/bpf.h`, Linux 5.8).
+pub(crate) fn link_id(link: BorrowedFd<'_>) -> io::Result<u32> {
+    // type, id.
+    let mut info = [0_u32; 2];
+    let mut attr = attr::Info {
+        fd: link.as_raw_fd().cast_unsigned(),
+        len: size_of_val(&info) as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    // SAFETY: the kernel writes no more than `len` bytes to `info`, which outlives the call.
+    unsafe { bpf(attr::OBJ_GET_INFO_BY_FD, &mut attr)? };
+    Ok(info[1])
+}
+
+/// Whether a link of this number is there. To ask takes hold of it for an instant.
+pub(crate) fn link_exists(id: u32) -> bool {
+    // link_id, next_id, open_flags.
+    let mut attr = [id, 0, 0];
+    // SAFETY: no pointers.
+    unsafe { descriptor(attr::LINK_GET_FD_BY_ID, &mut attr) }.is_ok()
+}
+
 /// One pass over what an iterator program tells.
 pub fn iterate(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // prog_fd, target_fd, attach_type, flags.

@@ -27,6 +27,11 @@ use crate::{bpf, clock, config::KernelConfig, error::KernelError, object::OBJECT
 
 /// How long the agent before may take to end.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the kernel may take to let go of a link whose name is removed: lazy callbacks run within
+/// 10 s.
+const DETACHED_WITHIN: Duration = Duration::from_secs(12);
+/// How long the kernel may take between giving up the number of a link and detaching its program.
+const AFTER_THE_NUMBER: Duration = Duration::from_millis(50);
 /// Layout, then build.
 const MANIFEST_BYTES: usize = 16;
 const MANIFEST: &str = "manifest";
@@ -207,13 +212,16 @@ impl Generation {
 
     /// Detaches one of its programs, if it is attached.
     pub(crate) fn detach_one(&self, name: &str) -> Result<(), KernelError> {
-        let path = self.link_path(name);
-        gone(&path, fs::remove_file(&path))
+        detach([self.link_path(name)])
     }
 
     /// Detaches its programs. What they counted stays.
     pub(crate) fn detach(&self) -> Result<(), KernelError> {
-        empty(&self.path.join(LINKS))
+        let links = self.path.join(LINKS);
+        match fs::read_dir(&links) {
+            Ok(entries) => detach(entries.flatten().map(|entry| entry.path())),
+            Err(error) => gone(&links, Err(error)),
+        }
     }
 
     /// Removes every name, links first; what nobody else holds goes with it.
@@ -226,6 +234,26 @@ impl Generation {
         empty(&self.path)?;
         gone(&self.path, fs::remove_dir(&self.path))
     }
+}
+
+/// Removes the names of links, and waits until the links are gone. The kernel lets go of a name's
+/// object after a grace period, which may be lazy (`CONFIG_RCU_LAZY`); until then the program
+/// counts beside the one that replaces it.
+fn detach(links: impl IntoIterator<Item = PathBuf>) -> Result<(), KernelError> {
+    let mut ids = Vec::new();
+    for path in links {
+        ids.extend(bpf::pinned(&path).and_then(|link| bpf::link_id(link.as_fd())).ok());
+        gone(&path, fs::remove_file(&path))?;
+    }
+    let end = Instant::now() + DETACHED_WITHIN;
+    while ids.iter().any(|id| bpf::link_exists(*id)) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if !ids.is_empty() {
+        // The kernel gives up a link's number before it detaches the program (`bpf_link_free`).
+        std::thread::sleep(AFTER_THE_NUMBER);
+    }
+    Ok(())
 }
 
 fn empty(dir: &Path) -> Result<(), KernelError> {

@@ -12,6 +12,7 @@ use std::{
     net::{TcpListener, TcpStream},
     os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _},
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,6 +25,14 @@ use guardrail_kernel::{KernelConfig, KernelError, unpin};
 use self::kernel::{
     Agent, Half, Key, LEFT, Observed, Pair, RIGHT, SocketPod, Stored, at, cgroup_of, client, server, until,
 };
+
+/// One test at a time. A process that another test starts has every descriptor of this one until it
+/// runs its own program: the lock of the pins, and the links that keep programs attached which an
+/// agent has just let go.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Opens `count` connections and closes them, client first.
 fn talk(from: &SocketPod, listener: &TcpListener, port: u16, count: usize) {
@@ -58,6 +67,7 @@ fn forgetful(config: &mut KernelConfig) {
 /// Stores in the middle of it, crashes, is away while there is traffic; then another agent, with
 /// these settings, goes on.
 fn crash_and_go_on(change: impl Fn(&mut KernelConfig)) {
+    let _alone = alone();
     let Some(lab) = Pair::new() else { return };
     let bpf = lab.bpffs();
     let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
@@ -148,6 +158,7 @@ fn an_agent_without_udp_goes_on_with_the_tcp_of_one_that_had_it() {
 
 #[test]
 fn what_is_stored_is_struck_from_the_journal_and_what_had_no_room_there_is_counted() {
+    let _alone = alone();
     let Some(lab) = Pair::new() else { return };
     let bpf = lab.bpffs();
     let web = lab.pod("web", Half::Left);
@@ -202,6 +213,7 @@ fn of_another_version(generation: &Path) {
 
 #[test]
 fn maps_of_another_version_are_replaced_with_a_warning_and_a_gap() {
+    let _alone = alone();
     let Some(lab) = Pair::new() else { return };
     let bpf = lab.bpffs();
     let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
@@ -230,6 +242,7 @@ fn maps_of_another_version_are_replaced_with_a_warning_and_a_gap() {
 
 #[test]
 fn pins_are_one_agents_at_a_time_and_unpin_waits_for_nobody() {
+    let _alone = alone();
     let Some(lab) = Pair::new() else { return };
     let bpf = lab.bpffs();
     let agent = Agent::pinned(&lab, &bpf.pins(), None, |_| ());
@@ -269,6 +282,7 @@ fn attached(cgroup: &Path) -> u32 {
 
 #[test]
 fn what_was_drained_stays_until_it_is_stored_and_is_told_again_if_it_never_was() {
+    let _alone = alone();
     let Some(lab) = Pair::new() else { return };
     let bpf = lab.bpffs();
     let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));

@@ -18,6 +18,7 @@ pub(crate) const OBJ_GET_INFO_BY_FD: c_long = 15;
 pub(crate) const MAP_LOOKUP_AND_DELETE_ELEM: c_long = 21;
 pub(crate) const MAP_LOOKUP_BATCH: c_long = 24;
 pub(crate) const LINK_CREATE: c_long = 28;
+pub(crate) const LINK_GET_FD_BY_ID: c_long = 30;
 pub(crate) const ITER_CREATE: c_long = 33;
 /// `BPF_TRACE_ITER` of `enum bpf_attach_type`.
 pub(crate) const TRACE_ITER: u32 = 28;
