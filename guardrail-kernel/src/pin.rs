@@ -30,7 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How long the kernel may take to let go of a link whose name is removed: lazy callbacks run within
 /// 10 s.
 const DETACHED_WITHIN: Duration = Duration::from_secs(12);
-/// How long the kernel may take between giving up the number of a link and detaching its program.
+/// How long the kernel may take between giving up the number of a link and detaching its
+/// program.
 const AFTER_THE_NUMBER: Duration = Duration::from_millis(50);
 /// Layout, then build.
 const MANIFEST_BYTES: usize = 16;
