@@ -27,8 +27,8 @@ use crate::{bpf, clock, config::KernelConfig, error::KernelError, object::OBJECT
 
 /// How long the agent before may take to end.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How long the kernel may take to let go of a link whose name is removed: lazy callbacks run within
-/// 10 s.
+/// How long the kernel may take to let go of a link whose name is removed: lazy callbacks run
+/// within 10 s.
 const DETACHED_WITHIN: Duration = Duration::from_secs(12);
 /// How long the kernel may take between giving up the number of a link and detaching its
 /// program.
