@@ -211,18 +211,22 @@ impl Generation {
         names.iter().all(|name| self.link_path(name).exists())
     }
 
-    /// Detaches one of its programs, if it is attached.
-    pub(crate) fn detach_one(&self, name: &str) -> Result<(), KernelError> {
-        detach([self.link_path(name)])
+    /// Lets go of the links of these programs, in this order, where they are attached.
+    pub(crate) fn let_go(&self, names: &[&str], leaving: &mut Leaving) -> Result<(), KernelError> {
+        names.iter().try_for_each(|name| leaving.remove(&self.link_path(name)))
     }
 
     /// Detaches its programs. What they counted stays.
     pub(crate) fn detach(&self) -> Result<(), KernelError> {
         let links = self.path.join(LINKS);
-        match fs::read_dir(&links) {
-            Ok(entries) => detach(entries.flatten().map(|entry| entry.path())),
-            Err(error) => gone(&links, Err(error)),
-        }
+        let entries = match fs::read_dir(&links) {
+            Ok(entries) => entries,
+            Err(error) => return gone(&links, Err(error)),
+        };
+        let mut leaving = Leaving::default();
+        entries.flatten().try_for_each(|entry| leaving.remove(&entry.path()))?;
+        leaving.wait();
+        Ok(())
     }
 
     /// Removes every name, links first; what nobody else holds goes with it.
@@ -237,24 +241,31 @@ impl Generation {
     }
 }
 
-/// Removes the names of links, and waits until the links are gone. The kernel lets go of a name's
-/// object after a grace period, which may be lazy (`CONFIG_RCU_LAZY`); until then the program
-/// counts beside the one that replaces it.
-fn detach(links: impl IntoIterator<Item = PathBuf>) -> Result<(), KernelError> {
-    let mut ids = Vec::new();
-    for path in links {
-        ids.extend(bpf::pinned(&path).and_then(|link| bpf::link_id(link.as_fd())).ok());
-        gone(&path, fs::remove_file(&path))?;
+/// Links whose names are removed, by number. The kernel lets go of a name's object after a grace
+/// period, which may be lazy (`CONFIG_RCU_LAZY`); until then the program counts beside the one that
+/// replaces it.
+#[derive(Debug, Default)]
+pub(crate) struct Leaving(Vec<u32>);
+
+impl Leaving {
+    fn remove(&mut self, link: &Path) -> Result<(), KernelError> {
+        self.0.extend(bpf::pinned(link).and_then(|fd| bpf::link_id(fd.as_fd())).ok());
+        gone(link, fs::remove_file(link))
     }
-    let end = Instant::now() + DETACHED_WITHIN;
-    while ids.iter().any(|id| bpf::link_exists(*id)) && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(1));
+
+    /// Waits until the kernel has detached all of them. Once, when nothing else is left to do:
+    /// what waits between two names keeps the old and the new program together for longer.
+    pub(crate) fn wait(self) {
+        let end = Instant::now() + DETACHED_WITHIN;
+        while self.0.iter().any(|id| bpf::link_exists(*id)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !self.0.is_empty() {
+            // The kernel gives up a link's number before it detaches the program
+            // (`bpf_link_free`).
+            std::thread::sleep(AFTER_THE_NUMBER);
+        }
     }
-    if !ids.is_empty() {
-        // The kernel gives up a link's number before it detaches the program (`bpf_link_free`).
-        std::thread::sleep(AFTER_THE_NUMBER);
-    }
-    Ok(())
 }
 
 fn empty(dir: &Path) -> Result<(), KernelError> {

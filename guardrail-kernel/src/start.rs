@@ -13,7 +13,7 @@ use crate::{
     error::KernelError,
     journal::Journal,
     load::{self, MapSource, Programs},
-    pin::{self, Generation, Pins},
+    pin::{self, Generation, Leaving, Pins},
     reader::{Begin, Flows, FoundJournal, Maps, Owned, Predecessor, carry},
     sockets::{self, OpenSockets},
 };
@@ -80,12 +80,14 @@ pub(crate) fn alone(
     }
     // What happens between the two is counted twice, never not at all; so the one follows on the
     // other at once (an RCU grace period later).
+    let mut leaving = Leaving::default();
     loaded.attach(&config.cgroup_root, generation, |name| {
         // The second of the TCP programs takes all that the first does not see: without the first
         // it would count everything once more.
         let names: &[&str] = if name == load::FIRST { &[load::SECOND, load::FIRST] } else { &[name] };
-        older.iter().try_for_each(|older| names.iter().try_for_each(|name| older.generation.detach_one(name)))
+        older.iter().try_for_each(|older| older.generation.let_go(names, &mut leaving))
     })?;
+    leaving.wait();
     let attach_ms = began.elapsed().as_millis() - load_ms;
     let listed_at = clock::boot_ns();
     let sockets = match loaded.open_socket_iterator(generation) {
