@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use guardrail_graph::{Snapshot, observe::LossClass, snapshot::InventoryState};
+use guardrail_policy::words::few;
 
 use crate::exit::Outcome;
 
@@ -53,9 +54,4 @@ pub(crate) fn incomplete(snapshot: &Snapshot) -> Vec<String> {
 /// What a command that shows the graph as it is has found out.
 pub(crate) fn outcome(snapshot: &Snapshot) -> Outcome {
     if heard_nothing(snapshot) { Outcome::Unanswered } else { Outcome::Fine }
-}
-
-fn few(names: &[&str]) -> String {
-    let shown = names[..names.len().min(5)].join(", ");
-    if names.len() > 5 { format!("{shown} and {} more", names.len() - 5) } else { shown }
 }

@@ -1,23 +1,11 @@
 //! The truth tables of `tests/conformance`, through the `guardrail` binary: Kubernetes' own
 //! end-to-end tests and the network policy recipes.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod tables;
 
-fn cases(directory: &Path, found: &mut Vec<PathBuf>) {
-    if directory.join("expected.csv").is_file() {
-        found.push(directory.to_path_buf());
-    }
-    let mut entries: Vec<PathBuf> =
-        fs::read_dir(directory).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
-    entries.sort();
-    for entry in entries {
-        cases(&entry, found);
-    }
-}
+use std::{fs, path::Path, process::Command};
+
+use tables::cases;
 
 /// What is wrong with one case; nothing if every row agrees.
 fn judge(case: &Path) -> Vec<String> {

@@ -1,24 +1,15 @@
 //! The truth tables of `tests/dialects`, through the `guardrail` binary: Cilium's kinds,
 //! ClusterNetworkPolicy, AdminNetworkPolicy.
 
+mod tables;
+
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
-/// Directories below `directory` that hold a truth table.
-fn cases(directory: &Path, found: &mut Vec<PathBuf>) {
-    if directory.join("expected.csv").is_file() {
-        found.push(directory.to_path_buf());
-    }
-    let mut entries: Vec<PathBuf> =
-        fs::read_dir(directory).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
-    entries.sort();
-    for entry in entries {
-        cases(&entry, found);
-    }
-}
+use tables::cases;
 
 fn check(case: &Path, cilium: bool) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_guardrail"));

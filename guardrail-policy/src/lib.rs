@@ -14,4 +14,4 @@ pub mod model;
 pub mod prove;
 pub mod read;
 pub mod report;
-mod words;
+pub mod words;

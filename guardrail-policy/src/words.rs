@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 /// A duration in its two largest units, rounded down: `13 days 23 hours`.
-pub(crate) fn duration(duration: Duration) -> String {
+#[must_use]
+pub fn duration(duration: Duration) -> String {
     let units = [(86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second")];
     let seconds = duration.as_secs();
     let Some(largest) = units.iter().position(|(unit, _)| seconds >= *unit) else {
@@ -22,7 +23,8 @@ pub(crate) fn duration(duration: Duration) -> String {
 }
 
 /// The first of many names.
-pub(crate) fn few(names: &[&str]) -> String {
+#[must_use]
+pub fn few(names: &[&str]) -> String {
     let shown = names[..names.len().min(5)].join(", ");
     if names.len() > 5 { format!("{shown} and {} more", names.len() - 5) } else { shown }
 }
