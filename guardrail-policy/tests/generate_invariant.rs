@@ -194,12 +194,8 @@ impl World {
             export: Export {
                 phase: self.phase.to_owned(),
                 egress: self.egress,
-                namespaces: BTreeSet::new(),
                 accept_inferred: self.accept_inferred,
-                also_service_ports: false,
-                force: false,
-                ignore_clients: Vec::new(),
-                declare: BTreeMap::new(),
+                ..Export::default()
             },
             nodes: (0..2).map(|n| (format!("node-{n}"), vec![format!("192.0.2.{}", n + 1).parse().unwrap()])).collect(),
             observed: None,

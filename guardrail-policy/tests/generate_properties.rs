@@ -205,12 +205,8 @@ impl World {
             export: Export {
                 phase: ["observe", "constrain", "default-deny"][self.phase].to_owned(),
                 egress: self.egress,
-                namespaces: BTreeSet::new(),
                 accept_inferred: self.accept_inferred,
-                also_service_ports: false,
-                force: false,
-                ignore_clients: Vec::new(),
-                declare: BTreeMap::new(),
+                ..Export::default()
             },
             nodes: (0..self.nodes).map(|n| (format!("node-{n}"), vec![node_address(n), tunnel_address(n)])).collect(),
             observed: None,

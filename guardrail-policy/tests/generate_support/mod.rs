@@ -61,7 +61,7 @@ pub struct Scenario {
     pub existing: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Export {
     pub phase: String,
