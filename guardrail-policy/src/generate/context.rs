@@ -21,6 +21,9 @@ pub(crate) struct Context<'a> {
     pub(crate) body: &'a Body,
     pub(crate) options: &'a Options,
     pub(crate) workloads: BTreeMap<&'a WorkloadRef, &'a WorkloadEntry>,
+    /// Workloads that a policy can apply to (not host-network), in the snapshot's order.
+    by_namespace: BTreeMap<&'a str, Vec<&'a WorkloadEntry>>,
+    /// Sorted by namespace.
     subjects: Vec<Subject<'a>>,
     /// Index of each workload's subject.
     subject_of: BTreeMap<&'a WorkloadRef, usize>,
@@ -158,6 +161,7 @@ impl<'a> Context<'a> {
             body,
             options,
             workloads,
+            by_namespace,
             subjects,
             subject_of,
             nodes,
@@ -179,23 +183,19 @@ impl<'a> Context<'a> {
 
     /// Namespaces in scope that have at least one workload a policy can apply to.
     pub(crate) fn namespaces(&self) -> BTreeSet<&'a str> {
-        self.body
-            .workloads
-            .iter()
-            .filter(|w| !w.host_network)
-            .map(|w| w.workload.namespace.as_str())
-            .filter(|ns| self.in_scope(ns))
-            .collect()
+        self.by_namespace.keys().copied().filter(|ns| self.in_scope(ns)).collect()
     }
 
     /// Workloads of a namespace that a policy can apply to (not host-network).
     pub(crate) fn covered(&self, namespace: &str) -> impl Iterator<Item = &'a WorkloadEntry> {
-        self.body.workloads.iter().filter(move |w| !w.host_network && w.workload.namespace == namespace)
+        self.by_namespace.get(namespace).into_iter().flatten().copied()
     }
 
     /// The subjects of a namespace, sorted.
     pub(crate) fn subjects(&self, namespace: &str) -> impl Iterator<Item = &Subject<'a>> {
-        self.subjects.iter().filter(move |subject| subject.members[0].namespace == namespace)
+        let start = self.subjects.partition_point(|s| s.members[0].namespace.as_str() < namespace);
+        let end = self.subjects.partition_point(|s| s.members[0].namespace.as_str() <= namespace);
+        self.subjects[start..end].iter()
     }
 
     /// The subjects of more than one workload.
