@@ -65,6 +65,8 @@ pub(super) struct Compiled {
     selected: Vec<BitSet>,
     /// Rules per policy and direction (ingress, egress).
     pub(super) rules: Vec<[Vec<CompiledRule>; 2]>,
+    /// Priority per policy; only those of ordered tiers mean something.
+    pub(super) priorities: Vec<u16>,
     /// Per named port of the policies: the numbers it has, per class.
     named: Vec<Vec<Vec<u16>>>,
     nodes: HashMap<String, u32>,
@@ -173,7 +175,8 @@ impl Compiled {
         }
         let named = builder.named;
         let cilium = cilium.cloned();
-        Self { namespaces, classes, pods, selected, rules, named, nodes, stages, host_subjects, cilium }
+        let priorities = policies.iter().map(|policy| policy.priority).collect();
+        Self { namespaces, classes, pods, selected, rules, priorities, named, nodes, stages, host_subjects, cilium }
     }
 
     pub(super) fn class_of_pod(&self, pod: u32) -> Option<u32> {
@@ -206,6 +209,7 @@ impl Compiled {
         self.classes.iter().zip(0..).filter(|(_, c)| set.contains(*c)).map(|(class, _)| class.pods as usize).sum()
     }
 
+    #[inline]
     pub(super) fn ports_match(&self, rule: &CompiledRule, server: Option<u32>, protocol: Protocol, port: u16) -> bool {
         rule.ports.is_empty()
             || rule.ports.iter().any(|(p, wanted)| {

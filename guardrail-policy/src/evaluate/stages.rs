@@ -3,17 +3,18 @@
 use super::bitset::BitSet;
 use crate::model::tier::{Tier, TierPolicy};
 
-/// Who has a say about one subject in one direction.
+/// Who has a say about one subject in one direction. Every verdict reads it, mostly the union tier
+/// alone, so what few clusters have lies elsewhere.
 #[derive(Debug, Default)]
 pub(super) struct Stages {
-    /// Policies per tier: by priority where the tier is ordered, else by index.
-    pub(super) tiers: [Vec<u32>; 3],
+    /// Policies of the union tier, ascending.
+    union: Vec<u32>,
+    /// Policies of the tiers before and after it, by priority.
+    ordered: Option<Box<[Vec<u32>; 2]>>,
     /// Those of the union tier that isolate, ascending.
     pub(super) isolating: Vec<u32>,
     /// What the union tier does not accept is denied.
     pub(super) isolated: bool,
-    /// Priorities of the ordered tiers' policies, beside `tiers`.
-    pub(super) priorities: [Vec<u16>; 3],
     /// Peers that every selector of the union tier is confined to.
     pub(super) requires: Option<BitSet>,
 }
@@ -21,7 +22,11 @@ pub(super) struct Stages {
 impl Stages {
     pub(super) fn add(&mut self, tier: Tier, policy: usize, isolates: bool, requires: &[BitSet]) {
         let index = u32::try_from(policy).unwrap_or(u32::MAX);
-        self.tiers[tier as usize].push(index);
+        match tier {
+            Tier::Normal => self.union.push(index),
+            Tier::Admin => self.ordered.get_or_insert_default()[0].push(index),
+            Tier::Baseline => self.ordered.get_or_insert_default()[1].push(index),
+        }
         if isolates {
             self.isolating.push(index);
             self.isolated = true;
@@ -35,18 +40,21 @@ impl Stages {
     }
 
     pub(super) fn sort(&mut self, policies: &[TierPolicy]) {
-        for tier in Tier::ALL.into_iter().filter(|t| t.ordered()) {
-            let list = &mut self.tiers[tier as usize];
+        for list in self.ordered.iter_mut().flat_map(|ordered| ordered.iter_mut()) {
             list.sort_by_key(|p| {
                 let policy = &policies[*p as usize];
                 (policy.priority, policy.key())
             });
-            self.priorities[tier as usize] = list.iter().map(|p| policies[*p as usize].priority).collect();
         }
     }
 
     /// Policies of a tier, in the order in which they are asked.
     pub(super) fn policies(&self, tier: Tier) -> &[u32] {
-        &self.tiers[tier as usize]
+        match (tier, &self.ordered) {
+            (Tier::Normal, _) => &self.union,
+            (_, None) => &[],
+            (Tier::Admin, Some(ordered)) => &ordered[0],
+            (Tier::Baseline, Some(ordered)) => &ordered[1],
+        }
     }
 }

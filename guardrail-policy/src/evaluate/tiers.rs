@@ -66,20 +66,24 @@ impl Compiled {
     /// What the policies about `own` say about `other`.
     pub(super) fn side(&self, own: Option<u32>, other: Other, asked: Asked) -> Side {
         let Some(stages) = self.stages(own, asked.direction) else { return Side::NotIsolated };
-        let side = |tier: Tier| {
-            if stages.policies(tier).is_empty() {
-                return None;
-            }
-            self.ordered(stages, tier, other, asked)
+        // Most clusters have no ordered tier: nothing is asked of one that is empty.
+        let ordered = |tier: Tier| {
+            if stages.policies(tier).is_empty() { None } else { self.ordered(stages, tier, other, asked) }
         };
-        side(Tier::Admin)
-            .or_else(|| self.union(stages, other, asked))
-            .or_else(|| side(Tier::Baseline))
-            .unwrap_or(Side::NotIsolated)
+        if let Some(side) = ordered(Tier::Admin) {
+            return side;
+        }
+        if let Some(side) = self.union(stages, other, asked) {
+            return side;
+        }
+        ordered(Tier::Baseline).unwrap_or(Side::NotIsolated)
     }
 
     /// `None`: the next tier decides.
     fn union(&self, stages: &Stages, other: Other, asked: Asked) -> Option<Side> {
+        if stages.policies(Tier::Normal).is_empty() {
+            return stages.isolated.then_some(Side::Denied);
+        }
         let (mut accepts, mut denies, mut maybe) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
         for &policy in stages.policies(Tier::Normal) {
             for (rule, index) in self.rules[policy as usize][asked.direction.slot()].iter().zip(0..) {
@@ -116,8 +120,10 @@ impl Compiled {
     }
 
     /// `None`: nothing matched, or a rule passed; the next tier decides.
+    #[inline(never)]
     fn ordered(&self, stages: &Stages, tier: Tier, other: Other, asked: Asked) -> Option<Side> {
-        let (policies, priorities) = (stages.policies(tier), &stages.priorities[tier as usize]);
+        let policies = stages.policies(tier);
+        let priority = |policy: u32| self.priorities[policy as usize];
         let mut maybe: Vec<(Action, RuleRef)> = Vec::new();
         for (place, &policy) in policies.iter().enumerate() {
             let first = |policy: u32, maybe: &mut Vec<(Action, RuleRef)>| {
@@ -134,8 +140,8 @@ impl Compiled {
             let Some((action, decides)) = first(policy, &mut maybe) else { continue };
             // Policies of one priority that disagree: which one wins is undefined.
             let mut rivals = Vec::new();
-            let equal = |i: &usize| priorities[*i] == priorities[place];
-            for &rival in (place + 1..policies.len()).take_while(equal).map(|i| &policies[i]) {
+            let equal = |rival: &&u32| priority(**rival) == priority(policy);
+            for &rival in policies[place + 1..].iter().take_while(equal) {
                 rivals.extend(first(rival, &mut maybe));
             }
             let mut against: Vec<RuleRef> =
