@@ -65,7 +65,7 @@ pub(crate) unsafe fn stamp(value: *mut FlowValue) {
 ///
 /// The first value comes from a map, not from here: with it the stacks of the functions on the way
 /// would be too large for kernels that round each up. A reader that is quick enough to see the
-/// zeros finds the rest at its next look.
+/// zeros looks again.
 #[cold]
 #[inline(never)]
 pub(crate) fn make(key: &FlowKey) -> *mut FlowValue {

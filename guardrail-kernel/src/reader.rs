@@ -18,7 +18,7 @@ use guardrail_common::{
     record::{CgroupRecord, ListenRecord},
 };
 use guardrail_graph::{
-    observe::{CgroupId, LossReason, NetnsId, Observation},
+    observe::{CgroupId, FlowCounts, LossReason, NetnsId, Observation},
     time::Timestamp,
 };
 use tracing::warn;
@@ -29,7 +29,7 @@ use crate::{
     cgroup,
     checkpoint::{Checkpoint, ReportedLosses},
     clock, dns,
-    fold::{Fold, ip},
+    fold::{Fold, counts, ip},
     journal::{Journal, Note},
     load::{Programs, Ring},
     sockets::OpenSockets,
@@ -148,11 +148,17 @@ pub(crate) struct State {
     removed: u64,
     /// Undecided entries of open sockets that were put into FLOWS.
     undecided: HashSet<FlowKey>,
+    /// Keys that were read before the program that made them had counted, and when: to be read
+    /// again.
+    early: Vec<(FlowKey, Instant)>,
     capacity: u64,
     published: KernelStats,
     stats: Arc<Mutex<KernelStats>>,
 }
 
+/// A program counts within microseconds of making an entry. What it has not counted by then, the
+/// next sweep finds.
+const EARLY: Duration = Duration::from_millis(1);
 /// Kinds of events, all shown from the start.
 const EVENTS: [&str; 8] =
     ["flow_hint", "flow_delta", "cgroup_created", "cgroup_removed", "listen", "dns_answer", "socket_found", "sweep"];
@@ -190,6 +196,7 @@ impl State {
             listed_until: 0,
             removed: 0,
             undecided: HashSet::new(),
+            early: Vec::new(),
             capacity: u64::from(capacity),
             published,
             stats,
@@ -272,8 +279,11 @@ impl Reader {
             // The logger has no descriptor to offer; while it is on, it is looked at ten times a
             // second.
             let until_sweep = next_sweep.saturating_duration_since(Instant::now());
-            let patience =
+            let mut patience =
                 if self.logger.is_some() { until_sweep.min(Duration::from_millis(100)) } else { until_sweep };
+            if !self.state.early.is_empty() {
+                patience = patience.min(EARLY);
+            }
             if let Err(error) = sys::wait(&fds, patience) {
                 warn!("waiting for the kernel's rings failed: {error}");
                 std::thread::sleep(RETRY);
@@ -442,15 +452,26 @@ impl Reader {
     }
 
     fn read_flow_ring(&mut self) {
+        for (key, since) in std::mem::take(&mut self.state.early) {
+            self.hinted(key, since);
+        }
         while let Some(event) = next(&mut self.maps.flow_ring) {
             let Ok(Event::Flow(key)) = event else {
                 self.lose(LossReason::Decode, None, 1);
                 continue;
             };
             self.state.count("flow_hint", 1);
-            if let Ok(Some(value)) = self.maps.flows.get(&encode::key(&key)) {
-                self.value(&key, &value);
-            }
+            self.hinted(key, Instant::now());
+        }
+    }
+
+    /// Reads an entry that a hint named then.
+    fn hinted(&mut self, key: FlowKey, since: Instant) {
+        let Ok(Some(value)) = self.maps.flows.get(&encode::key(&key)) else { return };
+        self.value(&key, &value);
+        let is_counted = decode::value(&value).is_ok_and(|value| counts(&value) != FlowCounts::default());
+        if !is_counted && since.elapsed() < EARLY {
+            self.state.early.push((key, since));
         }
     }
 
