@@ -25,6 +25,18 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileEr
     move |source| FileError { action, path, source }
 }
 
+impl FileError {
+    /// A file could not be read.
+    pub fn reading(path: &Path, source: io::Error) -> Self {
+        failed("read", path)(source)
+    }
+}
+
+/// The process or the node has no descriptor or no memory left: this says nothing of the file.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
+}
+
 /// Creates the directory if needed and proves that files can be written, renamed and removed in it.
 ///
 /// # Errors

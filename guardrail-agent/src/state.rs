@@ -45,26 +45,29 @@ impl StateFile {
 
     /// What is stored. A file that cannot be used is set aside, never overwritten: it may be
     /// somebody's only evidence.
-    #[must_use]
-    pub fn load(&self, now: Timestamp) -> Stored {
+    ///
+    /// # Errors
+    /// Whether it can be used is not known: this process has no descriptor or no memory left.
+    pub fn load(&self, now: Timestamp) -> Result<Stored, FileError> {
         let name = self.path.display().to_string();
         if files::is_stream(&self.path) {
             tracing::warn!("starting with an empty graph: {name} is no regular file, nothing can be read back from it");
-            return Stored::default();
+            return Ok(Stored::default());
         }
         let text = match fs::read_to_string(&self.path) {
             Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Stored::default(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Stored::default()),
+            Err(e) if files::is_shortage(&e) => return Err(FileError::reading(&self.path, e)),
             Err(e) => {
                 self.set_aside(now, &format!("cannot read {name}: {e}"));
-                return Stored::default();
+                return Ok(Stored::default());
             }
         };
         let snapshot = match Snapshot::from_json(&text, &name) {
             Ok(snapshot) => snapshot,
             Err(e) => {
                 self.set_aside(now, &e.to_string());
-                return Stored::default();
+                return Ok(Stored::default());
             }
         };
         let progress = snapshot.body.window.to.map_or(Ok(None), |at| Progress::read(self.dir(), at));
@@ -72,7 +75,7 @@ impl StateFile {
             tracing::warn!("what was counted since the state was written may be counted twice: {why}");
             None
         });
-        Stored { snapshot: Some(snapshot), progress }
+        Ok(Stored { snapshot: Some(snapshot), progress })
     }
 
     /// The observer that continues what is stored, or a new one. `is_seamless`: the hooks were

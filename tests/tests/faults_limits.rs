@@ -83,18 +83,24 @@ fn without_a_file_descriptor_it_goes_on_observing_neither_spins_nor_forgets_and_
 }
 
 #[test]
-fn too_few_file_descriptors_to_start_are_refused_with_one_sentence() {
+fn too_few_file_descriptors_to_start_are_refused_with_one_sentence_and_the_state_stays() {
     if !bins::can_run("too few file descriptors") {
         return;
     }
     let (_processes, lab) = pair().unwrap();
-    for limit in [8, 16, 24] {
+    let mut agent = Agent::start(&lab, 0, &[]).unwrap();
+    let state = agent.state_dir.join("state.json");
+    assert!(agent.terminate().unwrap().success());
+    let before = fs::read(&state).unwrap();
+    // Each number ends the start at another place; one of them where the state is opened.
+    for limit in 8..=24 {
         let agent = Agent::spawn_prepared(&lab, 0, &[], |command, _| {
             trouble::few_descriptors(command, limit);
             Ok(())
         });
         let said = agent.unwrap().refused().unwrap_or_else(|e| panic!("with {limit}: {e:#}"));
         assert!(said.contains("Too many open files") || said.contains("os error 24"), "with {limit}: {said}");
+        assert_eq!(fs::read(&state).unwrap(), before, "with {limit}: {said}");
     }
 }
 

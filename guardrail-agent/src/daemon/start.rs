@@ -30,7 +30,7 @@ use crate::{
     metrics::{DaemonStats, EdgeSeries},
     policies,
     serve::{self, thread::ServerThread},
-    state::StateFile,
+    state::{StateFile, Stored},
 };
 
 /// As the API server logs it.
@@ -156,7 +156,10 @@ impl Daemon {
             ..KernelConfig::new(cgroup_root)
         };
         let started = now();
-        let stored = state.as_ref().map(|state| state.load(started)).unwrap_or_default();
+        let stored = match &state {
+            Some(state) => state.load(started).map_err(StartError::StateDir)?,
+            None => Stored::default(),
+        };
         let pinned = config.pin.clone().map(|dir| Pinned {
             dir,
             checkpoint: stored.progress.as_ref().map(|progress| progress.checkpoint.clone()),

@@ -28,11 +28,13 @@ impl Forked {
         if pid == 0 {
             // SAFETY: system calls on descriptors of ours; nothing is allocated.
             unsafe {
+                // First of all: what another thread of the test closes meanwhile must be closed.
+                close_all_but(&mut [keep, netns, procs.as_raw_fd()]);
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 // 0 is the writer itself.
                 let joined = libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) == 1
                     && (netns < 0 || libc::setns(netns, libc::CLONE_NEWNET) == 0);
-                close_all_but(keep);
+                close_all_but(&mut [keep]);
                 if joined {
                     body();
                 }
@@ -43,20 +45,23 @@ impl Forked {
     }
 }
 
-/// Closes every descriptor from 3 on but one.
-fn close_all_but(keep: RawFd) {
-    let close = |from: libc::c_uint, to: libc::c_uint| {
-        if from <= to {
-            // SAFETY: no pointers. Linux ≥ 5.9.
-            unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+/// Closes every descriptor from 3 on but these (-1: none).
+fn close_all_but(keep: &mut [RawFd]) {
+    keep.sort_unstable();
+    let mut from = 3;
+    for kept in keep.iter().filter_map(|fd| libc::c_uint::try_from(*fd).ok()) {
+        if kept >= from {
+            close_range(from, kept.saturating_sub(1));
+            from = kept + 1;
         }
-    };
-    match libc::c_uint::try_from(keep) {
-        Ok(keep) => {
-            close(3, keep.saturating_sub(1));
-            close(keep.max(2) + 1, libc::c_uint::MAX);
-        }
-        Err(_) => close(3, libc::c_uint::MAX),
+    }
+    close_range(from, libc::c_uint::MAX);
+}
+
+fn close_range(from: libc::c_uint, to: libc::c_uint) {
+    if from <= to {
+        // SAFETY: no pointers. Linux ≥ 5.9.
+        unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
     }
 }
 
