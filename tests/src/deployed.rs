@@ -45,6 +45,58 @@ pub fn overlay(name: &str) -> Result<Vec<Value>> {
     render(&directory().join("overlays").join(name))
 }
 
+/// The folder of the Helm chart.
+#[must_use]
+pub fn chart() -> PathBuf {
+    directory().join("helm/guardrail")
+}
+
+/// Has Helm's engine run a piece of Python with `chart`, its folder, and `values`; gives what it
+/// returns.
+///
+/// # Errors
+/// The engine is not installed, or refuses the chart or the values.
+fn helm(script: &str, values: &Value) -> Result<Value> {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/helm/bin/python3");
+    let prologue = "import json, sys, helm_python\nchart, values = sys.argv[1], json.loads(sys.argv[2])\n";
+    let out = Command::new(&python)
+        .args(["-c", &format!("{prologue}print(json.dumps({script}))")])
+        .arg(chart())
+        .arg(values.to_string())
+        .output()
+        .with_context(|| format!("cannot run {}: `cargo xtask setup` installs it", python.display()))?;
+    if !out.status.success() {
+        bail!("{}", String::from_utf8_lossy(&out.stderr));
+    }
+    serde_json::from_slice(&out.stdout).context("the engine prints JSON")
+}
+
+/// The objects that the chart makes of these values in the namespace `guardrail`.
+///
+/// # Errors
+/// The engine is not installed, or refuses the chart or the values.
+pub fn release(values: &Value) -> Result<Vec<Value>> {
+    let load = "helm_python.Chart.load(chart)";
+    let files = helm(&format!("{load}.render(values, name='guardrail', namespace='guardrail')"), values)?;
+    let mut objects = Vec::new();
+    for (name, text) in files.as_object().context("a file by name")? {
+        let text = text.as_str().context("text")?;
+        if name.ends_with(".yaml") && !text.trim().is_empty() {
+            let read: Vec<Value> = serde_saphyr::from_multiple(text).with_context(|| format!("{name}:\n{text}"))?;
+            objects.extend(read.into_iter().filter(|object| !object.is_null()));
+        }
+    }
+    Ok(objects)
+}
+
+/// What Helm's linter says of the chart.
+///
+/// # Errors
+/// The engine is not installed.
+pub fn lint_chart() -> Result<Value> {
+    helm("helm_python.lint(chart)", &Value::Null)
+}
+
 /// The pod template's spec in an overlay's DaemonSet.
 ///
 /// # Errors

@@ -28,6 +28,7 @@ fn overlays() -> Vec<(String, Vec<Value>)> {
         "pinned",
         "plain",
         "prometheus-operator",
+        "scope-node",
         "seccomp-unconfined",
         "without-host-pid",
     ];

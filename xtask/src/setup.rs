@@ -16,13 +16,14 @@ const BPF_LINKER: &str = "0.10.3";
 /// there from elsewhere.
 type Package = (&'static str, &'static str, Option<&'static str>);
 /// What building, testing and the demo need.
-const PACKAGES: [Package; 7] = [
+const PACKAGES: [Package; 8] = [
     ("iproute2", "network namespaces and veths of the lab", None),
     ("iptables", "the lab's kube-proxy", None),
     ("prometheus", "the demo and a test scrape the agent with it", None),
     ("bpftool", "tests look for programs left in the kernel", None),
     ("libfaketime", "a test sets the agent's wall clock, and nobody else's", None),
     ("python3-yaml", "a YAML 1.1 reader that must read what guardrail writes", None),
+    ("python3-venv", "Helm's engine gets an environment of its own in target/helm", None),
     ("kubernetes-client", "kubectl kustomize must accept what guardrail writes", Some("kubectl")),
 ];
 
@@ -75,7 +76,8 @@ fn guest_packages(arch: Arch) -> &'static [Package] {
 pub(crate) fn run() -> Result<()> {
     toolchain()?;
     linker()?;
-    packages(&PACKAGES)
+    packages(&PACKAGES)?;
+    helm()
 }
 
 /// Installs what is missing, what `vm-test` needs for this architecture included.
@@ -138,6 +140,20 @@ fn linker() -> Result<()> {
         "rustup",
         ["run", NIGHTLY, "cargo", "install", "--quiet", "bpf-linker", "--version", BPF_LINKER, "--locked"],
     )
+}
+
+/// Helm's engine, as the pinned Python package of `helm-requirements.txt`.
+fn helm() -> Result<()> {
+    let environment = run::root().join("target/helm");
+    let python = environment.join("bin/python3");
+    let wanted = run::root().join("xtask/helm-requirements.txt");
+    let [environment, python, wanted] = [&environment, &python, &wanted].map(|path| path.display().to_string());
+    if run::output(&python, &["-c", "import helm_python"]).is_some() {
+        return Ok(());
+    }
+    eprintln!("setup: installing Helm's engine in target/helm (renders the chart in tests)");
+    run::program("python3", ["-m", "venv", "--clear", &environment])?;
+    run::program(&python, ["-m", "pip", "install", "--quiet", "--require-hashes", "--requirement", &wanted])
 }
 
 fn packages(wanted: &[Package]) -> Result<()> {
