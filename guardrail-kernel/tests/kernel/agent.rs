@@ -232,7 +232,9 @@ impl Agent {
     pub(crate) fn wait_flows(&self, expected: &[(Key, FlowCounts)]) {
         let expected: BTreeMap<Key, FlowCounts> = expected.iter().copied().collect();
         if !until(|| self.seen.lock().expect("no panic while it is locked").flows() == expected) {
-            assert_eq!(self.seen.lock().expect("no panic while it is locked").flows(), expected);
+            let seen = self.seen.lock().expect("no panic while it is locked");
+            let (losses, stats) = (seen.losses(), self.kernel.stats());
+            assert_eq!(seen.flows(), expected, "lost: {losses:?}; {stats:#?}");
         }
     }
 
