@@ -18,7 +18,7 @@ use guardrail_graph::snapshot::LabelSelector;
 
 use crate::model::{
     Direction, NAMESPACE_NAME_LABEL, NetworkPolicy, Protocol,
-    tier::{PodSelector, Subject, TierPeer, TierPolicy, TierRule},
+    tier::{Entity, PodSelector, Subject, TierPeer, TierPolicy, TierRule},
 };
 
 mod bitset;
@@ -247,9 +247,29 @@ impl Evaluator {
     #[must_use]
     pub fn why_unproven(&self, direction: Direction, side: &Side) -> Vec<String> {
         let Side::Unproven(rules) = side else { return Vec::new() };
+        let mut policies: Vec<u32> = rules.iter().map(|r| r.policy).collect();
+        policies.dedup();
+        let priorities = || policies.iter().map(|p| self.forms[*p as usize].priority);
+        let tie = rules.iter().all(|r| self.form(*r).tier.ordered())
+            && policies.len() > 1
+            && priorities().all(|p| Some(p) == priorities().next());
         let undecidable = |rule: &&RuleRef| {
-            let peers = self.rule(direction, **rule).peers.iter().flatten();
-            peers.filter_map(|peer| self.undecidable(peer)).next()
+            let peers = || self.rule(direction, **rule).peers.iter().flatten();
+            let range = |peer: &TierPeer| {
+                matches!(
+                    peer,
+                    TierPeer::Addresses { .. }
+                        | TierPeer::CidrGroup { .. }
+                        | TierPeer::CidrGroups { .. }
+                        | TierPeer::Service { .. }
+                        | TierPeer::Name(_)
+                )
+            };
+            let without_address = || {
+                (!tie && peers().any(range))
+                    .then(|| "whether its addresses hold the peer, which has none here, is not known".to_owned())
+            };
+            peers().find_map(|peer| self.undecidable(peer)).or_else(without_address)
         };
         let mut reasons = Vec::new();
         for rule in rules {
@@ -289,10 +309,17 @@ impl Evaluator {
                 "the addresses of {} are not known; give all that were resolved with --names",
                 name.pattern
             )),
-            TierPeer::Entity(crate::model::tier::Entity::KubeApiserver) if self.cluster.api_servers().is_none() => Some(
+            TierPeer::Entity(Entity::KubeApiserver | Entity::Cluster) if self.cluster.api_servers().is_none() => Some(
                 "the API server's addresses are not known; add the EndpointSlices of default/kubernetes to --inventory"
                     .to_owned(),
             ),
+            TierPeer::CidrGroup { name, .. } if self.cluster.cidr_groups.is_empty() => Some(format!(
+                "the ranges of CiliumCIDRGroup {name} are not known; add the CiliumCIDRGroups to --inventory"
+            )),
+            TierPeer::CidrGroups { selector, .. } if self.cluster.cidr_groups.is_empty() => Some(format!(
+                "the CiliumCIDRGroups with {} are not known; add the CiliumCIDRGroups to --inventory",
+                crate::explain::words(selector)
+            )),
             TierPeer::Pods(PodSelector::Cilium { scope: crate::model::tier::Scope::Written, .. }) => {
                 Some("its selector asks for absent labels only, which may hold for what is no pod".to_owned())
             }
@@ -437,7 +464,7 @@ fn selectors(policy: &TierPolicy) -> impl Iterator<Item = &PodSelector> {
     };
     let peers = policy.ingress.iter().chain(&policy.egress).flat_map(|r| r.peers.iter().flatten());
     let peers = peers.filter_map(|peer| if let TierPeer::Pods(selector) = peer { Some(selector) } else { None });
-    subject.into_iter().chain(peers).chain(policy.requires.iter().flatten())
+    subject.into_iter().chain(peers).chain(policy.requires.iter().flat_map(|r| r.accept.iter().chain(&r.deny)))
 }
 
 fn by_namespace_labels(selector: &PodSelector) -> bool {

@@ -18,7 +18,10 @@ use super::{
 };
 use crate::model::{
     Direction, IpBlock, Labels, PolicyPort, PortMatch, Protocol, selector_matches, selector_matches_by,
-    tier::{Action, Entity, PodSelector, Reach, Scope, ServiceBy, Subject, TierPeer, TierPolicy, TierRule},
+    tier::{
+        Action, Entity, NamePattern, PodSelector, Reach, Requires, Scope, ServiceBy, Stars, Subject, TierPeer,
+        TierPolicy, TierRule,
+    },
 };
 
 /// Pods that no policy can tell apart by labels, named ports or service account.
@@ -143,10 +146,11 @@ impl Compiled {
         if enforcement != Enforcement::Never {
             for (index, policy) in policies.iter().enumerate() {
                 for direction in Direction::BOTH {
-                    let requires: Vec<BitSet> =
-                        policy.requires[direction.slot()].iter().map(|s| builder.set(s)).collect();
+                    let Requires { accept, deny } = &policy.requires[direction.slot()];
+                    let requires = [accept, deny]
+                        .map(|conditions| conditions.iter().map(|s| builder.set(s)).collect::<Vec<BitSet>>());
                     let has_rules = !policy.rules(direction).is_empty();
-                    if !has_rules && !policy.isolates(direction) && requires.is_empty() {
+                    if !has_rules && !policy.isolates(direction) && requires.iter().all(Vec::is_empty) {
                         continue;
                     }
                     for (subject, stages) in stages.iter_mut().enumerate() {
@@ -371,11 +375,13 @@ impl<'a> Builder<'a> {
             }
             TierPeer::Entity(entity) => {
                 rule.entities = rule.entities.with(Kinds::of_entity(*entity));
-                if *entity == Entity::KubeApiserver && self.cluster.api_servers().is_none() {
+                // An API server outside is of the cluster, too.
+                if matches!(entity, Entity::KubeApiserver | Entity::Cluster) && self.cluster.api_servers().is_none() {
                     rule.unknown = rule.unknown.with(Kinds::NODES).with(Kinds::WORLD);
                 }
             }
             TierPeer::Name(pattern) => {
+                let pattern = self.pattern(pattern);
                 let known = self.cluster.names.iter().filter(|(name, _)| pattern.matches(name)).flat_map(|(_, a)| a);
                 known.for_each(|a| rule.add_address(*a, Kinds::WORLD));
                 if !self.cluster.all_names {
@@ -395,6 +401,24 @@ impl<'a> Builder<'a> {
             TierPeer::Service { namespace, by } => self.service(policy, namespace.as_ref(), by, rule),
             TierPeer::Undecidable(_) => rule.unknown = rule.unknown.with(Kinds::WORLD),
         }
+        let by_group = matches!(peer, TierPeer::CidrGroup { .. } | TierPeer::CidrGroups { .. });
+        if by_group && self.cluster.cidr_groups.is_empty() {
+            rule.unknown = rule.unknown.with(self.reach(Reach::Dataplane));
+        }
+    }
+
+    /// Whether Cilium is of this release or a later one; without a version it is the latest.
+    fn since(&self, release: (u16, u16)) -> bool {
+        self.cilium.and_then(|o| o.version).is_none_or(|version| version >= release)
+    }
+
+    /// Until Cilium 1.18 two stars are one.
+    fn pattern(&self, pattern: &NamePattern) -> NamePattern {
+        let mut pattern = pattern.clone();
+        if pattern.stars == Stars::Label && !self.since((1, 19)) {
+            pattern.pattern = pattern.pattern.replacen("**.", "*.", 1);
+        }
+        pattern
     }
 
     /// With a selector a Service means its pods, else the addresses of its slices.
@@ -416,7 +440,7 @@ impl<'a> Builder<'a> {
             if service.selector.is_empty() {
                 let kinds = self.reach(Reach::Dataplane);
                 service.addresses.iter().for_each(|a| rule.add_address(*a, kinds));
-            } else if self.cilium.and_then(|o| o.version).is_none_or(|v| v >= (1, 17)) {
+            } else if self.since((1, 17)) {
                 let selector = LabelSelector::of_labels(service.selector.clone());
                 let scope = Scope::Namespace(service_namespace.clone());
                 let set = self.set(&PodSelector::Cilium { scope, selector });
@@ -428,7 +452,10 @@ impl<'a> Builder<'a> {
     fn port(&mut self, port: &'a PolicyPort) -> CompiledPort {
         match &port.port {
             PortMatch::Any => CompiledPort::Any,
-            PortMatch::Range { first, last } => CompiledPort::Range(*first, *last),
+            // Cilium knows `endPort` from 1.16 on.
+            PortMatch::Range { first, last } => {
+                CompiledPort::Range(*first, if self.since((1, 16)) { *last } else { *first })
+            }
             PortMatch::Named(name) => {
                 let Self { named_ids, named, class_ports, .. } = self;
                 let id = *named_ids.entry((name, port.protocol)).or_insert_with(|| {

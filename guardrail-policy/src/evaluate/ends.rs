@@ -300,8 +300,11 @@ impl Evaluator {
         }
         let (v4, v6, v6_first) = split(&addresses);
         if pod.host_network {
-            let host = known(node);
-            return End { v4, v6, v6_first, ..self.node_end(host) };
+            let mut end = End { v4, v6, v6_first, ..self.node_end(known(node)) };
+            if addresses.iter().any(|address| self.is_api_server(*address)) {
+                end.kinds = end.kinds.with(Kinds::API_SERVER);
+            }
+            return end;
         }
         let class = self.compiled.class_of_pod(index);
         End { class, pod: Some(index), subject: class, kinds: Kinds::POD, host: NodeOf::None, node, v4, v6, v6_first }
@@ -317,10 +320,14 @@ impl Evaluator {
             None if address == NODE_LOCAL_DNS => self.node_end(NodeOf::Any),
             None => External::end(Kinds::WORLD),
         };
-        if self.cluster().api_servers().is_some_and(|known| known.contains(&address)) {
+        if self.is_api_server(address) {
             end.kinds = end.kinds.with(Kinds::API_SERVER);
         }
         end.at(address)
+    }
+
+    fn is_api_server(&self, address: IpAddr) -> bool {
+        self.cluster().api_servers().is_some_and(|known| known.contains(&address))
     }
 
     /// The end of a node, without an address: only `ipBlock`-free rules match it until [`End`] gets

@@ -15,12 +15,13 @@ pub(super) struct Stages {
     pub(super) isolating: Vec<u32>,
     /// What the union tier does not accept is denied.
     pub(super) isolated: bool,
-    /// Peers that every selector of the union tier is confined to.
-    pub(super) requires: Option<BitSet>,
+    /// Peers that every selector of the union tier is confined to, in rules that accept and in
+    /// rules that deny.
+    pub(super) requires: [Option<BitSet>; 2],
 }
 
 impl Stages {
-    pub(super) fn add(&mut self, tier: Tier, policy: usize, isolates: bool, requires: &[BitSet]) {
+    pub(super) fn add(&mut self, tier: Tier, policy: usize, isolates: bool, requires: &[Vec<BitSet>; 2]) {
         let index = u32::try_from(policy).unwrap_or(u32::MAX);
         match tier {
             Tier::Normal => self.union.push(index),
@@ -31,10 +32,12 @@ impl Stages {
             self.isolating.push(index);
             self.isolated = true;
         }
-        for set in requires {
-            match &mut self.requires {
-                Some(known) => known.intersect(set),
-                None => self.requires = Some(set.clone()),
+        for (own, sets) in self.requires.iter_mut().zip(requires) {
+            for set in sets {
+                match own {
+                    Some(known) => known.intersect(set),
+                    None => *own = Some(set.clone()),
+                }
             }
         }
     }

@@ -283,3 +283,109 @@ fn deciding_rules_of_all_policies_are_named_and_counted_from_one() {
     assert_eq!(names, ["a/p#2", "a/p#3"]);
     assert_eq!(verdict.egress, Side::NotIsolated);
 }
+
+/// What Cilium, with these options, makes of a connection from each of `froms` to `to`.
+#[track_caller]
+fn under_cilium(policies: &str, options: &str, objects: &str, froms: &[(&str, &str)], to: &str) {
+    let mut reader = read::Reader::new();
+    reader.add("p.yaml", policies.as_bytes(), read::Expect::Policies);
+    reader.add("objects.yaml", objects.as_bytes(), read::Expect::Anything);
+    let set = reader.finish().unwrap();
+    let keys = options.split_whitespace().filter_map(|o| o.split_once('='));
+    let options = CiliumOptions::from_keys(&keys.map(|(k, v)| (k.to_owned(), v.to_owned())).collect()).unwrap();
+    let objects = guardrail_graph::inventory::read::objects(objects, "objects.yaml").unwrap().objects;
+    let cluster = Cluster::from_objects(&objects).with_facts(&set.facts).with_names(None, true);
+    let evaluator = Evaluator::mixed(cluster, set.policies, set.forms, &Dataplane::Cilium(options));
+    for (from, expected) in froms {
+        let verdict = evaluator.evaluate(&evaluator.end(from).unwrap(), &evaluator.end(to).unwrap(), Protocol::Tcp, 81);
+        let answer = if verdict.allowed() {
+            "allowed"
+        } else if verdict.denied() {
+            "denied"
+        } else {
+            "unproven"
+        };
+        let why = evaluator.why_unproven(Direction::Ingress, &verdict.ingress);
+        assert_eq!(answer, *expected, "{from}: {verdict:?} {why:?}");
+        assert_eq!(why.is_empty(), answer != "unproven", "{from}: {why:?}");
+    }
+}
+
+/// Pods a/web and a/db, the API server on the host network of node n1; all on nodes of their own.
+const OBJECTS: &str = "
+{kind: Node, apiVersion: v1, metadata: {name: n1}, status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}}
+---
+{kind: Pod, apiVersion: v1, metadata: {name: web, namespace: a, labels: {app: web}}, spec: {nodeName: n2}, status: {podIP: 10.0.0.1}}
+---
+{kind: Pod, apiVersion: v1, metadata: {name: db, namespace: a, labels: {app: db, tier: back}}, spec: {nodeName: n3}, status: {podIP: 10.0.0.2}}
+---
+{kind: Pod, apiVersion: v1, metadata: {name: apiserver, namespace: kube-system}, spec: {nodeName: n1, hostNetwork: true}, status: {podIP: 192.168.0.1}}
+---
+{kind: Service, apiVersion: v1, metadata: {name: kubernetes, namespace: default}, spec: {clusterIP: 10.96.0.1, ports: [{port: 443}]}}
+---
+{kind: EndpointSlice, apiVersion: discovery.k8s.io/v1, addressType: IPv4, metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}, endpoints: [{addresses: [192.168.0.1]}]}
+";
+
+fn cnp(spec: &str) -> String {
+    format!(
+        "{{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {{name: p, namespace: a}}, spec: {{endpointSelector: {{matchLabels: {{app: web}}}}, {spec}}}}}"
+    )
+}
+
+#[test]
+fn the_api_server_is_one_by_the_name_of_its_pod_as_by_its_address() {
+    let froms = [("192.168.0.1", "allowed"), ("kube-system/apiserver", "allowed"), ("a/db", "denied")];
+    under_cilium(&cnp("ingress: [{fromEntities: [kube-apiserver]}]"), "", OBJECTS, &froms, "a/web");
+}
+
+#[test]
+fn without_its_endpoints_an_api_server_outside_may_be_of_the_cluster() {
+    let objects = OBJECTS.split("---\n{kind: EndpointSlice").next().unwrap();
+    let froms = [("203.0.113.1", "unproven"), ("a/db", "allowed"), ("reserved:health", "allowed")];
+    under_cilium(&cnp("ingress: [{fromEntities: [cluster]}]"), "", objects, &froms, "a/web");
+}
+
+#[test]
+fn the_world_without_an_address_may_be_in_every_range() {
+    let open = "ingress: [{fromEntities: [world]}], ingressDeny: [{fromCIDR: [203.0.113.0/24]}]";
+    let froms = [("reserved:world", "unproven"), ("203.0.113.1", "denied"), ("198.51.100.1", "allowed")];
+    under_cilium(&cnp(open), "", OBJECTS, &froms, "a/web");
+    under_cilium(&cnp("ingress: [{fromEntities: [world]}]"), "", OBJECTS, &[("reserved:world", "allowed")], "a/web");
+}
+
+#[test]
+fn groups_that_nobody_listed_are_unproven_and_one_that_is_missing_is_nobody() {
+    let policy = cnp("ingress: [{fromCIDRSet: [{cidrGroupRef: offices}]}]");
+    under_cilium(&policy, "", OBJECTS, &[("203.0.113.1", "unproven"), ("a/db", "denied")], "a/web");
+    let listed = |name: &str| {
+        format!(
+            "{OBJECTS}---\n{{kind: CiliumCIDRGroup, apiVersion: cilium.io/v2, metadata: {{name: {name}}}, spec: {{externalCIDRs: [203.0.113.0/24]}}}}\n"
+        )
+    };
+    under_cilium(&policy, "", &listed("others"), &[("203.0.113.1", "denied")], "a/web");
+    under_cilium(&policy, "", &listed("offices"), &[("203.0.113.1", "allowed")], "a/web");
+}
+
+#[test]
+fn conditions_on_peers_that_are_allowed_do_not_narrow_a_deny() {
+    let db = "matchLabels: {app: db}";
+    let rules = |list: &str| {
+        format!(
+            "ingress: [{{fromEntities: [cluster]}}, {{fromEndpoints: [{{{db}}}]}}], ingressDeny: [{{fromEndpoints: [{{{db}}}]}}], {list}"
+        )
+    };
+    let requires = "fromRequires: [{matchLabels: {tier: front}}]";
+    // The deny holds for a/db, which the condition leaves out.
+    let narrow = rules("").replace("ingress: [", &format!("ingress: [{{{requires}}}, "));
+    under_cilium(&cnp(narrow.trim_end_matches(", ")), "version=1.18", OBJECTS, &[("a/db", "denied")], "a/web");
+    let deny = rules("").replace("ingressDeny: [", &format!("ingressDeny: [{{{requires}}}, "));
+    under_cilium(&cnp(deny.trim_end_matches(", ")), "version=1.18", OBJECTS, &[("a/db", "allowed")], "a/web");
+}
+
+#[test]
+fn releases_before_1_16_know_no_ranges_of_ports() {
+    let range = cnp("ingress: [{fromEndpoints: [{}], toPorts: [{ports: [{port: \"80\", endPort: 90}]}]}]");
+    for (version, expected) in [("version=1.15", "denied"), ("version=1.16", "allowed"), ("", "allowed")] {
+        under_cilium(&range, version, OBJECTS, &[("a/db", expected)], "a/web");
+    }
+}

@@ -89,7 +89,7 @@ impl Compiled {
             for (rule, index) in self.rules[policy as usize][asked.direction.slot()].iter().zip(0..) {
                 let reference = RuleRef { policy, rule: index };
                 let deny = rule.action == Action::Deny;
-                match self.matches(rule, stages.requires.as_ref(), other, asked) {
+                match self.matches(rule, stages.requires[usize::from(deny)].as_ref(), other, asked) {
                     Match::No => {}
                     Match::Yes if deny => denies.push(reference),
                     Match::Yes => accepts.push(reference),
@@ -175,7 +175,9 @@ impl Compiled {
         {
             return Match::Yes;
         }
-        if kinds.meets(rule.unknown) { Match::Maybe } else { Match::No }
+        // The world without an address: each range may hold it.
+        let somewhere = address.is_none() && kinds.meets(Kinds::WORLD) && rule.has_ranges();
+        if kinds.meets(rule.unknown) || somewhere { Match::Maybe } else { Match::No }
     }
 
     /// Who may call `server` on this port, as far as its ingress goes.

@@ -112,11 +112,21 @@ pub struct TierPolicy {
     pub ingress: Vec<TierRule>,
     /// Rules about connections of the subjects.
     pub egress: Vec<TierRule>,
-    /// Cilium until 1.18: conditions ANDed to every peer selector of rules that hold for the
+    /// Cilium until 1.18: conditions ANDed to the peer selectors of rules that hold for the
     /// subjects. (Ingress, egress.)
-    pub requires: [Vec<PodSelector>; 2],
+    pub requires: [Requires; 2],
     /// What only some releases or settings of the data plane accept.
     pub needs: Vec<Need>,
+}
+
+/// Conditions on peers, `fromRequires` and `toRequires`: those of one list hold for the rules of
+/// that list in every policy of the subject, and not for those of the other.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Requires {
+    /// Of the rules that accept.
+    pub accept: Vec<PodSelector>,
+    /// Of the rules that deny.
+    pub deny: Vec<PodSelector>,
 }
 
 /// A setting or release without which the data plane refuses a policy, or reads it in another way.
@@ -504,7 +514,7 @@ impl From<&NetworkPolicy> for TierPolicy {
             isolates: Direction::BOTH.map(|d| policy.isolates(d)),
             ingress: rules(Direction::Ingress),
             egress: rules(Direction::Egress),
-            requires: [Vec::new(), Vec::new()],
+            requires: Default::default(),
             needs: Vec::new(),
         }
     }

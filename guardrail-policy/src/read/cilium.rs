@@ -56,7 +56,7 @@ impl Decoder<'_> {
             isolates: [false, false],
             ingress: Vec::new(),
             egress: Vec::new(),
-            requires: [Vec::new(), Vec::new()],
+            requires: Default::default(),
             needs: Vec::new(),
         };
         if let Some(spec) = node.get("spec") {

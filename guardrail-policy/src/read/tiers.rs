@@ -81,7 +81,7 @@ impl Decoder<'_> {
             isolates: [false, false],
             ingress,
             egress,
-            requires: [Vec::new(), Vec::new()],
+            requires: Default::default(),
             needs: Vec::new(),
         })
     }

@@ -92,7 +92,9 @@ impl Decoder<'_> {
                     PodSelector::Cilium { selector, .. } => PodSelector::Cilium { scope: Scope::Pods, selector },
                     other => other,
                 };
-                policy.requires[context.direction.slot()].push(selector);
+                let requires = &mut policy.requires[context.direction.slot()];
+                let list = if context.action == Action::Deny { &mut requires.deny } else { &mut requires.accept };
+                list.push(selector);
             }
             Self::needs(policy, Feature::Requires, item.line);
         }
