@@ -17,11 +17,12 @@ struct Further {
 
 /// The second tier, in the order in which the checks run. Each runs alone: emulated machines and
 /// fuzzers take every CPU.
-const FURTHER: [Further; 5] = [
+const FURTHER: [Further; 6] = [
     Further { name: "kernel 6.1", takes: Duration::from_mins(6), check: || kernel(vm::Choice::V6_1) },
     Further { name: "kernel 5.10", takes: Duration::from_mins(6), check: || kernel(vm::Choice::V5_10) },
     Further { name: "kernel 6.12", takes: Duration::from_mins(6), check: || kernel(vm::Choice::V6_12) },
     Further { name: "properties, 50,000 clusters", takes: Duration::from_mins(8), check: properties },
+    Further { name: "dialects, 20,000 worlds", takes: Duration::from_mins(6), check: dialects },
     Further { name: "fuzz targets, 10 s each", takes: Duration::from_mins(15), check: || fuzz::run(10, &[]) },
 ];
 
@@ -91,9 +92,19 @@ fn kernel(version: vm::Choice) -> Result<()> {
 
 /// The properties of generated policies, with many more clusters than the first tier tries.
 fn properties() -> Result<()> {
+    with_cases("50000", "generate_properties")
+}
+
+/// The naive and the compiled evaluator on policies of all dialects.
+fn dialects() -> Result<()> {
+    with_cases("20000", "tiers")
+}
+
+/// A test of guardrail-policy with so many random cases.
+fn with_cases(cases: &str, test: &str) -> Result<()> {
     let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.env("PROPTEST_CASES", "50000");
-    command.args(["test", "--release", "--package", "guardrail-policy", "--test", "generate_properties"]);
+    command.env("PROPTEST_CASES", cases);
+    command.args(["test", "--release", "--package", "guardrail-policy", "--test", test]);
     run::show_and_run(command)
 }
 
