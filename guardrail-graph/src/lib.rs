@@ -17,6 +17,6 @@ mod unresolved;
 pub use inventory::Inventory;
 pub use observe::Observation;
 pub use observer::{Observer, ObserverConfig};
-pub use peer::{Peer, Protocol, WorkloadRef};
+pub use peer::{Peer, Protocol, UnknownProtocol, WorkloadRef};
 pub use snapshot::Snapshot;
 pub use time::Timestamp;

@@ -256,12 +256,11 @@ impl Observer {
         if self.catalogue.is_endpoint(&(address, port, protocol)) {
             return true;
         }
-        let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
         if self
             .catalogue
             .inventory()
             .pods_by_address(address)
-            .any(|pod| pod.ports.iter().any(|p| p.port == port && p.protocol == text))
+            .any(|pod| pod.ports.iter().any(|p| p.port == port && protocol.is_named(&p.protocol)))
         {
             return true;
         }

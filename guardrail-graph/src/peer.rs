@@ -1,31 +1,13 @@
 //! The two ends of an edge, in canonical form.
 
 mod compact;
+mod protocol;
 
 use std::fmt;
 
 pub(crate) use compact::CompactPeer;
+pub use protocol::{Protocol, UnknownProtocol};
 use serde::{Deserialize, Serialize};
-
-/// Transport protocol of an edge (SCTP is recorded by nobody; docs/semantics.md A23 allows it in
-/// policies).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Protocol {
-    /// TCP (and MPTCP, which looks like TCP on the wire).
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-        })
-    }
-}
 
 /// One end of an edge. Canonical: a host-network pod or host process is always `Node`, on both
 /// sides.

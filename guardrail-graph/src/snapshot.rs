@@ -255,7 +255,7 @@ pub struct PodEntry {
 pub struct NamedPort {
     /// `containerPort.name`.
     pub name: String,
-    /// Protocol as in Kubernetes (`TCP`, `UDP`, `SCTP`).
+    /// Protocol as in Kubernetes (`TCP`, `UDP`, `SCTP`): the text as it was read, whatever it is.
     pub protocol: String,
     /// `containerPort.containerPort`.
     pub port: u16,
@@ -288,7 +288,7 @@ pub struct ServiceEntry {
 pub struct ServicePortEntry {
     /// Service port.
     pub port: u16,
-    /// Protocol as in Kubernetes.
+    /// Protocol as in Kubernetes: the text as it was read, whatever it is.
     pub protocol: String,
     /// `ports[].name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,9 +5,10 @@
 //! <https://kubernetes.io/docs/reference/kubernetes-api/policy-resources/network-policy-v1/> and
 //! docs/semantics.md part A.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use guardrail_graph::snapshot::LabelSelector;
+pub use guardrail_graph::{Protocol, UnknownProtocol};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -15,82 +16,6 @@ mod selector;
 pub mod tier;
 
 pub use selector::{Labels, NAMESPACE_NAME_LABEL, selector_matches, selector_matches_by};
-
-/// Protocol of a policy port or of a flow; `protocol` missing means TCP. The "port" of ICMP is its
-/// type.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Protocol {
-    /// TCP.
-    #[default]
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-    /// ICMP for IPv4: in flows, and in Cilium's `icmps`.
-    Icmp,
-    /// ICMP for IPv6, likewise.
-    #[serde(rename = "ICMPv6")]
-    Icmpv6,
-}
-
-impl Protocol {
-    /// The protocol of a flow: those of policy ports, and `ICMP`, `ICMPv6`.
-    #[must_use]
-    pub fn of_flow(text: &str) -> Option<Self> {
-        match text {
-            "ICMP" => Some(Self::Icmp),
-            "ICMPv6" => Some(Self::Icmpv6),
-            _ => text.parse().ok(),
-        }
-    }
-
-    /// Its "port" is a message type, from 0.
-    #[must_use]
-    pub const fn is_icmp(self) -> bool {
-        matches!(self, Self::Icmp | Self::Icmpv6)
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-            Self::Sctp => "SCTP",
-            Self::Icmp => "ICMP",
-            Self::Icmpv6 => "ICMPv6",
-        })
-    }
-}
-
-/// The text is not `TCP`, `UDP` or `SCTP`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a protocol is TCP, UDP or SCTP")]
-pub struct UnknownProtocol;
-
-impl FromStr for Protocol {
-    type Err = UnknownProtocol;
-
-    fn from_str(s: &str) -> Result<Self, UnknownProtocol> {
-        match s {
-            "TCP" => Ok(Self::Tcp),
-            "UDP" => Ok(Self::Udp),
-            "SCTP" => Ok(Self::Sctp),
-            _ => Err(UnknownProtocol),
-        }
-    }
-}
-
-impl From<guardrail_graph::Protocol> for Protocol {
-    fn from(protocol: guardrail_graph::Protocol) -> Self {
-        match protocol {
-            guardrail_graph::Protocol::Tcp => Self::Tcp,
-            guardrail_graph::Protocol::Udp => Self::Udp,
-        }
-    }
-}
 
 /// A side of a policy: whose rules are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

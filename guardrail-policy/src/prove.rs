@@ -229,7 +229,7 @@ impl<'a> Pairs<'a> {
             let Peer::Workload(server) = &edge.server.peer else { continue };
             if let (EdgeUse::Supports, Peer::Workload(client), Some(name)) = (used, &edge.client.peer, &edge.port_name)
             {
-                let (namespace, protocol) = (server.namespace.as_str(), Protocol::from(edge.protocol));
+                let (namespace, protocol) = (server.namespace.as_str(), edge.protocol);
                 if named.contains(&(namespace, protocol, name)) {
                     let clients = pairs.indistinguishable(client).into_iter();
                     pairs.into_namespace_by_name.extend(clients.map(|c| (c, namespace, protocol, name.as_str())));
@@ -251,13 +251,12 @@ impl<'a> Pairs<'a> {
 
     /// The ports that an observed edge justifies.
     fn ports_of(&self, edge: &EdgeRecord, server: &WorkloadRef) -> BTreeSet<(Protocol, u16)> {
-        let protocol = Protocol::from(edge.protocol);
+        let protocol = edge.protocol;
         let mut ports = BTreeSet::from([(protocol, edge.port)]);
         if let (Some(name), Some(entry)) = (&edge.port_name, self.entry(server)) {
             // A port that pods know by one name and different numbers is one port (B2).
             let pods = entry.pods.values().flatten();
-            let named =
-                pods.flat_map(|p| &p.ports).filter(|p| p.name == *name && p.protocol == edge.protocol.to_string());
+            let named = pods.flat_map(|p| &p.ports).filter(|p| p.name == *name && protocol.is_named(&p.protocol));
             ports.extend(named.map(|p| (protocol, p.port)));
         }
         if self.options.also_service_ports {
@@ -300,7 +299,7 @@ impl<'a> Pairs<'a> {
             return false;
         }
         let pods = self.entry(server).into_iter().flat_map(|w| w.pods.values().flatten());
-        pods.flat_map(|pod| &pod.ports).filter(|p| p.port == port && p.protocol == protocol.to_string()).any(|p| {
+        pods.flat_map(|pod| &pod.ports).filter(|p| p.port == port && protocol.is_named(&p.protocol)).any(|p| {
             self.into_namespace_by_name.contains(&(client, server.namespace.as_str(), protocol, p.name.as_str()))
         })
     }
@@ -460,7 +459,7 @@ fn names_in_boundaries(plan: &Plan) -> BTreeSet<(&str, Protocol, &str)> {
     for policy in boundaries {
         for port in policy.ingress.iter().flatten().flat_map(|rule| &rule.ports) {
             if let PortRef::Name(name) = &port.port {
-                names.insert((policy.namespace.as_str(), port.protocol.into(), name.as_str()));
+                names.insert((policy.namespace.as_str(), port.protocol, name.as_str()));
             }
         }
     }

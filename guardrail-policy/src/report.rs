@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use guardrail_graph::{
-    Snapshot, Timestamp, WorkloadRef,
+    Protocol, Snapshot, Timestamp, WorkloadRef,
     observe::LossClass,
     snapshot::{Counts, EdgeRecord, LossEntry, NodeCoverage, Side, UnresolvedEntry, Window},
 };
@@ -80,7 +80,7 @@ struct RuleEntry<'a> {
 struct EdgeEntry<'a> {
     client: String,
     server: String,
-    protocol: String,
+    protocol: Protocol,
     port: u16,
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     names: BTreeSet<&'a str>,
@@ -180,7 +180,7 @@ fn edge_entry(edge: &EdgeRecord) -> EdgeEntry<'_> {
     EdgeEntry {
         client: edge.client.peer.to_string(),
         server: edge.server.peer.to_string(),
-        protocol: edge.protocol.to_string(),
+        protocol: edge.protocol,
         port: edge.port,
         names: edge.client.names.iter().chain(&edge.server.names).map(String::as_str).collect(),
         counts: edge.counts,

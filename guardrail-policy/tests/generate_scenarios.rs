@@ -115,7 +115,7 @@ fn every_scenario_allows_and_denies_what_it_says() {
             for line in list {
                 let (client, server, protocol, port) = parse_edge(line);
                 let verdict = evaluator
-                    .evaluate_peers(&client, &server, protocol.into(), port)
+                    .evaluate_peers(&client, &server, protocol, port)
                     .unwrap_or_else(|e| panic!("{name}: {e}"));
                 judged += 1;
                 let fine = if expected { verdict.allowed() } else { !verdict.any_allowed() };

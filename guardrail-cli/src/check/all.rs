@@ -105,7 +105,7 @@ fn is_used(snapshot: &Snapshot, connection: &Connection) -> bool {
     snapshot.body.edges.iter().filter(|edge| edge.supported).any(|edge| {
         is(&connection.src, &edge.client.peer)
             && is(&connection.dst, &edge.server.peer)
-            && connection.ports.contains(edge.protocol.into(), edge.port)
+            && connection.ports.contains(edge.protocol, edge.port)
     })
 }
 

@@ -185,7 +185,7 @@ impl Judge<'_> {
             let mut row = Row {
                 src: edge.client.peer.to_string().into(),
                 dst: edge.server.peer.to_string().into(),
-                protocol: edge.protocol.into(),
+                protocol: edge.protocol,
                 port: edge.port,
                 verdict: Answer::Unproven,
                 ingress_by: "-".to_owned(),

@@ -94,7 +94,7 @@ fn behind(
     protocol: Protocol,
     port: u16,
 ) -> anyhow::Result<Ends> {
-    let Some(wanted) = service.ports.iter().position(|p| p.port == port && p.protocol.parse() == Ok(protocol)) else {
+    let Some(wanted) = service.ports.iter().position(|p| p.port == port && protocol.is_named(&p.protocol)) else {
         let ports: Vec<String> = service.ports.iter().map(|p| format!("{}/{}", p.protocol, p.port)).collect();
         bail!("--to: {text} is a Service without port {protocol}/{port}; it has {}", ports.join(", "));
     };
@@ -140,7 +140,7 @@ pub(super) fn port_note(
     let undeclared = format!("no container of {} declares {protocol}/{}", to.name, to.port);
     for service in inventory.services().filter(|s| s.namespace == pod.namespace && !s.selector.is_empty()) {
         let selects = service.selector.iter().all(|(k, v)| pod.labels.get(k).is_some_and(|own| own == v));
-        let port = service.ports.iter().find(|p| p.port == to.port && p.protocol.parse() == Ok(protocol));
+        let port = service.ports.iter().find(|p| p.port == to.port && protocol.is_named(&p.protocol));
         let Some(port) = port.filter(|_| selects) else { continue };
         let target = match &port.target_port {
             TargetPort::Number(number) => Some(*number),

@@ -44,13 +44,6 @@ pub struct Backend {
     pub node: Option<String>,
 }
 
-fn same_protocol(protocol: Protocol, text: &str) -> bool {
-    match protocol {
-        Protocol::Tcp => text == "TCP",
-        Protocol::Udp => text == "UDP",
-    }
-}
-
 impl Inventory {
     /// Where `address:port` leads, if it is a Service's address, a node's address at a node port,
     /// or a node's address at a host port. `is_node` says whether the address is one of a node (an
@@ -65,7 +58,7 @@ impl Inventory {
     ) -> Option<VirtualTarget> {
         let find = |matches: &dyn Fn(&ServicePort) -> bool, names: Option<&BTreeSet<(String, String)>>| {
             names.into_iter().flatten().filter_map(|name| self.services.get(name)).find_map(|service| {
-                let index = service.ports.iter().position(|p| same_protocol(protocol, &p.protocol) && matches(p))?;
+                let index = service.ports.iter().position(|p| protocol.is_named(&p.protocol) && matches(p))?;
                 Some(VirtualTarget::Service { service: Arc::clone(service), port: index })
             })
         };
@@ -85,7 +78,7 @@ impl Inventory {
                     && !pod.host_network
                     && !pod.finished
                     && let Some(found) =
-                        pod.ports.iter().find(|p| p.host_port == Some(port) && same_protocol(protocol, &p.protocol))
+                        pod.ports.iter().find(|p| p.host_port == Some(port) && protocol.is_named(&p.protocol))
                 {
                     return Some(VirtualTarget::HostPort { pod: Arc::clone(pod), port: found.port });
                 }

@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 pub use super::labels::Labels;
-use crate::selector::LabelSelector;
+use crate::{peer::Protocol, selector::LabelSelector};
 
 /// Kinds that are understood.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -129,7 +129,7 @@ pub struct ContainerPort {
     pub name: Option<String>,
     /// `containerPort`.
     pub port: u16,
-    /// `protocol`, default `TCP`.
+    /// `protocol`, default `TCP`. The text as it was read: a snapshot repeats it, whatever it is.
     pub protocol: String,
     /// `hostPort`.
     pub host_port: Option<u16>,
@@ -201,7 +201,7 @@ pub struct ServicePort {
     pub name: Option<String>,
     /// `port`.
     pub port: u16,
-    /// `protocol`, default `TCP`.
+    /// `protocol`, default `TCP`. The text as it was read: a snapshot repeats it, whatever it is.
     pub protocol: String,
     /// `targetPort`, default `port`.
     pub target_port: TargetPort,
@@ -315,10 +315,10 @@ impl Object {
 impl Pod {
     /// The name of container port `port`, if a container names it.
     #[must_use]
-    pub fn port_name(&self, port: u16, protocol: &str) -> Option<&str> {
+    pub fn port_name(&self, port: u16, protocol: Protocol) -> Option<&str> {
         self.ports
             .iter()
-            .find(|p| p.port == port && p.protocol == protocol && p.name.is_some())
+            .find(|p| p.port == port && protocol.is_named(&p.protocol) && p.name.is_some())
             .and_then(|p| p.name.as_deref())
     }
 }

@@ -220,8 +220,7 @@ impl Catalogue {
         self.inventory.virtual_target(address, port, protocol, node).or_else(|| {
             // A Service that is gone since: flows of its time still belong to it.
             let service = self.gone_services.get(&address).map(|(service, _)| service)?;
-            let text = protocol.to_string();
-            let index = service.ports.iter().position(|p| p.port == port && p.protocol == text);
+            let index = service.ports.iter().position(|p| p.port == port && protocol.is_named(&p.protocol));
             Some(match index {
                 Some(port) => VirtualTarget::Service { service: Arc::clone(service), port },
                 None if lists_are_known => VirtualTarget::NoSuchPort { service: Arc::clone(service) },

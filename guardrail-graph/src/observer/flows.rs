@@ -295,8 +295,7 @@ impl Observer {
     }
 
     fn port_name(&mut self, pod: PodId, port: u16, protocol: Protocol) -> Option<Arc<str>> {
-        let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
-        let name = self.identity.pod(pod)?.pod.port_name(port, text)?;
+        let name = self.identity.pod(pod)?.pod.port_name(port, protocol)?;
         Some(self.texts.intern(name))
     }
 
@@ -406,11 +405,10 @@ impl Observer {
     }
 
     fn declares(&self, local: &LocalEnd, port: u16, protocol: Protocol) -> bool {
-        let text = if protocol == Protocol::Tcp { "TCP" } else { "UDP" };
         local
             .pod
             .and_then(|id| self.identity.pod(id))
-            .is_some_and(|r| r.pod.ports.iter().any(|p| p.port == port && p.protocol == text))
+            .is_some_and(|r| r.pod.ports.iter().any(|p| p.port == port && protocol.is_named(&p.protocol)))
     }
 
     fn listens(&self, delta: &FlowDelta, port: u16) -> bool {

@@ -320,11 +320,7 @@ impl Identity {
         let hosts = self.pods.iter().filter(|(_, r)| r.pod.host_network && r.deleted.is_none() && !r.pod.finished);
         for (_, record) in hosts {
             for port in &*record.pod.ports {
-                let protocol = match port.protocol.as_str() {
-                    "TCP" => Protocol::Tcp,
-                    "UDP" => Protocol::Udp,
-                    _ => continue,
-                };
+                let Ok(protocol) = port.protocol.parse() else { continue };
                 let name = record.node_workload.clone();
                 self.host_ports
                     .entry((record.peer, port.port, protocol))

@@ -81,10 +81,8 @@ pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> 
     let edge_key = |t: &Target| (client.into(), (&t.peer).into(), *protocol, t.port);
     let mut found = Behind::default();
     let mut attach = |key, extra, marks| found.attached.push(Attached { key, extra, marks });
-    let answered = match protocol {
-        Protocol::Tcp => total.counts.established() > 0,
-        Protocol::Udp => total.counts.bytes_received > 0,
-    };
+    let answered =
+        if protocol.has_connections() { total.counts.established() > 0 } else { total.counts.bytes_received > 0 };
     let single = targets.iter().filter(|t| t.current).count() == 1;
     let mut resolved = false;
     for target in &targets {
@@ -135,11 +133,10 @@ fn targets(evidence: &impl Evidence, service: &str, protocol: Protocol, port: u1
     let name = service.rsplit_once(':').map_or(service, |(name, _)| name);
     let Some((namespace, name)) = name.split_once('/') else { return Vec::new() };
     let Some(facts) = evidence.services().get(&(namespace.to_owned(), name.to_owned())) else { return Vec::new() };
-    let protocol = protocol.to_string();
     let all = facts
         .ports
         .iter()
-        .filter(|((p, proto, ..), _)| *p == port && *proto == protocol)
+        .filter(|((p, proto, ..), _)| *p == port && protocol.is_named(proto))
         .flat_map(|(_, backends)| backends);
     let at_that_time = |from: &Option<Timestamp>, to: &Option<Timestamp>| {
         from.is_none_or(|f| f.before(ENDPOINT_SLACK) <= flow.last)

@@ -193,11 +193,12 @@ impl Facts {
     fn supported(&self, key: &EdgeKey, at_client: Option<Seen>, at_server: Option<Seen>) -> Support {
         let counts = |seen: Option<Seen>| seen.map(|s| s.counts).unwrap_or_default();
         let (client, server) = (counts(at_client), counts(at_server));
-        let yes = match key.2 {
-            Protocol::Tcp => client.established() > 0 || server.established() > 0,
-            Protocol::Udp => server.established() > 0 || (client.bytes_sent > 0 && client.bytes_received > 0),
+        let at_client = if key.2.has_connections() {
+            client.established() > 0
+        } else {
+            client.bytes_sent > 0 && client.bytes_received > 0
         };
-        if yes {
+        if at_client || server.established() > 0 {
             return Support::Yes;
         }
         let sent_in_vain = client.refused > 0 || client.unreachable > 0;
@@ -233,8 +234,7 @@ impl Facts {
     /// The one name that the server's pods give the port.
     fn port_name(&self, server: &Peer, protocol: Protocol, port: u16) -> Option<String> {
         let workload = self.workloads.get(server.workload()?)?;
-        let protocol = protocol.to_string();
-        let mut names = workload.port_names(&protocol, port);
+        let mut names = workload.port_names(protocol, port);
         let first = names.next()?;
         names.all(|n| n == first).then(|| first.to_owned())
     }

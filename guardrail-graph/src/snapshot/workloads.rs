@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{NamedPort, PodEntry, WorkloadEntry};
-use crate::{inventory::Pod, time::Timestamp};
+use crate::{inventory::Pod, peer::Protocol, time::Timestamp};
 
 /// The latest description of a workload.
 #[derive(Clone, Debug)]
@@ -55,15 +55,18 @@ impl Hosted {
     }
 
     /// The names that the pod gives a port.
-    fn port_names(&self, protocol: &str, port: u16) -> impl Iterator<Item = &str> {
+    fn port_names(&self, protocol: Protocol, port: u16) -> impl Iterator<Item = &str> {
         let (live, told) = match self {
             Self::Live(pod) => (&*pod.ports, &[][..]),
             Self::Told(told) => (&[][..], &*told.1.ports),
             Self::Node(_) => (&[][..], &[][..]),
         };
-        let live =
-            live.iter().filter(move |p| p.port == port && p.protocol == protocol).filter_map(|p| p.name.as_deref());
-        let told = told.iter().filter(move |p| p.port == port && p.protocol == protocol).map(|p| p.name.as_str());
+        let live = live
+            .iter()
+            .filter(move |p| p.port == port && protocol.is_named(&p.protocol))
+            .filter_map(|p| p.name.as_deref());
+        let told =
+            told.iter().filter(move |p| p.port == port && protocol.is_named(&p.protocol)).map(|p| p.name.as_str());
         live.chain(told)
     }
 }
@@ -119,7 +122,7 @@ impl WorkloadFacts {
     }
 
     /// The names that its pods give a port.
-    pub(super) fn port_names(&self, protocol: &str, port: u16) -> impl Iterator<Item = &str> {
+    pub(super) fn port_names(&self, protocol: Protocol, port: u16) -> impl Iterator<Item = &str> {
         self.hosted.iter().flat_map(move |hosted| hosted.port_names(protocol, port))
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use guardrail_graph::snapshot::LabelSelector;
+use guardrail_graph::{Protocol, snapshot::LabelSelector};
 use serde::Serialize;
 
 use crate::generate::{PlannedPolicy, PlannedRule, PortRef, RulePeer};
@@ -70,7 +70,7 @@ struct IpBlock {
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Port {
-    protocol: String,
+    protocol: Protocol,
     port: IntOrString,
 }
 
@@ -149,7 +149,7 @@ fn ports(rule: &PlannedRule) -> Vec<Port> {
     rule.ports
         .iter()
         .map(|port| Port {
-            protocol: port.protocol.to_string(),
+            protocol: port.protocol,
             port: match &port.port {
                 PortRef::Number(number) => IntOrString::Int(*number),
                 PortRef::Name(name) => IntOrString::String(name.clone()),

@@ -107,16 +107,14 @@ impl Evaluator {
             clients.extend(unlisted.map(|(address, _)| self.end_of_node(name).at(*address)));
         }
         let servers = match (&edge.server.peer, &edge.port_name) {
-            (Peer::Workload(workload), Some(name)) => {
-                self.replicas_with_port(workload, name, edge.protocol.into(), edge.port)
-            }
+            (Peer::Workload(workload), Some(name)) => self.replicas_with_port(workload, name, edge.protocol, edge.port),
             _ => None,
         };
         let servers = match servers {
             Some(servers) => servers,
             None => self.peer_ends(&edge.server.peer, false)?,
         };
-        Ok(self.judge(&clients, &servers, edge.protocol.into(), edge.port))
+        Ok(self.judge(&clients, &servers, edge.protocol, edge.port))
     }
 
     /// Judges every kind of pod of the client against every kind of the server.

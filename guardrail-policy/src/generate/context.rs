@@ -133,7 +133,7 @@ impl<'a> Context<'a> {
             // graph resolves each to the backends and leaves none as an external peer.
             inside.extend(&service.addresses);
             for port in &service.ports {
-                let Some(protocol) = protocol_of(&port.protocol) else { continue };
+                let Some(protocol) = Protocol::of_edge(&port.protocol) else { continue };
                 if port.node_port.is_none()
                     && service.service_type != "NodePort"
                     && service.service_type != "LoadBalancer"
@@ -373,10 +373,9 @@ impl<'a> Context<'a> {
         match &port.port {
             PortRef::Number(number) => BTreeSet::from([*number]),
             PortRef::Name(name) => {
-                let protocol = port.protocol.to_string();
                 let pods = self.workloads.get(workload).into_iter().flat_map(|w| w.pods.values().flatten());
                 pods.flat_map(|pod| &pod.ports)
-                    .filter(|p| p.name == *name && p.protocol == protocol)
+                    .filter(|p| p.name == *name && port.protocol.is_named(&p.protocol))
                     .map(|p| p.port)
                     .collect()
             }
@@ -385,24 +384,14 @@ impl<'a> Context<'a> {
 
     fn name_in_pods(&self, workload: &WorkloadRef, protocol: Protocol, name: &str) -> NameInPods {
         let Some(entry) = self.workloads.get(workload) else { return NameInPods::Plain };
-        let protocol = protocol.to_string();
         let mut numbers = BTreeSet::new();
         for pod in entry.pods.values().flatten() {
-            match pod.ports.iter().find(|p| p.name == name && p.protocol == protocol) {
+            match pod.ports.iter().find(|p| p.name == name && protocol.is_named(&p.protocol)) {
                 Some(found) => numbers.insert(found.port),
                 None => return NameInPods::Plain,
             };
         }
         if numbers.len() > 1 { NameInPods::Varies } else { NameInPods::Plain }
-    }
-}
-
-/// The protocols that are observed.
-pub(crate) fn protocol_of(text: &str) -> Option<Protocol> {
-    match text {
-        "TCP" => Some(Protocol::Tcp),
-        "UDP" => Some(Protocol::Udp),
-        _ => None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use guardrail_graph::{
-    Peer, Protocol,
+    Peer,
     snapshot::{EdgeRecord, Side, marks},
 };
 use serde::Serialize;
@@ -59,9 +59,10 @@ impl EdgeUse {
 fn is_established(edge: &EdgeRecord) -> bool {
     let at_server = || edge.sources.iter().any(|s| s.side == Side::Server && s.counts.established() > 0);
     edge.supported
-        || match edge.protocol {
-            Protocol::Tcp => edge.counts.established() > 0,
-            Protocol::Udp => edge.counts.bytes_received > 0 || at_server(),
+        || if edge.protocol.has_connections() {
+            edge.counts.established() > 0
+        } else {
+            edge.counts.bytes_received > 0 || at_server()
         }
 }
 

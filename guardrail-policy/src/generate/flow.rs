@@ -79,11 +79,7 @@ impl FromStr for FlowName {
             let (client, rest) = text.split_once("->")?;
             let (server, port) = rest.rsplit_once(':')?;
             let (port, protocol) = port.split_once('/')?;
-            let protocol = match protocol {
-                "TCP" => Protocol::Tcp,
-                "UDP" => Protocol::Udp,
-                _ => return None,
-            };
+            let protocol = Protocol::of_edge(protocol)?;
             let port = port.parse().ok().filter(|port| *port > 0)?;
             Some(Self { client: end(client.trim())?, server: end(server.trim())?, port, protocol })
         };

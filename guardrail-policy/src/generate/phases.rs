@@ -108,7 +108,7 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
         announced.dns = dns
             .servers()
             .flat_map(|(workload, protocol, port)| {
-                context.alike(workload).into_iter().map(move |alike| (alike, protocol.into(), port))
+                context.alike(workload).into_iter().map(move |alike| (alike, protocol, port))
             })
             .collect();
     }

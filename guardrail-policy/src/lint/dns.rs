@@ -99,7 +99,7 @@ impl Linter<'_> {
                     !pod.finished
                         && backend.pod.as_ref().is_some_and(|(ns, name)| pod.namespace == *ns && pod.name == *name)
                 };
-                if port.port == 53 && port.protocol == "UDP" {
+                if port.port == 53 && Protocol::Udp.is_named(&port.protocol) {
                     servers.extend(pods.iter().position(at).and_then(|i| Some((u32::try_from(i).ok()?, backend.port))));
                 }
             }

@@ -88,8 +88,7 @@ impl<'a> Linter<'a> {
                 pod.namespace == service.namespace
                     && service.selector.iter().all(|(k, v)| pod.labels.get(k).is_some_and(|own| own == v))
             };
-            let is =
-                |p: &&guardrail_graph::inventory::ServicePort| p.port == number && p.protocol.parse() == Ok(protocol);
+            let is = |p: &&guardrail_graph::inventory::ServicePort| p.port == number && protocol.is_named(&p.protocol);
             let Some(port) = service.ports.iter().find(is) else { continue };
             let Some(pod) = pods.iter().find(selects) else { continue };
             let (listens, target) = match &port.target_port {

@@ -71,9 +71,13 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
 }
 
 fn established(protocol: Protocol, sources: &[SourceCounts]) -> bool {
-    sources.iter().any(|s| match protocol {
-        Protocol::Tcp => s.counts.established() > 0,
-        Protocol::Udp => s.counts.bytes_received > 0 || (s.side == Side::Server && s.counts.established() > 0),
+    sources.iter().any(|s| {
+        let opened = s.counts.established() > 0;
+        if protocol.has_connections() {
+            opened
+        } else {
+            s.counts.bytes_received > 0 || (s.side == Side::Server && opened)
+        }
     })
 }
 
@@ -86,12 +90,11 @@ fn service_peer(service: &str) -> Peer {
 
 fn backends<'a>(flow: &ServiceFlow, body: &'a Body) -> BTreeSet<(&'a Peer, u16)> {
     let Peer::Workload(service) = service_peer(&flow.service) else { return BTreeSet::new() };
-    let protocol = flow.protocol.to_string();
     body.services
         .iter()
         .filter(|s| s.namespace == service.namespace && s.name == service.name)
         .flat_map(|s| &s.ports)
-        .filter(|p| p.port == flow.port && p.protocol == protocol)
+        .filter(|p| p.port == flow.port && flow.protocol.is_named(&p.protocol))
         .flat_map(|p| p.backends.iter().map(|b| (&b.peer, b.port)))
         .collect()
 }
@@ -120,7 +123,7 @@ impl Judge<'_> {
         why: &str,
         proof: &mut Proof,
     ) {
-        let Ok(verdict) = self.alone.evaluate_peers(client, server, protocol.into(), port) else { return };
+        let Ok(verdict) = self.alone.evaluate_peers(client, server, protocol, port) else { return };
         if !verdict.allowed() && !self.is_accepted() {
             let (side, namespaces) = denied_sides(client, server, &verdict.verdict);
             self.problem(what, why, side, namespaces, proof);

@@ -97,11 +97,7 @@ impl Catalogue {
     pub(super) fn endpoints_of(&self, key: &(String, String)) -> BTreeSet<(IpAddr, u16, Protocol)> {
         let mut current = BTreeSet::new();
         for ((_, protocol, ..), backends) in self.services.get(key).into_iter().flat_map(|facts| &facts.ports) {
-            let protocol = match protocol.as_str() {
-                "TCP" => Protocol::Tcp,
-                "UDP" => Protocol::Udp,
-                _ => continue,
-            };
+            let Ok(protocol) = protocol.parse() else { continue };
             let open = backends.iter().filter(|(_, to)| to.is_none());
             current.extend(open.map(|((address, port, ..), _)| (*address, *port, protocol)));
         }

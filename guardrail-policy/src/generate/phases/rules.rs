@@ -202,13 +202,13 @@ impl Builder<'_> {
                     let opened =
                         self.context.covered(namespace).map(|w| &w.workload).filter(|w| boundary || alike.contains(*w));
                     let triples = opened.flat_map(|w| {
-                        self.context.numbers_of(w, port).into_iter().map(|n| (w.clone(), port.protocol.into(), n))
+                        self.context.numbers_of(w, port).into_iter().map(|n| (w.clone(), port.protocol, n))
                     });
                     self.announced.from_anywhere.extend(triples);
                 }
                 Direction::Egress => {
                     let PortRef::Number(number) = port.port else { continue };
-                    self.announced.to_anywhere.extend(alike.iter().map(|w| (w.clone(), port.protocol.into(), number)));
+                    self.announced.to_anywhere.extend(alike.iter().map(|w| (w.clone(), port.protocol, number)));
                 }
             }
         }

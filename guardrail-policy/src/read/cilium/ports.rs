@@ -198,8 +198,8 @@ impl Decoder<'_> {
                 return None;
             }
             let protocol = match item.get("family").map(|n| n.as_str()) {
-                None | Some(Some("IPv4" | "")) => Protocol::Icmp,
-                Some(Some("IPv6")) => Protocol::Icmpv6,
+                None | Some(Some("IPv4" | "")) => Protocol::ICMP,
+                Some(Some("IPv6")) => Protocol::ICMPV6,
                 Some(_) => {
                     self.invalid(item.line, format!("`{field}.family` is IPv4 or IPv6"));
                     return None;
@@ -227,7 +227,7 @@ impl Decoder<'_> {
 /// Message types by the names that the custom resource definition takes (RFC 792, RFC 4443, RFC
 /// 4861).
 fn icmp_type(protocol: Protocol, name: &str) -> Option<u8> {
-    let known: &[(&str, u8)] = if protocol == Protocol::Icmp {
+    let known: &[(&str, u8)] = if protocol == Protocol::ICMP {
         &[
             ("EchoReply", 0),
             ("DestinationUnreachable", 3),
