@@ -62,7 +62,7 @@ pub struct RuleRef {
 
 /// What one side's policies say about a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum SideVerdict {
     /// Nothing is forbidden: no policy isolates this end in this direction, or the end is nothing
     /// that policies can select.
     NotIsolated,
@@ -78,7 +78,7 @@ pub enum Side {
     Unproven(Vec<RuleRef>),
 }
 
-impl Side {
+impl SideVerdict {
     /// Whether this side lets the connection pass.
     #[must_use]
     pub fn allows(&self) -> bool {
@@ -121,13 +121,13 @@ pub enum Exemption {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Set if the connection is allowed whatever the policies say; both sides are then
-    /// [`Side::NotIsolated`].
+    /// [`SideVerdict::NotIsolated`].
     /// Under Cilium only the own node's way to its pods is exempt.
     pub exemption: Option<Exemption>,
     /// What the source's egress policies say.
-    pub egress: Side,
+    pub egress: SideVerdict,
     /// What the destination's ingress policies say.
-    pub ingress: Side,
+    pub ingress: SideVerdict,
 }
 
 impl Verdict {
@@ -236,17 +236,17 @@ impl Evaluator {
     /// Whether a proxy restricts what this side allows: every rule that accepts it has rules about
     /// requests.
     #[must_use]
-    pub fn restricted(&self, direction: Direction, side: &Side) -> bool {
+    pub fn restricted(&self, direction: Direction, side: &SideVerdict) -> bool {
         match side {
-            Side::AllowedBy(rules) => rules.iter().all(|r| self.rule(direction, *r).l7),
+            SideVerdict::AllowedBy(rules) => rules.iter().all(|r| self.rule(direction, *r).l7),
             _ => false,
         }
     }
 
     /// Why an unproven side is: one sentence a rule.
     #[must_use]
-    pub fn why_unproven(&self, direction: Direction, side: &Side) -> Vec<String> {
-        let Side::Unproven(rules) = side else { return Vec::new() };
+    pub fn why_unproven(&self, direction: Direction, side: &SideVerdict) -> Vec<String> {
+        let SideVerdict::Unproven(rules) = side else { return Vec::new() };
         let mut policies: Vec<u32> = rules.iter().map(|r| r.policy).collect();
         policies.dedup();
         let priorities = || policies.iter().map(|p| self.forms[*p as usize].priority);
@@ -347,8 +347,11 @@ impl Evaluator {
             |relation| self.compiled.side(src.subject, other(dst, dst_address, relation), asked(Direction::Egress));
         let ingress =
             |relation| self.compiled.side(dst.subject, other(src, src_address, relation), asked(Direction::Ingress));
-        let exempt =
-            |exemption| Verdict { exemption: Some(exemption), egress: Side::NotIsolated, ingress: Side::NotIsolated };
+        let exempt = |exemption| Verdict {
+            exemption: Some(exemption),
+            egress: SideVerdict::NotIsolated,
+            ingress: SideVerdict::NotIsolated,
+        };
         let exemption = ends::exemption(src, dst);
         let Some(options) = &self.compiled.cilium else {
             return match exemption {
@@ -364,8 +367,8 @@ impl Evaluator {
         match ends::relation(src, dst) {
             // The own node may always come in; out to it, a pod needs a rule.
             Relation::Own if src.is_node() && options.allow_localhost => match egress(Relation::Own) {
-                Side::NotIsolated if dst.is_pod() => exempt(Exemption::OwnNode),
-                egress => Verdict { exemption: None, egress, ingress: Side::NotIsolated },
+                SideVerdict::NotIsolated if dst.is_pod() => exempt(Exemption::OwnNode),
+                egress => Verdict { exemption: None, egress, ingress: SideVerdict::NotIsolated },
             },
             // The node of the pod is not known: it may be this one or another.
             Relation::Unknown => Verdict {

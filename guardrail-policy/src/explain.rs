@@ -10,7 +10,7 @@ use guardrail_graph::{WorkloadRef, snapshot::LabelSelector};
 use serde::Serialize;
 
 use crate::{
-    evaluate::{End, Evaluator, Exemption, RuleRef, Side, Verdict, common_addresses},
+    evaluate::{End, Evaluator, Exemption, RuleRef, SideVerdict, Verdict, common_addresses},
     model::{
         Direction, Location, PortMatch, Protocol,
         tier::{Action, PolicyKind, Tier, TierPeer, TierPolicy},
@@ -161,7 +161,7 @@ impl Evaluator {
         }
     }
 
-    fn explain_side(&self, direction: Direction, side: &Side, question: &Question<'_>) -> SideExplanation {
+    fn explain_side(&self, direction: Direction, side: &SideVerdict, question: &Question<'_>) -> SideExplanation {
         let (own, name) = match direction {
             Direction::Egress => question.src,
             Direction::Ingress => question.dst,
@@ -182,8 +182,8 @@ impl Evaluator {
             }
         };
         let tier = match side {
-            Side::NotIsolated => None,
-            Side::Denied => Some(Tier::Normal),
+            SideVerdict::NotIsolated => None,
+            SideVerdict::Denied => Some(Tier::Normal),
             _ => side.rules().first().map(|r| self.form(*r).tier),
         };
         let mut explanation = SideExplanation {
@@ -197,7 +197,7 @@ impl Evaluator {
             nearest: None,
             smallest: None,
         };
-        if *side == Side::Denied {
+        if *side == SideVerdict::Denied {
             let isolating = self.isolating(own, direction);
             let nearest = self.nearest(direction, &self.asked(own, direction), question);
             // The rule is added to a NetworkPolicy where one isolates, else to what came nearest.

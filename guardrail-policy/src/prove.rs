@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::{
     emit,
-    evaluate::{End, Evaluator, Side, Verdict},
+    evaluate::{End, Evaluator, SideVerdict, Verdict},
     generate::{Decision, EdgeUse, FlowName, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name},
     model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches},
     read,
@@ -161,7 +161,7 @@ fn conflict(edge: &EdgeRecord, verdict: &Verdict, decision: &Decision, proof: &m
 
 /// Which direction is denied, by name, and the namespaces whose policies deny it.
 fn denied_sides<'a>(client: &'a Peer, server: &'a Peer, verdict: &Verdict) -> (&'static str, BTreeSet<&'a str>) {
-    let denied = |side: &Side, peer: &'a Peer| peer.workload().filter(|_| *side == Side::Denied);
+    let denied = |side: &SideVerdict, peer: &'a Peer| peer.workload().filter(|_| *side == SideVerdict::Denied);
     let ingress = denied(&verdict.ingress, server);
     let egress = denied(&verdict.egress, client);
     let name = match (ingress, egress) {

@@ -6,7 +6,7 @@ use anyhow::bail;
 use guardrail_graph::{Peer, Snapshot};
 use guardrail_policy::{
     check::{Check, Findings},
-    evaluate::{End, Evaluator, RuleRef, Side, UnknownEnd, Verdict},
+    evaluate::{End, Evaluator, RuleRef, SideVerdict, UnknownEnd, Verdict},
     model::Direction,
     read,
 };
@@ -262,13 +262,13 @@ impl Judge<'_> {
     /// `-`: not isolated; `deny`: no rule accepts it; else the rules that decide, after `deny:` if
     /// they deny, after `?` if that is not known. `+l7` behind a rule: a proxy restricts what it
     /// accepts.
-    fn by(&self, direction: Direction, side: &Side) -> String {
+    fn by(&self, direction: Direction, side: &SideVerdict) -> String {
         let prefix = match side {
-            Side::NotIsolated => return "-".to_owned(),
-            Side::Denied => return "deny".to_owned(),
-            Side::AllowedBy(_) => "",
-            Side::DeniedBy(_) => "deny:",
-            Side::Unproven(_) => "?",
+            SideVerdict::NotIsolated => return "-".to_owned(),
+            SideVerdict::Denied => return "deny".to_owned(),
+            SideVerdict::AllowedBy(_) => "",
+            SideVerdict::DeniedBy(_) => "deny:",
+            SideVerdict::Unproven(_) => "?",
         };
         let name = |rule: &RuleRef| {
             let l7 = if self.evaluator.rule(direction, *rule).l7 { "+l7" } else { "" };

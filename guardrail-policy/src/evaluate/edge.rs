@@ -12,10 +12,10 @@ use std::{
 
 use guardrail_graph::{
     Peer, WorkloadRef,
-    snapshot::{EdgeRecord, Side as SeenBy, marks},
+    snapshot::{EdgeRecord, Side, marks},
 };
 
-use super::{End, Evaluator, Exemption, RuleRef, Side, Verdict};
+use super::{End, Evaluator, Exemption, RuleRef, SideVerdict, Verdict};
 use crate::model::{IpBlock, Protocol, tier::TierPeer};
 
 /// Addresses that stand for "many external clients": every one of them has to be allowed.
@@ -77,21 +77,24 @@ impl Evaluator {
     /// # Errors
     /// [`UnknownPeer`] if an end cannot be judged.
     pub fn evaluate_edge(&self, edge: &EdgeRecord) -> Result<EdgeVerdict, UnknownPeer> {
-        let seen_at = |side: SeenBy| -> BTreeSet<&str> {
+        let seen_at = |side: Side| -> BTreeSet<&str> {
             edge.sources.iter().filter(|s| s.side == side).map(|s| s.source.node.as_str()).collect()
         };
         let own_node = match (&edge.client.peer, &edge.server.peer) {
-            (Peer::Node { name }, Peer::Workload(_)) => seen_at(SeenBy::Server) == BTreeSet::from([name.as_str()]),
+            (Peer::Node { name }, Peer::Workload(_)) => seen_at(Side::Server) == BTreeSet::from([name.as_str()]),
             // Cilium lets the node in to its pods, not the pods out to it: then it is judged like
             // any node.
             (Peer::Workload(_), Peer::Node { name }) if !self.is_cilium() => {
-                seen_at(SeenBy::Client) == BTreeSet::from([name.as_str()])
+                seen_at(Side::Client) == BTreeSet::from([name.as_str()])
             }
             _ => false,
         };
         if own_node {
-            let verdict =
-                Verdict { exemption: Some(Exemption::OwnNode), egress: Side::NotIsolated, ingress: Side::NotIsolated };
+            let verdict = Verdict {
+                exemption: Some(Exemption::OwnNode),
+                egress: SideVerdict::NotIsolated,
+                ingress: SideVerdict::NotIsolated,
+            };
             return Ok(EdgeVerdict {
                 verdict,
                 pairs: 1,

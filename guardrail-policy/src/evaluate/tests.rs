@@ -281,7 +281,7 @@ fn deciding_rules_of_all_policies_are_named_and_counted_from_one() {
     let names: Vec<String> =
         verdict.ingress.rules().iter().map(|r| evaluator.rule_name(Direction::Ingress, *r)).collect();
     assert_eq!(names, ["a/p#2", "a/p#3"]);
-    assert_eq!(verdict.egress, Side::NotIsolated);
+    assert_eq!(verdict.egress, SideVerdict::NotIsolated);
 }
 
 /// What Cilium, with these options, makes of a connection from each of `froms` to `to`.

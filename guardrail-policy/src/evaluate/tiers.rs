@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    RuleRef, Side,
+    RuleRef, SideVerdict,
     bitset::BitSet,
     compile::{Compiled, CompiledRule},
     kinds::Kinds,
@@ -64,8 +64,8 @@ impl Compiled {
     }
 
     /// What the policies about `own` say about `other`.
-    pub(super) fn side(&self, own: Option<u32>, other: Other, asked: Asked) -> Side {
-        let Some(stages) = self.stages(own, asked.direction) else { return Side::NotIsolated };
+    pub(super) fn side(&self, own: Option<u32>, other: Other, asked: Asked) -> SideVerdict {
+        let Some(stages) = self.stages(own, asked.direction) else { return SideVerdict::NotIsolated };
         // Most clusters have no ordered tier: nothing is asked of one that is empty.
         let ordered = |tier: Tier| {
             if stages.policies(tier).is_empty() { None } else { self.ordered(stages, tier, other, asked) }
@@ -76,13 +76,13 @@ impl Compiled {
         if let Some(side) = self.union(stages, other, asked) {
             return side;
         }
-        ordered(Tier::Baseline).unwrap_or(Side::NotIsolated)
+        ordered(Tier::Baseline).unwrap_or(SideVerdict::NotIsolated)
     }
 
     /// `None`: the next tier decides.
-    fn union(&self, stages: &Stages, other: Other, asked: Asked) -> Option<Side> {
+    fn union(&self, stages: &Stages, other: Other, asked: Asked) -> Option<SideVerdict> {
         if stages.policies(Tier::Normal).is_empty() {
-            return stages.isolated.then_some(Side::Denied);
+            return stages.isolated.then_some(SideVerdict::Denied);
         }
         let (mut accepts, mut denies, mut maybe) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
         for &policy in stages.policies(Tier::Normal) {
@@ -99,29 +99,29 @@ impl Compiled {
         }
         let [maybe_accepts, maybe_denies] = maybe;
         if !denies.is_empty() {
-            return Some(Side::DeniedBy(denies));
+            return Some(SideVerdict::DeniedBy(denies));
         }
         if accepts.is_empty() && maybe_accepts.is_empty() {
             return if stages.isolated {
-                Some(Side::Denied)
+                Some(SideVerdict::Denied)
             } else {
-                (!maybe_denies.is_empty()).then_some(Side::Unproven(maybe_denies))
+                (!maybe_denies.is_empty()).then_some(SideVerdict::Unproven(maybe_denies))
             };
         }
         if !maybe_denies.is_empty() {
-            return Some(Side::Unproven(maybe_denies));
+            return Some(SideVerdict::Unproven(maybe_denies));
         }
         if accepts.is_empty() {
             // Not isolated, a rule that may match adds nothing, unless a later tier would deny.
             let decides = stages.isolated || !stages.policies(Tier::Baseline).is_empty();
-            return decides.then_some(Side::Unproven(maybe_accepts));
+            return decides.then_some(SideVerdict::Unproven(maybe_accepts));
         }
-        Some(Side::AllowedBy(accepts))
+        Some(SideVerdict::AllowedBy(accepts))
     }
 
     /// `None`: nothing matched, or a rule passed; the next tier decides.
     #[inline(never)]
-    fn ordered(&self, stages: &Stages, tier: Tier, other: Other, asked: Asked) -> Option<Side> {
+    fn ordered(&self, stages: &Stages, tier: Tier, other: Other, asked: Asked) -> Option<SideVerdict> {
         let policies = stages.policies(tier);
         let priority = |policy: u32| self.priorities[policy as usize];
         let mut maybe: Vec<(Action, RuleRef)> = Vec::new();
@@ -149,16 +149,16 @@ impl Compiled {
             if !against.is_empty() {
                 against.push(decides);
                 against.sort_unstable();
-                return Some(Side::Unproven(against));
+                return Some(SideVerdict::Unproven(against));
             }
             return match action {
-                Action::Accept => Some(Side::AllowedBy(vec![decides])),
-                Action::Deny => Some(Side::DeniedBy(vec![decides])),
+                Action::Accept => Some(SideVerdict::AllowedBy(vec![decides])),
+                Action::Deny => Some(SideVerdict::DeniedBy(vec![decides])),
                 Action::Pass => None,
             };
         }
         let undecided: Vec<RuleRef> = maybe.iter().filter(|(a, _)| *a != Action::Pass).map(|(_, r)| *r).collect();
-        (!undecided.is_empty()).then_some(Side::Unproven(undecided))
+        (!undecided.is_empty()).then_some(SideVerdict::Unproven(undecided))
     }
 
     fn matches(&self, rule: &CompiledRule, requires: Option<&BitSet>, other: Other, asked: Asked) -> Match {

@@ -154,7 +154,7 @@ pub(crate) fn callee(edge: &EdgeRecord, policy_namespace: &str, context: &Contex
         Peer::Workload(server) => pods(server, policy_namespace, context),
         Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
         Peer::External { address } => external(address, context),
-        Peer::Node { name } => node(edge, name, Role::Server, context),
+        Peer::Node { name } => node(edge, name, Side::Server, context),
     }
 }
 
@@ -232,23 +232,17 @@ fn node_caller(edge: &EdgeRecord, node_name: &str, context: &Context<'_>) -> Nee
     if own_node_only && edge.node_workloads.is_empty() {
         return Need::Implicit;
     }
-    node(edge, node_name, Role::Client, context)
+    node(edge, node_name, Side::Client, context)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Client,
-    Server,
-}
-
-fn node(edge: &EdgeRecord, name: &str, role: Role, context: &Context<'_>) -> Need {
-    let peers = context.peers_of_node(name, role == Role::Server);
+fn node(edge: &EdgeRecord, name: &str, side: Side, context: &Context<'_>) -> Need {
+    let peers = context.peers_of_node(name, side == Side::Server);
     if peers.is_empty() {
         return Need::Inexpressible(format!(
             "no address of node {name} is known: export with an inventory that has it, or declare it with --node-range CIDR"
         ));
     }
-    if role == Role::Client && edge.marks.contains(marks::UNLISTED_ADDRESS) {
+    if side == Side::Client && edge.marks.contains(marks::UNLISTED_ADDRESS) {
         let uncovered = context.uncovered_addresses_of_node(name);
         if let Some(first) = uncovered.first() {
             let more = if uncovered.len() > 1 { format!(" and {} more", uncovered.len() - 1) } else { String::new() };
@@ -257,7 +251,7 @@ fn node(edge: &EdgeRecord, name: &str, role: Role, context: &Context<'_>) -> Nee
             ));
         }
     }
-    let plural = if role == Role::Client { "clients" } else { "servers" };
+    let plural = if side == Side::Client { "clients" } else { "servers" };
     Need::Peers {
         peers,
         hosts: edge.node_workloads.clone(),
