@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod identity;
+mod interner;
 pub mod inventory;
 pub mod observe;
 pub mod observer;

@@ -8,21 +8,22 @@
 mod catalogue;
 mod config;
 mod counters;
+mod edge;
+mod edges;
 mod expire;
 mod flows;
 mod graph;
 mod history;
 mod identity;
-mod interner;
 mod ledger;
 mod lookups;
 mod names;
+mod peers;
 mod publish;
 mod reclassify;
 mod restore;
 mod settle;
 mod stats;
-mod table;
 mod waiting;
 mod watch;
 
@@ -34,16 +35,16 @@ use flows::{Last, Step};
 use graph::Graph;
 use history::History;
 use identity::{AddressOwner, Identity, Resolution};
-use interner::Interner;
 use ledger::Ledger;
+use peers::Peers;
 use reclassify::Reclassify;
 pub use restore::RestoreError;
 use restore::Restored;
 pub use stats::Stats;
-use table::Peers;
 use waiting::{Pending, Waiting};
 
 use crate::{
+    interner::Interner,
     inventory::{Inventory, VirtualTarget},
     observe::{FlowDelta, LossClass, LossReason, Observation},
     peer::{Peer, Protocol},
@@ -65,7 +66,7 @@ pub struct Observer {
     identity: Identity,
     peers: Peers,
     graph: Graph,
-    texts: Interner,
+    texts: Interner<str>,
     reclassify: Reclassify,
     waiting: Waiting,
     ledger: Ledger,

@@ -31,14 +31,14 @@ pub struct Tenure<O> {
     /// The owner did not exist before; [`Timestamp::MIN`]: not known.
     pub born: Timestamp,
     /// How sure the end is.
-    pub end: End,
+    pub end: EndBasis,
 }
 
 impl<O> Tenure<O> {
     /// A tenure of which only the API server's word is known.
     #[must_use]
     pub fn told(owner: O, from: Timestamp, to: Timestamp) -> Self {
-        Self { owner, from, to, proven: None, born: Timestamp::MIN, end: End::Told }
+        Self { owner, from, to, proven: None, born: Timestamp::MIN, end: EndBasis::Told }
     }
 
     fn last_proof(&self) -> Timestamp {
@@ -60,15 +60,15 @@ impl<O> Tenure<O> {
     fn lasts(&self, at: Timestamp, guard: Duration) -> bool {
         match self.end {
             _ if self.to == Timestamp::MAX => true,
-            End::Proven => at < self.to,
-            End::Told | End::Overruled => at <= self.to.after(guard),
+            EndBasis::Proven => at < self.to,
+            EndBasis::Told | EndBasis::Overruled => at <= self.to.after(guard),
         }
     }
 }
 
 /// What a tenure's end rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum EndBasis {
     /// It lasts, or ended by the API server's word: exact to within the guard.
     Told,
     /// A record of another owner ended it. The API server may still repeat what was true before;
@@ -122,7 +122,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         let tenures = self.tenures.entry(address).or_default();
         if let Some(last) = tenures.iter().rposition(|t| t.owner == owner) {
             let after = &tenures[last..];
-            if after[0].to == Timestamp::MAX || after[0].end != End::Told {
+            if after[0].to == Timestamp::MAX || after[0].end != EndBasis::Told {
                 return;
             }
             if after.len() == 1 {
@@ -152,8 +152,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
                     tenure.to = at.max(tenure.last_proof());
                 }
                 // From here on its word counts again.
-                if tenure.end == End::Overruled {
-                    tenure.end = End::Told;
+                if tenure.end == EndBasis::Overruled {
+                    tenure.end = EndBasis::Told;
                 }
             }
         }
@@ -166,10 +166,10 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
             if tenure.owner == owner && at < tenure.to {
                 tenure.to = at.max(tenure.proven.map_or(Timestamp::MIN, |(_, p)| p.after(TICK)));
                 tenure.from = tenure.from.min(tenure.to);
-                tenure.end = End::Proven;
+                tenure.end = EndBasis::Proven;
                 self.reassigned.insert(address);
-            } else if tenure.owner == owner && tenure.end == End::Overruled {
-                tenure.end = End::Proven;
+            } else if tenure.owner == owner && tenure.end == EndBasis::Overruled {
+                tenure.end = EndBasis::Proven;
             }
         }
     }
@@ -190,7 +190,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         if others {
             self.reassigned.insert(address);
         }
-        insert(tenures, Tenure { born, end: End::Proven, ..Tenure::told(owner, born, to) });
+        insert(tenures, Tenure { born, end: EndBasis::Proven, ..Tenure::told(owner, born, to) });
     }
 
     /// `owner`, whose end was proven, exists again: what the API server says of it counts from `at`
@@ -198,11 +198,11 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     pub fn revive(&mut self, address: IpAddr, owner: O, at: Timestamp) {
         let Some(tenures) = self.tenures.get_mut(&address) else { return };
         let held = tenures.iter().any(|t| t.owner != owner && at < t.to);
-        let Some(last) = tenures.iter_mut().rfind(|t| t.owner == owner).filter(|t| t.end == End::Proven) else {
+        let Some(last) = tenures.iter_mut().rfind(|t| t.owner == owner).filter(|t| t.end == EndBasis::Proven) else {
             return;
         };
         if held {
-            last.end = End::Overruled;
+            last.end = EndBasis::Overruled;
         } else {
             insert(tenures, Tenure { born: at, ..Tenure::told(owner, at, Timestamp::MAX) });
         }
@@ -219,7 +219,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
             tenures[i].born = tenures[i].proven.map_or(at, |(first, _)| at.min(first));
             if tenures[i].proven.is_some_and(|(first, _)| first == tenures[i].from) {
                 let others = tenures.iter().filter(|t| t.owner != owner && t.from < tenures[i].from);
-                let free = others.map(|t| if t.end == End::Proven { t.to } else { t.last_proof() }).max();
+                let free = others.map(|t| if t.end == EndBasis::Proven { t.to } else { t.last_proof() }).max();
                 tenures[i].from = tenures[i].from.min(tenures[i].born.max(free.unwrap_or(Timestamp::MIN)));
             }
         }
@@ -237,8 +237,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
             only.add_proof(at);
             if only.to <= at {
                 // The end was no end: nobody else has been seen since.
-                only.to = if only.end == End::Told { at.after(TICK) } else { Timestamp::MAX };
-                only.end = End::Told;
+                only.to = if only.end == EndBasis::Told { at.after(TICK) } else { Timestamp::MAX };
+                only.end = EndBasis::Told;
             }
             return false;
         }
@@ -247,9 +247,9 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         let mut new = false;
         let distance = |t: &Tenure<O>| if at < t.from { t.from.since(at) } else { at.since(t.to) };
         match tenures.iter_mut().filter(|t| t.owner == owner).min_by_key(|t| distance(t)) {
-            Some(own) if own.to <= at && own.end != End::Told => {
+            Some(own) if own.to <= at && own.end != EndBasis::Told => {
                 // It has the address again after somebody else had it.
-                own.end = End::Told;
+                own.end = EndBasis::Told;
                 let next = tenures.iter().filter(|t| t.owner != owner && at < t.from).map(|t| t.from).min();
                 let to = next.unwrap_or(Timestamp::MAX);
                 insert(tenures, Tenure { proven: Some((at, at)), born: at, ..Tenure::told(owner, at, to) });
@@ -273,8 +273,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         // proof.
         for other in tenures.iter_mut().filter(|t| t.owner != owner && t.from <= at && at < t.to) {
             other.to = at.max(other.last_proof());
-            if other.end == End::Told {
-                other.end = End::Overruled;
+            if other.end == EndBasis::Told {
+                other.end = EndBasis::Overruled;
             }
         }
         tenures.sort_by_key(|t| t.from);

@@ -1,16 +1,17 @@
 //! What many pods have alike is kept once: the pods of a ReplicaSet differ in name, uid and address
 //! only.
 
-use std::{collections::HashSet, hash::Hash, sync::Arc};
+use std::sync::Arc;
 
 use super::{ContainerPort, Labels, OwnerRef, Pod, labels::Label};
+use crate::interner::Interner;
 
 /// Parts of pods, each once.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shared {
-    labels: Alike<[Label]>,
-    ports: Alike<[ContainerPort]>,
-    owners: Alike<OwnerRef>,
+    labels: Interner<[Label]>,
+    ports: Interner<[ContainerPort]>,
+    owners: Interner<OwnerRef>,
 }
 
 impl Shared {
@@ -19,10 +20,10 @@ impl Shared {
     pub(super) fn share(&mut self, mut pod: Arc<Pod>) -> Arc<Pod> {
         if let Some(pod) = Arc::get_mut(&mut pod) {
             let Pod { labels: Labels(labels), ports, controller, .. } = pod;
-            self.labels.share(labels);
-            self.ports.share(ports);
+            *labels = self.labels.intern(Arc::clone(labels));
+            *ports = self.ports.intern(Arc::clone(ports));
             if let Some(owner) = controller {
-                self.owners.share(owner);
+                *owner = self.owners.intern(Arc::clone(owner));
             }
         }
         pod
@@ -35,40 +36,6 @@ impl Shared {
         self.ports.release(&pod.ports);
         if let Some(owner) = &pod.controller {
             self.owners.release(owner);
-        }
-    }
-}
-
-/// Values, equal ones once.
-#[derive(Debug)]
-struct Alike<T: ?Sized>(HashSet<Arc<T>>);
-
-impl<T: ?Sized> Clone for Alike<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<T: ?Sized> Default for Alike<T> {
-    fn default() -> Self {
-        Self(HashSet::new())
-    }
-}
-
-impl<T: ?Sized + Eq + Hash> Alike<T> {
-    fn share(&mut self, value: &mut Arc<T>) {
-        match self.0.get(value) {
-            Some(known) => *value = Arc::clone(known),
-            None => {
-                self.0.insert(Arc::clone(value));
-            }
-        }
-    }
-
-    fn release(&mut self, value: &Arc<T>) {
-        // This one and the one in here.
-        if Arc::strong_count(value) <= 2 && self.0.get(value).is_some_and(|known| Arc::ptr_eq(known, value)) {
-            self.0.remove(value);
         }
     }
 }
@@ -88,7 +55,7 @@ mod tests {
         let [a, b, c] = ["web", "web", "db"].map(|app| shared.share(pod(app)));
         assert!(Arc::ptr_eq(&a.labels.0, &b.labels.0) && !Arc::ptr_eq(&a.labels.0, &c.labels.0));
         assert!(Arc::ptr_eq(a.controller.as_ref().unwrap(), b.controller.as_ref().unwrap()));
-        let count = |shared: &Shared| (shared.labels.0.len(), shared.owners.0.len());
+        let count = |shared: &Shared| (shared.labels.len(), shared.owners.len());
         shared.release(&a);
         assert_eq!(count(&shared), (2, 2), "another pod has them");
         drop(a);

@@ -8,7 +8,8 @@ use std::{
 
 use super::{
     Observer, UnresolvedReason,
-    table::{Key, PeerId, side_index},
+    edge::{Key, side_index},
+    peers::PeerId,
 };
 use crate::{
     peer::Peer,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Observer, table::PeerId};
+use super::{Observer, peers::PeerId};
 use crate::{inventory::Kind, peer::Peer, time::Timestamp};
 
 impl Observer {

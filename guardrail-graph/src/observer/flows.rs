@@ -4,8 +4,10 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use super::{
     Observer, UnresolvedReason,
+    edge::{Gain, mark_bit},
+    edges::Ref,
     identity::{LocalEnd, PodId, RemoteEnd, Resolution, address_class},
-    table::{Gain, PeerId, Ref, mark_bit},
+    peers::PeerId,
 };
 use crate::{
     observe::{self, FlowCounts, FlowDelta, Role},
@@ -37,6 +39,17 @@ enum Decided {
     Reply,
     Wait,
     Unknown,
+}
+
+/// A flow whose local end has a role.
+#[derive(Clone, Copy)]
+struct DecidedFlow<'a> {
+    delta: &'a FlowDelta,
+    role: Role,
+    /// The server's port.
+    port: u16,
+    /// The remote address.
+    address: IpAddr,
 }
 
 fn weight(counts: &FlowCounts) -> u64 {
@@ -98,28 +111,19 @@ impl Observer {
         let address = match remote {
             observe::Remote::Addr(address) => address,
             observe::Remote::Many => {
-                self.many_peers(delta, &local, role, port, at);
+                self.many_peers(delta, &local, (role, port), at);
                 return Step::Done;
             }
         };
-        self.instants(delta, role, port, address, local, at, last)
+        self.instants(DecidedFlow { delta, role, port, address }, local, at, last)
     }
 
     /// `first_open` and `last_open` each prove an edge to the owner at that instant.
-    #[expect(clippy::too_many_arguments, reason = "everything that is known of the flow by then")]
-    fn instants(
-        &mut self,
-        delta: &FlowDelta,
-        role: Role,
-        port: u16,
-        address: IpAddr,
-        local: LocalEnd,
-        at: Timestamp,
-        last: Last,
-    ) -> Step {
+    fn instants(&mut self, flow: DecidedFlow<'_>, local: LocalEnd, at: Timestamp, last: Last) -> Step {
+        let DecidedFlow { delta, role, port, address } = flow;
         let end = |this: &mut Self, at| match role {
             Role::Server => this.remote_peer(address, at, last.pod),
-            _ => this.remote_server(address, port, delta.protocol, at, last.pod),
+            _ => this.remote_server((address, port, delta.protocol), at, last.pod),
         };
         let remote = end(self, at);
         if remote == Resolution::Wait {
@@ -141,14 +145,7 @@ impl Observer {
                 return Step::WaitPod;
             }
             if first_remote != remote || first_local.peer != local.peer {
-                self.split(
-                    delta,
-                    role,
-                    port,
-                    address,
-                    [(first_local, first_remote, first), (local, remote, at)],
-                    counts,
-                );
+                self.split(flow, [(first_local, first_remote, first), (local, remote, at)], counts);
                 return Step::Done;
             }
         } else if delta.first_open.is_none() && total > 1 {
@@ -165,12 +162,12 @@ impl Observer {
                     ..counts
                 };
                 self.unresolved_flow(UnresolvedReason::IpReuse, delta, (role, &local), total - one.opened);
-                self.record(delta, role, port, address, &local, remote, Seen { counts: one, first: at, last: at });
+                self.record(flow, &local, remote, Seen { counts: one, first: at, last: at });
                 return Step::Done;
             }
         }
         let first = delta.first_open.unwrap_or(at).min(at);
-        self.record(delta, role, port, address, &local, remote, Seen { counts, first, last: at });
+        self.record(flow, &local, remote, Seen { counts, first, last: at });
         Step::Done
     }
 
@@ -178,13 +175,11 @@ impl Observer {
     /// for each, the rest belongs to the later one unless a third owner came between.
     fn split(
         &mut self,
-        delta: &FlowDelta,
-        role: Role,
-        port: u16,
-        address: IpAddr,
+        flow: DecidedFlow<'_>,
         ends: [(LocalEnd, Resolution<RemoteEnd>, Timestamp); 2],
         counts: Counts,
     ) {
+        let DecidedFlow { delta, role, address, .. } = flow;
         let [(first_local, first_remote, first), (last_local, last_remote, at)] = ends;
         if counts.opened < 2 || counts.found > 0 {
             // One connection and one failed attempt: which of the two owners was reached cannot be
@@ -198,21 +193,12 @@ impl Observer {
             self.unresolved_flow(UnresolvedReason::IpReuse, delta, (role, &last_local), rest.opened - 1);
             rest.opened = 1;
         }
-        self.record(delta, role, port, address, &first_local, first_remote, Seen { counts: one, first, last: first });
-        self.record(delta, role, port, address, &last_local, last_remote, Seen { counts: rest, first: at, last: at });
+        self.record(flow, &first_local, first_remote, Seen { counts: one, first, last: first });
+        self.record(flow, &last_local, last_remote, Seen { counts: rest, first: at, last: at });
     }
 
-    #[expect(clippy::too_many_arguments, reason = "everything that is known of the flow by then")]
-    fn record(
-        &mut self,
-        delta: &FlowDelta,
-        role: Role,
-        port: u16,
-        address: IpAddr,
-        local: &LocalEnd,
-        remote: Resolution<RemoteEnd>,
-        seen: Seen,
-    ) {
+    fn record(&mut self, flow: DecidedFlow<'_>, local: &LocalEnd, remote: Resolution<RemoteEnd>, seen: Seen) {
+        let DecidedFlow { delta, role, port, address } = flow;
         let remote = match remote {
             Resolution::Known(remote) => remote,
             Resolution::Wait => return,
@@ -235,16 +221,15 @@ impl Observer {
             node_workload: local.node_workload.clone(),
             port_name: None,
         };
-        self.place(delta.protocol, port, address, local, remote, gain);
+        self.place(local, (address, port, delta.protocol), remote, gain);
     }
 
-    /// Adds what was seen at the local end to where the remote end belongs.
+    /// Adds what was seen at the local end to where the remote end belongs, which has this address.
+    /// The port is the server's.
     pub(super) fn place(
         &mut self,
-        protocol: Protocol,
-        port: u16,
-        address: IpAddr,
         local: &LocalEnd,
+        (address, port, protocol): (IpAddr, u16, Protocol),
         remote: RemoteEnd,
         mut gain: Gain,
     ) {
@@ -307,7 +292,7 @@ impl Observer {
 
     /// The coarse key: whoever they were, a server's clients are "many", and complete; a client's
     /// servers are unknown.
-    fn many_peers(&mut self, delta: &FlowDelta, local: &LocalEnd, role: Role, port: u16, at: Timestamp) {
+    fn many_peers(&mut self, delta: &FlowDelta, local: &LocalEnd, (role, port): (Role, u16), at: Timestamp) {
         let first = delta.first_open.unwrap_or(at).min(at);
         let seen = Seen { counts: as_client(&delta.counts, role), first, last: at };
         if role == Role::Server {
@@ -342,7 +327,7 @@ impl Observer {
             Role::Server => Decided::Server(delta.server_port),
             Role::Client => match delta.local_port {
                 Some(local_port) if delta.protocol == Protocol::Udp => {
-                    self.served_udp_client(delta, local, local_port, remote, at, last)
+                    self.served_udp_client(delta, local, (local_port, remote), at, last)
                 }
                 _ => Decided::Client,
             },
@@ -368,8 +353,7 @@ impl Observer {
         &self,
         delta: &FlowDelta,
         local: &LocalEnd,
-        local_port: u16,
-        remote: IpAddr,
+        (local_port, remote): (u16, IpAddr),
         at: Timestamp,
         last: bool,
     ) -> Decided {

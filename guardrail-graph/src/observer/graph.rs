@@ -7,8 +7,10 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 use super::{
     ObserverConfig,
     catalogue::Uses,
+    edge::{Edge, Flow, Gain, Key},
+    edges::{Edges, Ref},
     names::Names,
-    table::{Edge, Edges, Flow, Gain, Key, PeerId, Peers, Ref},
+    peers::{PeerId, Peers},
 };
 use crate::{peer::Protocol, snapshot::Side};
 
@@ -63,12 +65,12 @@ impl Graph {
     /// If it is a new one and there is no room for it.
     pub(super) fn gain(
         &mut self,
-        [client, server]: [Ref; 2],
-        (protocol, port): (Protocol, u16),
+        ends: [Ref; 2],
+        port: (Protocol, u16),
         gain: &Gain,
         peers: &mut Peers,
     ) -> Result<(), Full> {
-        if self.edges.gain(client, server, protocol, port, gain, peers) { Ok(()) } else { Err(Full) }
+        if self.edges.gain(ends, port, gain, peers) { Ok(()) } else { Err(Full) }
     }
 
     /// Adds to a client's use of a Service. Bytes and ends of connections whose beginning stands

@@ -18,7 +18,7 @@ pub(super) use sockets::Sockets;
 
 use super::{
     ObserverConfig,
-    table::{PeerId, Peers},
+    peers::{PeerId, Peers},
 };
 use crate::{
     identity::{

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{UnresolvedReason, table::PeerId};
+use super::{UnresolvedReason, peers::PeerId};
 use crate::{
     observe::{LossClass, LossReason},
     snapshot::facts::MAX_EXAMPLES,
@@ -157,7 +157,7 @@ fn stored_reason(text: &str) -> Option<UnresolvedReason> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::table::Peers, *};
+    use super::{super::peers::Peers, *};
     use crate::peer::Peer;
 
     fn count(ledger: &Ledger, reason: LossReason) -> u64 {

@@ -52,24 +52,23 @@ impl Observer {
     /// The server behind a remote address and port, at the time of the flow.
     pub(in crate::observer) fn remote_server(
         &mut self,
-        address: IpAddr,
-        port: u16,
-        protocol: Protocol,
+        asked: (IpAddr, u16, Protocol),
         at: Timestamp,
         last: bool,
     ) -> Resolution<RemoteEnd> {
+        let (address, port, protocol) = asked;
         let marks = address_class(address);
         if marks != 0 {
             return Resolution::Known(RemoteEnd::External { marks });
         }
-        let asked = (address, port, protocol);
         if let Some((service, port)) = self.catalogue.cached(&asked) {
             return Resolution::Known(RemoteEnd::Service { service, port });
         }
         match self.virtual_target(address, port, protocol, at) {
             Some(VirtualTarget::Service { service, port: index }) => {
                 let service_port = service.ports[index].port;
-                let service = self.texts.intern(&format!("{}/{}:{service_port}", service.namespace, service.name));
+                let service =
+                    self.texts.intern(format!("{}/{}:{service_port}", service.namespace, service.name).as_str());
                 self.catalogue.cache(asked, &service, service_port);
                 return Resolution::Known(RemoteEnd::Service { service, port: service_port });
             }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::table::PeerId;
+use super::peers::PeerId;
 
 /// Names kept for one address of one client.
 const MAX_NAMES_PER_ADDRESS: usize = 8;
@@ -100,7 +100,7 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::table::Peers, *};
+    use super::{super::peers::Peers, *};
     use crate::peer::Peer;
 
     #[test]

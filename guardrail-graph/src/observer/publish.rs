@@ -6,10 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    AddressOwner, Observer, UnresolvedReason,
-    table::{MARKS, PeerId},
-};
+use super::{AddressOwner, Observer, UnresolvedReason, edge::MARKS, peers::PeerId};
 use crate::{
     peer::Peer,
     snapshot::{

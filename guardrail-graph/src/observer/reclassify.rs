@@ -12,8 +12,9 @@ use std::{
 
 use super::{
     Observer, UnresolvedReason,
+    edge::{Gain, Key, side_index},
     identity::{ADDRESS_LEAD, LocalEnd, RemoteEnd, Resolution},
-    table::{Gain, Key, PeerId, side_index},
+    peers::PeerId,
 };
 use crate::{
     observe::{self, Role},
@@ -111,7 +112,7 @@ impl Observer {
         };
         let (protocol, port) = (key.2, key.3);
         let remote = match side {
-            Side::Client => self.remote_server(address, port, protocol, seen.last, last),
+            Side::Client => self.remote_server((address, port, protocol), seen.last, last),
             Side::Server => self.remote_peer(address, seen.last, last),
         };
         let is_ours = match remote {
@@ -134,7 +135,7 @@ impl Observer {
         let gain = Gain { side, seen, marks: edge.marks, node_workload, port_name: edge.port_name };
         let local = LocalEnd { peer: local, pod: None, marks: 0, node_workload: None };
         match remote {
-            Resolution::Known(remote) => self.place(protocol, port, address, &local, remote, gain),
+            Resolution::Known(remote) => self.place(&local, (address, port, protocol), remote, gain),
             Resolution::Unresolved(reason) => {
                 let (established, failed) = (seen.counts.established(), seen.counts.failed());
                 let remote = (observe::Remote::Addr(address), port, protocol);

@@ -10,7 +10,8 @@ use thiserror::Error;
 
 use super::{
     AddressOwner, Observer, ObserverConfig,
-    table::{Edge, Flow, PeerId, mark_bit, side_index},
+    edge::{Edge, Flow, mark_bit, side_index},
+    peers::PeerId,
 };
 use crate::{
     identity::addresses::Tenure,
@@ -202,7 +203,7 @@ impl Observer {
         }
         for flow in &body.service_flows {
             let client = self.peers.id(flow.client.clone());
-            let service = self.texts.intern(&flow.service);
+            let service = self.texts.intern(flow.service.as_str());
             let kept = Flow {
                 seen: flow.sources.first().map(seen),
                 marks: bits(&flow.marks),

@@ -3,8 +3,7 @@
 //! everything that is computed from the joined facts.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
-    hash::Hash,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -16,6 +15,7 @@ use super::{
     Snapshot, Source, SourceCounts, marks, workloads::WorkloadFacts,
 };
 use crate::{
+    interner::Interner,
     observe::LossClass,
     peer::{CompactPeer, Peer, Protocol, WorkloadRef},
     time::Timestamp,
@@ -131,10 +131,10 @@ impl BySource {
         *self = all.into();
     }
 
-    fn add(&mut self, sources: &mut Interned<Source>, counts: Vec<SourceCounts>) {
+    fn add(&mut self, sources: &mut Interner<Source>, counts: Vec<SourceCounts>) {
         for c in counts.into_iter().filter(|c| !c.by_merge) {
             let seen = Seen { counts: c.counts, first: c.first_seen, last: c.last_seen };
-            self.max(sources.get(c.source), c.side, &Arc::new(seen));
+            self.max(sources.intern(c.source), c.side, &Arc::new(seen));
         }
     }
 
@@ -356,29 +356,8 @@ pub(crate) struct Facts {
     pub(crate) host_network: BTreeSet<WorkloadRef>,
     /// In no order before [`Facts::document`].
     pub(crate) edges: IndexMap<EdgeKey, EdgeFacts>,
-    peers: Interned<Peer>,
-    counters: Interned<Source>,
-}
-
-/// Values of which equal ones are kept once.
-#[derive(Clone, Debug)]
-struct Interned<T>(HashSet<Arc<T>>);
-
-impl<T> Default for Interned<T> {
-    fn default() -> Self {
-        Self(HashSet::new())
-    }
-}
-
-impl<T: Eq + Hash> Interned<T> {
-    fn get(&mut self, value: T) -> Arc<T> {
-        if let Some(known) = self.0.get(&value) {
-            return Arc::clone(known);
-        }
-        let value = Arc::new(value);
-        self.0.insert(Arc::clone(&value));
-        value
-    }
+    peers: Interner<Peer>,
+    counters: Interner<Source>,
 }
 
 /// A known end wins over an open one.
@@ -416,7 +395,7 @@ impl Facts {
         self.take_own_pods(own_pods_as_of, &mut workloads);
         self.observed.extend(coverage.nodes.observed);
         self.expected.extend(coverage.nodes.expected);
-        self.sources.extend(sources.into_iter().map(|source| self.counters.get(source)));
+        self.sources.extend(sources.into_iter().map(|source| self.counters.intern(source)));
         for (node, intervals) in window.nodes {
             self.window.entry(node).or_default().extend(intervals);
         }
@@ -439,7 +418,7 @@ impl Facts {
                 .filter(|r| !OF_NODES.iter().any(|computed| r.starts_with(computed)) && !derived.contains(&r.as_str()))
                 .collect();
             if !raw.is_empty() {
-                let peer = self.peers.get(entry.peer);
+                let peer = self.peers.intern(entry.peer);
                 self.incomplete.entry(peer).or_default().extend(raw);
             }
         }
@@ -466,21 +445,21 @@ impl Facts {
         }
         for AddressEntry { address, from, to, peer, pod, proven, listed } in addresses {
             let known = KnownTenure { to, proven, listed };
-            let key = (address, from, self.peers.get(peer), pod);
+            let key = (address, from, self.peers.intern(peer), pod);
             self.addresses.entry(key).and_modify(|kept| kept.join(known)).or_insert(known);
         }
         // What follows from these is derived anew: more facts may take it back.
         let derived_via: BTreeSet<(Peer, String, Protocol)> =
             service_flows.iter().map(|flow| (flow.client.clone(), flow.service.clone(), flow.protocol)).collect();
         for flow in service_flows {
-            let key = (self.peers.get(flow.client), flow.service.into(), flow.protocol, flow.port);
+            let key = (self.peers.intern(flow.client), flow.service.into(), flow.protocol, flow.port);
             let facts = self.service_flows.entry(key).or_default();
             facts.marks.extend(flow.marks);
             facts.node_workloads.extend(flow.node_workloads);
             facts.sources.add(&mut self.counters, flow.sources);
         }
         for flow in remote_flows {
-            let key = (self.peers.get(flow.local), flow.side, flow.address, flow.protocol, flow.port);
+            let key = (self.peers.intern(flow.local), flow.side, flow.address, flow.protocol, flow.port);
             let facts = self.remote_flows.entry(key).or_default();
             facts.port_name = facts.port_name.take().max(flow.port_name.map(Arc::from));
             facts.flow.marks.extend(flow.marks);
@@ -512,7 +491,7 @@ impl Facts {
             let backends = facts.ports.entry((port.port, port.protocol, port.name, port.node_port)).or_default();
             for BackendEntry { address, port, peer, node, from, to } in port.backends {
                 backends
-                    .entry((address, port, self.peers.get(peer), node.map(Arc::from), from))
+                    .entry((address, port, self.peers.intern(peer), node.map(Arc::from), from))
                     .and_modify(|kept| *kept = earlier_end(*kept, to))
                     .or_insert(to);
             }
@@ -525,7 +504,7 @@ impl Facts {
         if edge.sources.is_empty() && derived || !edge.sources.is_empty() && edge.sources.iter().all(|s| s.by_merge) {
             return;
         }
-        let [client, server] = [edge.client.peer, edge.server.peer].map(|peer| (&self.peers.get(peer)).into());
+        let [client, server] = [edge.client.peer, edge.server.peer].map(|peer| (&self.peers.intern(peer)).into());
         let key = (client, server, edge.protocol, edge.port);
         let facts = self.edges.entry(key).or_default();
         facts.port_name = facts.port_name.take().max(edge.port_name.map(Arc::from));

@@ -6,11 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    super::{interner::Interner, table::PeerId},
-    Catalogue, endpoints,
-};
+use super::{super::peers::PeerId, Catalogue, endpoints};
 use crate::{
+    interner::Interner,
     inventory::{Backend, Inventory},
     peer::{Peer, Protocol},
     snapshot::{
@@ -62,7 +60,7 @@ impl Catalogue {
         &mut self,
         settle: Settle,
         peer_of: impl Fn(&Inventory, &Backend) -> Option<Arc<Peer>>,
-        texts: &mut Interner,
+        texts: &mut Interner<str>,
     ) -> Vec<ForgottenEndpoint> {
         let mut forgotten = Vec::new();
         for key in std::mem::take(&mut self.dirty) {
@@ -109,7 +107,7 @@ impl Catalogue {
         key: &(String, String),
         Settle { now, since, may_close }: Settle,
         peer_of: impl Fn(&Inventory, &Backend) -> Option<Arc<Peer>>,
-        texts: &mut Interner,
+        texts: &mut Interner<str>,
         forgotten: &mut Vec<ForgottenEndpoint>,
     ) {
         let (namespace, name) = key;
@@ -125,7 +123,7 @@ impl Catalogue {
             for backend in self.inventory.backends(&service) {
                 match peer_of(&self.inventory, &backend) {
                     Some(peer) => {
-                        let node = backend.node.map(|node| texts.intern(&node));
+                        let node = backend.node.map(|node| texts.intern(node.as_str()));
                         let entry = (backend.address, backend.port, peer, node);
                         current.entry(port_key(backend.service_port)).or_default().insert(entry);
                     }

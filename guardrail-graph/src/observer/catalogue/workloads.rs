@@ -5,8 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use super::{super::interner::Interner, Catalogue};
+use super::Catalogue;
 use crate::{
+    interner::Interner,
     inventory::Pod,
     peer::WorkloadRef,
     snapshot::{
@@ -28,7 +29,7 @@ impl Catalogue {
     }
 
     /// Workloads change with the inventory only.
-    pub(in crate::observer) fn refresh_workloads(&mut self, texts: &mut Interner, now: Timestamp) {
+    pub(in crate::observer) fn refresh_workloads(&mut self, texts: &mut Interner<str>, now: Timestamp) {
         let version = self.inventory.version();
         if self.workloads_version == Some(version) {
             return;
@@ -66,7 +67,7 @@ impl Catalogue {
         nodes.insert(node.to_string(), now);
     }
 
-    fn current_workloads(&self, texts: &mut Interner, now: Timestamp) -> BTreeMap<WorkloadRef, WorkloadFacts> {
+    fn current_workloads(&self, texts: &mut Interner<str>, now: Timestamp) -> BTreeMap<WorkloadRef, WorkloadFacts> {
         let mut host_network = BTreeSet::new();
         for pod in self.inventory.pods().filter(|pod| pod.host_network) {
             host_network.insert(self.inventory.owner_of(pod).workload);

@@ -4,10 +4,7 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
-    super::{
-        UnresolvedReason,
-        table::{PeerId, mark_bit},
-    },
+    super::{UnresolvedReason, edge::mark_bit, peers::PeerId},
     AddressOwner, Identity, PodId, PodRecord,
 };
 use crate::{

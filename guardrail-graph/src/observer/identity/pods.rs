@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::super::table::{PeerId, Peers};
+use super::super::peers::{PeerId, Peers};
 use crate::{
     inventory::{Inventory, Pod},
     peer::Peer,
