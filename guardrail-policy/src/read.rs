@@ -30,7 +30,7 @@ mod selector;
 mod syntax;
 mod text;
 mod tiers;
-mod yaml;
+pub mod yaml;
 
 pub use facts::options;
 pub use flows::{Flow, flows};

@@ -22,6 +22,43 @@ pub fn duration(duration: Duration) -> String {
     parts.join(" ")
 }
 
+/// A duration as people write it: a whole number and a unit, `90s`, `30m`, `24h`, `7d`.
+///
+/// # Errors
+/// One sentence.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no duration: write a whole number and s, m, h or d, like 24h");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number = &text[..text.len() - 1];
+    // A sign is no part of it.
+    if !number.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+/// The nearest of what is known, if it is near enough to be meant: a third of the letters may
+/// differ.
+#[must_use]
+pub fn nearest<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let near = known.into_iter().map(|other| (strsim::osa_distance(text, other), other)).min();
+    near.filter(|(distance, _)| distance * 3 <= text.chars().count()).map(|(_, other)| other)
+}
+
+/// `; did you mean X?`, or nothing if nothing is near.
+#[must_use]
+pub fn did_you_mean<'a>(text: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    nearest(text, known).map_or_else(String::new, |other| format!("; did you mean {other}?"))
+}
+
 /// The first of many names.
 #[must_use]
 pub fn few(names: &[&str]) -> String {

@@ -9,6 +9,7 @@ use guardrail_policy::{
     generate::{FlowName, Options, Phase, WorkloadPattern},
     model::NetworkPolicy,
     read::Unevaluated,
+    words,
 };
 use ipnet::IpNet;
 
@@ -86,7 +87,7 @@ pub(crate) struct Args {
 
     /// For how long all nodes of a namespace's workloads must have been observed at once, like 36h
     /// or 7d; by default 24h for default-deny, 1h for constrain and 0s for observe
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = words::parse_duration)]
     min_window: Option<Duration>,
 
     #[command(flatten)]
@@ -97,26 +98,6 @@ fn declared(text: &str) -> Result<(String, IpNet), String> {
     let (name, range) = text.split_once('=').ok_or_else(|| "write NAME=CIDR".to_owned())?;
     let range = range.parse().map_err(|_| format!("`{range}` is no CIDR"))?;
     Ok((name.to_ascii_lowercase(), range))
-}
-
-/// `90s`, `30m`, `24h`, `7d`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no duration: write a whole number and s, m, h or d, like 24h");
-    let unit = text.chars().next_back().ok_or_else(wrong)?;
-    let seconds: u64 = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3_600,
-        'd' => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number = &text[..text.len() - 1];
-    // A sign is no part of it.
-    if !number.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(wrong());
-    }
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 /// What the arguments name, read and checked.

@@ -7,6 +7,7 @@ use guardrail_graph::{Peer, WorkloadRef};
 use ipnet::IpNet;
 
 use super::{WorkloadPattern, context::Context, edges::external_address};
+use crate::words::did_you_mean;
 
 /// One sentence for each `--ignore-client` and `--declare` that has no effect.
 pub(crate) fn warnings(context: &Context<'_>) -> BTreeSet<String> {
@@ -59,7 +60,10 @@ fn ignored(context: &Context<'_>, pattern: &WorkloadPattern, clients: &BTreeSet<
     }
     let known = clients.iter().copied().chain(context.body.workloads.iter().map(|w| &w.workload));
     let known: BTreeSet<String> = known.map(|w| pattern.like(w)).collect();
-    Some(format!("no client {pattern} in the snapshot{}", suggestion(&pattern.to_string(), &known)))
+    Some(format!(
+        "no client {pattern} in the snapshot{}",
+        did_you_mean(&pattern.to_string(), known.iter().map(String::as_str))
+    ))
 }
 
 fn declaration(
@@ -69,8 +73,7 @@ fn declaration(
     servers: &BTreeMap<&str, BTreeSet<std::net::IpAddr>>,
 ) -> Option<String> {
     let Some(addresses) = servers.get(name) else {
-        let known = servers.keys().map(|name| (*name).to_owned()).collect();
-        return Some(format!("no external name {name} in the snapshot{}", suggestion(name, &known)));
+        return Some(format!("no external name {name} in the snapshot{}", did_you_mean(name, servers.keys().copied())));
     };
     let outside: Vec<String> = addresses
         .iter()
@@ -84,14 +87,4 @@ fn declaration(
         return Some(format!("{name} was reached at {shown}{more}, outside of the ranges declared for it"));
     }
     (!context.options.egress).then(|| format!("the ranges declared for {name} have no effect without --egress"))
-}
-
-/// The nearest of what is known, if it is near enough to be meant: a third of the letters may
-/// differ.
-fn suggestion(text: &str, known: &BTreeSet<String>) -> String {
-    let near = known.iter().map(|other| (strsim::osa_distance(text, other), other)).min();
-    match near {
-        Some((distance, other)) if distance * 3 <= text.chars().count() => format!("; did you mean {other}?"),
-        _ => String::new(),
-    }
 }

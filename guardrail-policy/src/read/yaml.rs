@@ -22,36 +22,50 @@ const MAX_ALIASED: usize = 100_000;
 
 /// A value with the line on which it stands.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
-    pub(super) line: u32,
-    pub(super) value: Value,
+pub struct Node {
+    /// From 1.
+    pub line: u32,
+    /// The value.
+    pub value: Value,
 }
 
+/// What a [`Node`] holds.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub enum Value {
+    /// `null`, `~`, or nothing.
     Null,
+    /// As YAML 1.1 has booleans.
     Bool(bool),
+    /// A whole number.
     Int(i128),
-    Float,
+    /// A number with a fraction.
+    Float(f64),
+    /// Everything else that is one value.
     Str(String),
+    /// A list.
     Seq(Vec<Node>),
+    /// A mapping, in the order of the file.
     Map(Vec<(Key, Node)>),
 }
 
+/// A key of a mapping.
 #[derive(Clone, Debug)]
-pub(super) struct Key {
-    pub(super) name: String,
-    pub(super) line: u32,
+pub struct Key {
+    /// The key.
+    pub name: String,
+    /// From 1.
+    pub line: u32,
 }
 
 impl Node {
     /// What it is, for messages.
-    pub(super) fn describe(&self) -> &'static str {
+    #[must_use]
+    pub fn describe(&self) -> &'static str {
         match &self.value {
             Value::Null => "null",
             Value::Bool(_) => "a boolean",
             Value::Int(_) => "a number",
-            Value::Float => "a fraction",
+            Value::Float(_) => "a fraction",
             Value::Str(_) => "a string",
             Value::Seq(_) => "a list",
             Value::Map(_) => "a mapping",
@@ -78,12 +92,15 @@ impl Node {
 
     const NULL: Self = Self { line: 0, value: Value::Null };
 
-    pub(super) fn is_null(&self) -> bool {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_null(&self) -> bool {
         matches!(self.value, Value::Null)
     }
 
     /// The field of a mapping; null counts as absent.
-    pub(super) fn get(&self, name: &str) -> Option<&Self> {
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Self> {
         match &self.value {
             Value::Map(entries) => {
                 entries.iter().find(|(k, _)| k.name == name).map(|(_, v)| v).filter(|v| !v.is_null())
@@ -92,7 +109,9 @@ impl Node {
         }
     }
 
-    pub(super) fn as_str(&self) -> Option<&str> {
+    /// The string, if it is one.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
         match &self.value {
             Value::Str(s) => Some(s),
             _ => None,
@@ -170,8 +189,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
         Ok(Value::Int(i128::try_from(v).unwrap_or(i128::MAX)))
     }
 
-    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Value, E> {
-        Ok(Value::Float)
+    fn visit_f64<E: de::Error>(self, v: f64) -> Result<Value, E> {
+        Ok(Value::Float(v))
     }
 
     fn visit_str<E: de::Error>(self, v: &str) -> Result<Value, E> {
@@ -201,7 +220,10 @@ impl<'de> Visitor<'de> for ValueVisitor {
 }
 
 /// The documents of a file; empty documents are left out.
-pub(super) fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, ObjectProblem> {
+///
+/// # Errors
+/// It is no YAML or JSON, or larger or deeper than any file that a person writes.
+pub fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, ObjectProblem> {
     // The YAML reader calls itself for each level, and the stack of the caller may be small.
     thread::scope(|scope| {
         let reader = thread::Builder::new().stack_size(STACK_BYTES);
