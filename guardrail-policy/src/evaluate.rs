@@ -26,6 +26,7 @@ pub mod cluster;
 mod compile;
 pub mod connections;
 pub mod dataplane;
+pub mod difference;
 pub mod edge;
 mod ends;
 pub mod facts;

@@ -1,5 +1,5 @@
 //! The compiled evaluator and a naive one agree on random clusters, policies and flows; so do
-//! explanations and verdicts.
+//! explanations and verdicts, and what is said to change between two sets of policies.
 
 #[path = "naive/mod.rs"]
 mod naive;
@@ -7,9 +7,13 @@ mod naive;
 use std::{collections::BTreeMap, net::IpAddr};
 
 use guardrail_policy::{
-    evaluate::{Cluster, ClusterNode, ClusterPod, Evaluator},
+    evaluate::{
+        Cluster, ClusterNode, ClusterPod, Evaluator,
+        connections::Party,
+        difference::{Change, difference},
+    },
     explain::Question,
-    model::Direction,
+    model::{Direction, Protocol},
     read,
 };
 use naive::{End, Labels, Number, Peer, Pod, Policy, Port, Rule, Selector, World};
@@ -225,6 +229,76 @@ proptest! {
                     let verdict = fixed.evaluate(&fixed.end(src).unwrap(), &fixed.end(dst).unwrap(), protocol.parse().unwrap(), port);
                     let now = if side.direction == Direction::Ingress { verdict.ingress } else { verdict.egress };
                     prop_assert!(now.allows(), "the suggested rule does not help: {}", text);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the changes say that the connection becomes allowed, and denied.
+fn listed(changes: &[Change], src: &str, dst: &str, protocol: Protocol, port: u16) -> (bool, bool) {
+    let is = |party: &Party, name: &str| match party {
+        Party::EveryPod => name.contains('/'),
+        Party::Outside => !name.contains('/'),
+        Party::Block(text) => name.parse().is_ok_and(|address: IpAddr| {
+            text.split(" and ").any(|family| {
+                let (within, except) = family.split_once(" except ").unwrap_or((family, ""));
+                let holds = |list: &str| {
+                    list.split(", ")
+                        .filter(|b| !b.is_empty())
+                        .any(|block| block.parse::<ipnet::IpNet>().unwrap().contains(&address))
+                };
+                holds(within) && !holds(except)
+            })
+        }),
+        Party::Workload(own) => own == name,
+        Party::Everywhere => panic!("no change has it"),
+    };
+    let of: Vec<&Change> = changes.iter().filter(|c| is(&c.src, src) && is(&c.dst, dst)).collect();
+    assert!(of.len() <= 1, "{src} -> {dst} is listed twice: {of:?}");
+    let in_ports = |ports: fn(&Change) -> &guardrail_policy::evaluate::connections::Ports| {
+        of.iter().any(|change| ports(change).contains(protocol, port))
+    };
+    (in_ports(|c| &c.allowed), in_ports(|c| &c.denied))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    /// Both ways: what is listed changes by the words of the documentation, and what changes is listed.
+    #[test]
+    fn a_difference_lists_exactly_what_the_naive_evaluator_decides_otherwise(
+        before in world(),
+        mut more in vec(policy(), 0..3),
+        kept in 0..5_usize,
+    ) {
+        // A set of policies and another one that shares some with it.
+        let mut after = before.clone();
+        after.policies.truncate(kept);
+        more.iter_mut().enumerate().for_each(|(index, policy)| policy.name = format!("more-{index}"));
+        after.policies.extend(more);
+        let changes = difference(&compile(&before), &compile(&after));
+        let of_pods = before.pods.iter().enumerate().filter(|(_, pod)| !pod.host_network);
+        let pods: Vec<(String, End)> =
+            of_pods.map(|(i, p)| (format!("{}/{}", p.namespace, p.name), End::Pod(i))).collect();
+        let outside = ["203.0.113.9", "198.51.100.1", "2001:db8::7", "192.168.0.77", "10.1.0.9", "10.0.0.99", "fd00::99"];
+        let outside: Vec<(String, End)> =
+            outside.iter().map(|a| ((*a).to_owned(), End::Address(a.parse().unwrap()))).collect();
+        let all = || pods.iter().chain(&outside);
+        for (src, naive_src) in all() {
+            for (dst, naive_dst) in all() {
+                if src == dst || !src.contains('/') && !dst.contains('/') {
+                    continue;
+                }
+                for protocol in PROTOCOLS {
+                    for port in PORTS.into_iter().flat_map(|port| [port, port.saturating_add(1)]) {
+                        let was = before.allowed(*naive_src, *naive_dst, protocol, port);
+                        let is = after.allowed(*naive_src, *naive_dst, protocol, port);
+                        let told = listed(&changes, src, dst, protocol.parse().unwrap(), port);
+                        prop_assert_eq!(told, (is && !was, was && !is),
+                            "{} -> {} {}/{}\n{:?}\n{}\nto\n{}", src, dst, protocol, port, changes,
+                            naive::yaml(&before.policies), naive::yaml(&after.policies));
+                    }
                 }
             }
         }

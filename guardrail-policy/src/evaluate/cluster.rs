@@ -50,6 +50,12 @@ impl ClusterPod {
         format!("{}/{}", self.namespace, self.name)
     }
 
+    /// `namespace/Kind/name` of its workload; `namespace/name` of a pod without one.
+    #[must_use]
+    pub fn workload_name(&self) -> String {
+        self.workload.as_ref().map_or_else(|| self.full_name(), ToString::to_string)
+    }
+
     /// No pod of the inventory, but what its workload's template would make.
     #[must_use]
     pub fn is_stand_in(&self) -> bool {

@@ -86,8 +86,34 @@ impl Ports {
         })
     }
 
+    /// Those that `other` does not have.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Self {
+        let mut rest = Self::default();
+        for (protocol, ranges) in &self.0 {
+            let taken = other.0.get(protocol).map_or(&[][..], Vec::as_slice);
+            for (first, last) in ranges {
+                let mut next = u32::from(*first);
+                for (from, to) in taken.iter().filter(|(from, to)| to >= first && from <= last) {
+                    let (from, to) = (u32::from(*from), u32::from(*to));
+                    rest.push_wide(*protocol, next, from.min(u32::from(*last) + 1));
+                    next = next.max(to + 1);
+                }
+                rest.push_wide(*protocol, next, u32::from(*last) + 1);
+            }
+        }
+        rest
+    }
+
+    /// Adds the ports from `first` up to, but not with, `end`.
+    fn push_wide(&mut self, protocol: Protocol, first: u32, end: u32) {
+        if let (true, Ok(first), Ok(last)) = (first < end, u16::try_from(first), u16::try_from(end.wrapping_sub(1))) {
+            self.push(protocol, first, last);
+        }
+    }
+
     /// The union.
-    fn with(&self, other: &Self) -> Self {
+    pub(super) fn with(&self, other: &Self) -> Self {
         let mut joined = Self::default();
         for protocol in PROTOCOLS {
             let mut ranges: Vec<(u16, u16)> =
@@ -143,8 +169,8 @@ pub struct Connection {
 }
 
 /// Pods that no policy tells apart.
-struct Group {
-    end: End,
+pub(super) struct Group {
+    pub(super) end: End,
     /// Ports by name: they decide where a rule with a name begins and ends.
     names: Vec<(String, Protocol, u16)>,
     /// Boundaries of the ports that the policies isolating it name; `None`: not isolated.
@@ -220,6 +246,16 @@ impl Evaluator {
         connections
     }
 
+    /// The pod as any replica like it, with what decides its ports.
+    pub(super) fn group(&self, pod: u32) -> Group {
+        let end = self.end_of_pod(pod).any_replica();
+        Group {
+            end,
+            names: self.cluster().pods[pod as usize].ports.clone(),
+            bounds: [Direction::Ingress, Direction::Egress].map(|direction| self.named_ports(&end, direction)),
+        }
+    }
+
     /// Groups of live pods that policies can select, and which of them each workload has.
     fn groups(&self) -> (Vec<Group>, BTreeMap<String, BTreeSet<usize>>) {
         let blocks = self.ip_blocks();
@@ -231,15 +267,10 @@ impl Evaluator {
             let within: Vec<bool> =
                 blocks.iter().map(|block| end.addresses().any(|address| block.contains(address))).collect();
             let group = *known.entry((end.class, within)).or_insert_with(|| {
-                groups.push(Group {
-                    end,
-                    names: pod.ports.clone(),
-                    bounds: [Direction::Ingress, Direction::Egress].map(|direction| self.named_ports(&end, direction)),
-                });
+                groups.push(self.group(index));
                 groups.len() - 1
             });
-            let workload = pod.workload.as_ref().map_or_else(|| pod.full_name(), ToString::to_string);
-            workloads.entry(workload).or_default().insert(group);
+            workloads.entry(pod.workload_name()).or_default().insert(group);
         }
         (groups, workloads)
     }
@@ -257,7 +288,8 @@ impl Evaluator {
         Some(ports.into_iter().collect())
     }
 
-    fn allowed(&self, src: &End, dst: &End, client: Option<&Group>, server: Option<&Group>) -> Ports {
+    /// The ports that `dst` accepts from `src`; `None`: an end that policies do not select.
+    pub(super) fn allowed(&self, src: &End, dst: &End, client: Option<&Group>, server: Option<&Group>) -> Ports {
         let egress = client.and_then(|group| group.bounds[1].as_ref());
         let ingress = server.and_then(|group| group.bounds[0].as_ref());
         if egress.is_none() && ingress.is_none() {
@@ -298,7 +330,7 @@ impl Evaluator {
         joined(outside.iter().map(|end| self.allowed(&group.end, end, Some(group), None)))
     }
 
-    fn ip_blocks(&self) -> Vec<&IpBlock> {
+    pub(super) fn ip_blocks(&self) -> Vec<&IpBlock> {
         let rules = self.forms().iter().flat_map(|p| p.ingress.iter().chain(&p.egress));
         let blocks: BTreeSet<&IpBlock> = rules
             .flat_map(|rule| rule.peers.iter().flatten())

@@ -464,18 +464,21 @@ impl TierPolicy {
     /// Equal in everything that decides a verdict, lines aside.
     #[must_use]
     pub fn same_spec(&self, other: &Self) -> bool {
-        let plain = |policy: &Self| {
-            let mut policy = policy.clone();
-            (policy.location, policy.subject_line) = (None, 0);
-            policy.needs.iter_mut().for_each(|n| n.line = 0);
-            for rule in policy.ingress.iter_mut().chain(&mut policy.egress) {
-                rule.line = 0;
-                rule.peer_lines.clear();
-                rule.ports.iter_mut().for_each(|p| p.line = 0);
-            }
-            policy
-        };
-        plain(self) == plain(other)
+        self.plain() == other.plain()
+    }
+
+    /// The policy without the places at which its parts stand.
+    #[must_use]
+    pub(crate) fn plain(&self) -> Self {
+        let mut policy = self.clone();
+        (policy.location, policy.subject_line) = (None, 0);
+        policy.needs.iter_mut().for_each(|n| n.line = 0);
+        for rule in policy.ingress.iter_mut().chain(&mut policy.egress) {
+            rule.line = 0;
+            rule.peer_lines.clear();
+            rule.ports.iter_mut().for_each(|p| p.line = 0);
+        }
+        policy
     }
 }
 

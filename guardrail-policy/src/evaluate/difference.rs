@@ -1,0 +1,320 @@
+//! What changes from one set of policies to another, by meaning: which connections become allowed
+//! or denied, whatever the files look like.
+//!
+//! Both evaluators are over the same pods. Every pair of workloads is compared at one port of each
+//! interval between the ports that the policies of either set name, and every workload with one
+//! address of each interval between the addresses that they name: the answer is empty exactly if
+//! the two agree.
+//! Nodes as subjects of policies, and ICMP, are left out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::{
+    End, Evaluator,
+    connections::{Group, Party, Ports},
+};
+use crate::model::{Direction, tier::TierPeer};
+
+mod spans;
+
+use spans::{Span, Spans};
+
+/// Connections that one set of policies allows and the other does not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Change {
+    /// Who opens them.
+    pub src: Party,
+    /// Who accepts them.
+    pub dst: Party,
+    /// Ports that were denied and are allowed.
+    pub allowed: Ports,
+    /// Ports that were allowed and are denied.
+    pub denied: Ports,
+    /// It does not hold for all pods of the two workloads.
+    pub some_pods: bool,
+}
+
+/// What changes for one pair of ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Delta {
+    allowed: Ports,
+    denied: Ports,
+}
+
+impl Delta {
+    fn new(before: &Ports, after: &Ports) -> Self {
+        Self { allowed: after.without(before), denied: before.without(after) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.allowed.is_empty() && self.denied.is_empty()
+    }
+}
+
+/// The differences of the pods of one pair of ends, as they come in.
+#[derive(Clone, Debug, Default)]
+struct Sum {
+    delta: Delta,
+    /// How many differ, and whether all that do so do it in the same way.
+    count: usize,
+    mixed: bool,
+}
+
+impl Sum {
+    fn add(&mut self, delta: &Delta) {
+        self.mixed |= self.count > 0 && self.delta != *delta;
+        self.count += 1;
+        self.delta.allowed = self.delta.allowed.with(&delta.allowed);
+        self.delta.denied = self.delta.denied.with(&delta.denied);
+    }
+
+    /// The whole difference, and whether it holds for some of so many only.
+    fn of(self, all: usize) -> (Delta, bool) {
+        (self.delta, self.mixed || self.count < all)
+    }
+}
+
+/// For one workload: another one, the difference, and whether it holds for some of their pods only.
+type Row = Vec<(usize, (Delta, bool))>;
+
+/// Pods that neither set of policies tells apart.
+struct Kind {
+    /// As each set sees them.
+    groups: [Group; 2],
+    /// Whether the policies about them differ, per direction: ingress, egress.
+    differs: [bool; 2],
+}
+
+/// Compares what two evaluators over the same pods say.
+///
+/// # Panics
+/// If the evaluators have other pods.
+#[must_use]
+pub fn difference(before: &Evaluator, after: &Evaluator) -> Vec<Change> {
+    assert_eq!(before.cluster().pods.len(), after.cluster().pods.len(), "both are over the same pods");
+    let comparison = Comparison::new([before, after]);
+    let mut changes = comparison.between_workloads();
+    changes.extend(comparison.with_addresses(Direction::Ingress));
+    changes.extend(comparison.with_addresses(Direction::Egress));
+    changes.sort();
+    changes
+}
+
+struct Comparison<'a> {
+    sets: [&'a Evaluator; 2],
+    kinds: Vec<Kind>,
+    /// Names and kinds of the workloads, sorted.
+    workloads: Vec<(String, BTreeSet<usize>)>,
+    /// Intervals of addresses that no block of either set divides, with an end in each.
+    spans: Spans<[End; 2]>,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(sets: [&'a Evaluator; 2]) -> Self {
+        let blocks = sets.map(Evaluator::ip_blocks);
+        let mut specs = Specs::default();
+        let same_facts = sets[0].cluster().cidr_groups == sets[1].cluster().cidr_groups
+            && sets[0].cluster().names == sets[1].cluster().names
+            && sets[0].is_cilium() == sets[1].is_cilium();
+        let mut known = HashMap::new();
+        let mut kinds = Vec::new();
+        let mut workloads: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+        let pods = &sets[0].cluster().pods;
+        for (pod, index) in pods.iter().zip(0..).filter(|(pod, _)| !pod.finished && !pod.host_network) {
+            let ends = sets.map(|set| set.end_of_pod(index).any_replica());
+            let families: Vec<bool> = ends[0].addresses().map(|address| address.is_ipv6()).collect();
+            let within: Vec<bool> = blocks
+                .iter()
+                .flatten()
+                .map(|block| ends[0].addresses().any(|address| block.contains(address)))
+                .collect();
+            let kind = *known.entry((ends.map(|end| end.class), families, within)).or_insert_with(|| {
+                let differs = [Direction::Ingress, Direction::Egress].map(|direction| {
+                    let [a, b] = [0, 1].map(|set| specs.of(sets[set], &ends[set], direction));
+                    !same_facts || a != b
+                });
+                kinds.push(Kind { groups: sets.map(|set| set.group(index)), differs });
+                kinds.len() - 1
+            });
+            workloads.entry(pod.workload_name()).or_default().insert(kind);
+        }
+        let spans = spans(sets);
+        Self { sets, kinds, workloads: workloads.into_iter().collect(), spans }
+    }
+
+    fn delta(&self, ends: [(&End, &End); 2], client: Option<&Kind>, server: Option<&Kind>) -> Delta {
+        let [before, after] = [0, 1].map(|set| {
+            let (src, dst) = ends[set];
+            self.sets[set].allowed(src, dst, client.map(|k| &k.groups[set]), server.map(|k| &k.groups[set]))
+        });
+        Delta::new(&before, &after)
+    }
+
+    fn between_workloads(&self) -> Vec<Change> {
+        let mut of_kind: Vec<Vec<usize>> = vec![Vec::new(); self.kinds.len()];
+        for ((_, kinds), index) in self.workloads.iter().zip(0..) {
+            kinds.iter().for_each(|kind| of_kind[*kind].push(index));
+        }
+        let mut pairs: BTreeMap<(usize, usize), Sum> = BTreeMap::new();
+        for (client, src) in self.kinds.iter().enumerate() {
+            for (server, dst) in self.kinds.iter().enumerate() {
+                if !src.differs[1] && !dst.differs[0] {
+                    continue;
+                }
+                let ends = [0, 1].map(|set| (&src.groups[set].end, &dst.groups[set].end));
+                let delta = self.delta(ends, Some(src), Some(dst));
+                if delta.is_empty() {
+                    continue;
+                }
+                for from in &of_kind[client] {
+                    for to in &of_kind[server] {
+                        pairs.entry((*from, *to)).or_default().add(&delta);
+                    }
+                }
+            }
+        }
+        let size = |workload: usize| self.workloads[workload].1.len();
+        let mut by_server: BTreeMap<usize, Row> = BTreeMap::new();
+        for ((from, to), sum) in pairs {
+            by_server.entry(to).or_default().push((from, sum.of(size(from) * size(to))));
+        }
+        let all = self.workloads.len();
+        let name = |workload: usize| Party::Workload(self.workloads[workload].0.clone());
+        let change = |src, dst, (delta, some_pods): (Delta, bool)| {
+            let Delta { allowed, denied } = delta;
+            Change { src, dst, allowed, denied, some_pods }
+        };
+        let mut changes = Vec::new();
+        let mut by_client: BTreeMap<usize, Row> = BTreeMap::new();
+        for (to, clients) in by_server {
+            if all > 1 && clients.len() == all && clients.iter().all(|(_, what)| *what == clients[0].1) {
+                changes.push(change(Party::EveryPod, name(to), clients[0].1.clone()));
+                continue;
+            }
+            for (from, what) in clients {
+                by_client.entry(from).or_default().push((to, what));
+            }
+        }
+        for (from, servers) in by_client {
+            if all > 1 && servers.len() == all && servers.iter().all(|(_, what)| *what == servers[0].1) {
+                changes.push(change(name(from), Party::EveryPod, servers[0].1.clone()));
+                continue;
+            }
+            changes.extend(servers.into_iter().map(|(to, what)| change(name(from), name(to), what)));
+        }
+        changes
+    }
+
+    /// Changes between workloads and addresses: `Ingress` towards the workloads.
+    fn with_addresses(&self, direction: Direction) -> Vec<Change> {
+        let into = direction == Direction::Ingress;
+        let deltas: Vec<Option<Vec<Delta>>> = self
+            .kinds
+            .iter()
+            .map(|kind| {
+                kind.differs[usize::from(!into)].then(|| {
+                    let delta = |there: &[End; 2]| {
+                        let ends = [0, 1].map(|set| {
+                            let own = &kind.groups[set].end;
+                            if into { (&there[set], own) } else { (own, &there[set]) }
+                        });
+                        if into { self.delta(ends, None, Some(kind)) } else { self.delta(ends, Some(kind), None) }
+                    };
+                    self.spans.ends().map(delta).collect()
+                })
+            })
+            .collect();
+        let mut changes = Vec::new();
+        for (workload, kinds) in &self.workloads {
+            if kinds.iter().all(|kind| deltas[*kind].is_none()) {
+                continue;
+            }
+            let mut alike: BTreeMap<(Delta, bool), Vec<usize>> = BTreeMap::new();
+            for span in 0..self.spans.len() {
+                let mut sum = Sum::default();
+                let found = kinds.iter().filter_map(|kind| deltas[*kind].as_ref().map(|all| &all[span]));
+                found.filter(|delta| !delta.is_empty()).for_each(|delta| sum.add(delta));
+                if sum.count > 0 {
+                    alike.entry(sum.of(kinds.len())).or_default().push(span);
+                }
+            }
+            for ((Delta { allowed, denied }, some_pods), spans) in alike {
+                let there = self.spans.name(&spans).map_or(Party::Outside, Party::Block);
+                let own = Party::Workload(workload.clone());
+                let (src, dst) = if into { (there, own) } else { (own, there) };
+                changes.push(Change { src, dst, allowed, denied, some_pods });
+            }
+        }
+        changes
+    }
+}
+
+/// The intervals of addresses that no policy of the two divides. Where only pods live there is
+/// none: they are compared as pods.
+fn spans(sets: [&Evaluator; 2]) -> Spans<[End; 2]> {
+    let mut blocks: BTreeSet<IpNet> = BTreeSet::new();
+    for set in sets {
+        for block in set.ip_blocks() {
+            blocks.insert(block.cidr);
+            blocks.extend(&block.except);
+        }
+        let peers = set.forms().iter().flat_map(|form| form.ingress.iter().chain(&form.egress));
+        let peers = peers.flat_map(|rule| rule.peers.iter().flatten());
+        // Peers that stand for addresses that the cluster knows, and exceptions of such.
+        let mut by_facts = false;
+        for peer in peers {
+            match peer {
+                TierPeer::Pods(_) | TierPeer::Addresses { .. } | TierPeer::Undecidable(_) => {}
+                TierPeer::CidrGroup { except, .. } | TierPeer::CidrGroups { except, .. } => {
+                    by_facts = true;
+                    blocks.extend(except);
+                }
+                TierPeer::Nodes { .. } | TierPeer::Entity(_) | TierPeer::Name(_) | TierPeer::Service { .. } => {
+                    by_facts = true;
+                }
+            }
+        }
+        if by_facts {
+            let cluster = set.cluster();
+            let nodes = cluster.nodes.iter().flat_map(|node| &node.addresses);
+            let services = cluster.services.values().flat_map(|service| &service.addresses);
+            let single = nodes.chain(services).chain(cluster.names.values().flatten());
+            blocks.extend(single.map(|address| IpNet::from(*address)));
+            blocks.extend(cluster.api_servers().into_iter().flatten().map(|address| IpNet::from(*address)));
+            blocks.extend(cluster.cidr_groups.values().flat_map(|(_, ranges)| ranges));
+        }
+    }
+    let is_pod = |address: IpAddr| sets[0].end_of_address(address).pod().is_some();
+    Spans::between(&blocks, sets[0].cluster().pods.len(), |span: &Span| {
+        let address = span.find(|address| !is_pod(address))?;
+        Some(sets.map(|set| set.end_of_address(address)))
+    })
+}
+
+/// What policies say, as numbers: equal for equal policies of both sets.
+#[derive(Default)]
+struct Specs {
+    known: HashMap<String, usize>,
+    /// Per set, by its address, and form.
+    of_forms: HashMap<(usize, u32), usize>,
+}
+
+impl Specs {
+    /// The policies that have a say about the end, and whether it is isolated.
+    fn of(&mut self, set: &Evaluator, end: &End, direction: Direction) -> (bool, Vec<usize>) {
+        let forms = set.asked(end, direction).into_iter().map(|form| {
+            let key = (std::ptr::from_ref(set).addr(), form);
+            *self.of_forms.entry(key).or_insert_with(|| {
+                let next = self.known.len();
+                *self.known.entry(format!("{:?}", set.forms()[form as usize].plain())).or_insert(next)
+            })
+        });
+        (set.isolated(end, direction), forms.collect())
+    }
+}
