@@ -1,0 +1,8 @@
+//! The life of policies: a plan with environments and phases, where each namespace stands, what
+//! changes from one state to the next.
+//!
+//! Pure: no IO, no clock (time is an argument). Text and values in, values out; see ARCHITECTURE.md.
+#![forbid(unsafe_code)]
+
+pub mod diff;
+pub mod plan;
