@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, completions, explain, export, graph, lint, merge};
+use crate::{check, completions, diff, explain, export, graph, lint, merge};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks
 /// nothing.
@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Graph(graph::Args),
     /// Join the snapshots of several nodes or times into one
     Merge(merge::Args),
+    /// What changed between two snapshots, or between two sets of policies
+    Diff(diff::Args),
     /// Judge observed edges or listed flows by policies
     Check(check::Args),
     /// Say why one connection is allowed or denied
@@ -48,6 +50,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Graph(args) => graph::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Completions(args) => completions::run(args),
+        Command::Diff(args) => diff::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Lint(args) => lint::run(args),

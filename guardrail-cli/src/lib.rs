@@ -8,6 +8,7 @@ mod cli;
 mod completions;
 mod coverage;
 mod dataplane;
+mod diff;
 mod exit;
 mod explain;
 mod export;

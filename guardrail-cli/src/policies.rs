@@ -7,11 +7,12 @@ use guardrail_graph::{Snapshot, inventory::Object};
 use guardrail_policy::{
     evaluate::{Cluster, Dataplane, Evaluator},
     model::{NetworkPolicy, tier::TierPolicy},
+    read::PolicySet,
 };
 
 use crate::{
     dataplane::DataplaneArgs,
-    input::{self, tell},
+    input::{self, Inventory, tell},
 };
 
 /// Everything that verdicts follow from.
@@ -48,18 +49,52 @@ pub(crate) fn load(
     snapshot: Option<&Snapshot>,
     dataplane: &DataplaneArgs,
 ) -> anyhow::Result<Loaded> {
-    let mut proposed = input::policies(policies)?;
-    let mut inventory = input::inventory(inventory, dataplane.wants_facts(&proposed))?;
+    let proposed = input::policies(policies)?;
+    let inventory = input::inventory(inventory, dataplane.wants_facts(&proposed))?;
     let enforcer = dataplane.find(&proposed, &inventory)?;
+    combine(proposed, inventory, snapshot, (dataplane, &enforcer))
+}
+
+/// Two sets of policies over one cluster. Policies of the inventory apply on both sides, unless one
+/// of the sets has one of the same name: then it is that set's to have it or not.
+pub(crate) fn load_pair(
+    policies: [&[PathBuf]; 2],
+    inventory: &[PathBuf],
+    snapshot: Option<&Snapshot>,
+    dataplane: &DataplaneArgs,
+) -> anyhow::Result<[Loaded; 2]> {
+    let [before, after] = [input::policies(policies[0])?, input::policies(policies[1])?];
+    let facts = dataplane.wants_facts(&before) || dataplane.wants_facts(&after);
+    let mut inventory = input::inventory(inventory, facts)?;
+    let named: BTreeSet<String> =
+        [&before, &after].iter().flat_map(|set| &set.policies).map(NetworkPolicy::key).collect();
+    let forms: BTreeSet<String> = [&before, &after].iter().flat_map(|set| &set.forms).map(TierPolicy::key).collect();
+    inventory.policies.policies.retain(|policy| !named.contains(&policy.key()));
+    inventory.policies.forms.retain(|form| !forms.contains(&form.key()));
+    // One cluster has one data plane, whichever of the two has Cilium's policies.
+    let forms = before.forms.iter().chain(&after.forms).cloned().collect();
+    let enforcer = dataplane.find(&PolicySet { forms, ..PolicySet::default() }, &inventory)?;
+    let copy = Inventory { objects: inventory.objects.clone(), policies: inventory.policies.clone() };
+    let network = (dataplane, &enforcer);
+    Ok([combine(before, copy, snapshot, network)?, combine(after, inventory, snapshot, network)?])
+}
+
+/// Policies and inventory as one cluster.
+fn combine(
+    mut proposed: PolicySet,
+    mut inventory: Inventory,
+    snapshot: Option<&Snapshot>,
+    (dataplane, enforcer): (&DataplaneArgs, &Dataplane),
+) -> anyhow::Result<Loaded> {
     let mut unevaluated = std::mem::take(&mut proposed.unevaluated);
     unevaluated.append(&mut inventory.policies.unevaluated);
     let mut unproven: Vec<Unproven> = unevaluated
         .iter()
         .map(|u| Unproven { because: u.sentence(), namespace: u.concerns().map(str::to_owned) })
         .collect();
-    unproven.extend(set_aside(&mut proposed.forms, &enforcer));
-    unproven.extend(set_aside(&mut inventory.policies.forms, &enforcer));
-    let refused: Vec<String> = proposed.forms.iter().flat_map(|form| refusals(form, &enforcer)).collect();
+    unproven.extend(set_aside(&mut proposed.forms, enforcer));
+    unproven.extend(set_aside(&mut inventory.policies.forms, enforcer));
+    let refused: Vec<String> = proposed.forms.iter().flat_map(|form| refusals(form, enforcer)).collect();
     if !refused.is_empty() {
         bail!("{}", refused.join("\n"));
     }
@@ -89,10 +124,10 @@ pub(crate) fn load(
         cluster = cluster.with_snapshot(snapshot);
     }
     let cluster = dataplane.with_names(cluster)?;
-    let before = Evaluator::mixed(cluster.clone(), in_force, forms_in_force, &enforcer);
+    let before = Evaluator::mixed(cluster.clone(), in_force, forms_in_force, enforcer);
     let policies = proposed.policies.into_iter().chain(kept).collect();
     let forms = proposed.forms.into_iter().chain(kept_forms).collect();
-    let evaluator = Evaluator::mixed(cluster, policies, forms, &enforcer);
+    let evaluator = Evaluator::mixed(cluster, policies, forms, enforcer);
 
     let namespaces = evaluator.cluster().namespaces_without_labels().take(3).collect::<Vec<_>>().join(", ");
     let concerned = |policy: &TierPolicy| (!policy.namespace.is_empty()).then(|| policy.namespace.clone());
