@@ -1,7 +1,10 @@
 //! From values of FLOWS, whose counters only grow, to what each entry gained since it was last
 //! looked at.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
 
 use guardrail_common::{
     address::{Address, UNSPECIFIED},
@@ -24,8 +27,8 @@ struct Reported {
     counts: FlowCounts,
     /// `first_open` as it was reported, boot time, ns; 0: not yet.
     first_open: u64,
-    /// Number of the last sweep that found a gain.
-    gained_in: u32,
+    /// When a gain was found last, ms on the fold's clock.
+    gained_at: u32,
     /// Number of the last sweep that found the entry in the map.
     found_in: u32,
 }
@@ -36,12 +39,22 @@ pub(crate) struct Fold {
     /// Its entries lie close together and grow in place, other than those of a hash table.
     reported: IndexMap<FlowKey, Reported>,
     sweep: u32,
+    /// Time of the last sweep, ms; begins anew after 49 days.
+    now: u32,
 }
 
 impl Fold {
-    /// A new sweep begins.
-    pub(crate) fn next_sweep(&mut self) {
+    /// Begins at this boot time.
+    pub(crate) fn new(boot_ns: u64) -> Self {
+        let mut fold = Self::default();
+        fold.next_sweep(boot_ns);
+        fold
+    }
+
+    /// A new sweep begins, at this boot time.
+    pub(crate) fn next_sweep(&mut self, boot_ns: u64) {
         self.sweep = self.sweep.wrapping_add(1);
+        self.now = (boot_ns / 1_000_000) as u32;
         if self.reported.capacity() > 4 * self.reported.len().max(1024) {
             self.reported.shrink_to(2 * self.reported.len());
         }
@@ -53,29 +66,29 @@ impl Fold {
     }
 
     /// Folds a value: up to two deltas go to `out` (what was opened; what failed, which has a time
-    /// of its own). Gives the number of sweeps since the last gain.
+    /// of its own). Gives the time since the last gain, up to 49 days.
     pub(crate) fn fold(
         &mut self,
         key: &FlowKey,
         value: &FlowValue,
         wall: impl Fn(u64) -> Timestamp,
         out: &mut impl FnMut(FlowDelta),
-    ) -> u32 {
-        let sweep = self.sweep;
-        let new = Reported { gained_in: sweep, found_in: sweep, ..Reported::default() };
+    ) -> Duration {
+        let (sweep, now) = (self.sweep, self.now);
+        let new = Reported { gained_at: now, found_in: sweep, ..Reported::default() };
         let reported = self.reported.entry(*key).or_insert(new);
         reported.found_in = sweep;
         if reported.first_open != 0 && reported.first_open.abs_diff(value.first_open) > SAME_LIFE_NS {
             // Another life of the key than the one that an earlier agent reported.
             *reported = new;
         }
-        let now = counts(value);
-        let gain = difference(&now, &reported.counts);
+        let counted = counts(value);
+        let gain = difference(&counted, &reported.counts);
         if gain == FlowCounts::default() {
-            return sweep.wrapping_sub(reported.gained_in);
+            return Duration::from_millis(now.wrapping_sub(reported.gained_at).into());
         }
-        reported.gained_in = sweep;
-        reported.counts = now;
+        reported.gained_at = now;
+        reported.counts = counted;
         let failed = FlowCounts {
             refused: gain.refused,
             unanswered: gain.unanswered,
@@ -97,13 +110,14 @@ impl Fold {
             let last = (value.last_failed != 0).then(|| wall(value.last_failed));
             out(delta(key, value, Gain { counts: failed, first_open: None, last_open: last }));
         }
-        0
+        Duration::ZERO
     }
 
     /// Takes an entry's value for reported.
     pub(crate) fn mark_reported(&mut self, key: FlowKey, value: &FlowValue) {
-        let (counts, sweep) = (counts(value), self.sweep);
-        self.reported.insert(key, Reported { counts, first_open: value.first_open, gained_in: sweep, found_in: sweep });
+        let reported =
+            Reported { counts: counts(value), first_open: value.first_open, gained_at: self.now, found_in: self.sweep };
+        self.reported.insert(key, reported);
     }
 
     /// Every live entry as it was reported, for [`Fold::mark_reported`].
@@ -319,7 +333,7 @@ mod tests {
         let gone = FlowKey { server_port: 81, ..key() };
         f.mark_reported(gone, &value);
         f.mark_reported(key(), &value);
-        f.next_sweep();
+        f.next_sweep(1_000_000);
         assert!(fold(&mut f, &value).is_empty());
         f.forget_missing();
         assert_eq!(f.keys().collect::<Vec<_>>(), [&key()]);
@@ -327,15 +341,21 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_gains_nothing_grows_idle_sweep_by_sweep() {
+    fn an_entry_that_gains_nothing_grows_idle_with_time_however_often_it_is_looked_at() {
+        const SECOND: u64 = 1_000_000_000;
         let mut f = Fold::default();
-        let value = FlowValue { opened: 1, ..FlowValue::default() };
-        let idle = |f: &mut Fold| f.fold(&key(), &value, wall, &mut |_| ());
-        assert_eq!(idle(&mut f), 0);
-        f.next_sweep();
-        f.next_sweep();
-        assert_eq!(idle(&mut f), 2);
+        let mut value = FlowValue { opened: 1, ..FlowValue::default() };
+        // Over the end of the milliseconds that fit in 32 bits.
+        let begin = u64::from(u32::MAX) * 1_000_000 - SECOND;
+        f.next_sweep(begin);
+        assert_eq!(f.fold(&key(), &value, wall, &mut |_| ()), Duration::ZERO);
+        for _ in 0..100 {
+            f.next_sweep(begin + 3 * SECOND);
+            assert_eq!(f.fold(&key(), &value, wall, &mut |_| ()), Duration::from_secs(3));
+        }
+        value.opened = 2;
+        assert_eq!(f.fold(&key(), &value, wall, &mut |_| ()), Duration::ZERO);
         f.forget(&key());
-        assert_eq!((f.len(), idle(&mut f)), (0, 0));
+        assert_eq!((f.len(), f.fold(&key(), &value, wall, &mut |_| ())), (0, Duration::ZERO));
     }
 }

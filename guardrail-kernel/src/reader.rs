@@ -186,7 +186,7 @@ impl State {
             ..KernelStats::default()
         };
         let mut state = Self {
-            fold: Fold::default(),
+            fold: Fold::new(clock::boot_ns()),
             line: clock::line(),
             known: HashSet::new(),
             ended: VecDeque::new(),
@@ -291,9 +291,11 @@ impl Reader {
             sys::acknowledge(self.wake.as_fd());
             self.read_rings();
             let mut end = false;
+            // One sweep does for all that came meanwhile.
+            let mut evicted = HashSet::new();
             loop {
                 match self.commands.try_recv() {
-                    Ok(Command::Evict(addresses)) => self.evict(addresses),
+                    Ok(Command::Evict(addresses)) => evicted.extend(addresses),
                     Ok(Command::Checkpoint) => self.checkpoint(),
                     Ok(Command::Stored(mark)) => self.stored(mark),
                     Ok(Command::Shutdown) | Err(mpsc::TryRecvError::Disconnected) => {
@@ -302,6 +304,9 @@ impl Reader {
                     }
                     Err(mpsc::TryRecvError::Empty) => break,
                 }
+            }
+            if !evicted.is_empty() {
+                self.evict(&evicted);
             }
             if end {
                 return self.finish();

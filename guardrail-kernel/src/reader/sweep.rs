@@ -1,6 +1,6 @@
 //! The sweep of FLOWS, and what was lost.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use guardrail_common::{
     counter::{self, LossKind},
@@ -20,26 +20,27 @@ use crate::{
 
 impl Reader {
     /// Folds a value as the map gave it.
-    pub(super) fn value(&mut self, key: &FlowKey, value: &[u8; VALUE]) -> u32 {
+    pub(super) fn value(&mut self, key: &FlowKey, value: &[u8; VALUE]) {
         // A value of the map's size always decodes.
-        decode::value(value).map_or(0, |value| self.emit(key, &value))
+        if let Ok(value) = decode::value(value) {
+            self.emit(key, &value);
+        }
     }
 
-    pub(super) fn emit(&mut self, key: &FlowKey, value: &FlowValue) -> u32 {
+    pub(super) fn emit(&mut self, key: &FlowKey, value: &FlowValue) {
         let line = self.state.line;
         let mut deltas = 0;
         let out = &mut self.out;
-        let idle = self.state.fold.fold(key, value, |boot| line.at(boot), &mut |delta| {
+        self.state.fold.fold(key, value, |boot| line.at(boot), &mut |delta| {
             deltas += 1;
             out.push(Observation::Flow(delta));
         });
         self.state.count("flow_delta", deltas);
-        idle
     }
 
-    pub(super) fn evict(&mut self, addresses: Vec<IpAddr>) {
+    pub(super) fn evict(&mut self, addresses: &HashSet<IpAddr>) {
         self.read_flow_ring();
-        self.sweep(&addresses.into_iter().collect());
+        self.sweep(addresses);
         self.out.send();
     }
 
@@ -47,15 +48,14 @@ impl Reader {
     /// evicted) and has no open connections. Gives whether the whole map could be read.
     pub(super) fn sweep(&mut self, evicted: &HashSet<IpAddr>) -> bool {
         self.state.line = clock::line();
-        self.state.fold.next_sweep();
-        let interval = self.sweep_interval.as_secs_f64().max(0.001);
-        let mut idle_sweeps = (self.idle.as_secs_f64() / interval).ceil() as u32;
+        self.state.fold.next_sweep(clock::boot_ns());
+        let mut longest = self.idle;
         if self.state.fold.len() as u64 > self.state.capacity / 2 {
             // Room is worth more than the memory of who was here: a flow that comes again is a new
             // key again.
-            idle_sweeps = idle_sweeps.min(2);
+            longest = longest.min(2 * self.sweep_interval);
         }
-        let idle_sweeps = idle_sweeps.max(1);
+        let longest = longest.max(Duration::from_millis(1));
         let mut doomed = Vec::new();
         let Self { maps, state, out, .. } = self;
         let line = state.line;
@@ -69,7 +69,7 @@ impl Reader {
             // Not while the program that puts it in has not counted on it yet.
             let is_evicted =
                 !evicted.is_empty() && evicted.contains(&ip(&key.remote)) && counts(value) != FlowCounts::default();
-            if (idle >= idle_sweeps || is_evicted) && value.open_connections(key.protocol) == 0 {
+            if (idle >= longest || is_evicted) && value.open_connections(key.protocol) == 0 {
                 doomed.push(*key);
             }
         });
