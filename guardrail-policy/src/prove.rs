@@ -181,6 +181,16 @@ type Excess<'a> = BTreeMap<(&'a WorkloadRef, Protocol, u16), BTreeSet<&'a Worklo
 /// A workload with its ends as a client and as a server.
 type Ends<'a> = (&'a WorkloadRef, Vec<End>, Vec<End>);
 
+/// Who may call a server that no generated policy closes.
+#[derive(Clone, Copy)]
+struct Callers<'a, 'b> {
+    workloads: &'b [Ends<'a>],
+    /// Those whose egress is closed.
+    closed: &'b BTreeSet<&'a WorkloadRef>,
+    /// The ports that rules of their egress name.
+    ports: &'b BTreeMap<&'a WorkloadRef, BTreeSet<(Protocol, u16)>>,
+}
+
 /// Two workloads, and which side the generated policies close.
 #[derive(Clone, Copy)]
 struct Pair<'a> {
@@ -336,16 +346,8 @@ impl<'a> Pairs<'a> {
                 (Protocol::Udp, 65535),
             ]);
             if !ingress {
-                self.judge_open_server(
-                    server,
-                    server_ends,
-                    &ports,
-                    &workloads,
-                    &covered_egress,
-                    &egress_ports,
-                    &mut excess,
-                    proof,
-                );
+                let callers = Callers { workloads: &workloads, closed: &covered_egress, ports: &egress_ports };
+                self.judge_open_server((server, server_ends), &ports, callers, &mut excess, proof);
                 continue;
             }
             for &(protocol, port) in &ports {
@@ -379,21 +381,18 @@ impl<'a> Pairs<'a> {
     }
 
     /// A server that no generated policy closes: only what closes the client's egress is judged.
-    #[expect(clippy::too_many_arguments, reason = "the other half of one loop")]
     fn judge_open_server(
         &self,
-        server: &'a WorkloadRef,
-        server_ends: &[End],
+        (server, server_ends): (&'a WorkloadRef, &[End]),
         ports: &BTreeSet<(Protocol, u16)>,
-        workloads: &[Ends<'a>],
-        covered_egress: &BTreeSet<&WorkloadRef>,
-        egress_ports: &BTreeMap<&WorkloadRef, BTreeSet<(Protocol, u16)>>,
+        callers: Callers<'a, '_>,
         excess: &mut Excess<'a>,
         proof: &mut Proof,
     ) {
-        for (client, client_ends, _) in workloads.iter().filter(|(client, ..)| covered_egress.contains(client)) {
+        let closed = callers.workloads.iter().filter(|(client, ..)| callers.closed.contains(client));
+        for (client, client_ends, _) in closed {
             let pair = Pair { client, server, client_is_closed: true, server_is_closed: false };
-            for &(protocol, port) in ports.iter().chain(egress_ports.get(client).into_iter().flatten()) {
+            for &(protocol, port) in ports.iter().chain(callers.ports.get(client).into_iter().flatten()) {
                 proof.pairs_judged += 1;
                 if self.passes(client_ends, server_ends, protocol, port) && !self.may_pass(&pair, protocol, port) {
                     excess.entry((server, protocol, port)).or_default().insert(client);

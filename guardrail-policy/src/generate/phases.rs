@@ -49,6 +49,26 @@ struct Draft {
     notes: BTreeSet<String>,
 }
 
+/// A policy but for its rules.
+struct Frame {
+    name: String,
+    purpose: Purpose,
+    subject: LabelSelector,
+}
+
+impl Frame {
+    /// For all pods of the namespace.
+    fn of_namespace(name: &str, purpose: Purpose) -> Self {
+        Self { name: name.to_owned(), purpose, subject: LabelSelector::default() }
+    }
+}
+
+/// The rules of a policy; a direction without a draft stays open.
+struct Drafts {
+    ingress: Option<Draft>,
+    egress: Option<Draft>,
+}
+
 impl Draft {
     fn allow(&mut self, peers: impl IntoIterator<Item = RulePeer>, ports: &BTreeSet<RulePort>, edges: &[usize]) {
         for peer in peers {
@@ -226,11 +246,8 @@ impl<'a> Builder<'a> {
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
         self.push(
             namespace,
-            names::BOUNDARY,
-            Purpose::Boundary,
-            LabelSelector::default(),
-            Some(draft),
-            None,
+            Frame::of_namespace(names::BOUNDARY, Purpose::Boundary),
+            Drafts { ingress: Some(draft), egress: None },
             &everything,
         );
         if self.context.options.egress {
@@ -257,14 +274,10 @@ impl<'a> Builder<'a> {
             ));
         }
         if stranded.is_empty() && agents.is_empty() {
-            let draft = Some(Draft::default());
             self.push(
                 namespace,
-                names::DENY_INGRESS,
-                Purpose::DenyIngress,
-                LabelSelector::default(),
-                draft,
-                None,
+                Frame::of_namespace(names::DENY_INGRESS, Purpose::DenyIngress),
+                Drafts { ingress: Some(Draft::default()), egress: None },
                 &everything,
             );
         } else {
@@ -316,11 +329,8 @@ impl<'a> Builder<'a> {
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
         self.push(
             namespace,
-            names::DENY_EGRESS,
-            Purpose::DenyEgress,
-            LabelSelector::default(),
-            None,
-            Some(draft),
+            Frame::of_namespace(names::DENY_EGRESS, Purpose::DenyEgress),
+            Drafts { ingress: None, egress: Some(draft) },
             &everything,
         );
     }
@@ -383,27 +393,18 @@ impl<'a> Builder<'a> {
             let members: Vec<&WorkloadEntry> =
                 subject.members.iter().filter_map(|member| context.workloads.get(member).copied()).collect();
             let purpose = Purpose::Workload(subject.members[0].clone());
-            self.push(namespace, &names[subject.members[0]], purpose, selector, inbound, outbound, &members);
+            let frame = Frame { name: names[subject.members[0]].clone(), purpose, subject: selector };
+            self.push(namespace, frame, Drafts { ingress: inbound, egress: outbound }, &members);
             if let ([_, _, ..], Some((policy, ..))) = (subject.members.as_slice(), self.policies.last_mut()) {
                 policy.notes.insert(one_subject(subject));
             }
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call per kind of policy; a struct would only repeat PlannedPolicy"
-    )]
-    fn push(
-        &mut self,
-        namespace: &str,
-        name: &str,
-        purpose: Purpose,
-        subject: LabelSelector,
-        ingress: Option<Draft>,
-        egress: Option<Draft>,
-        selects: &[&WorkloadEntry],
-    ) {
+    /// Adds a policy of the namespace, with the rules of its drafts. It selects these workloads.
+    fn push(&mut self, namespace: &str, frame: Frame, drafts: Drafts, selects: &[&WorkloadEntry]) {
+        let Frame { name, purpose, subject } = frame;
+        let Drafts { ingress, egress } = drafts;
         let judged: Vec<_> = selects.iter().map(|entry| self.completeness.of(entry)).collect();
         let whole_namespace = !matches!(purpose, Purpose::Workload(_));
         let complete = judged.iter().all(|j| j.reasons.is_empty()) && !(whole_namespace && self.whole.is_some());
@@ -426,7 +427,7 @@ impl<'a> Builder<'a> {
         let (egress, egress_support) = split(egress);
         let policy = PlannedPolicy {
             namespace: namespace.to_owned(),
-            name: name.to_owned(),
+            name,
             purpose,
             subject,
             ingress,

@@ -41,7 +41,6 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
     for flow in body.service_flows.iter().filter(|f| established(f.protocol, &f.sources) && !has_edge(f)) {
         let server = service_peer(&flow.service);
         let name = FlowName::new(&flow.client, &server, flow.port, flow.protocol);
-        let judge = Judge { options, alone, name, client: &flow.client };
         let backends = backends(flow, body);
         if backends.iter().any(|(peer, _)| **peer == flow.client) {
             // A pod that reached itself leaves no edge.
@@ -49,11 +48,12 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
         }
         let what = format!("{} -> {} {}/{}", flow.client, flow.service, flow.port, flow.protocol);
         let why = "nobody knows which backend answered";
+        let judge = Judge { options, alone, name, client: &flow.client, what, why };
         if backends.is_empty() {
-            judge.client_alone(&what, why, proof);
+            judge.client_alone(proof);
         }
         for (backend, port) in backends {
-            judge.pair(&flow.client, backend, flow.protocol, port, &what, why, proof);
+            judge.pair([&flow.client, backend], (flow.protocol, port), proof);
         }
     }
     for flow in body.remote_flows.iter().filter(|f| established(f.protocol, &f.sources) && !is_named(f)) {
@@ -65,8 +65,8 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
         let name = FlowName::new(client, server, flow.port, flow.protocol);
         let what = format!("{client} -> {server} {}/{}", flow.port, flow.protocol);
         let why = "nobody knows whose address that is: merge the snapshot of its node";
-        let judge = Judge { options, alone, name, client };
-        judge.pair(client, server, flow.protocol, flow.port, &what, why, proof);
+        let judge = Judge { options, alone, name, client, what, why };
+        judge.pair([client, server], (flow.protocol, flow.port), proof);
     }
 }
 
@@ -99,11 +99,16 @@ fn backends<'a>(flow: &ServiceFlow, body: &'a Body) -> BTreeSet<(&'a Peer, u16)>
         .collect()
 }
 
+/// A flow to be judged, and what to say of it.
 struct Judge<'a> {
     options: &'a Options,
     alone: &'a Evaluator,
     name: FlowName,
     client: &'a Peer,
+    /// The flow, in words.
+    what: String,
+    /// Why it is no edge.
+    why: &'static str,
 }
 
 impl Judge<'_> {
@@ -112,38 +117,28 @@ impl Judge<'_> {
         self.client.workload().is_some_and(ignored) || self.options.accepted.iter().any(|a| a.names(&self.name))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a flow and what to say of it")]
-    fn pair(
-        &self,
-        client: &Peer,
-        server: &Peer,
-        protocol: Protocol,
-        port: u16,
-        what: &str,
-        why: &str,
-        proof: &mut Proof,
-    ) {
+    fn pair(&self, [client, server]: [&Peer; 2], (protocol, port): (Protocol, u16), proof: &mut Proof) {
         let Ok(verdict) = self.alone.evaluate_peers(client, server, protocol, port) else { return };
         if !verdict.allowed() && !self.is_accepted() {
             let (side, namespaces) = denied_sides(client, server, &verdict.verdict);
-            self.problem(what, why, side, namespaces, proof);
+            self.problem(side, namespaces, proof);
         }
     }
 
     /// Where nothing is known of the server, a client whose egress is closed is cut off.
-    fn client_alone(&self, what: &str, why: &str, proof: &mut Proof) {
+    fn client_alone(&self, proof: &mut Proof) {
         let Some(workload) = self.client.workload() else { return };
         let Ok(ends) = self.alone.peer_ends(self.client, true) else { return };
         let closed = ends.iter().any(|end| !self.alone.isolating(end, Direction::Egress).is_empty());
         if closed && !self.is_accepted() {
-            self.problem(what, why, "egress", BTreeSet::from([workload.namespace.as_str()]), proof);
+            self.problem("egress", BTreeSet::from([workload.namespace.as_str()]), proof);
         }
     }
 
-    fn problem(&self, what: &str, why: &str, side: &str, namespaces: BTreeSet<&str>, proof: &mut Proof) {
+    fn problem(&self, side: &str, namespaces: BTreeSet<&str>, proof: &mut Proof) {
         let message = format!(
-            "{what} was observed, {why}, and would be denied ({side}): --accept '{}' leaves it without a rule",
-            self.name
+            "{} was observed, {}, and would be denied ({side}): --accept '{}' leaves it without a rule",
+            self.what, self.why, self.name
         );
         proof.problems.insert(Problem::new(ProblemKind::Unallowed, namespaces, message));
     }

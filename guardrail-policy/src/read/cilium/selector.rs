@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A selector with its keys' sources taken off.
-pub(super) struct Labels {
+pub(super) struct SourcedSelector {
     pub(super) labels: LabelSelector,
     /// `reserved:` keys that have to be there, as they were written.
     reserved: Vec<String>,
@@ -20,7 +20,7 @@ pub(super) struct Labels {
     foreign: Option<String>,
 }
 
-impl Labels {
+impl SourcedSelector {
     /// Without conditions on the pod's namespace.
     pub(super) fn without_namespace(mut self) -> Self {
         self.labels.match_labels.remove(POD_NAMESPACE);
@@ -58,14 +58,14 @@ impl Labels {
 
 impl Decoder<'_> {
     /// A selector as written, keys split into source and key.
-    pub(super) fn cilium_labels(&mut self, node: &Node, field: &str) -> Option<Labels> {
+    pub(super) fn cilium_labels(&mut self, node: &Node, field: &str) -> Option<SourcedSelector> {
         let bare = without_sources(node);
         let before = self.problem_count();
         let labels = self.selector(&bare, field);
         if self.problem_count() > before {
             return None;
         }
-        let mut found = Labels { labels, reserved: Vec::new(), foreign: None };
+        let mut found = SourcedSelector { labels, reserved: Vec::new(), foreign: None };
         for (source, key, asks) in sources(node) {
             match source.as_str() {
                 "k8s" | "any" => {}
