@@ -185,8 +185,14 @@ fn flows(world: &World) -> Vec<(String, End)> {
     pods.chain(addresses).collect()
 }
 
+/// `PROPTEST_CASES` sets the number of worlds; the second tier of `cargo xtask test` asks for more.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
+    ProptestConfig { cases, max_shrink_iters: 4_000, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 4_000, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn the_naive_and_the_compiled_evaluator_agree(

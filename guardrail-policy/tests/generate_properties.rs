@@ -431,8 +431,8 @@ fn cases(default: u32) -> ProptestConfig {
 }
 
 proptest! {
-    // Two tests, so that two processors share the 10,000 cases.
-    #![proptest_config(cases(5_000))]
+    // Two tests, so that two processors share the cases.
+    #![proptest_config(cases(1_500))]
 
     #[test]
     fn default_deny_allows_every_supported_flow_and_no_unobserved_pair(world in world(2..3)) {
@@ -446,7 +446,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(500))]
+    #![proptest_config(cases(150))]
 
     #[test]
     fn generation_depends_neither_on_the_run_nor_on_the_order_of_records(world in world(0..3), seed in any::<u64>()) {

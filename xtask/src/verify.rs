@@ -17,12 +17,14 @@ struct Further {
 
 /// The second tier, in the order in which the checks run. Each runs alone: emulated machines and
 /// fuzzers take every CPU.
-const FURTHER: [Further; 6] = [
+const FURTHER: [Further; 8] = [
     Further { name: "kernel 6.1", takes: Duration::from_mins(6), check: || kernel(vm::Choice::V6_1) },
     Further { name: "kernel 5.10", takes: Duration::from_mins(6), check: || kernel(vm::Choice::V5_10) },
     Further { name: "kernel 6.12", takes: Duration::from_mins(6), check: || kernel(vm::Choice::V6_12) },
     Further { name: "properties, 50,000 clusters", takes: Duration::from_mins(8), check: properties },
     Further { name: "dialects, 20,000 worlds", takes: Duration::from_mins(6), check: dialects },
+    Further { name: "agreement, 100,000 worlds", takes: Duration::from_mins(6), check: agreement },
+    Further { name: "a month of churn", takes: Duration::from_mins(4), check: churn },
     Further { name: "fuzz targets, 10 s each", takes: Duration::from_mins(15), check: || fuzz::run(10, &[]) },
 ];
 
@@ -98,6 +100,16 @@ fn properties() -> Result<()> {
 /// The naive and the compiled evaluator on policies of all dialects.
 fn dialects() -> Result<()> {
     with_cases("20000", "tiers")
+}
+
+/// The same on NetworkPolicies alone.
+fn agreement() -> Result<()> {
+    with_cases("100000", "agreement")
+}
+
+/// A month of rollouts and restarts; the first tier, which is not optimized, has 16 days.
+fn churn() -> Result<()> {
+    run::cargo(["test", "--release", "--package", "guardrail-graph", "--test", "churn"])
 }
 
 /// A test of guardrail-policy with so many random cases.
