@@ -148,13 +148,13 @@ pub fn encode(scrape: Scrape) -> Result<String, fmt::Error> {
     Ok(page)
 }
 
-type Labels<'a> = Vec<(&'static str, &'a str)>;
+type LabelPairs<'a> = Vec<(&'static str, &'a str)>;
 
 fn counters<'a>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    values: impl IntoIterator<Item = (Labels<'a>, u64)>,
+    values: impl IntoIterator<Item = (LabelPairs<'a>, u64)>,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     for (labels, value) in values {
@@ -175,7 +175,7 @@ fn gauges<'a>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    values: impl IntoIterator<Item = (Labels<'a>, f64)>,
+    values: impl IntoIterator<Item = (LabelPairs<'a>, f64)>,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in values {

@@ -2,6 +2,7 @@
 //!
 //! Exit codes (stable): 0 fine, 1 findings, 2 could not answer. Answers go to stdout, everything
 //! else to stderr.
+#![forbid(unsafe_code)]
 
 mod check;
 mod cli;
