@@ -117,7 +117,7 @@ pub struct FlowValue {
     pub flags: u32,
     /// Inode of the network namespace; 0 if unknown (UDP).
     pub netns: u32,
-    /// Connections that were established before they could be seen (socket inventory, or found at
+    /// Connections that were established before they could be seen (open at the start, or found at
     /// their end).
     pub found: u32,
 }

@@ -12,12 +12,12 @@
 mod cgroup;
 mod empty;
 mod flows;
-mod inventory;
 mod maps;
 mod offsets;
 mod packet;
 mod sockaddr;
 mod socket;
+mod sockets;
 mod tcp;
 mod turn;
 mod udp;

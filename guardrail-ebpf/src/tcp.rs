@@ -244,12 +244,12 @@ fn try_closed(ctx: *mut c_void) -> Option<()> {
             return Some(());
         }
     }
-    closed_late(ctx, &mut key, &End { local_port, remote_port, backlog, sent, received });
+    closed_late(ctx, &mut key, &AtClose { local_port, remote_port, backlog, sent, received });
     Some(())
 }
 
 /// What a connection shows when it ends.
-struct End {
+struct AtClose {
     local_port: u16,
     remote_port: u16,
     backlog: u32,
@@ -257,8 +257,8 @@ struct End {
     received: u64,
 }
 
-/// Whether (1) this is the end of a connection that the inventory found and whose role it could not
-/// tell: it has an entry of its own, with both ports. Asked first, because there may be a client's
+/// Whether (1) this is the end of a connection that was open at the start and whose role nothing
+/// told: it has an entry of its own, with both ports. Asked first, because there may be a client's
 /// entry for the same server beside it.
 #[cold]
 #[inline(never)]
@@ -283,10 +283,10 @@ fn close_undecided(key: &mut FlowKey, local_port: u16, remote_port: u16, sent: u
 /// had its descriptor at start.
 #[cold]
 #[inline(never)]
-fn closed_late(ctx: *mut c_void, key: &mut FlowKey, end: &End) -> i32 {
+fn closed_late(ctx: *mut c_void, key: &mut FlowKey, end: &AtClose) -> i32 {
     let ctx = BtfTracePointContext::new(ctx);
     let sk = socket(&ctx);
-    let End { local_port, remote_port, backlog, sent, received } = *end;
+    let AtClose { local_port, remote_port, backlog, sent, received } = *end;
     for role in [FlowRole::Client, FlowRole::Server] {
         key.role = role as u8;
         key.server_port = if role as u8 == FlowRole::Server as u8 { local_port } else { remote_port };

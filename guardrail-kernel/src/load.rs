@@ -52,7 +52,7 @@ pub(crate) const FIRST: &str = "tcp_state";
 pub(crate) const SECOND: &str = "tcp_missed";
 
 /// Name of the socket iterator.
-const INVENTORY: &str = "open_sockets";
+const OPEN_SOCKETS: &str = "open_sockets";
 
 /// Names of the programs that stay attached.
 pub(crate) fn attached(udp: bool) -> Vec<&'static str> {
@@ -186,13 +186,17 @@ impl Loaded {
     /// Loads the socket iterator and opens one pass over it. Without pins it is unloaded with the
     /// rest.
     pub(crate) fn open_socket_iterator(&mut self, pins: Option<&Generation>) -> Result<File, KernelError> {
-        let refused = |error: ProgramError| program_error(INVENTORY, &error);
-        let program: &mut Iter =
-            self.ebpf.program_mut(INVENTORY).ok_or_else(|| no_such_program(INVENTORY))?.try_into().map_err(refused)?;
+        let refused = |error: ProgramError| program_error(OPEN_SOCKETS, &error);
+        let program: &mut Iter = self
+            .ebpf
+            .program_mut(OPEN_SOCKETS)
+            .ok_or_else(|| no_such_program(OPEN_SOCKETS))?
+            .try_into()
+            .map_err(refused)?;
         program.load("task_file", &self.btf).map_err(refused)?;
         let program = program.fd().map_err(refused)?.as_fd();
         if let Some(pins) = pins {
-            pins.pin_program(INVENTORY, program)?;
+            pins.pin_program(OPEN_SOCKETS, program)?;
         }
         iterate(program)
     }
@@ -215,7 +219,7 @@ impl Loaded {
 fn iterate(program: BorrowedFd<'_>) -> Result<File, KernelError> {
     bpf::iterate(program)
         .map(File::from)
-        .map_err(|source| KernelError::System { what: format!("starting {INVENTORY}"), source })
+        .map_err(|source| KernelError::System { what: format!("starting {OPEN_SOCKETS}"), source })
 }
 
 /// The attached programs. Dropping it detaches and unloads them, unless they are pinned.
@@ -235,7 +239,7 @@ impl Programs {
 
     /// One pass of the socket iterator that an earlier agent left.
     pub(crate) fn open_socket_iterator(pins: &Generation) -> Result<File, KernelError> {
-        iterate(pins.program(INVENTORY)?.as_fd())
+        iterate(pins.program(OPEN_SOCKETS)?.as_fd())
     }
 
     /// Calls `each` with name and descriptor of every attached program.
