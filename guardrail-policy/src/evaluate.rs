@@ -32,6 +32,7 @@ mod ends;
 pub mod facts;
 pub(crate) mod identity;
 mod kinds;
+mod rules;
 mod stages;
 mod stand_ins;
 mod tiers;
@@ -344,10 +345,11 @@ impl Evaluator {
             kinds: end.kinds(relation),
             node: end.node_index(),
         };
-        let egress =
-            |relation| self.compiled.side(src.subject, other(dst, dst_address, relation), asked(Direction::Egress));
-        let ingress =
-            |relation| self.compiled.side(dst.subject, other(src, src_address, relation), asked(Direction::Ingress));
+        let side = |own, end, address, direction, relation| {
+            self.compiled.side(self.compiled.subject(own), || other(end, address, relation), &asked(direction))
+        };
+        let egress = |relation| side(src, dst, dst_address, Direction::Egress, relation);
+        let ingress = |relation| side(dst, src, src_address, Direction::Ingress, relation);
         let exempt = |exemption| Verdict {
             exemption: Some(exemption),
             egress: SideVerdict::NotIsolated,
@@ -402,20 +404,20 @@ impl Evaluator {
     /// Indices of the policies that select this end and isolate it in this direction.
     #[must_use]
     pub fn isolating(&self, end: &End, direction: Direction) -> Vec<u32> {
-        self.compiled.isolating(end.subject, direction).collect()
+        self.compiled.isolating(self.compiled.subject(end), direction).to_vec()
     }
 
     /// Whether what no rule accepts is denied at this end in this direction.
     #[must_use]
     pub fn isolated(&self, end: &End, direction: Direction) -> bool {
-        self.compiled.isolated(end.subject, direction)
+        self.compiled.isolated(self.compiled.subject(end), direction)
     }
 
     /// Indices of the policies that have a say about this end in this direction, in the order in
     /// which they are asked.
     #[must_use]
     pub fn asked(&self, end: &End, direction: Direction) -> Vec<u32> {
-        self.compiled.asked(end.subject, direction).collect()
+        self.compiled.asked(self.compiled.subject(end), direction).collect()
     }
 
     /// Indices of the pods that the policy selects: live, not on the host network.

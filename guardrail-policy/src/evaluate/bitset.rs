@@ -1,7 +1,7 @@
 //! Sets of classes: which pods a selector selects.
 
 /// A set of small numbers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct BitSet(Vec<u64>);
 
 impl BitSet {
@@ -28,5 +28,80 @@ impl BitSet {
         for (a, b) in self.0.iter_mut().zip(&other.0) {
             *a &= b;
         }
+    }
+
+    /// Its numbers, ascending.
+    pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().enumerate().flat_map(|(at, &word)| {
+            let next = |word: &u64| Some(word & (word - 1)).filter(|rest| *rest != 0);
+            let rests = std::iter::successors(Some(word).filter(|w| *w != 0), next);
+            rests.map(move |rest| at * 64 + rest.trailing_zeros() as usize)
+        })
+    }
+}
+
+/// Sets of numbers below one limit, side by side: many are asked about the same number.
+#[derive(Debug)]
+pub(super) struct Sets {
+    words: Vec<u64>,
+    /// Words of each.
+    stride: usize,
+}
+
+impl Sets {
+    /// None yet, of numbers below `len`.
+    pub(super) fn new(len: usize) -> Self {
+        Self { words: Vec::new(), stride: len.div_ceil(64).max(1) }
+    }
+
+    /// Takes one more; its index.
+    pub(super) fn push(&mut self, set: &BitSet) -> u32 {
+        let index = self.words.len() / self.stride;
+        self.words.extend_from_slice(&set.0);
+        self.words.resize((index + 1) * self.stride, 0);
+        u32::try_from(index).unwrap_or(u32::MAX)
+    }
+
+    /// Whether the set with this index holds the number.
+    #[inline]
+    pub(super) fn contains(&self, set: u32, number: u32) -> bool {
+        let number = number as usize;
+        let word = self.words[set as usize * self.stride + number / 64];
+        word >> (number % 64) & 1 == 1
+    }
+
+    /// Adds the numbers of the set with this index.
+    pub(super) fn add_to(&self, set: u32, to: &mut BitSet) {
+        for (a, b) in to.0.iter_mut().zip(&self.words[set as usize * self.stride..]) {
+            *a |= b;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_a_set_in_order() {
+        let mut set = BitSet::with_len(200);
+        let numbers = [0, 63, 64, 130, 199];
+        numbers.iter().for_each(|n| set.insert(*n));
+        assert_eq!(set.iter().collect::<Vec<_>>(), numbers);
+        assert_eq!(BitSet::with_len(200).iter().count(), 0);
+    }
+
+    #[test]
+    fn sets_side_by_side_do_not_mix() {
+        let mut sets = Sets::new(70);
+        let mut first = BitSet::with_len(70);
+        first.insert(69);
+        let (first, empty) = (sets.push(&first), sets.push(&BitSet::with_len(0)));
+        assert!(sets.contains(first, 69) && !sets.contains(first, 5));
+        assert!((0..70).all(|n| !sets.contains(empty, n)));
+        let mut all = BitSet::with_len(70);
+        sets.add_to(first, &mut all);
+        sets.add_to(empty, &mut all);
+        assert_eq!(all.iter().collect::<Vec<_>>(), [69]);
     }
 }

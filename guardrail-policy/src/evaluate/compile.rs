@@ -1,26 +1,24 @@
 //! Policies compiled against a cluster: classes of pods, sets of classes, rules as bit tests.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use guardrail_graph::snapshot::LabelSelector;
 use ipnet::IpNet;
 
 use super::{
-    Cluster,
+    Cluster, End,
     bitset::BitSet,
     dataplane::{CiliumOptions, Dataplane, Enforcement},
     identity::{Identity, is_left_out},
     kinds::Kinds,
-    stages::Stages,
+    rules::{Peers, Port, Rules, RulesBuilder},
+    stages::{Subjects, SubjectsBuilder},
 };
 use crate::model::{
     Direction, IpBlock, Labels, PolicyPort, PortMatch, Protocol, selector_matches, selector_matches_by,
     tier::{
-        Action, Entity, NamePattern, PodSelector, Reach, Requires, Scope, ServiceBy, Stars, Subject, TierPeer,
-        TierPolicy, TierRule,
+        Entity, NamePattern, PodSelector, Reach, Requires, Scope, ServiceBy, Stars, Subject, TierPeer, TierPolicy,
+        TierRule,
     },
 };
 
@@ -34,31 +32,6 @@ pub(super) struct Class {
 }
 
 #[derive(Debug)]
-pub(super) struct CompiledRule {
-    pub(super) action: Action,
-    ports: Vec<(Protocol, CompiledPort)>,
-    pub(super) any_peer: bool,
-    pub(super) classes: Option<BitSet>,
-    /// Ranges that are more than one address, and the kinds of ends that each matches.
-    blocks: Vec<(IpBlock, Kinds)>,
-    /// Single addresses, likewise: a rule for the nodes of a large cluster has thousands.
-    singles: HashMap<IpAddr, Kinds>,
-    pub(super) entities: Kinds,
-    /// Nodes by index, and the kinds that are meant: the own node may be left out.
-    pub(super) nodes: Vec<(BitSet, Kinds)>,
-    /// Ends of these kinds may match, and nothing here tells.
-    pub(super) unknown: Kinds,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum CompiledPort {
-    Any,
-    Range(u16, u16),
-    /// Index into [`Compiled::named`].
-    Named(u32),
-}
-
-#[derive(Debug)]
 pub(super) struct Compiled {
     namespaces: Vec<(String, Labels)>,
     pub(super) classes: Vec<Class>,
@@ -66,16 +39,12 @@ pub(super) struct Compiled {
     pods: Vec<Option<u32>>,
     /// Classes that each policy selects, whatever it says.
     selected: Vec<BitSet>,
-    /// Rules per policy and direction (ingress, egress).
-    pub(super) rules: Vec<[Vec<CompiledRule>; 2]>,
+    pub(super) rules: Rules,
     /// Priority per policy; only those of ordered tiers mean something.
     pub(super) priorities: Vec<u16>,
-    /// Per named port of the policies: the numbers it has, per class.
-    named: Vec<Vec<Vec<u16>>>,
     nodes: HashMap<String, u32>,
-    /// Who has a say, per subject and direction (ingress, egress): classes first, then nodes, if
-    /// policies can select nodes.
-    pub(super) stages: Vec<[Stages; 2]>,
+    /// Who has a say, per subject: classes first, then nodes, if policies can select nodes.
+    pub(super) subjects: Subjects,
     /// Nodes are subjects.
     host_subjects: bool,
     /// Options of Cilium, if that is the data plane.
@@ -91,7 +60,7 @@ struct Builder<'a> {
     cilium: Option<&'a CiliumOptions>,
     sets: HashMap<PodSelector, BitSet>,
     named_ids: HashMap<(&'a str, Protocol), u32>,
-    named: Vec<Vec<Vec<u16>>>,
+    rules: RulesBuilder,
 }
 
 impl Compiled {
@@ -116,14 +85,18 @@ impl Compiled {
             cilium,
             sets: HashMap::new(),
             named_ids: HashMap::new(),
-            named: Vec::new(),
+            rules: RulesBuilder::new(policies.len(), classes.len()),
         };
-        let rules: Vec<[Vec<CompiledRule>; 2]> = policies
-            .iter()
-            .map(|policy| {
-                Direction::BOTH.map(|d| policy.rules(d).iter().map(|r| builder.rule(policy, r)).collect::<Vec<_>>())
-            })
-            .collect();
+        // A pod is mostly selected by policies of its namespace.
+        let mut by_namespace: Vec<(&TierPolicy, u32)> = policies.iter().zip(0..).collect();
+        by_namespace.sort_by_key(|(policy, _)| &policy.namespace);
+        for (policy, index) in by_namespace {
+            for direction in Direction::BOTH {
+                for rule in policy.rules(direction) {
+                    builder.rule(policy, index, direction, rule);
+                }
+            }
+        }
         let selected: Vec<BitSet> = policies
             .iter()
             .map(|policy| match &policy.subject {
@@ -133,54 +106,37 @@ impl Compiled {
             .collect();
         let host_subjects =
             cilium.is_some_and(|o| o.host_firewall) && policies.iter().any(|p| matches!(p.subject, Subject::Nodes(_)));
-        let hosts: Vec<Option<BitSet>> = policies
+        let hosts: Vec<BitSet> = policies
             .iter()
             .map(|policy| match &policy.subject {
-                Subject::Nodes(selector) if host_subjects => Some(builder.nodes_by_label(selector)),
-                _ => None,
+                Subject::Nodes(selector) if host_subjects => builder.nodes_by_label(selector),
+                _ => BitSet::default(),
             })
             .collect();
-        let subjects = classes.len() + if host_subjects { nodes.len() } else { 0 };
+        let requires = policies
+            .iter()
+            .map(|policy| {
+                policy.requires.each_ref().map(|Requires { accept, deny }| {
+                    [accept, deny].map(|conditions| conditions.iter().map(|s| builder.set(s)).collect())
+                })
+            })
+            .collect::<Vec<_>>();
+        let rules = builder.rules.build();
         let enforcement = cilium.map_or(Enforcement::Default, |o| o.enforcement);
-        let mut stages: Vec<[Stages; 2]> = (0..subjects).map(|_| <[Stages; 2]>::default()).collect();
-        if enforcement != Enforcement::Never {
-            for (index, policy) in policies.iter().enumerate() {
-                for direction in Direction::BOTH {
-                    let Requires { accept, deny } = &policy.requires[direction.slot()];
-                    let requires = [accept, deny]
-                        .map(|conditions| conditions.iter().map(|s| builder.set(s)).collect::<Vec<BitSet>>());
-                    let has_rules = !policy.rules(direction).is_empty();
-                    if !has_rules && !policy.isolates(direction) && requires.iter().all(Vec::is_empty) {
-                        continue;
-                    }
-                    for (subject, stages) in stages.iter_mut().enumerate() {
-                        let number = u32::try_from(subject).unwrap_or(u32::MAX);
-                        let is = match &hosts[index] {
-                            Some(hosts) => {
-                                subject >= classes.len()
-                                    && hosts.contains(number - u32::try_from(classes.len()).unwrap_or(0))
-                            }
-                            None => subject < classes.len() && selected[index].contains(number),
-                        };
-                        if is {
-                            let isolates = policy.isolates(direction);
-                            stages[direction.slot()].add(policy.tier, index, isolates, &requires);
-                        }
-                    }
-                }
-            }
-            for stage in stages.iter_mut().flatten() {
-                stage.sort(policies);
-            }
-        }
-        if enforcement == Enforcement::Always {
-            // Every endpoint; the host firewall has its own posture.
-            stages.iter_mut().take(classes.len()).flatten().for_each(|s| s.isolated = true);
-        }
-        let named = builder.named;
+        let subjects = if enforcement == Enforcement::Never {
+            Subjects::default()
+        } else {
+            // Where every endpoint is isolated, nodes are not: the host firewall has its own posture.
+            let always = enforcement == Enforcement::Always;
+            let mut subjects =
+                SubjectsBuilder { policies, rules: &rules, requires: &requires, subjects: Subjects::default() };
+            subjects.add(classes.len(), &selected, always);
+            subjects.add(if host_subjects { nodes.len() } else { 0 }, &hosts, false);
+            subjects.subjects
+        };
         let cilium = cilium.cloned();
         let priorities = policies.iter().map(|policy| policy.priority).collect();
-        Self { namespaces, classes, pods, selected, rules, priorities, named, nodes, stages, host_subjects, cilium }
+        Self { namespaces, classes, pods, selected, rules, priorities, nodes, subjects, host_subjects, cilium }
     }
 
     pub(super) fn class_of_pod(&self, pod: u32) -> Option<u32> {
@@ -191,10 +147,14 @@ impl Compiled {
         self.nodes.get(name).copied()
     }
 
-    /// The subject that a node is, if policies can select it.
-    pub(super) fn subject_of_node(&self, node: u32) -> Option<u32> {
-        let known = self.host_subjects && (node as usize) < self.nodes.len();
-        known.then(|| u32::try_from(self.classes.len()).unwrap_or(u32::MAX) + node)
+    /// Whose policies are asked; `None`: nothing that policies can select.
+    #[inline]
+    pub(super) fn subject(&self, end: &End) -> Option<u32> {
+        if end.class.is_some() || !self.host_subjects {
+            return end.class;
+        }
+        let node = end.node_index().filter(|node| (*node as usize) < self.nodes.len());
+        node.map(|node| u32::try_from(self.classes.len()).unwrap_or(u32::MAX) + node)
     }
 
     pub(super) fn selected(&self, policy: u32) -> Vec<u32> {
@@ -211,21 +171,6 @@ impl Compiled {
     pub(super) fn pods_of(&self, selector: &PodSelector) -> usize {
         let set = pod_set(&self.namespaces, &self.classes, self.cilium.as_ref(), selector);
         self.classes.iter().zip(0..).filter(|(_, c)| set.contains(*c)).map(|(class, _)| class.pods as usize).sum()
-    }
-
-    #[inline]
-    pub(super) fn ports_match(&self, rule: &CompiledRule, server: Option<u32>, protocol: Protocol, port: u16) -> bool {
-        rule.ports.is_empty()
-            || rule.ports.iter().any(|(p, wanted)| {
-                *p == protocol
-                    && match *wanted {
-                        CompiledPort::Any => true,
-                        CompiledPort::Range(first, last) => (first..=last).contains(&port),
-                        CompiledPort::Named(id) => {
-                            server.is_some_and(|class| self.named[id as usize][class as usize].contains(&port))
-                        }
-                    }
-            })
     }
 }
 
@@ -337,47 +282,39 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn rule(&mut self, policy: &TierPolicy, rule: &'a TierRule) -> CompiledRule {
-        let ports = rule.ports.iter().map(|port| (port.protocol, self.port(port))).collect();
-        let mut compiled = CompiledRule {
-            action: rule.action,
-            ports,
-            any_peer: rule.peers.is_none(),
-            classes: None,
-            blocks: Vec::new(),
-            singles: HashMap::new(),
-            entities: Kinds::NONE,
-            nodes: Vec::new(),
-            unknown: Kinds::NONE,
-        };
+    fn rule(&mut self, policy: &TierPolicy, index: u32, direction: Direction, rule: &'a TierRule) {
+        let ports = rule.ports.iter().map(|port| self.port(port)).collect();
+        let mut peers = rule.peers.as_ref().map(|_| Peers::new(self.classes.len()));
         for peer in rule.peers.iter().flatten() {
-            self.peer(policy, peer, &mut compiled);
+            if let Some(peers) = &mut peers {
+                self.peer(policy, peer, peers);
+            }
         }
-        compiled
+        self.rules.add(index, direction, rule.action, ports, peers);
     }
 
-    fn peer(&mut self, policy: &TierPolicy, peer: &TierPeer, rule: &mut CompiledRule) {
+    fn peer(&mut self, policy: &TierPolicy, peer: &TierPeer, rule: &mut Peers) {
         match peer {
             TierPeer::Pods(selector) => {
                 let set = self.set(selector);
-                rule.add_classes(&set);
+                rule.classes.union(&set);
                 if let PodSelector::Cilium { scope: Scope::Written, selector } = selector
                     && selector_matches_by(selector, |_| None)
                 {
                     // It asks for absent labels only, and what is no pod has none of them.
-                    rule.unknown = rule.unknown.with(Kinds::ALL.without(Kinds::POD));
+                    rule.others.unknown = rule.others.unknown.with(Kinds::ALL.without(Kinds::POD));
                 }
             }
             TierPeer::Addresses { block, reach } => rule.add_block(block.clone(), self.reach(*reach)),
             TierPeer::Nodes { selector, remote_only } => {
                 let kinds = if *remote_only { Kinds::REMOTE } else { Kinds::NODES };
-                rule.nodes.push((self.nodes_by_label(selector), kinds));
+                rule.others.nodes.push((self.nodes_by_label(selector), kinds));
             }
             TierPeer::Entity(entity) => {
-                rule.entities = rule.entities.with(Kinds::of_entity(*entity));
+                rule.others.entities = rule.others.entities.with(Kinds::of_entity(*entity));
                 // An API server outside is of the cluster, too.
                 if matches!(entity, Entity::KubeApiserver | Entity::Cluster) && self.cluster.api_servers().is_none() {
-                    rule.unknown = rule.unknown.with(Kinds::NODES).with(Kinds::WORLD);
+                    rule.others.unknown = rule.others.unknown.with(Kinds::NODES).with(Kinds::WORLD);
                 }
             }
             TierPeer::Name(pattern) => {
@@ -385,7 +322,7 @@ impl<'a> Builder<'a> {
                 let known = self.cluster.names.iter().filter(|(name, _)| pattern.matches(name)).flat_map(|(_, a)| a);
                 known.for_each(|a| rule.add_address(*a, Kinds::WORLD));
                 if !self.cluster.all_names {
-                    rule.unknown = rule.unknown.with(Kinds::WORLD);
+                    rule.others.unknown = rule.others.unknown.with(Kinds::WORLD);
                 }
             }
             TierPeer::CidrGroup { name, except } => {
@@ -399,11 +336,11 @@ impl<'a> Builder<'a> {
                 groups.flat_map(|(_, ranges)| ranges).for_each(|r| rule.add_block(within(*r, except), kinds));
             }
             TierPeer::Service { namespace, by } => self.service(policy, namespace.as_ref(), by, rule),
-            TierPeer::Undecidable(_) => rule.unknown = rule.unknown.with(Kinds::WORLD),
+            TierPeer::Undecidable(_) => rule.others.unknown = rule.others.unknown.with(Kinds::WORLD),
         }
         let by_group = matches!(peer, TierPeer::CidrGroup { .. } | TierPeer::CidrGroups { .. });
         if by_group && self.cluster.cidr_groups.is_empty() {
-            rule.unknown = rule.unknown.with(self.reach(Reach::Dataplane));
+            rule.others.unknown = rule.others.unknown.with(self.reach(Reach::Dataplane));
         }
     }
 
@@ -422,7 +359,7 @@ impl<'a> Builder<'a> {
     }
 
     /// With a selector a Service means its pods, else the addresses of its slices.
-    fn service(&mut self, policy: &TierPolicy, namespace: Option<&String>, by: &ServiceBy, rule: &mut CompiledRule) {
+    fn service(&mut self, policy: &TierPolicy, namespace: Option<&String>, by: &ServiceBy, rule: &mut Peers) {
         let cluster = self.cluster;
         let own = (!policy.namespace.is_empty()).then_some(&policy.namespace);
         for ((service_namespace, name), service) in &cluster.services {
@@ -444,65 +381,29 @@ impl<'a> Builder<'a> {
                 let selector = LabelSelector::of_labels(service.selector.clone());
                 let scope = Scope::Namespace(service_namespace.clone());
                 let set = self.set(&PodSelector::Cilium { scope, selector });
-                rule.add_classes(&set);
+                rule.classes.union(&set);
             }
         }
     }
 
-    fn port(&mut self, port: &'a PolicyPort) -> CompiledPort {
+    fn port(&mut self, port: &'a PolicyPort) -> Port {
+        let protocol = port.protocol;
         match &port.port {
-            PortMatch::Any => CompiledPort::Any,
+            PortMatch::Any => Port::Range(protocol, 0, u16::MAX),
             // Cilium knows `endPort` from 1.16 on.
             PortMatch::Range { first, last } => {
-                CompiledPort::Range(*first, if self.since((1, 16)) { *last } else { *first })
+                Port::Range(protocol, *first, if self.since((1, 16)) { *last } else { *first })
             }
             PortMatch::Named(name) => {
-                let Self { named_ids, named, class_ports, .. } = self;
-                let id = *named_ids.entry((name, port.protocol)).or_insert_with(|| {
-                    let numbers = class_ports.iter().map(|ports| {
-                        ports
-                            .iter()
-                            .filter(|(n, p, _)| n == name && *p == port.protocol)
-                            .map(|(_, _, number)| *number)
-                            .collect()
-                    });
-                    named.push(numbers.collect());
-                    u32::try_from(named.len() - 1).unwrap_or(u32::MAX)
+                let Self { named_ids, rules, class_ports, .. } = self;
+                let id = *named_ids.entry((name, protocol)).or_insert_with(|| {
+                    rules.name(class_ports.iter().map(|ports| {
+                        let named = ports.iter().filter(|(n, p, _)| n == name && *p == protocol);
+                        named.map(|(_, _, number)| *number)
+                    }))
                 });
-                CompiledPort::Named(id)
+                Port::Named(protocol, id)
             }
-        }
-    }
-}
-
-impl CompiledRule {
-    /// Whether one of its ranges holds this address, for an end of these kinds.
-    pub(super) fn has_address(&self, address: IpAddr, kinds: Kinds) -> bool {
-        self.singles.get(&address).is_some_and(|reach| kinds.meets(*reach))
-            || self.blocks.iter().any(|(block, reach)| kinds.meets(*reach) && block.contains(address))
-    }
-
-    pub(super) fn has_ranges(&self) -> bool {
-        !(self.blocks.is_empty() && self.singles.is_empty())
-    }
-
-    fn add_block(&mut self, block: IpBlock, kinds: Kinds) {
-        if block.cidr.prefix_len() == block.cidr.max_prefix_len() && block.except.is_empty() {
-            self.add_address(block.cidr.addr(), kinds);
-        } else {
-            self.blocks.push((block, kinds));
-        }
-    }
-
-    fn add_address(&mut self, address: IpAddr, kinds: Kinds) {
-        let known = self.singles.entry(address).or_default();
-        *known = known.with(kinds);
-    }
-
-    fn add_classes(&mut self, set: &BitSet) {
-        match &mut self.classes {
-            Some(classes) => classes.union(set),
-            None => self.classes = Some(set.clone()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use super::{Cluster, Evaluator, Exemption, kinds::Kinds};
@@ -20,7 +20,9 @@ pub(super) enum Owner {
 }
 
 /// One end, ready to be judged. Made by [`Evaluator::end`], [`Evaluator::end_of_pod`] or
-/// [`Evaluator::end_of_address`]; cheap to copy, worth keeping.
+/// [`Evaluator::end_of_address`]; cheap to copy, worth keeping. One line of the cache: of many
+/// connections each reads two of them anywhere in memory.
+#[repr(align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct End {
     /// Class of pods that no policy tells apart; `None`: not selectable (a node, a host-network
@@ -28,16 +30,14 @@ pub struct End {
     pub(super) class: Option<u32>,
     /// Index of the pod, if it is one and not on the host network.
     pub(super) pod: Option<u32>,
-    /// Whose policies are asked; `None`: nothing that policies can select.
-    pub(super) subject: Option<u32>,
     /// What it is. A node counts as another node here; [`End::kinds`] tells the own one.
     kinds: Kinds,
     /// The node that this end is.
     host: NodeOf,
     /// The node that this pod runs on.
     node: NodeOf,
-    v4: Option<IpAddr>,
-    v6: Option<IpAddr>,
+    v4: Option<Ipv4Addr>,
+    v6: Option<Ipv6Addr>,
     v6_first: bool,
 }
 
@@ -121,7 +121,8 @@ impl End {
 
     /// Its addresses, at most one of each family, the first one first.
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let pair = if self.v6_first { [self.v6, self.v4] } else { [self.v4, self.v6] };
+        let (v4, v6) = (self.v4.map(IpAddr::V4), self.v6.map(IpAddr::V6));
+        let pair = if self.v6_first { [v6, v4] } else { [v4, v6] };
         pair.into_iter().flatten()
     }
 
@@ -141,7 +142,7 @@ impl End {
     }
 
     fn first(&self) -> Option<IpAddr> {
-        if self.v6_first { self.v6.or(self.v4) } else { self.v4.or(self.v6) }
+        self.addresses().next()
     }
 }
 
@@ -300,14 +301,14 @@ impl Evaluator {
         }
         let (v4, v6, v6_first) = split(&addresses);
         if pod.host_network {
-            let mut end = End { v4, v6, v6_first, ..self.node_end(known(node)) };
+            let mut end = End { v4, v6, v6_first, ..Self::node_end(known(node)) };
             if addresses.iter().any(|address| self.is_api_server(*address)) {
                 end.kinds = end.kinds.with(Kinds::API_SERVER);
             }
             return end;
         }
         let class = self.compiled.class_of_pod(index);
-        End { class, pod: Some(index), subject: class, kinds: Kinds::POD, host: NodeOf::None, node, v4, v6, v6_first }
+        End { class, pod: Some(index), kinds: Kinds::POD, host: NodeOf::None, node, v4, v6, v6_first }
     }
 
     /// The end at this address: a live pod's, a node's, or something external.
@@ -317,7 +318,7 @@ impl Evaluator {
         let mut end = match self.owners.get(&address) {
             Some(Owner::Pod(index)) => self.end_of_pod(*index),
             Some(Owner::Node(index)) => self.end_of_node(&self.cluster().nodes[*index as usize].name),
-            None if address == NODE_LOCAL_DNS => self.node_end(NodeOf::Any),
+            None if address == NODE_LOCAL_DNS => Self::node_end(NodeOf::Any),
             None => External::end(Kinds::WORLD),
         };
         if self.is_api_server(address) {
@@ -333,12 +334,11 @@ impl Evaluator {
     /// The end of a node, without an address: only `ipBlock`-free rules match it until [`End`] gets
     /// one from `end_of_address`.
     pub(super) fn end_of_node(&self, name: &str) -> End {
-        self.node_end(known(self.compiled.node_id(name).map_or(NodeOf::None, NodeOf::Is)))
+        Self::node_end(known(self.compiled.node_id(name).map_or(NodeOf::None, NodeOf::Is)))
     }
 
-    fn node_end(&self, host: NodeOf) -> End {
-        let subject = if let NodeOf::Is(index) = host { self.compiled.subject_of_node(index) } else { None };
-        End { subject, kinds: Kinds::REMOTE, host, ..External::end(Kinds::NONE) }
+    fn node_end(host: NodeOf) -> End {
+        End { kinds: Kinds::REMOTE, host, ..External::end(Kinds::NONE) }
     }
 
     /// A peer that no Kubernetes object describes. `host` is the node of the other end, whichever
@@ -346,8 +346,8 @@ impl Evaluator {
     fn end_of_entity(&self, name: &str) -> Option<End> {
         let entity = Entity::from_name(name)?;
         match entity {
-            Entity::Host => Some(self.node_end(NodeOf::Any)),
-            Entity::RemoteNode => Some(self.node_end(NodeOf::Is(u32::MAX))),
+            Entity::Host => Some(Self::node_end(NodeOf::Any)),
+            Entity::RemoteNode => Some(Self::node_end(NodeOf::Is(u32::MAX))),
             Entity::All | Entity::Cluster | Entity::None => None,
             _ => Some(External::end(Kinds::of_entity(entity))),
         }
@@ -360,7 +360,7 @@ struct External;
 impl External {
     fn end(kinds: Kinds) -> End {
         let (host, node) = (NodeOf::None, NodeOf::None);
-        End { class: None, pod: None, subject: None, kinds, host, node, v4: None, v6: None, v6_first: false }
+        End { class: None, pod: None, kinds, host, node, v4: None, v6: None, v6_first: false }
     }
 }
 
@@ -369,9 +369,9 @@ fn known(node: NodeOf) -> NodeOf {
     if node == NodeOf::None { NodeOf::Is(u32::MAX) } else { node }
 }
 
-fn split(addresses: &[IpAddr]) -> (Option<IpAddr>, Option<IpAddr>, bool) {
-    let v4 = addresses.iter().copied().find(IpAddr::is_ipv4);
-    let v6 = addresses.iter().copied().find(IpAddr::is_ipv6);
+fn split(addresses: &[IpAddr]) -> (Option<Ipv4Addr>, Option<Ipv6Addr>, bool) {
+    let v4 = addresses.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+    let v6 = addresses.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
     (v4, v6, addresses.first().is_some_and(IpAddr::is_ipv6))
 }
 
@@ -395,7 +395,9 @@ pub(super) fn exemption(src: &End, dst: &End) -> Option<Exemption> {
 #[must_use]
 pub fn families(src: &End, dst: &End) -> Vec<(End, End)> {
     match (src.v4.zip(dst.v4), src.v6.zip(dst.v6)) {
-        (Some(four), Some(six)) => [four, six].into_iter().map(|(s, d)| (src.at(s), dst.at(d))).collect(),
+        (Some((s4, d4)), Some((s6, d6))) => {
+            vec![(src.at(s4.into()), dst.at(d4.into())), (src.at(s6.into()), dst.at(d6.into()))]
+        }
         _ => vec![(*src, *dst)],
     }
 }
@@ -420,11 +422,21 @@ pub(super) fn relation(src: &End, dst: &End) -> Relation {
 /// first one if they share both.
 #[must_use]
 pub fn common_addresses(src: &End, dst: &End) -> (Option<IpAddr>, Option<IpAddr>) {
-    let four = src.v4.zip(dst.v4);
-    let six = src.v6.zip(dst.v6);
-    let pair = if dst.v6_first { six.or(four) } else { four.or(six) };
+    let four = || src.v4.zip(dst.v4).map(|(s, d)| (IpAddr::V4(s), IpAddr::V4(d)));
+    let six = || src.v6.zip(dst.v6).map(|(s, d)| (IpAddr::V6(s), IpAddr::V6(d)));
+    let pair = if dst.v6_first { six().or_else(four) } else { four().or_else(six) };
     match pair {
         Some((s, d)) => (Some(s), Some(d)),
         None => (src.first(), dst.first()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_one_line_of_the_cache() {
+        assert_eq!(size_of::<End>(), 64);
     }
 }

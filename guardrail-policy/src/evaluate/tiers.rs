@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use super::{
     RuleRef, SideVerdict,
     bitset::BitSet,
-    compile::{Compiled, CompiledRule},
+    compile::Compiled,
     kinds::Kinds,
+    rules::{Match, Others},
     stages::Stages,
 };
 use crate::model::{
@@ -23,6 +24,13 @@ pub(super) struct Other {
     pub(super) node: Option<u32>,
 }
 
+impl Other {
+    /// The world without an address: each range may hold it.
+    pub(super) fn is_anywhere(&self) -> bool {
+        self.address.is_none() && self.kinds.meets(Kinds::WORLD)
+    }
+}
+
 /// What is asked of a side.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
@@ -33,23 +41,14 @@ pub(super) struct Asked {
     pub(super) server: Option<u32>,
 }
 
-/// How a rule answers.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Match {
-    No,
-    /// Nothing here tells.
-    Maybe,
-    Yes,
-}
-
 impl Compiled {
-    /// Whether no policy has a say about this subject.
+    #[inline]
     fn stages(&self, own: Option<u32>, direction: Direction) -> Option<&Stages> {
-        own.and_then(|own| self.stages.get(own as usize)).map(|stages| &stages[direction.slot()])
+        self.subjects.stages(own, direction)
     }
 
-    pub(super) fn isolating(&self, own: Option<u32>, direction: Direction) -> impl Iterator<Item = u32> + '_ {
-        self.stages(own, direction).into_iter().flat_map(|s| s.isolating.iter().copied())
+    pub(super) fn isolating(&self, own: Option<u32>, direction: Direction) -> &[u32] {
+        self.stages(own, direction).map_or(&[], |s| &s.isolating)
     }
 
     /// Every policy that has a say about a subject, in the order in which it is asked.
@@ -64,36 +63,49 @@ impl Compiled {
     }
 
     /// What the policies about `own` say about `other`.
-    pub(super) fn side(&self, own: Option<u32>, other: Other, asked: Asked) -> SideVerdict {
+    #[inline]
+    pub(super) fn side(&self, own: Option<u32>, other: impl FnOnce() -> Other, asked: &Asked) -> SideVerdict {
         let Some(stages) = self.stages(own, asked.direction) else { return SideVerdict::NotIsolated };
-        // Most clusters have no ordered tier: nothing is asked of one that is empty.
-        let ordered = |tier: Tier| {
-            if stages.policies(tier).is_empty() { None } else { self.ordered(stages, tier, other, asked) }
-        };
-        if let Some(side) = ordered(Tier::Admin) {
-            return side;
+        let other = other();
+        if stages.plain && !other.is_anywhere() {
+            self.plain(stages, &other, asked)
+        } else {
+            self.tiers(stages, &other, asked)
         }
-        if let Some(side) = self.union(stages, other, asked) {
-            return side;
+    }
+
+    /// See [`Stages::plain`].
+    fn plain(&self, stages: &Stages, other: &Other, asked: &Asked) -> SideVerdict {
+        let mut accepts = Vec::new();
+        for place in &stages.places {
+            for rule in self.rules.at(place, asked.direction) {
+                if self.rules.meets(rule, None, other, asked) {
+                    accepts.push(rule.name);
+                }
+            }
         }
-        ordered(Tier::Baseline).unwrap_or(SideVerdict::NotIsolated)
+        if accepts.is_empty() { SideVerdict::Denied } else { SideVerdict::AllowedBy(accepts) }
+    }
+
+    #[inline(never)]
+    fn tiers(&self, stages: &Stages, other: &Other, asked: &Asked) -> SideVerdict {
+        self.ordered(stages, Tier::Admin, other, asked)
+            .or_else(|| self.union(stages, other, asked))
+            .or_else(|| self.ordered(stages, Tier::Baseline, other, asked))
+            .unwrap_or(SideVerdict::NotIsolated)
     }
 
     /// `None`: the next tier decides.
-    fn union(&self, stages: &Stages, other: Other, asked: Asked) -> Option<SideVerdict> {
-        if stages.policies(Tier::Normal).is_empty() {
-            return stages.isolated.then_some(SideVerdict::Denied);
-        }
+    fn union(&self, stages: &Stages, other: &Other, asked: &Asked) -> Option<SideVerdict> {
         let (mut accepts, mut denies, mut maybe) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
-        for &policy in stages.policies(Tier::Normal) {
-            for (rule, index) in self.rules[policy as usize][asked.direction.slot()].iter().zip(0..) {
-                let reference = RuleRef { policy, rule: index };
+        for place in &stages.places {
+            for rule in self.rules.at(place, asked.direction) {
                 let deny = rule.action == Action::Deny;
-                match self.matches(rule, stages.requires[usize::from(deny)].as_ref(), other, asked) {
+                match self.rules.matches(rule, stages.requires[usize::from(deny)].as_ref(), other, asked) {
                     Match::No => {}
-                    Match::Yes if deny => denies.push(reference),
-                    Match::Yes => accepts.push(reference),
-                    Match::Maybe => maybe[usize::from(deny)].push(reference),
+                    Match::Yes if deny => denies.push(rule.name),
+                    Match::Yes => accepts.push(rule.name),
+                    Match::Maybe => maybe[usize::from(deny)].push(rule.name),
                 }
             }
         }
@@ -120,16 +132,15 @@ impl Compiled {
     }
 
     /// `None`: nothing matched, or a rule passed; the next tier decides.
-    #[inline(never)]
-    fn ordered(&self, stages: &Stages, tier: Tier, other: Other, asked: Asked) -> Option<SideVerdict> {
+    fn ordered(&self, stages: &Stages, tier: Tier, other: &Other, asked: &Asked) -> Option<SideVerdict> {
         let policies = stages.policies(tier);
         let priority = |policy: u32| self.priorities[policy as usize];
         let mut maybe: Vec<(Action, RuleRef)> = Vec::new();
         for (place, &policy) in policies.iter().enumerate() {
             let first = |policy: u32, maybe: &mut Vec<(Action, RuleRef)>| {
-                for (rule, index) in self.rules[policy as usize][asked.direction.slot()].iter().zip(0..) {
-                    let found = (rule.action, RuleRef { policy, rule: index });
-                    match self.matches(rule, None, other, asked) {
+                for rule in self.rules.of(policy, asked.direction) {
+                    let found = (rule.action, rule.name);
+                    match self.rules.matches(rule, None, other, asked) {
                         Match::No => {}
                         Match::Maybe => maybe.push(found),
                         Match::Yes => return Some(found),
@@ -161,25 +172,6 @@ impl Compiled {
         (!undecided.is_empty()).then_some(SideVerdict::Unproven(undecided))
     }
 
-    fn matches(&self, rule: &CompiledRule, requires: Option<&BitSet>, other: Other, asked: Asked) -> Match {
-        if !self.ports_match(rule, asked.server, asked.protocol, asked.port) {
-            return Match::No;
-        }
-        let Other { class, address, kinds, node } = other;
-        let selected = |set: &BitSet, class| set.contains(class) && requires.is_none_or(|r| r.contains(class));
-        if rule.any_peer
-            || rule.classes.as_ref().zip(class).is_some_and(|(set, class)| selected(set, class))
-            || address.is_some_and(|a| rule.has_address(a, kinds))
-            || kinds.meets(rule.entities)
-            || node.is_some_and(|n| rule.nodes.iter().any(|(set, meant)| kinds.meets(*meant) && set.contains(n)))
-        {
-            return Match::Yes;
-        }
-        // The world without an address: each range may hold it.
-        let somewhere = address.is_none() && kinds.meets(Kinds::WORLD) && rule.has_ranges();
-        if kinds.meets(rule.unknown) || somewhere { Match::Maybe } else { Match::No }
-    }
-
     /// Who may call `server` on this port, as far as its ingress goes.
     pub(super) fn admission(&self, server: Option<u32>, protocol: Protocol, port: u16) -> Admission<'_> {
         let mut admission =
@@ -190,19 +182,18 @@ impl Compiled {
             admission.everyone = true;
             return admission;
         };
-        let policies = stages.policies(Tier::Normal);
-        for rule in policies.iter().flat_map(|p| &self.rules[*p as usize][Direction::Ingress.slot()]) {
-            if rule.action == Action::Accept && self.ports_match(rule, server, protocol, port) {
+        let asked = Asked { direction: Direction::Ingress, protocol, port, server };
+        for rule in stages.places.iter().flat_map(|place| self.rules.at(place, asked.direction)) {
+            if rule.action == Action::Accept && self.rules.has_port(rule, &asked) {
+                let others = self.rules.others(rule);
                 admission.everyone |= rule.any_peer
-                    || rule.entities != Kinds::NONE
-                    || rule.unknown != Kinds::NONE
-                    || !rule.nodes.is_empty();
-                if rule.has_ranges() {
-                    admission.by_address.push(rule);
+                    || others.entities != Kinds::NONE
+                    || others.unknown != Kinds::NONE
+                    || !others.nodes.is_empty();
+                if others.has_ranges() {
+                    admission.by_address.push(others);
                 }
-                if let Some(classes) = &rule.classes {
-                    admission.classes.union(classes);
-                }
+                self.rules.add_classes(rule, &mut admission.classes);
             }
         }
         // The own node is let in whatever the rules say.
@@ -217,7 +208,7 @@ impl Compiled {
 pub struct Admission<'a> {
     everyone: bool,
     classes: BitSet,
-    by_address: Vec<&'a CompiledRule>,
+    by_address: Vec<&'a Others>,
 }
 
 impl Admission<'_> {
@@ -229,6 +220,6 @@ impl Admission<'_> {
         self.everyone
             || client.class.is_some_and(|class| self.classes.contains(class))
             || (!self.by_address.is_empty()
-                && client.addresses().any(|a| self.by_address.iter().any(|rule| rule.has_address(a, Kinds::ALL))))
+                && client.addresses().any(|a| self.by_address.iter().any(|others| others.has_address(a, Kinds::ALL))))
     }
 }
