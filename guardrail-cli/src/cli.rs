@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, completions, diff, explain, export, graph, lint, merge};
+use crate::{check, completions, diff, explain, export, graph, init, lint, merge, status};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks
 /// nothing.
@@ -26,10 +26,14 @@ pub(crate) struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Write a first plan file: environments, phases, what is shared, what to close first
+    Init(init::Args),
     /// Show who talks to whom
     Graph(graph::Args),
     /// Join the snapshots of several nodes or times into one
     Merge(merge::Args),
+    /// Where each namespace stands, what it may go to, and why not
+    Status(status::Args),
     /// What changed between two snapshots, or between two sets of policies
     Diff(diff::Args),
     /// Judge observed edges or listed flows by policies
@@ -47,9 +51,11 @@ pub(crate) enum Command {
 /// Runs the command.
 pub(crate) fn run(cli: Cli) -> ExitCode {
     match cli.command {
+        Command::Init(args) => init::run(args),
         Command::Graph(args) => graph::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Completions(args) => completions::run(args),
+        Command::Status(args) => status::run(args),
         Command::Diff(args) => diff::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),

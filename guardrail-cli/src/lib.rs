@@ -14,12 +14,15 @@ mod exit;
 mod explain;
 mod export;
 mod graph;
+mod init;
 mod input;
 mod lint;
 mod merge;
 mod output;
 mod place;
+mod plan;
 mod policies;
+mod status;
 
 use std::{ffi::OsString, process::ExitCode};
 

@@ -1,8 +1,12 @@
 //! The life of policies: a plan with environments and phases, where each namespace stands, what
 //! changes from one state to the next.
 //!
-//! Pure: no IO, no clock (time is an argument). Text and values in, values out; see ARCHITECTURE.md.
+//! Pure: no IO, no clock (time is an argument). Text and values in, values out; see
+//! ARCHITECTURE.md.
 #![forbid(unsafe_code)]
 
 pub mod diff;
+pub mod in_force;
+pub mod init;
 pub mod plan;
+pub mod status;

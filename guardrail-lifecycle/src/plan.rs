@@ -2,7 +2,8 @@
 //! environment, and whom it trusts beyond what was observed.
 //!
 //! [`read()`] takes text in and gives a valid [`Plan`] or every problem with its line.
-//! [`schema()`] is the same structure as JSON Schema, for editors; both rest on one table of fields.
+//! [`schema()`] is the same structure as JSON Schema, for editors; both rest on one table of
+//! fields.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,6 +18,7 @@ use guardrail_policy::{
     words::{did_you_mean, duration},
 };
 use ipnet::IpNet;
+use serde::Serialize;
 
 mod fields;
 mod glob;
@@ -74,7 +76,7 @@ pub struct Environment {
 }
 
 /// What a namespace is meant to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Wanted {
     /// Its phase.
     pub phase: Phase,

@@ -169,6 +169,8 @@ pub struct Evaluator {
     owners: HashMap<IpAddr, ends::Owner>,
     /// The kinds of pods of each workload.
     replicas: edge::Replicas,
+    /// Who enforces them.
+    dataplane: Dataplane,
 }
 
 impl Evaluator {
@@ -193,9 +195,21 @@ impl Evaluator {
         let compiled = Compiled::new(&cluster, &forms, dataplane);
         let names = cluster.pods.iter().zip(0..).map(|(p, i)| (format!("{}/{}", p.namespace, p.name), i)).collect();
         let owners = ends::owners(&cluster);
-        let mut evaluator = Self { cluster, policies, forms, compiled, names, owners, replicas: edge::Replicas::new() };
+        let (replicas, dataplane) = (edge::Replicas::new(), dataplane.clone());
+        let mut evaluator = Self { cluster, policies, forms, compiled, names, owners, replicas, dataplane };
         evaluator.replicas = evaluator.find_replicas();
         evaluator
+    }
+
+    /// The same policies over a cluster that has these pods, too; they come after its own.
+    #[must_use]
+    pub fn with_pods(&self, pods: impl IntoIterator<Item = ClusterPod>) -> Self {
+        let mut cluster = self.cluster.clone();
+        for pod in pods {
+            cluster.push_pod(pod);
+        }
+        let others = self.forms[self.policies.len()..].to_vec();
+        Self::mixed(cluster, self.policies.clone(), others, &self.dataplane)
     }
 
     /// The cluster.

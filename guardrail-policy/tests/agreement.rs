@@ -271,7 +271,8 @@ fn listed(changes: &[Change], src: &str, dst: &str, protocol: Protocol, port: u1
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
-    /// Both ways: what is listed changes by the words of the documentation, and what changes is listed.
+    /// Both ways: what is listed changes by the words of the documentation, and what changes is
+    /// listed.
     #[test]
     fn a_difference_lists_exactly_what_the_naive_evaluator_decides_otherwise(
         before in world(),

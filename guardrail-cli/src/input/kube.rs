@@ -48,6 +48,18 @@ pub(crate) struct KubeArgs {
     agent_timeout: u64,
 }
 
+impl KubeArgs {
+    /// The context that was named.
+    pub(crate) fn context(&self) -> Option<&str> {
+        self.context.as_deref()
+    }
+
+    /// Names the context.
+    pub(crate) fn set_context(&mut self, context: &str) {
+        self.context = Some(context.to_owned());
+    }
+}
+
 /// The namespace that a SNAPSHOT argument of the form `kube[:NAMESPACE]` names; `None` if it is
 /// something else.
 ///

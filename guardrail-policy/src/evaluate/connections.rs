@@ -340,7 +340,8 @@ impl Evaluator {
     }
 
     /// An address of each family that stands for the world: in no block but those of every address.
-    fn outside(&self) -> Vec<End> {
+    #[must_use]
+    pub fn outside(&self) -> Vec<End> {
         let blocks = self.ip_blocks();
         let is_named = |address: IpAddr| {
             blocks.iter().any(|block| {

@@ -1,0 +1,65 @@
+//! `guardrail init`: a first plan file from what was observed.
+
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, bail};
+use guardrail_lifecycle::{init, plan};
+
+use crate::{
+    coverage,
+    exit::{Outcome, finish},
+    input::{self, KubeArgs, tell},
+    place,
+};
+
+/// Options of `guardrail init`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The plan has a ladder of environments, leaves what runs the cluster at observe, names DNS and what
+reads everybody's metrics, and suggests in comments what to close first. Read it before you use it.")]
+pub(crate) struct Args {
+    /// Snapshots: files, `-`, http(s)://…/v1/graph, or kube[:NAMESPACE] for all agents of a
+    /// cluster; several are merged
+    #[arg(value_name = "SNAPSHOT", required = true)]
+    snapshots: Vec<String>,
+
+    /// File to write, like guardrail.yaml; one that is there is never replaced. Without it the plan
+    /// goes to stdout
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    #[command(flatten)]
+    cluster: KubeArgs,
+}
+
+/// Runs `guardrail init`.
+pub(crate) fn run(args: Args) -> ExitCode {
+    finish(init(&args))
+}
+
+fn init(args: &Args) -> anyhow::Result<Outcome> {
+    let Args { snapshots, output, cluster } = args;
+    // Before anything takes time.
+    if let Some(file) = output
+        && file.symlink_metadata().is_ok()
+    {
+        bail!("{} is there already: remove it, or name another file with --output", file.display());
+    }
+    let snapshot = input::snapshots(snapshots, cluster)?;
+    let text = init::first_plan(&snapshot, cluster.context());
+    plan::read("the first plan", text.as_bytes()).context("the plan that was made is not valid, please report it")?;
+    for reason in coverage::incomplete(&snapshot) {
+        tell("warning", &format!("the graph is incomplete, so suggestions may be missing: {reason}"));
+    }
+    match output {
+        Some(file) => {
+            place::write(file, text.as_bytes()).with_context(|| format!("cannot write {}", file.display()))?
+        }
+        None => {
+            let mut out = std::io::stdout().lock();
+            out.write_all(text.as_bytes())?;
+            out.flush()?;
+        }
+    }
+    Ok(coverage::outcome(&snapshot))
+}

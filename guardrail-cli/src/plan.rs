@@ -1,0 +1,94 @@
+//! The plan file on the command line: read, checked against the time, the environment and the
+//! cluster that is asked.
+
+use std::{collections::BTreeSet, path::PathBuf, time::SystemTime};
+
+use anyhow::bail;
+use guardrail_graph::{Snapshot, Timestamp, WorkloadRef};
+use guardrail_lifecycle::plan::{self, Environment, Plan, PlanError};
+use guardrail_policy::evaluate::Evaluator;
+
+use crate::input::{self, KubeArgs, tell};
+
+/// Largest plan, bytes.
+const MAX_BYTES: usize = 16 << 20;
+
+/// Options that name a plan and an environment of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PlanArgs {
+    /// The plan file: what each namespace is meant to be
+    #[arg(long, value_name = "FILE", requires = "environment")]
+    plan: Option<PathBuf>,
+
+    /// The environment of the plan that is asked about
+    #[arg(long, value_name = "NAME", requires = "plan")]
+    environment: Option<String>,
+
+    /// The time that counts as now: RFC 3339
+    #[arg(long, value_name = "TIME", hide = true)]
+    now: Option<Timestamp>,
+}
+
+/// A plan, and one environment of it.
+pub(crate) struct Planned {
+    /// The whole plan.
+    pub(crate) plan: Plan,
+    /// The name of the environment.
+    pub(crate) name: String,
+    /// How messages call the file.
+    file: String,
+}
+
+impl Planned {
+    /// The environment.
+    pub(crate) fn environment(&self) -> anyhow::Result<&Environment> {
+        self.plan.environment(&self.name).map_err(|error| anyhow::anyhow!("{}: {error}", self.file))
+    }
+
+    /// Warns of workloads that the plan names and nobody knows.
+    pub(crate) fn warn_of_unknown(&self, snapshot: &Snapshot, evaluator: &Evaluator) {
+        let pods = evaluator.cluster().pods.iter().filter_map(|pod| pod.workload.clone());
+        let known: BTreeSet<WorkloadRef> =
+            snapshot.body.workloads.iter().map(|entry| entry.workload.clone()).chain(pods).collect();
+        for (line, message) in self.plan.unknown_workloads(&known) {
+            tell("warning", &format_args!("{}:{line}: {message}", self.file));
+        }
+    }
+}
+
+impl PlanArgs {
+    /// The time that counts.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.now.unwrap_or_else(|| {
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            Timestamp::from_unix_ns(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+        })
+    }
+
+    /// Reads the plan, if one is named. Its environment says which cluster `kube` means.
+    pub(crate) fn read(&self, cluster: &mut KubeArgs) -> anyhow::Result<Option<Planned>> {
+        let (Some(path), Some(name)) = (&self.plan, &self.environment) else { return Ok(None) };
+        let path = path.to_string_lossy();
+        let file = input::shown(&path).to_owned();
+        let bytes = input::bytes(&path, MAX_BYTES + 1)?;
+        if bytes.len() > MAX_BYTES {
+            bail!("{file}:1: more than {} MiB, no plan is that large", MAX_BYTES >> 20);
+        }
+        let plan = plan::read(&file, &bytes)?;
+        let problems = plan.too_long(&file, self.now());
+        if !problems.is_empty() {
+            return Err(PlanError { problems }.into());
+        }
+        let planned = Planned { plan, name: name.clone(), file };
+        if let Some(context) = &planned.environment()?.context {
+            match cluster.context() {
+                Some(other) if other != context => bail!(
+                    "{}: environment {name} is context {context}, and --context says {other}; name one of them",
+                    planned.file
+                ),
+                _ => cluster.set_context(context),
+            }
+        }
+        Ok(Some(planned))
+    }
+}
