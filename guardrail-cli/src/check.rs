@@ -19,8 +19,9 @@ pub(crate) struct Args {
     #[arg(value_name = "SNAPSHOT", required_unless_present_any = ["flows", "all"], conflicts_with = "flows")]
     snapshots: Vec<String>,
 
-    /// Flows to judge: CSV with the header src,dst,protocol,port (namespace/pod or IP; pod ports)
-    #[arg(long, value_name = "FLOWS.csv")]
+    /// Flows to judge: CSV with the header src,dst,protocol,port (namespace/pod or IP; pod ports),
+    /// or what `hubble observe -o jsonpb` prints
+    #[arg(long, value_name = "FILE")]
     flows: Option<String>,
 
     /// List every connection that the policies allow, per pair of workloads and port; with

@@ -68,7 +68,7 @@ pub(crate) fn inventory(paths: &[PathBuf], facts: bool) -> anyhow::Result<Invent
             let text = text(&name, MAX_DOCUMENT_BYTES)?;
             // Reading policies keeps every line; a large inventory without any is spared that.
             if facts || may_concern_policies(&text) {
-                reader.add(shown(&name), text.as_bytes(), Expect::Anything);
+                reader.add(shown(&name), text.as_bytes(), Expect::Inventory);
             }
             let read = match inventory::read::objects(&text, shown(&name)) {
                 // What a user names is an inventory; what lies in a directory may be anything.

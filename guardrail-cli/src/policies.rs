@@ -7,7 +7,7 @@ use guardrail_graph::{Snapshot, inventory::Object};
 use guardrail_policy::{
     evaluate::{Cluster, Dataplane, Evaluator},
     model::{NetworkPolicy, tier::TierPolicy},
-    read::PolicySet,
+    read::{Flow, PolicySet},
 };
 
 use crate::{
@@ -25,6 +25,8 @@ pub(crate) struct Loaded {
     pub(crate) objects: Vec<Object>,
     /// Why verdicts are not proven (A34).
     pub(crate) unproven: Vec<Unproven>,
+    /// Pods that a log alone knows, and whose named ports are not known.
+    pub(crate) without_ports: BTreeSet<String>,
 }
 
 /// Why some verdicts are not proven.
@@ -42,17 +44,19 @@ impl Unproven {
     }
 }
 
-/// Reads policies and inventory, and compiles them for the data plane.
+/// Reads policies and inventory, and compiles them for the data plane. `log`: flows whose pods exist,
+/// whether or not the inventory has them.
 pub(crate) fn load(
     policies: &[PathBuf],
     inventory: &[PathBuf],
     snapshot: Option<&Snapshot>,
     dataplane: &DataplaneArgs,
+    log: &[Flow<'_>],
 ) -> anyhow::Result<Loaded> {
     let proposed = input::policies(policies)?;
     let inventory = input::inventory(inventory, dataplane.wants_facts(&proposed))?;
     let enforcer = dataplane.find(&proposed, &inventory)?;
-    combine(proposed, inventory, snapshot, (dataplane, &enforcer))
+    combine(proposed, inventory, snapshot, (dataplane, &enforcer), log)
 }
 
 /// Two sets of policies over one cluster. Policies of the inventory apply on both sides, unless one
@@ -76,7 +80,7 @@ pub(crate) fn load_pair(
     let enforcer = dataplane.find(&PolicySet { forms, ..PolicySet::default() }, &inventory)?;
     let copy = Inventory { objects: inventory.objects.clone(), policies: inventory.policies.clone() };
     let network = (dataplane, &enforcer);
-    Ok([combine(before, copy, snapshot, network)?, combine(after, inventory, snapshot, network)?])
+    Ok([combine(before, copy, snapshot, network, &[])?, combine(after, inventory, snapshot, network, &[])?])
 }
 
 /// Policies and inventory as one cluster.
@@ -85,6 +89,7 @@ fn combine(
     mut inventory: Inventory,
     snapshot: Option<&Snapshot>,
     (dataplane, enforcer): (&DataplaneArgs, &Dataplane),
+    log: &[Flow<'_>],
 ) -> anyhow::Result<Loaded> {
     let mut unevaluated = std::mem::take(&mut proposed.unevaluated);
     unevaluated.append(&mut inventory.policies.unevaluated);
@@ -94,6 +99,7 @@ fn combine(
         .collect();
     unproven.extend(set_aside(&mut proposed.forms, enforcer));
     unproven.extend(set_aside(&mut inventory.policies.forms, enforcer));
+    unproven.extend(refused(&mut inventory.policies, enforcer));
     let refused: Vec<String> = proposed.forms.iter().flat_map(|form| refusals(form, enforcer)).collect();
     if !refused.is_empty() {
         bail!("{}", refused.join("\n"));
@@ -123,12 +129,16 @@ fn combine(
     if let Some(snapshot) = snapshot {
         cluster = cluster.with_snapshot(snapshot);
     }
-    let cluster = dataplane.with_names(cluster)?;
+    let logged = log.iter().filter_map(|flow| flow.logged.as_deref()).flat_map(|l| [&l.src, &l.dst]);
+    let (cluster, without_ports) = dataplane.with_names(cluster)?.with_logged(logged);
     let before = Evaluator::mixed(cluster.clone(), in_force, forms_in_force, enforcer);
     let policies = proposed.policies.into_iter().chain(kept).collect();
     let forms = proposed.forms.into_iter().chain(kept_forms).collect();
     let evaluator = Evaluator::mixed(cluster, policies, forms, enforcer);
 
+    for missing in evaluator.missing_groups() {
+        tell("warning", &missing);
+    }
     let namespaces = evaluator.cluster().namespaces_without_labels().take(3).collect::<Vec<_>>().join(", ");
     let concerned = |policy: &TierPolicy| (!policy.namespace.is_empty()).then(|| policy.namespace.clone());
     for policy in evaluator.needs_namespace_labels() {
@@ -145,7 +155,7 @@ fn combine(
         );
         unproven.push(Unproven { because, namespace: concerned(policy) });
     }
-    Ok(Loaded { evaluator, before, objects: inventory.objects, unproven })
+    Ok(Loaded { evaluator, before, objects: inventory.objects, unproven, without_ports })
 }
 
 /// Takes out what the data plane does not enforce: its verdicts are not proven.
@@ -159,6 +169,33 @@ fn set_aside(forms: &mut Vec<TierPolicy>, enforcer: &Dataplane) -> Vec<Unproven>
         namespace: (!form.namespace.is_empty()).then_some(form.namespace),
     };
     foreign.map(sentence).collect()
+}
+
+/// Takes out what stands in the cluster and Cilium does not enforce, and names it; what it may
+/// enforce makes verdicts unproven.
+fn refused(in_force: &mut PolicySet, enforcer: &Dataplane) -> Vec<Unproven> {
+    if enforcer.cilium().is_none() {
+        return Vec::new();
+    }
+    let object = |form: &TierPolicy| (form.kind, form.namespace.clone(), form.name.clone());
+    let mut objects = BTreeSet::new();
+    for form in &in_force.forms {
+        for because in refusals(form, enforcer) {
+            tell("warning", &format!("{because}: it is left out, having no effect"));
+            objects.insert(object(form));
+        }
+    }
+    in_force.forms.retain(|form| !objects.contains(&object(form)));
+    let mut unproven = Vec::new();
+    for refused in std::mem::take(&mut in_force.refused) {
+        if refused.certain {
+            tell("warning", &refused);
+        } else {
+            let namespace = Some(refused.namespace.clone()).filter(|n| !n.is_empty());
+            unproven.push(Unproven { because: refused.to_string(), namespace });
+        }
+    }
+    unproven
 }
 
 /// Why the data plane refuses a policy, as problems in its file.

@@ -43,6 +43,7 @@ pub use dataplane::{CiliumOptions, Dataplane};
 pub use edge::EdgeVerdict;
 pub use ends::{End, UnknownEnd, common_addresses, families};
 pub use facts::Facts;
+pub use identity::LabelFilter;
 pub use tiers::Admission;
 pub use virtuals::DeclaredPort;
 
@@ -318,6 +319,30 @@ impl Evaluator {
         all
     }
 
+    /// References to `CiliumCIDRGroup`s that are not there, though others are: one sentence each.
+    #[must_use]
+    pub fn missing_groups(&self) -> Vec<String> {
+        let groups = &self.cluster.cidr_groups;
+        let mut all = Vec::new();
+        for (form, policy) in self.forms.iter().zip(0..).filter(|_| !groups.is_empty()) {
+            for direction in Direction::BOTH {
+                for (rule, number) in form.rules(direction).iter().zip(0..) {
+                    let missing = |peer: &TierPeer| match peer {
+                        TierPeer::CidrGroup { name, .. } if !groups.contains_key(name) => Some(name.clone()),
+                        _ => None,
+                    };
+                    for name in rule.peers.iter().flatten().filter_map(missing) {
+                        let rule = self.rule_name(direction, RuleRef { policy, rule: number });
+                        all.push(format!(
+                            "{rule} refers to CiliumCIDRGroup {name}, which the inventory does not have: it matches nobody"
+                        ));
+                    }
+                }
+            }
+        }
+        all
+    }
+
     fn undecidable(&self, peer: &TierPeer) -> Option<String> {
         match peer {
             TierPeer::Undecidable(what) => Some(format!("{what} is known to a cloud or a cluster only")),
@@ -400,6 +425,11 @@ impl Evaluator {
     /// The name of the cluster, as Cilium's identities have it.
     pub(crate) fn cilium_cluster(&self) -> &str {
         self.compiled.cilium.as_ref().map_or("default", |o| &o.cluster)
+    }
+
+    /// Which labels are part of Cilium's identities.
+    pub(crate) fn label_filter(&self) -> LabelFilter {
+        self.compiled.cilium.as_ref().map(|o| o.labels.clone()).unwrap_or_default()
     }
 
     /// Whether the data plane is Cilium.

@@ -12,6 +12,7 @@ pub use guardrail_graph::{Protocol, UnknownProtocol};
 use ipnet::IpNet;
 use serde::Serialize;
 
+pub mod logged;
 mod selector;
 pub mod tier;
 

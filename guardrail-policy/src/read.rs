@@ -23,6 +23,7 @@ mod cilium;
 mod facts;
 mod flows;
 mod foreign;
+mod hubble;
 mod names;
 mod object;
 mod policy;
@@ -33,7 +34,8 @@ mod tiers;
 pub mod yaml;
 
 pub use facts::options;
-pub use flows::{Flow, flows};
+pub use flows::{Flow, Flows, flows};
+pub use hubble::PassedOver;
 pub use names::names;
 pub use text::decode;
 
@@ -192,6 +194,35 @@ pub struct PolicySet {
     pub warnings: Vec<ObjectProblem>,
     /// How many objects of other kinds were passed over, per kind.
     pub others: BTreeMap<String, usize>,
+    /// Policies of an inventory that its data plane refuses ([`Expect::Inventory`]).
+    pub refused: Vec<Refused>,
+}
+
+/// A policy that stands in a cluster and that the data plane refuses: the API server stores what
+/// Cilium's agent calls invalid, and the traffic stays as it is without it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// As [`TierPolicy::key`].
+    pub policy: String,
+    /// `metadata.namespace`; empty for a cluster-scoped kind.
+    pub namespace: String,
+    /// Where it stands.
+    pub location: Location,
+    /// Why, one sentence without a full stop.
+    pub because: String,
+    /// It has no effect for certain. Else it may only be unknown here what it says.
+    pub certain: bool,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { policy, location, because, certain, .. } = self;
+        if *certain {
+            write!(f, "{location}: {policy} is left out, as Cilium refuses it and it has no effect: {because}")
+        } else {
+            write!(f, "{location}: {policy} is left out, and whether Cilium enforces it is not known: {because}")
+        }
+    }
 }
 
 /// A comment `# guardrail: ignore GRnnn reason`.
@@ -240,6 +271,18 @@ impl PolicySet {
             restricts_only: false,
             location: form.location.clone().unwrap_or_else(|| Location { file: "memory".into(), line: 0 }),
         }));
+        all.extend(self.refused.iter().map(|refused| {
+            let mut parts = refused.policy.split('/');
+            Unevaluated {
+                kind: parts.next().unwrap_or_default().to_owned(),
+                touches: if refused.namespace.is_empty() { Touches::Everything } else { Touches::Namespace },
+                namespace: refused.namespace.clone(),
+                name: parts.next_back().unwrap_or_default().to_owned(),
+                inside: None,
+                restricts_only: false,
+                location: refused.location.clone(),
+            }
+        }));
         all.sort();
         all.dedup();
         all
@@ -252,9 +295,12 @@ pub enum Expect {
     /// The user named the file as policies: anything that is no object, or no policy at all in a
     /// file that has objects, is an error.
     Policies,
-    /// The file was found in a directory, or is an inventory: documents that are no objects, and
-    /// objects of other kinds, are passed over.
+    /// The file was found in a directory: documents that are no objects, and objects of other
+    /// kinds, are passed over.
     Anything,
+    /// The file is an inventory: as [`Expect::Anything`], and what the data plane refuses is set
+    /// aside ([`PolicySet::refused`]).
+    Inventory,
 }
 
 /// Collects policies from several files.
@@ -280,7 +326,7 @@ impl Reader {
         let file: Arc<str> = file.into();
         let documents = match yaml::documents(&file, bytes) {
             Ok(documents) => documents,
-            Err(_) if expect == Expect::Anything && is_helm_template(bytes) => return self.leave_out(&file, bytes),
+            Err(_) if expect != Expect::Policies && is_helm_template(bytes) => return self.leave_out(&file, bytes),
             Err(problem) => return self.problems.push(problem),
         };
         if let Ok(text) = decode(bytes)
@@ -293,7 +339,7 @@ impl Reader {
             object::collect(&file, document, expect, &mut found);
         }
         let before = found.count();
-        if expect == Expect::Anything && before == 0 {
+        if expect != Expect::Policies && before == 0 {
             self.set.left_out.push(file.to_string());
         }
         let object::Found { policies, forms, unevaluated, others, problems, facts } = found;
@@ -325,6 +371,12 @@ impl Reader {
             }
         }
         for form in forms {
+            if expect == Expect::Inventory
+                && let Some(refused) = form.refused(&file)
+            {
+                self.set.refused.push(refused);
+                continue;
+            }
             self.set.warnings.extend(form.warnings);
             self.problems.extend(form.problems);
             for policy in form.policies {

@@ -1,14 +1,17 @@
 //! Reads the input, judges every flow, decides the exit code.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashMap},
+};
 
 use anyhow::bail;
 use guardrail_graph::{Peer, Snapshot};
 use guardrail_policy::{
     check::{Check, Findings},
     evaluate::{End, Evaluator, RuleRef, SideVerdict, UnknownEnd, Verdict},
-    model::Direction,
-    read,
+    model::{Direction, PortMatch, logged::LoggedEnd, tier::TierPolicy},
+    read::{self, Flow, Flows, PassedOver},
 };
 
 use super::{
@@ -43,7 +46,23 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         bail!("-o dot and -o markdown are for --all");
     }
     let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots, cluster)?) };
-    let Loaded { evaluator, before, unproven, .. } = policies::load(policies, inventory, snapshot.as_ref(), dataplane)?;
+    let bytes = match flows {
+        Some(file) => input::bytes(file, MAX_FLOWS_BYTES + 1)?,
+        None => Vec::new(),
+    };
+    let listed = match flows {
+        Some(file) if bytes.len() > MAX_FLOWS_BYTES => {
+            bail!("{file}:1: more than {} MiB of flows; split the file", MAX_FLOWS_BYTES >> 20)
+        }
+        Some(file) => read::flows(input::shown(file), &bytes)?,
+        None => Flows::default(),
+    };
+    for (reason, count) in &listed.passed_over {
+        let severity = if *reason == PassedOver::Lost { "warning" } else { "note" };
+        tell(severity, &format!("{count} lines of the log {reason}: not judged"));
+    }
+    let Loaded { evaluator, before, unproven, without_ports, .. } =
+        policies::load(policies, inventory, snapshot.as_ref(), dataplane, &listed.flows)?;
     let mut report = Report {
         flows: Vec::new(),
         allowed: 0,
@@ -58,18 +77,13 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         check: Check::new(&evaluator, &before),
         touched: vec![false; unproven.len()],
         unproven: &unproven,
+        without_ports: &without_ports,
+        named_ports: evaluator.forms().iter().any(has_named_port),
         allow_unproven: *allow_unproven,
     };
-    let bytes;
     match (&snapshot, flows) {
         (Some(snapshot), _) => report.flows = judge.edges(snapshot),
-        (None, Some(file)) => {
-            bytes = input::bytes(file, MAX_FLOWS_BYTES + 1)?;
-            if bytes.len() > MAX_FLOWS_BYTES {
-                bail!("{file}:1: more than {} MiB of flows; split the file", MAX_FLOWS_BYTES >> 20);
-            }
-            report.flows = judge.flows(input::shown(file), &bytes)?;
-        }
+        (None, Some(file)) => report.flows = judge.flows(input::shown(file), listed.flows)?,
         (None, None) => bail!("name snapshots or --flows"),
     }
     report.unproven_because = judge.told();
@@ -111,12 +125,15 @@ struct Judge<'a> {
     /// What makes verdicts unproven, and whether it concerned one yet.
     unproven: &'a [Unproven],
     touched: Vec<bool>,
+    /// Pods that a log alone knows: which of their ports have names is not known.
+    without_ports: &'a BTreeSet<String>,
+    /// Some rule asks for a port by name.
+    named_ports: bool,
     allow_unproven: bool,
 }
 
 impl Judge<'_> {
-    fn flows<'b>(&mut self, file: &str, bytes: &'b [u8]) -> anyhow::Result<Vec<Row<'b>>> {
-        let flows = read::flows(file, bytes)?;
+    fn flows<'b>(&mut self, file: &str, flows: Vec<Flow<'b>>) -> anyhow::Result<Vec<Row<'b>>> {
         let mut ends: HashMap<Cow<'b, str>, Result<End, UnknownEnd>> = HashMap::new();
         let mut wrong = Vec::new();
         let mut rows = Vec::with_capacity(flows.len());
@@ -131,8 +148,17 @@ impl Judge<'_> {
                     found
                 }
             };
-            let src = end(&flow.src);
-            let dst = end(&flow.dst).and_then(|dst| {
+            let logged = |seen: &LoggedEnd| self.evaluator.end_seen_as(&seen.entities, seen.address);
+            let (src_seen, dst_seen) = flow.logged.as_ref().map_or((None, None), |l| (Some(&l.src), Some(&l.dst)));
+            let src = match src_seen.filter(|seen| seen.pod.is_none()) {
+                Some(seen) => logged(seen),
+                None => end(&flow.src),
+            };
+            let dst = match dst_seen.filter(|seen| seen.pod.is_none()) {
+                Some(seen) => logged(seen),
+                None => end(&flow.dst),
+            };
+            let dst = dst.and_then(|dst| {
                 let elsewhere = self.evaluator.redirected(&dst, &flow.dst, flow.protocol, flow.port);
                 elsewhere.map_or(Ok(dst), Err)
             });
@@ -157,6 +183,13 @@ impl Judge<'_> {
                 reason: None,
             };
             match (src, dst) {
+                (Ok(_), Ok(_)) if self.named_ports && self.without_ports.contains(&*row.dst) => {
+                    let why = format!(
+                        "policies name ports, and the inventory does not have pod {}, so its port names are not known",
+                        row.dst
+                    );
+                    self.unproven(&mut row, why);
+                }
                 (Ok(src), Ok(dst)) => {
                     let verdict = self.check.flow(&src, &dst, flow.protocol, flow.port);
                     let namespaces = [&src, &dst].map(|end| namespace(self.evaluator, end));
@@ -276,6 +309,11 @@ impl Judge<'_> {
         };
         side.rules().iter().map(name).collect::<Vec<_>>().join(";")
     }
+}
+
+fn has_named_port(policy: &TierPolicy) -> bool {
+    let mut ports = policy.ingress.iter().chain(&policy.egress).flat_map(|rule| &rule.ports);
+    ports.any(|port| matches!(port.port, PortMatch::Named(_)))
 }
 
 /// The namespace of a pod that policies can select.

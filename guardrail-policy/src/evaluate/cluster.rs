@@ -196,6 +196,11 @@ impl Cluster {
         }
     }
 
+    /// Whether the labels of this namespace are known.
+    pub(super) fn has_namespace(&self, namespace: &str) -> bool {
+        self.namespaces.get(namespace).is_some_and(Option::is_some)
+    }
+
     /// Namespaces, sorted.
     pub fn namespaces(&self) -> impl Iterator<Item = &str> {
         self.namespaces.keys().map(String::as_str)

@@ -9,7 +9,7 @@ use super::{
     Cluster, End,
     bitset::BitSet,
     dataplane::{CiliumOptions, Dataplane, Enforcement},
-    identity::{Identity, is_left_out},
+    identity::Identity,
     kinds::Kinds,
     rules::{Peers, Port, Rules, RulesBuilder},
     stages::{Subjects, SubjectsBuilder},
@@ -216,7 +216,8 @@ fn pod_set(
     cilium: Option<&CiliumOptions>,
     selector: &PodSelector,
 ) -> BitSet {
-    let cluster = cilium.map_or("default", |o| &o.cluster);
+    let without = CiliumOptions::default();
+    let CiliumOptions { cluster, labels: filter, .. } = cilium.unwrap_or(&without);
     let wanted: Vec<bool> = namespaces
         .iter()
         .map(|(name, labels)| match selector {
@@ -233,13 +234,16 @@ fn pod_set(
         let matches = match selector {
             // Cilium knows a pod by its identity, whoever asks.
             PodSelector::Kubernetes { pods, .. } if cilium.is_some() => pods.as_ref().is_none_or(|s| {
-                selector_matches_by(s, |key| class.labels.get(key).map(String::as_str).filter(|_| !is_left_out(key)))
+                selector_matches_by(s, |key| {
+                    class.labels.get(key).map(String::as_str).filter(|_| !filter.leaves_out(key))
+                })
             }),
             PodSelector::Kubernetes { pods, .. } => pods.as_ref().is_none_or(|s| selector_matches(s, &class.labels)),
             PodSelector::Cilium { selector, .. } => {
                 let (namespace, namespace_labels) = &namespaces[class.namespace as usize];
                 let account = class.account.as_deref();
-                let identity = Identity { namespace, namespace_labels, labels: &class.labels, account, cluster };
+                let identity =
+                    Identity { namespace, namespace_labels, labels: &class.labels, account, cluster, filter };
                 selector_matches_by(selector, |key| identity.label(key))
             }
         };

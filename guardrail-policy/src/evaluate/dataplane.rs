@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::identity::LabelFilter;
 use crate::model::tier::{Feature, TierPolicy};
 
 /// The data plane that enforces the policies.
@@ -34,6 +35,8 @@ pub struct CiliumOptions {
     pub host_firewall: bool,
     /// `enable-node-selector-labels`: `fromNodes` and `toNodes` are accepted.
     pub node_selectors: bool,
+    /// `labels`: which labels are part of an identity.
+    pub labels: LabelFilter,
     /// `cluster-name`.
     pub cluster: String,
     /// Major and minor of the release; `None`: not known, the latest is taken.
@@ -49,6 +52,7 @@ impl Default for CiliumOptions {
             cidr_pods: false,
             host_firewall: false,
             node_selectors: false,
+            labels: LabelFilter::default(),
             cluster: "default".to_owned(),
             version: None,
         }
@@ -108,6 +112,7 @@ impl CiliumOptions {
                 }
                 "enable-host-firewall" | "host-firewall" => options.host_firewall = flag()?,
                 "enable-node-selector-labels" => options.node_selectors = flag()?,
+                "labels" => options.labels = LabelFilter::parse(value)?,
                 "cluster-name" if !value.is_empty() => options.cluster = value.to_owned(),
                 "version" => options.version = Some(version(value)?),
                 _ => {}

@@ -341,6 +341,45 @@ impl Evaluator {
         End { kinds: Kinds::REMOTE, host, ..External::end(Kinds::NONE) }
     }
 
+    /// The end that a log saw with these identities and this address. What it says goes before the
+    /// inventory, which may be of another time.
+    ///
+    /// # Errors
+    /// The address of a Service, or an address that says nothing; see [`UnknownEnd`].
+    pub fn end_seen_as(&self, entities: &[Entity], address: Option<IpAddr>) -> Result<End, UnknownEnd> {
+        let has = |entity| entities.contains(&entity);
+        let Some(first) = entities.first() else {
+            return match address {
+                Some(address) => self.end(&address.to_string()),
+                None => Err(UnknownEnd::Malformed(String::new())),
+            };
+        };
+        let known = address.map(|a| self.end_of_address(a)).filter(|end| end.is_node());
+        let mut end = if has(Entity::Host) {
+            Self::node_end(NodeOf::Any)
+        } else if has(Entity::RemoteNode) {
+            known.unwrap_or_else(|| Self::node_end(NodeOf::Is(u32::MAX)))
+        } else if has(Entity::KubeApiserver) {
+            known.unwrap_or_else(|| External::end(Kinds::WORLD))
+        } else {
+            External::end(Kinds::of_entity(*first))
+        };
+        if let Some(address) = address {
+            let virtual_address = self.cluster().virtual_addresses.get(&address);
+            if let Some(service) = virtual_address.filter(|_| has(Entity::World) && !self.owners.contains_key(&address))
+            {
+                return Err(UnknownEnd::Virtual { address, service: service.clone() });
+            }
+            end = end.at(address);
+        }
+        let api_server = has(Entity::KubeApiserver)
+            || (has(Entity::World) || end.is_node()) && address.is_some_and(|a| self.is_api_server(a));
+        if api_server {
+            end.kinds = end.kinds.with(Kinds::API_SERVER);
+        }
+        Ok(end)
+    }
+
     /// A peer that no Kubernetes object describes. `host` is the node of the other end, whichever
     /// that is.
     fn end_of_entity(&self, name: &str) -> Option<End> {

@@ -5,11 +5,14 @@ use std::{
     net::IpAddr,
 };
 
-use guardrail_graph::inventory::{EndpointSlice, Service};
+use guardrail_graph::{
+    WorkloadRef,
+    inventory::{EndpointSlice, Service},
+};
 use ipnet::IpNet;
 
-use super::Cluster;
-use crate::model::Labels;
+use super::{Cluster, ClusterPod};
+use crate::model::{Labels, logged::LoggedEnd};
 
 /// Facts of Kubernetes objects that only policies ask for. [`crate::read::Reader`] collects them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,6 +66,47 @@ impl Cluster {
         }
         self.all_names |= all;
         self
+    }
+
+    /// Adds pods that only a log knows, with the identity that they had. Their ports are those of
+    /// other pods of their workload; gives the names of pods for which there is none.
+    #[must_use]
+    pub fn with_logged<'a>(mut self, ends: impl IntoIterator<Item = &'a LoggedEnd>) -> (Self, BTreeSet<String>) {
+        let mut known: BTreeSet<String> = self.pods.iter().map(ClusterPod::full_name).collect();
+        let controlled = self.pods.iter().zip(0_usize..).filter_map(|(pod, i)| Some((pod.workload.clone()?, i)));
+        let siblings: BTreeMap<WorkloadRef, usize> = controlled.collect();
+        let mut without_ports = BTreeSet::new();
+        for (end, seen) in ends.into_iter().filter_map(|end| Some((end, end.pod.as_ref()?))) {
+            let name = format!("{}/{}", seen.namespace, seen.name);
+            if !known.insert(name.clone()) {
+                continue;
+            }
+            if !seen.namespace_labels.is_empty() && !self.has_namespace(&seen.namespace) {
+                self.set_namespace(&seen.namespace, seen.namespace_labels.clone());
+            }
+            let workload = seen.workload.as_ref().map(|(kind, name)| WorkloadRef {
+                namespace: seen.namespace.clone(),
+                owner: kind.clone(),
+                name: name.clone(),
+            });
+            let sibling = workload.as_ref().and_then(|w| siblings.get(w)).map(|index| &self.pods[*index]);
+            let pod = ClusterPod {
+                namespace: seen.namespace.clone(),
+                name: seen.name.clone(),
+                labels: seen.labels.clone(),
+                addresses: end.address.into_iter().collect(),
+                ports: sibling.map(|p| p.ports.clone()).unwrap_or_default(),
+                declared_ports: sibling.map(|p| p.declared_ports.clone()).unwrap_or_default(),
+                service_account: seen.service_account.clone(),
+                workload,
+                ..ClusterPod::default()
+            };
+            if sibling.is_none() {
+                without_ports.insert(name);
+            }
+            self.push_pod(pod);
+        }
+        (self, without_ports)
     }
 
     /// The API server's own addresses: the endpoints of `default/kubernetes`; `None` if they are

@@ -6,10 +6,7 @@ use guardrail_graph::snapshot::LabelSelector;
 
 use super::{Question, words};
 use crate::{
-    evaluate::{
-        ClusterPod, Evaluator, RuleRef,
-        identity::{Identity, is_left_out},
-    },
+    evaluate::{ClusterPod, Evaluator, RuleRef, identity::Identity},
     model::{
         Direction, IpBlock, Labels, NAMESPACE_NAME_LABEL, PolicyPort, PortMatch, selector_matches, selector_matches_by,
         tier::{Action, PodSelector, Scope, ServiceBy, TierPeer},
@@ -159,7 +156,9 @@ impl Evaluator {
                 let cluster = self.cilium_cluster();
                 let account = pod.service_account.as_deref();
                 let (namespace, pod_labels) = (&pod.namespace, &pod.labels);
-                let identity = Identity { namespace, namespace_labels: &labels, labels: pod_labels, account, cluster };
+                let filter = &self.label_filter();
+                let identity =
+                    Identity { namespace, namespace_labels: &labels, labels: pod_labels, account, cluster, filter };
                 if !selector_matches_by(selector, |key| identity.label(key)) {
                     distance += 10 + 2 * missing(selector, |key| identity.label(key));
                     let left_out: Vec<&str> = selector
@@ -167,7 +166,7 @@ impl Evaluator {
                         .keys()
                         .chain(selector.match_expressions.iter().map(|e| &e.key))
                         .map(String::as_str)
-                        .filter(|key| identity.label(key).is_none() && is_left_out(key))
+                        .filter(|key| identity.label(key).is_none() && filter.leaves_out(key))
                         .collect();
                     let why = match left_out.first() {
                         Some(key) => format!("; Cilium keeps {key} out of identities"),

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use super::{
-    policy::{Decoder, Form},
+    ObjectProblemKind,
+    policy::{Decoder, Form, Stored},
     yaml::{Node, Value},
 };
 use crate::model::{
@@ -32,7 +33,21 @@ struct Context<'a> {
 pub(super) fn decode(file: &Arc<str>, node: &Node, kind: PolicyKind) -> Form {
     let mut decoder = Decoder::new(file);
     let policies = decoder.cilium(node, kind).unwrap_or_default();
-    decoder.finish(policies)
+    let stored = Some(Stored { kind, line: node.line, valid: valid(node) });
+    Form { stored, ..decoder.finish(policies) }
+}
+
+/// What the status says of it.
+fn valid(node: &Node) -> Option<bool> {
+    let Some(Node { value: Value::Seq(conditions), .. }) = node.get("status").and_then(|s| s.get("conditions")) else {
+        return None;
+    };
+    let valid = conditions.iter().find(|c| c.get("type").and_then(Node::as_str) == Some("Valid"))?;
+    match valid.get("status").and_then(Node::as_str) {
+        Some("True") => Some(true),
+        Some("False") => Some(false),
+        _ => None,
+    }
 }
 
 impl Decoder<'_> {
@@ -233,7 +248,8 @@ impl Decoder<'_> {
         let Value::Map(entries) = &node.value else { return false };
         let unknown = entries.iter().find(|(key, _)| !known.contains(&key.name.as_str()));
         if let Some((key, _)) = unknown {
-            self.invalid(
+            self.problem(
+                ObjectProblemKind::UnknownField,
                 key.line,
                 format!("`{field}` has no field `{}`: without it the rule would mean less or more", key.name),
             );

@@ -1,10 +1,13 @@
 //! Flows as CSV: the header `src,dst,protocol,port` in any order, further columns ignored
-//! (docs/design.md#flows-as-csv).
+//! (docs/design.md#flows-as-csv); or as Hubble logs them ([`super::hubble`]).
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
-use super::{ObjectProblem, ObjectProblemKind, ReadError};
-use crate::model::{Location, Protocol};
+use super::{
+    ObjectProblem, ObjectProblemKind, ReadError,
+    hubble::{self, PassedOver},
+};
+use crate::model::{Location, Protocol, logged::Logged};
 
 /// One flow to be judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,21 +22,37 @@ pub struct Flow<'a> {
     pub port: u16,
     /// Line in the file, from 1.
     pub line: u32,
+    /// What a log says of the ends; `None` in CSV, where the names say all.
+    pub logged: Option<Box<Logged>>,
+}
+
+/// What a file of flows holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flows<'a> {
+    /// The flows, in the order of the file; of a log's each connection once.
+    pub flows: Vec<Flow<'a>>,
+    /// How many lines of a log tell of no connection, by reason.
+    pub passed_over: BTreeMap<PassedOver, u64>,
 }
 
 /// The columns that are read.
 const COLUMNS: [&str; 4] = ["src", "dst", "protocol", "port"];
 /// Most problems that are told.
-const MAX_PROBLEMS: usize = 20;
+pub(super) const MAX_PROBLEMS: usize = 20;
 
-/// Reads flows.
+/// Reads flows: CSV, or a log of Hubble's if the file begins with `{`.
 ///
 /// # Errors
-/// The first problems: no header, a missing column, a bad protocol or port, an open quote, binary
-/// input.
-pub fn flows<'a>(file: &str, bytes: &'a [u8]) -> Result<Vec<Flow<'a>>, ReadError> {
+/// The first problems: no header, a missing column, a bad protocol or port, an open quote, a line
+/// that is no flow of Hubble's, binary input.
+pub fn flows<'a>(file: &str, bytes: &'a [u8]) -> Result<Flows<'a>, ReadError> {
     let mut reader = Reader { file: file.into(), problems: Vec::new() };
-    let flows = reader.read(bytes).unwrap_or_default();
+    let read = match reader.text(bytes) {
+        Some(text) if hubble::is_log(text) => return hubble::read(&reader.file, text),
+        Some(text) => reader.read(text).unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let flows = Flows { flows: read, passed_over: BTreeMap::new() };
     if reader.problems.is_empty() { Ok(flows) } else { Err(ReadError { problems: reader.problems }) }
 }
 
@@ -52,20 +71,23 @@ impl Reader {
         });
     }
 
-    fn read<'a>(&mut self, bytes: &'a [u8]) -> Option<Vec<Flow<'a>>> {
-        let text = match std::str::from_utf8(bytes) {
-            Ok(text) if !text.contains('\0') => text.strip_prefix('\u{feff}').unwrap_or(text),
+    fn text<'a>(&mut self, bytes: &'a [u8]) -> Option<&'a str> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) if !text.contains('\0') => Some(text.strip_prefix('\u{feff}').unwrap_or(text)),
             result => {
                 let at = result.map_or_else(|e| e.valid_up_to(), |t| t.find('\0').unwrap_or(0));
                 let line = bytes[..at].iter().filter(|b| **b == b'\n').count() + 1;
                 self.problem(
                     u32::try_from(line).unwrap_or(u32::MAX),
                     ObjectProblemKind::Syntax,
-                    "this is no text; name a CSV file".to_owned(),
+                    "this is no text; name a CSV file, or JSON lines of Hubble".to_owned(),
                 );
-                return None;
+                None
             }
-        };
+        }
+    }
+
+    fn read<'a>(&mut self, text: &'a str) -> Option<Vec<Flow<'a>>> {
         let mut records = Records { rest: text, line: 1 };
         let header = records.next();
         let Some(Ok((line, header))) = header else {
@@ -130,11 +152,11 @@ impl Reader {
                 return None;
             }
         };
-        Some(Flow { src: trimmed(src), dst: trimmed(dst), protocol, port, line })
+        Some(Flow { src: trimmed(src), dst: trimmed(dst), protocol, port, line, logged: None })
     }
 }
 
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     text.chars().take(40).collect::<String>().escape_debug().to_string()
 }
 
@@ -233,7 +255,7 @@ mod tests {
 
     fn read(text: &str) -> Vec<(String, String, Protocol, u16, u32)> {
         let flows = flows("f.csv", text.as_bytes()).unwrap_or_else(|e| panic!("{e}"));
-        flows.into_iter().map(|f| (f.src.into_owned(), f.dst.into_owned(), f.protocol, f.port, f.line)).collect()
+        flows.flows.into_iter().map(|f| (f.src.into_owned(), f.dst.into_owned(), f.protocol, f.port, f.line)).collect()
     }
 
     fn error(text: &str) -> String {
@@ -280,7 +302,7 @@ mod tests {
         );
         assert_eq!(
             flows("f.csv", b"src\n\xff").expect_err("accepted").to_string(),
-            "f.csv:2: this is no text; name a CSV file"
+            "f.csv:2: this is no text; name a CSV file, or JSON lines of Hubble"
         );
     }
 }

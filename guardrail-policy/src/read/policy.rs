@@ -6,7 +6,7 @@ use guardrail_graph::{inventory::parse_sloppy, snapshot::LabelSelector};
 use ipnet::IpNet;
 
 use super::{
-    ObjectProblem, ObjectProblemKind,
+    ObjectProblem, ObjectProblemKind, Refused,
     syntax::{is_dns_label, is_dns_subdomain, is_port_name},
     yaml::{Node, Value},
 };
@@ -65,6 +65,47 @@ pub(super) struct Form {
     pub(super) policies: Vec<TierPolicy>,
     pub(super) problems: Vec<ObjectProblem>,
     pub(super) warnings: Vec<ObjectProblem>,
+    /// What the agent made of an object of Cilium's kinds.
+    pub(super) stored: Option<Stored>,
+}
+
+/// An object of Cilium's kinds, as a cluster stores it.
+pub(super) struct Stored {
+    pub(super) kind: PolicyKind,
+    pub(super) line: u32,
+    /// `status.conditions` of type Valid.
+    pub(super) valid: Option<bool>,
+}
+
+impl Form {
+    /// The policy, if Cilium stores it and does not enforce it.
+    pub(super) fn refused(&self, file: &Arc<str>) -> Option<Refused> {
+        let Stored { kind, line, valid } = self.stored.as_ref()?;
+        let problem = self.problems.first();
+        if *valid != Some(false) && problem.is_none() {
+            return None;
+        }
+        let name = problem.and_then(|p| p.policy.clone());
+        let policy = match (self.policies.first(), name) {
+            (Some(policy), _) => TierPolicy { section: None, ..policy.clone() }.key(),
+            (None, Some(name)) => format!("{}/{name}", kind.as_str()),
+            (None, None) => kind.as_str().to_owned(),
+        };
+        // A field that is not known here may be one of a later release.
+        let known = self.problems.iter().all(|p| p.kind != ObjectProblemKind::UnknownField);
+        let namespace = match self.policies.first() {
+            Some(policy) => policy.namespace.clone(),
+            None if *kind == PolicyKind::CiliumNetworkPolicy => policy.split('/').nth(1).unwrap_or_default().to_owned(),
+            None => String::new(),
+        };
+        Some(Refused {
+            policy,
+            namespace,
+            location: Location { file: file.clone(), line: problem.map_or(*line, |p| p.location.line) },
+            because: problem.map_or_else(|| "its status says that it is not valid".to_owned(), |p| p.message.clone()),
+            certain: *valid == Some(false) || valid.is_none() && known,
+        })
+    }
 }
 
 impl<'a> Decoder<'a> {
@@ -76,7 +117,7 @@ impl<'a> Decoder<'a> {
     /// What became of the object: nothing but its problems, if it has any.
     pub(super) fn finish(self, policies: Vec<TierPolicy>) -> Form {
         let policies = if self.problems.is_empty() { policies } else { Vec::new() };
-        Form { policies, problems: self.problems, warnings: self.warnings }
+        Form { policies, problems: self.problems, warnings: self.warnings, stored: None }
     }
 
     pub(super) fn file(&self) -> &'a Arc<str> {
@@ -451,7 +492,7 @@ impl Decoder<'_> {
         self.problem(ObjectProblemKind::Invalid, line, message);
     }
 
-    fn problem(&mut self, kind: ObjectProblemKind, line: u32, message: String) {
+    pub(super) fn problem(&mut self, kind: ObjectProblemKind, line: u32, message: String) {
         let problem = self.make(kind, line, message);
         self.problems.push(problem);
     }
