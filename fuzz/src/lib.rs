@@ -4,6 +4,7 @@
 //!
 //! Each function ends, stays within bounded memory, and panics only if a property does not hold.
 
+mod dialects;
 mod http;
 mod kernel;
 mod observer;
@@ -15,17 +16,21 @@ mod text;
 pub type Check = fn(&[u8]);
 
 /// Every check by the name of its target and of its directory of seeds.
-pub const CHECKS: [(&str, Check); 15] = [
+pub const CHECKS: [(&str, Check); 19] = [
     ("bearer", http::bearer),
     ("btf", kernel::btf),
     ("cgroup", kernel::cgroup),
     ("checkpoint", kernel::checkpoint),
+    ("dialects", dialects::policies),
     ("dns", kernel::dns),
     ("flows", policy::flows),
     ("http", http::exchange),
+    ("hubble", dialects::hubble),
     ("inventory", text::inventory),
     ("merge", snapshot::merge),
+    ("names", dialects::names),
     ("observer", observer::observe),
+    ("options", dialects::options),
     ("policies", policy::policies),
     ("ring", kernel::ring),
     ("snapshot", snapshot::read),

@@ -50,7 +50,9 @@ macro_rules! targets {
     };
 }
 
-targets!(bearer btf cgroup checkpoint dns flows http inventory merge observer policies ring snapshot sockets watch);
+targets!(
+    bearer btf cgroup checkpoint dialects dns flows http hubble inventory merge names observer options policies ring snapshot sockets watch
+);
 
 #[test]
 fn every_check_has_a_target_seeds_and_a_test() {
