@@ -115,7 +115,7 @@ fn explain(args: &Args) -> anyhow::Result<Outcome> {
     if !protocol.is_icmp() && *port == 0 {
         anyhow::bail!("--port 0 is no port; name one from 1 to 65535");
     }
-    let Loaded { evaluator, objects, unproven, .. } = policies::load(policies, inventory, None, dataplane, &[])?;
+    let Loaded { evaluator, objects, unproven, .. } = policies::load(policies, inventory, None, dataplane)?;
     let inventory = Inventory::from_objects(objects);
     let sources = ends::from(&evaluator, from)?;
     let destinations = ends::to(&evaluator, &inventory, to, *protocol, *port)?;

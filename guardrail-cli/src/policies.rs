@@ -44,9 +44,18 @@ impl Unproven {
     }
 }
 
-/// Reads policies and inventory, and compiles them for the data plane. `log`: flows whose pods exist,
-/// whether or not the inventory has them.
+/// Reads policies and inventory, and compiles them for the data plane.
 pub(crate) fn load(
+    policies: &[PathBuf],
+    inventory: &[PathBuf],
+    snapshot: Option<&Snapshot>,
+    dataplane: &DataplaneArgs,
+) -> anyhow::Result<Loaded> {
+    load_with_log(policies, inventory, snapshot, dataplane, &[])
+}
+
+/// As [`load`]; the pods of these flows exist, whether or not the inventory has them.
+pub(crate) fn load_with_log(
     policies: &[PathBuf],
     inventory: &[PathBuf],
     snapshot: Option<&Snapshot>,

@@ -62,7 +62,7 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         tell(severity, &format!("{count} lines of the log {reason}: not judged"));
     }
     let Loaded { evaluator, before, unproven, without_ports, .. } =
-        policies::load(policies, inventory, snapshot.as_ref(), dataplane, &listed.flows)?;
+        policies::load_with_log(policies, inventory, snapshot.as_ref(), dataplane, &listed.flows)?;
     let mut report = Report {
         flows: Vec::new(),
         allowed: 0,
