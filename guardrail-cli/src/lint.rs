@@ -1,6 +1,7 @@
 //! `guardrail lint`: policies that are valid and still not what their author meant.
 
 use std::{
+    collections::BTreeSet,
     io::{BufWriter, Write},
     path::PathBuf,
     process::ExitCode,
@@ -56,10 +57,13 @@ fn lint(args: &Args) -> anyhow::Result<Outcome> {
     input::tell_left_out(&set.left_out.iter().cloned().collect());
     let context = Context::from_objects(&input::inventory(inventory, false)?.objects);
     let findings = lint::lint(&set, &problems, &context);
+    // One object of Cilium's may be several policies.
+    let others: BTreeSet<_> = set.forms.iter().map(|f| (f.kind, &f.namespace, &f.name)).collect();
+    let policies = set.policies.len() + others.len();
     let mut out = BufWriter::new(std::io::stdout().lock());
     match output {
-        Format::Table => table(&mut out, &findings, set.policies.len())?,
-        Format::Json => output::print_json(&mut out, &json!({ "findings": findings, "policies": set.policies.len() }))?,
+        Format::Table => table(&mut out, &findings, policies)?,
+        Format::Json => output::print_json(&mut out, &json!({ "findings": findings, "policies": policies }))?,
         Format::Sarif => output::print_json(&mut out, &lint::sarif(&findings))?,
     }
     out.flush()?;

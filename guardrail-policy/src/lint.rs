@@ -16,12 +16,13 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    evaluate::{Cluster, Evaluator},
-    model::{Location, NetworkPolicy},
+    evaluate::{CiliumOptions, Cluster, Dataplane, Evaluator},
+    model::{Location, NetworkPolicy, tier::TierPolicy},
     read::{Ignore, ObjectProblem, ObjectProblemKind, PolicySet},
 };
 
 mod blocks;
+mod dialects;
 mod dns;
 mod ports;
 mod rules;
@@ -110,6 +111,13 @@ rules! {
     AMBIGUOUS_CIDR = "GR026" "ambiguous-cidr" Warning "A range is written in a way that newer API servers reject and other readers may take for another range." "Write it as it is meant";
     METADATA_ADDRESS = "GR027" "metadata-address" Note "Egress to every address includes the cloud's metadata service, which hands out credentials of the node." "Except 169.254.169.254/32";
     ONE_FAMILY = "GR028" "one-address-family" Warning "Pods have addresses of both families, and a rule's ipBlocks are of one: IPv4 blocks never match IPv6." "Add the blocks of the other family";
+    ANY_NAMESPACE = "GR029" "any-namespace" Warning "A selector of a CiliumClusterwideNetworkPolicy names no namespace: it matches pods of all of them." "Add k8s:io.kubernetes.pod.namespace to the selector, unless every namespace is meant";
+    MATCHES_NOBODY = "GR030" "matches-nobody" Warning "A rule of a Cilium policy without peers and ports, or with an empty list of peers, matches nobody; in a NetworkPolicy it matches everybody." "Write fromEntities or toEntities with all to allow everything, or remove the rule";
+    NAMES_WITHOUT_DNS = "GR031" "names-without-dns" Warning "toFQDNs without a DNS rule for the same pods: the proxy sees no answers, so the names stand for no address." "Add an egress rule to the DNS pods with port 53 and rules.dns";
+    DENY_CLOSES = "GR032" "deny-closes-the-rest" Warning "A Cilium policy that only denies isolates its pods as well: what it does not deny is closed, too." "Add enableDefaultDeny with false for the direction, or a policy that allows";
+    LABEL_OUTSIDE_IDENTITY = "GR033" "label-outside-identity" Warning "A Cilium selector asks for a label that is not part of identities by default: it matches nobody." "Select by a label that is part of identities";
+    PRIORITY_TIE = "GR034" "priority-tie" Warning "Two policies of one tier have the same priority and do different things: which one wins is undefined." "Give them different priorities";
+    EVERY_PORT = "GR035" "every-port" Note "Port 0 of a Cilium rule, or no port, is every port." "Name the ports";
 }
 
 /// One finding.
@@ -191,12 +199,18 @@ impl Context {
 #[must_use]
 pub fn lint(set: &PolicySet, problems: &[ObjectProblem], context: &Context) -> Vec<Finding> {
     let mut findings: Vec<Finding> = problems.iter().chain(&set.warnings).map(of_problem).collect();
-    let evaluator = context.cluster.clone().map(|cluster| Evaluator::new(cluster, set.policies.clone()));
-    let mut linter = Linter { context, evaluator: evaluator.as_ref(), findings: Vec::new() };
+    let evaluator = context.cluster.clone().map(|cluster| compile(cluster, set));
+    let network_policies = set.policies.as_slice();
+    let mut linter = Linter { context, evaluator: evaluator.as_ref(), network_policies, findings: Vec::new() };
     for (policy, index) in set.policies.iter().zip(0..) {
         linter.policy(policy, index);
     }
     linter.dns(&set.policies);
+    let first = u32::try_from(set.policies.len()).unwrap_or(u32::MAX);
+    for (form, index) in set.forms.iter().zip(first..) {
+        linter.form(form, index, &set.forms);
+    }
+    linter.ties(&set.forms, first);
     findings.extend(linter.findings);
     for unevaluated in &set.unevaluated {
         let rule = if unevaluated.inside.is_some() { &UNREAD_POLICY } else { &UNEVALUATED };
@@ -206,6 +220,13 @@ pub fn lint(set: &PolicySet, problems: &[ObjectProblem], context: &Context) -> V
     findings.sort_by(|a, b| (&a.location, a.rule, &a.message).cmp(&(&b.location, b.rule, &b.message)));
     findings.dedup();
     findings
+}
+
+/// Where there are policies of Cilium's, it enforces them all.
+fn compile(cluster: Cluster, set: &PolicySet) -> Evaluator {
+    let cilium = set.forms.iter().any(|form| form.kind.is_cilium());
+    let dataplane = if cilium { Dataplane::Cilium(CiliumOptions::default()) } else { Dataplane::Kubernetes };
+    Evaluator::mixed(cluster, set.policies.clone(), set.forms.clone(), &dataplane)
 }
 
 fn of_problem(problem: &ObjectProblem) -> Finding {
@@ -233,32 +254,60 @@ fn is_ignored(finding: &Finding, set: &PolicySet) -> bool {
     }
     let start = finding.policy.as_ref().and_then(|key| {
         let own = set.policies.iter().filter_map(|p| Some((p.key(), p.location.as_ref()?)));
+        let own = own.chain(set.forms.iter().filter_map(|p| Some((p.key(), p.location.as_ref()?))));
         own.filter(|(k, at)| k == key && at.file == location.file).map(|(_, at)| at.line).next()
     });
     let holds = |ignore: &Ignore| Some(ignore.line) == start || ignore.line == location.line;
     set.ignores.iter().any(|i| i.file == location.file && i.rule == finding.rule && holds(i))
 }
 
+/// A policy of any kind, as findings name it.
+trait Policy {
+    fn name(&self) -> String;
+    fn place(&self, line: u32) -> Option<Location>;
+}
+
+impl Policy for NetworkPolicy {
+    fn name(&self) -> String {
+        self.key()
+    }
+
+    fn place(&self, line: u32) -> Option<Location> {
+        self.at(line)
+    }
+}
+
+impl Policy for TierPolicy {
+    fn name(&self) -> String {
+        self.key()
+    }
+
+    fn place(&self, line: u32) -> Option<Location> {
+        self.at(line)
+    }
+}
+
 struct Linter<'a> {
     context: &'a Context,
     evaluator: Option<&'a Evaluator>,
+    network_policies: &'a [NetworkPolicy],
     findings: Vec<Finding>,
 }
 
 impl Linter<'_> {
-    fn add(&mut self, rule: &LintRule, policy: &NetworkPolicy, line: u32, message: String) {
-        self.findings.push(finding(rule, policy.at(line), Some(policy.key()), message));
+    fn add(&mut self, rule: &LintRule, policy: &impl Policy, line: u32, message: String) {
+        self.findings.push(finding(rule, policy.place(line), Some(policy.name()), message));
     }
 
     /// As [`Linter::add`], with what to do here.
-    fn add_with(&mut self, rule: &LintRule, policy: &NetworkPolicy, line: u32, message: String, fix: String) {
-        let finding = finding(rule, policy.at(line), Some(policy.key()), message);
+    fn add_with(&mut self, rule: &LintRule, policy: &impl Policy, line: u32, message: String, fix: String) {
+        let finding = finding(rule, policy.place(line), Some(policy.name()), message);
         self.findings.push(Finding { fix: fix.into(), ..finding });
     }
 
     /// As [`Linter::add`], less sure than the rule usually is.
-    fn add_as(&mut self, severity: Severity, rule: &LintRule, policy: &NetworkPolicy, line: u32, message: String) {
-        let finding = finding(rule, policy.at(line), Some(policy.key()), message);
+    fn add_as(&mut self, severity: Severity, rule: &LintRule, policy: &impl Policy, line: u32, message: String) {
+        let finding = finding(rule, policy.place(line), Some(policy.name()), message);
         self.findings.push(Finding { severity, ..finding });
     }
 }

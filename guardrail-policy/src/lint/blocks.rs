@@ -42,7 +42,7 @@ impl Linter<'_> {
     }
 
     /// What of the cluster lies in the block, and what to do if it is a Service.
-    fn in_cluster(&self, block: &IpBlock) -> Option<(String, Option<String>)> {
+    pub(super) fn in_cluster(&self, block: &IpBlock) -> Option<(String, Option<String>)> {
         let overlap = |range: &IpNet| {
             let inner = if block.cidr.contains(range) { *range } else { block.cidr };
             (range.contains(&block.cidr) || block.cidr.contains(range)) && is_left(inner, &block.except)
@@ -112,7 +112,7 @@ impl Linter<'_> {
         }
     }
 
-    fn is_nodes(&self, block: &IpBlock) -> bool {
+    pub(super) fn is_nodes(&self, block: &IpBlock) -> bool {
         let nodes = self.context.cluster.iter().flat_map(|c| &c.nodes);
         nodes.flat_map(|n| &n.addresses).any(|a| block.contains(*a))
     }

@@ -174,7 +174,7 @@ impl<'a> Linter<'a> {
         }
     }
 
-    fn labels(&mut self, policy: &NetworkPolicy, selector: &LabelSelector, line: u32, field: &str) {
+    pub(super) fn labels(&mut self, policy: &impl super::Policy, selector: &LabelSelector, line: u32, field: &str) {
         let equal = selector.match_labels.iter().map(|(k, v)| (k.as_str(), vec![v.as_str()]));
         let listed = selector
             .match_expressions

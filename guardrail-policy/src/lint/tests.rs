@@ -142,3 +142,49 @@ fn rule_ids_are_unique_and_sorted() {
     let names: BTreeSet<&str> = RULES.iter().map(|r| r.name).collect();
     assert_eq!(names.len(), RULES.len());
 }
+
+/// The rules that a Cilium policy for pods `app: web` of namespace a breaks.
+#[track_caller]
+fn cilium(spec: &str, expected: &[&LintRule]) {
+    let subject = if spec.contains("endpointSelector") { "" } else { "endpointSelector: {matchLabels: {app: web}}, " };
+    let text = format!(
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: p, namespace: a}}\nspec: {{{subject}{spec}}}\n"
+    );
+    let mut reader = Reader::new();
+    reader.add("p.yaml", text.as_bytes(), crate::read::Expect::Policies);
+    let (set, problems) = reader.finish_lenient();
+    let found = lint(&set, &problems, &context());
+    assert!(found.iter().all(|f| f.location.as_ref().is_some_and(|l| l.line > 0)), "{found:?}");
+    let found: Vec<&str> = found.iter().filter(|f| f.severity != Severity::Note).map(|f| f.rule).collect();
+    assert_eq!(found, expected.iter().map(|r| r.id).collect::<Vec<_>>(), "{spec}");
+}
+
+#[test]
+fn what_holds_for_every_kind_is_found_in_ciliums_too() {
+    cilium("endpointSelector: {matchLabels: {app: old}}, ingress: [{}]", &[&SELECTS_NOTHING]);
+    cilium(
+        "endpointSelector: {matchLabels: {pod-template-hash: x}}, ingress: [{}]",
+        &[&GENERATED_LABEL, &SELECTS_NOTHING],
+    );
+    cilium("ingress: [{fromEndpoints: [{matchLabels: {app: old}}]}]", &[&PEER_MATCHES_NOTHING]);
+    cilium("ingress: [{fromEndpoints: [{matchLabels: {app: web}}]}]", &[]);
+    cilium("ingress: [{fromCIDR: [10.0.0.0/24]}]", &[&CLUSTER_IP_BLOCK]);
+    cilium("ingress: [{fromCIDR: [203.0.113.0/24]}]", &[]);
+    cilium("ingress: [{fromEntities: [all]}]", &[&WIDE_PEER, &ALLOW_ALL]);
+    cilium("ingressDeny: [{fromEntities: [all]}]", &[&DENY_CLOSES]);
+    let port = |name: &str| format!("ingress: [{{fromEndpoints: [{{}}], toPorts: [{{ports: [{{port: {name}}}]}}]}}]");
+    cilium(&port("grpc"), &[&UNKNOWN_PORT_NAME]);
+    cilium(&port("http"), &[]);
+    cilium("ingress: [{toPorts: [{ports: [{port: \"80\"}], rules: {dns: [{}]}}]}]", &[&INVALID]);
+    cilium(
+        "ingress: [{fromEndpoints: [{}]}], ingressDeny: [{toPorts: [{ports: [{port: \"80\", protocol: TCP}], rules: {http: [{}]}}]}]",
+        &[&INVALID],
+    );
+}
+
+#[test]
+fn an_empty_rule_is_default_deny_alone_and_a_mistake_beside_others() {
+    cilium("ingress: [{}]", &[]);
+    cilium("ingress: [{fromEndpoints: [{}]}, {}]", &[&MATCHES_NOBODY]);
+    cilium("ingress: [{fromEndpoints: [], toPorts: [{ports: [{port: \"80\"}]}]}]", &[&MATCHES_NOBODY]);
+}
