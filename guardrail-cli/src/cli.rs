@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, completions, diff, explain, export, graph, init, lint, merge, status};
+use crate::{check, completions, diff, drift, explain, export, graph, init, lint, merge, status};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks
 /// nothing.
@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Status(status::Args),
     /// What changed between two snapshots, or between two sets of policies
     Diff(diff::Args),
+    /// Find traffic, policies and intent that no longer agree
+    Drift(drift::Args),
     /// Judge observed edges or listed flows by policies
     Check(check::Args),
     /// Say why one connection is allowed or denied
@@ -56,6 +58,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Merge(args) => merge::run(args),
         Command::Completions(args) => completions::run(args),
         Command::Status(args) => status::run(args),
+        Command::Drift(args) => drift::run(args),
         Command::Diff(args) => diff::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),

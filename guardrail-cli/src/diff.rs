@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::ValueEnum;
 
-use crate::{dataplane::DataplaneArgs, exit::finish, input::KubeArgs, output};
+use crate::{dataplane::DataplaneArgs, exit::finish, input::KubeArgs};
 
 /// Options of `guardrail diff`.
 #[derive(Debug, clap::Args)]
@@ -73,9 +73,4 @@ fn mapped(text: &str) -> Result<(String, String), String> {
 /// Runs `guardrail diff`.
 pub(crate) fn run(args: Args) -> ExitCode {
     finish(if args.from_policies.is_empty() { graphs::diff(&args) } else { policies::diff(&args) })
-}
-
-/// A name as it may stand in a table of Markdown.
-fn markdown(text: &str) -> String {
-    output::plain_line(text).replace('|', "\\|")
 }

@@ -10,6 +10,7 @@ mod completions;
 mod coverage;
 mod dataplane;
 mod diff;
+mod drift;
 mod exit;
 mod explain;
 mod export;

@@ -31,6 +31,11 @@ pub(crate) fn plain_line(text: &str) -> String {
     plain(text).replace('\n', "\u{fffd}")
 }
 
+/// As [`plain_line`], in a cell of a table of Markdown.
+pub(crate) fn markdown(text: &str) -> String {
+    plain_line(text).replace('|', "\\|")
+}
+
 /// Lines of at most `width` characters, broken at blanks.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];

@@ -40,6 +40,11 @@ pub(crate) struct Planned {
 }
 
 impl Planned {
+    /// How messages call the file.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
+    }
+
     /// The environment.
     pub(crate) fn environment(&self) -> anyhow::Result<&Environment> {
         self.plan.environment(&self.name).map_err(|error| anyhow::anyhow!("{}: {error}", self.file))

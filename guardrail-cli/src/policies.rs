@@ -68,6 +68,18 @@ pub(crate) fn load_with_log(
     combine(proposed, inventory, snapshot, (dataplane, &enforcer), log)
 }
 
+/// As [`load`], for policies that were read.
+pub(crate) fn load_set(
+    proposed: PolicySet,
+    inventory: &[PathBuf],
+    snapshot: Option<&Snapshot>,
+    dataplane: &DataplaneArgs,
+) -> anyhow::Result<Loaded> {
+    let inventory = input::inventory(inventory, dataplane.wants_facts(&proposed))?;
+    let enforcer = dataplane.find(&proposed, &inventory)?;
+    combine(proposed, inventory, snapshot, (dataplane, &enforcer), &[])
+}
+
 /// Two sets of policies over one cluster. Policies of the inventory apply on both sides, unless one
 /// of the sets has one of the same name: then it is that set's to have it or not.
 pub(crate) fn load_pair(

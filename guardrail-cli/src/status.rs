@@ -10,9 +10,10 @@ use std::{
 };
 
 use clap::ValueEnum;
+use guardrail_graph::{Timestamp, inventory::Object};
 use guardrail_lifecycle::status::{self, Question};
 use guardrail_policy::{
-    evaluate::Cluster,
+    evaluate::{Cluster, Evaluator},
     generate::{Options, Phase},
     report::window_in_words,
     words::did_you_mean,
@@ -94,12 +95,9 @@ fn status(args: &mut Args) -> anyhow::Result<Outcome> {
     for because in &doubts {
         tell("warning", because);
     }
-    let mut options = Options::new(Phase::Observe);
-    options.cluster = Cluster::from_objects(&objects);
-    options.existing = evaluator.policies().to_vec();
+    let options = options(&objects, &evaluator, planned.as_ref(), now);
     if let Some(planned) = &planned {
         planned.warn_of_unknown(&snapshot, &evaluator);
-        options_of_plan(&mut options, planned, now);
     }
     let environment =
         planned.as_ref().map(|planned| anyhow::Ok((&planned.plan, planned.name.as_str(), planned.environment()?)));
@@ -141,9 +139,13 @@ fn status(args: &mut Args) -> anyhow::Result<Outcome> {
     Ok(if all.iter().all(|status| status.as_wanted) { Outcome::Fine } else { Outcome::Findings })
 }
 
-/// What the plan says of how policies are generated.
-fn options_of_plan(options: &mut Options, planned: &Planned, now: guardrail_graph::Timestamp) {
-    let plan = &planned.plan;
+/// How policies are generated for the next step: what is known of the cluster, and what the plan
+/// says.
+pub(crate) fn options(objects: &[Object], evaluator: &Evaluator, planned: Option<&Planned>, now: Timestamp) -> Options {
+    let mut options = Options::new(Phase::Observe);
+    options.cluster = Cluster::from_objects(objects);
+    options.existing = evaluator.policies().to_vec();
+    let Some(Planned { plan, .. }) = planned else { return options };
     let accepted = plan.accepted.iter().filter(|flow| flow.until.is_none_or(|until| until > now));
     options.accepted.extend(accepted.map(|accepted| accepted.flow.clone()));
     options.node_ranges.extend(&plan.node_ranges);
@@ -152,4 +154,5 @@ fn options_of_plan(options: &mut Options, planned: &Planned, now: guardrail_grap
             options.declared_ranges.entry(name.clone()).or_default().extend(&external.ranges);
         }
     }
+    options
 }

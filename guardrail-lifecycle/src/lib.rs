@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod diff;
+pub mod drift;
 pub mod in_force;
 pub mod init;
 pub mod plan;

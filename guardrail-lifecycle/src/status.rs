@@ -48,6 +48,8 @@ pub struct NamespaceStatus {
     pub wanted: Option<Wanted>,
     /// What is in force.
     pub in_force: InForce,
+    /// Whether the phase that is wanted is in force, egress included.
+    pub phase_in_force: bool,
     /// Whether everything that is wanted of it is in force, sensitive workloads included.
     pub as_wanted: bool,
     /// The next step; `None`: there is none, or it has no pods.
@@ -164,10 +166,17 @@ impl ExceptionStatus {
     }
 }
 
+/// Where every namespace stands, by name: what is wanted and in force, without a look at the
+/// evidence, so there is nothing about the next step but which one it is.
+#[must_use]
+pub fn standing(question: &Question<'_>) -> Vec<NamespaceStatus> {
+    by_namespace(question).into_values().collect()
+}
+
 /// Where every namespace stands, by name.
 #[must_use]
 pub fn status(question: &Question<'_>) -> Vec<NamespaceStatus> {
-    let mut all = standing(question);
+    let mut all = by_namespace(question);
     let verdicts = verdicts(question);
     let mut steps: BTreeMap<Wanted, BTreeSet<String>> = BTreeMap::new();
     for status in all.values() {
@@ -204,7 +213,7 @@ pub fn status(question: &Question<'_>) -> Vec<NamespaceStatus> {
 }
 
 /// What is wanted and in force, without evidence.
-fn standing(question: &Question<'_>) -> BTreeMap<String, NamespaceStatus> {
+fn by_namespace(question: &Question<'_>) -> BTreeMap<String, NamespaceStatus> {
     let phases = in_force::pods(question.evaluator);
     let cluster = question.evaluator.cluster();
     let mut in_force: BTreeMap<String, InForce> = BTreeMap::new();
@@ -224,14 +233,15 @@ fn standing(question: &Question<'_>) -> BTreeMap<String, NamespaceStatus> {
     let status = |(namespace, in_force): (String, InForce)| {
         let wanted = question.plan.map(|(_, _, environment)| environment.wanted(&namespace));
         let sensitive = sensitive.remove(&namespace).unwrap_or_default();
-        let as_wanted = wanted.is_none_or(|wanted| is_in_force(wanted, &in_force))
-            && sensitive.iter().all(|workload| workload.closed == workload.pods);
+        let phase_in_force = wanted.is_none_or(|wanted| is_in_force(wanted, &in_force));
+        let as_wanted = phase_in_force && sensitive.iter().all(|workload| workload.closed == workload.pods);
         let next = next(wanted, &in_force);
         let exceptions = exceptions(question, &namespace);
         let status = NamespaceStatus {
             namespace: namespace.clone(),
             wanted,
             in_force,
+            phase_in_force,
             as_wanted,
             next,
             gates: Vec::new(),

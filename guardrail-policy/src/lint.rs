@@ -29,7 +29,7 @@ mod rules;
 mod sarif;
 mod selectors;
 
-pub use sarif::sarif;
+pub use sarif::{sarif, uri};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

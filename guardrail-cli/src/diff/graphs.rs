@@ -5,12 +5,12 @@ use std::io::{BufWriter, Write};
 use anyhow::bail;
 use guardrail_lifecycle::diff::{self, GraphDiff, SeenEdge, State};
 
-use super::{Args, Format, markdown};
+use super::{Args, Format};
 use crate::{
     coverage,
     exit::Outcome,
     input::{self, tell},
-    output::{self, Cell, Paint, Table},
+    output::{self, Cell, Paint, Table, markdown},
 };
 
 pub(super) fn diff(args: &Args) -> anyhow::Result<Outcome> {

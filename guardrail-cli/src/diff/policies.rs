@@ -10,12 +10,12 @@ use guardrail_policy::evaluate::{
 };
 use serde_json::json;
 
-use super::{Args, Format, markdown};
+use super::{Args, Format};
 use crate::{
     coverage,
     exit::Outcome,
     input::{self, tell},
-    output::{self, Cell, Paint, Table},
+    output::{self, Cell, Paint, Table, markdown},
     policies::{self, Unproven},
 };
 

@@ -51,7 +51,8 @@ pub fn sarif(findings: &[Finding]) -> Value {
 }
 
 /// A file name as a relative or absolute URI reference.
-fn uri(file: &str) -> String {
+#[must_use]
+pub fn uri(file: &str) -> String {
     let file = file.strip_prefix("./").unwrap_or(file);
     let mut uri = String::new();
     for byte in file.bytes() {

@@ -469,7 +469,7 @@ impl TierPolicy {
 
     /// The policy without the places at which its parts stand.
     #[must_use]
-    pub(crate) fn plain(&self) -> Self {
+    pub fn plain(&self) -> Self {
         let mut policy = self.clone();
         (policy.location, policy.subject_line) = (None, 0);
         policy.needs.iter_mut().for_each(|n| n.line = 0);
