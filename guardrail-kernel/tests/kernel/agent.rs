@@ -221,7 +221,7 @@ impl Agent {
 
     /// Waits until the observations show it.
     #[track_caller]
-    pub(crate) fn wait(&self, what: &str, shows: impl Fn(&Observed) -> bool) {
+    pub(crate) fn wait(&self, what: &str, mut shows: impl FnMut(&Observed) -> bool) {
         if !until(|| shows(&self.seen.lock().expect("no panic while it is locked"))) {
             panic!("not observed: {what}; but: {:#?}", self.seen.lock().map(|seen| seen.flows()));
         }
