@@ -129,9 +129,9 @@ fn failed_attempts_are_told_by_how_they_failed_and_are_never_opens() {
     web.connect(at(RIGHT_V6, 7001)).expect_err("nobody listens");
     let unreachable = web.connect(at("10.99.0.1", 7002)).expect_err("there is no route");
     assert_eq!(unreachable.raw_os_error(), Some(libc::EHOSTUNREACH));
-    // The kernel gives up in a timer, in the time of whatever process runs there. A kernel may run no
-    // programs in some process's time (a virtual machine's supervisor as process 1: its tracepoint
-    // fires, its programs do not run): once of three times, that is not where the timer fell.
+    // The kernel gives up in a timer, in the time of whatever process runs there. A kernel may run
+    // no programs in some process's time (process 1 of a virtual machine with a supervisor in it:
+    // the tracepoint fires, no program runs): once of three times, the timer falls elsewhere.
     let (told, sign) = (client(&web, Tcp, LEFT, "10.98.0.1", 7003), client(&web, Tcp, LEFT, RIGHT, 7005));
     let mut tries = 0;
     let mut is_told = false;
