@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use guardrail_graph::inventory::Inventory;
 use guardrail_policy::{
     evaluate::{End, Evaluator, Exemption, common_addresses, families},
-    explain::{Explanation, Question, SideExplanation},
+    explain::{Deciding, Explanation, Question, SideExplanation},
     model::{
         Location, Protocol,
         tier::{Action, Tier},
@@ -306,9 +306,19 @@ fn side_text(out: &mut impl Write, side: &SideExplanation) -> anyhow::Result<()>
             writeln!(out, "    - {}", wrapped.join("\n      "))?;
         }
     }
+    let denied = |p: &Deciding| p.tier == Tier::Normal && p.matching.iter().any(|m| m.action == Action::Deny);
+    if !allowed && policies.iter().any(denied) {
+        writeln!(
+            out,
+            "  No rule can allow it: among policies without order a deny wins. Narrow the rule that denies."
+        )?;
+    }
     if let Some(smallest) = smallest {
         let place = at(smallest.location.as_ref());
-        writeln!(out, "  Smallest rule that would allow it, for spec.{direction} of {}{place}:", smallest.policy)?;
+        let spec = smallest.section.map_or_else(|| "spec".to_owned(), |section| format!("specs[{section}]"));
+        let before = smallest.before.map_or_else(String::new, |rule| format!(", before rule {rule}"));
+        let policy = &smallest.policy;
+        writeln!(out, "  Smallest rule that would allow it, for {spec}.{direction} of {policy}{place}{before}:")?;
         for line in smallest.yaml.lines() {
             writeln!(out, "    {line}")?;
         }

@@ -13,7 +13,7 @@ use crate::{
     evaluate::{End, Evaluator, Exemption, RuleRef, SideVerdict, Verdict, common_addresses},
     model::{
         Direction, Location, PortMatch, Protocol,
-        tier::{Action, PolicyKind, Tier, TierPeer, TierPolicy},
+        tier::{Action, Tier, TierPeer, TierPolicy},
     },
 };
 
@@ -132,8 +132,14 @@ pub struct Smallest {
     pub policy: String,
     /// Where that stands.
     pub location: Option<Location>,
-    /// The list to append to: `ingress` or `egress`.
+    /// The list that it belongs to: `ingress` or `egress`.
     pub direction: Direction,
+    /// The item of `specs` that has the list; absent: `spec` has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub section: Option<u32>,
+    /// The rule before which it has to stand, counted from 1; absent: anywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<u32>,
     /// The rule as YAML, an item of that list.
     pub yaml: String,
     /// What is wrong with adding it, if something is.
@@ -197,17 +203,37 @@ impl Evaluator {
             nearest: None,
             smallest: None,
         };
-        if *side == SideVerdict::Denied {
-            let isolating = self.isolating(own, direction);
+        if side.denies() {
             let nearest = self.nearest(direction, &self.asked(own, direction), question);
-            // The rule is added to a NetworkPolicy where one isolates, else to what came nearest.
-            let target = nearest.as_ref().map(|(rule, _)| rule.policy).or(isolating.first().copied());
-            let written = |p: &u32| self.forms()[*p as usize].kind == PolicyKind::NetworkPolicy;
-            let target = target.filter(written).or_else(|| isolating.iter().copied().find(written));
-            explanation.smallest = target.map(|target| self.smallest(direction, target, question));
+            explanation.smallest =
+                self.remedy(direction, side, nearest.as_ref().map(|(rule, _)| rule.policy), question);
             explanation.nearest = nearest.map(|(rule, because)| self.near(direction, rule, because));
         }
         explanation
+    }
+
+    /// Where nothing accepts, a rule of the nearest policy that isolates, or of another that can
+    /// say it; against a rule that denies in a tier with an order, one before it. A deny in the
+    /// tier without an order beats whatever accepts.
+    fn remedy(
+        &self,
+        direction: Direction,
+        side: &SideVerdict,
+        nearest: Option<u32>,
+        question: &Question<'_>,
+    ) -> Option<Smallest> {
+        if let SideVerdict::DeniedBy(rules) = side {
+            let first = rules.first().filter(|r| self.form(**r).tier.ordered())?;
+            return self.smallest(direction, first.policy, Some(first.rule), question);
+        }
+        let own = match direction {
+            Direction::Egress => question.src.0,
+            Direction::Ingress => question.dst.0,
+        };
+        let isolating = self.isolating(own, direction);
+        let candidates = nearest.filter(|n| isolating.contains(n)).into_iter().chain(isolating.iter().copied());
+        let mut found = candidates.map(|policy| self.smallest(direction, policy, None, question));
+        found.find_map(|smallest| smallest)
     }
 
     fn near(&self, direction: Direction, rule: RuleRef, because: Vec<String>) -> Near {

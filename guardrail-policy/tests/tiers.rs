@@ -10,6 +10,8 @@ mod worlds;
 
 use guardrail_policy::{
     evaluate::{CiliumOptions, Cluster, Dataplane, Evaluator},
+    explain::Question,
+    model::{Direction, Protocol},
     read::{Expect, Reader},
 };
 use naive::{Answer, Flow, Side, World};
@@ -46,6 +48,50 @@ fn stays_on_a_node(evaluator: &Evaluator, src: &str, dst: &str) -> bool {
     ends.iter().all(guardrail_policy::evaluate::End::is_node)
 }
 
+/// The rule that an explanation suggests, added to its policy, allows the connection. Whether there
+/// was one.
+fn remedy(world: &World, evaluator: &Evaluator, side: Side, flow: Flow<'_>) -> Result<bool, TestCaseError> {
+    let direction = if side == Side::Ingress { Direction::Ingress } else { Direction::Egress };
+    let protocol = Protocol::of_flow(flow.protocol).unwrap();
+    let (src, dst) = (evaluator.end(flow.src).unwrap(), evaluator.end(flow.dst).unwrap());
+    let question = Question { src: (&src, flow.src), dst: (&dst, flow.dst), protocol, port: flow.port };
+    let explanation = evaluator.explain(&question);
+    let explained = explanation.sides.iter().find(|s| s.direction == direction).unwrap();
+    prop_assert!(!explained.allowed);
+    // Conditions of other policies narrow what a rule for pods says.
+    let requires = serde_json::to_string(&world.policies).unwrap().contains("Requires");
+    let Some(smallest) = explained.smallest.as_ref().filter(|_| !requires) else { return Ok(false) };
+    let mut changed = world.clone();
+    let form = evaluator.forms().iter().find(|form| form.key() == smallest.policy).unwrap();
+    let policy = changed.policies.iter_mut().find(|p| p["metadata"]["name"] == form.name.as_str()).unwrap();
+    let spec = match smallest.section {
+        Some(section) => &mut policy["specs"][section as usize],
+        None => &mut policy["spec"],
+    };
+    let rule: Vec<serde_json::Value> = serde_saphyr::from_str(&smallest.yaml).unwrap();
+    let list = &mut spec[direction.field()];
+    if list.is_null() {
+        *list = json!([]);
+    }
+    let at = smallest.before.map_or(0, |before| before as usize - 1);
+    list.as_array_mut().unwrap().splice(at..at, rule);
+    let changed = compile(&changed);
+    let verdict =
+        changed.evaluate(&changed.end(flow.src).unwrap(), &changed.end(flow.dst).unwrap(), protocol, flow.port);
+    let now = if side == Side::Ingress { &verdict.ingress } else { &verdict.egress };
+    prop_assert!(
+        now.allows(),
+        "{:?} of {:?}: {:?} after {:?}\n{:?}\n{}",
+        side,
+        flow,
+        now,
+        smallest,
+        world.cilium,
+        serde_json::to_string(&world.policies).unwrap()
+    );
+    Ok(true)
+}
+
 /// Few worlds take seconds without optimisation; a failing one is not shrunk for long.
 fn config() -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(150);
@@ -61,6 +107,7 @@ proptest! {
         let (world, ends) = worlds::world(&mut draw);
         let evaluator = compile(&world);
         let mut draw = Choices::new(&picks);
+        let mut remedied = 0;
         for _ in 0..FLOWS {
             let (src, dst) = (draw.one(&ends), draw.one(&ends));
             let protocol = draw.one(&worlds::PROTOCOLS);
@@ -69,7 +116,7 @@ proptest! {
                 continue;
             }
             let (a, b) = (evaluator.end(&src).unwrap(), evaluator.end(&dst).unwrap());
-            let known = guardrail_policy::model::Protocol::of_flow(protocol).unwrap();
+            let known = Protocol::of_flow(protocol).unwrap();
             let verdict = evaluator.evaluate(&a, &b, known, port);
             let flow = Flow { src: &src, dst: &dst, protocol, port };
             for (side, actual) in [(Side::Egress, &verdict.egress), (Side::Ingress, &verdict.ingress)] {
@@ -79,6 +126,9 @@ proptest! {
                     () if actual.denies() => Answer::Deny,
                     () => Answer::Unproven,
                 };
+                if actual.denies() && remedied < 1 {
+                    remedied += usize::from(remedy(&world, &evaluator, side, flow)?);
+                }
                 // To be less sure than one could be is right, where something is open at all.
                 let careful = actual_answer == Answer::Unproven && guessed;
                 prop_assert!(

@@ -81,6 +81,22 @@ impl End {
         }
     }
 
+    /// The most exact of Cilium's entities that this end is, seen from the other end; `None` for a
+    /// pod.
+    pub(crate) fn entity_seen_from(&self, other: &Self) -> Option<Entity> {
+        let is = |entity: &Entity| self.kinds.meets(Kinds::of_entity(*entity));
+        if self.is_pod() {
+            return None;
+        }
+        if self.is_node() {
+            let own = matches!(relation(self, other), Relation::Own);
+            return Some(if own { Entity::Host } else { Entity::RemoteNode });
+        }
+        let narrow =
+            [Entity::KubeApiserver, Entity::Ingress, Entity::Init, Entity::Health, Entity::Unmanaged, Entity::World];
+        narrow.into_iter().find(is)
+    }
+
     /// The node that this end is, if it is a certain one.
     pub(super) fn node_index(&self) -> Option<u32> {
         if let NodeOf::Is(index) = self.host { Some(index) } else { None }
