@@ -245,6 +245,8 @@ proptest! {
 fn listed(changes: &[Change], src: &str, dst: &str, protocol: Protocol, port: u16) -> (bool, bool) {
     let is = |party: &Party, name: &str| match party {
         Party::EveryPod => name.contains('/'),
+        Party::EveryPodBut(namespace) => name.contains('/') && !name.starts_with(&format!("{namespace}/")),
+        Party::EveryPodOf(namespace) => name.starts_with(&format!("{namespace}/")),
         Party::Outside => !name.contains('/'),
         Party::Block(text) => name.parse().is_ok_and(|address: IpAddr| {
             text.split(" and ").any(|family| {

@@ -60,6 +60,7 @@ fn listed(all: &[Connection], src: &str, dst: &str, protocol: Protocol, port: u1
     let is = |party: &Party, name: &str| match party {
         Party::Everywhere => true,
         Party::EveryPod => name.contains('/'),
+        Party::EveryPodBut(_) | Party::EveryPodOf(_) => panic!("only differences have it"),
         Party::Outside => name == "outside",
         Party::Block(own) | Party::Workload(own) => own == name,
     };

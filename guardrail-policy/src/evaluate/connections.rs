@@ -27,6 +27,10 @@ pub enum Party {
     Outside,
     /// Every workload of the cluster.
     EveryPod,
+    /// Every workload of the cluster but those of this namespace.
+    EveryPodBut(String),
+    /// Every workload of this namespace.
+    EveryPodOf(String),
     /// Addresses that a policy names.
     Block(String),
     /// A workload, or a pod without one.
@@ -35,12 +39,14 @@ pub enum Party {
 
 impl fmt::Display for Party {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Everywhere => "everywhere",
-            Self::Outside => "outside",
-            Self::EveryPod => "every pod",
-            Self::Block(name) | Self::Workload(name) => name,
-        })
+        match self {
+            Self::Everywhere => f.write_str("everywhere"),
+            Self::Outside => f.write_str("outside"),
+            Self::EveryPod => f.write_str("every pod"),
+            Self::EveryPodBut(namespace) => write!(f, "every pod but those of {namespace}"),
+            Self::EveryPodOf(namespace) => write!(f, "every pod of {namespace}"),
+            Self::Block(name) | Self::Workload(name) => f.write_str(name),
+        }
     }
 }
 

@@ -80,9 +80,6 @@ impl Sum {
     }
 }
 
-/// For one workload: another one, the difference, and whether it holds for some of their pods only.
-type Row = Vec<(usize, (Delta, bool))>;
-
 /// Pods that neither set of policies tells apart.
 struct Kind {
     /// As each set sees them.
@@ -111,6 +108,8 @@ struct Comparison<'a> {
     kinds: Vec<Kind>,
     /// Names and kinds of the workloads, sorted.
     workloads: Vec<(String, BTreeSet<usize>)>,
+    /// The workloads of each namespace, by their place.
+    namespaces: BTreeMap<String, BTreeSet<usize>>,
     /// Intervals of addresses that no block of either set divides, with an end in each.
     spans: Spans<[End; 2]>,
 }
@@ -145,7 +144,12 @@ impl<'a> Comparison<'a> {
             workloads.entry(pod.workload_name()).or_default().insert(kind);
         }
         let spans = spans(sets);
-        Self { sets, kinds, workloads: workloads.into_iter().collect(), spans }
+        let mut namespaces: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+        for (name, index) in workloads.keys().zip(0..) {
+            let namespace = name.split('/').next().unwrap_or_default();
+            namespaces.entry(namespace.to_owned()).or_default().insert(index);
+        }
+        Self { sets, kinds, workloads: workloads.into_iter().collect(), namespaces, spans }
     }
 
     fn delta(&self, ends: [(&End, &End); 2], client: Option<&Kind>, server: Option<&Kind>) -> Delta {
@@ -156,59 +160,74 @@ impl<'a> Comparison<'a> {
         Delta::new(&before, &after)
     }
 
+    /// Server by server, so that no more than one row of the table of all pairs is held; what is
+    /// alike becomes one change.
     fn between_workloads(&self) -> Vec<Change> {
-        let mut of_kind: Vec<Vec<usize>> = vec![Vec::new(); self.kinds.len()];
-        for ((_, kinds), index) in self.workloads.iter().zip(0..) {
-            kinds.iter().for_each(|kind| of_kind[*kind].push(index));
-        }
-        let mut pairs: BTreeMap<(usize, usize), Sum> = BTreeMap::new();
-        for (client, src) in self.kinds.iter().enumerate() {
-            for (server, dst) in self.kinds.iter().enumerate() {
-                if !src.differs[1] && !dst.differs[0] {
-                    continue;
+        let mut rows: BTreeMap<(Party, (Delta, bool)), BTreeSet<usize>> = BTreeMap::new();
+        for (to, (_, servers)) in self.workloads.iter().enumerate() {
+            let deltas: Vec<Vec<Delta>> = self.kinds.iter().map(|client| self.deltas(client, servers)).collect();
+            let mut alike: BTreeMap<(Delta, bool), BTreeSet<usize>> = BTreeMap::new();
+            for (from, (_, clients)) in self.workloads.iter().enumerate() {
+                let mut sum = Sum::default();
+                clients.iter().flat_map(|client| &deltas[*client]).for_each(|delta| sum.add(delta));
+                if sum.count > 0 {
+                    alike.entry(sum.of(clients.len() * servers.len())).or_default().insert(from);
                 }
-                let ends = [0, 1].map(|set| (&src.groups[set].end, &dst.groups[set].end));
-                let delta = self.delta(ends, Some(src), Some(dst));
-                if delta.is_empty() {
-                    continue;
-                }
-                for from in &of_kind[client] {
-                    for to in &of_kind[server] {
-                        pairs.entry((*from, *to)).or_default().add(&delta);
-                    }
+            }
+            for (what, clients) in alike {
+                for src in self.parties(&clients) {
+                    rows.entry((src, what.clone())).or_default().insert(to);
                 }
             }
         }
-        let size = |workload: usize| self.workloads[workload].1.len();
-        let mut by_server: BTreeMap<usize, Row> = BTreeMap::new();
-        for ((from, to), sum) in pairs {
-            by_server.entry(to).or_default().push((from, sum.of(size(from) * size(to))));
-        }
-        let all = self.workloads.len();
-        let name = |workload: usize| Party::Workload(self.workloads[workload].0.clone());
-        let change = |src, dst, (delta, some_pods): (Delta, bool)| {
-            let Delta { allowed, denied } = delta;
-            Change { src, dst, allowed, denied, some_pods }
-        };
         let mut changes = Vec::new();
-        let mut by_client: BTreeMap<usize, Row> = BTreeMap::new();
-        for (to, clients) in by_server {
-            if all > 1 && clients.len() == all && clients.iter().all(|(_, what)| *what == clients[0].1) {
-                changes.push(change(Party::EveryPod, name(to), clients[0].1.clone()));
-                continue;
+        for ((src, (Delta { allowed, denied }, some_pods)), servers) in rows {
+            for dst in self.parties(&servers) {
+                let (src, allowed, denied) = (src.clone(), allowed.clone(), denied.clone());
+                changes.push(Change { src, dst, allowed, denied, some_pods });
             }
-            for (from, what) in clients {
-                by_client.entry(from).or_default().push((to, what));
-            }
-        }
-        for (from, servers) in by_client {
-            if all > 1 && servers.len() == all && servers.iter().all(|(_, what)| *what == servers[0].1) {
-                changes.push(change(name(from), Party::EveryPod, servers[0].1.clone()));
-                continue;
-            }
-            changes.extend(servers.into_iter().map(|(to, what)| change(name(from), name(to), what)));
         }
         changes
+    }
+
+    /// What changes between pods of one kind and those of each of the others.
+    fn deltas(&self, client: &Kind, servers: &BTreeSet<usize>) -> Vec<Delta> {
+        let servers = servers.iter().map(|server| &self.kinds[*server]);
+        let differing = servers.filter(|server| client.differs[1] || server.differs[0]);
+        let delta = |server: &Kind| {
+            let ends = [0, 1].map(|set| (&client.groups[set].end, &server.groups[set].end));
+            self.delta(ends, Some(client), Some(server))
+        };
+        differing.map(delta).filter(|delta| !delta.is_empty()).collect()
+    }
+
+    /// These workloads in as few words as possible.
+    fn parties(&self, chosen: &BTreeSet<usize>) -> Vec<Party> {
+        let all = self.workloads.len();
+        let is_whole = |own: &&BTreeSet<usize>| own.is_subset(chosen);
+        let left_out: Vec<&String> =
+            self.namespaces.iter().filter(|(_, own)| own.is_disjoint(chosen)).map(|(name, _)| name).collect();
+        let whole: usize = self.namespaces.values().filter(is_whole).map(BTreeSet::len).sum();
+        // No namespace is divided.
+        if whole == chosen.len() && all > 1 {
+            match left_out[..] {
+                [] => return vec![Party::EveryPod],
+                [namespace] if chosen.len() > 1 && self.namespaces.len() > 2 => {
+                    return vec![Party::EveryPodBut(namespace.clone())];
+                }
+                _ => {}
+            }
+        }
+        let mut parties = Vec::new();
+        for (namespace, own) in &self.namespaces {
+            if own.len() > 1 && own.is_subset(chosen) {
+                parties.push(Party::EveryPodOf(namespace.clone()));
+            } else {
+                let single = own.intersection(chosen).map(|index| Party::Workload(self.workloads[*index].0.clone()));
+                parties.extend(single);
+            }
+        }
+        parties
     }
 
     /// Changes between workloads and addresses: `Ingress` towards the workloads.
@@ -230,8 +249,8 @@ impl<'a> Comparison<'a> {
                 })
             })
             .collect();
-        let mut changes = Vec::new();
-        for (workload, kinds) in &self.workloads {
+        let mut rows: BTreeMap<(Party, (Delta, bool)), BTreeSet<usize>> = BTreeMap::new();
+        for (index, (_, kinds)) in self.workloads.iter().enumerate() {
             if kinds.iter().all(|kind| deltas[*kind].is_none()) {
                 continue;
             }
@@ -244,10 +263,16 @@ impl<'a> Comparison<'a> {
                     alike.entry(sum.of(kinds.len())).or_default().push(span);
                 }
             }
-            for ((Delta { allowed, denied }, some_pods), spans) in alike {
+            for (what, spans) in alike {
                 let there = self.spans.name(&spans).map_or(Party::Outside, Party::Block);
-                let own = Party::Workload(workload.clone());
-                let (src, dst) = if into { (there, own) } else { (own, there) };
+                rows.entry((there, what)).or_default().insert(index);
+            }
+        }
+        let mut changes = Vec::new();
+        for ((there, (Delta { allowed, denied }, some_pods)), workloads) in rows {
+            for own in self.parties(&workloads) {
+                let (src, dst) = if into { (there.clone(), own) } else { (own, there.clone()) };
+                let (allowed, denied) = (allowed.clone(), denied.clone());
                 changes.push(Change { src, dst, allowed, denied, some_pods });
             }
         }
