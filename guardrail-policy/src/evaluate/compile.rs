@@ -126,7 +126,8 @@ impl Compiled {
         let subjects = if enforcement == Enforcement::Never {
             Subjects::default()
         } else {
-            // Where every endpoint is isolated, nodes are not: the host firewall has its own posture.
+            // Where every endpoint is isolated, nodes are not: the host firewall has its own
+            // posture.
             let always = enforcement == Enforcement::Always;
             let mut subjects =
                 SubjectsBuilder { policies, rules: &rules, requires: &requires, subjects: Subjects::default() };

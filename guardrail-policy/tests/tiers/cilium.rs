@@ -244,7 +244,7 @@ impl World {
 
     /// A pod's own label. Cilium knows a pod by its identity.
     pub(super) fn pod_label(&self, pod: &Value, key: &str) -> Option<String> {
-        label(pod, key).filter(|_| self.cilium.is_none() || !is_left_out(key))
+        label(pod, key).filter(|_| self.cilium.is_none() || !self.is_no_identity(key))
     }
 
     pub(super) fn namespace_label(&self, pod: &Value, key: &str) -> Option<String> {
@@ -256,7 +256,36 @@ impl World {
         label(namespace, key)
     }
 
+    /// Whether a label is no part of identities. The patterns of the worlds are beginnings of keys;
+    /// of an inclusive and an exclusive one the longer decides.
+    pub(super) fn is_no_identity(&self, key: &str) -> bool {
+        let (mut included, mut excluded) = (None, if is_left_out(key) { Some(key.len()) } else { None });
+        let mut inclusive = false;
+        for word in self.option("labels").split(' ').filter(|word| !word.is_empty()) {
+            let pattern = word.trim_start_matches("k8s:").replace('\\', "");
+            let (start, list) = match pattern.strip_prefix('!') {
+                Some(start) => (start, &mut excluded),
+                None => {
+                    inclusive = true;
+                    (pattern.as_str(), &mut included)
+                }
+            };
+            if key.starts_with(start) {
+                *list = (*list).max(Some(start.len()));
+            }
+        }
+        for start in ["io.cilium.k8s.namespace.labels", "app.kubernetes.io"] {
+            if key.starts_with(start) {
+                included = included.max(Some(start.len()));
+            }
+        }
+        if inclusive || excluded.is_some() { included.is_none() || excluded > included } else { false }
+    }
+
     pub(super) fn identity_label(&self, pod: &Value, key: &str) -> Option<String> {
+        if key != NAMESPACE_KEY && self.is_no_identity(key) {
+            return None;
+        }
         match key {
             NAMESPACE_KEY => Some(text(pod, "metadata.namespace").to_owned()),
             "io.cilium.k8s.policy.serviceaccount" => Some(text(pod, "spec.serviceAccountName").to_owned()),

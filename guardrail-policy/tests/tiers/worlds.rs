@@ -143,6 +143,12 @@ fn options(draw: &mut Choices<'_>) -> Option<BTreeMap<String, String>> {
     if draw.rarely(5) {
         set("cluster-name", "mesh");
     }
+    if draw.rarely(4) {
+        set(
+            "labels",
+            draw.one(&["k8s:!tier", "k8s:app", "app tier k8s:!app\\.kubernetes\\.io/name", "pod-template-hash"]),
+        );
+    }
     set("enable-node-selector-labels", "true");
     Some(options)
 }
