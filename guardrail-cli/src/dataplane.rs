@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use guardrail_graph::inventory::Object;
 use guardrail_policy::{
     evaluate::{CiliumOptions, Cluster, Dataplane},
+    model::tier::TierPolicy,
     read::{self, PolicySet},
 };
 
@@ -33,6 +34,23 @@ pub(crate) struct DataplaneArgs {
     /// (repeatable)
     #[arg(long, value_name = "FILE.csv")]
     names: Vec<String>,
+}
+
+/// Takes out the policies of which the data plane enforces none of their kind.
+pub(crate) fn not_enforced(forms: &mut Vec<TierPolicy>, enforcer: &Dataplane) -> Vec<TierPolicy> {
+    if enforcer.cilium().is_some() {
+        return Vec::new();
+    }
+    forms.extract_if(.., |form| form.kind.is_cilium()).collect()
+}
+
+/// Why the data plane refuses a policy, as problems in its file.
+pub(crate) fn refusals(form: &TierPolicy, enforcer: &Dataplane) -> Vec<String> {
+    let told = |(line, message): (u32, String)| {
+        let at = form.at(line).map(|at| format!("{at}: ")).unwrap_or_default();
+        format!("{at}{}: {message}", form.key())
+    };
+    enforcer.refuses(form).into_iter().map(told).collect()
 }
 
 /// The data planes by name.
@@ -79,12 +97,27 @@ impl DataplaneArgs {
             }
             return Ok(if name == Name::AwsVpcCni { Dataplane::AwsVpcCni } else { Dataplane::Kubernetes });
         }
+        self.cilium(inventory)
+    }
+
+    /// Cilium, whatever the inventory says.
+    ///
+    /// # Errors
+    /// If the command line names another data plane, or the options cannot be read.
+    pub(crate) fn cilium(&self, inventory: &Inventory) -> anyhow::Result<Dataplane> {
+        if let Some(other) = self.dataplane.filter(|name| *name != Name::Cilium) {
+            let name = other.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+            bail!("--format cilium is enforced by Cilium only, and --dataplane says {name}");
+        }
         let (keys, source) = match &self.dataplane_config {
             Some(file) => {
                 let keys = read::options(input::shown(file), &input::bytes(file, MAX_BYTES)?)?;
                 (keys, input::shown(file))
             }
-            None => (config.cloned().unwrap_or_else(BTreeMap::new), "ConfigMap cilium-config"),
+            None => {
+                let config = inventory.policies.facts.cilium_config.clone();
+                (config.unwrap_or_else(BTreeMap::new), "ConfigMap cilium-config")
+            }
         };
         let options = CiliumOptions::from_keys(&keys).map_err(|error| anyhow::anyhow!("{source}: {error}"))?;
         Ok(Dataplane::Cilium(options))

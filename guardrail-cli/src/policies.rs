@@ -7,11 +7,11 @@ use guardrail_graph::{Snapshot, inventory::Object};
 use guardrail_policy::{
     evaluate::{Cluster, Dataplane, Evaluator},
     model::{NetworkPolicy, tier::TierPolicy},
-    read::{Flow, PolicySet},
+    read::{Flow, PolicySet, Refused},
 };
 
 use crate::{
-    dataplane::DataplaneArgs,
+    dataplane::{DataplaneArgs, not_enforced, refusals},
     input::{self, Inventory, tell},
 };
 
@@ -120,7 +120,10 @@ fn combine(
         .collect();
     unproven.extend(set_aside(&mut proposed.forms, enforcer));
     unproven.extend(set_aside(&mut inventory.policies.forms, enforcer));
-    unproven.extend(refused(&mut inventory.policies, enforcer));
+    unproven.extend(refused(&mut inventory.policies, enforcer).iter().map(|refused| Unproven {
+        because: refused.to_string(),
+        namespace: Some(refused.namespace.clone()).filter(|n| !n.is_empty()),
+    }));
     let refused: Vec<String> = proposed.forms.iter().flat_map(|form| refusals(form, enforcer)).collect();
     if !refused.is_empty() {
         bail!("{}", refused.join("\n"));
@@ -181,20 +184,16 @@ fn combine(
 
 /// Takes out what the data plane does not enforce: its verdicts are not proven.
 fn set_aside(forms: &mut Vec<TierPolicy>, enforcer: &Dataplane) -> Vec<Unproven> {
-    if enforcer.cilium().is_some() {
-        return Vec::new();
-    }
-    let foreign = forms.extract_if(.., |form| form.kind.is_cilium());
     let sentence = |form: TierPolicy| Unproven {
         because: format!("{} is enforced by Cilium only, which is not the data plane", form.key()),
         namespace: (!form.namespace.is_empty()).then_some(form.namespace),
     };
-    foreign.map(sentence).collect()
+    not_enforced(forms, enforcer).into_iter().map(sentence).collect()
 }
 
 /// Takes out what stands in the cluster and Cilium does not enforce, and names it; what it may
-/// enforce makes verdicts unproven.
-fn refused(in_force: &mut PolicySet, enforcer: &Dataplane) -> Vec<Unproven> {
+/// enforce is returned: it makes verdicts unproven.
+pub(crate) fn refused(in_force: &mut PolicySet, enforcer: &Dataplane) -> Vec<Refused> {
     if enforcer.cilium().is_none() {
         return Vec::new();
     }
@@ -207,23 +206,10 @@ fn refused(in_force: &mut PolicySet, enforcer: &Dataplane) -> Vec<Unproven> {
         }
     }
     in_force.forms.retain(|form| !objects.contains(&object(form)));
-    let mut unproven = Vec::new();
-    for refused in std::mem::take(&mut in_force.refused) {
-        if refused.certain {
-            tell("warning", &refused);
-        } else {
-            let namespace = Some(refused.namespace.clone()).filter(|n| !n.is_empty());
-            unproven.push(Unproven { because: refused.to_string(), namespace });
-        }
+    let (certain, unknown): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut in_force.refused).into_iter().partition(|r| r.certain);
+    for refused in certain {
+        tell("warning", &refused);
     }
-    unproven
-}
-
-/// Why the data plane refuses a policy, as problems in its file.
-fn refusals(form: &TierPolicy, enforcer: &Dataplane) -> Vec<String> {
-    let told = |(line, message): (u32, String)| {
-        let at = form.at(line).map(|at| format!("{at}: ")).unwrap_or_default();
-        format!("{at}{}: {message}", form.key())
-    };
-    enforcer.refuses(form).into_iter().map(told).collect()
+    unknown
 }

@@ -39,8 +39,10 @@ mod tiers;
 mod virtuals;
 
 pub use cluster::{Cluster, ClusterNode, ClusterPod};
-pub use dataplane::{CiliumOptions, Dataplane};
+pub use dataplane::{CiliumOptions, Dataplane, Enforcement};
 pub use edge::EdgeVerdict;
+pub(crate) use edge::uses_api_server;
+pub(crate) use ends::is_node_cache;
 pub use ends::{End, UnknownEnd, common_addresses, families};
 pub use facts::Facts;
 pub use identity::LabelFilter;

@@ -12,7 +12,7 @@ use guardrail_graph::Snapshot;
 
 use crate::{
     emit::{self, REPORT_FILE},
-    generate::{self, NamespaceVerdict, Options, Plan, Problem, plan_for, stable},
+    generate::{self, NamespaceVerdict, Options, Plan, Problem, identities, plan_for, stable},
     prove::{self, Proof},
     report,
 };
@@ -46,6 +46,7 @@ pub struct Exported {
 #[must_use]
 pub fn export(snapshot: &Snapshot, options: &Options) -> Exported {
     let snapshot = &*stable(snapshot);
+    let snapshot = &*identities(snapshot, &options.enforcer());
     let mut decision = plan_for(snapshot, options);
     // For readers gates are no reason to leave anything out.
     let stopped_by = |problems: &BTreeSet<Problem>| generate::stopped(problems, options.forced || options.stopped_too);
@@ -63,6 +64,12 @@ pub fn export(snapshot: &Snapshot, options: &Options) -> Exported {
         stopped = now;
     };
     decision.warnings.extend(proof.warnings.iter().cloned());
+    if let Some(lowest) = emit::lowest_version(decision.plan.format, &decision.plan.policies)
+        && let Some(known) = options.enforcer().cilium().and_then(|cilium| cilium.version).filter(|v| *v < lowest)
+    {
+        let (known, lowest) = (format!("{}.{}", known.0, known.1), format!("{}.{}", lowest.0, lowest.1));
+        decision.warnings.insert(format!("the files need Cilium {lowest}, and the agents are of {known}"));
+    }
     decision.stopped = stopped;
     let files = if options.stopped_too {
         for policy in decision.plan.policies.iter_mut().filter(|p| decision.stopped.contains(&p.namespace)) {

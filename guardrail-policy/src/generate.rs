@@ -13,10 +13,13 @@ mod context;
 mod dns;
 mod edges;
 mod flow;
+mod format;
+mod identity;
 mod names;
 mod phases;
 mod plan;
 mod problem;
+mod reach;
 mod stable;
 mod subjects;
 mod unmatched;
@@ -32,13 +35,15 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
-    evaluate::Cluster,
-    model::{NetworkPolicy, Protocol},
+    evaluate::{CiliumOptions, Cluster, Dataplane},
+    model::{NetworkPolicy, Protocol, tier::TierPolicy},
 };
 
 pub use completeness::{NamespaceVerdict, edge_name};
 pub use edges::{EdgeUse, Unused};
 pub use flow::{BadFlowName, FlowName};
+pub use format::{Format, UnknownFormat};
+pub(crate) use identity::identities;
 pub use phases::RuleEvidence;
 pub use plan::{Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort};
 pub(crate) use problem::stopped;
@@ -147,6 +152,11 @@ impl FromStr for WorkloadPattern {
 pub struct Options {
     /// The phase.
     pub phase: Phase,
+    /// The kind of policy that is written.
+    pub format: Format,
+    /// What enforces the policies. What it would not enforce as written is a problem; the proof
+    /// holds for [`Options::enforcer`].
+    pub dataplane: Dataplane,
     /// Close egress too.
     pub egress: bool,
     /// Only these namespaces; empty means all that have workloads.
@@ -181,6 +191,8 @@ pub struct Options {
     pub cluster: Cluster,
     /// Policies that are in force already. What is generated is proven together with them.
     pub existing: Vec<NetworkPolicy>,
+    /// The same, of other kinds.
+    pub existing_forms: Vec<TierPolicy>,
 }
 
 impl Options {
@@ -189,6 +201,8 @@ impl Options {
     pub fn new(phase: Phase) -> Self {
         Self {
             phase,
+            format: Format::default(),
+            dataplane: Dataplane::default(),
             egress: false,
             namespaces: BTreeSet::new(),
             accepted: BTreeSet::new(),
@@ -203,6 +217,19 @@ impl Options {
             stopped_too: false,
             cluster: Cluster::default(),
             existing: Vec::new(),
+            existing_forms: Vec::new(),
+        }
+    }
+
+    /// The data plane that the export is planned and proven for: nobody but Cilium enforces
+    /// [`Format::Cilium`].
+    #[must_use]
+    pub fn enforcer(&self) -> Dataplane {
+        match (self.format, &self.dataplane) {
+            (Format::Cilium, Dataplane::Kubernetes | Dataplane::AwsVpcCni) => {
+                Dataplane::Cilium(CiliumOptions::default())
+            }
+            (_, dataplane) => dataplane.clone(),
         }
     }
 }

@@ -21,8 +21,10 @@ use serde::Serialize;
 use crate::{
     emit,
     evaluate::{End, Evaluator, SideVerdict, Verdict},
-    generate::{Decision, EdgeUse, FlowName, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name},
-    model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches},
+    generate::{
+        Decision, EdgeUse, FlowName, Format, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name,
+    },
+    model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches, tier::TierPolicy},
     read,
 };
 
@@ -63,33 +65,72 @@ pub fn prove<'a>(
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Proof {
     let mut proof = Proof::default();
-    let mut generated = Vec::new();
-    for (name, text) in files {
-        match read::policies(name, text.as_bytes()) {
-            Ok(set) => generated.extend(set.policies),
-            Err(error) => {
-                let message = format!("{name} does not read back as NetworkPolicy: {error}; please report it");
-                proof.problems.insert(Problem::new(ProblemKind::Denied, emit::namespace_of_file(name), message));
-            }
-        }
-    }
+    let (policies, forms) = read_back(decision, files, &mut proof);
     let cluster = options.cluster.clone().with_snapshot(snapshot);
-    // What we write replaces what has the same name.
-    let replaced: BTreeSet<(&str, &str)> = generated.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
-    let kept: Vec<NetworkPolicy> = options
-        .existing
-        .iter()
-        .filter(|p| !replaced.contains(&(p.namespace.as_str(), p.name.as_str())))
-        .cloned()
-        .collect();
-    let alone = Evaluator::new(cluster.clone(), generated.clone());
-    let before = (!options.existing.is_empty()).then(|| Evaluator::new(cluster.clone(), options.existing.clone()));
-    let together = (!kept.is_empty()).then(|| Evaluator::new(cluster, kept.into_iter().chain(generated).collect()));
+    let enforcer = options.enforcer();
+    let (kept, kept_forms) = not_replaced(options, &policies, &forms);
+    let any_exists = !(options.existing.is_empty() && options.existing_forms.is_empty());
+    let evaluator = |policies: Vec<NetworkPolicy>, forms: Vec<TierPolicy>| {
+        Evaluator::mixed(cluster.clone(), policies, forms, &enforcer)
+    };
+    let before = any_exists.then(|| evaluator(options.existing.clone(), options.existing_forms.clone()));
+    let together = (!(kept.is_empty() && kept_forms.is_empty())).then(|| {
+        evaluator(
+            kept.into_iter().chain(policies.iter().cloned()).collect(),
+            kept_forms.into_iter().chain(forms.iter().cloned()).collect(),
+        )
+    });
+    let alone = evaluator(policies, forms);
     supported_flows_are_allowed(snapshot, decision, &alone, together.as_ref(), &mut proof);
     unnamed::flows_are_allowed(snapshot, options, &alone, &mut proof);
     Pairs::new(snapshot, options, decision, &alone).judge(&mut proof);
     newly_judged(snapshot, &alone, before.as_ref(), together.as_ref(), &mut proof);
     proof
+}
+
+/// The policies that the files hold. Each holds one of the planned kind, or it is a problem.
+fn read_back<'a>(
+    decision: &Decision,
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+    proof: &mut Proof,
+) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
+    let (mut policies, mut forms) = (Vec::new(), Vec::new());
+    let format = decision.plan.format;
+    for (name, text) in files {
+        let why = match read::policies(name, text.as_bytes()) {
+            Ok(set) => {
+                let expected = match format {
+                    Format::NetworkPolicy => (1, 0),
+                    Format::Cilium => (0, 1),
+                };
+                let found = (set.policies.len(), set.forms.len());
+                policies.extend(set.policies);
+                forms.extend(set.forms);
+                if found == expected {
+                    continue;
+                }
+                format!("it holds {} policies", found.0 + found.1)
+            }
+            Err(error) => error.to_string(),
+        };
+        let message = format!("{name} does not read back as {}: {why}; please report it", format.kind());
+        proof.problems.insert(Problem::new(ProblemKind::Denied, emit::namespace_of_file(name), message));
+    }
+    (policies, forms)
+}
+
+/// Policies in force, but for those that what we write replaces: of one kind, namespace and name.
+fn not_replaced(
+    options: &Options,
+    policies: &[NetworkPolicy],
+    forms: &[TierPolicy],
+) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
+    let written: BTreeSet<(&str, &str)> = policies.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
+    let kept = options.existing.iter().filter(|p| !written.contains(&(p.namespace.as_str(), p.name.as_str())));
+    let object = |form: &TierPolicy| (form.kind, form.namespace.clone(), form.name.clone());
+    let written: BTreeSet<_> = forms.iter().map(object).collect();
+    let kept_forms = options.existing_forms.iter().filter(|form| !written.contains(&object(form)));
+    (kept.cloned().collect(), kept_forms.cloned().collect())
 }
 
 fn supported_flows_are_allowed(
@@ -131,15 +172,16 @@ fn supported_flows_are_allowed(
             proof.problems.insert(Problem::new(kind, namespaces, message));
             continue;
         }
-        let Some(Ok(joint)) = together.map(|t| t.evaluate_edge(edge)) else { continue };
+        let Some(together) = together else { continue };
+        let Ok(joint) = together.evaluate_edge(edge) else { continue };
         if !joint.allowed() {
-            conflict(edge, &joint.verdict, decision, proof);
+            conflict(edge, &joint.verdict, together, decision, proof);
         }
     }
 }
 
 /// An observed flow that a policy in force denies although the export allows it.
-fn conflict(edge: &EdgeRecord, verdict: &Verdict, decision: &Decision, proof: &mut Proof) {
+fn conflict(edge: &EdgeRecord, verdict: &Verdict, together: &Evaluator, decision: &Decision, proof: &mut Proof) {
     let ours = |namespace: &&str| decision.verdicts.iter().any(|v| v.namespace == *namespace);
     let (side, namespaces) = denied_sides(&edge.client.peer, &edge.server.peer, verdict);
     // Where the policy is not in a namespace of this export, the other end's namespace is the one
@@ -150,18 +192,31 @@ fn conflict(edge: &EdgeRecord, verdict: &Verdict, decision: &Decision, proof: &m
         stops = ends.map(|workload| workload.namespace.as_str()).filter(ours).collect();
     }
     let whose = if side == "ingress" { "server's ingress" } else { "client's egress" };
+    let why = match (&verdict.egress, &verdict.ingress) {
+        (denying @ SideVerdict::DeniedBy(_), _) => denying_rules(together, Direction::Egress, denying),
+        (_, denying @ SideVerdict::DeniedBy(_)) => denying_rules(together, Direction::Ingress, denying),
+        (unproven @ SideVerdict::Unproven(_), _) => together.why_unproven(Direction::Egress, unproven).join("; "),
+        (_, unproven @ SideVerdict::Unproven(_)) => together.why_unproven(Direction::Ingress, unproven).join("; "),
+        _ => format!("an existing policy isolates the {whose} and allows it no more than the export does"),
+    };
+    let would = if verdict.denied() { "would" } else { "may" };
     let message = format!(
-        "{} was observed and would be denied: an existing policy isolates the {whose} and allows it no more than the export \
-         does; change that policy, export with the missing direction, or leave it without a rule with --accept '{}'",
+        "{} was observed and {would} be denied: {why}; change that policy, export with the missing direction, or leave it \
+         without a rule with --accept '{}'",
         edge_name(edge),
         FlowName::of(edge),
     );
     proof.problems.insert(Problem::new(ProblemKind::Conflict, stops, message));
 }
 
-/// Which direction is denied, by name, and the namespaces whose policies deny it.
+fn denying_rules(evaluator: &Evaluator, direction: Direction, side: &SideVerdict) -> String {
+    let rules: Vec<String> = side.rules().iter().map(|rule| evaluator.rule_name(direction, *rule)).collect();
+    format!("{} denies it", rules.join(" and "))
+}
+
+/// Which direction does not let it pass, by name, and the namespaces whose policies say so.
 fn denied_sides<'a>(client: &'a Peer, server: &'a Peer, verdict: &Verdict) -> (&'static str, BTreeSet<&'a str>) {
-    let denied = |side: &SideVerdict, peer: &'a Peer| peer.workload().filter(|_| *side == SideVerdict::Denied);
+    let denied = |side: &SideVerdict, peer: &'a Peer| peer.workload().filter(|_| !side.allows());
     let ingress = denied(&verdict.ingress, server);
     let egress = denied(&verdict.egress, client);
     let name = match (ingress, egress) {
@@ -411,7 +466,7 @@ impl<'a> Pairs<'a> {
         let policies: BTreeSet<u32> = ends.iter().flat_map(|end| self.evaluator.isolating(end, direction)).collect();
         let ports = policies
             .iter()
-            .flat_map(|p| self.evaluator.policies()[*p as usize].rules(direction))
+            .flat_map(|p| self.evaluator.forms()[*p as usize].rules(direction))
             .flat_map(|rule| &rule.ports);
         ports
             .flat_map(|PolicyPort { protocol, port, .. }| match port {

@@ -171,7 +171,7 @@ impl fmt::Display for Unevaluated {
 /// inventory is read a second time.
 #[must_use]
 pub fn may_concern_policies(text: &str) -> bool {
-    foreign::NEEDLES.iter().any(|needle| text.contains(needle))
+    foreign::NEEDLES.iter().chain(&[facts::CILIUM_CONFIG]).any(|needle| text.contains(needle))
 }
 
 /// What was read.
@@ -256,13 +256,10 @@ fn ignores(file: &Arc<str>, text: &str) -> Vec<Ignore> {
     ignores
 }
 
-impl PolicySet {
-    /// Every policy that is no NetworkPolicy: what stands beside a proof that is about
-    /// NetworkPolicy alone.
-    #[must_use]
-    pub fn beside_network_policies(&self) -> Vec<Unevaluated> {
-        let mut all = self.unevaluated.clone();
-        all.extend(self.forms.iter().filter(|f| f.section.is_none_or(|s| s == 0)).map(|form| Unevaluated {
+impl From<&TierPolicy> for Unevaluated {
+    /// A policy of a kind that is evaluated, in a place where it cannot be.
+    fn from(form: &TierPolicy) -> Self {
+        Self {
             kind: form.kind.as_str().to_owned(),
             touches: if form.namespace.is_empty() { Touches::Everything } else { Touches::Namespace },
             namespace: form.namespace.clone(),
@@ -270,22 +267,23 @@ impl PolicySet {
             inside: None,
             restricts_only: false,
             location: form.location.clone().unwrap_or_else(|| Location { file: "memory".into(), line: 0 }),
-        }));
-        all.extend(self.refused.iter().map(|refused| {
-            let mut parts = refused.policy.split('/');
-            Unevaluated {
-                kind: parts.next().unwrap_or_default().to_owned(),
-                touches: if refused.namespace.is_empty() { Touches::Everything } else { Touches::Namespace },
-                namespace: refused.namespace.clone(),
-                name: parts.next_back().unwrap_or_default().to_owned(),
-                inside: None,
-                restricts_only: false,
-                location: refused.location.clone(),
-            }
-        }));
-        all.sort();
-        all.dedup();
-        all
+        }
+    }
+}
+
+impl From<&Refused> for Unevaluated {
+    /// A policy that the data plane may enforce or not.
+    fn from(refused: &Refused) -> Self {
+        let mut parts = refused.policy.split('/');
+        Self {
+            kind: parts.next().unwrap_or_default().to_owned(),
+            touches: if refused.namespace.is_empty() { Touches::Everything } else { Touches::Namespace },
+            namespace: refused.namespace.clone(),
+            name: parts.next_back().unwrap_or_default().to_owned(),
+            inside: None,
+            restricts_only: false,
+            location: refused.location.clone(),
+        }
     }
 }
 

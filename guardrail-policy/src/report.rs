@@ -13,9 +13,9 @@ use guardrail_graph::{
 };
 use serde::Serialize;
 
-use crate::emit::{EVIDENCE_FILE, REPORT_FILE, file_name};
+use crate::emit::{EVIDENCE_FILE, REPORT_FILE, file_name, lowest_version};
 use crate::generate::{
-    Decision, EdgeUse, NamespaceVerdict, Options, Phase, PlannedRule, PortRef, Problem, RulePeer, Unused,
+    Decision, EdgeUse, Format, NamespaceVerdict, Options, Phase, PlannedRule, PortRef, Problem, RulePeer, Unused,
 };
 use crate::model::Direction;
 use crate::prove::{NewlyJudged, Proof};
@@ -38,6 +38,10 @@ struct Evidence<'a> {
     api_version: &'static str,
     kind: &'static str,
     phase: Phase,
+    format: Format,
+    /// The lowest release of Cilium that reads the files as they are meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lowest_cilium_version: Option<String>,
     egress: bool,
     forced: bool,
     complete: bool,
@@ -154,6 +158,9 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
         api_version: guardrail_graph::snapshot::API_VERSION,
         kind: "ExportEvidence",
         phase: decision.plan.phase,
+        format: decision.plan.format,
+        lowest_cilium_version: lowest_version(decision.plan.format, &decision.plan.policies)
+            .map(|(major, minor)| format!("{major}.{minor}")),
         egress: options.egress,
         forced: options.forced,
         complete: decision.stopped.is_empty()
@@ -226,7 +233,8 @@ fn rule_text(rule: &PlannedRule) -> String {
         })
         .collect();
     let ports = if ports.is_empty() { "every port".to_owned() } else { ports.join(", ") };
-    format!("{} on {ports}", peers.join("; "))
+    let learns = if rule.learns_names { ", names are learnt from the answers" } else { "" };
+    format!("{} on {ports}{learns}", peers.join("; "))
 }
 
 fn peer_text(peer: &RulePeer) -> String {
@@ -241,6 +249,8 @@ fn peer_text(peer: &RulePeer) -> String {
         }
         RulePeer::Block { cidr, except } if except.is_empty() => cidr.to_string(),
         RulePeer::Block { cidr, .. } => format!("{cidr} without the cluster's pods"),
+        RulePeer::Entity(entity) => format!("entity {}", entity.as_str()),
+        RulePeer::Name(name) => name.clone(),
     }
 }
 
@@ -252,6 +262,9 @@ fn markdown(evidence: &Evidence<'_>) -> String {
     let egress = if evidence.egress { ", with egress" } else { "" };
     let _ = writeln!(out, "Window: {}.", evidence.observed);
     let _ = writeln!(out, "Phase {}{egress}. Evidence: {verdict}.", evidence.phase);
+    if let Some(version) = &evidence.lowest_cilium_version {
+        let _ = writeln!(out, "Format: {}, for Cilium {version} or later.", evidence.format.kind());
+    }
     if evidence.forced {
         let _ = writeln!(out, "Exported with --force.");
     }

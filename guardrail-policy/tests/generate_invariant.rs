@@ -12,11 +12,8 @@ use generate_support::{Edge, Export, Pod, Scenario, Workload};
 use guardrail_graph::{Peer, snapshot::EdgeRecord};
 use guardrail_policy::{
     emit,
-    evaluate::Evaluator,
     export::{self, Exported},
     generate::{self, Options, ProblemKind},
-    model::NetworkPolicy,
-    read,
 };
 use proptest::prelude::*;
 
@@ -27,8 +24,21 @@ struct World {
     workloads: Vec<(usize, usize, bool, Vec<usize>, bool)>,
     flows: Vec<Flow>,
     phase: &'static str,
+    network: Network,
     egress: bool,
     accept_inferred: bool,
+}
+
+/// The form that is written, and who enforces it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Network {
+    Kubernetes,
+    /// Cilium's form; its agent may close the own node's way in.
+    Cilium {
+        own_node_closed: bool,
+    },
+    /// NetworkPolicy, enforced by Cilium.
+    UnderCilium,
 }
 
 #[derive(Clone, Debug)]
@@ -39,6 +49,8 @@ struct Flow {
     udp: bool,
     established: bool,
     marks: BTreeSet<&'static str>,
+    /// An external server was asked for by name.
+    named: bool,
     /// Which ends' nodes saw it: client, server, both.
     seen: usize,
 }
@@ -67,8 +79,9 @@ fn flow() -> impl Strategy<Value = Flow> {
     let marks = prop::collection::btree_set((0usize..MARKS.len()).prop_map(|i| MARKS[i]), 0..3);
     let marks = prop_oneof![2 => Just(BTreeSet::new()), 1 => marks];
     let port = prop_oneof![Just(53u16), Just(80), Just(8080)];
-    (end(), end(), port, any::<bool>(), prop::bool::weighted(0.85), marks, 0usize..3).prop_map(
-        |(client, server, port, udp, established, marks, seen)| Flow {
+    (end(), end(), port, any::<bool>(), prop::bool::weighted(0.85), marks, 0usize..3, any::<bool>()).prop_map(
+        |(client, server, port, udp, established, marks, seen, named)| Flow {
+            named,
             client,
             server,
             port,
@@ -92,10 +105,16 @@ fn world() -> impl Strategy<Value = World> {
         prop::collection::vec(workload, 1..6),
         prop::collection::vec(flow(), 1..10),
         prop_oneof![Just("constrain"), Just("default-deny")],
+        prop_oneof![
+            Just(Network::Kubernetes),
+            any::<bool>().prop_map(|own_node_closed| Network::Cilium { own_node_closed }),
+            Just(Network::UnderCilium)
+        ],
         any::<bool>(),
         any::<bool>(),
     )
-        .prop_map(|(workloads, flows, phase, egress, accept_inferred)| World {
+        .prop_map(|(workloads, flows, phase, network, egress, accept_inferred)| World {
+            network,
             workloads,
             flows,
             phase,
@@ -165,7 +184,7 @@ impl World {
                 port_name: None,
                 via: BTreeSet::new(),
                 marks: flow.marks.iter().map(|m| (*m).to_owned()).collect(),
-                names: BTreeSet::new(),
+                names: flow.named.then(|| format!("on-{}.example.com", flow.port)).into_iter().collect(),
                 seen: seen.into_iter().collect::<BTreeSet<_>>().into_iter().collect(),
                 failed: !flow.established,
                 unanswered: false,
@@ -192,6 +211,14 @@ impl World {
         Scenario {
             about: "random".to_owned(),
             export: Export {
+                format: matches!(self.network, Network::Cilium { .. }).then(|| "cilium".to_owned()),
+                cilium: match self.network {
+                    Network::Kubernetes => None,
+                    Network::Cilium { own_node_closed: true } => {
+                        Some([("allow-localhost".to_owned(), "policy".to_owned())].into())
+                    }
+                    _ => Some(BTreeMap::new()),
+                },
                 phase: self.phase.to_owned(),
                 egress: self.egress,
                 accept_inferred: self.accept_inferred,
@@ -210,11 +237,6 @@ impl World {
             existing: None,
         }
     }
-}
-
-fn policies<'a>(files: impl IntoIterator<Item = (&'a String, &'a String)>) -> Vec<NetworkPolicy> {
-    let texts = files.into_iter().filter(|(name, _)| name.contains(".guardrail-"));
-    texts.flat_map(|(name, text)| read::policies(name, text.as_bytes()).unwrap().policies).collect()
 }
 
 /// As a problem prints it and `--accept` reads it.
@@ -246,9 +268,9 @@ fn check(world: &World) -> Result<(), TestCaseError> {
     options.stopped_too = false;
     let generated = export::export(&snapshot, &options);
     let cluster = options.cluster.clone().with_snapshot(&snapshot);
-    let written = Evaluator::new(cluster.clone(), policies(&generated.files));
+    let written = generate_support::evaluator(&options, cluster.clone(), &generated.files);
     let everything = emit::policies(&generated.plan, &options, &BTreeSet::new());
-    let everything = Evaluator::new(cluster, policies(&everything));
+    let everything = generate_support::evaluator(&options, cluster, &everything);
     for edge in &snapshot.body.edges {
         if edge.counts.opened == 0 {
             continue;
@@ -260,6 +282,14 @@ fn check(world: &World) -> Result<(), TestCaseError> {
                 generated.problems.iter().filter(|p| p.message.contains(&format!("'{name}'"))).collect();
             prop_assert!(!named.is_empty(), "nothing says that {name} would be denied: {:?}", generated.problems);
             prop_assert!(named.iter().all(|p| !p.namespaces.is_empty() && p.namespaces.is_subset(&generated.stopped)));
+        }
+    }
+    for problem in generated.problems.iter().filter(|p| p.kind == ProblemKind::Inexpressible) {
+        let of_a_node = problem.message.starts_with("node/") || problem.message.contains("-> node/");
+        let names_the_format = problem.message.contains("--format cilium");
+        match world.network {
+            Network::UnderCilium => prop_assert!(!of_a_node || names_the_format, "{}", problem.message),
+            _ => prop_assert!(!names_the_format, "{}", problem.message),
         }
     }
     let failed = |p: &&generate::Problem| matches!(p.kind, ProblemKind::Denied | ProblemKind::Excess);

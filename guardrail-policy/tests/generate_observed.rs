@@ -75,6 +75,8 @@ fn rule_text(rule: &PlannedRule) -> String {
             RulePeer::Block { cidr, except } => {
                 format!("{cidr} but {}", except.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
             }
+            RulePeer::Entity(entity) => entity.as_str().to_owned(),
+            RulePeer::Name(name) => name.clone(),
         })
         .collect();
     let ports: Vec<String> = rule

@@ -11,10 +11,9 @@ use generate_support::{Edge, Export, Pod, Scenario, Service, Workload};
 use guardrail_policy::{
     emit::{EVIDENCE_FILE, REPORT_FILE},
     evaluate::{End, Evaluator},
-    export::{self, Exported},
+    export,
     generate::{self, ProblemKind},
-    model::{Direction, NetworkPolicy, PeerKind, PortMatch, Protocol},
-    read,
+    model::{Direction, PortMatch, Protocol, tier::TierPeer},
 };
 use proptest::prelude::*;
 
@@ -31,6 +30,7 @@ struct World {
     workloads: Vec<Shape>,
     flows: Vec<Flow>,
     phase: usize,
+    cilium: bool,
     egress: bool,
     accept_inferred: bool,
 }
@@ -91,9 +91,10 @@ fn world(phases: std::ops::Range<usize>) -> impl Strategy<Value = World> {
         phases,
         any::<bool>(),
         any::<bool>(),
+        any::<bool>(),
     )
-        .prop_map(|(namespaces, nodes, workloads, flows, phase, egress, accept_inferred)| {
-            World { namespaces, nodes, workloads, flows, phase, egress, accept_inferred }.with_distinct_flows()
+        .prop_map(|(namespaces, nodes, workloads, flows, phase, cilium, egress, accept_inferred)| {
+            World { namespaces, nodes, workloads, flows, phase, cilium, egress, accept_inferred }.with_distinct_flows()
         })
 }
 
@@ -204,6 +205,7 @@ impl World {
             about: "random".to_owned(),
             export: Export {
                 phase: ["observe", "constrain", "default-deny"][self.phase].to_owned(),
+                format: self.cilium.then(|| "cilium".to_owned()),
                 egress: self.egress,
                 accept_inferred: self.accept_inferred,
                 ..Export::default()
@@ -314,11 +316,6 @@ fn tunnel_address(node: usize) -> IpAddr {
     format!("10.244.{}.0", node + 200).parse().unwrap()
 }
 
-fn policies(generated: &Exported) -> Vec<NetworkPolicy> {
-    let texts = generated.files.iter().filter(|(name, _)| name.contains(".guardrail-"));
-    texts.flat_map(|(name, text)| read::policies(name, text.as_bytes()).unwrap().policies).collect()
-}
-
 /// Every pod of a workload, with the number of its port `http`.
 fn pods(world: &World, evaluator: &Evaluator, workload: usize) -> Vec<(End, Option<u16>)> {
     let namespace = world.workloads[workload].0 % world.namespaces;
@@ -338,9 +335,10 @@ fn check(world: &World) -> Result<(), TestCaseError> {
     // are right all the same.
     let waits = |p: &generate::Problem| p.kind == ProblemKind::Unallowed && !world.accept_inferred;
     prop_assert!(generated.problems.iter().all(waits), "{:?}", generated.problems);
-    let policies = policies(&generated);
-    check_form(world, &policies)?;
-    let evaluator = Evaluator::new(options.cluster.clone().with_snapshot(&snapshot), policies);
+    let cluster = options.cluster.clone().with_snapshot(&snapshot);
+    let evaluator = generate_support::evaluator(&options, cluster, &generated.files);
+    prop_assert!(evaluator.policies().is_empty() == (world.cilium || evaluator.forms().is_empty()));
+    check_form(world, &evaluator)?;
 
     let address = |text: &str| evaluator.end_of_address(text.parse().unwrap());
     for flow in world.flows.iter().filter(|f| world.supports(f) && !world.is_probe(f)) {
@@ -398,27 +396,30 @@ fn check(world: &World) -> Result<(), TestCaseError> {
 }
 
 /// docs/design.md#policy, 3: ports of pods, no address of the cluster but a node's, explicit types.
-fn check_form(world: &World, policies: &[NetworkPolicy]) -> Result<(), TestCaseError> {
+fn check_form(world: &World, evaluator: &Evaluator) -> Result<(), TestCaseError> {
     let node_addresses: BTreeSet<IpAddr> =
         (0..world.nodes).flat_map(|n| [node_address(n), tunnel_address(n)]).collect();
-    for policy in policies {
-        prop_assert!(policy.policy_types.explicit);
+    prop_assert!(evaluator.policies().iter().all(|policy| policy.policy_types.explicit));
+    for policy in evaluator.forms() {
         for rule in Direction::BOTH.into_iter().flat_map(|d| policy.rules(d)) {
-            prop_assert!(!rule.peers.is_empty());
+            // Nobody in Cilium's form is its default deny.
+            let peers = rule.peers.as_deref().unwrap_or_default();
+            prop_assert!(!peers.is_empty() || (world.cilium && rule.peers.is_some() && rule.ports.is_empty()));
             for port in &rule.ports {
                 match &port.port {
                     PortMatch::Range { first, last } => {
                         prop_assert!(first == last && PORTS.contains(first), "{policy:?}")
                     }
-                    PortMatch::Named(name) => prop_assert_eq!(name, "http"),
+                    PortMatch::Named(name) => prop_assert!(name == "http" && !world.cilium, "{policy:?}"),
                     PortMatch::Any => prop_assert!(false, "a rule names its ports: {:?}", policy),
                 }
             }
-            for peer in &rule.peers {
-                let PeerKind::IpBlock(block) = &peer.kind else { continue };
+            for peer in peers {
+                let TierPeer::Addresses { block, .. } = peer else { continue };
                 let inside =
                     block.cidr.to_string().starts_with("10.244.") || block.cidr.to_string().starts_with("fd00:10:244");
-                prop_assert!(!inside || node_addresses.contains(&block.cidr.addr()), "{policy:?}");
+                let node = node_addresses.contains(&block.cidr.addr());
+                prop_assert!(if world.cilium { !inside && !node } else { !inside || node }, "{policy:?}");
             }
         }
     }

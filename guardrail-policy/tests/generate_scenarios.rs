@@ -106,11 +106,14 @@ fn every_scenario_allows_and_denies_what_it_says() {
         let snapshot = scenario.snapshot();
         let options = scenario.options();
         let generated = export::export(&snapshot, &options);
-        let mut policies = options.existing.clone();
+        let (mut policies, mut forms) = (options.existing.clone(), options.existing_forms.clone());
         for (file, text) in generated.files.iter().filter(|(file, _)| file.contains(".guardrail-")) {
-            policies.extend(read::policies(file, text.as_bytes()).unwrap().policies);
+            let set = read::policies(file, text.as_bytes()).unwrap();
+            policies.extend(set.policies);
+            forms.extend(set.forms);
         }
-        let evaluator = Evaluator::new(options.cluster.clone().with_snapshot(&snapshot), policies);
+        let cluster = options.cluster.clone().with_snapshot(&snapshot);
+        let evaluator = Evaluator::mixed(cluster, policies, forms, &options.enforcer());
         for (list, expected) in [(&scenario.allowed, true), (&scenario.denied, false)] {
             for line in list {
                 let (client, server, protocol, port) = parse_edge(line);

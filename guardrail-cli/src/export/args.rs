@@ -3,17 +3,22 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::bail;
 use guardrail_graph::Snapshot;
 use guardrail_policy::{
-    evaluate::Cluster,
-    generate::{FlowName, Options, Phase, WorkloadPattern},
-    model::NetworkPolicy,
-    read::Unevaluated,
+    evaluate::{Cluster, Dataplane, Enforcement, Evaluator},
+    generate::{FlowName, Format, Options, Phase, WorkloadPattern},
+    model::{Location, NetworkPolicy, tier::TierPolicy},
+    read::{PolicySet, Unevaluated},
     words,
 };
 use ipnet::IpNet;
 
-use crate::input::{self, KubeArgs};
+use crate::{
+    dataplane::{DataplaneArgs, not_enforced, refusals},
+    input::{self, Inventory, KubeArgs, tell},
+    policies::refused,
+};
 
 /// Options of `guardrail export`.
 #[derive(Debug, clap::Args)]
@@ -22,7 +27,8 @@ Each policy is one file, NAMESPACE.NAME.yaml; kustomization.yaml lists them for 
 evidence.json and REPORT.md say what each rule rests on. A namespace whose evidence is incomplete, of
 which an observed flow would be denied, or for which the proof fails, is stopped: its files stay as
 they were, the others are written, and the exit code is 1 (2 if all are stopped). --force accepts
-incomplete evidence and a short window, and nothing else.")]
+incomplete evidence and a short window, and nothing else. Where Cilium is the data plane, a namespace
+whose flows no NetworkPolicy can allow there (those with nodes) is stopped: --format cilium can.")]
 pub(crate) struct Args {
     /// Snapshots: files, `-` for stdin, URLs of an agent (http://HOST:9464/v1/graph), or
     /// kube[:NAMESPACE] for all agents of a cluster; several are merged
@@ -32,6 +38,11 @@ pub(crate) struct Args {
     /// How far to go: observe (a preview), constrain (namespace boundaries) or default-deny
     #[arg(long, value_name = "PHASE")]
     phase: Phase,
+
+    /// What to write: networkpolicy, or cilium: CiliumNetworkPolicy with nodes and the API server by
+    /// entity and external servers by the name that was asked for
+    #[arg(long, value_name = "FORMAT", default_value_t)]
+    format: Format,
 
     /// Close egress too: DNS stays open, everything else must have been observed
     #[arg(long)]
@@ -91,6 +102,9 @@ pub(crate) struct Args {
     min_window: Option<Duration>,
 
     #[command(flatten)]
+    dataplane: DataplaneArgs,
+
+    #[command(flatten)]
     cluster: KubeArgs,
 }
 
@@ -114,9 +128,12 @@ impl Args {
     /// Reads everything that the arguments name.
     pub(crate) fn input(&self) -> anyhow::Result<Input> {
         let snapshot = input::snapshots(&self.snapshots, &self.cluster)?;
-        let inventory = input::inventory(&self.inventory, false)?;
-        let policies = input::policies(&self.policies)?;
+        let mut policies = input::policies(&self.policies)?;
+        let facts = self.format == Format::Cilium || self.dataplane.wants_facts(&policies);
+        let mut inventory = input::inventory(&self.inventory, facts)?;
         let mut options = Options::new(self.phase);
+        options.format = self.format;
+        options.dataplane = self.enforcer(&policies, &inventory)?;
         options.egress = self.egress;
         options.namespaces.extend(self.namespaces.iter().cloned());
         options.accept_inferred = self.accept_inferred;
@@ -129,29 +146,105 @@ impl Args {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);
         }
         options.node_ranges.extend(&self.node_range);
-        options.cluster = Cluster::from_objects(&inventory.objects);
-        let mut unevaluated = inventory.policies.beside_network_policies();
-        unevaluated.extend(policies.beside_network_policies());
-        options.existing = joined(policies.policies, inventory.policies.policies)?;
+        let unknown = refused(&mut inventory.policies, &options.enforcer());
+        let mut unevaluated: Vec<Unevaluated> = unknown.iter().map(Unevaluated::from).collect();
+        // What Cilium may refuse stands there for somebody else, if Cilium is not the data plane.
+        unevaluated.extend(inventory.policies.refused.iter().map(Unevaluated::from));
+        unevaluated.append(&mut inventory.policies.unevaluated);
+        unevaluated.append(&mut policies.unevaluated);
+        options.existing = joined(policies.policies, inventory.policies.policies, NetworkPolicy::key)?;
+        options.existing_forms = joined(policies.forms, inventory.policies.forms, TierPolicy::key)?;
+        let mut facts = inventory.policies.facts;
+        facts.cidr_groups.append(&mut policies.facts.cidr_groups);
+        let cluster = Cluster::from_objects(&inventory.objects).with_facts(&facts);
+        options.cluster = self.dataplane.with_names(cluster)?;
+        unevaluated.extend(set_aside(&snapshot, &mut options));
+        unevaluated.sort();
+        unevaluated.dedup();
         Ok(Input { snapshot, options, unevaluated })
+    }
+
+    /// The data plane that the export is proven for.
+    fn enforcer(&self, policies: &PolicySet, inventory: &Inventory) -> anyhow::Result<Dataplane> {
+        let enforcer = match self.format {
+            Format::Cilium => self.dataplane.cilium(inventory)?,
+            Format::NetworkPolicy => self.dataplane.find(policies, inventory)?,
+        };
+        let refusals: Vec<String> = policies.forms.iter().flat_map(|form| refusals(form, &enforcer)).collect();
+        if !refusals.is_empty() {
+            bail!("{}", refusals.join("\n"));
+        }
+        if self.format == Format::Cilium && self.also_service_ports {
+            bail!(
+                "--also-service-ports is for networks that judge before address translation, and Cilium judges at the pod's port"
+            );
+        }
+        match enforcer.cilium().map(|cilium| cilium.enforcement) {
+            Some(Enforcement::Always) if !self.egress => {
+                bail!(
+                    "Cilium's option enable-policy is always, which closes every pod in both directions: export with --egress"
+                );
+            }
+            Some(Enforcement::Never) => {
+                tell("warning", &"Cilium's option enable-policy is never: it ignores every policy");
+            }
+            _ => {}
+        }
+        Ok(enforcer)
+    }
+}
+
+/// Takes out the policies in force that cannot be judged: those that the data plane does not
+/// enforce, and those that ask for what nobody knows of the cluster.
+fn set_aside(snapshot: &Snapshot, options: &mut Options) -> Vec<Unevaluated> {
+    let enforcer = options.enforcer();
+    let mut aside = not_enforced(&mut options.existing_forms, &enforcer);
+    if !options.existing_forms.is_empty() {
+        let cluster = options.cluster.clone().with_snapshot(snapshot);
+        let evaluator = Evaluator::mixed(cluster, Vec::new(), options.existing_forms.clone(), &enforcer);
+        let unknown = [evaluator.needs_namespace_labels(), evaluator.needs_service_accounts()].concat();
+        aside.extend(options.existing_forms.extract_if(.., |form| unknown.contains(&&*form)));
+    }
+    aside.iter().map(Unevaluated::from).collect()
+}
+
+/// A policy of some kind, with its place.
+trait Policy {
+    fn same_spec(&self, other: &Self) -> bool;
+    fn location(&self) -> Option<&Location>;
+}
+
+impl Policy for NetworkPolicy {
+    fn same_spec(&self, other: &Self) -> bool {
+        self.same_spec(other)
+    }
+
+    fn location(&self) -> Option<&Location> {
+        self.location.as_ref()
+    }
+}
+
+impl Policy for TierPolicy {
+    fn same_spec(&self, other: &Self) -> bool {
+        self.same_spec(other)
+    }
+
+    fn location(&self) -> Option<&Location> {
+        self.location.as_ref()
     }
 }
 
 /// `--policies` and the inventory may hold the same policy; two different ones of one name are bad
 /// input (docs/semantics.md A33).
-fn joined(mut named: Vec<NetworkPolicy>, inventory: Vec<NetworkPolicy>) -> anyhow::Result<Vec<NetworkPolicy>> {
+fn joined<P: Policy>(mut named: Vec<P>, inventory: Vec<P>, key: fn(&P) -> String) -> anyhow::Result<Vec<P>> {
     for policy in inventory {
-        match named.iter().find(|p| p.key() == policy.key()) {
+        let name = key(&policy);
+        match named.iter().find(|p| key(p) == name) {
             None => named.push(policy),
             Some(same) if same.same_spec(&policy) => {}
             Some(other) => {
-                let place = |p: &NetworkPolicy| p.location.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
-                anyhow::bail!(
-                    "{}: policy {} differs from the one at {}; keep one of them",
-                    place(&policy),
-                    policy.key(),
-                    place(other)
-                );
+                let place = |p: &P| p.location().map_or_else(|| "-".to_owned(), ToString::to_string);
+                bail!("{}: policy {name} differs from the one at {}; keep one of them", place(&policy), place(other));
             }
         }
     }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use guardrail_graph::{Protocol, snapshot::LabelSelector};
 use serde::Serialize;
 
+use super::Metadata;
+
 use crate::generate::{PlannedPolicy, PlannedRule, PortRef, RulePeer};
 
 /// A NetworkPolicy as it is printed: fields in the order that people write, `policyTypes` always
@@ -16,13 +18,6 @@ pub struct NetworkPolicyObject {
     kind: &'static str,
     metadata: Metadata,
     spec: Spec,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct Metadata {
-    name: String,
-    namespace: String,
-    labels: BTreeMap<&'static str, &'static str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -82,6 +77,8 @@ enum IntOrString {
 }
 
 impl From<&PlannedPolicy> for NetworkPolicyObject {
+    /// # Panics
+    /// If a peer is an entity or a name, which only plans for Cilium hold.
     fn from(policy: &PlannedPolicy) -> Self {
         let mut policy_types = Vec::new();
         if policy.ingress.is_some() {
@@ -95,11 +92,7 @@ impl From<&PlannedPolicy> for NetworkPolicyObject {
         Self {
             api_version: "networking.k8s.io/v1",
             kind: "NetworkPolicy",
-            metadata: Metadata {
-                name: policy.name.clone(),
-                namespace: policy.namespace.clone(),
-                labels: BTreeMap::from([("app.kubernetes.io/managed-by", "guardrail")]),
-            },
+            metadata: Metadata::of(policy),
             spec: Spec {
                 pod_selector: policy.subject.clone(),
                 policy_types,
@@ -142,6 +135,8 @@ fn peer(peer: &RulePeer) -> Peer {
                 except: except.iter().map(ToString::to_string).collect(),
             }),
         },
+        // Without its peer the rule would be open to everybody.
+        RulePeer::Entity(_) | RulePeer::Name(_) => unreachable!("a NetworkPolicy names pods and ranges: {peer:?}"),
     }
 }
 

@@ -13,7 +13,10 @@ use guardrail_graph::{
 };
 use ipnet::IpNet;
 
-use super::{facts::ClusterService, virtuals::DeclaredPort};
+use super::{
+    facts::{ClusterService, api_servers_in},
+    virtuals::DeclaredPort,
+};
 use crate::model::{Labels, NAMESPACE_NAME_LABEL, Protocol, selector_matches};
 
 /// A pod as policies see it.
@@ -176,6 +179,11 @@ impl Cluster {
             {
                 self = self.with_names(peer.names.iter().map(|name| (name.clone(), address)), false);
             }
+        }
+        let api_servers = api_servers_in(body);
+        if !api_servers.is_empty() {
+            let kubernetes = self.services.entry(("default".to_owned(), "kubernetes".to_owned())).or_default();
+            kubernetes.addresses.extend(api_servers);
         }
         for service in &body.services {
             for address in &service.addresses {

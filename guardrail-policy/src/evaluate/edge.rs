@@ -107,16 +107,23 @@ impl Evaluator {
         let mut clients = self.peer_ends(&edge.client.peer, true)?;
         if let (Peer::Node { name }, true) = (&edge.client.peer, edge.marks.contains(marks::UNLISTED_ADDRESS)) {
             let unlisted = self.cluster().unlisted_addresses.iter().filter(|(_, node)| *node == name);
-            clients.extend(unlisted.map(|(address, _)| self.end_of_node(name).at(*address)));
+            clients.extend(unlisted.map(|(address, _)| self.end_of_node_at(name, *address)));
         }
         let servers = match (&edge.server.peer, &edge.port_name) {
             (Peer::Workload(workload), Some(name)) => self.replicas_with_port(workload, name, edge.protocol, edge.port),
             _ => None,
         };
-        let servers = match servers {
+        let mut servers = match servers {
             Some(servers) => servers,
             None => self.peer_ends(&edge.server.peer, false)?,
         };
+        if uses_api_server(edge) && matches!(edge.server.peer, Peer::Node { .. }) {
+            // Of a node's addresses it was the one behind the Service, if that is known.
+            let is_behind = |end: &End| end.addresses().any(|address| self.is_api_server(address));
+            if servers.iter().any(is_behind) {
+                servers.retain(is_behind);
+            }
+        }
         Ok(self.judge(&clients, &servers, edge.protocol, edge.port))
     }
 
@@ -154,8 +161,10 @@ impl Evaluator {
                 let outside = |a: &IpAddr| !self.cluster().pod_ranges.iter().any(|range| range.contains(a));
                 let called: Vec<IpAddr> = all.iter().copied().filter(outside).collect();
                 let used = if client || called.is_empty() { all } else { called };
-                let end = self.end_of_node(name);
-                Ok(if used.is_empty() { vec![end] } else { used.into_iter().map(|a| end.at(a)).collect() })
+                if used.is_empty() {
+                    return Ok(vec![self.end_of_node(name)]);
+                }
+                Ok(used.into_iter().map(|address| self.end_of_node_at(name, address)).collect())
             }
             Peer::External { address } if address == Peer::MANY => {
                 let v4 = MANY_V4.into_iter().map(IpAddr::from);
@@ -247,6 +256,11 @@ impl Evaluator {
         };
         self.cluster().workloads.iter().map(|(workload, pods)| (workload.clone(), kinds(pods))).collect()
     }
+}
+
+/// Whether the client used Service `default/kubernetes`: the server is the API server.
+pub(crate) fn uses_api_server(edge: &EdgeRecord) -> bool {
+    edge.via.iter().any(|via| via.starts_with("default/kubernetes:"))
 }
 
 #[cfg(test)]

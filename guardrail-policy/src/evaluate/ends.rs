@@ -12,6 +12,11 @@ use crate::model::tier::Entity;
 /// that is (A29).
 const NODE_LOCAL_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
 
+/// Whether it is NodeLocal DNSCache's address: the own node of whoever asks.
+pub(crate) fn is_node_cache(address: IpAddr) -> bool {
+    address == NODE_LOCAL_DNS
+}
+
 /// Who answers at an address.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Owner {
@@ -343,7 +348,16 @@ impl Evaluator {
         end.at(address)
     }
 
-    fn is_api_server(&self, address: IpAddr) -> bool {
+    /// The end of a node at one of its addresses.
+    pub(super) fn end_of_node_at(&self, name: &str, address: IpAddr) -> End {
+        let mut end = self.end_of_node(name);
+        if self.is_api_server(address) {
+            end.kinds = end.kinds.with(Kinds::API_SERVER);
+        }
+        end.at(address)
+    }
+
+    pub(super) fn is_api_server(&self, address: IpAddr) -> bool {
         self.cluster().api_servers().is_some_and(|known| known.contains(&address))
     }
 

@@ -8,6 +8,7 @@ use std::{
 use guardrail_graph::{
     WorkloadRef,
     inventory::{EndpointSlice, Service},
+    snapshot::Body,
 };
 use ipnet::IpNet;
 
@@ -36,6 +37,14 @@ pub struct ClusterService {
     pub selector: Labels,
     /// Addresses of its EndpointSlices.
     pub addresses: BTreeSet<IpAddr>,
+}
+
+/// The API server's own addresses that a snapshot knows: what is behind Service
+/// `default/kubernetes` at its end.
+pub(crate) fn api_servers_in(body: &Body) -> BTreeSet<IpAddr> {
+    let kubernetes = body.services.iter().filter(|s| s.namespace == "default" && s.name == "kubernetes");
+    let backends = kubernetes.flat_map(|s| &s.ports).flat_map(|port| &port.backends);
+    backends.filter(|backend| backend.to.is_none()).map(|backend| backend.address.to_canonical()).collect()
 }
 
 impl Cluster {

@@ -6,6 +6,7 @@ use super::{
     RuleRef, SideVerdict,
     bitset::BitSet,
     compile::Compiled,
+    ends::Relation,
     kinds::Kinds,
     rules::{Match, Others},
     stages::Stages,
@@ -174,8 +175,13 @@ impl Compiled {
 
     /// Who may call `server` on this port, as far as its ingress goes.
     pub(super) fn admission(&self, server: Option<u32>, protocol: Protocol, port: u16) -> Admission<'_> {
-        let mut admission =
-            Admission { everyone: false, classes: BitSet::with_len(self.classes.len()), by_address: Vec::new() };
+        let mut admission = Admission {
+            everyone: false,
+            // The own node is let in whatever the rules say.
+            kinds: if self.cilium.is_some() { Kinds::HOST } else { Kinds::NONE },
+            classes: BitSet::with_len(self.classes.len()),
+            by_address: Vec::new(),
+        };
         let stages = self.stages(server, Direction::Ingress).filter(|s| s.isolated);
         let others = |s: &Stages| !s.policies(Tier::Admin).is_empty();
         let Some(stages) = stages.filter(|s| !others(s)) else {
@@ -186,18 +192,17 @@ impl Compiled {
         for rule in stages.places.iter().flat_map(|place| self.rules.at(place, asked.direction)) {
             if rule.action == Action::Accept && self.rules.has_port(rule, &asked) {
                 let others = self.rules.others(rule);
-                admission.everyone |= rule.any_peer
-                    || others.entities != Kinds::NONE
-                    || others.unknown != Kinds::NONE
-                    || !others.nodes.is_empty();
+                admission.everyone |= rule.any_peer;
+                admission.kinds = admission.kinds.with(others.entities).with(others.unknown);
+                if !others.nodes.is_empty() {
+                    admission.kinds = admission.kinds.with(Kinds::NODES);
+                }
                 if others.has_ranges() {
                     admission.by_address.push(others);
                 }
                 self.rules.add_classes(rule, &mut admission.classes);
             }
         }
-        // The own node is let in whatever the rules say.
-        admission.everyone |= self.cilium.is_some();
         admission
     }
 }
@@ -207,17 +212,20 @@ impl Compiled {
 #[derive(Debug)]
 pub struct Admission<'a> {
     everyone: bool,
+    /// Ends of these kinds may be let in, whatever their labels and addresses are.
+    kinds: Kinds,
     classes: BitSet,
     by_address: Vec<&'a Others>,
 }
 
 impl Admission<'_> {
-    /// Whether a client might be let in: true if a rule names its class, or one of its addresses
+    /// Whether a client might be let in: true if a rule names its class, what it is, or one of its addresses
     /// whichever the connection would use. A client of
     /// whom this is false is denied; of whom it is true, [`super::Evaluator::evaluate`] tells.
     #[must_use]
     pub fn may_admit(&self, client: &super::End) -> bool {
         self.everyone
+            || client.kinds(Relation::Own).with(client.kinds(Relation::Remote)).meets(self.kinds)
             || client.class.is_some_and(|class| self.classes.contains(class))
             || (!self.by_address.is_empty()
                 && client.addresses().any(|a| self.by_address.iter().any(|others| others.has_address(a, Kinds::ALL))))

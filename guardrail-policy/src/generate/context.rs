@@ -9,10 +9,14 @@ use guardrail_graph::{
 };
 use ipnet::IpNet;
 
-use crate::model::selector_matches;
+use crate::{
+    evaluate::facts,
+    model::{selector_matches, tier::Entity},
+};
 
 use super::{
     Options, PortRef, RulePeer, RulePort,
+    reach::Reach,
     subjects::{Subject, subjects},
 };
 
@@ -20,6 +24,10 @@ use super::{
 pub(crate) struct Context<'a> {
     pub(crate) body: &'a Body,
     pub(crate) options: &'a Options,
+    /// What rules can name beside pods.
+    pub(crate) reach: Reach,
+    /// The API server's own addresses, as far as known.
+    api_servers: BTreeSet<IpAddr>,
     pub(crate) workloads: BTreeMap<&'a WorkloadRef, &'a WorkloadEntry>,
     /// Workloads that a policy can apply to (not host-network), in the snapshot's order.
     by_namespace: BTreeMap<&'a str, Vec<&'a WorkloadEntry>>,
@@ -70,6 +78,11 @@ impl DeclaredRange {
         Self { peer: RulePeer::Block { cidr: range, except }, holds_pods }
     }
 
+    /// Where no range matches pods, there is none to leave out.
+    fn without_pods(range: IpNet) -> Self {
+        Self { peer: RulePeer::Block { cidr: range, except: BTreeSet::new() }, holds_pods: false }
+    }
+
     fn contains(&self, address: IpAddr) -> bool {
         let RulePeer::Block { cidr, except } = &self.peer else { return false };
         cidr.contains(&address) && !except.iter().any(|e| e.contains(&address))
@@ -87,6 +100,9 @@ enum NameInPods {
 impl<'a> Context<'a> {
     pub(crate) fn new(snapshot: &'a Snapshot, options: &'a Options) -> Self {
         let body = &snapshot.body;
+        let reach = Reach::new(options);
+        let mut api_servers = facts::api_servers_in(body);
+        api_servers.extend(options.cluster.api_servers().into_iter().flatten());
         let workloads: BTreeMap<_, _> = body.workloads.iter().map(|w| (&w.workload, w)).collect();
 
         let mut by_namespace: BTreeMap<&str, Vec<&WorkloadEntry>> = BTreeMap::new();
@@ -152,14 +168,19 @@ impl<'a> Context<'a> {
         let in_a_range = |address: &IpAddr| pod_ranges.iter().any(|range| range.contains(address));
         let all_pods_in_ranges = !pod_ranges.is_empty() && pods.flat_map(|pod| &pod.addresses).all(in_a_range);
         let declare = |ranges: &BTreeSet<IpNet>| -> BTreeMap<IpNet, DeclaredRange> {
-            let ranges = ranges.iter().map(IpNet::trunc);
-            ranges.map(|range| (range, DeclaredRange::new(range, &pod_ranges, body))).collect()
+            let declared = |range| match reach.ranges_match_pods {
+                true => DeclaredRange::new(range, &pod_ranges, body),
+                false => DeclaredRange::without_pods(range),
+            };
+            ranges.iter().map(IpNet::trunc).map(|range| (range, declared(range))).collect()
         };
         let node_ranges = declare(&options.node_ranges);
         let declared = options.declared_ranges.iter().map(|(name, ranges)| (name.as_str(), declare(ranges))).collect();
         Self {
             body,
             options,
+            reach,
+            api_servers,
             workloads,
             by_namespace,
             subjects,
@@ -262,6 +283,23 @@ impl<'a> Context<'a> {
         peers
     }
 
+    /// The declared ranges that cover addresses of a node which the API does not list: an entity
+    /// stands for the listed ones alone.
+    pub(crate) fn ranges_of_unlisted(&self, name: &str) -> BTreeSet<RulePeer> {
+        let unlisted = self.nodes.get(name).into_iter().flat_map(|node| &node.unlisted);
+        unlisted.filter_map(|address| Some(self.node_range(*address)?.peer.clone())).collect()
+    }
+
+    /// Whether this is one of the API server's own addresses.
+    pub(crate) fn is_api_server(&self, address: IpAddr) -> bool {
+        self.api_servers.contains(&address)
+    }
+
+    /// Whether the API server runs on this node.
+    pub(crate) fn hosts_api_server(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|node| node.listed.iter().any(|a| self.is_api_server(*a)))
+    }
+
     /// The declared range of node addresses that covers this one.
     pub(crate) fn node_range(&self, address: IpAddr) -> Option<&DeclaredRange> {
         self.node_ranges.values().find(|range| range.contains(address))
@@ -332,12 +370,17 @@ impl<'a> Context<'a> {
 
     /// Every external address, of both families. `without_pods` leaves out the ranges where pods
     /// live, if they are known.
-    pub(crate) fn anywhere(&self, without_pods: bool) -> [RulePeer; 2] {
-        ["0.0.0.0/0", "::/0"].map(|text| {
+    pub(crate) fn anywhere(&self, without_pods: bool) -> Vec<RulePeer> {
+        if self.reach.by_entity() {
+            return vec![RulePeer::Entity(Entity::World)];
+        }
+        let without_pods = without_pods && self.reach.ranges_match_pods;
+        let ranges = ["0.0.0.0/0", "::/0"].map(|text| {
             let cidr: IpNet = text.parse().expect("a literal range");
             let inside = |range: &&IpNet| without_pods && cidr != **range && cidr.contains(*range);
             RulePeer::Block { cidr, except: self.pod_ranges.iter().filter(inside).copied().collect() }
-        })
+        });
+        ranges.into()
     }
 
     /// The first of these names for which a range with this address is declared, and the peers of
@@ -351,21 +394,31 @@ impl<'a> Context<'a> {
         declared.find(|(_, ranges)| ranges.keys().any(|range| range.contains(&address)))
     }
 
-    /// Whether the ranges where pods live are known, so that [`Context::anywhere`] can leave them
-    /// out.
-    pub(crate) fn knows_pod_ranges(&self) -> bool {
-        self.all_pods_in_ranges
+    /// Whether [`Context::anywhere`] leaves out the cluster's pods: the ranges where they live are
+    /// known, or no range matches them.
+    pub(crate) fn anywhere_is_outside(&self) -> bool {
+        self.all_pods_in_ranges || !self.reach.ranges_match_pods
     }
 
     /// How a rule names this port of a workload (B2): by name if every pod defines the name and the
-    /// numbers differ, else by number.
-    pub(crate) fn port_of(&self, workload: &WorkloadRef, protocol: Protocol, port: u16, name: Option<&str>) -> PortRef {
-        match name {
-            Some(name) if matches!(self.name_in_pods(workload, protocol, name), NameInPods::Varies) => {
-                PortRef::Name(name.to_owned())
-            }
-            _ => PortRef::Number(port),
+    /// numbers differ, else by number. Where names are no good, by each of those numbers.
+    pub(crate) fn ports_of(
+        &self,
+        workload: &WorkloadRef,
+        protocol: Protocol,
+        port: u16,
+        name: Option<&str>,
+    ) -> BTreeSet<RulePort> {
+        let rule_port = |port| RulePort { protocol, port };
+        let Some(name) = name.filter(|n| matches!(self.name_in_pods(workload, protocol, n), NameInPods::Varies)) else {
+            return BTreeSet::from([rule_port(PortRef::Number(port))]);
+        };
+        let named = rule_port(PortRef::Name(name.to_owned()));
+        if !self.reach.ports_by_number {
+            return BTreeSet::from([named]);
         }
+        let numbers = self.numbers_of(workload, &named).into_iter().chain([port]);
+        numbers.map(|number| rule_port(PortRef::Number(number))).collect()
     }
 
     /// The numbers that this port means at a workload's pods.

@@ -8,7 +8,9 @@ use super::{
     PortRef, RulePeer, RulePort,
     context::{Context, single},
     edges::{EdgeUse, external_address, is_node_local_dns},
+    reach::Nodes,
 };
+use crate::{evaluate::is_node_cache, model::tier::Entity};
 
 /// The DNS servers that are in use.
 #[derive(Clone, Debug, Default)]
@@ -24,12 +26,14 @@ impl Dns {
     /// Service's port 53.
     pub(crate) fn in_use(context: &Context<'_>, uses: &[EdgeUse]) -> Self {
         let mut dns = Self::default();
+        let mut through_nodes = false;
         for (edge, used) in context.body.edges.iter().zip(uses) {
             // What an external resolver or a node asks makes no pod the cluster's DNS.
             if !used.must_be_allowed() || edge.client.peer.workload().is_none() {
                 continue;
             }
             if is_node_local_dns(edge) {
+                through_nodes = true;
                 dns.node_local.extend(external_address(&edge.server.peer));
             } else if let (Peer::Node { name }, 53) = (&edge.server.peer, edge.port) {
                 // A resolver in the host's network; NodeLocal DNS if the node owns a link-local
@@ -41,7 +45,11 @@ impl Dns {
                 dns.pods.entry(server.clone()).or_default().insert(edge.port);
             }
         }
-        if !dns.node_local.is_empty() {
+        if context.reach.nodes == Nodes::Nothing {
+            // No rule can name it: flows to it are judged like others.
+            dns.node_local.retain(|address| !is_node_cache(*address));
+        }
+        if through_nodes || !dns.node_local.is_empty() {
             // The node's cache forwards to the cluster's DNS pods, and pods fall back to them.
             for port in context.body.services.iter().flat_map(|s| &s.ports).filter(|p| p.port == 53) {
                 for backend in &port.backends {
@@ -69,6 +77,10 @@ impl Dns {
             }
         }
         allowed.extend(self.node_local.iter().map(|address| (single(*address), both(53).to_vec())));
+        if context.reach.by_entity() && !self.node_local.is_empty() {
+            // By setup it is the node, or an address outside.
+            allowed.push((RulePeer::Entity(Entity::Host), both(53).to_vec()));
+        }
         allowed
     }
 

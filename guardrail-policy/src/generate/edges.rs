@@ -10,7 +10,12 @@ use serde::Serialize;
 
 use super::{
     FlowName, RulePeer,
-    context::{Context, is_link_local},
+    context::{Context, is_link_local, single},
+    reach::{Nodes, every_node},
+};
+use crate::{
+    evaluate::{is_node_cache, uses_api_server},
+    model::tier::Entity,
 };
 
 /// Why an edge supports no rule.
@@ -153,7 +158,7 @@ pub(crate) fn callee(edge: &EdgeRecord, policy_namespace: &str, context: &Contex
     match &edge.server.peer {
         Peer::Workload(server) => pods(server, policy_namespace, context),
         Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
-        Peer::External { address } => external(address, context),
+        Peer::External { address } => external_callee(address, context),
         Peer::Node { name } => node(edge, name, Side::Server, context),
     }
 }
@@ -184,6 +189,9 @@ fn pods(workload: &guardrail_graph::WorkloadRef, policy_namespace: &str, context
 
 fn external(address: &str, context: &Context<'_>) -> Need {
     match address.parse::<std::net::IpAddr>() {
+        Ok(parsed) if context.reach.by_entity() && context.is_api_server(parsed.to_canonical()) => {
+            Need::entities([Entity::KubeApiserver])
+        }
         Ok(parsed) if context.is_inside_cluster(parsed.to_canonical()) => Need::Inexpressible(format!(
             "{address} lies inside the cluster's pod or Service addresses but nobody is known to own it"
         )),
@@ -196,20 +204,72 @@ fn external(address: &str, context: &Context<'_>) -> Need {
     }
 }
 
+fn external_callee(address: &str, context: &Context<'_>) -> Need {
+    let need = external(address, context);
+    let Need::ExternalAddress(address) = need else { return need };
+    node_cache(address, false, context).or_else(|| unlisted(address, context)).unwrap_or(need)
+}
+
+/// NodeLocal DNS: to Cilium it is the own node, or what the setup has put in its place.
+fn node_cache(address: std::net::IpAddr, enters: bool, context: &Context<'_>) -> Option<Need> {
+    if !is_node_cache(address) {
+        return None;
+    }
+    match context.reach.nodes {
+        Nodes::Entities => Some(Need::Peers {
+            peers: BTreeSet::from([RulePeer::Entity(Entity::Host), single(address)]),
+            hosts: BTreeSet::new(),
+            note: None,
+        }),
+        Nodes::Nothing if !(enters && context.reach.own_node_enters) => {
+            Some(Need::Inexpressible(format!("{address} is the pod's own node, {NO_NODE_IN_RANGES}")))
+        }
+        _ => None,
+    }
+}
+
 /// An address that only its own node knows as its own is an external peer to all others, until a
 /// person declares it.
 fn external_caller(address: &str, context: &Context<'_>) -> Need {
     let need = external(address, context);
-    match need {
-        Need::ExternalAddress(address) => match context.node_range(address) {
-            Some(range) => Need::Peers {
-                peers: BTreeSet::from([range.peer.clone()]),
-                hosts: BTreeSet::new(),
-                note: Some("node addresses in declared ranges".to_owned()),
-            },
-            None => need,
-        },
-        _ => need,
+    let Need::ExternalAddress(address) = need else { return need };
+    match context.node_range(address) {
+        Some(range) => {
+            let mut peers = BTreeSet::from([range.peer.clone()]);
+            if context.reach.by_entity() {
+                peers.extend(every_node());
+            }
+            Need::Peers { peers, hosts: BTreeSet::new(), note: Some("node addresses in declared ranges".to_owned()) }
+        }
+        None => node_cache(address, true, context).or_else(|| unlisted(address, context)).unwrap_or(need),
+    }
+}
+
+/// An address that a node was seen with and its status does not list: to Cilium it may be the
+/// node's, or somebody's outside.
+fn unlisted(address: std::net::IpAddr, context: &Context<'_>) -> Option<Need> {
+    let node = context.node_with_unlisted(address)?;
+    match context.reach.nodes {
+        Nodes::Addresses => None,
+        Nodes::Entities => Some(Need::Peers {
+            peers: every_node().into_iter().chain([single(address)]).collect(),
+            hosts: BTreeSet::new(),
+            note: Some(format!("{address} is an address of node {node} that its status does not list")),
+        }),
+        Nodes::Nothing => {
+            Some(Need::Inexpressible(format!("{address} is an address of node {node}, {NO_NODE_IN_RANGES}")))
+        }
+    }
+}
+
+/// What a NetworkPolicy cannot say under Cilium, and what can.
+const NO_NODE_IN_RANGES: &str =
+    "and under Cilium no ipBlock matches a node: export with --format cilium, which names nodes by entity";
+
+impl Need {
+    fn entities(entities: impl IntoIterator<Item = Entity>) -> Self {
+        let peers = entities.into_iter().map(RulePeer::Entity).collect();
+        Self::Peers { peers, hosts: BTreeSet::new(), note: None }
     }
 }
 
@@ -226,17 +286,31 @@ fn node_caller(edge: &EdgeRecord, node_name: &str, context: &Context<'_>) -> Nee
     // The pods saw more connections from this node than its own sockets opened: somebody's address
     // was translated. What the node itself opens (above all its probes, B39) says nothing of the
     // rest.
-    if from_outside && !context.explains_itself(edge) {
+    if from_outside && !context.explains_itself(edge) && context.reach.nodes != Nodes::Nothing {
         return Need::Anywhere { identity_lost: true };
     }
     if own_node_only && edge.node_workloads.is_empty() {
-        return Need::Implicit;
+        match (context.reach.own_node_enters, context.reach.nodes) {
+            (true, _) => return Need::Implicit,
+            (false, Nodes::Entities) => return Need::entities([Entity::Host]),
+            (false, _) => {}
+        }
     }
     node(edge, node_name, Side::Client, context)
 }
 
 fn node(edge: &EdgeRecord, name: &str, side: Side, context: &Context<'_>) -> Need {
-    let peers = context.peers_of_node(name, side == Side::Server);
+    let peers = match context.reach.nodes {
+        Nodes::Addresses => context.peers_of_node(name, side == Side::Server),
+        Nodes::Nothing => {
+            let what = if side == Side::Client { "the client" } else { "the server" };
+            return Need::Inexpressible(format!("{what} is a node, {NO_NODE_IN_RANGES}"));
+        }
+        Nodes::Entities if side == Side::Server && uses_api_server(edge) && context.hosts_api_server(name) => {
+            return Need::entities([Entity::KubeApiserver]);
+        }
+        Nodes::Entities => every_node().into_iter().chain(context.ranges_of_unlisted(name)).collect(),
+    };
     if peers.is_empty() {
         return Need::Inexpressible(format!(
             "no address of node {name} is known: export with an inventory that has it, or declare it with --node-range CIDR"
@@ -252,6 +326,10 @@ fn node(edge: &EdgeRecord, name: &str, side: Side, context: &Context<'_>) -> Nee
         }
     }
     let plural = if side == Side::Client { "clients" } else { "servers" };
+    if context.reach.by_entity() {
+        let note = format!("nodes as {plural}: the entities host and remote-node stand for every node");
+        return Need::Peers { peers, hosts: BTreeSet::new(), note: Some(note) };
+    }
     Need::Peers {
         peers,
         hosts: edge.node_workloads.clone(),

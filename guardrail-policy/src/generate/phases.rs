@@ -10,7 +10,7 @@ use guardrail_graph::{
 };
 
 use super::{
-    Announced, Decision, Phase, Plan, PlannedPolicy, Problem, ProblemKind, Purpose, RulePeer, RulePort,
+    Announced, Decision, Phase, Plan, PlannedPolicy, PortRef, Problem, ProblemKind, Purpose, RulePeer, RulePort,
     completeness::{Completeness, NamespaceVerdict},
     context::{Context, single},
     dns::Dns,
@@ -46,6 +46,8 @@ struct Draft {
     support: Support,
     /// Host-network workloads whose nodes are allowed already, and on which ports.
     hosts: BTreeSet<(String, BTreeSet<RulePort>)>,
+    /// External servers are allowed by name where one is known.
+    by_name: bool,
     notes: BTreeSet<String>,
 }
 
@@ -325,7 +327,8 @@ impl<'a> Builder<'a> {
             return;
         }
         let mut draft = Draft::default();
-        self.allow_dns(&mut draft, namespace);
+        let everybodys = self.asks_of_dns(namespace);
+        self.allow_dns(&mut draft, namespace, &everybodys);
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
         self.push(
             namespace,
@@ -335,18 +338,35 @@ impl<'a> Builder<'a> {
         );
     }
 
-    fn allow_dns(&mut self, draft: &mut Draft, namespace: &str) {
+    /// The edges of a namespace's workloads to the DNS servers in use.
+    fn asks_of_dns(&self, namespace: &str) -> Vec<usize> {
+        let outbound = self.context.covered(namespace).filter_map(|w| self.outbound.get(&w.workload));
+        outbound.flatten().copied().filter(|index| self.dns.covers(self.edge(*index))).collect()
+    }
+
+    /// Whether a rule can have the names learnt that a workload of these edges asks for.
+    fn learns_names(&self, namespace: &str, edges: &[usize]) -> bool {
+        !self.dns.allowed(namespace, self.context).is_empty() || edges.iter().any(|index| self.edge(*index).port == 53)
+    }
+
+    /// A name in a rule holds nothing unless the answers pass Cilium's DNS proxy: every rule that
+    /// leads the same pods to a DNS server sends them there.
+    fn learn_names(&self, draft: &mut Draft, namespace: &str) {
+        let servers = self.dns.allowed(namespace, self.context);
+        draft.rules.learn(|peer, port| {
+            let is_dns = || servers.iter().any(|(server, ports)| server == peer && ports.contains(port));
+            !matches!(peer, RulePeer::Name(_)) && (port.port == PortRef::Number(53) || is_dns())
+        });
+    }
+
+    fn allow_dns(&mut self, draft: &mut Draft, namespace: &str, asks: &[usize]) {
         if self.dns.is_empty() {
             self.warnings.insert("no pod was seen asking for names: the egress policies hold no DNS rule".to_owned());
         }
         for (peer, ports) in self.dns.allowed(namespace, self.context) {
-            let edges: Vec<usize> = self
-                .context
-                .covered(namespace)
-                .filter_map(|w| self.outbound.get(&w.workload))
-                .flatten()
+            let edges: Vec<usize> = asks
+                .iter()
                 .copied()
-                .filter(|index| self.dns.covers(self.edge(*index)))
                 .filter(|index| match callee(self.edge(*index), namespace, self.context) {
                     Need::Peers { peers, .. } => peers.contains(&peer),
                     Need::ExternalAddress(address) => single(address) == peer,
@@ -376,11 +396,18 @@ impl<'a> Builder<'a> {
             }
             let mut outbound = Draft::default();
             if egress {
-                let mut indices = of_all(&self.outbound);
-                indices.retain(|index| !self.dns.covers(self.edge(*index)));
-                self.collect(&mut outbound, &indices, namespace, Direction::Egress);
+                let (dns, others): (Vec<usize>, Vec<usize>) =
+                    of_all(&self.outbound).into_iter().partition(|index| self.dns.covers(self.edge(*index)));
+                outbound.by_name = self.context.reach.by_entity() && self.learns_names(namespace, &others);
+                self.collect(&mut outbound, &others, namespace, Direction::Egress);
                 if close_each_egress {
-                    self.allow_dns(&mut outbound, namespace);
+                    let everybodys = self.asks_of_dns(namespace);
+                    self.allow_dns(&mut outbound, namespace, &everybodys);
+                } else if outbound.rules.names_servers() {
+                    self.allow_dns(&mut outbound, namespace, &dns);
+                }
+                if outbound.rules.names_servers() {
+                    self.learn_names(&mut outbound, namespace);
                 }
             }
             let left_open = subject.members.iter().any(|member| agents.contains(member));
@@ -409,6 +436,7 @@ impl<'a> Builder<'a> {
         let whole_namespace = !matches!(purpose, Purpose::Workload(_));
         let complete = judged.iter().all(|j| j.reasons.is_empty()) && !(whole_namespace && self.whole.is_some());
         let view = (!judged.iter().all(|j| j.hosted)).then(|| self.context.body.coverage.nodes.observed.clone());
+        let format = self.context.reach.format;
         let mut notes = BTreeSet::new();
         if self.short.contains(namespace) {
             let needed = window::argument(self.context.options.min_window);
@@ -420,7 +448,7 @@ impl<'a> Builder<'a> {
             None => (None, Vec::new()),
             Some(Draft { rules, support, notes: said, .. }) => {
                 notes.extend(said);
-                (Some(rules.into_rules()), support)
+                (Some(rules.into_rules(format)), support)
             }
         };
         let (ingress, ingress_support) = split(ingress);
@@ -460,7 +488,8 @@ impl<'a> Builder<'a> {
             }
             if entry.host_network {
                 self.warnings.insert(format!(
-                    "{workload} uses the host's network: NetworkPolicy does not apply to it, it gets no policy"
+                    "{workload} uses the host's network: {} does not apply to it, it gets no policy",
+                    self.context.reach.format.kind()
                 ));
             } else if self.context.selector(workload).is_none() {
                 let advice = entry.selector_advice.as_deref().unwrap_or("give its pod template a label of its own");
@@ -498,7 +527,7 @@ impl<'a> Builder<'a> {
             planned.push(policy);
         }
         Decision {
-            plan: Plan { phase: self.context.options.phase, policies: planned },
+            plan: Plan { phase: self.context.options.phase, format: self.context.reach.format, policies: planned },
             evidence,
             uses: self.uses,
             verdicts,

@@ -9,13 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use guardrail_graph::{Protocol, WorkloadRef, snapshot::LabelSelector};
 use ipnet::IpNet;
 
-use super::Phase;
+use super::{Format, Phase};
+use crate::model::tier::Entity;
 
 /// Policies of one export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// What was asked for.
     pub phase: Phase,
+    /// The kind of policy that it is made for: only Cilium's names peers by entity or DNS name.
+    pub format: Format,
     /// The policies, sorted by namespace and name.
     pub policies: Vec<PlannedPolicy>,
 }
@@ -56,13 +59,15 @@ pub struct PlannedPolicy {
     pub notes: BTreeSet<String>,
 }
 
-/// One rule: any of the peers, on any of the ports.
+/// One rule: any of the peers, on any of the ports. In [`Format::Cilium`] all peers are of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PlannedRule {
     /// Peers, never empty.
     pub peers: BTreeSet<RulePeer>,
     /// Ports; empty means every port (only within a namespace, phase constrain).
     pub ports: BTreeSet<RulePort>,
+    /// A way to DNS servers on which the data plane learns which addresses a name has.
+    pub learns_names: bool,
 }
 
 /// One peer of a rule.
@@ -82,6 +87,22 @@ pub enum RulePeer {
         /// What is not meant.
         except: BTreeSet<IpNet>,
     },
+    /// What Cilium knows by entity: nodes, the API server, everybody outside.
+    Entity(Entity),
+    /// External servers by the DNS name that is asked for, lower case.
+    Name(String),
+}
+
+impl RulePeer {
+    /// Which of the peer fields of a Cilium rule holds it: a rule takes one.
+    const fn field(&self) -> u8 {
+        match self {
+            Self::Pods { .. } => 0,
+            Self::Block { .. } => 1,
+            Self::Entity(_) => 2,
+            Self::Name(_) => 3,
+        }
+    }
 }
 
 /// One port of a rule.
@@ -106,6 +127,8 @@ pub enum PortRef {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RuleSet {
     by_peer: BTreeMap<RulePeer, BTreeSet<RulePort>>,
+    /// Those that lead to DNS servers and teach names.
+    learning: BTreeMap<RulePeer, BTreeSet<RulePort>>,
 }
 
 impl RuleSet {
@@ -113,14 +136,36 @@ impl RuleSet {
         self.by_peer.entry(peer).or_default().extend(ports);
     }
 
-    /// Rules that differ only in port are one rule by construction; peers with the same ports then
-    /// share a rule.
-    pub(crate) fn into_rules(self) -> Vec<PlannedRule> {
-        let mut by_ports: BTreeMap<BTreeSet<RulePort>, BTreeSet<RulePeer>> = BTreeMap::new();
-        for (peer, ports) in self.by_peer {
-            by_ports.entry(ports).or_default().insert(peer);
+    /// Whether a server is allowed by its DNS name.
+    pub(crate) fn names_servers(&self) -> bool {
+        self.by_peer.keys().any(|peer| matches!(peer, RulePeer::Name(_)))
+    }
+
+    /// Has names learnt on the way to these ports.
+    pub(crate) fn learn(&mut self, is_dns: impl Fn(&RulePeer, &RulePort) -> bool) {
+        for (peer, ports) in &mut self.by_peer {
+            let dns: BTreeSet<RulePort> = ports.extract_if(.., |port| is_dns(peer, port)).collect();
+            if !dns.is_empty() {
+                self.learning.entry(peer.clone()).or_default().extend(dns);
+            }
         }
-        let mut rules: Vec<_> = by_ports.into_iter().map(|(ports, peers)| PlannedRule { peers, ports }).collect();
+        // A peer without ports may be reached on all of them: what is left of a DNS server is
+        // nothing.
+        let learning = &self.learning;
+        self.by_peer.retain(|peer, ports| !(ports.is_empty() && learning.contains_key(peer)));
+    }
+
+    /// Rules that differ only in port are one rule by construction; peers with the same ports then
+    /// share a rule, if the format has one place for them.
+    pub(crate) fn into_rules(self, format: Format) -> Vec<PlannedRule> {
+        let mut shared: BTreeMap<(BTreeSet<RulePort>, bool, u8), BTreeSet<RulePeer>> = BTreeMap::new();
+        let plain = self.by_peer.into_iter().map(|entry| (entry, false));
+        for ((peer, ports), learns) in plain.chain(self.learning.into_iter().map(|entry| (entry, true))) {
+            let place = if format == Format::Cilium { peer.field() } else { 0 };
+            shared.entry((ports, learns, place)).or_default().insert(peer);
+        }
+        let rule = |((ports, learns_names, _), peers)| PlannedRule { peers, ports, learns_names };
+        let mut rules: Vec<_> = shared.into_iter().map(rule).collect();
         rules.sort();
         rules
     }

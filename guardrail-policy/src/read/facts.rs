@@ -14,6 +14,9 @@ use crate::{
     model::{Labels, Location},
 };
 
+/// Name of the ConfigMap with the options of Cilium's agent.
+pub(super) const CILIUM_CONFIG: &str = "cilium-config";
+
 /// Takes what is wanted from one object. What is malformed is left out: the inventory's own reader
 /// tells of it.
 pub(super) fn collect(kind: &str, group: &str, node: &Node, facts: &mut Facts) {
@@ -30,7 +33,7 @@ pub(super) fn collect(kind: &str, group: &str, node: &Node, facts: &mut Facts) {
         ("Service", "") => {
             facts.service_labels.insert((text("namespace"), text("name")), labels());
         }
-        ("ConfigMap", "") if text("name") == "cilium-config" => {
+        ("ConfigMap", "") if text("name") == CILIUM_CONFIG => {
             facts.cilium_config = Some(node.get("data").map(strings).unwrap_or_default());
         }
         ("CiliumCIDRGroup", "cilium.io") => {

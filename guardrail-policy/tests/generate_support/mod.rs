@@ -15,7 +15,12 @@ use guardrail_graph::{
         SourceCounts, Window, WorkloadCoverage, WorkloadEntry,
     },
 };
-use guardrail_policy::generate::{Options, Phase};
+use guardrail_policy::{
+    evaluate::{CiliumOptions, Cluster, Dataplane, Evaluator},
+    export::Exported,
+    generate::{Options, Phase},
+    read,
+};
 use serde::Deserialize;
 
 /// One scenario file.
@@ -65,6 +70,12 @@ pub struct Scenario {
 #[serde(deny_unknown_fields)]
 pub struct Export {
     pub phase: String,
+    /// `networkpolicy` if absent.
+    #[serde(default)]
+    pub format: Option<String>,
+    /// The data plane is Cilium, with these keys of its ConfigMap.
+    #[serde(default)]
+    pub cilium: Option<BTreeMap<String, String>>,
     #[serde(default)]
     pub egress: bool,
     #[serde(default)]
@@ -194,6 +205,10 @@ impl Scenario {
     pub fn options(&self) -> Options {
         let e = &self.export;
         let mut options = Options::new(e.phase.parse::<Phase>().unwrap());
+        options.format = e.format.as_deref().unwrap_or("networkpolicy").parse().unwrap();
+        if let Some(keys) = &e.cilium {
+            options.dataplane = Dataplane::Cilium(CiliumOptions::from_keys(keys).unwrap());
+        }
         options.egress = e.egress;
         options.namespaces.clone_from(&e.namespaces);
         options.accept_inferred = e.accept_inferred;
@@ -204,7 +219,8 @@ impl Scenario {
         options.declared_ranges.clone_from(&e.declare);
         options.cluster.pod_ranges = self.pod_ranges.iter().copied().collect();
         if let Some(text) = &self.existing {
-            options.existing = guardrail_policy::read::policies("existing", text.as_bytes()).unwrap().policies;
+            let set = read::policies("existing", text.as_bytes()).unwrap();
+            (options.existing, options.existing_forms) = (set.policies, set.forms);
         }
         options
     }
@@ -350,6 +366,28 @@ impl Scenario {
             },
         }
     }
+}
+
+/// The policies in these files of an export, compiled for the data plane that it is made for.
+pub fn evaluator<'a>(
+    options: &Options,
+    cluster: Cluster,
+    files: impl IntoIterator<Item = (&'a String, &'a String)>,
+) -> Evaluator {
+    let (mut policies, mut forms) = (Vec::new(), Vec::new());
+    for (name, text) in files.into_iter().filter(|(name, _)| name.contains(".guardrail-")) {
+        let set = read::policies(name, text.as_bytes()).unwrap_or_else(|e| panic!("{e}:\n{text}"));
+        assert!(set.warnings.is_empty(), "{:?}:\n{text}", set.warnings);
+        policies.extend(set.policies);
+        forms.extend(set.forms);
+    }
+    Evaluator::mixed(cluster, policies, forms, &options.enforcer())
+}
+
+/// What an export left in the export's own words.
+pub fn said(generated: &Exported) -> Vec<&str> {
+    let problems = generated.problems.iter().map(|p| p.message.as_str());
+    problems.chain(generated.warnings.iter().map(String::as_str)).collect()
 }
 
 fn nth_address(peer: Peer, nth: u32) -> Peer {

@@ -7,12 +7,16 @@ use guardrail_graph::{Peer, Protocol, WorkloadRef, snapshot::EdgeRecord};
 
 use super::{Builder, Draft};
 use crate::generate::{
-    FlowName, Phase, PortRef, ProblemKind, RulePort,
+    FlowName, Phase, PortRef, ProblemKind, RulePeer, RulePort,
     completeness::edge_name,
     context::single,
     edges::{Need, callee, caller},
+    reach::{dns_name, every_node},
 };
 use crate::model::Direction;
+
+/// How many addresses of a name Cilium keeps unless it is told otherwise.
+const ADDRESSES_OF_A_NAME: usize = 50;
 
 /// Of whom the external ends are counted together: per port of a workload (ingress), or per name
 /// and port (egress).
@@ -32,6 +36,7 @@ impl Builder<'_> {
     /// Turns edges into rules of one direction.
     pub(super) fn collect(&mut self, draft: &mut Draft, indices: &[usize], namespace: &str, direction: Direction) {
         let mut outside: BTreeMap<OutsideKey, Outside> = BTreeMap::new();
+        let mut named: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
         for &index in indices {
             let edge = self.edge(index);
             let need = match direction {
@@ -53,6 +58,13 @@ impl Builder<'_> {
                 Need::ExternalAddress(address)
                     if direction == Direction::Egress
                         && self.allow_declared(draft, index, address, &ports, namespace) => {}
+                Need::ExternalAddress(address) if draft.by_name && !names_of(edge).is_empty() => {
+                    let names = names_of(edge);
+                    draft.allow(names.iter().cloned().map(RulePeer::Name), &ports, &[index]);
+                    for name in names {
+                        named.entry(name).or_default().insert(address);
+                    }
+                }
                 Need::ExternalAddress(address) => {
                     if let (Direction::Ingress, Some(node)) = (direction, self.context.node_with_unlisted(address)) {
                         self.warnings.insert(format!(
@@ -88,6 +100,14 @@ impl Builder<'_> {
                     draft.notes.insert(format!("not allowed although observed: {} ({side})", edge_name(edge)));
                 }
             }
+        }
+        for (name, addresses) in named.iter().filter(|(_, addresses)| addresses.len() > ADDRESSES_OF_A_NAME) {
+            let note = format!(
+                "{name} had {} addresses, and by default Cilium keeps {ADDRESSES_OF_A_NAME} of a name: raise tofqdns-endpoint-max-ip-per-hostname, or declare its ranges with --declare NAME=CIDR",
+                addresses.len()
+            );
+            self.warnings.insert(note.clone());
+            draft.notes.insert(note);
         }
         for (key, gathered) in outside {
             self.allow_outside(draft, &key, gathered, namespace, direction);
@@ -152,13 +172,19 @@ impl Builder<'_> {
         edges.sort_unstable();
         draft.allow(self.context.anywhere(!identity_lost), &ports, &edges);
         let label = format!("{who}{port}/{protocol}");
-        if identity_lost || !self.context.knows_pod_ranges() {
+        let by_entity = self.context.reach.by_entity();
+        if identity_lost && by_entity {
+            draft.allow(every_node(), &ports, &edges);
+        }
+        // Entities of nodes and of everybody outside hold no pod.
+        if !by_entity && identity_lost || !self.context.anywhere_is_outside() {
             self.announce(workload.as_ref(), &ports, namespace, direction);
         }
         match direction {
             Direction::Ingress if identity_lost => {
+                let whom = if by_entity { "every node and any external address" } else { "any address" };
                 let note = format!(
-                    "{label}: client identity lost behind node addresses (node port or load balancer), open to any address"
+                    "{label}: client identity lost behind node addresses (node port or load balancer), open to {whom}"
                 );
                 self.warnings.insert(note.clone());
                 draft.notes.insert(note);
@@ -176,7 +202,7 @@ impl Builder<'_> {
                 draft.notes.insert(note);
             }
         }
-        if !identity_lost && !self.context.knows_pod_ranges() {
+        if !identity_lost && !self.context.anywhere_is_outside() {
             let note = format!(
                 "{label}: the ranges where pods live are not known, so \"any external address\" includes them; give --inventory"
             );
@@ -216,11 +242,12 @@ impl Builder<'_> {
 
     /// The ports that allow this edge.
     fn ports(&self, edge: &EdgeRecord) -> BTreeSet<RulePort> {
-        let port = match &edge.server.peer {
-            Peer::Workload(server) => self.context.port_of(server, edge.protocol, edge.port, edge.port_name.as_deref()),
-            _ => PortRef::Number(edge.port),
+        let mut ports = match &edge.server.peer {
+            Peer::Workload(server) => {
+                self.context.ports_of(server, edge.protocol, edge.port, edge.port_name.as_deref())
+            }
+            _ => BTreeSet::from([RulePort { protocol: edge.protocol, port: PortRef::Number(edge.port) }]),
         };
-        let mut ports = BTreeSet::from([RulePort { protocol: edge.protocol, port }]);
         if self.context.options.also_service_ports {
             let service_ports = edge.via.iter().filter_map(|via| via.rsplit_once(':')?.1.parse().ok());
             ports.extend(
@@ -238,6 +265,11 @@ impl Builder<'_> {
         }
         ports
     }
+}
+
+/// The names of an external server that a rule can hold.
+fn names_of(edge: &EdgeRecord) -> BTreeSet<String> {
+    edge.server.names.iter().filter_map(|name| dns_name(name)).collect()
 }
 
 fn outside_key(edge: &EdgeRecord, direction: Direction) -> OutsideKey {
