@@ -1,8 +1,6 @@
 //! Which data plane enforces the policies, and its options: from the command line, else from the
 //! inventory.
 
-use std::collections::BTreeMap;
-
 use anyhow::bail;
 use clap::ValueEnum;
 use guardrail_graph::inventory::Object;
@@ -116,7 +114,7 @@ impl DataplaneArgs {
             }
             None => {
                 let config = inventory.policies.facts.cilium_config.clone();
-                (config.unwrap_or_else(BTreeMap::new), "ConfigMap cilium-config")
+                (config.unwrap_or_default(), "ConfigMap cilium-config")
             }
         };
         let options = CiliumOptions::from_keys(&keys).map_err(|error| anyhow::anyhow!("{source}: {error}"))?;

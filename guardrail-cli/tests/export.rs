@@ -158,7 +158,7 @@ fn bad_input_exits_2_says_what_and_where_and_writes_nothing() {
         (&["all.json", "--inventory", "broken.yaml"], "broken.yaml"),
         (&["all.json", "--policies", "policy.yaml"], "policy.yaml:6"),
         (&["all.json", "--policies", "nowhere"], "nowhere"),
-        (&["all.json", "--policies", "cilium.yaml"], "CiliumNetworkPolicy"),
+        (&["all.json", "--policies", "cilium.yaml", "--dataplane", "kubernetes"], "CiliumNetworkPolicy"),
         (&["all.json", "--declare", "cdn"], "NAME=CIDR"),
         (&["all.json", "--ignore-client", "web"], "NAMESPACE/NAME"),
     ];

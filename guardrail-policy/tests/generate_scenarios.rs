@@ -13,9 +13,8 @@ use std::path::{Path, PathBuf};
 use generate_support::{Scenario, parse_edge};
 use guardrail_policy::{
     emit::{EVIDENCE_FILE, REPORT_FILE},
-    evaluate::Evaluator,
     export::{self, Exported},
-    read,
+    generate::{Format, Options, ProblemKind},
 };
 
 fn scenarios() -> Vec<(String, PathBuf)> {
@@ -106,14 +105,8 @@ fn every_scenario_allows_and_denies_what_it_says() {
         let snapshot = scenario.snapshot();
         let options = scenario.options();
         let generated = export::export(&snapshot, &options);
-        let (mut policies, mut forms) = (options.existing.clone(), options.existing_forms.clone());
-        for (file, text) in generated.files.iter().filter(|(file, _)| file.contains(".guardrail-")) {
-            let set = read::policies(file, text.as_bytes()).unwrap();
-            policies.extend(set.policies);
-            forms.extend(set.forms);
-        }
         let cluster = options.cluster.clone().with_snapshot(&snapshot);
-        let evaluator = Evaluator::mixed(cluster, policies, forms, &options.enforcer());
+        let evaluator = generate_support::evaluator(&options, cluster, &generated.files);
         for (list, expected) in [(&scenario.allowed, true), (&scenario.denied, false)] {
             for line in list {
                 let (client, server, protocol, port) = parse_edge(line);
@@ -134,6 +127,44 @@ fn every_scenario_allows_and_denies_what_it_says() {
             !(scenario.allowed.is_empty() && scenario.denied.is_empty()),
             "{name}: a scenario says at least one connection that its policies allow or deny"
         );
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(judged > 100, "only {judged} connections judged");
+}
+
+/// What a scenario says of connections holds in Cilium's form, too.
+#[test]
+fn every_scenario_holds_in_ciliums_form() {
+    let mut wrong = Vec::new();
+    let mut judged = 0;
+    for (name, path) in scenarios() {
+        let scenario = load(&path);
+        let snapshot = scenario.snapshot();
+        let options = Options { format: Format::Cilium, ..scenario.options() };
+        let generated = export::export(&snapshot, &options);
+        for problem in &generated.problems {
+            if matches!(problem.kind, ProblemKind::Denied | ProblemKind::Excess) {
+                wrong.push(format!("{name}: {}", problem.message));
+            }
+        }
+        let policies = generated.files.iter().filter(|(file, _)| file.contains(".guardrail-"));
+        for (file, text) in policies {
+            assert!(text.contains("\nkind: CiliumNetworkPolicy\n"), "{name}/{file}:\n{text}");
+        }
+        let mut cluster = options.cluster.clone().with_snapshot(&snapshot);
+        // Of other addresses than those seen, it is known that they are of no name.
+        cluster.all_names = true;
+        let evaluator = generate_support::evaluator(&options, cluster, &generated.files);
+        for (list, expected) in [(&scenario.allowed, true), (&scenario.denied, false)] {
+            for line in list {
+                let (client, server, protocol, port) = parse_edge(line);
+                let verdict = evaluator.evaluate_peers(&client, &server, protocol.into(), port).unwrap();
+                judged += 1;
+                if expected != verdict.allowed() || expected != verdict.any_allowed() {
+                    wrong.push(format!("{name}: `{line}`: {verdict:?}"));
+                }
+            }
+        }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(judged > 100, "only {judged} connections judged");

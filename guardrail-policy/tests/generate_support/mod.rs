@@ -17,7 +17,6 @@ use guardrail_graph::{
 };
 use guardrail_policy::{
     evaluate::{CiliumOptions, Cluster, Dataplane, Evaluator},
-    export::Exported,
     generate::{Options, Phase},
     read,
 };
@@ -368,13 +367,14 @@ impl Scenario {
     }
 }
 
-/// The policies in these files of an export, compiled for the data plane that it is made for.
+/// The policies in these files of an export and those in force, compiled for the data plane that
+/// it is made for.
 pub fn evaluator<'a>(
     options: &Options,
     cluster: Cluster,
     files: impl IntoIterator<Item = (&'a String, &'a String)>,
 ) -> Evaluator {
-    let (mut policies, mut forms) = (Vec::new(), Vec::new());
+    let (mut policies, mut forms) = (options.existing.clone(), options.existing_forms.clone());
     for (name, text) in files.into_iter().filter(|(name, _)| name.contains(".guardrail-")) {
         let set = read::policies(name, text.as_bytes()).unwrap_or_else(|e| panic!("{e}:\n{text}"));
         assert!(set.warnings.is_empty(), "{:?}:\n{text}", set.warnings);
@@ -382,12 +382,6 @@ pub fn evaluator<'a>(
         forms.extend(set.forms);
     }
     Evaluator::mixed(cluster, policies, forms, &options.enforcer())
-}
-
-/// What an export left in the export's own words.
-pub fn said(generated: &Exported) -> Vec<&str> {
-    let problems = generated.problems.iter().map(|p| p.message.as_str());
-    problems.chain(generated.warnings.iter().map(String::as_str)).collect()
 }
 
 fn nth_address(peer: Peer, nth: u32) -> Peer {
