@@ -110,7 +110,7 @@ fn options_that_contradict_the_format_are_bad_input() {
     option("always.yaml", "enable-policy: always\n");
     option("old.yaml", "version: \"1.6\"\n");
     let cases: [(&[&str], &str); 4] = [
-        (&["--format", "calico"], "use networkpolicy or cilium"),
+        (&["--format", "calico"], "possible values: networkpolicy, cilium"),
         (&["--format", "cilium", "--dataplane", "kubernetes"], "--dataplane says kubernetes"),
         (&["--format", "cilium", "--also-service-ports"], "--also-service-ports"),
         (&["--format", "cilium", "--dataplane-config", "missing.yaml"], "missing.yaml"),
@@ -121,6 +121,8 @@ fn options_that_contradict_the_format_are_bad_input() {
         assert!(said.contains(expected), "{args:?}: {said}");
         assert!(!directory.path().join("out").exists(), "{args:?}");
     }
+    let (_, script, _) = guardrail(directory.path(), &["completions", "bash"]);
+    assert!(script.contains("\"networkpolicy cilium\""), "a shell completes the formats");
     let ingress_alone = ["export", "s.json", "--phase", "default-deny", "--min-window", "0s"];
     let always = [&ingress_alone[..], &["--dataplane", "cilium", "--dataplane-config", "always.yaml"]].concat();
     let (code, _, said) = guardrail(directory.path(), &always);

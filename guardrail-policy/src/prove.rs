@@ -8,6 +8,7 @@
 //! The proof shares nothing with the generator but the plan's announcements: what it judges is the
 //! text that would be applied.
 
+mod texts;
 mod unnamed;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,13 +20,9 @@ use guardrail_graph::{
 use serde::Serialize;
 
 use crate::{
-    emit,
     evaluate::{End, Evaluator, SideVerdict, Verdict},
-    generate::{
-        Decision, EdgeUse, FlowName, Format, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name,
-    },
+    generate::{Decision, EdgeUse, FlowName, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name},
     model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches, tier::TierPolicy},
-    read,
 };
 
 /// A flow on which policies had no say before, and have now (docs/semantics.md B24).
@@ -65,10 +62,10 @@ pub fn prove<'a>(
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Proof {
     let mut proof = Proof::default();
-    let (policies, forms) = read_back(decision, files, &mut proof);
+    let (policies, forms) = texts::read_back(decision, files, &mut proof);
     let cluster = options.cluster.clone().with_snapshot(snapshot);
     let enforcer = options.enforcer();
-    let (kept, kept_forms) = not_replaced(options, &policies, &forms);
+    let (kept, kept_forms) = texts::not_replaced(options, &policies, &forms);
     let any_exists = !(options.existing.is_empty() && options.existing_forms.is_empty());
     let evaluator = |policies: Vec<NetworkPolicy>, forms: Vec<TierPolicy>| {
         Evaluator::mixed(cluster.clone(), policies, forms, &enforcer)
@@ -86,51 +83,6 @@ pub fn prove<'a>(
     Pairs::new(snapshot, options, decision, &alone).judge(&mut proof);
     newly_judged(snapshot, &alone, before.as_ref(), together.as_ref(), &mut proof);
     proof
-}
-
-/// The policies that the files hold. Each holds one of the planned kind, or it is a problem.
-fn read_back<'a>(
-    decision: &Decision,
-    files: impl IntoIterator<Item = (&'a str, &'a str)>,
-    proof: &mut Proof,
-) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
-    let (mut policies, mut forms) = (Vec::new(), Vec::new());
-    let format = decision.plan.format;
-    for (name, text) in files {
-        let why = match read::policies(name, text.as_bytes()) {
-            Ok(set) => {
-                let expected = match format {
-                    Format::NetworkPolicy => (1, 0),
-                    Format::Cilium => (0, 1),
-                };
-                let found = (set.policies.len(), set.forms.len());
-                policies.extend(set.policies);
-                forms.extend(set.forms);
-                if found == expected {
-                    continue;
-                }
-                format!("it holds {} policies", found.0 + found.1)
-            }
-            Err(error) => error.to_string(),
-        };
-        let message = format!("{name} does not read back as {}: {why}; please report it", format.kind());
-        proof.problems.insert(Problem::new(ProblemKind::Denied, emit::namespace_of_file(name), message));
-    }
-    (policies, forms)
-}
-
-/// Policies in force, but for those that what we write replaces: of one kind, namespace and name.
-fn not_replaced(
-    options: &Options,
-    policies: &[NetworkPolicy],
-    forms: &[TierPolicy],
-) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
-    let written: BTreeSet<(&str, &str)> = policies.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
-    let kept = options.existing.iter().filter(|p| !written.contains(&(p.namespace.as_str(), p.name.as_str())));
-    let object = |form: &TierPolicy| (form.kind, form.namespace.clone(), form.name.clone());
-    let written: BTreeSet<_> = forms.iter().map(object).collect();
-    let kept_forms = options.existing_forms.iter().filter(|form| !written.contains(&object(form)));
-    (kept.cloned().collect(), kept_forms.cloned().collect())
 }
 
 fn supported_flows_are_allowed(

@@ -130,6 +130,73 @@ fn an_external_rule_that_lets_pods_in_is_found() {
     );
 }
 
+/// The shop in Cilium's form, with DNS, a named server and a node as a client.
+fn under_cilium(egress: bool, file: &str, tamper: impl FnOnce(&str) -> String) -> Vec<(ProblemKind, String)> {
+    let mut scenario = scenario();
+    scenario.export.format = Some("cilium".to_owned());
+    scenario.export.egress = egress;
+    scenario.nodes.insert("node-b".to_owned(), vec!["192.0.2.2".parse().unwrap()]);
+    let edges = "
+- {edge: shop/Deployment/web -> pay/Deployment/api 53/UDP}
+- {edge: shop/Deployment/web -> 203.0.113.7 443, names: [bank.example.com]}
+- {edge: node/node-b -> pay/Deployment/api 9090, seen: [server@node-a, client@node-b]}
+";
+    scenario.edges.extend(serde_saphyr::from_str::<Vec<generate_support::Edge>>(edges).unwrap());
+    let (snapshot, options) = (scenario.snapshot(), scenario.options());
+    let decision = generate::plan_for(&snapshot, &options);
+    let mut files = guardrail_policy::emit::policies(&decision.plan, &options, &decision.stopped);
+    let text = files.get_mut(file).unwrap();
+    *text = tamper(text);
+    let texts = files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+    prove(&snapshot, &options, &decision, texts).problems.into_iter().map(|p| (p.kind, p.message)).collect()
+}
+
+#[test]
+fn a_wrong_export_in_ciliums_form_is_found() {
+    assert_eq!(under_cilium(true, API, str::to_owned), []);
+    assert_eq!(under_cilium(false, API, str::to_owned), []);
+    let web_calls = "shop/Deployment/web -> pay/Deployment/api 8080/TCP";
+    let denied: [(&str, &str, &str, &str); 9] = [
+        (API, "port: \"8080\"", "port: \"8081\"", web_calls),
+        (API, "app: web", "app: idle", web_calls),
+        (API, "        \"k8s:io.kubernetes.pod.namespace\": shop\n", "", web_calls),
+        (API, "- remote-node", "- world", "node/node-b -> pay/Deployment/api 9090/TCP"),
+        (WEB, "- world", "- cluster", "external/* -> shop/Deployment/web 8443/TCP"),
+        (WEB, "bank.example.com", "bnak.example.com", "external/203.0.113.7 443/TCP"),
+        (WEB, "  egress:\n", "  egressDeny:\n", "does not read back as CiliumNetworkPolicy"),
+        (
+            WEB,
+            "kind: CiliumNetworkPolicy",
+            "kind: CiliumClusterwidePolicy",
+            "does not read back as CiliumNetworkPolicy",
+        ),
+        (WEB, "      rules:\n        dns:\n        - matchPattern: \"*\"\n", "", "has their names learnt"),
+    ];
+    for (file, from, to, expected) in denied {
+        let problems = under_cilium(true, file, |text| {
+            assert!(text.contains(from), "{file} has no `{from}`:\n{text}");
+            text.replace(from, to)
+        });
+        let found = problems.iter().any(|(kind, text)| *kind == ProblemKind::Denied && text.contains(expected));
+        assert!(found, "{from} -> {to}: {problems:?}");
+    }
+    // The client's egress would hide what the server's ingress lets in: prove ingress alone.
+    let deny = "pay.guardrail-default-deny-ingress.yaml";
+    for (file, from, to) in [
+        (deny, "  - {}\n", "  - fromEntities:\n    - all\n"),
+        (API, "    - host\n", "    - host\n    - cluster\n"),
+        (API, "        app: web\n", ""),
+    ] {
+        let problems = under_cilium(false, file, |text| {
+            assert!(text.contains(from), "{file} has no `{from}`:\n{text}");
+            text.replace(from, to)
+        });
+        let found =
+            problems.iter().any(|(kind, text)| *kind == ProblemKind::Excess && text.contains("pay/Deployment/api"));
+        assert!(found, "{from} -> {to}: {problems:?}");
+    }
+}
+
 #[test]
 fn a_file_that_is_no_policy_is_found() {
     let problems = replaced(API, "port: 8080", "port: 80800");

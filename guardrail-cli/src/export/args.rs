@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use guardrail_graph::Snapshot;
 use guardrail_policy::{
     evaluate::{Cluster, Dataplane, Enforcement, Evaluator},
@@ -41,7 +42,7 @@ pub(crate) struct Args {
 
     /// What to write: networkpolicy, or cilium: CiliumNetworkPolicy with nodes and the API server by
     /// entity and external servers by the name that was asked for
-    #[arg(long, value_name = "FORMAT", default_value_t)]
+    #[arg(long, value_name = "FORMAT", default_value_t, value_parser = formats())]
     format: Format,
 
     /// Close egress too: DNS stays open, everything else must have been observed
@@ -106,6 +107,12 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+}
+
+/// The formats by name, so that a shell can complete them.
+fn formats() -> impl TypedValueParser<Value = Format> {
+    PossibleValuesParser::new([Format::NetworkPolicy, Format::Cilium].map(Format::as_str))
+        .try_map(|name| name.parse::<Format>())
 }
 
 fn declared(text: &str) -> Result<(String, IpNet), String> {

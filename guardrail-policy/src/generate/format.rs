@@ -17,6 +17,15 @@ pub enum Format {
 }
 
 impl Format {
+    /// How it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NetworkPolicy => "networkpolicy",
+            Self::Cilium => "cilium",
+        }
+    }
+
     /// `kind` in the files.
     #[must_use]
     pub const fn kind(self) -> &'static str {
@@ -29,10 +38,7 @@ impl Format {
 
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NetworkPolicy => "networkpolicy",
-            Self::Cilium => "cilium",
-        })
+        f.write_str(self.as_str())
     }
 }
 

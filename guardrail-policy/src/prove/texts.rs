@@ -1,0 +1,71 @@
+//! From the texts of an export back to policies, and which of those in force they replace.
+
+use std::collections::BTreeSet;
+
+use super::Proof;
+use crate::{
+    emit,
+    generate::{Decision, Format, Options, Problem, ProblemKind},
+    model::{
+        NetworkPolicy,
+        tier::{TierPeer, TierPolicy, TierRule},
+    },
+    read,
+};
+
+/// The policies that the files hold. Each holds one of the planned kind, or it is a problem.
+pub(super) fn read_back<'a>(
+    decision: &Decision,
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+    proof: &mut Proof,
+) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
+    let (mut policies, mut forms) = (Vec::new(), Vec::new());
+    let format = decision.plan.format;
+    for (name, text) in files {
+        let why = match read::policies(name, text.as_bytes()) {
+            Ok(set) => {
+                let expected = match format {
+                    Format::NetworkPolicy => (1, 0),
+                    Format::Cilium => (0, 1),
+                };
+                let found = (set.policies.len(), set.forms.len());
+                policies.extend(set.policies);
+                forms.extend(set.forms);
+                if found == expected {
+                    continue;
+                }
+                format!("it holds {} policies", found.0 + found.1)
+            }
+            Err(error) => error.to_string(),
+        };
+        let message = format!("{name} does not read back as {}: {why}; please report it", format.kind());
+        proof.problems.insert(Problem::new(ProblemKind::Denied, emit::namespace_of_file(name), message));
+    }
+    names_are_learnt(&forms, proof);
+    (policies, forms)
+}
+
+/// To Cilium a name stands for the addresses that it saw in answers: without a rule that sends the
+/// same pods' questions through its proxy, for none.
+fn names_are_learnt(forms: &[TierPolicy], proof: &mut Proof) {
+    let names = |rule: &TierRule| rule.peers.iter().flatten().any(|peer| matches!(peer, TierPeer::Name(_)));
+    for form in forms.iter().filter(|form| form.egress.iter().any(names) && !form.egress.iter().any(|rule| rule.l7)) {
+        let message =
+            format!("{} names servers, and no rule of it has their names learnt: please report it", form.key());
+        proof.problems.insert(Problem::new(ProblemKind::Denied, [form.namespace.as_str()], message));
+    }
+}
+
+/// Policies in force, but for those that what we write replaces: of one kind, namespace and name.
+pub(super) fn not_replaced(
+    options: &Options,
+    policies: &[NetworkPolicy],
+    forms: &[TierPolicy],
+) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
+    let written: BTreeSet<(&str, &str)> = policies.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
+    let kept = options.existing.iter().filter(|p| !written.contains(&(p.namespace.as_str(), p.name.as_str())));
+    let object = |form: &TierPolicy| (form.kind, form.namespace.clone(), form.name.clone());
+    let written: BTreeSet<_> = forms.iter().map(object).collect();
+    let kept_forms = options.existing_forms.iter().filter(|form| !written.contains(&object(form)));
+    (kept.cloned().collect(), kept_forms.cloned().collect())
+}
