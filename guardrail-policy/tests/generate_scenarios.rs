@@ -158,7 +158,7 @@ fn every_scenario_holds_in_ciliums_form() {
         for (list, expected) in [(&scenario.allowed, true), (&scenario.denied, false)] {
             for line in list {
                 let (client, server, protocol, port) = parse_edge(line);
-                let verdict = evaluator.evaluate_peers(&client, &server, protocol.into(), port).unwrap();
+                let verdict = evaluator.evaluate_peers(&client, &server, protocol, port).unwrap();
                 judged += 1;
                 if expected != verdict.allowed() || expected != verdict.any_allowed() {
                     wrong.push(format!("{name}: `{line}`: {verdict:?}"));
