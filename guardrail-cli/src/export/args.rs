@@ -40,8 +40,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PHASE")]
     phase: Phase,
 
-    /// What to write: networkpolicy, or cilium: CiliumNetworkPolicy with nodes and the API server by
-    /// entity and external servers by the name that was asked for
+    /// What to write: networkpolicy; or cilium, which is CiliumNetworkPolicy: nodes and the API
+    /// server by entity, external servers by the name that was asked for
     #[arg(long, value_name = "FORMAT", default_value_t, value_parser = formats())]
     format: Format,
 

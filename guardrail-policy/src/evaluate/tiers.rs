@@ -219,9 +219,9 @@ pub struct Admission<'a> {
 }
 
 impl Admission<'_> {
-    /// Whether a client might be let in: true if a rule names its class, what it is, or one of its addresses
-    /// whichever the connection would use. A client of
-    /// whom this is false is denied; of whom it is true, [`super::Evaluator::evaluate`] tells.
+    /// Whether a client might be let in: true if a rule names its class, its kind, or one of its
+    /// addresses, whichever the connection would use. A client of whom this is false is denied; of
+    /// whom it is true, [`super::Evaluator::evaluate`] tells.
     #[must_use]
     pub fn may_admit(&self, client: &super::End) -> bool {
         self.everyone

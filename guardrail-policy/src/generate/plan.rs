@@ -59,7 +59,8 @@ pub struct PlannedPolicy {
     pub notes: BTreeSet<String>,
 }
 
-/// One rule: any of the peers, on any of the ports. In [`Format::Cilium`] all peers are of one kind.
+/// One rule: any of the peers, on any of the ports. In [`Format::Cilium`] all peers are of one
+/// kind.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PlannedRule {
     /// Peers, never empty.
