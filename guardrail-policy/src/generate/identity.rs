@@ -70,7 +70,7 @@ mod tests {
         let mut snapshot = guardrail_graph::snapshot::merge(Vec::new());
         snapshot.body.workloads = vec![
             entry("import", r#"{"matchLabels": {"app": "import", "k8s.io/run": "7"}}"#),
-            entry("bare", r#"{"matchLabels": {"batch.kubernetes.io/job-name": "bare"}}"#),
+            entry("bare", r#"{"matchLabels": {"batch.kubernetes.io/controller-uid": "bare"}}"#),
         ];
         let kept = identities(&snapshot, &Dataplane::Kubernetes);
         assert!(matches!(kept, Cow::Borrowed(_)));
