@@ -72,10 +72,11 @@ pub const fn is_loopback(a: &Address) -> bool {
 }
 
 /// Whether a flow between these two is of no interest: loopback, or a host that talks to itself.
+/// What a host's own proxy takes has loopback at one end alone.
 #[inline(always)]
 #[must_use]
 pub const fn is_local_talk(local: &Address, remote: &Address) -> bool {
-    is_loopback(remote) || (high(local) == high(remote) && low(local) == low(remote))
+    is_loopback(remote) || is_loopback(local) || (high(local) == high(remote) && low(local) == low(remote))
 }
 
 /// The class of an address.
@@ -152,6 +153,7 @@ mod tests {
     fn a_host_that_talks_to_itself_is_local_talk() {
         assert!(is_local_talk(&address("10.0.0.1"), &address("10.0.0.1")));
         assert!(is_local_talk(&address("10.0.0.1"), &address("127.0.0.53")));
+        assert!(is_local_talk(&address("127.0.0.1"), &address("10.0.0.1")));
         assert!(!is_local_talk(&address("10.0.0.1"), &address("10.0.0.2")));
         assert!(!is_local_talk(&address("2001:db8::1"), &address("2001:db8::2")));
     }

@@ -1,5 +1,5 @@
 //! Indices into the kernel's COUNTERS array (`u64` each). The kernel writes all but
-//! [`KEYS_REMOVED`], [`UNDECIDED`] and [`UNJOURNALLED`], which user space writes.
+//! [`KEYS_REMOVED`], [`UNDECIDED`], [`UNJOURNALLED`] and [`REDIRECTS`], which user space writes.
 
 /// Flow hints that the ring had no room for.
 pub const RING_FULL: u32 = 0;
@@ -25,8 +25,11 @@ pub const UNDECIDED: u32 = 8;
 pub const UNJOURNALLED: u32 = 9;
 /// TCP events that the second program took because the first missed them.
 pub const TAKEN_OVER: u32 = 10;
+/// 1 once the program that sees what redirected connections dialled is attached. Before, no
+/// connection's end is looked up among them.
+pub const REDIRECTS: u32 = 11;
 /// How many counters there are.
-pub const COUNT: u32 = 11;
+pub const COUNT: u32 = 12;
 
 /// Why a cgroup lost something: with its id, the key of CGROUP_LOSSES.
 #[repr(u8)]

@@ -48,7 +48,8 @@ pub struct FlowKey {
     /// Port of the server: local port if the role is server, else remote port. Host byte order.
     pub server_port: u16,
     /// 0, or: the port that the application chose for a UDP client's socket; the local port of an
-    /// undecided socket. Host byte order.
+    /// undecided socket; TCP: the port of the proxy that was told that `server_port` was dialled,
+    /// and then, at a client, `remote` ([`crate::redirect`]). Host byte order.
     pub local_port: u16,
     /// [`PROTOCOL_TCP`] or [`PROTOCOL_UDP`].
     pub protocol: u8,
@@ -66,6 +67,13 @@ impl FlowKey {
     #[must_use]
     pub const fn is_undecided(&self) -> bool {
         self.role == FlowRole::Undecided as u8
+    }
+
+    /// Whether a proxy was told of these connections what they dialled ([`crate::redirect`]).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_answer(&self) -> bool {
+        self.protocol == PROTOCOL_TCP && self.local_port != 0 && !self.is_undecided()
     }
 
     /// This key with many remotes instead of one. It keeps workload, port and role.

@@ -17,6 +17,7 @@ pub mod decode;
 pub mod encode;
 pub mod flow;
 pub mod record;
+pub mod redirect;
 
 /// The most instructions that a kernel's verifier may have to walk for one program. The kernel's
 /// limit is 1,000,000; what is far below it on the kernels that we test also loads on those between
@@ -33,7 +34,7 @@ pub use self::{
 /// Version of the maps' layout and meaning, for agents that find the maps of an earlier one. Count
 /// it up with every change of a key, a value, a record or what its fields mean: maps of another
 /// version are not read.
-pub const LAYOUT: u64 = 2;
+pub const LAYOUT: u64 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -47,9 +48,11 @@ mod tests {
             size_of::<record::CgroupRecord>(),
             size_of::<record::ListenRecord>(),
             size_of::<record::DnsRecord>(),
+            size_of::<redirect::Connection>(),
+            size_of::<redirect::Dialled>(),
             counter::COUNT as usize,
         ];
         // If this fails, the maps changed: count LAYOUT up and write the new sizes beside it.
-        assert_eq!((LAYOUT, sizes), (2, [48, 96, 544, 40, 1256, 11]));
+        assert_eq!((LAYOUT, sizes), (3, [48, 96, 544, 40, 1256, 40, 24, 12]));
     }
 }

@@ -15,6 +15,7 @@ mod flows;
 mod maps;
 mod offsets;
 mod packet;
+mod redirect;
 mod sockaddr;
 mod socket;
 mod sockets;

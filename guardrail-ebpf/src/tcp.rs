@@ -22,7 +22,7 @@ use guardrail_common::{
 use crate::{
     flows,
     maps::{CGROUP_RING, add, add_half, count},
-    offsets as o,
+    offsets as o, redirect,
     socket::{Memory as _, SOCK_BINDPORT_LOCK, Typed, addresses, cgroup_id, is_foreign, netns, userlocks},
     turn,
 };
@@ -226,6 +226,12 @@ fn try_closed(ctx: *mut c_void) -> Option<()> {
     let fin = u64::from(sk.read::<u8>(o::SK_SHUTDOWN.load()) & RCV_SHUTDOWN);
     let received = tcp.read::<u64>(o::TCP_BYTES_RECEIVED.load()).saturating_sub(fin);
 
+    if flows::counter(counter::REDIRECTS) != 0 {
+        let ports = u32::from(local_port) << 16 | u32::from(remote_port);
+        if redirect::close(&mut key, netns(sk), ports, sent, received) != 0 {
+            return Some(());
+        }
+    }
     if flows::counter(counter::UNDECIDED) != 0
         && close_undecided(&mut key, local_port, remote_port, sent, received) != 0
     {

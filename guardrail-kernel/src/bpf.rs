@@ -307,6 +307,16 @@ pub(crate) fn link_exists(id: u32) -> bool {
     unsafe { descriptor(attr::LINK_GET_FD_BY_ID, &mut attr) }.is_ok()
 }
 
+/// Attaches a program to the getsockopt calls of a cgroup and those below it, until the link is
+/// closed.
+pub fn attach_getsockopt(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // prog_fd, target_fd, attach_type, flags.
+    let (program, cgroup) = (program.as_raw_fd().cast_unsigned(), cgroup.as_raw_fd().cast_unsigned());
+    let mut link = [program, cgroup, attr::CGROUP_GETSOCKOPT, 0];
+    // SAFETY: no pointers.
+    unsafe { descriptor(attr::LINK_CREATE, &mut link) }
+}
+
 /// One pass over what an iterator program tells.
 pub fn iterate(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // prog_fd, target_fd, attach_type, flags.

@@ -55,6 +55,10 @@ pub struct KernelConfig {
     pub cgroup_root: PathBuf,
     /// Observe UDP and DNS answers (per-packet hooks). Off: nothing runs per packet.
     pub udp: bool,
+    /// See what redirected connections dialled, from when a proxy listens on the node
+    /// ([`guardrail_common::redirect::PROXY_PORTS`]): then each getsockopt of the node costs a
+    /// little more. Off: that is never attached.
+    pub redirects: bool,
     /// Size of the ring for new-flow hints, bytes. Rounded up to a power of two of at least one
     /// page.
     pub ring_bytes: u32,
@@ -84,6 +88,7 @@ impl KernelConfig {
         Self {
             cgroup_root,
             udp: true,
+            redirects: true,
             ring_bytes: 256 * 1024,
             flow_entries: 65_536,
             new_keys_per_cgroup: 4_096,

@@ -52,6 +52,7 @@ pub struct Kernel {
     abandoned: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     is_seamless: bool,
+    sees_redirects: bool,
     /// Held until the thread has ended.
     _pins: Option<Pins>,
 }
@@ -68,17 +69,27 @@ impl Kernel {
     /// # Errors
     /// [`KernelError`], one sentence each: missing privilege, BTF, cgroup v2, kernel member, or a
     /// refusal of the kernel. Nothing stays attached, but for what was pinned before.
-    pub fn start(config: KernelConfig, pinned: Option<Pinned>) -> Result<(Self, mpsc::Receiver<Batch>), KernelError> {
+    pub fn start(
+        mut config: KernelConfig,
+        pinned: Option<Pinned>,
+    ) -> Result<(Self, mpsc::Receiver<Batch>), KernelError> {
         preflight::capabilities(config.udp)?;
         let root_cgroup = preflight::cgroup2(&config.cgroup_root)?;
         let (pins, checkpoint) = match pinned {
             Some(Pinned { dir, checkpoint }) => (Some(Pins::hold(&dir)?), checkpoint),
             None => (None, None),
         };
+        let lacks_redirects = config.redirects && !preflight::may_attach_to_cgroups();
+        config.redirects &= !lacks_redirects;
         let Started { maps, mut programs, begin, journal, pinned, mut warnings, is_seamless } = match &pins {
             Some(pins) => start::pinned(&config, root_cgroup, pins, checkpoint)?,
             None => start::alone(&config, root_cgroup, None, &mut [])?,
         };
+        if lacks_redirects {
+            warnings.push(
+                "what connections dialled that are redirected to proxies is not seen: it needs CAP_NET_ADMIN, or say --redirects=off".to_owned(),
+            );
+        }
         if preflight::in_host_pid_namespace() == Some(false) {
             warnings.push(
                 "connections older than the agent are seen only when they end, because it does not see the node's processes: set hostPID: true".to_owned(),
@@ -94,6 +105,7 @@ impl Kernel {
                 }
             },
         };
+        let sees_redirects = config.redirects;
         let wake = Arc::new(
             sys::eventfd()
                 .map_err(|source| KernelError::System { what: "making an event counter".to_owned(), source })?,
@@ -120,8 +132,17 @@ impl Kernel {
             .name("kernel-reader".to_owned())
             .spawn(move || reader.run(begin))
             .map_err(|source| KernelError::System { what: "starting the reading thread".to_owned(), source })?;
-        let kernel =
-            Self { stats, warnings, commands, wake, abandoned, thread: Some(thread), is_seamless, _pins: pins };
+        let kernel = Self {
+            stats,
+            warnings,
+            commands,
+            wake,
+            abandoned,
+            thread: Some(thread),
+            is_seamless,
+            sees_redirects,
+            _pins: pins,
+        };
         Ok((kernel, batches))
     }
 
@@ -130,6 +151,12 @@ impl Kernel {
     #[must_use]
     pub fn is_seamless(&self) -> bool {
         self.is_seamless
+    }
+
+    /// Whether it is seen what redirected connections dialled, once a proxy listens.
+    #[must_use]
+    pub fn sees_redirects(&self) -> bool {
+        self.sees_redirects
     }
 
     /// With pins, asks for a [`Batch::Checkpoint`]. Returns at once. One is as large as FLOWS: ask

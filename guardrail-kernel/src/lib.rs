@@ -41,6 +41,7 @@ mod offsets;
 mod pin;
 mod preflight;
 mod reader;
+mod redirects;
 mod sockets;
 mod start;
 mod stats;

@@ -11,13 +11,14 @@ use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Map, MapData, MapError, RingBuf},
     programs::{
-        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Iter, ProgramError,
-        links::FdLink,
+        BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, CgroupSockopt, Iter,
+        ProgramError, links::FdLink,
     },
 };
 
 use crate::{
-    bpf, btf, config::KernelConfig, error::KernelError, object::OBJECT, offsets, pin::Generation, sys::page_bytes,
+    bpf, btf, config::KernelConfig, error::KernelError, object::OBJECT, offsets, pin::Generation, redirects::Redirects,
+    sys::page_bytes,
 };
 
 /// How a program is attached.
@@ -50,6 +51,10 @@ const PROGRAMS: [(&str, Hook, bool); 10] = [
 pub(crate) const FIRST: &str = "tcp_state";
 /// Name of the program that takes what [`FIRST`] missed.
 pub(crate) const SECOND: &str = "tcp_missed";
+
+/// Name of the program that sees what redirected connections dialled: attached when a proxy listens
+/// ([`crate::redirects`]).
+pub(crate) const ON_DEMAND: &str = "original_dst";
 
 /// Name of the socket iterator.
 const OPEN_SOCKETS: &str = "open_sockets";
@@ -104,6 +109,7 @@ pub(crate) struct Loaded {
     /// Names of the attached programs.
     pub(crate) attached: Vec<&'static str>,
     links: Vec<FdLink>,
+    redirects: Option<Redirects>,
     btf: Btf,
 }
 
@@ -127,6 +133,7 @@ impl Loaded {
             .override_global("KEYS_PER_CGROUP", &config.new_keys_per_cgroup, true)
             .override_global("FLOW_ENTRIES", &config.flow_entries, true)
             .map_max_entries("FLOWS", config.flow_entries)
+            .map_max_entries("DIALLED", if config.redirects { DIALLED } else { 1 })
             .map_max_entries("FLOW_RING", ring_bytes(config.ring_bytes))
             .map_max_entries("AYA_LOGS", log_ring);
         for (name, value) in &globals {
@@ -142,7 +149,8 @@ impl Loaded {
             load_one(&mut ebpf, name, hook, &kernel_btf).map_err(|error| program_error(name, &error))?;
             attached.push(name);
         }
-        Ok(Self { ebpf, attached, links: Vec::new(), btf: kernel_btf })
+        let redirects = if config.redirects { Some(load_on_demand(&mut ebpf)?) } else { None };
+        Ok(Self { ebpf, attached, links: Vec::new(), redirects, btf: kernel_btf })
     }
 
     /// Attaches every loaded program: names of cgroups first, packets last. With pins, programs and
@@ -156,6 +164,10 @@ impl Loaded {
     ) -> Result<(), KernelError> {
         let root = File::open(cgroup_root)
             .map_err(|source| KernelError::System { what: format!("opening {}", cgroup_root.display()), source })?;
+        if let (Some(pins), Some(redirects)) = (pins, &mut self.redirects) {
+            pins.pin_program(ON_DEMAND, redirects.program())?;
+            redirects.pin_at(pins.link_path(ON_DEMAND));
+        }
         for (name, hook, _) in PROGRAMS {
             if !self.attached.contains(&name) {
                 continue;
@@ -203,7 +215,7 @@ impl Loaded {
 
     /// Drops what only loading needed: the kernel's type information is some tens of megabytes.
     pub(crate) fn into_programs(self) -> Result<Programs, KernelError> {
-        let Self { ebpf, attached, links, btf: _ } = self;
+        let Self { ebpf, attached, links, redirects, btf: _ } = self;
         let fd = |name: &'static str| {
             let program = ebpf.program(name).ok_or_else(|| no_such_program(name))?;
             let fd = program.fd().map_err(|error| program_error(name, &error))?;
@@ -211,7 +223,7 @@ impl Loaded {
             Ok((name, fd.map_err(|source| KernelError::System { what: format!("opening {name}"), source })?))
         };
         let programs = attached.into_iter().map(fd).collect::<Result<_, KernelError>>()?;
-        Ok(Programs { programs, _links: links, ebpf: Some(ebpf) })
+        Ok(Programs { programs, _links: links, redirects, ebpf: Some(ebpf) })
     }
 }
 
@@ -226,15 +238,28 @@ fn iterate(program: BorrowedFd<'_>) -> Result<File, KernelError> {
 pub(crate) struct Programs {
     programs: Vec<(&'static str, OwnedFd)>,
     _links: Vec<FdLink>,
+    redirects: Option<Redirects>,
     /// What was loaded; `None` if an earlier agent did.
     ebpf: Option<Ebpf>,
 }
 
 impl Programs {
     /// The programs that an earlier agent left attached.
-    pub(crate) fn adopt(pins: &Generation, udp: bool) -> Result<Self, KernelError> {
-        let programs = attached(udp).into_iter().map(|name| Ok((name, pins.program(name)?)));
-        Ok(Self { programs: programs.collect::<Result<_, KernelError>>()?, _links: Vec::new(), ebpf: None })
+    pub(crate) fn adopt(pins: &Generation, config: &KernelConfig) -> Result<Self, KernelError> {
+        let programs = attached(config.udp).into_iter().map(|name| Ok((name, pins.program(name)?)));
+        let programs = programs.collect::<Result<_, KernelError>>()?;
+        let mut redirects = None;
+        if config.redirects {
+            let mut found = Redirects::new(pins.program(ON_DEMAND)?);
+            found.pin_at(pins.link_path(ON_DEMAND));
+            redirects = Some(found);
+        }
+        Ok(Self { programs, _links: Vec::new(), redirects, ebpf: None })
+    }
+
+    /// The program that waits for a proxy.
+    pub(crate) fn redirects(&mut self) -> Option<&mut Redirects> {
+        self.redirects.as_mut()
     }
 
     /// One pass of the socket iterator that an earlier agent left.
@@ -247,12 +272,29 @@ impl Programs {
         for (name, fd) in &self.programs {
             each(name, fd.as_fd());
         }
+        if let Some(redirects) = self.redirects.as_ref().filter(|redirects| redirects.is_attached()) {
+            each(ON_DEMAND, redirects.program());
+        }
     }
 
     /// For aya-log.
     pub(crate) fn ebpf_mut(&mut self) -> Option<&mut Ebpf> {
         self.ebpf.as_mut()
     }
+}
+
+/// Connections that are remembered with what they dialled until they end: of more, the oldest end
+/// where the proxy's port was counted.
+const DIALLED: u32 = 65_536;
+
+fn load_on_demand(ebpf: &mut Ebpf) -> Result<Redirects, KernelError> {
+    let refused = |error: ProgramError| program_error(ON_DEMAND, &error);
+    let program = ebpf.program_mut(ON_DEMAND).ok_or_else(|| no_such_program(ON_DEMAND))?;
+    let program = <&mut CgroupSockopt>::try_from(program).map_err(refused)?;
+    program.load().map_err(refused)?;
+    let fd = program.fd().map_err(refused)?.as_fd().try_clone_to_owned();
+    let what = || format!("opening {ON_DEMAND}");
+    Ok(Redirects::new(fd.map_err(|source| KernelError::System { what: what(), source })?))
 }
 
 fn load_one(ebpf: &mut Ebpf, name: &str, hook: Hook, kernel_btf: &Btf) -> Result<(), ProgramError> {

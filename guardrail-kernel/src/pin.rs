@@ -46,6 +46,7 @@ pub(crate) fn build(config: &KernelConfig, root_cgroup: u64) -> u64 {
     let KernelConfig {
         cgroup_root: _,
         udp,
+        redirects,
         ring_bytes,
         flow_entries,
         new_keys_per_cgroup,
@@ -56,7 +57,8 @@ pub(crate) fn build(config: &KernelConfig, root_cgroup: u64) -> u64 {
     } = config;
     let mut hasher = DefaultHasher::new();
     OBJECT.hash(&mut hasher);
-    (udp, ring_bytes, flow_entries, new_keys_per_cgroup, *bpf_log_level as u8, root_cgroup).hash(&mut hasher);
+    (udp, redirects, ring_bytes, flow_entries, new_keys_per_cgroup, *bpf_log_level as u8, root_cgroup)
+        .hash(&mut hasher);
     hasher.finish()
 }
 

@@ -31,6 +31,12 @@ pub(crate) fn capabilities(udp: bool) -> Result<(), KernelError> {
     }
 }
 
+/// Whether programs may be attached to a cgroup's network hooks.
+pub(crate) fn may_attach_to_cgroups() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    missing_capability(effective(&status).unwrap_or(0), true).is_none()
+}
+
 /// The effective set of a `/proc/PID/status`.
 fn effective(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;

@@ -12,6 +12,7 @@ use std::{
 
 use aya_log::EbpfLogger;
 use guardrail_common::{
+    counter,
     decode::{self, DecodeError, Decoded},
     encode,
     flow::{FlowKey, FlowValue},
@@ -21,7 +22,7 @@ use guardrail_graph::{
     observe::{CgroupId, FlowCounts, LossReason, NetnsId, Observation},
     time::Timestamp,
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     batch::Mark,
@@ -247,6 +248,7 @@ impl Reader {
                 listening: true,
                 at,
             });
+            self.redirects_wanted(socket.local_port, socket.netns);
         }
         if !is_first {
             // The programs were attached all the time: what is open stands in the map.
@@ -360,8 +362,25 @@ impl Reader {
         }
     }
 
+    /// A socket listens. Where it may be a proxy's, what is redirected to it is seen from now on.
+    fn redirects_wanted(&mut self, port: u16, netns: u32) {
+        let redirects = self.programs.as_mut().and_then(Programs::redirects);
+        let Some(redirects) = redirects.filter(|redirects| redirects.is_wanted(port, netns)) else { return };
+        // Before, so that no end of a connection is missed.
+        if let Err(error) = self.maps.counters.set(&counter::REDIRECTS.to_ne_bytes(), &1_u64.to_ne_bytes(), 0) {
+            warn!("saying that redirected connections are seen failed: {error}");
+        }
+        match redirects.attach(&self.cgroup_root) {
+            Ok(()) => info!("a proxy may listen on port {port}: redirected connections are seen from now on"),
+            Err(error) => warn!("what connections dialled that are redirected to proxies is not seen: {error}"),
+        }
+    }
+
     fn listening(&mut self, listen: &ListenRecord) {
         self.state.count("listen", 1);
+        if listen.listening != 0 {
+            self.redirects_wanted(listen.port, listen.netns);
+        }
         if listen.at < self.state.listed_at {
             // The list of open sockets is newer.
             return;

@@ -31,7 +31,7 @@ pub(crate) struct Started {
 }
 
 /// Maps that are pinned, with the journal.
-const MAPS: [&str; 9] = [
+const MAPS: [&str; 10] = [
     "FLOW_RING",
     "CGROUP_RING",
     "DNS_RING",
@@ -39,6 +39,7 @@ const MAPS: [&str; 9] = [
     "COUNTERS",
     "CGROUP_LOSSES",
     "CGROUPS",
+    "DIALLED",
     "KEYS_INSERTED",
     "KEYS_REMOVED",
 ];
@@ -193,7 +194,7 @@ fn take_over(
     mut generation: Generation,
     checkpoint: Checkpoint,
 ) -> Result<Started, KernelError> {
-    let programs = Programs::adopt(&generation, config.udp)?;
+    let programs = Programs::adopt(&generation, config)?;
     let FoundJournal { journal, notes, broken } = open_journal(&generation)?;
     let listed_at = clock::boot_ns();
     let (sockets, warnings) = match Programs::open_socket_iterator(&generation) {

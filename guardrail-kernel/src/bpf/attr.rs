@@ -22,6 +22,8 @@ pub(crate) const LINK_GET_FD_BY_ID: c_long = 30;
 pub(crate) const ITER_CREATE: c_long = 33;
 /// `BPF_TRACE_ITER` of `enum bpf_attach_type`.
 pub(crate) const TRACE_ITER: u32 = 28;
+/// `BPF_CGROUP_GETSOCKOPT` of the same.
+pub(crate) const CGROUP_GETSOCKOPT: u32 = 21;
 
 /// One element of a map.
 #[repr(C)]
