@@ -81,7 +81,11 @@ pub struct FlowDelta {
     /// The server's port: the local port for [`Role::Server`], else the remote port.
     pub server_port: u16,
     /// UDP client whose socket is bound to a port the application chose, or the local port of an
-    /// undecided socket.
+    /// undecided socket. TCP: the port of a proxy that was told what this connection dialled
+    /// (`SO_ORIGINAL_DST`). Of a server that is `server_port`; of a client it is `remote` and
+    /// `server_port`, and nothing of this connection left the pod. Beside such a delta there is
+    /// always one without it, of the same connection as the kernel saw it: at the proxy's port, or
+    /// to what was dialled.
     pub local_port: Option<u16>,
     /// With `local_port`, UDP: the bind was seen, so nothing that this socket received before is
     /// unknown to us. If false, an exchange that began before the agent may look like the local

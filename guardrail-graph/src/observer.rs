@@ -21,6 +21,7 @@ mod names;
 mod peers;
 mod publish;
 mod reclassify;
+mod redirects;
 mod restore;
 mod settle;
 mod stats;
@@ -38,6 +39,7 @@ use identity::{AddressOwner, Identity, Resolution};
 use ledger::Ledger;
 use peers::Peers;
 use reclassify::Reclassify;
+use redirects::Redirects;
 pub use restore::RestoreError;
 use restore::Restored;
 pub use stats::Stats;
@@ -68,6 +70,7 @@ pub struct Observer {
     graph: Graph,
     texts: Interner<str>,
     reclassify: Reclassify,
+    redirects: Redirects,
     waiting: Waiting,
     ledger: Ledger,
     history: History,
@@ -93,6 +96,7 @@ impl Observer {
             peers,
             texts: Interner::default(),
             reclassify: Reclassify::default(),
+            redirects: Redirects::default(),
             ledger: Ledger::default(),
             restored: None,
         }
@@ -115,9 +119,7 @@ impl Observer {
         match observation {
             Observation::Flow(_) | Observation::DnsAnswer { .. } => {
                 self.history.saw_flow();
-                if self.try_observation(&observation, now, Last { pod: false, role: false }) != Step::Done {
-                    self.wait(Pending { observation, since: now }, now);
-                }
+                self.observe_flow(observation, now, false);
             }
             Observation::CgroupCreated { id, path, at } => {
                 self.identity.cgroup_created(id, &path, at);
@@ -144,6 +146,14 @@ impl Observer {
                     }
                 }
             }
+        }
+    }
+
+    /// `is_settled`: what a proxy may have been told of it is no longer waited for.
+    fn observe_flow(&mut self, observation: Observation, now: Timestamp, is_settled: bool) {
+        let last = Last { is_settled, ..Last::default() };
+        if self.try_observation(&observation, now, last) != Step::Done {
+            self.wait(Pending { observation, since: now, is_settled }, now);
         }
     }
 
@@ -192,7 +202,7 @@ impl Observer {
                 _ => self.ledger.incomplete_node(LossReason::PendingOverflow.as_str()),
             }
         }
-        self.try_observation(&pending.observation, now, Last { pod: true, role: true });
+        self.try_observation(&pending.observation, now, Last::ALL);
     }
 
     /// Tries waiting flows again, but not with every one of thousands of changes.
@@ -205,7 +215,11 @@ impl Observer {
     fn retry(&mut self, now: Timestamp) {
         for pending in self.waiting.take(now) {
             let waited = now.since(pending.since);
-            let last = Last { pod: waited >= self.config.pod_timeout, role: waited >= self.config.role_timeout };
+            let last = Last {
+                pod: waited >= self.config.pod_timeout,
+                role: waited >= self.config.role_timeout,
+                is_settled: pending.is_settled,
+            };
             if self.try_observation(&pending.observation, now, last) != Step::Done {
                 self.waiting.put_back(pending);
             }
@@ -218,16 +232,18 @@ impl Observer {
         self.reclassify_waiting(now);
         self.settle_services(now);
         self.retry(now);
+        self.settle_redirects(now, false);
         if now.since(self.last_expire) >= EXPIRE_INTERVAL {
             self.last_expire = now;
             self.expire(now);
         }
     }
 
-    /// Flows that wait for their pod or their role: counted by the kernel, in no edge yet.
+    /// Flows that wait for their pod, their role or what a proxy was told of them: counted by the
+    /// kernel, in no edge yet.
     #[must_use]
     pub fn waiting(&self) -> Vec<FlowDelta> {
-        self.waiting.flows().cloned().collect()
+        self.waiting.flows().chain(self.redirects.flows()).cloned().collect()
     }
 
     /// Ends every wait: what has no name or role by now is counted. Call it before the last
@@ -235,7 +251,11 @@ impl Observer {
     pub fn flush(&mut self, now: Timestamp) {
         self.settle_services(now);
         for pending in self.waiting.take(now) {
-            self.try_observation(&pending.observation, now, Last { pod: true, role: true });
+            self.try_observation(&pending.observation, now, Last { is_settled: pending.is_settled, ..Last::ALL });
+        }
+        self.settle_redirects(now, true);
+        for pending in self.waiting.take(now) {
+            self.try_observation(&pending.observation, now, Last::ALL);
         }
     }
 
@@ -287,7 +307,7 @@ impl Observer {
         Stats {
             edges: self.graph.edges().len(),
             service_flows: self.graph.service_flows().len(),
-            pending: self.waiting.len(),
+            pending: self.waiting.len() + self.redirects.len(),
             unresolved: self.ledger.unresolved_totals().map(|(reason, count)| (reason.as_str(), count)).collect(),
             losses: self.ledger.losses().map(|(reason, count)| (reason, reason.class(), count)).collect(),
             names_forgotten: self.graph.names().forgotten(),

@@ -21,6 +21,9 @@ pub enum UnresolvedReason {
     RemotePod,
     /// Nothing of the cluster was known yet, so the address may have been a pod's.
     ClusterUnknown,
+    /// It arrived at a port of a proxy to which connections are redirected, and neither the proxy
+    /// nor the client's own record tells which port it dialled.
+    Redirected,
     /// The local end is on another node: several nodes share this kernel, and that node's own agent
     /// counts the flow.
     OtherNode,
@@ -28,7 +31,7 @@ pub enum UnresolvedReason {
 
 impl UnresolvedReason {
     /// Every reason, in the order in which they are shown.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::IpReuse,
         Self::PodRangeNoOwner,
         Self::RoleUnknown,
@@ -38,6 +41,7 @@ impl UnresolvedReason {
         Self::ServicePortUnknown,
         Self::RemotePod,
         Self::ClusterUnknown,
+        Self::Redirected,
         Self::OtherNode,
     ];
 
@@ -57,6 +61,7 @@ impl UnresolvedReason {
             Self::ServicePortUnknown => "service_port_unknown",
             Self::RemotePod => "remote_pod",
             Self::ClusterUnknown => "cluster_unknown",
+            Self::Redirected => "redirected",
             Self::OtherNode => "other_node",
         }
     }

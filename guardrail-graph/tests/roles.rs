@@ -184,18 +184,20 @@ fn udp_ports_beyond_the_bound_are_counted_and_leave_no_question_passing_for_an_a
 }
 
 #[test]
-fn multicast_broadcast_and_link_local_are_reported_and_support_nothing() {
+fn multicast_and_broadcast_support_nothing_and_a_link_local_service_is_a_peer_like_others() {
     let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2")]);
     lab.pod_cgroup(1, "web", 0);
     for remote in ["239.1.2.3", "255.255.255.255", "169.254.169.254"] {
         lab.flow(delta(1, Role::Client, "10.244.1.2", remote, Protocol::Udp, 5353, t(5)));
     }
+    lab.flow(delta(1, Role::Client, "fd00::2", "fe80::9", Protocol::Udp, 5353, t(5)));
     assert_eq!(
         lab.edges(),
         [
-            "web -> external/169.254.169.254 UDP/5353 [link-local] unsupported",
+            "web -> external/169.254.169.254 UDP/5353 [link-local]",
             "web -> external/239.1.2.3 UDP/5353 [multicast] unsupported",
             "web -> external/255.255.255.255 UDP/5353 [broadcast] unsupported",
+            "web -> external/fe80::9 UDP/5353 [link-local] unsupported",
         ]
     );
 }

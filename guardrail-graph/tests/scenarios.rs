@@ -419,9 +419,12 @@ fn the_nodes_end_of_a_pods_link_is_the_node_though_its_address_is_link_local() {
     lab.at(6);
     assert_eq!(lab.edges(), ["node/node-a -> api TCP/8080"]);
     assert_eq!(lab.snapshot().body.edges[0].seen_by.len(), 2);
-    // As a server, a link-local address stays what it is (node-local DNS, metadata services).
+    // As a server it is the node, too. Others are services of the cloud.
     lab.flow(tcp_client(2, "10.244.1.3", "169.254.1.1", 53, t(7)));
-    assert!(lab.edges().contains(&"api -> external/169.254.1.1 TCP/53 [link-local] unsupported".to_owned()));
+    lab.flow(tcp_client(2, "10.244.1.3", "169.254.169.254", 80, t(7)));
+    let edges = lab.edges();
+    assert!(edges.contains(&"api -> node/node-a TCP/53 [link-local]".to_owned()), "{edges:?}");
+    assert!(edges.contains(&"api -> external/169.254.169.254 TCP/80 [link-local]".to_owned()), "{edges:?}");
 }
 
 #[test]

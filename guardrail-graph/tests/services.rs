@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{Lab, edges, ip, pod, t, tcp_client, tcp_server};
+use common::{Lab, delta, edges, ip, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{
     Protocol,
     inventory::{Change, Kind, ObjectKey},
-    observe::LossReason,
+    observe::{LossReason, Role},
     snapshot::merge,
 };
 
@@ -164,4 +164,27 @@ fn endpoints_that_found_no_room_are_counted_and_their_clients_are_incomplete() {
     }
     idle.at(2_100);
     assert_eq!(idle.lost(LossReason::GraphFull), 0);
+}
+
+#[test]
+fn what_a_node_answers_at_a_services_own_address_is_the_nodes_and_no_pods() {
+    let dns = "---\nkind: Service\nmetadata: {name: dns, namespace: shop}\nspec: {clusterIP: 10.96.0.10, selector: {app: far}, ports: [{port: 53, protocol: UDP}]}\n";
+    let far = pod("shop", "far", 0, "node-b", "10.244.2.3", &["dns:53/UDP"]);
+    let mut lab = Lab::new("node-a", &[pod("shop", "web", 0, "node-a", "10.244.1.2", &[]), far, dns.to_owned()]);
+    lab.pod_cgroup(1, "web", 0);
+    lab.cgroup(5, "/system.slice/node-cache.service");
+    let udp = |cgroup, role, local, remote| delta(cgroup, role, local, remote, Protocol::Udp, 53, t(5));
+    // The client's records come first.
+    for address in ["10.96.0.10", "169.254.20.10"] {
+        lab.flow(udp(1, Role::Client, "10.244.1.2", address));
+    }
+    assert_eq!(
+        lab.edges(),
+        ["web -> far UDP/53 via shop/dns:53 [inferred]", "web -> external/169.254.20.10 UDP/53 [link-local]"]
+    );
+    for address in ["10.96.0.10", "169.254.20.10"] {
+        lab.flow(udp(5, Role::Server, address, "10.244.1.2"));
+    }
+    lab.at(6);
+    assert_eq!(lab.edges(), ["web -> node/node-a UDP/53 via shop/dns:53 [link-local]"]);
 }

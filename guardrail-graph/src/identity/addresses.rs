@@ -364,6 +364,11 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         });
     }
 
+    /// The tenures of an address.
+    pub fn of(&self, address: IpAddr) -> impl Iterator<Item = &Tenure<O>> {
+        self.tenures.get(&address).into_iter().flatten()
+    }
+
     /// All tenures, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &Tenure<O>)> {
         self.tenures.iter().flat_map(|(address, tenures)| tenures.iter().map(|t| (*address, t)))

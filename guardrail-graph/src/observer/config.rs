@@ -25,6 +25,9 @@ pub struct ObserverConfig {
     /// How long a UDP exchange of unknown role waits for evidence before it is counted as
     /// `role_unknown`.
     pub role_timeout: Duration,
+    /// Whether proxies are seen being told what redirected connections dialled; then what arrives
+    /// at a proxy's port, and what a pod with a proxy calls, waits for that.
+    pub redirects: bool,
     /// Half-width of the doubt around a change of an address's owner that only the API server
     /// reported.
     pub guard: Duration,
@@ -69,6 +72,7 @@ impl ObserverConfig {
             awaited: Vec::new(),
             pod_timeout: Duration::from_secs(10),
             role_timeout: Duration::from_secs(60),
+            redirects: true,
             guard: Duration::from_secs(5),
             sweep_interval: Duration::from_secs(15),
             tombstone_ttl: Duration::from_secs(3600),

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -29,18 +30,29 @@ struct Here<'a> {
     nodes: BTreeSet<String>,
 }
 
-impl Evidence for Here<'_> {
-    fn services(&self) -> &Services {
-        self.observer.catalogue.services()
-    }
-
-    fn server_saw(&self, (client, server, protocol, port): &EdgeKey) -> bool {
+impl Here<'_> {
+    /// Whether one side recorded a connection of this edge.
+    fn saw(&self, side: Side, (client, server, protocol, port): &EdgeKey) -> bool {
         let peers = &self.observer.peers;
         let (Some(client), Some(server)) = (peers.find_compact(client), peers.find_compact(server)) else {
             return false;
         };
         let edge = self.observer.graph.edges().get(&(client, server, *protocol, *port));
-        edge.and_then(|e| e.sides[side_index(Side::Server)].as_ref()).is_some_and(|seen| seen.counts.established() > 0)
+        edge.and_then(|e| e.sides[side_index(side)].as_ref()).is_some_and(|seen| seen.counts.established() > 0)
+    }
+}
+
+impl Evidence for Here<'_> {
+    fn services(&self) -> &Services {
+        self.observer.catalogue.services()
+    }
+
+    fn server_saw(&self, key: &EdgeKey) -> bool {
+        self.saw(Side::Server, key)
+    }
+
+    fn client_saw(&self, key: &EdgeKey) -> bool {
+        self.saw(Side::Client, key)
     }
 
     fn is_node_observed(&self, node: &str) -> bool {
@@ -57,6 +69,10 @@ impl Evidence for Here<'_> {
                 .workload(workload)
                 .is_none_or(|w| w.nodes().all(|node| node.is_empty() || self.is_node_observed(node))),
         }
+    }
+
+    fn nodes_at(&self, address: IpAddr) -> Vec<Arc<Peer>> {
+        self.observer.identity.nodes_with(address).map(|node| self.observer.peers.get(node)).collect()
     }
 
     fn any_node(&self, wanted: impl FnMut(&str) -> bool) -> bool {

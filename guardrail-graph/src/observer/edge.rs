@@ -9,12 +9,13 @@ use crate::{
 };
 
 /// Marks as bits, in the order of [`MARKS`].
-pub(super) const MARKS: [&str; 5] = [
+pub(super) const MARKS: [&str; 6] = [
     crate::snapshot::marks::PROXIED,
     crate::snapshot::marks::MULTICAST,
     crate::snapshot::marks::BROADCAST,
     crate::snapshot::marks::LINK_LOCAL,
     crate::snapshot::marks::HOST_PORT,
+    crate::snapshot::marks::TUNNEL,
 ];
 
 /// The bit of a mark, 0 for those that are computed.
@@ -126,6 +127,11 @@ pub(super) struct Flow {
 }
 
 impl Flow {
+    /// A use that counts for nothing.
+    pub(super) fn capture(&mut self, gain: &Gain) {
+        self.seen.get_or_insert_with(|| Arc::new(gain.seen));
+    }
+
     pub(super) fn gain(&mut self, gain: &Gain) {
         add(&mut self.seen, &gain.seen);
         self.marks |= gain.marks;

@@ -25,10 +25,17 @@ pub(super) enum Step {
 }
 
 /// What is no longer waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Last {
     pub(super) pod: bool,
     pub(super) role: bool,
+    /// What a proxy may have been told of it.
+    pub(super) is_settled: bool,
+}
+
+impl Last {
+    /// Nothing.
+    pub(super) const ALL: Self = Self { pod: true, role: true, is_settled: true };
 }
 
 /// What the evidence says of a UDP or undecided flow.
@@ -78,6 +85,23 @@ fn as_client(counts: &FlowCounts, role: Role) -> Counts {
     }
 }
 
+/// The mark of a connection that dialled the port of the proxy which took it.
+fn tunnel_mark(delta: &FlowDelta) -> u8 {
+    let is_dialled =
+        delta.protocol == Protocol::Tcp && delta.role == Role::Server && delta.local_port == Some(delta.server_port);
+    if is_dialled { mark_bit(marks::TUNNEL) } else { 0 }
+}
+
+/// Marks of the address that the client asked for, which is the local one at its server. Of a link
+/// only IPv4 has such that pods ask for.
+fn asked_marks(role: Role, local: IpAddr, remote: IpAddr) -> u8 {
+    let link_local = mark_bit(marks::LINK_LOCAL);
+    let asked = if role == Role::Server { local } else { remote };
+    let of_link = if asked.is_ipv4() { address_class(asked) & link_local } else { 0 };
+    // A group's address is the local one at its receivers.
+    (address_class(local) & !link_local) | of_link
+}
+
 impl Observer {
     /// Names a flow and adds it to the graph, or says what it waits for.
     pub(super) fn flow(&mut self, delta: &FlowDelta, now: Timestamp, last: Last) -> Step {
@@ -107,6 +131,9 @@ impl Observer {
         };
         if role == Role::Server {
             self.learn_served(delta, port, at);
+        }
+        if self.divert(delta, &local, role, now, last) {
+            return Step::Done;
         }
         let address = match remote {
             observe::Remote::Addr(address) => address,
@@ -216,8 +243,7 @@ impl Observer {
         let gain = Gain {
             side: if role == Role::Server { Side::Server } else { Side::Client },
             seen,
-            // A group's address is the local one at its receivers.
-            marks: local.marks | (address_class(delta.local) & !mark_bit(marks::LINK_LOCAL)),
+            marks: local.marks | asked_marks(role, delta.local, address) | tunnel_mark(delta),
             node_workload: local.node_workload.clone(),
             port_name: None,
         };

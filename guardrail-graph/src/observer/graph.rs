@@ -90,6 +90,18 @@ impl Graph {
         Ok(())
     }
 
+    /// Remembers a use of a Service that counts for nothing: the client's proxy took it.
+    ///
+    /// # Errors
+    /// If it is a new one and there is no room for it.
+    pub(super) fn capture_service(&mut self, key: ServiceKey, gain: &Gain) -> Result<(), Full> {
+        if self.service_flows.len() >= self.max_edges && !self.service_flows.contains_key(&key) {
+            return Err(Full);
+        }
+        self.service_flows.entry(key).or_default().capture(gain);
+        Ok(())
+    }
+
     /// Adds to a flow with a pod of another node, likewise.
     ///
     /// # Errors

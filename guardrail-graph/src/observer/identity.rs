@@ -117,6 +117,14 @@ impl Identity {
         self.addresses.iter()
     }
 
+    /// Nodes that have or had an address.
+    pub(super) fn nodes_with(&self, address: IpAddr) -> impl Iterator<Item = PeerId> {
+        self.addresses.of(address).filter_map(|tenure| match tenure.owner {
+            AddressOwner::Node(peer) => Some(peer),
+            AddressOwner::Pod(_) => None,
+        })
+    }
+
     /// Addresses that nodes own by their pod range.
     pub(super) fn range_nodes(&self) -> &HashMap<IpAddr, PeerId> {
         &self.range_nodes
@@ -272,8 +280,7 @@ impl Identity {
                 None
             }
             Evidence::Link { address, at } => {
-                self.addresses.prove(address, AddressOwner::Node(self.this_node), at);
-                None
+                self.addresses.prove(address, AddressOwner::Node(self.this_node), at).then_some(address)
             }
             Evidence::Owned { address, owner, at } => {
                 if !self.addresses.prove(address, owner, at) {

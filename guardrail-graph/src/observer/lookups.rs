@@ -59,7 +59,12 @@ impl Observer {
         let (address, port, protocol) = asked;
         let marks = address_class(address);
         if marks != 0 {
-            return Resolution::Known(RemoteEnd::External { marks });
+            // A link-local address is the node's if a record shows that it has it, else that of a
+            // service of the cloud.
+            return Resolution::Known(match self.identity.node_at(address, at) {
+                Some(peer) if address.is_ipv4() => RemoteEnd::Peer { peer, pod: None },
+                _ => RemoteEnd::External { marks },
+            });
         }
         if let Some((service, port)) = self.catalogue.cached(&asked) {
             return Resolution::Known(RemoteEnd::Service { service, port });

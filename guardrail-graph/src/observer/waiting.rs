@@ -24,6 +24,8 @@ pub(super) struct Pending {
     pub(super) observation: Observation,
     /// When it came.
     pub(super) since: Timestamp,
+    /// What a proxy may have been told of it is no longer waited for.
+    pub(super) is_settled: bool,
 }
 
 impl Pending {
@@ -116,7 +118,11 @@ mod tests {
     fn pending(cgroup: u64, seconds: i64) -> Pending {
         let at = Timestamp::from_unix_seconds(seconds);
         let (cgroup, name) = (CgroupId(cgroup), "x.example".to_owned());
-        Pending { observation: Observation::DnsAnswer { cgroup, name, addresses: Vec::new(), at }, since: at }
+        Pending {
+            observation: Observation::DnsAnswer { cgroup, name, addresses: Vec::new(), at },
+            since: at,
+            is_settled: false,
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Counts,
-    facts::{EdgeKey, FlowKey, Seen, Services},
+    facts::{EdgeKey, FlowKey, Seen, ServiceFacts, Services},
     marks,
 };
 use crate::{
@@ -27,10 +27,14 @@ pub(crate) trait Evidence {
     fn services(&self) -> &Services;
     /// Whether the server's own node recorded a connection of this edge.
     fn server_saw(&self, key: &EdgeKey) -> bool;
+    /// Whether the client's own node recorded a connection of this edge.
+    fn client_saw(&self, key: &EdgeKey) -> bool;
     /// Whether that node's agent contributed.
     fn is_node_observed(&self, node: &str) -> bool;
     /// Whether a server's own side would have been seen.
     fn is_observed(&self, peer: &Peer) -> bool;
+    /// Nodes that have this address of a Service themselves.
+    fn nodes_at(&self, address: IpAddr) -> Vec<Arc<Peer>>;
     /// Whether `wanted` holds for a node that is known to exist.
     fn any_node(&self, wanted: impl FnMut(&str) -> bool) -> bool;
     /// Who may have been an endpoint at the time of the flow: the peer that it is known as, unless
@@ -83,15 +87,28 @@ pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> 
     let mut attach = |key, extra, marks| found.attached.push(Attached { key, extra, marks });
     let answered =
         if protocol.has_connections() { total.counts.established() > 0 } else { total.counts.bytes_received > 0 };
-    let single = targets.iter().filter(|t| t.current).count() == 1;
+    // Nothing was counted: the client's proxy took the connections, and made its own to whom it
+    // chose.
+    let captured = total.counts == Counts::default();
+    let single = !captured && targets.iter().filter(|t| t.current).count() == 1;
     let mut resolved = false;
+    // Answered on a node itself (NodeLocal DNS): nothing went to the pods behind the Service, but
+    // for those whose own records say so.
+    for node in answering_nodes(evidence, service) {
+        let key = (client.into(), (&node).into(), *protocol, *port);
+        if evidence.server_saw(&key) {
+            attach(key, None, &[]);
+            resolved = true;
+        }
+    }
+    let on_node = resolved;
     for target in &targets {
         let key = edge_key(target);
         let external = matches!(*target.peer, Peer::External { .. });
-        if evidence.server_saw(&key) {
+        if evidence.server_saw(&key) || (captured && evidence.client_saw(&key)) {
             attach(key, (single && target.current).then_some(*total), &[]);
             resolved = true;
-        } else if target.current && total.counts.established() > 0 && (external || target.unobserved) {
+        } else if !on_node && target.current && total.counts.established() > 0 && (external || target.unobserved) {
             let marks: &[&str] = if external { &[marks::VIA_SERVICE] } else { &[marks::INFERRED] };
             attach(key, Some(*total), marks);
             resolved = true;
@@ -122,6 +139,19 @@ pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> 
     found
 }
 
+/// Nodes that have an address of a Service themselves.
+fn answering_nodes(evidence: &impl Evidence, service: &str) -> BTreeSet<Arc<Peer>> {
+    let addresses = facts_of(evidence, service).into_iter().flat_map(|facts| &facts.base.addresses);
+    addresses.flat_map(|address| evidence.nodes_at(*address)).collect()
+}
+
+/// What is known of a Service (`namespace/name:port`).
+fn facts_of<'a>(evidence: &'a impl Evidence, service: &str) -> Option<&'a ServiceFacts> {
+    let name = service.rsplit_once(':').map_or(service, |(name, _)| name);
+    let (namespace, name) = name.split_once('/')?;
+    evidence.services().get(&(namespace.to_owned(), name.to_owned())).map(|facts| &**facts)
+}
+
 fn a_node_reached(evidence: &impl Evidence, target: &Target, protocol: Protocol) -> bool {
     evidence.any_node(|node| {
         let node = Arc::new(Peer::Node { name: node.to_owned() });
@@ -130,9 +160,7 @@ fn a_node_reached(evidence: &impl Evidence, target: &Target, protocol: Protocol)
 }
 
 fn targets(evidence: &impl Evidence, service: &str, protocol: Protocol, port: u16, flow: &Seen) -> Vec<Target> {
-    let name = service.rsplit_once(':').map_or(service, |(name, _)| name);
-    let Some((namespace, name)) = name.split_once('/') else { return Vec::new() };
-    let Some(facts) = evidence.services().get(&(namespace.to_owned(), name.to_owned())) else { return Vec::new() };
+    let Some(facts) = facts_of(evidence, service) else { return Vec::new() };
     let all = facts
         .ports
         .iter()

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     observe::LossClass,
-    peer::{Peer, Protocol, WorkloadRef},
+    peer::{CompactPeer, Peer, Protocol, WorkloadRef},
     time::Timestamp,
     unresolved::UnresolvedReason,
 };
@@ -57,6 +57,22 @@ pub(super) struct Deriver {
 struct Known<'a> {
     facts: &'a Facts,
     owners: &'a Owners<'a>,
+    /// Addresses of Services that nodes have themselves.
+    on_nodes: BTreeMap<IpAddr, Vec<Arc<Peer>>>,
+}
+
+impl<'a> Known<'a> {
+    fn new(facts: &'a Facts, owners: &'a Owners<'a>) -> Self {
+        let of_services: BTreeSet<IpAddr> =
+            facts.services.values().flat_map(|service| service.base.addresses.iter().copied()).collect();
+        let mut on_nodes: BTreeMap<IpAddr, Vec<Arc<Peer>>> = BTreeMap::new();
+        for (address, _, peer, _) in facts.addresses.keys() {
+            if matches!(**peer, Peer::Node { .. }) && of_services.contains(address) {
+                on_nodes.entry(*address).or_default().push(Arc::clone(peer));
+            }
+        }
+        Self { facts, owners, on_nodes }
+    }
 }
 
 impl Evidence for Known<'_> {
@@ -69,12 +85,21 @@ impl Evidence for Known<'_> {
         edge.is_some_and(|e| e.seen().any(|(_, side, seen)| side == Side::Server && seen.counts.established() > 0))
     }
 
+    fn client_saw(&self, key: &EdgeKey) -> bool {
+        let edge = self.facts.edges.get(key);
+        edge.is_some_and(|e| e.seen().any(|(_, side, seen)| side == Side::Client && seen.counts.established() > 0))
+    }
+
     fn is_node_observed(&self, node: &str) -> bool {
         self.facts.observed.contains(node)
     }
 
     fn is_observed(&self, peer: &Peer) -> bool {
         self.facts.is_observed(peer)
+    }
+
+    fn nodes_at(&self, address: IpAddr) -> Vec<Arc<Peer>> {
+        self.on_nodes.get(&address).cloned().unwrap_or_default()
     }
 
     fn any_node(&self, wanted: impl FnMut(&str) -> bool) -> bool {
@@ -145,7 +170,7 @@ impl Facts {
         if bare_support {
             supported = Support::Yes;
         }
-        if all_marks.iter().any(|m| marks::NEVER_SUPPORTED.contains(&m.as_str())) {
+        if all_marks.iter().any(|m| marks::NEVER_SUPPORTED.contains(&m.as_str())) || is_of_one_link(server) {
             supported = Support::No;
             all_marks.remove(marks::ONE_WAY);
         }
@@ -283,6 +308,11 @@ impl Facts {
     }
 }
 
+/// Whether the server is an address that means something on one link alone.
+fn is_of_one_link(server: &CompactPeer) -> bool {
+    matches!(server.address(), Some(IpAddr::V6(address)) if address.is_unicast_link_local())
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Support {
     Yes,
@@ -305,7 +335,7 @@ pub(crate) fn joined(mut intervals: Vec<Interval>) -> Vec<Interval> {
 
 impl Deriver {
     pub(super) fn service_flows(&mut self, facts: &Facts, owners: &Owners<'_>) {
-        let known = Known { facts, owners };
+        let known = Known::new(facts, owners);
         for (flow, of_flow) in &facts.service_flows {
             let Some(total) = of_flow.sources.total() else { continue };
             let found = behind(&known, flow, &total);

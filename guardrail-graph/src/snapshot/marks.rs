@@ -20,8 +20,12 @@ pub const PROXIED: &str = "proxied";
 pub const MULTICAST: &str = "multicast";
 /// The server's address is a broadcast address: reported, never a rule.
 pub const BROADCAST: &str = "broadcast";
-/// The other end's address is link-local: reported, never a rule.
+/// The address asked for is link-local: a service of the cloud or of the node. One of IPv6
+/// (`fe80::/10`) means something on one link alone: reported, never a rule.
 pub const LINK_LOCAL: &str = "link-local";
+/// The client dialled a proxy's own port: which port of the server is meant stands inside the
+/// connection, where the network does not see it.
+pub const TUNNEL: &str = "tunnel";
 /// The client asked for a node's address at a host port.
 pub const HOST_PORT: &str = "host-port";
 /// The server saw the node at the client's end speak from an address that the API does not list as
@@ -31,4 +35,4 @@ pub const UNLISTED_ADDRESS: &str = "unlisted-address";
 /// Marks that are computed from other facts.
 pub const DERIVED: [&str; 6] = [INFERRED, VIA_SERVICE, MASQUERADED, ONE_WAY, FOUND_AT_START, UNLISTED_ADDRESS];
 /// Marks of traffic that never supports a rule.
-pub const NEVER_SUPPORTED: [&str; 3] = [MULTICAST, BROADCAST, LINK_LOCAL];
+pub const NEVER_SUPPORTED: [&str; 2] = [MULTICAST, BROADCAST];

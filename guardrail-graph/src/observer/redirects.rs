@@ -1,0 +1,263 @@
+//! Connections that a proxy in the pod takes (docs/data-planes.md): what arrives at its port
+//! dialled another one, and what the pod's application calls ends at the proxy.
+//!
+//! The kernel counts a connection when it is established, and once more when the proxy is told what
+//! it dialled, which follows within moments. So a flow that may be a proxy's waits, and each answer
+//! takes one connection off it. What is left over after a while was not told to anybody.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
+
+use super::{
+    Observer, UnresolvedReason,
+    edge::{Gain, side_index},
+    flows::Last,
+    identity::{LocalEnd, PodId, RemoteEnd, Resolution},
+    peers::PeerId,
+};
+use crate::{
+    observe::{FlowDelta, LossReason, Observation, Remote, Role},
+    peer::{Peer, Protocol},
+    snapshot::{Counts, Side, facts::Seen},
+    time::Timestamp,
+};
+
+/// Ports on which proxies take what is redirected to them, as `guardrail_common::redirect` has them
+/// (this crate knows nothing of the kernel's side).
+const PROXY_PORTS: [u16; 5] = [15001, 15006, 4140, 4143, 20000];
+/// How long an answer may come after the connection: a proxy asks as soon as it accepts, and both
+/// are in the kernel's map at the next sweep but one.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// How long answers wait for connections that they can be taken off.
+const MEMORY: Duration = Duration::from_secs(60);
+
+/// Which connections answers are taken off: those of one pod, one remote and one port (a server's:
+/// the proxy's).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    pod: PodId,
+    side: Side,
+    local: IpAddr,
+    remote: Remote,
+    port: u16,
+}
+
+/// Connections without an answer yet, oldest first, and answers without a connection.
+#[derive(Debug, Default)]
+struct Account {
+    held: VecDeque<(FlowDelta, Timestamp)>,
+    answers: u64,
+    touched: Timestamp,
+}
+
+impl Account {
+    /// Takes answers off connections.
+    fn settle(&mut self) {
+        while self.answers > 0
+            && let Some((oldest, _)) = self.held.front_mut()
+        {
+            let taken = oldest.counts.opened.min(self.answers);
+            oldest.counts.opened -= taken;
+            self.answers -= taken;
+            // Those that were found are older than the program that sees answers.
+            if oldest.counts.opened > 0 || oldest.counts.found > 0 {
+                break;
+            }
+            self.held.pop_front();
+        }
+    }
+}
+
+/// What waits for answers.
+#[derive(Debug, Default)]
+pub(super) struct Redirects {
+    accounts: BTreeMap<Key, Account>,
+    held: usize,
+}
+
+impl Redirects {
+    /// The flows that wait.
+    pub(super) fn flows(&self) -> impl Iterator<Item = &FlowDelta> {
+        self.accounts.values().flat_map(|account| account.held.iter().map(|(delta, _)| delta))
+    }
+
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.held
+    }
+
+    /// False: there is no room for another account.
+    fn change(&mut self, key: Key, now: Timestamp, max: usize, change: impl FnOnce(&mut Account)) -> bool {
+        if self.accounts.len() >= max && !self.accounts.contains_key(&key) {
+            return false;
+        }
+        let account = self.accounts.entry(key).or_default();
+        let before = account.held.len();
+        account.touched = now;
+        change(account);
+        account.settle();
+        self.held = self.held + account.held.len() - before;
+        true
+    }
+
+    /// Takes out what has waited long enough, or everything.
+    fn take_due(&mut self, now: Timestamp, all: bool) -> Vec<FlowDelta> {
+        let mut due = Vec::new();
+        self.accounts.retain(|_, account| {
+            while account.held.front().is_some_and(|(_, since)| all || now.since(*since) >= PATIENCE) {
+                due.extend(account.held.pop_front().map(|(delta, _)| delta));
+            }
+            !account.held.is_empty() || now.since(account.touched) < MEMORY
+        });
+        self.held -= due.len();
+        due
+    }
+}
+
+impl Observer {
+    /// Takes a flow that a proxy may have been told of, or an answer. False: it goes on to the
+    /// graph.
+    pub(super) fn divert(
+        &mut self,
+        delta: &FlowDelta,
+        local: &LocalEnd,
+        role: Role,
+        now: Timestamp,
+        last: Last,
+    ) -> bool {
+        let Some(pod) = local.pod.filter(|_| delta.protocol == Protocol::Tcp && self.config.redirects) else {
+            return false;
+        };
+        let side = if role == Role::Server { Side::Server } else { Side::Client };
+        let proxy = delta.local_port.filter(|_| delta.role != Role::Undecided);
+        let port = if side == Side::Server { proxy.unwrap_or(delta.server_port) } else { delta.server_port };
+        let key = Key { pod, side, local: delta.local, remote: delta.remote, port };
+        if proxy.is_some() {
+            let max = self.config.max_pending;
+            if !self.redirects.change(key, now, max, |account| account.answers += delta.counts.opened) {
+                // What it would have been taken off is taken for what it was not.
+                self.ledger.count_loss(LossReason::PendingOverflow, 1);
+                self.ledger.incomplete_peer(local.peer, LossReason::PendingOverflow.as_str());
+            }
+            if side == Side::Client {
+                self.captured(delta, local, now);
+            }
+            return side == Side::Client;
+        }
+        let may_be_told = delta.counts.opened > 0 || delta.counts.found > 0;
+        if !may_be_told || !self.is_at_a_proxy(delta, side) {
+            return false;
+        }
+        let max = self.config.max_pending;
+        let has_room = !last.is_settled && self.redirects.len() < max;
+        if has_room && self.redirects.change(key, now, max, |account| account.held.push_back((delta.clone(), now))) {
+            return true;
+        }
+        side == Side::Server && self.untold(delta, local, now)
+    }
+
+    /// Whether a flow may be one that a proxy in its pod takes.
+    fn is_at_a_proxy(&self, delta: &FlowDelta, side: Side) -> bool {
+        match side {
+            Side::Server => PROXY_PORTS.contains(&delta.server_port),
+            Side::Client => delta.netns.is_some_and(|netns| {
+                let sockets = self.identity.sockets();
+                PROXY_PORTS.iter().any(|port| sockets.listens(netns, *port, delta.local))
+            }),
+        }
+    }
+
+    /// Ends waits for answers.
+    pub(super) fn settle_redirects(&mut self, now: Timestamp, all: bool) {
+        for delta in self.redirects.take_due(now, all) {
+            self.observe_flow(Observation::Flow(delta), now, true);
+        }
+    }
+
+    /// The pod's application asked for this, and its proxy took the connection. Of a Service that
+    /// is remembered, without any count: the proxy's own connections go to the pods behind it.
+    fn captured(&mut self, delta: &FlowDelta, local: &LocalEnd, now: Timestamp) {
+        let at = delta.last_open.or(delta.first_open).unwrap_or(now);
+        let Remote::Addr(address) = delta.remote else { return };
+        let asked = self.remote_server((address, delta.server_port, delta.protocol), at, true);
+        let Resolution::Known(RemoteEnd::Service { service, port }) = asked else { return };
+        let first = delta.first_open.unwrap_or(at).min(at);
+        let gain = Gain {
+            side: Side::Client,
+            seen: Seen { counts: Counts::default(), first, last: at },
+            marks: 0,
+            node_workload: None,
+            port_name: None,
+        };
+        if self.graph.capture_service((local.peer, service, delta.protocol, port), &gain).is_err() {
+            self.ledger.count_full(local.peer);
+        }
+    }
+
+    /// Connections that arrived at a proxy's port, and nobody was told what they dialled: the
+    /// client's own record of it decides. False: they dialled the proxy's port.
+    fn untold(&mut self, delta: &FlowDelta, local: &LocalEnd, now: Timestamp) -> bool {
+        let at = delta.last_open.or(delta.first_open).unwrap_or(now);
+        let Remote::Addr(address) = delta.remote else { return false };
+        let client = match self.remote_peer(address, at, true) {
+            Resolution::Known(RemoteEnd::Peer { peer, .. }) => Some(peer),
+            _ => None,
+        };
+        let dialled = client.map(|client| self.dialled_by(client, local.peer)).unwrap_or_default();
+        if dialled.contains(&delta.server_port) {
+            return false;
+        }
+        let count = delta.counts.opened.saturating_add(delta.counts.found);
+        match (dialled.first(), dialled.len(), client) {
+            (Some(port), 1, Some(peer)) => {
+                let counts = Counts {
+                    opened: delta.counts.opened,
+                    found: delta.counts.found,
+                    bytes_sent: delta.counts.bytes_received,
+                    bytes_received: delta.counts.bytes_sent,
+                    ..Counts::default()
+                };
+                let seen = Seen { counts, first: delta.first_open.unwrap_or(at).min(at), last: at };
+                let gain = Gain {
+                    side: Side::Server,
+                    seen,
+                    marks: local.marks,
+                    node_workload: local.node_workload.clone(),
+                    port_name: None,
+                };
+                self.place(local, (address, *port, delta.protocol), RemoteEnd::Peer { peer, pod: None }, gain);
+            }
+            _ => {
+                let remote = (delta.remote, delta.server_port, delta.protocol);
+                self.unresolved(UnresolvedReason::Redirected, (Role::Server, local.peer), remote, count, true);
+            }
+        }
+        true
+    }
+
+    /// The ports of a server that a client called by its own records: directly, or as the one
+    /// workload behind a Service.
+    fn dialled_by(&self, client: PeerId, server: PeerId) -> BTreeSet<u16> {
+        let direct = self.graph.edges().iter().filter(|((c, s, protocol, _), edge)| {
+            (*c, *s, *protocol) == (client, server, Protocol::Tcp) && edge.sides[side_index(Side::Client)].is_some()
+        });
+        let mut ports: BTreeSet<u16> = direct.map(|((.., port), _)| *port).collect();
+        let server = self.peers.get(server);
+        for (c, service, protocol, port) in self.graph.service_flows().keys() {
+            if (*c, *protocol) != (client, Protocol::Tcp) {
+                continue;
+            }
+            let name = service.rsplit_once(':').map_or(&**service, |(name, _)| name);
+            let Some((namespace, name)) = name.split_once('/') else { continue };
+            let Some(facts) = self.catalogue.services().get(&(namespace.to_owned(), name.to_owned())) else { continue };
+            let backends = facts.ports.iter().filter(|((p, proto, ..), _)| p == port && proto == "TCP");
+            let behind: BTreeSet<(&Peer, u16)> =
+                backends.flat_map(|(_, all)| all.keys().map(|(_, port, peer, ..)| (&**peer, *port))).collect();
+            ports.extend(behind.iter().filter(|(peer, _)| **peer == *server).map(|(_, port)| *port));
+        }
+        ports
+    }
+}
