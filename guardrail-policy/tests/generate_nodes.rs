@@ -4,8 +4,8 @@
 #[path = "../../guardrail-graph/tests/common/mod.rs"]
 mod common;
 
-use common::{Lab, pod, t, tcp_client, tcp_server};
-use guardrail_graph::{Snapshot, inventory::read, snapshot::merge};
+use common::{Lab, delta, pod, t, tcp_client, tcp_server};
+use guardrail_graph::{Protocol, Snapshot, inventory::read, observe::Role, snapshot::merge};
 use guardrail_policy::{
     evaluate::Cluster,
     export::{Exported, export},
@@ -243,4 +243,36 @@ fn a_client_from_outside_that_is_a_nodes_second_address_is_said_and_a_declared_r
         callers.contains(&"172.20.0.0/24".to_owned()) && !callers.contains(&"172.20.0.5/32".to_owned()),
         "{callers:?}"
     );
+}
+
+#[test]
+fn what_a_node_answers_itself_is_named_by_the_address_that_pods_ask_for() {
+    let dns = "---\nkind: Service\nmetadata: {name: dns, namespace: kube-system}\nspec: {clusterIP: 10.96.0.10, selector: {app: coredns}, ports: [{port: 53, protocol: UDP}]}\n";
+    let coredns = pod("kube-system", "coredns", 0, "node-b", "10.244.2.9", &["dns:53/UDP"]);
+    let inventory = [api(0, "node-a", ON_A), coredns, dns.to_owned()];
+    let [mut a, b] = ["node-a", "node-b"].map(|node| Lab::new(node, &inventory));
+    a.cgroup(KUBELET, "/system.slice/node-services.service");
+    a.pod_cgroup(2, "api", 0);
+    a.at(2);
+    let asked = [
+        ("10.96.0.10", Protocol::Udp, 53),
+        ("169.254.20.10", Protocol::Udp, 53),
+        ("169.254.170.23", Protocol::Tcp, 80),
+    ];
+    for (address, protocol, port) in asked {
+        a.flow(delta(2, Role::Client, ON_A, address, protocol, port, t(3)));
+        a.flow(delta(KUBELET, Role::Server, address, ON_A, protocol, port, t(3)));
+    }
+    // Answered by the cloud.
+    a.flow(tcp_client(2, ON_A, "169.254.169.254", 80, t(3)));
+    a.at(5);
+    let mut b = b;
+    let mut options = options();
+    options.egress = true;
+    let generated = proven(&merge(vec![a.snapshot(), b.snapshot()]), &options);
+    let text: String = generated.files.values().map(String::as_str).collect();
+    for address in asked.map(|(address, ..)| address).into_iter().chain(["169.254.169.254"]) {
+        assert!(text.contains(&format!("{address}/32")), "{address} in {text}");
+    }
+    assert!(text.contains("app: coredns"), "what the node's cache asks, pods may ask as well: {text}");
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, WorkloadRef,
-    snapshot::{Body, EdgeRecord, LabelSelector, Side, SourceCounts, WorkloadEntry},
+    snapshot::{Body, EdgeRecord, LabelSelector, ServiceEntry, Side, SourceCounts, WorkloadEntry, marks},
 };
 use ipnet::IpNet;
 
@@ -264,6 +264,23 @@ impl<'a> Context<'a> {
         let known = self.nodes.get(name).into_iter();
         let all = known.flat_map(|node| node.listed.iter().chain(&node.unlisted)).copied();
         all.filter(|a| a.is_ipv4() && is_link_local(*a))
+    }
+
+    /// Addresses that pods ask for and that this node answers itself, beside its own: link-local
+    /// ones, and those of Services that never reach the pods behind them.
+    pub(crate) fn addresses_answered_on(&self, name: &str, edge: &EdgeRecord) -> BTreeSet<IpAddr> {
+        let mut answered = BTreeSet::new();
+        if edge.marks.contains(marks::LINK_LOCAL) {
+            answered.extend(self.link_local_addresses_of_node(name));
+        }
+        let is_asked = |service: &ServiceEntry| {
+            let name = format!("{}/{}", service.namespace, service.name);
+            edge.via.iter().any(|via| via.rsplit_once(':').is_some_and(|(via, _)| via == name))
+        };
+        let asked = self.body.services.iter().filter(|service| is_asked(service)).flat_map(|s| &s.addresses);
+        let unlisted = self.nodes.get(name).map(|node| &node.unlisted);
+        answered.extend(asked.filter(|a| unlisted.is_some_and(|unlisted| unlisted.contains(*a))));
+        answered
     }
 
     /// What a rule names for a node: the addresses that the API lists, or the declared ranges where

@@ -39,6 +39,7 @@ impl Dns {
                 // A resolver in the host's network; NodeLocal DNS if the node owns a link-local
                 // address.
                 dns.node_local.extend(context.link_local_addresses_of_node(name));
+                dns.node_local.extend(context.addresses_answered_on(name, edge));
             } else if let (Peer::Workload(server), true) = (&edge.server.peer, asks_for_names(edge))
                 && context.pods_peer(server, "").is_some()
             {

@@ -301,7 +301,11 @@ fn node_caller(edge: &EdgeRecord, node_name: &str, context: &Context<'_>) -> Nee
 
 fn node(edge: &EdgeRecord, name: &str, side: Side, context: &Context<'_>) -> Need {
     let peers = match context.reach.nodes {
-        Nodes::Addresses => context.peers_of_node(name, side == Side::Server),
+        Nodes::Addresses if side == Side::Server => {
+            let answered = context.addresses_answered_on(name, edge).into_iter().map(single);
+            context.peers_of_node(name, true).into_iter().chain(answered).collect()
+        }
+        Nodes::Addresses => context.peers_of_node(name, false),
         Nodes::Nothing => {
             let what = if side == Side::Client { "the client" } else { "the server" };
             return Need::Inexpressible(format!("{what} is a node, {NO_NODE_IN_RANGES}"));
