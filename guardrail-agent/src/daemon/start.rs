@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Daemon, Followed, Signals, StartError, Waits, documents::Documents};
 use crate::{
     auth::{self, Guard, tls::Tls},
-    config::{AuthMode, Config, InventorySource, Scope, Switch},
+    config::{AuthMode, Config, InventorySource, Redirects, Scope, Switch},
     files,
     http::{self, Readiness},
     inventory::InventoryFile,
@@ -149,6 +149,7 @@ impl Daemon {
         };
         let kernel_config = KernelConfig {
             udp: config.udp == Switch::On,
+            redirects: config.redirects == Redirects::Auto,
             ring_bytes: config.ring_bytes,
             flow_entries: config.flow_entries,
             new_keys_per_cgroup: config.new_keys_per_cgroup,
@@ -173,6 +174,7 @@ impl Daemon {
 
         let mut observer_config = ObserverConfig::new(node, instance_id(), started);
         observer_config.own_pods_only = matches!(source, Feed::Kube(_)) && config.inventory_scope == Scope::Node;
+        observer_config.redirects = kernel.sees_redirects();
         if matches!(source, Feed::Kube(_)) {
             observer_config.awaited = vec![Kind::Node, Kind::Service, Kind::Pod];
         }
