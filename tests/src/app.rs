@@ -5,6 +5,7 @@ pub mod call;
 pub mod dns;
 pub mod log;
 pub mod measured;
+pub mod proxy;
 pub mod random;
 pub mod scenario;
 pub mod serve;

@@ -1,17 +1,11 @@
 //! The lab itself, without guardrail: it must be sound before it may judge anything.
 
-use std::{collections::BTreeSet, fs, process::Command, time::Instant};
+use std::{collections::BTreeSet, fs, time::Instant};
 
-use anyhow::Result;
 use guardrail_tests::{
     app::scenario::{Call, How, Scenario, Serve},
     bins,
-    cluster::{Cluster, Pod},
-    lab::{
-        Lab, cgroup, cleanup,
-        netns::Netns,
-        plane::{DataPlane, KubeProxy},
-    },
+    lab::{Lab, cgroup, cleanup, plane::Sidecar},
     shop::Shop,
     small::{cluster, deployment, lab, start},
 };
@@ -65,21 +59,6 @@ fn a_process_whose_connections_from_before_the_agent_fail_is_never_ready() {
     assert_eq!(error.to_string(), format!("{client} ended before it was ready"));
 }
 
-/// A sidecar's inbound half: what arrives at a pod for port 8080 goes to the port of its proxy.
-#[derive(Debug)]
-struct Sidecar;
-
-impl DataPlane for Sidecar {
-    fn node(&self, cluster: &Cluster, node: usize, netns: &Netns) -> Result<()> {
-        KubeProxy.node(cluster, node, netns)
-    }
-
-    fn pod(&self, _: &Cluster, _: &Pod, netns: &Netns) -> Result<()> {
-        let rules = "*nat\n-A PREROUTING -p tcp --dport 8080 -j REDIRECT --to-ports 15006\nCOMMIT\n";
-        netns.feed(&mut Command::new("iptables-restore"), rules)
-    }
-}
-
 #[test]
 fn a_data_plane_is_a_few_lines_and_carries_what_pods_send() {
     if !bins::can_run("a lab on a data plane of its own") {
@@ -89,7 +68,7 @@ fn a_data_plane_is_a_few_lines_and_carries_what_pods_send() {
     let server = deployment(&mut c, "server", 8080, 0);
     let client = deployment(&mut c, "client", 8080, 0);
     let call = Call::new(&format!("{}:8080", c.pod(&server).addresses.0), How::Held, 1);
-    let lab = Lab::start_on(Sidecar, c, &bins::find("guardrail-lab-app")).unwrap();
+    let lab = Lab::start_on(Sidecar { inbound: 15006, outbound: None }, c, &bins::find("guardrail-lab-app")).unwrap();
     let proxy = Scenario { serve: vec![Serve::tcp(15006)], ..Scenario::default() };
     let _server = start(&lab, vec![(&server, proxy)]).unwrap();
     let _client = start(&lab, vec![(&client, Scenario { before: vec![call], ..Scenario::default() })])

@@ -62,6 +62,15 @@ pub enum Serve {
         /// Address to bind.
         bind: SocketAddr,
     },
+    /// Transparent proxy: takes what is redirected to it, asks the kernel what was dialled
+    /// (`SO_ORIGINAL_DST`), connects on, and carries bytes both ways. It writes no records: it is
+    /// no end of anything. Its own connections carry [`super::proxy::MARK`].
+    Proxy {
+        /// Port, on every address.
+        port: u16,
+        /// Where connections go on to.
+        on: Onward,
+    },
     /// UDP server.
     Udp {
         /// Address to bind.
@@ -77,6 +86,31 @@ pub enum Serve {
         bind: SocketAddr,
         /// Lower-case names without trailing dot. Other names get NXDOMAIN.
         records: BTreeMap<String, Vec<IpAddr>>,
+    },
+}
+
+/// Where a proxy connects to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Onward {
+    /// The port that was dialled, over loopback (a sidecar's inbound half). One dialled to the
+    /// proxy's own port goes to `inner`.
+    Inside {
+        /// The port that stands inside of such a connection.
+        inner: u16,
+    },
+    /// What was dialled, or what these lead to (a sidecar's outbound half).
+    Outside {
+        /// Endpoints that the proxy chooses itself.
+        endpoints: BTreeMap<SocketAddr, SocketAddr>,
+    },
+    /// The port of its own end, over loopback, without a question to the kernel: the proxy has what
+    /// was dialled as its own address (`TPROXY`).
+    Transparent,
+    /// A fixed port over loopback, without a question to the kernel.
+    Unasked {
+        /// The port.
+        port: u16,
     },
 }
 

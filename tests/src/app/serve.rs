@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{
     dns,
     log::{Log, Outcome, Record, Side},
-    measured,
+    measured, proxy,
     scenario::Serve,
 };
 
@@ -51,6 +51,11 @@ impl Served {
                     let listener =
                         listen(*bind, 4096, false, false, false).with_context(|| format!("cannot listen on {bind}"))?;
                     thread::spawn(move || measured::serve(&listener));
+                }
+                Serve::Proxy { port, on } => {
+                    let listener = proxy::listen(*port, on).with_context(|| format!("cannot listen on {port}"))?;
+                    let on = on.clone();
+                    thread::spawn(move || proxy::serve(&listener, &on));
                 }
                 Serve::Udp { bind, reply, ignore } => {
                     let socket = bind_udp(*bind).with_context(|| format!("cannot bind UDP {bind}"))?;
