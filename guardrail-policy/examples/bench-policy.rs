@@ -1,13 +1,14 @@
-//! Measures the evaluator: 1,000 workloads, 500 policies, 1,000,000 flows, one thread. `cargo xtask
-//! bench policy` runs it.
+//! Measures the evaluator: 1,000 workloads, 500 policies, 1,000,000 flows, one thread; with
+//! NetworkPolicies alone, and with five kinds of policy under Cilium. Then what `check --all` asks:
+//! every connection that they allow. `cargo xtask bench policy` runs it.
 //!
 //! Prints what it did, so that a verdict that costs nothing because nothing is isolated would show.
 
 use std::time::Instant;
 
 use guardrail_policy::{
-    evaluate::{Cluster, ClusterPod, End, Evaluator},
-    model::{Labels, Protocol},
+    evaluate::{CiliumOptions, Cluster, ClusterPod, Dataplane, End, Evaluator},
+    model::{Direction, Labels, Protocol},
     read,
 };
 
@@ -76,14 +77,54 @@ fn policies() -> String {
     text
 }
 
+/// A fifth each of NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy,
+/// ClusterNetworkPolicy and AdminNetworkPolicy. Those of the cluster speak of a tier or a team, so
+/// that every flow asks dozens of them.
+fn mixed_policies() -> String {
+    let mut text = String::new();
+    for p in 0..POLICIES {
+        let (namespace, tier, team) = (p % NAMESPACES, p % 5, p % 7);
+        let app = (p * 7) % WORKLOADS;
+        let app = app - app % NAMESPACES + namespace;
+        let object = match p / NAMESPACES % 5 {
+            0 => format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p{p}, namespace: ns{namespace}}}\nspec:\n  podSelector: {{matchLabels: {{tier: tier{tier}}}}}\n  policyTypes: [Ingress]\n  ingress: [{{from: [{{namespaceSelector: {{matchLabels: {{team: t{team}}}}}}}], ports: [{{port: http}}, {{port: 9090, endPort: 9099}}]}}]"
+            ),
+            1 => format!(
+                "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: p{p}, namespace: ns{namespace}}}\nspec:\n  endpointSelector: {{matchLabels: {{app: app{app}}}}}\n  ingress: [{{fromEndpoints: [{{matchLabels: {{k8s:io.kubernetes.pod.namespace: ns{}}}}}], toPorts: [{{ports: [{{port: \"8080\", protocol: TCP}}]}}]}}, {{fromEntities: [host]}}]\n  ingressDeny: [{{fromEndpoints: [{{matchLabels: {{tier: tier{tier}}}}}]}}]\n  egress: [{{toEntities: [cluster]}}, {{toCIDR: [192.0.2.0/24]}}]",
+                (p * 3) % NAMESPACES
+            ),
+            2 => format!(
+                "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {{name: p{p}}}\nspec:\n  endpointSelector: {{matchLabels: {{tier: tier{tier}}}}}\n  ingress: [{{fromEndpoints: [{{matchLabels: {{app: app{app}}}}}], toPorts: [{{ports: [{{port: \"443\", protocol: TCP}}]}}]}}]"
+            ),
+            3 => format!(
+                "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{name: p{p}}}\nspec:\n  tier: {}\n  priority: {p}\n  subject: {{namespaces: {{matchLabels: {{team: t{team}}}}}}}\n  ingress:\n  - action: {}\n    from: [{{namespaces: {{matchLabels: {{kubernetes.io/metadata.name: ns{namespace}}}}}}}]\n    protocols: [{{tcp: {{destinationPort: {{number: 9095}}}}}}]",
+                if p % 2 == 0 { "Admin" } else { "Baseline" },
+                if p % 4 == 0 { "Pass" } else { "Deny" }
+            ),
+            _ => format!(
+                "apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {{name: p{p}}}\nspec:\n  priority: {p}\n  subject: {{pods: {{namespaceSelector: {{}}, podSelector: {{matchLabels: {{tier: tier{tier}}}}}}}}}\n  egress:\n  - action: Deny\n    to: [{{pods: {{namespaceSelector: {{matchLabels: {{team: t{team}}}}}, podSelector: {{matchLabels: {{app: app{app}}}}}}}}}]\n    ports: [{{portNumber: {{port: 443, protocol: TCP}}}}]"
+            ),
+        };
+        text.push_str(&format!("---\n{object}\n"));
+    }
+    text
+}
+
 fn main() {
-    let text = policies();
+    judge("NetworkPolicy alone", &policies(), &Dataplane::Kubernetes);
+    judge("five kinds, Cilium", &mixed_policies(), &Dataplane::Cilium(CiliumOptions::default()));
+    println!("peak memory        {:>9.1} MiB", peak_mib());
+}
+
+fn judge(what: &str, text: &str, dataplane: &Dataplane) {
     let started = Instant::now();
     let set = read::policies("bench.yaml", text.as_bytes()).expect("valid policies");
     let read = started.elapsed();
+    assert_eq!(set.policies.len() + set.forms.len(), POLICIES);
 
     let started = Instant::now();
-    let evaluator = Evaluator::new(cluster(), set.policies);
+    let evaluator = Evaluator::mixed(cluster(), set.policies, set.forms, dataplane);
     let compiled = started.elapsed();
 
     let mut sequence = Sequence(0x9e37_79b9_7f4a_7c15);
@@ -104,11 +145,11 @@ fn main() {
         let verdict = evaluator.evaluate(&ends[src], &ends[dst], protocol, port);
         allowed += u64::from(verdict.allowed());
         rules += verdict.egress.rules().len() + verdict.ingress.rules().len();
-        isolated += u64::from(!evaluator.isolating(&ends[dst], guardrail_policy::model::Direction::Ingress).is_empty());
+        isolated += u64::from(!evaluator.isolating(&ends[dst], Direction::Ingress).is_empty());
     }
     let judged = started.elapsed();
 
-    println!("{WORKLOADS} workloads, {pods} pods, {POLICIES} policies, {FLOWS} flows, one thread");
+    println!("{what}: {WORKLOADS} workloads, {pods} pods, {POLICIES} policies, {FLOWS} flows, one thread");
     println!("read policies      {:>9.1} ms", read.as_secs_f64() * 1e3);
     println!("compile            {:>9.1} ms", compiled.as_secs_f64() * 1e3);
     println!(
@@ -117,7 +158,11 @@ fn main() {
         judged.as_secs_f64() * 1e9 / FLOWS as f64
     );
     println!("allowed {allowed}, destination isolated {isolated}, deciding rules named {rules}");
-    println!("peak memory        {:>9.1} MiB", peak_mib());
+
+    let started = Instant::now();
+    let connections = evaluator.connections();
+    let listed = started.elapsed();
+    println!("list all allowed   {:>9.1} ms   {} connections\n", listed.as_secs_f64() * 1e3, connections.len());
 }
 
 /// `VmHWM`: the most memory this process had, flows and names of the benchmark itself included.
