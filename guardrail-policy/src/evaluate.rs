@@ -46,7 +46,7 @@ pub(crate) use ends::is_node_cache;
 pub use ends::{End, UnknownEnd, common_addresses, families};
 pub use facts::Facts;
 pub use identity::LabelFilter;
-pub use tiers::Admission;
+pub use tiers::{Admission, Clients};
 pub use virtuals::DeclaredPort;
 
 use compile::Compiled;

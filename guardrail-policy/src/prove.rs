@@ -11,7 +11,7 @@
 mod texts;
 mod unnamed;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use guardrail_graph::{
     Peer, Snapshot, WorkloadRef,
@@ -20,7 +20,7 @@ use guardrail_graph::{
 use serde::Serialize;
 
 use crate::{
-    evaluate::{End, Evaluator, SideVerdict, Verdict},
+    evaluate::{Clients, End, Evaluator, SideVerdict, Verdict},
     generate::{Decision, EdgeUse, FlowName, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name},
     model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches, tier::TierPolicy},
 };
@@ -179,8 +179,11 @@ fn denied_sides<'a>(client: &'a Peer, server: &'a Peer, verdict: &Verdict) -> (&
     (name, ingress.into_iter().chain(egress).map(|workload| workload.namespace.as_str()).collect())
 }
 
+/// A workload by its place in the snapshot: the proof looks up millions.
+type Place = u32;
+
 /// Two workloads and a port.
-type Triple<'a> = (&'a WorkloadRef, &'a WorkloadRef, Protocol, u16);
+type Triple = (Place, Place, Protocol, u16);
 
 /// What passes and should not: the clients by server and port.
 type Excess<'a> = BTreeMap<(&'a WorkloadRef, Protocol, u16), BTreeSet<&'a WorkloadRef>>;
@@ -213,16 +216,20 @@ struct Pairs<'a> {
     options: &'a Options,
     decision: &'a Decision,
     evaluator: &'a Evaluator,
-    entries: BTreeMap<&'a WorkloadRef, &'a WorkloadEntry>,
+    places: HashMap<&'a WorkloadRef, Place>,
     /// What may pass because it was observed.
-    expected: BTreeSet<Triple<'a>>,
+    expected: HashSet<Triple>,
     /// Ports of each server worth asking about: observed, or named by a rule that selects it.
     observed_ports: BTreeMap<&'a WorkloadRef, BTreeSet<(Protocol, u16)>>,
     /// Phase constrain: who may call into a namespace, on which ports.
-    into_namespace: BTreeSet<(&'a WorkloadRef, &'a str, Protocol, u16)>,
+    into_namespace: HashSet<(Place, &'a str, Protocol, u16)>,
     /// The same for ports that the boundary names: each pod of the namespace has its own number for
     /// it.
-    into_namespace_by_name: BTreeSet<(&'a WorkloadRef, &'a str, Protocol, &'a str)>,
+    into_namespace_by_name: HashSet<(Place, &'a str, Protocol, &'a str)>,
+    /// What the plan has announced as wider than observed.
+    dns: HashSet<(Place, Protocol, u16)>,
+    from_anywhere: HashSet<(Place, Protocol, u16)>,
+    to_anywhere: HashSet<(Place, Protocol, u16)>,
 }
 
 /// A port that nobody serves: asked of every server, so that a rule without ports is found out.
@@ -230,16 +237,25 @@ const NOBODYS_PORT: u16 = 9;
 
 impl<'a> Pairs<'a> {
     fn new(snapshot: &'a Snapshot, options: &'a Options, decision: &'a Decision, evaluator: &'a Evaluator) -> Self {
+        let places: HashMap<&WorkloadRef, Place> =
+            snapshot.body.workloads.iter().map(|w| &w.workload).zip(0..).collect();
+        let placed = |announced: &BTreeSet<(WorkloadRef, Protocol, u16)>| {
+            announced.iter().filter_map(|(w, protocol, port)| Some((*places.get(w)?, *protocol, *port))).collect()
+        };
+        let announced = &decision.announced;
         let mut pairs = Self {
+            dns: placed(&announced.dns),
+            from_anywhere: placed(&announced.from_anywhere),
+            to_anywhere: placed(&announced.to_anywhere),
             snapshot,
             options,
             decision,
             evaluator,
-            entries: snapshot.body.workloads.iter().map(|w| (&w.workload, w)).collect(),
-            expected: BTreeSet::new(),
+            places,
+            expected: HashSet::new(),
             observed_ports: BTreeMap::new(),
-            into_namespace: BTreeSet::new(),
-            into_namespace_by_name: BTreeSet::new(),
+            into_namespace: HashSet::new(),
+            into_namespace_by_name: HashSet::new(),
         };
         let named = names_in_boundaries(&decision.plan);
         for (edge, used) in snapshot.body.edges.iter().zip(&decision.uses) {
@@ -255,10 +271,9 @@ impl<'a> Pairs<'a> {
             for (protocol, port) in pairs.ports_of(edge, server) {
                 pairs.observed_ports.entry(server).or_default().insert((protocol, port));
                 let (EdgeUse::Supports, Peer::Workload(client)) = (used, &edge.client.peer) else { continue };
+                let servers = pairs.indistinguishable(server);
                 for client in pairs.indistinguishable(client) {
-                    for server in pairs.indistinguishable(server) {
-                        pairs.expected.insert((client, server, protocol, port));
-                    }
+                    pairs.expected.extend(servers.iter().map(|server| (client, *server, protocol, port)));
                     pairs.into_namespace.insert((client, &server.namespace, protocol, port));
                 }
             }
@@ -279,7 +294,7 @@ impl<'a> Pairs<'a> {
         if self.options.also_service_ports {
             ports.extend(edge.via.iter().filter_map(|via| Some((protocol, via.rsplit_once(':')?.1.parse().ok()?))));
         }
-        if self.decision.announced.dns.contains(&(server.clone(), protocol, edge.port)) {
+        if self.places.get(server).is_some_and(|server| self.dns.contains(&(*server, protocol, edge.port))) {
             ports.extend([(Protocol::Tcp, edge.port), (Protocol::Udp, edge.port)]);
         }
         if edge.marks.contains("proxied") {
@@ -289,17 +304,17 @@ impl<'a> Pairs<'a> {
     }
 
     fn entry(&self, workload: &WorkloadRef) -> Option<&'a WorkloadEntry> {
-        self.entries.get(workload).copied()
+        self.places.get(workload).map(|place| &self.snapshot.body.workloads[*place as usize])
     }
 
     /// The workload itself; and, if no selector names it alone, those of its namespace that share
     /// all its labels (announced as a warning).
-    fn indistinguishable(&self, workload: &'a WorkloadRef) -> Vec<&'a WorkloadRef> {
+    fn indistinguishable(&self, workload: &WorkloadRef) -> Vec<Place> {
         if let Some(subject) = self.decision.subjects.iter().find(|subject| subject.contains(workload)) {
-            return subject.iter().filter_map(|member| self.entry(member)).map(|entry| &entry.workload).collect();
+            return subject.iter().filter_map(|member| self.places.get(member).copied()).collect();
         }
         let Some(entry) = self.entry(workload).filter(|e| e.selector.is_none() && !e.labels.is_empty()) else {
-            return vec![workload];
+            return self.places.get(workload).copied().into_iter().collect();
         };
         let selector = LabelSelector { match_labels: entry.labels.clone(), match_expressions: Vec::new() };
         let alike = self
@@ -307,17 +322,19 @@ impl<'a> Pairs<'a> {
             .body
             .workloads
             .iter()
-            .filter(|w| w.workload.namespace == workload.namespace && selector_matches(&selector, &w.labels));
-        alike.map(|w| &w.workload).collect()
+            .zip(0..)
+            .filter(|(w, _)| w.workload.namespace == workload.namespace && selector_matches(&selector, &w.labels));
+        alike.map(|(_, place)| place).collect()
     }
 
-    fn is_let_in_by_name(&self, client: &'a WorkloadRef, server: &WorkloadRef, protocol: Protocol, port: u16) -> bool {
+    fn is_let_in_by_name(&self, client: Place, server: &WorkloadEntry, protocol: Protocol, port: u16) -> bool {
         if self.into_namespace_by_name.is_empty() {
             return false;
         }
-        let pods = self.entry(server).into_iter().flat_map(|w| w.pods.values().flatten());
+        let pods = server.pods.values().flatten();
         pods.flat_map(|pod| &pod.ports).filter(|p| p.port == port && protocol.is_named(&p.protocol)).any(|p| {
-            self.into_namespace_by_name.contains(&(client, server.namespace.as_str(), protocol, p.name.as_str()))
+            let namespace = server.workload.namespace.as_str();
+            self.into_namespace_by_name.contains(&(client, namespace, protocol, p.name.as_str()))
         })
     }
 
@@ -337,7 +354,7 @@ impl<'a> Pairs<'a> {
             .collect();
         let covered_ingress: BTreeSet<&WorkloadRef> = self.isolated(&workloads, Direction::Ingress);
         let covered_egress: BTreeSet<&WorkloadRef> = self.isolated(&workloads, Direction::Egress);
-        // By position: the innermost loop asks millions of times.
+        let clients = Clients::new(workloads.iter().map(|(_, ends, _)| ends.as_slice()));
         let egress_closed: Vec<bool> = workloads.iter().map(|(w, ..)| covered_egress.contains(w)).collect();
         let egress_ports: BTreeMap<&WorkloadRef, BTreeSet<(Protocol, u16)>> =
             workloads.iter().map(|(w, ends, _)| (*w, self.rule_ports(ends, Direction::Egress))).collect();
@@ -359,16 +376,13 @@ impl<'a> Pairs<'a> {
             }
             for &(protocol, port) in &ports {
                 // Few of many clients come into question; those are judged in full.
-                let admissions: Vec<_> =
-                    server_ends.iter().map(|end| self.evaluator.admission(end, protocol, port)).collect();
-                for ((client, client_ends, _), &client_is_closed) in workloads.iter().zip(&egress_closed) {
-                    proof.pairs_judged += 1;
-                    let in_question = client_ends.iter().any(|end| admissions.iter().any(|a| a.may_admit(end)));
-                    let pair = Pair { client, server, client_is_closed, server_is_closed: true };
-                    if in_question
-                        && self.passes(client_ends, server_ends, protocol, port)
-                        && !self.may_pass(&pair, protocol, port)
-                    {
+                let admissions = server_ends.iter().map(|end| self.evaluator.admission(end, protocol, port));
+                let in_question: BTreeSet<usize> = admissions.flat_map(|a| a.candidates(&clients)).collect();
+                proof.pairs_judged += workloads.len();
+                for index in in_question {
+                    let (client, client_ends, _) = &workloads[index];
+                    let pair = Pair { client, server, client_is_closed: egress_closed[index], server_is_closed: true };
+                    if self.passes(client_ends, server_ends, protocol, port) && !self.may_pass(&pair, protocol, port) {
                         excess.entry((server, protocol, port)).or_default().insert(client);
                     }
                 }
@@ -439,22 +453,28 @@ impl<'a> Pairs<'a> {
     /// announced: on each side that is closed.
     fn may_pass(&self, pair: &Pair<'a>, protocol: Protocol, port: u16) -> bool {
         let Pair { client, server, client_is_closed, server_is_closed } = *pair;
-        let announced = &self.decision.announced;
+        // Workloads that are judged are those of the snapshot.
+        let (Some(&client_at), Some(&server_at)) = (self.places.get(client), self.places.get(server)) else {
+            return false;
+        };
+        if self.expected.contains(&(client_at, server_at, protocol, port)) {
+            return true;
+        }
         let boundary = self.decision.plan.phase != Phase::DefaultDeny;
+        let server_entry = &self.snapshot.body.workloads[server_at as usize];
         let egress_says_so = || {
             !client_is_closed
-                || announced.dns.contains(&(server.clone(), protocol, port))
-                || announced.to_anywhere.contains(&(client.clone(), protocol, port))
+                || self.dns.contains(&(server_at, protocol, port))
+                || self.to_anywhere.contains(&(client_at, protocol, port))
         };
         let ingress_says_so = || {
             !server_is_closed
                 || (boundary && client.namespace == server.namespace)
-                || (boundary && self.into_namespace.contains(&(client, &server.namespace, protocol, port)))
-                || (boundary && self.is_let_in_by_name(client, server, protocol, port))
-                || announced.from_anywhere.contains(&(server.clone(), protocol, port))
+                || (boundary && self.into_namespace.contains(&(client_at, &server.namespace, protocol, port)))
+                || (boundary && self.is_let_in_by_name(client_at, server_entry, protocol, port))
+                || self.from_anywhere.contains(&(server_at, protocol, port))
         };
-        let observed = || self.expected.contains(&(client, server, protocol, port));
-        (ingress_says_so() && egress_says_so()) || observed()
+        ingress_says_so() && egress_says_so()
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use super::{End, Evaluator};
-use crate::model::{Direction, IpBlock, PortMatch, Protocol, tier::TierPeer};
+use crate::model::{Direction, IpBlock, PortMatch, Protocol};
 
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
@@ -336,13 +336,10 @@ impl Evaluator {
         joined(outside.iter().map(|end| self.allowed(&group.end, end, Some(group), None)))
     }
 
-    pub(super) fn ip_blocks(&self) -> Vec<&IpBlock> {
-        let rules = self.forms().iter().flat_map(|p| p.ingress.iter().chain(&p.egress));
-        let blocks: BTreeSet<&IpBlock> = rules
-            .flat_map(|rule| rule.peers.iter().flatten())
-            .filter_map(|peer| if let TierPeer::Addresses { block, .. } = peer { Some(block) } else { None })
-            .collect();
-        blocks.into_iter().collect()
+    /// The ranges that rules mean, sorted: those written, and what is known to be behind names,
+    /// groups and Services without pods.
+    pub(super) fn ip_blocks(&self) -> Vec<IpBlock> {
+        self.compiled.rules.ranges().into_iter().collect()
     }
 
     /// An address of each family that stands for the world: in no block but those of every address.

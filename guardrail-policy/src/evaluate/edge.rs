@@ -16,7 +16,7 @@ use guardrail_graph::{
 };
 
 use super::{End, Evaluator, Exemption, RuleRef, SideVerdict, Verdict};
-use crate::model::{IpBlock, Protocol, tier::TierPeer};
+use crate::model::Protocol;
 
 /// Addresses that stand for "many external clients": every one of them has to be allowed.
 /// (Documentation ranges and public resolvers.)
@@ -233,13 +233,7 @@ impl Evaluator {
 
     /// Reduces each workload's pods to the kinds that policies can tell apart.
     pub(super) fn find_replicas(&self) -> Replicas {
-        let rules = self.forms().iter().flat_map(|p| p.ingress.iter().chain(&p.egress));
-        let mut blocks: Vec<&IpBlock> = rules
-            .flat_map(|rule| rule.peers.iter().flatten())
-            .filter_map(|peer| if let TierPeer::Addresses { block, .. } = peer { Some(block) } else { None })
-            .collect();
-        blocks.sort();
-        blocks.dedup();
+        let blocks = self.ip_blocks();
         let kinds = |pods: &Vec<u32>| {
             let mut seen = HashSet::new();
             let mut replicas = Vec::new();

@@ -2,10 +2,12 @@
 //! cache; what few rules have lies elsewhere.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     ops::Range,
 };
+
+use ipnet::IpNet;
 
 use super::{
     RuleRef,
@@ -158,6 +160,15 @@ impl Rules {
     /// What the rule names apart from pods.
     pub(super) fn others(&self, rule: &CompiledRule) -> &Others {
         &self.others[rule.others as usize]
+    }
+
+    /// Every range that a rule holds; single addresses, too.
+    pub(super) fn ranges(&self) -> BTreeSet<IpBlock> {
+        let single = |address: &IpAddr| IpBlock { cidr: IpNet::from(*address), except: Vec::new() };
+        let ranges = |others: &Others| -> Vec<IpBlock> {
+            others.blocks.iter().map(|(block, _)| block.clone()).chain(others.singles.keys().map(single)).collect()
+        };
+        self.others.iter().flat_map(ranges).collect()
     }
 
     /// Adds the pods that the rule names.

@@ -389,3 +389,63 @@ fn releases_before_1_16_know_no_ranges_of_ports() {
         under_cilium(&range, version, OBJECTS, &[("a/db", expected)], "a/web");
     }
 }
+
+#[test]
+fn candidates_are_the_clients_that_may_be_admitted() {
+    let pods = [("web", 1), ("db", 2), ("job", 3)].map(|(app, last)| {
+        format!("{{kind: Pod, apiVersion: v1, metadata: {{name: {app}, namespace: a, labels: {{app: {app}}}}}, status: {{podIP: 10.0.0.{last}}}}}\n"
+        )
+    });
+    let objects = guardrail_graph::inventory::read::objects(&pods.join("---\n"), "objects.yaml").unwrap().objects;
+    let peers = |peers: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: a}}, spec: {{podSelector: {{matchLabels: {{app: db}}}}, ingress: [{{from: [{peers}], ports: [{{port: 1}}]}}]}}}}"
+        )
+    };
+    for (policy, expected) in [
+        (peers("{podSelector: {matchLabels: {app: web}}}"), vec![0]),
+        (peers("{podSelector: {matchLabels: {app: web}}}, {podSelector: {matchLabels: {app: job}}}"), vec![0, 2, 3]),
+        (peers("{ipBlock: {cidr: 10.0.0.2/31}}"), vec![1, 2, 3]),
+        (peers("{ipBlock: {cidr: 192.0.2.0/24}}"), vec![3]),
+        (peers(""), vec![0, 1, 2, 3]),
+    ] {
+        let set = read::policies("p.yaml", policy.as_bytes()).unwrap();
+        let evaluator = Evaluator::new(Cluster::from_objects(&objects), set.policies);
+        let end = |name: &str| evaluator.end(name).unwrap();
+        // The last one has an end that is no pod.
+        let ends = [vec![end("a/web")], vec![end("a/db")], vec![end("a/job")], vec![end("192.0.2.7"), end("a/job")]];
+        let admission = evaluator.admission(&end("a/db"), Protocol::Tcp, 1);
+        let admitted = |ends: &Vec<End>| ends.iter().any(|end| admission.may_admit(end));
+        let asked: Vec<usize> = (0..ends.len()).filter(|index| admitted(&ends[*index])).collect();
+        let clients = Clients::new(ends.iter().map(Vec::as_slice));
+        let mut candidates = admission.candidates(&clients);
+        candidates.sort_unstable();
+        assert_eq!((&candidates, &asked), (&expected, &expected), "{policy}");
+    }
+}
+
+#[test]
+fn all_connections_hold_the_ranges_behind_names_and_groups() {
+    let policy = cnp(
+        "ingress: [{fromCIDRSet: [{cidrGroupRef: offices, except: [198.51.100.128/25]}]}], egress: [{toFQDNs: [{matchName: api.example.com}]}]",
+    );
+    let objects = format!(
+        "{OBJECTS}---\n{{kind: CiliumCIDRGroup, apiVersion: cilium.io/v2, metadata: {{name: offices}}, spec: {{externalCIDRs: [198.51.100.0/24]}}}}\n"
+    );
+    let mut reader = read::Reader::new();
+    reader.add("p.yaml", policy.as_bytes(), read::Expect::Policies);
+    reader.add("objects.yaml", objects.as_bytes(), read::Expect::Anything);
+    let set = reader.finish().unwrap();
+    let names = [("api.example.com".to_owned(), "203.0.113.7".parse().unwrap())];
+    let objects = guardrail_graph::inventory::read::objects(&objects, "objects.yaml").unwrap().objects;
+    let cluster = Cluster::from_objects(&objects).with_facts(&set.facts).with_names(names, true);
+    let options = CiliumOptions::from_keys(&std::collections::BTreeMap::new()).unwrap();
+    let evaluator = Evaluator::mixed(cluster, set.policies, set.forms, &Dataplane::Cilium(options));
+    let connections = evaluator.connections();
+    let with_blocks: Vec<String> = connections
+        .iter()
+        .filter(|c| [&c.src, &c.dst].into_iter().any(|party| matches!(party, connections::Party::Block(_))))
+        .map(|c| format!("{} -> {}", c.src, c.dst))
+        .collect();
+    assert_eq!(with_blocks, ["198.51.100.0/24 -> a/web", "a/web -> 203.0.113.7/32"]);
+}

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    RuleRef, SideVerdict,
+    End, RuleRef, SideVerdict,
     bitset::BitSet,
     compile::Compiled,
     ends::Relation,
@@ -223,11 +223,56 @@ impl Admission<'_> {
     /// addresses, whichever the connection would use. A client of whom this is false is denied; of
     /// whom it is true, [`super::Evaluator::evaluate`] tells.
     #[must_use]
-    pub fn may_admit(&self, client: &super::End) -> bool {
+    pub fn may_admit(&self, client: &End) -> bool {
         self.everyone
-            || client.kinds(Relation::Own).with(client.kinds(Relation::Remote)).meets(self.kinds)
+            || any_kinds(client).meets(self.kinds)
             || client.class.is_some_and(|class| self.classes.contains(class))
             || (!self.by_address.is_empty()
                 && client.addresses().any(|a| self.by_address.iter().any(|others| others.has_address(a, Kinds::ALL))))
+    }
+
+    /// Which of the clients might be let in at one of their ends, as [`Self::may_admit`] says: their
+    /// indices, in no order, some twice.
+    #[must_use]
+    pub fn candidates(&self, clients: &Clients<'_>) -> Vec<usize> {
+        if self.everyone || clients.kinds.meets(self.kinds) || !self.by_address.is_empty() {
+            let ends = clients.ends.iter().enumerate();
+            return ends.filter(|(_, ends)| ends.iter().any(|e| self.may_admit(e))).map(|(index, _)| index).collect();
+        }
+        self.classes.iter().filter_map(|class| clients.by_class.get(class)).flatten().copied().collect()
+    }
+}
+
+/// Clients, each with several ends, of which many servers are asked whom they let in.
+#[derive(Debug)]
+pub struct Clients<'a> {
+    ends: Vec<&'a [End]>,
+    /// Indices of those that have an end of a class.
+    by_class: Vec<Vec<usize>>,
+    /// What any of the ends is.
+    kinds: Kinds,
+}
+
+/// What an end is, whichever node the other one runs on.
+fn any_kinds(end: &End) -> Kinds {
+    end.kinds(Relation::Own).with(end.kinds(Relation::Remote))
+}
+
+impl<'a> Clients<'a> {
+    /// Clients by their ends, which are of the evaluator that is asked.
+    #[must_use]
+    pub fn new(ends: impl Iterator<Item = &'a [End]>) -> Self {
+        let ends: Vec<&[End]> = ends.collect();
+        let mut by_class: Vec<Vec<usize>> = Vec::new();
+        for (index, ends) in ends.iter().enumerate() {
+            for class in ends.iter().filter_map(|end| end.class).map(|class| class as usize) {
+                if by_class.len() <= class {
+                    by_class.resize_with(class + 1, Vec::new);
+                }
+                by_class[class].push(index);
+            }
+        }
+        let kinds = ends.iter().copied().flatten().fold(Kinds::NONE, |all, end| all.with(any_kinds(end)));
+        Self { ends, by_class, kinds }
     }
 }
