@@ -285,7 +285,7 @@ impl Programs {
 
 /// Connections that are remembered with what they dialled until they end: of more, the oldest end
 /// where the proxy's port was counted.
-const DIALLED: u32 = 65_536;
+const DIALLED: u32 = 16_384;
 
 fn load_on_demand(ebpf: &mut Ebpf) -> Result<Redirects, KernelError> {
     let refused = |error: ProgramError| program_error(ON_DEMAND, &error);

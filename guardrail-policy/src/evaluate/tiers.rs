@@ -231,8 +231,8 @@ impl Admission<'_> {
                 && client.addresses().any(|a| self.by_address.iter().any(|others| others.has_address(a, Kinds::ALL))))
     }
 
-    /// Which of the clients might be let in at one of their ends, as [`Self::may_admit`] says: their
-    /// indices, in no order, some twice.
+    /// Which of the clients might be let in at one of their ends, as [`Self::may_admit`] says:
+    /// their indices, in no order, some twice.
     #[must_use]
     pub fn candidates(&self, clients: &Clients<'_>) -> Vec<usize> {
         if self.everyone || clients.kinds.meets(self.kinds) || !self.by_address.is_empty() {
