@@ -39,7 +39,6 @@ use identity::{AddressOwner, Identity, Resolution};
 use ledger::Ledger;
 use peers::Peers;
 use reclassify::Reclassify;
-use redirects::Redirects;
 pub use restore::RestoreError;
 use restore::Restored;
 pub use stats::Stats;
@@ -70,7 +69,6 @@ pub struct Observer {
     graph: Graph,
     texts: Interner<str>,
     reclassify: Reclassify,
-    redirects: Redirects,
     waiting: Waiting,
     ledger: Ledger,
     history: History,
@@ -96,7 +94,6 @@ impl Observer {
             peers,
             texts: Interner::default(),
             reclassify: Reclassify::default(),
-            redirects: Redirects::default(),
             ledger: Ledger::default(),
             restored: None,
         }
@@ -243,7 +240,7 @@ impl Observer {
     /// kernel, in no edge yet.
     #[must_use]
     pub fn waiting(&self) -> Vec<FlowDelta> {
-        self.waiting.flows().chain(self.redirects.flows()).cloned().collect()
+        self.waiting.flows().cloned().collect()
     }
 
     /// Ends every wait: what has no name or role by now is counted. Call it before the last
@@ -307,7 +304,7 @@ impl Observer {
         Stats {
             edges: self.graph.edges().len(),
             service_flows: self.graph.service_flows().len(),
-            pending: self.waiting.len() + self.redirects.len(),
+            pending: self.waiting.len() + self.waiting.redirects.len(),
             unresolved: self.ledger.unresolved_totals().map(|(reason, count)| (reason.as_str(), count)).collect(),
             losses: self.ledger.losses().map(|(reason, count)| (reason, reason.class(), count)).collect(),
             names_forgotten: self.graph.names().forgotten(),

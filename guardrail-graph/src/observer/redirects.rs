@@ -137,7 +137,7 @@ impl Observer {
         let key = Key { pod, side, local: delta.local, remote: delta.remote, port };
         if proxy.is_some() {
             let max = self.config.max_pending;
-            if !self.redirects.change(key, now, max, |account| account.answers += delta.counts.opened) {
+            if !self.waiting.redirects.change(key, now, max, |account| account.answers += delta.counts.opened) {
                 // What it would have been taken off is taken for what it was not.
                 self.ledger.count_loss(LossReason::PendingOverflow, 1);
                 self.ledger.incomplete_peer(local.peer, LossReason::PendingOverflow.as_str());
@@ -152,8 +152,10 @@ impl Observer {
             return false;
         }
         let max = self.config.max_pending;
-        let has_room = !last.is_settled && self.redirects.len() < max;
-        if has_room && self.redirects.change(key, now, max, |account| account.held.push_back((delta.clone(), now))) {
+        let has_room = !last.is_settled && self.waiting.redirects.len() < max;
+        if has_room
+            && self.waiting.redirects.change(key, now, max, |account| account.held.push_back((delta.clone(), now)))
+        {
             return true;
         }
         side == Side::Server && self.untold(delta, local, now)
@@ -172,7 +174,7 @@ impl Observer {
 
     /// Ends waits for answers.
     pub(super) fn settle_redirects(&mut self, now: Timestamp, all: bool) {
-        for delta in self.redirects.take_due(now, all) {
+        for delta in self.waiting.redirects.take_due(now, all) {
             self.observe_flow(Observation::Flow(delta), now, true);
         }
     }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use super::redirects::Redirects;
 use crate::{
     observe::{CgroupId, FlowDelta, Observation},
     time::Timestamp,
@@ -47,12 +48,20 @@ pub(super) struct Waiting {
     of_cgroup: HashMap<CgroupId, usize>,
     last_retry: Timestamp,
     max: usize,
+    /// Flows that wait for what a proxy is told of them, with bounds of their own.
+    pub(super) redirects: Redirects,
 }
 
 impl Waiting {
     /// An empty queue with room for `max`.
     pub(super) fn new(max: usize, now: Timestamp) -> Self {
-        Self { queue: VecDeque::new(), of_cgroup: HashMap::new(), last_retry: now, max }
+        Self {
+            queue: VecDeque::new(),
+            of_cgroup: HashMap::new(),
+            last_retry: now,
+            max,
+            redirects: Redirects::default(),
+        }
     }
 
     /// How many wait.
@@ -102,12 +111,13 @@ impl Waiting {
         !self.queue.is_empty() && (self.queue.len() < FEW || now.since(self.last_retry) >= RETRY_INTERVAL)
     }
 
-    /// The flows among them.
+    /// All flows that wait, for whatever it be.
     pub(super) fn flows(&self) -> impl Iterator<Item = &FlowDelta> {
-        self.queue.iter().filter_map(|pending| match &pending.observation {
+        let queued = self.queue.iter().filter_map(|pending| match &pending.observation {
             Observation::Flow(delta) => Some(delta),
             _ => None,
-        })
+        });
+        queued.chain(self.redirects.flows())
     }
 }
 
