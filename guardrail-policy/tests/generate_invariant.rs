@@ -325,3 +325,26 @@ proptest! {
         check(&world)?;
     }
 }
+
+#[test]
+fn a_resolver_with_a_name_is_allowed_by_its_address_since_names_are_learnt_from_it() {
+    let flow = Flow {
+        client: End::Workload(0),
+        server: End::Address("203.0.113.9"),
+        port: 53,
+        udp: false,
+        established: true,
+        marks: BTreeSet::new(),
+        named: true,
+        seen: 2,
+    };
+    let world = World {
+        workloads: vec![(0, 1, false, vec![0], false)],
+        flows: vec![flow],
+        phase: "constrain",
+        network: Network::Cilium { own_node_closed: false },
+        egress: true,
+        accept_inferred: false,
+    };
+    check(&world).unwrap();
+}

@@ -58,7 +58,8 @@ impl Builder<'_> {
                 Need::ExternalAddress(address)
                     if direction == Direction::Egress
                         && self.allow_declared(draft, index, address, &ports, namespace) => {}
-                Need::ExternalAddress(address) if draft.by_name && !names_of(edge).is_empty() => {
+                // A resolver is named by its address: from it the names are learnt.
+                Need::ExternalAddress(address) if draft.by_name && edge.port != 53 && !names_of(edge).is_empty() => {
                     let names = names_of(edge);
                     draft.allow(names.iter().cloned().map(RulePeer::Name), &ports, &[index]);
                     for name in names {
