@@ -11,6 +11,10 @@ use crate::address::Address;
 /// outbound and inbound, Consul inbound.
 pub const PROXY_PORTS: [u16; 5] = [15001, 15006, 4140, 4143, 20000];
 
+/// Connections that are remembered with what they dialled until they end: of more, the oldest end
+/// where the proxy's port was counted.
+pub const REMEMBERED: u32 = 16_384;
+
 /// Key of DIALLED: a connection as the socket at its end in a pod sees it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

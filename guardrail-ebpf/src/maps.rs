@@ -10,7 +10,7 @@ use guardrail_common::{
     counter::{self, LossKey},
     flow::{FlowKey, FlowValue},
     record::CgroupRecord,
-    redirect::{Connection, Dialled},
+    redirect::{Connection, Dialled, REMEMBERED},
 };
 
 /// The truth: preallocated, so an insert never allocates in softirq.
@@ -47,7 +47,7 @@ pub(crate) static KEYS_REMOVED: LruHashMap<u64, u64> = LruHashMap::with_max_entr
 pub(crate) static SCRATCH: PerCpuArray<CgroupRecord> = PerCpuArray::with_max_entries(1, 0);
 /// Connections of which a proxy was told what they dialled, until their end.
 #[map]
-pub(crate) static DIALLED: LruHashMap<Connection, Dialled> = LruHashMap::with_max_entries(65_536, 0);
+pub(crate) static DIALLED: LruHashMap<Connection, Dialled> = LruHashMap::with_max_entries(REMEMBERED, 0);
 /// A value of zeros, the first of every entry of FLOWS. Nobody writes it.
 #[map]
 pub(crate) static ZERO: Array<FlowValue> = Array::with_max_entries(1, 0);

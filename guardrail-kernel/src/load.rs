@@ -133,7 +133,7 @@ impl Loaded {
             .override_global("KEYS_PER_CGROUP", &config.new_keys_per_cgroup, true)
             .override_global("FLOW_ENTRIES", &config.flow_entries, true)
             .map_max_entries("FLOWS", config.flow_entries)
-            .map_max_entries("DIALLED", if config.redirects { DIALLED } else { 1 })
+            .map_max_entries("DIALLED", if config.redirects { guardrail_common::redirect::REMEMBERED } else { 1 })
             .map_max_entries("FLOW_RING", ring_bytes(config.ring_bytes))
             .map_max_entries("AYA_LOGS", log_ring);
         for (name, value) in &globals {
@@ -282,10 +282,6 @@ impl Programs {
         self.ebpf.as_mut()
     }
 }
-
-/// Connections that are remembered with what they dialled until they end: of more, the oldest end
-/// where the proxy's port was counted.
-const DIALLED: u32 = 16_384;
 
 fn load_on_demand(ebpf: &mut Ebpf) -> Result<Redirects, KernelError> {
     let refused = |error: ProgramError| program_error(ON_DEMAND, &error);

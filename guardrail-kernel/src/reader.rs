@@ -491,10 +491,11 @@ impl Reader {
 
     /// Reads an entry that a hint named then.
     fn hinted(&mut self, key: FlowKey, since: Instant) {
-        let Ok(Some(value)) = self.maps.flows.get(&encode::key(&key)) else { return };
-        self.value(&key, &value);
-        let is_counted = decode::value(&value).is_ok_and(|value| counts(&value) != FlowCounts::default());
-        if !is_counted && since.elapsed() < EARLY {
+        let Ok(Some(bytes)) = self.maps.flows.get(&encode::key(&key)) else { return };
+        // A value of the map's size always decodes.
+        let Ok(value) = decode::value(&bytes) else { return };
+        self.emit(&key, &value);
+        if counts(&value) == FlowCounts::default() && since.elapsed() < EARLY {
             self.state.early.push((key, since));
         }
     }
