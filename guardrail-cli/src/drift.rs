@@ -3,7 +3,6 @@
 mod render;
 
 use std::{
-    collections::BTreeSet,
     io::{BufWriter, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -130,10 +129,9 @@ fn drift(args: &mut Args) -> anyhow::Result<Outcome> {
     let files = input::policies(&args.policies)?;
     let cluster = if args.against.is_empty() { None } else { Some(input::policies(&args.against)?) };
     let in_force = cluster.clone().unwrap_or_else(|| files.clone());
-    let Loaded { evaluator, objects, unproven, .. } =
-        policies::load_set(in_force, &args.inventory, Some(&snapshot), &args.dataplane)?;
-    let mut doubts: BTreeSet<String> = unproven.into_iter().map(|reason| reason.because).collect();
-    doubts.extend(evaluator.undecided());
+    let loaded = policies::load_set(in_force, &args.inventory, Some(&snapshot), &args.dataplane, &[])?;
+    let doubts = loaded.doubts();
+    let Loaded { evaluator, objects, .. } = loaded;
     doubts.iter().for_each(|because| tell("warning", because));
     let incomplete = coverage::incomplete(&snapshot);
     for reason in &incomplete {
@@ -176,12 +174,10 @@ fn drift(args: &mut Args) -> anyhow::Result<Outcome> {
     }
     out.flush()?;
     if !doubts.is_empty() && !args.allow_unproven {
-        tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
-        return Ok(Outcome::Unanswered);
+        return Ok(Outcome::unproven());
     }
     if !incomplete.is_empty() && !args.allow_partial {
-        tell("error", &"the observation is incomplete, flows may be missing; --allow-partial judges what was seen");
-        return Ok(Outcome::Unanswered);
+        return Ok(Outcome::partial());
     }
     let kinds: Vec<DriftKind> = args.fail_on.iter().map(|name| DriftKind::from(*name)).collect();
     Ok(if report.fails(&kinds) { Outcome::Findings } else { Outcome::Fine })

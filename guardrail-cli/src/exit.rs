@@ -15,6 +15,20 @@ pub(crate) enum Outcome {
     Unanswered,
 }
 
+impl Outcome {
+    /// Says that the answer is unproven.
+    pub(crate) fn unproven() -> Self {
+        tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
+        Self::Unanswered
+    }
+
+    /// Says that the observation is incomplete.
+    pub(crate) fn partial() -> Self {
+        tell("error", &"the observation is incomplete, flows may be missing; --allow-partial judges what was seen");
+        Self::Unanswered
+    }
+}
+
 impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         match outcome {

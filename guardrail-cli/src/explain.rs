@@ -173,10 +173,7 @@ fn explain(args: &Args) -> anyhow::Result<Outcome> {
     }
     out.flush()?;
     Ok(match verdict {
-        "unproven" => {
-            tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
-            Outcome::Unanswered
-        }
+        "unproven" => Outcome::unproven(),
         "denied" => Outcome::Findings,
         _ => Outcome::Fine,
     })

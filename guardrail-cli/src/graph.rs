@@ -10,7 +10,7 @@ use std::{
 
 use clap::ValueEnum;
 use guardrail_graph::{
-    Peer, Snapshot, Timestamp,
+    Peer, Snapshot,
     snapshot::{EdgeRecord, Window},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     coverage,
     exit::{Outcome, finish},
     input::{self, KubeArgs, tell},
-    output::{self, Cell, Paint, Table},
+    output::{self, Cell, Paint, Table, second},
 };
 use names::Names;
 
@@ -136,7 +136,6 @@ fn blank_zero(count: u64) -> String {
 }
 
 fn window(window: &Window) -> String {
-    let second = |t: Timestamp| t.to_string().split(['.', 'Z']).next().unwrap_or_default().replace('T', " ");
     let nodes = window.nodes.len();
     match (window.from, window.to) {
         (Some(from), Some(to)) => {

@@ -1,6 +1,6 @@
 //! `guardrail init`: a first plan file from what was observed.
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, bail};
 use guardrail_lifecycle::{init, plan};
@@ -51,15 +51,6 @@ fn init(args: &Args) -> anyhow::Result<Outcome> {
     for reason in coverage::incomplete(&snapshot) {
         tell("warning", &format!("the graph is incomplete, so suggestions may be missing: {reason}"));
     }
-    match output {
-        Some(file) => {
-            place::write(file, text.as_bytes()).with_context(|| format!("cannot write {}", file.display()))?
-        }
-        None => {
-            let mut out = std::io::stdout().lock();
-            out.write_all(text.as_bytes())?;
-            out.flush()?;
-        }
-    }
+    place::deliver(output.as_deref(), text.as_bytes())?;
     Ok(coverage::outcome(&snapshot))
 }

@@ -1,8 +1,6 @@
 //! `guardrail merge`: several snapshots as one.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
-
-use anyhow::Context as _;
+use std::{path::PathBuf, process::ExitCode};
 
 use crate::{
     coverage,
@@ -36,16 +34,7 @@ fn merge(args: &Args) -> anyhow::Result<Outcome> {
     let Args { snapshots, output, cluster } = args;
     let snapshot = input::snapshots(snapshots, cluster)?;
     let text = snapshot.to_json();
-    match output {
-        Some(file) => {
-            place::write(file, text.as_bytes()).with_context(|| format!("cannot write {}", file.display()))?
-        }
-        None => {
-            let mut out = std::io::stdout().lock();
-            out.write_all(text.as_bytes())?;
-            out.flush()?;
-        }
-    }
+    place::deliver(output.as_deref(), text.as_bytes())?;
     for reason in coverage::incomplete(&snapshot) {
         tell("warning", &format!("the merged graph is incomplete: {reason}"));
     }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use guardrail_graph::Timestamp;
 use serde::Serialize;
 
 mod table;
@@ -34,6 +35,11 @@ pub(crate) fn plain_line(text: &str) -> String {
 /// As [`plain_line`], in a cell of a table of Markdown.
 pub(crate) fn markdown(text: &str) -> String {
     plain_line(text).replace('|', "\\|")
+}
+
+/// A time to the second, as people write it: `2026-03-01 12:00:00`.
+pub(crate) fn second(at: Timestamp) -> String {
+    at.to_string().split(['.', 'Z']).next().unwrap_or_default().replace('T', " ")
 }
 
 /// Lines of at most `width` characters, broken at blanks.

@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::Context as _;
+
 /// Most links that are followed, as the kernel has it.
 const MAX_LINKS: usize = 40;
 
@@ -84,6 +86,16 @@ pub(crate) fn stage(file: &Path, bytes: &[u8], mode: u32) -> io::Result<tempfile
 pub(crate) fn persist(staged: tempfile::NamedTempFile, file: &Path) -> io::Result<()> {
     staged.persist(file).map_err(|e| e.error)?;
     fs::File::open(directory(file))?.sync_all()
+}
+
+/// Writes to the file that `--output` names, as [`write`] does, or to stdout.
+pub(crate) fn deliver(output: Option<&Path>, bytes: &[u8]) -> anyhow::Result<()> {
+    if let Some(file) = output {
+        return write(file, bytes).with_context(|| format!("cannot write {}", file.display()));
+    }
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    Ok(out.flush()?)
 }
 
 /// Writes into what is there; waits for the reader of a FIFO.

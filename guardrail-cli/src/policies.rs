@@ -29,6 +29,14 @@ pub(crate) struct Loaded {
     pub(crate) without_ports: BTreeSet<String>,
 }
 
+impl Loaded {
+    /// Why anything at all is not proven: what was read, and what no rule decides.
+    pub(crate) fn doubts(&self) -> BTreeSet<String> {
+        let read = self.unproven.iter().map(|Unproven { because, .. }| because.clone());
+        read.chain(self.evaluator.undecided()).collect()
+    }
+}
+
 /// Why some verdicts are not proven.
 pub(crate) struct Unproven {
     /// One sentence without a full stop.
@@ -51,33 +59,21 @@ pub(crate) fn load(
     snapshot: Option<&Snapshot>,
     dataplane: &DataplaneArgs,
 ) -> anyhow::Result<Loaded> {
-    load_with_log(policies, inventory, snapshot, dataplane, &[])
+    load_set(input::policies(policies)?, inventory, snapshot, dataplane, &[])
 }
 
-/// As [`load`]; the pods of these flows exist, whether or not the inventory has them.
-pub(crate) fn load_with_log(
-    policies: &[PathBuf],
-    inventory: &[PathBuf],
-    snapshot: Option<&Snapshot>,
-    dataplane: &DataplaneArgs,
-    log: &[Flow<'_>],
-) -> anyhow::Result<Loaded> {
-    let proposed = input::policies(policies)?;
-    let inventory = input::inventory(inventory, dataplane.wants_facts(&proposed))?;
-    let enforcer = dataplane.find(&proposed, &inventory)?;
-    combine(proposed, inventory, snapshot, (dataplane, &enforcer), log)
-}
-
-/// As [`load`], for policies that were read.
+/// As [`load`], for policies that were read; the pods of the log exist, whether or not the
+/// inventory has them.
 pub(crate) fn load_set(
     proposed: PolicySet,
     inventory: &[PathBuf],
     snapshot: Option<&Snapshot>,
     dataplane: &DataplaneArgs,
+    log: &[Flow<'_>],
 ) -> anyhow::Result<Loaded> {
     let inventory = input::inventory(inventory, dataplane.wants_facts(&proposed))?;
     let enforcer = dataplane.find(&proposed, &inventory)?;
-    combine(proposed, inventory, snapshot, (dataplane, &enforcer), &[])
+    combine(proposed, inventory, snapshot, (dataplane, &enforcer), log)
 }
 
 /// Two sets of policies over one cluster. Policies of the inventory apply on both sides, unless one
@@ -134,8 +130,7 @@ fn combine(
         proposed.policies.iter().any(|new| new.namespace == old.namespace && new.name == old.name)
     };
     let kept: Vec<NetworkPolicy> = in_force.iter().filter(|old| !replaced(old)).cloned().collect();
-    let object = |form: &TierPolicy| (form.kind, form.namespace.clone(), form.name.clone());
-    let replaced = |old: &TierPolicy| proposed.forms.iter().any(|new| object(new) == object(old));
+    let replaced = |old: &TierPolicy| proposed.forms.iter().any(|new| new.object() == old.object());
     let kept_forms: Vec<TierPolicy> = forms_in_force.iter().filter(|old| !replaced(old)).cloned().collect();
     if !kept.is_empty() {
         let policies = if kept.len() == 1 { "NetworkPolicy" } else { "NetworkPolicies" };
@@ -197,15 +192,14 @@ pub(crate) fn refused(in_force: &mut PolicySet, enforcer: &Dataplane) -> Vec<Ref
     if enforcer.cilium().is_none() {
         return Vec::new();
     }
-    let object = |form: &TierPolicy| (form.kind, form.namespace.clone(), form.name.clone());
     let mut objects = BTreeSet::new();
     for form in &in_force.forms {
         for because in refusals(form, enforcer) {
             tell("warning", &format!("{because}: it is left out, having no effect"));
-            objects.insert(object(form));
+            objects.insert(form.object());
         }
     }
-    in_force.forms.retain(|form| !objects.contains(&object(form)));
+    in_force.forms.retain(|form| !objects.contains(&form.object()));
     let (certain, unknown): (Vec<_>, Vec<_>) =
         std::mem::take(&mut in_force.refused).into_iter().partition(|r| r.certain);
     for refused in certain {

@@ -3,7 +3,6 @@
 mod render;
 
 use std::{
-    collections::BTreeSet,
     io::{BufWriter, Write as _},
     path::PathBuf,
     process::ExitCode,
@@ -89,9 +88,9 @@ fn status(args: &mut Args) -> anyhow::Result<Outcome> {
     let Args { snapshots, plan, policies, inventory, namespaces, output, allow_unproven, dataplane, cluster } = args;
     let now = plan.now();
     let snapshot = input::snapshots(snapshots, cluster)?;
-    let Loaded { evaluator, objects, unproven, .. } = policies::load(policies, inventory, Some(&snapshot), dataplane)?;
-    let mut doubts: BTreeSet<String> = unproven.into_iter().map(|reason| reason.because).collect();
-    doubts.extend(evaluator.undecided());
+    let loaded = policies::load(policies, inventory, Some(&snapshot), dataplane)?;
+    let doubts = loaded.doubts();
+    let Loaded { evaluator, objects, .. } = loaded;
     for because in &doubts {
         tell("warning", because);
     }
@@ -133,8 +132,7 @@ fn status(args: &mut Args) -> anyhow::Result<Outcome> {
     }
     out.flush()?;
     if !doubts.is_empty() && !*allow_unproven {
-        tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
-        return Ok(Outcome::Unanswered);
+        return Ok(Outcome::unproven());
     }
     Ok(if all.iter().all(|status| status.as_wanted) { Outcome::Fine } else { Outcome::Findings })
 }

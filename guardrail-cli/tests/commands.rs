@@ -1,12 +1,11 @@
 //! `check`, `explain`, `lint`, `graph` and `merge` as a user meets them: outputs, exit codes, bad
 //! input.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+mod common;
+
+use std::{fs, io::Write as _, process::Command};
+
+use common::{data, file};
 
 const DENY_ALL: &str =
     "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: shop}\nspec: {}\n";
@@ -17,32 +16,14 @@ struct Answer {
     stderr: String,
 }
 
-fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
-}
-
 /// Runs in `tests/data`, so that messages name files without the machine's paths.
 fn guardrail(args: &[&str]) -> Answer {
     with_stdin(args, "")
 }
 
 fn with_stdin(args: &[&str], stdin: &str) -> Answer {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_guardrail"))
-        .args(args)
-        .current_dir(data())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A command that does not read its stdin may close it first.
-    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
-    let output = child.wait_with_output().unwrap();
-    Answer {
-        code: output.status.code().unwrap(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
+    let (code, stdout, stderr) = common::run(&data(), args, stdin);
+    Answer { code, stdout, stderr }
 }
 
 fn shown(answer: &Answer) -> String {
@@ -55,12 +36,6 @@ fn shown(answer: &Answer) -> String {
 }
 
 /// A file of its own for one test.
-fn file(directory: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) -> String {
-    let path = directory.path().join(name);
-    fs::write(&path, content).unwrap();
-    path.to_str().unwrap().to_owned()
-}
-
 #[test]
 fn graph_as_a_table() {
     insta::assert_snapshot!(shown(&guardrail(&["graph", "shop.json"])));

@@ -1,34 +1,17 @@
 //! `guardrail diff` as a user meets it: two snapshots, two sets of policies.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod common;
+
+use std::fs;
+
+use common::{data, file, guardrail};
 
 use guardrail_graph::{Peer, Snapshot};
-
-fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
-}
-
-/// Runs in `tests/data`: exit code, stdout, stderr.
-fn guardrail(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_guardrail")).args(args).current_dir(data()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
 
 fn shown(args: &[&str]) -> String {
     let (code, stdout, stderr) = guardrail(args);
     assert!(stdout.lines().all(|line| line.chars().count() <= 100 || line.starts_with('|')), "{stdout}");
     format!("exit {code}\n--- stdout\n{stdout}--- stderr\n{stderr}")
-}
-
-fn file(directory: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) -> String {
-    let path = directory.path().join(name);
-    fs::write(&path, content).unwrap();
-    path.to_str().unwrap().to_owned()
 }
 
 /// shop.json after a release: an edge less, one of another Service, one more.

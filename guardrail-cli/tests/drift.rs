@@ -1,30 +1,17 @@
 //! `guardrail drift` as a user meets it: what is found, what a baseline knows, exit codes.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::Path,
-    process::{Command, Stdio},
-};
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{data, file, run};
 
 use guardrail_graph::Snapshot;
 
 const NOW: [&str; 2] = ["--now", "2026-03-01T12:00:00Z"];
 
 fn guardrail(args: &[&str], stdin: &str) -> (i32, String, String) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_guardrail"))
-        .args(args)
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A command that does not read its stdin may close it first.
-    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    run(&data(), args, stdin)
 }
 
 fn drift(more: &[&str]) -> (i32, String, String) {
@@ -36,12 +23,6 @@ fn fingerprints(stdout: &str) -> Vec<String> {
     let json: serde_json::Value = serde_json::from_str(stdout).unwrap();
     let findings = json["findings"].as_array().unwrap();
     findings.iter().map(|finding| finding["fingerprint"].as_str().unwrap().to_owned()).collect()
-}
-
-fn file(directory: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) -> String {
-    let path = directory.path().join(name);
-    fs::write(&path, content).unwrap();
-    path.to_str().unwrap().to_owned()
 }
 
 fn policies() -> String {

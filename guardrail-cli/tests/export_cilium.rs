@@ -3,10 +3,12 @@
 #[path = "../../guardrail-policy/tests/generate_support/mod.rs"]
 mod generate_support;
 
+mod common;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
+use common::run;
 use generate_support::Scenario;
 use tempfile::TempDir;
 
@@ -43,10 +45,8 @@ fn directory() -> TempDir {
 }
 
 fn guardrail(directory: &Path, args: &[&str]) -> (Option<i32>, String, String) {
-    let output: Output =
-        Command::new(env!("CARGO_BIN_EXE_guardrail")).current_dir(directory).args(args).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    let (code, stdout, stderr) = run(directory, args, "");
+    (Some(code), stdout, stderr)
 }
 
 fn export(directory: &Path, args: &[&str]) -> (Option<i32>, String, String) {

@@ -1,13 +1,10 @@
 //! `guardrail init` as a user meets it.
 
-use std::{fs, path::Path, process::Command};
+mod common;
 
-fn guardrail(args: &[&str]) -> (i32, String, String) {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let output = Command::new(env!("CARGO_BIN_EXE_guardrail")).args(args).current_dir(data).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
+use std::fs;
+
+use common::guardrail;
 
 #[test]
 fn a_first_plan_of_the_shop() {

@@ -3,7 +3,11 @@
 #[path = "../../guardrail-policy/tests/generate_support/mod.rs"]
 mod generate_support;
 
-use std::{fs, path::Path, process::Command};
+mod common;
+
+use std::fs;
+
+use common::guardrail;
 
 use generate_support::Scenario;
 
@@ -55,13 +59,6 @@ impl Scratch {
         let args = ["status", "shop.json", "--plan", &self.plan, "--environment", "production"];
         guardrail(&[&args[..], &NOW, more].concat())
     }
-}
-
-fn guardrail(args: &[&str]) -> (i32, String, String) {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let output = Command::new(env!("CARGO_BIN_EXE_guardrail")).args(args).current_dir(data).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
 fn shown((code, stdout, stderr): (i32, String, String)) -> String {

@@ -29,7 +29,7 @@ mod rules;
 mod sarif;
 mod selectors;
 
-pub use sarif::{sarif, uri};
+pub use sarif::{sarif, sarif_log, sarif_place};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

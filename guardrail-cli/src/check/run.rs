@@ -62,7 +62,7 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         tell(severity, &format!("{count} lines of the log {reason}: not judged"));
     }
     let Loaded { evaluator, before, unproven, without_ports, .. } =
-        policies::load_with_log(policies, inventory, snapshot.as_ref(), dataplane, &listed.flows)?;
+        policies::load_set(input::policies(policies)?, inventory, snapshot.as_ref(), dataplane, &listed.flows)?;
     let mut report = Report {
         flows: Vec::new(),
         allowed: 0,
@@ -109,12 +109,10 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
 
 fn outcome(report: &Report<'_>, allow_partial: bool) -> Outcome {
     if report.unproven > 0 {
-        tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
-        return Outcome::Unanswered;
+        return Outcome::unproven();
     }
     if !report.incomplete_because.is_empty() && !allow_partial {
-        tell("error", &"the observation is incomplete, flows may be missing; --allow-partial judges what was seen");
-        return Outcome::Unanswered;
+        return Outcome::partial();
     }
     if report.denied > 0 { Outcome::Findings } else { Outcome::Fine }
 }

@@ -10,7 +10,7 @@ use crate::{
     coverage,
     exit::Outcome,
     input::{self, tell},
-    output::{self, Cell, Paint, Table, markdown},
+    output::{self, Cell, Paint, Table, markdown, second},
 };
 
 pub(super) fn diff(args: &Args) -> anyhow::Result<Outcome> {
@@ -84,7 +84,7 @@ fn table(out: &mut impl Write, diff: &GraphDiff) -> anyhow::Result<()> {
                 Cell::new(&edge.server),
                 Cell::new(format!("{}/{}", edge.protocol, edge.port)),
                 Cell::new(state),
-                Cell::new(second(edge).split(' ').next().unwrap_or_default()),
+                Cell::new(second(edge.last_seen).split(' ').next().unwrap_or_default()),
             ]);
         }
         table.print(out, output::colour())?;
@@ -101,13 +101,13 @@ fn page(out: &mut impl Write, diff: &GraphDiff) -> anyhow::Result<()> {
         for (what, edge, state) in rows(diff) {
             let (client, server) = (markdown(&edge.client), markdown(&edge.server));
             let port = format!("{}/{}", edge.protocol, edge.port);
-            writeln!(out, "| {what} | {client} | {server} | {port} | {} | {} |", markdown(&state), second(edge))?;
+            writeln!(
+                out,
+                "| {what} | {client} | {server} | {port} | {} | {} |",
+                markdown(&state),
+                second(edge.last_seen)
+            )?;
         }
     }
     Ok(())
-}
-
-/// The last time, to the second.
-fn second(edge: &SeenEdge) -> String {
-    edge.last_seen.to_string().split(['.', 'Z']).next().unwrap_or_default().replace('T', " ")
 }

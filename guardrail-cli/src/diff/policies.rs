@@ -1,6 +1,9 @@
 //! Two sets of policies: connections that become allowed or denied, and observed flows among them.
 
-use std::io::{BufWriter, Write};
+use std::{
+    collections::BTreeSet,
+    io::{BufWriter, Write},
+};
 
 use anyhow::bail;
 use guardrail_lifecycle::diff::{self, Touched, TouchedFlow};
@@ -15,8 +18,8 @@ use crate::{
     coverage,
     exit::Outcome,
     input::{self, tell},
-    output::{self, Cell, Paint, Table, markdown},
-    policies::{self, Unproven},
+    output::{self, Cell, Paint, Table, markdown, second},
+    policies,
 };
 
 pub(super) fn diff(args: &Args) -> anyhow::Result<Outcome> {
@@ -27,13 +30,7 @@ pub(super) fn diff(args: &Args) -> anyhow::Result<Outcome> {
     if before.evaluator.cluster().pods.is_empty() {
         bail!("there is nobody to compare the policies for: give --inventory or snapshots");
     }
-    let mut unproven: Vec<String> = Vec::new();
-    for side in [&before, &after] {
-        unproven.extend(side.unproven.iter().map(|Unproven { because, .. }| because.clone()));
-        unproven.extend(side.evaluator.undecided());
-    }
-    unproven.sort();
-    unproven.dedup();
+    let unproven: BTreeSet<String> = [&before, &after].iter().flat_map(|side| side.doubts()).collect();
     for because in &unproven {
         tell("warning", because);
     }
@@ -55,8 +52,7 @@ pub(super) fn diff(args: &Args) -> anyhow::Result<Outcome> {
     }
     out.flush()?;
     if !unproven.is_empty() && !args.allow_unproven {
-        tell("error", &"the answer is unproven; --allow-unproven judges by what is known");
-        return Ok(Outcome::Unanswered);
+        return Ok(Outcome::unproven());
     }
     let same = changes.is_empty() && touched.is_none_or(|touched| touched.flows.is_empty());
     Ok(if same { Outcome::Fine } else { Outcome::Findings })
@@ -115,7 +111,7 @@ fn table(out: &mut impl Write, changes: &[Change], touched: Option<&Touched>) ->
                 Cell::new(format!("{}/{}", flow.protocol, flow.port)),
                 Cell::new(sides(flow)),
                 Cell::number(if flow.established { flow.connections.to_string() } else { "attempts".to_owned() }),
-                Cell::new(second(flow).split(' ').next().unwrap_or_default()),
+                Cell::new(second(flow.last_seen).split(' ').next().unwrap_or_default()),
             ]);
         }
         table.print(out, output::colour())?;
@@ -143,7 +139,7 @@ fn page(out: &mut impl Write, changes: &[Change], touched: Option<&Touched>) -> 
                 flow.protocol,
                 flow.port,
                 sides(flow),
-                second(flow)
+                second(flow.last_seen)
             )?;
         }
     }
@@ -164,8 +160,4 @@ fn now(flow: &TouchedFlow) -> &'static str {
 /// Where it is denied, or was.
 fn sides(flow: &TouchedFlow) -> String {
     flow.denied_at.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-fn second(flow: &TouchedFlow) -> String {
-    flow.last_seen.to_string().split(['.', 'Z']).next().unwrap_or_default().replace('T', " ")
 }

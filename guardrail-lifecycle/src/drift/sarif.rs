@@ -1,6 +1,6 @@
 //! Drift as SARIF 2.1.0 (<https://docs.oasis-open.org/sarif/sarif/v2.1.0/>).
 
-use guardrail_policy::lint::uri;
+use guardrail_policy::lint::{sarif_log, sarif_place};
 use serde_json::{Value, json};
 
 use super::{DRIFT_RULES, DriftFinding, DriftRule, Report};
@@ -28,27 +28,9 @@ pub fn sarif(report: &Report) -> Value {
             "baselineState": if finding.known { "unchanged" } else { "new" },
         });
         if let Some(location) = &finding.location {
-            result["locations"] = json!([{
-                "physicalLocation": {
-                    "artifactLocation": { "uri": uri(&location.file) },
-                    "region": { "startLine": location.line.max(1) },
-                }
-            }]);
+            result["locations"] = sarif_place(&location.file, location.line.max(1));
         }
         result
     };
-    json!({
-        "$schema": "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json",
-        "version": "2.1.0",
-        "runs": [{
-            "tool": { "driver": {
-                "name": "guardrail",
-                "version": env!("CARGO_PKG_VERSION"),
-                "informationUri": env!("CARGO_PKG_REPOSITORY"),
-                "rules": DRIFT_RULES.iter().map(rule).collect::<Vec<_>>(),
-            } },
-            "columnKind": "unicodeCodePoints",
-            "results": report.findings.iter().map(result).collect::<Vec<_>>(),
-        }],
-    })
+    sarif_log(DRIFT_RULES.iter().map(rule).collect(), report.findings.iter().map(result).collect())
 }

@@ -25,15 +25,16 @@ pub fn sarif(findings: &[Finding]) -> Value {
             "message": { "text": finding.text() },
         });
         if let Some(location) = &finding.location {
-            result["locations"] = json!([{
-                "physicalLocation": {
-                    "artifactLocation": { "uri": uri(&location.file) },
-                    "region": { "startLine": location.line },
-                }
-            }]);
+            result["locations"] = sarif_place(&location.file, location.line);
         }
         result
     };
+    sarif_log(RULES.iter().map(rule).collect(), findings.iter().map(result).collect())
+}
+
+/// The log of one run with these rules and results.
+#[must_use]
+pub fn sarif_log(rules: Vec<Value>, results: Vec<Value>) -> Value {
     json!({
         "$schema": "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json",
         "version": "2.1.0",
@@ -42,17 +43,27 @@ pub fn sarif(findings: &[Finding]) -> Value {
                 "name": "guardrail",
                 "version": env!("CARGO_PKG_VERSION"),
                 "informationUri": env!("CARGO_PKG_REPOSITORY"),
-                "rules": RULES.iter().map(rule).collect::<Vec<_>>(),
+                "rules": rules,
             } },
             "columnKind": "unicodeCodePoints",
-            "results": findings.iter().map(result).collect::<Vec<_>>(),
+            "results": results,
         }],
     })
 }
 
-/// A file name as a relative or absolute URI reference.
+/// The `locations` of a result: one line of a file.
 #[must_use]
-pub fn uri(file: &str) -> String {
+pub fn sarif_place(file: &str, line: u32) -> Value {
+    json!([{
+        "physicalLocation": {
+            "artifactLocation": { "uri": uri(file) },
+            "region": { "startLine": line },
+        }
+    }])
+}
+
+/// A file name as a relative or absolute URI reference.
+fn uri(file: &str) -> String {
     let file = file.strip_prefix("./").unwrap_or(file);
     let mut uri = String::new();
     for byte in file.bytes() {

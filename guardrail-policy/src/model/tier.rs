@@ -440,6 +440,12 @@ impl TierPolicy {
         }
     }
 
+    /// The object that it stands in: kind, namespace, name.
+    #[must_use]
+    pub fn object(&self) -> (PolicyKind, String, String) {
+        (self.kind, self.namespace.clone(), self.name.clone())
+    }
+
     /// The rules of one direction.
     #[must_use]
     pub fn rules(&self, direction: Direction) -> &[TierRule] {

@@ -64,8 +64,7 @@ pub(super) fn not_replaced(
 ) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
     let written: BTreeSet<(&str, &str)> = policies.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
     let kept = options.existing.iter().filter(|p| !written.contains(&(p.namespace.as_str(), p.name.as_str())));
-    let object = |form: &TierPolicy| (form.kind, form.namespace.clone(), form.name.clone());
-    let written: BTreeSet<_> = forms.iter().map(object).collect();
-    let kept_forms = options.existing_forms.iter().filter(|form| !written.contains(&object(form)));
+    let written: BTreeSet<_> = forms.iter().map(TierPolicy::object).collect();
+    let kept_forms = options.existing_forms.iter().filter(|form| !written.contains(&form.object()));
     (kept.cloned().collect(), kept_forms.cloned().collect())
 }
