@@ -106,7 +106,7 @@ enum Bench {
 
 fn main() -> Result<()> {
     match Args::parse().command {
-        Command::Setup => setup::run(),
+        Command::Setup => setup::tests(),
         Command::BuildEbpf => {
             setup::run()?;
             run::cargo(["build", "--package", "guardrail-agent"])

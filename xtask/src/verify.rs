@@ -46,7 +46,7 @@ pub(crate) struct Tiers<'a> {
 /// The first check that fails.
 pub(crate) fn run(Tiers { filter, all, within }: Tiers<'_>) -> Result<()> {
     let start = Instant::now();
-    setup::run()?;
+    setup::tests()?;
     if filter.is_none() {
         step("format", || run::cargo(["fmt", "--all", "--check"]))?;
         step("lints", || {
