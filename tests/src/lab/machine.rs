@@ -1,5 +1,7 @@
 //! This machine and this process, as the kernel tells of them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 /// Whether the running kernel is older than this version.
 pub fn is_linux_before(major: u32, minor: u32) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc");
@@ -15,6 +17,46 @@ pub fn pin(cpu: usize) {
         libc::CPU_SET(cpu, &mut set);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
     }
+}
+
+/// Runs something while a real-time thread holds each CPU of this machine, so that no other process
+/// of ordinary priority does: what a timer does meanwhile, it does in the time of one of these
+/// threads. Keep it shorter than the second after which the kernel lets others run regardless
+/// (`sched_rt_runtime_us`).
+pub fn with_cpus_held<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    let is_over = AtomicBool::new(false);
+    // SAFETY: no pointers.
+    let cpus = usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).expect("there are CPUs");
+    std::thread::scope(|scope| {
+        for cpu in 0..cpus {
+            let is_over = &is_over;
+            scope.spawn(move || {
+                pin(cpu);
+                be_real_time(1);
+                while !is_over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        // Above the others, or it would never come to its end.
+        let result = scope
+            .spawn(|| {
+                be_real_time(2);
+                run()
+            })
+            .join();
+        is_over.store(true, Ordering::Relaxed);
+        result
+    })
+    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Gives the calling thread this real-time priority (`SCHED_FIFO`).
+fn be_real_time(priority: libc::c_int) {
+    let priority = libc::sched_param { sched_priority: priority };
+    // SAFETY: the structure outlives the call; 0 is the caller.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
+    assert_eq!(result, 0, "a real-time priority: {}", std::io::Error::last_os_error());
 }
 
 /// Numbers of this process's descriptors whose `/proc/self/fdinfo` has a line that begins with
