@@ -44,6 +44,32 @@ struct Exchange {
     received: u64,
 }
 
+/// Where an exchange goes, from which address if not from the process's own, and how long it waits.
+#[derive(Clone, Copy)]
+struct Route {
+    to: SocketAddr,
+    source: Option<IpAddr>,
+    timeout: Duration,
+}
+
+/// A question to the resolver.
+#[derive(Clone, Copy)]
+struct Question<'a> {
+    name: &'a str,
+    timeout: Duration,
+    /// Asked before the agent starts.
+    before: bool,
+}
+
+/// What one exchange is in the log.
+struct Entry<'a> {
+    protocol: &'static str,
+    remote: SocketAddr,
+    target: &'a str,
+    id: Option<String>,
+    before: bool,
+}
+
 impl Exchange {
     fn failed(error: &std::io::Error, local: Option<SocketAddr>) -> Self {
         use std::io::ErrorKind as E;
@@ -107,12 +133,13 @@ impl Caller {
     }
 
     fn once(&self, call: &Call, round: u32, random: &mut Random, before: bool) {
+        let timeout = Duration::from_millis(call.timeout_ms.into());
         match call.how {
-            How::DnsMusl => return self.ask_like_musl(&call.to, random, call.timeout_ms, before),
-            How::DnsTcp => return self.ask_over_tcp(&call.to, random, call.timeout_ms, before),
+            How::DnsMusl => return self.ask_like_musl(Question { name: &call.to, timeout, before }, random),
+            How::DnsTcp => return self.ask_over_tcp(Question { name: &call.to, timeout, before }, random),
             _ => {}
         }
-        let Some(to) = self.resolve(&call.to, call.family, random, call.timeout_ms, before) else {
+        let Some(to) = self.resolve(Question { name: &call.to, timeout, before }, call.family, random) else {
             panic!("{}: {} does not resolve", self.log.process(), call.to);
         };
         let to = if call.spread == 0 {
@@ -126,36 +153,22 @@ impl Caller {
         }
         let id = format!("{}#{}", self.log.process(), self.next_id.fetch_add(1, Ordering::Relaxed));
         let payload = payload(&id, random.between(call.payload_bytes) as usize);
-        let timeout = Duration::from_millis(call.timeout_ms.into());
-        let source = call.sources.map(|range| nth_address(range, round));
+        let route = Route { to, source: call.sources.map(|range| nth_address(range, round)), timeout };
         let exchange = match call.how {
-            How::Tcp | How::Held | How::HeldMptcp => self.over_tcp(call.how, to, source, timeout, &id, &payload),
-            How::UdpConnected => over_udp(to, source, timeout, &payload, true),
-            How::UdpUnconnected => over_udp(to, source, timeout, &payload, false),
-            How::UdpMapped => over_udp(mapped(to), None, timeout, &payload, false),
+            How::Tcp | How::Held | How::HeldMptcp => self.over_tcp(call.how, route, &id, &payload),
+            How::UdpConnected => over_udp(route, &payload, true),
+            How::UdpUnconnected => over_udp(route, &payload, false),
+            How::UdpMapped => over_udp(Route { to: mapped(to), source: None, timeout }, &payload, false),
             How::UdpFromServed => self.send_from_served(to, &payload),
             How::Multicast => multicast(to, &payload),
             How::DnsMusl | How::DnsTcp | How::Measured(_) => unreachable!("handled above"),
         };
-        self.note(
-            if matches!(call.how, How::Tcp | How::Held | How::HeldMptcp) { "TCP" } else { "UDP" },
-            to,
-            Some(&call.to),
-            Some(id),
-            &exchange,
-            before,
-        );
+        let protocol = if matches!(call.how, How::Tcp | How::Held | How::HeldMptcp) { "TCP" } else { "UDP" };
+        self.note(Entry { protocol, remote: to, target: &call.to, id: Some(id), before }, &exchange);
     }
 
-    fn note(
-        &self,
-        protocol: &str,
-        remote: SocketAddr,
-        target: Option<&str>,
-        id: Option<String>,
-        exchange: &Exchange,
-        before: bool,
-    ) {
+    fn note(&self, entry: Entry<'_>, exchange: &Exchange) {
+        let Entry { protocol, remote, target, id, before } = entry;
         // Whoever called before its server was there would be taken for a client whose failure the
         // agent missed.
         assert!(
@@ -171,7 +184,7 @@ impl Caller {
             protocol: protocol.into(),
             local: exchange.local,
             remote,
-            target: target.map(str::to_owned),
+            target: Some(target.to_owned()),
             id,
             outcome: exchange.outcome,
             sent: exchange.sent,
@@ -180,15 +193,8 @@ impl Caller {
         });
     }
 
-    fn over_tcp(
-        &self,
-        how: How,
-        to: SocketAddr,
-        source: Option<IpAddr>,
-        timeout: Duration,
-        id: &str,
-        payload: &[u8],
-    ) -> Exchange {
+    fn over_tcp(&self, how: How, route: Route, id: &str, payload: &[u8]) -> Exchange {
+        let Route { to, source, timeout } = route;
         let mut stream = match connect(to, source, timeout, how == How::HeldMptcp) {
             Ok(stream) => stream,
             Err(error) => return Exchange::failed(&error, None),
@@ -229,14 +235,8 @@ impl Caller {
     }
 
     /// Resolves `host:port`; names the way glibc does it: a connected socket, A and AAAA.
-    fn resolve(
-        &self,
-        to: &str,
-        family: Family,
-        random: &mut Random,
-        timeout_ms: u32,
-        before: bool,
-    ) -> Option<SocketAddr> {
+    fn resolve(&self, question: Question<'_>, family: Family, random: &mut Random) -> Option<SocketAddr> {
+        let to = question.name;
         if let Ok(address) = to.parse() {
             return Some(address);
         }
@@ -245,13 +245,13 @@ impl Caller {
         let resolver = self.resolver?;
         let socket = udp_socket(resolver).ok()?;
         socket.connect(resolver).ok()?;
-        let found = self.ask(&socket, resolver, host, random, timeout_ms, before, true);
+        let found = self.ask(&socket, resolver, Question { name: host, ..question }, random);
         let wanted: Vec<_> = found.into_iter().filter(|a| a.is_ipv6() == (family == Family::V6)).collect();
         let index = usize::try_from(random.next() % (wanted.len().max(1) as u64)).ok()?;
         Some(SocketAddr::new(*wanted.get(index)?, port))
     }
 
-    fn ask_like_musl(&self, name: &str, random: &mut Random, timeout_ms: u32, before: bool) {
+    fn ask_like_musl(&self, question: Question<'_>, random: &mut Random) {
         let resolver = self.resolver.expect("the scenario has a resolver");
         let socket = udp_socket(resolver).expect("a UDP socket");
         let any: SocketAddr =
@@ -259,28 +259,27 @@ impl Caller {
         Socket::from(socket.try_clone().expect("a second handle"))
             .bind(&any.into())
             .expect("port 0 can always be bound");
-        self.ask(&socket, resolver, name, random, timeout_ms, before, false);
+        self.ask(&socket, resolver, question, random);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one exchange, described once")]
+    /// Asks for A and AAAA with one socket, connected or not, as resolvers of C libraries do.
     fn ask(
         &self,
         socket: &UdpSocket,
         resolver: SocketAddr,
-        name: &str,
+        question: Question<'_>,
         random: &mut Random,
-        timeout_ms: u32,
-        before: bool,
-        connected: bool,
     ) -> Vec<IpAddr> {
-        let deadline = Instant::now() + Duration::from_millis(timeout_ms.into());
+        let Question { name, timeout, before } = question;
+        let is_connected = socket.peer_addr().is_ok();
+        let deadline = Instant::now() + timeout;
         let first = u16::try_from(random.next() & 0x7fff).unwrap_or(0);
         let ids = [first, first + 1];
         let mut answers: [Option<Vec<IpAddr>>; 2] = [None, None];
         let mut exchange = Exchange { outcome: Outcome::Unanswered, local: None, sent: 0, received: 0 };
         for (id, v6) in ids.into_iter().zip([false, true]) {
             let question = dns::question(id, name, v6);
-            let sent = if connected { socket.send(&question) } else { socket.send_to(&question, resolver) };
+            let sent = if is_connected { socket.send(&question) } else { socket.send_to(&question, resolver) };
             exchange.sent += sent.unwrap_or(0) as u64;
         }
         exchange.local = socket.local_addr().ok();
@@ -300,13 +299,13 @@ impl Caller {
         if answers.iter().all(Option::is_some) {
             exchange.outcome = Outcome::Established;
         }
-        self.note("UDP", resolver, Some(name), None, &exchange, before);
+        self.note(Entry { protocol: "UDP", remote: resolver, target: name, id: None, before }, &exchange);
         answers.into_iter().flatten().flatten().collect()
     }
 
-    fn ask_over_tcp(&self, name: &str, random: &mut Random, timeout_ms: u32, before: bool) {
+    fn ask_over_tcp(&self, question: Question<'_>, random: &mut Random) {
+        let Question { name, timeout, before } = question;
         let resolver = self.resolver.expect("the scenario has a resolver");
-        let timeout = Duration::from_millis(timeout_ms.into());
         let id = u16::try_from(random.next() & 0xffff).unwrap_or(0);
         let question = dns::with_length(&dns::question(id, name, false));
         let mut local = None;
@@ -328,7 +327,7 @@ impl Caller {
             }
             Err(error) => Exchange::failed(&error, local),
         };
-        self.note("TCP", resolver, Some(name), None, &exchange, before);
+        self.note(Entry { protocol: "TCP", remote: resolver, target: name, id: None, before }, &exchange);
     }
 }
 
@@ -379,7 +378,8 @@ fn bind_foreign(socket: &Socket, source: IpAddr) -> std::io::Result<()> {
     socket.bind(&SocketAddr::new(source, 0).into())
 }
 
-fn over_udp(to: SocketAddr, source: Option<IpAddr>, timeout: Duration, payload: &[u8], connected: bool) -> Exchange {
+fn over_udp(route: Route, payload: &[u8], connected: bool) -> Exchange {
+    let Route { to, source, timeout } = route;
     let mut local = None;
     let exchanged = (|| {
         let socket = udp_socket(to)?;
