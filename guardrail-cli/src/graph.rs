@@ -1,4 +1,4 @@
-//! `guardrail graph`: the observed dependency graph as a table, JSON or a drawing.
+//! `guardrail graph`: the observed dependency graph as a table, JSON, a drawing or a page.
 
 mod draw;
 mod names;
@@ -19,6 +19,7 @@ use crate::{
     exit::{Outcome, finish},
     input::{self, KubeArgs, tell},
     output::{self, Cell, Paint, Table, second},
+    page,
 };
 use names::Names;
 
@@ -53,6 +54,8 @@ enum Format {
     Dot,
     /// Mermaid flowchart, as Markdown renderers draw it
     Mermaid,
+    /// A page to look at and search in, as one file
+    Html,
 }
 
 /// Runs `guardrail graph`.
@@ -72,6 +75,7 @@ fn graph(args: &Args) -> anyhow::Result<Outcome> {
         Format::Json => out.write_all(snapshot.to_json().as_bytes())?,
         Format::Dot => draw::dot(&mut out, &snapshot)?,
         Format::Mermaid => draw::mermaid(&mut out, &snapshot)?,
+        Format::Html => page::file(&mut out, &snapshot)?,
     }
     out.flush()?;
     for reason in coverage::incomplete(&snapshot) {

@@ -20,6 +20,7 @@ mod input;
 mod lint;
 mod merge;
 mod output;
+mod page;
 mod place;
 mod plan;
 mod policies;

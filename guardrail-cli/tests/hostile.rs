@@ -114,6 +114,20 @@ fn no_name_steers_the_terminal_or_breaks_out_of_its_place() {
 }
 
 #[test]
+fn no_name_ends_the_document_of_the_page() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut evil = shop();
+    evil["edges"][0]["client"]["name"] = "</script><script>alert(1)</script><!--".into();
+    let page = guardrail(&["graph", "-o", "html", &file(&directory, &evil)]).stdout;
+    let document = page.split_once("id=\"document\">").unwrap().1.split_once("</script>").unwrap().0;
+    let document: serde_json::Value = serde_json::from_str(document).unwrap();
+    let peers = document["peers"].as_array().unwrap();
+    assert!(peers.iter().any(|peer| peer["name"] == evil["edges"][0]["client"]["name"]), "{document}");
+    assert_eq!(document["edges"].as_array().unwrap().len(), evil["edges"].as_array().unwrap().len());
+    assert!(page.contains("default-src 'none'; script-src 'sha256-"));
+}
+
+#[test]
 fn a_name_cannot_forge_a_row_of_csv() {
     let directory = tempfile::tempdir().unwrap();
     let mut evil = shop();

@@ -9,5 +9,6 @@ pub mod diff;
 pub mod drift;
 pub mod in_force;
 pub mod init;
+pub mod page;
 pub mod plan;
 pub mod status;

@@ -7,6 +7,7 @@ mod miri;
 mod profile;
 mod run;
 mod setup;
+mod ui;
 mod verify;
 mod vm;
 
@@ -38,6 +39,15 @@ enum Command {
         /// How long the shop runs under observation, in seconds.
         #[arg(long, default_value_t = 12)]
         seconds: u64,
+        /// Open the demo's graph in a browser at the end.
+        #[arg(long)]
+        ui: bool,
+    },
+    /// Build the page (`ui/`) into `ui/dist`, which is committed: nothing else needs Node.js.
+    BuildUi {
+        /// Build it elsewhere, and fail if `ui/dist` is not the same byte for byte.
+        #[arg(long)]
+        check: bool,
     },
     /// Format check, lints and every test on the running kernel; kernel and lab tests need root.
     /// See docs/testing.md.
@@ -111,11 +121,16 @@ fn main() -> Result<()> {
             setup::run()?;
             run::cargo(["build", "--package", "guardrail-agent"])
         }
-        Command::Demo { seconds } => {
+        Command::Demo { seconds, ui } => {
             setup::run()?;
             run::build_binaries()?;
-            run::interactive(run::target_dir()?.join("debug/guardrail-demo"), ["--seconds", &seconds.to_string()])
+            let seconds = seconds.to_string();
+            let mut args = vec!["--seconds", seconds.as_str()];
+            args.extend(ui.then_some("--open"));
+            run::interactive(run::target_dir()?.join("debug/guardrail-demo"), args)
         }
+        Command::BuildUi { check: false } => ui::build(),
+        Command::BuildUi { check: true } => ui::check(),
         Command::Test { filter, all, within } => {
             verify::run(Tiers { filter: filter.as_deref(), all, within: within.map(Duration::from_mins) })
         }

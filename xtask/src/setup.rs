@@ -42,6 +42,16 @@ const IMAGE_PACKAGES: [Package; 2] = [
     ("buildah", "packs the image, without a daemon", Some("buildah")),
 ];
 
+/// What building the page needs.
+const UI_PACKAGES: [Package; 2] = [
+    ("nodejs", "builds and tests the page", Some("node")),
+    ("npm", "fetches what the page is built from, as its lock file says", Some("npm")),
+];
+/// What the page's tests need besides.
+const BROWSER_PACKAGES: [Package; 1] = [("chromium", "opens the page in tests", None)];
+/// The oldest Node.js that builds the page: what Vite asks for.
+const NODE: (u32, u32) = (20, 19);
+
 /// What `bench kernel-profile` needs besides.
 const PERF_PACKAGES: [Package; 1] = [("linux-perf", "samples the kernel programs", Some("perf"))];
 
@@ -86,6 +96,48 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn tests() -> Result<()> {
     run()?;
     helm()
+}
+
+/// Installs what is missing to build the page.
+///
+/// # Errors
+/// If that fails, or if this Debian's Node.js is older than what builds the page.
+pub(crate) fn ui() -> Result<()> {
+    packages(&UI_PACKAGES)?;
+    match too_old() {
+        Some(because) => bail!("{because}"),
+        None => Ok(()),
+    }
+}
+
+/// Why the Node.js that is there cannot build the page; `None`: it can.
+fn too_old() -> Option<String> {
+    let version = run::output("node", &["--version"]).unwrap_or_default();
+    if node(&version).is_some_and(|version| version >= NODE) {
+        return None;
+    }
+    let ((major, minor), version) = (NODE, version.trim());
+    Some(format!(
+        "the page needs Node.js {major}.{minor} or later, and `node --version` says {version:?} (Debian 12 has 18): \
+         install a later one from nodejs.org and put it first on the PATH"
+    ))
+}
+
+/// Major and minor of `v20.19.2`.
+fn node(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.trim().strip_prefix('v')?.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Installs what is missing, the browser of the page's tests included; says why the page cannot be
+/// tested with what this Debian has.
+pub(crate) fn browser() -> Result<Option<String>> {
+    packages(&UI_PACKAGES)?;
+    let because = too_old();
+    if because.is_none() {
+        packages(&BROWSER_PACKAGES)?;
+    }
+    Ok(because)
 }
 
 /// Installs what is missing, what `vm-test` needs for this architecture included.
@@ -193,4 +245,17 @@ fn packages(wanted: &[Package]) -> Result<()> {
             .into_iter()
             .chain(names),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_of_node_is_compared_by_number() {
+        assert_eq!(node("v20.19.2\n"), Some((20, 19)));
+        assert!(node("v20.9.0").is_some_and(|version| version < NODE));
+        assert!(node("v22.1.0").is_some_and(|version| version >= NODE));
+        assert_eq!(node("none"), None);
+    }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::{fuzz, run, setup, vm};
+use crate::{fuzz, run, setup, ui, vm};
 
 /// A check of the second tier.
 struct Further {
@@ -68,6 +68,9 @@ pub(crate) fn run(Tiers { filter, all, within }: Tiers<'_>) -> Result<()> {
         args.extend(filter);
         run::cargo(args)
     })?;
+    if filter.is_none() {
+        step("page", ui::test)?;
+    }
     let mut left_out = Vec::new();
     for further in FURTHER.iter().filter(|_| all) {
         if fits(further.takes, start.elapsed(), within) {

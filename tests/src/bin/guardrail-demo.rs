@@ -1,7 +1,7 @@
 //! The demo: the shop under the agent and a real Prometheus, and what guardrail makes of it.
 //!
-//! Usage: `guardrail-demo [--seconds N] [--output DIR]`. Leaves `graph.json`, `policies/*.yaml` and
-//! `metrics.txt` in DIR (`target/demo`).
+//! Usage: `guardrail-demo [--seconds N] [--output DIR] [--open]`. Leaves `graph.json`,
+//! `graph.html`, `policies/*.yaml` and `metrics.txt` in DIR (`target/demo`).
 
 use std::{
     fs,
@@ -27,13 +27,19 @@ fn main() -> ExitCode {
 struct Options {
     seconds: u64,
     output: PathBuf,
+    /// Show the page in a browser at the end.
+    open: bool,
 }
 
 impl Options {
     fn from_args() -> Result<Self> {
-        let mut options = Self { seconds: 12, output: "target/demo".into() };
+        let mut options = Self { seconds: 12, output: "target/demo".into(), open: false };
         let mut args = std::env::args().skip(1);
         while let Some(option) = args.next() {
+            if option == "--open" {
+                options.open = true;
+                continue;
+            }
             let value = args.next().with_context(|| format!("{option} needs a value"))?;
             match option.as_str() {
                 "--seconds" => {
@@ -41,7 +47,7 @@ impl Options {
                         value.parse().ok().filter(|s| (1..=45).contains(s)).context("--seconds takes 1 to 45")?;
                 }
                 "--output" => options.output = value.into(),
-                _ => bail!("unknown option {option}; there are --seconds N and --output DIR"),
+                _ => bail!("unknown option {option}; there are --seconds N, --output DIR and --open"),
             }
         }
         Ok(options)
@@ -118,6 +124,7 @@ fn run(options: &Options) -> Result<()> {
     );
     println!();
     let shown = options.output.display();
+    println!("  {shown}/graph.html    the same as a page: open it in a browser");
     println!("  {shown}/graph.json    the graph; try: guardrail graph {shown}/graph.json -o mermaid");
     println!(
         "  {shown}/policies/     {} NetworkPolicies that allow what was seen, and nothing else",
@@ -125,6 +132,13 @@ fn run(options: &Options) -> Result<()> {
     );
     println!("  {shown}/metrics.txt   what Prometheus scraped");
     drop(shop);
+    if options.open {
+        let page = options.output.join("graph.html");
+        let opened = Command::new("xdg-open").arg(&page).stdin(Stdio::null()).status();
+        if !opened.is_ok_and(|status| status.success()) {
+            eprintln!("no browser opened (xdg-open): open {} yourself", page.display());
+        }
+    }
     eprintln!("\nDone in {:.0} s; nothing is left running.", begin.elapsed().as_secs_f32());
     Ok(())
 }
@@ -148,6 +162,18 @@ fn leave(output: &Path, graph: &str, metrics: &str, policies: &Path) -> Result<(
     let next = parent.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     fs::create_dir_all(&next).with_context(|| format!("cannot make {}", next.display()))?;
     fs::write(next.join("graph.json"), graph)?;
+    let page = Command::new(bins::find("guardrail"))
+        .arg("graph")
+        .arg(next.join("graph.json"))
+        .args(["--output", "html"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run guardrail graph")?;
+    if !page.status.success() {
+        bail!("guardrail graph --output html ended with {}", page.status);
+    }
+    fs::write(next.join("graph.html"), page.stdout)?;
     fs::write(next.join("metrics.txt"), metrics)?;
     copy_tree(policies, &next.join("policies"))?;
     if output.exists() {

@@ -1,0 +1,172 @@
+//! The document that the page shows (`ui/`): one JSON value, whether it stands in a file, is served
+//! by the command, or by a collector. The page judges nothing: what it says follows from here.
+//!
+//! Peers are numbered, so that 10,000 edges stay small; what one client alone was told of an
+//! address (its DNS names) makes a peer of its own, because it holds for that client only.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guardrail_graph::{
+    Peer, Snapshot, Timestamp,
+    peer::Protocol,
+    snapshot::{Counts, EdgePeer, Side, WorkloadEntry},
+};
+use serde::Serialize;
+
+/// `kind` of the document.
+pub const KIND: &str = "Page";
+/// `apiVersion` of the document.
+pub const API_VERSION: &str = "guardrail.dev/v1";
+
+/// Everything that the page shows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Page<'a> {
+    /// [`API_VERSION`].
+    pub api_version: &'static str,
+    /// [`KIND`].
+    pub kind: &'static str,
+    /// What follows uses snake_case names, as snapshots do.
+    #[serde(flatten)]
+    pub body: Body<'a>,
+}
+
+/// The content of a [`Page`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Body<'a> {
+    /// Start of the observation; `None`: nothing was observed.
+    pub from: Option<Timestamp>,
+    /// End of the observation.
+    pub to: Option<Timestamp>,
+    /// How many nodes were observed.
+    pub nodes: usize,
+    /// Why the observation is incomplete, one sentence each; empty if it is complete.
+    pub incomplete: Vec<String>,
+    /// Both ends of edges, and workloads without an edge, sorted.
+    pub peers: Vec<PagePeer<'a>>,
+    /// The edges, sorted as in the snapshot.
+    pub edges: Vec<PageEdge<'a>>,
+}
+
+/// One end of edges.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PagePeer<'a> {
+    /// Who it is, with the DNS names that the client had asked for.
+    #[serde(flatten)]
+    pub peer: EdgePeer,
+    /// What is known of the workload; `None`: it is none, or nothing is known of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub about: Option<About<'a>>,
+    /// Why its edges may be incomplete; empty: they are complete.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub incomplete: BTreeSet<&'a str>,
+}
+
+/// What is known of a workload.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct About<'a> {
+    /// Live pods.
+    pub pods: usize,
+    /// On how many nodes.
+    pub nodes: usize,
+    /// Labels that all its pods share.
+    pub labels: &'a BTreeMap<String, String>,
+    /// Policies do not apply to it.
+    pub host_network: bool,
+    /// Why no policy can select it, and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector_advice: Option<&'a str>,
+}
+
+/// An edge with its evidence.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PageEdge<'a> {
+    /// Index of the client in [`Body::peers`].
+    pub client: usize,
+    /// Index of the server in [`Body::peers`].
+    pub server: usize,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The pod port (or the port of the external server).
+    pub port: u16,
+    /// Name of that port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port_name: Option<&'a str>,
+    /// Services through which the client reached it: `namespace/name:port`.
+    pub via: &'a BTreeSet<String>,
+    /// Which ends saw it.
+    pub seen_by: &'a BTreeSet<Side>,
+    /// The evidence in numbers.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// First open or attempt.
+    pub first_seen: Timestamp,
+    /// Last open or attempt.
+    pub last_seen: Timestamp,
+    /// Whether the evidence supports an allow rule.
+    pub supported: bool,
+    /// `inferred`, `one-way`, `tunnel`, …
+    pub marks: &'a BTreeSet<String>,
+    /// Workloads of host-network pods behind a node: `namespace/Owner/name`.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub node_workloads: &'a BTreeSet<String>,
+}
+
+impl<'a> Page<'a> {
+    /// The document of a snapshot; `incomplete` says in sentences why it is incomplete.
+    #[must_use]
+    pub fn new(snapshot: &'a Snapshot, incomplete: Vec<String>) -> Self {
+        let body = &snapshot.body;
+        let mut peers: BTreeSet<EdgePeer> =
+            body.edges.iter().flat_map(|edge| [&edge.client, &edge.server]).cloned().collect();
+        let known: BTreeMap<Peer, &WorkloadEntry> =
+            body.workloads.iter().map(|entry| (Peer::Workload(entry.workload.clone()), entry)).collect();
+        peers.extend(known.keys().map(|peer| EdgePeer { peer: peer.clone(), names: BTreeSet::new() }));
+        let numbers: BTreeMap<EdgePeer, usize> = peers.iter().cloned().zip(0..).collect();
+        let reasons: BTreeMap<&Peer, &'a BTreeSet<String>> =
+            body.coverage.workloads.iter().map(|workload| (&workload.peer, &workload.reasons)).collect();
+        let edges = body.edges.iter().map(|edge| PageEdge {
+            client: numbers[&edge.client],
+            server: numbers[&edge.server],
+            protocol: edge.protocol,
+            port: edge.port,
+            port_name: edge.port_name.as_deref(),
+            via: &edge.via,
+            seen_by: &edge.seen_by,
+            counts: edge.counts,
+            first_seen: edge.first_seen,
+            last_seen: edge.last_seen,
+            supported: edge.supported,
+            marks: &edge.marks,
+            node_workloads: &edge.node_workloads,
+        });
+        let edges = edges.collect();
+        let peers = peers.into_iter().map(|peer| PagePeer {
+            about: known.get(&peer.peer).map(|entry| about(entry)),
+            incomplete: reasons.get(&peer.peer).into_iter().flat_map(|r| r.iter().map(String::as_str)).collect(),
+            peer,
+        });
+        Self {
+            api_version: API_VERSION,
+            kind: KIND,
+            body: Body {
+                from: body.window.from,
+                to: body.window.to,
+                nodes: body.window.nodes.len(),
+                incomplete,
+                peers: peers.collect(),
+                edges,
+            },
+        }
+    }
+}
+
+fn about(entry: &WorkloadEntry) -> About<'_> {
+    About {
+        pods: entry.pods.values().map(Vec::len).sum(),
+        nodes: entry.pods.iter().filter(|(node, pods)| !node.is_empty() && !pods.is_empty()).count(),
+        labels: &entry.labels,
+        host_network: entry.host_network,
+        selector_advice: entry.selector_advice.as_deref(),
+    }
+}

@@ -1,0 +1,144 @@
+// What is known of the edge or the workload that is looked at.
+
+import type { Edge, Peer } from "./document";
+import { button, element } from "./dom";
+import { failed, plain, shown, type Box, type Line, type Model } from "./model";
+import type { View } from "./view";
+
+export type Select = (id: string) => void;
+
+export function time(text: string): string {
+  return text.replace("T", " ").replace(/(\.\d+)?Z$/, " UTC");
+}
+
+export function port(edge: Edge): string {
+  return `${edge.port}/${edge.protocol}${edge.port_name ? ` ${plain(edge.port_name)}` : ""}`;
+}
+
+function bytes(count: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  let value = count;
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
+}
+
+/** A name that stands alone: with its namespace or kind. */
+export function fullName(model: Model, id: string): string {
+  const box = model.boxes.get(id);
+  if (!box) return plain(id);
+  if (box.group.startsWith("ns/")) return `${plain(box.group.slice(3))}/${box.label}`;
+  return box.group === "nodes" ? `node ${box.label}` : `${box.label} (outside)`;
+}
+
+function facts(rows: [string, Node | string][]): HTMLElement {
+  const list = element("dl");
+  for (const [name, value] of rows) list.append(element("dt", {}, name), element("dd", {}, value));
+  return list;
+}
+
+function peerInWords(peer: Peer | undefined, whole: string): string {
+  if (peer?.kind !== "External") return whole;
+  const names = (peer.names ?? []).map(plain).join(", ");
+  return names ? `${names} at ${peer.address}` : (peer.address ?? "");
+}
+
+function edgePanel(model: Model, line: Line, select: Select): Node[] {
+  const { edge } = line;
+  const end = (id: string, index: number): Node =>
+    button(peerInWords(model.page.peers[index], fullName(model, id)), () => select(id), { class: "link" });
+  const count = (number: number): string => number.toLocaleString("en");
+  const udp = edge.protocol === "UDP";
+  const rows: [string, Node | string][] = [
+    ["Client", end(line.client, edge.client)],
+    ["Server", end(line.server, edge.server)],
+    ["Port", port(edge)],
+    [udp ? "Datagrams sent" : "Connections opened", count(edge.opened)],
+    ["Open when watching began", count(edge.found)],
+    ["Failed", failed(edge) === 0 ? "none" : `${edge.refused} refused, ${edge.unanswered} unanswered, ${edge.unreachable} unreachable`],
+    ["Sent, received", `${bytes(edge.bytes_sent)}, ${bytes(edge.bytes_received)}`],
+    ["First seen", time(edge.first_seen)],
+    ["Last seen", time(edge.last_seen)],
+    ["Seen by", edge.seen_by.join(" and ") || "neither end itself"],
+    ["Via", edge.via.map(plain).join(", ") || "its own address"],
+    ["Marks", edge.marks.map(plain).join(", ") || "none"],
+    ["Supports a rule", edge.supported ? "yes" : "no: nothing was established"],
+  ];
+  if (edge.node_workloads?.length) rows.push(["Workloads on the node", edge.node_workloads.map(plain).join(", ")]);
+  return [element("h2", {}, "Edge"), facts(rows)];
+}
+
+function lineList(model: Model, lines: Line[], other: "client" | "server", select: Select): Node {
+  if (lines.length === 0) return element("p", {}, "nobody in this view");
+  const list = element("ul", { class: "lines" });
+  for (const line of lines) {
+    const label = `${fullName(model, line[other])} · ${port(line.edge)}`;
+    const state = line.edge.supported ? "" : " · only failed";
+    list.append(element("li", {}, button(label + state, () => select(line.id), { class: "link" })));
+  }
+  return list;
+}
+
+function boxPanel(model: Model, view: View, box: Box, select: Select): Node[] {
+  const lines = shown(model, view);
+  const peers = box.peers.flatMap((index) => model.page.peers[index] ?? []);
+  const about = peers.find((peer) => peer.about)?.about;
+  const rows: [string, Node | string][] = [];
+  const kind = peers[0]?.kind;
+  if (kind === "Workload") rows.push(["Kind", plain(peers[0]?.owner ?? "")], ["Namespace", plain(peers[0]?.namespace ?? "")]);
+  if (kind === "External") {
+    const addresses = [...new Set(peers.map((peer) => peer.address ?? ""))];
+    rows.push(["Addresses", addresses.slice(0, 20).join(", ") + (addresses.length > 20 ? ` and ${addresses.length - 20} more` : "")]);
+  }
+  if (about) {
+    rows.push(["Pods", `${about.pods} on ${about.nodes} node${about.nodes === 1 ? "" : "s"}`]);
+    const labels = Object.entries(about.labels).map(([key, value]) => `${plain(key)}=${plain(value)}`);
+    rows.push(["Labels", labels.join(", ") || "none in common"]);
+    if (about.host_network) rows.push(["Network", "its node's: policies do not apply to it"]);
+    if (about.selector_advice) rows.push(["Selector", plain(about.selector_advice)]);
+  }
+  if (kind === "Workload") {
+    const reasons = [...new Set(peers.flatMap((peer) => peer.incomplete ?? []))];
+    const nodes = model.page.incomplete.length > 0 ? "no reason of its own; see the note above" : "complete";
+    rows.push(["Coverage", reasons.length > 0 ? `incomplete: ${reasons.map(plain).join(", ")}` : nodes]);
+  }
+  const callers = lines.filter((line) => line.server === box.id);
+  const callees = lines.filter((line) => line.client === box.id);
+  return [
+    element("h2", {}, fullName(model, box.id)),
+    facts(rows),
+    element("h3", {}, `Called by (${callers.length})`),
+    lineList(model, callers, "client", select),
+    element("h3", {}, `Calls (${callees.length})`),
+    lineList(model, callees, "server", select),
+  ];
+}
+
+export function panel(model: Model, view: View, select: Select): Node[] {
+  const line = model.lines.get(view.selected);
+  if (line) return edgePanel(model, line, select);
+  const box = model.boxes.get(view.selected);
+  if (box) return boxPanel(model, view, box, select);
+  const [from, to] = view.selected.split("->");
+  const between = shown(model, view).filter((line) => {
+    const is = (id: string, end: string | undefined): boolean => id === end || model.boxes.get(id)?.group === end;
+    return is(line.client, from) && is(line.server, to);
+  });
+  if (to !== undefined && between.length > 0) {
+    return [element("h2", {}, `${between.length} edges of this arrow`), everyLine(model, between, select)];
+  }
+  return [];
+}
+
+export function everyLine(model: Model, lines: Line[], select: Select): Node {
+  const list = element("ul", { class: "lines" });
+  for (const line of lines) {
+    const label = `${fullName(model, line.client)} → ${fullName(model, line.server)} · ${port(line.edge)}`;
+    const bad = line.edge.supported ? "" : " · only failed";
+    list.append(element("li", {}, button(label + bad, () => select(line.id), { class: "link" })));
+  }
+  return list;
+}

@@ -1,0 +1,92 @@
+//! The page of `ui/`: built into `ui/dist`, which is committed, and tested in a browser.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{run, setup};
+
+/// What is built.
+const BUILT: [&str; 3] = ["page.js", "page.css", "policy.txt"];
+
+/// Builds the page into `ui/dist`.
+///
+/// # Errors
+/// If something is missing and cannot be installed, or the build fails.
+pub(crate) fn build() -> Result<()> {
+    setup::ui()?;
+    install()?;
+    node("build", &["--outDir", "dist"], &[])
+}
+
+/// Builds the page elsewhere and compares.
+///
+/// # Errors
+/// As [`build`], and if `ui/dist` differs.
+pub(crate) fn check() -> Result<()> {
+    setup::ui()?;
+    install()?;
+    compare()
+}
+
+/// Types, unit tests, browser tests, and whether `ui/dist` is what the sources give.
+///
+/// # Errors
+/// The first that fails. A Node.js that is too old for the page is no failure of it: then this says
+/// that nothing ran, and why.
+pub(crate) fn test() -> Result<()> {
+    if let Some(because) = setup::browser()? {
+        eprintln!("xtask: page: NOT RUN ({because})");
+        return Ok(());
+    }
+    install()?;
+    compare()?;
+    let guardrail = run::target_dir()?.join("debug/guardrail");
+    node("test", &[], &[("GUARDRAIL", guardrail)])
+}
+
+fn compare() -> Result<()> {
+    let anew = run::target_dir()?.join("ui");
+    node("build", &["--outDir", &anew.display().to_string()], &[])?;
+    let committed = directory().join("dist");
+    for file in BUILT {
+        let read =
+            |dir: &Path| fs::read(dir.join(file)).with_context(|| format!("cannot read {}", dir.join(file).display()));
+        if read(&anew)? != read(&committed)? {
+            bail!("ui/dist/{file} is not what the sources give: run `cargo xtask build-ui` and commit ui/dist");
+        }
+    }
+    Ok(())
+}
+
+fn directory() -> PathBuf {
+    run::root().join("ui")
+}
+
+/// Installs what the lock file names, once for each state of it.
+fn install() -> Result<()> {
+    let lock = fs::read(directory().join("package-lock.json")).context("cannot read ui/package-lock.json")?;
+    // Written last, so that an interrupted installation is none.
+    let installed = directory().join("node_modules/.installed-lock.json");
+    if fs::read(&installed).is_ok_and(|known| known == lock) {
+        return Ok(());
+    }
+    eprintln!("setup: installing what the page is built from, in ui/node_modules");
+    npm(&["ci", "--ignore-scripts", "--no-audit", "--no-fund"], &[])?;
+    fs::write(&installed, lock).with_context(|| format!("cannot write {}", installed.display()))
+}
+
+/// Runs a script of `ui/package.json`.
+fn node(script: &str, args: &[&str], env: &[(&str, PathBuf)]) -> Result<()> {
+    npm(&[&["run", "--silent", script, "--"], args].concat(), env)
+}
+
+fn npm(args: &[&str], env: &[(&str, PathBuf)]) -> Result<()> {
+    let mut command = Command::new("npm");
+    command.args(["--prefix", "ui"]).args(args).envs(env.iter().map(|(name, value)| (name, value)));
+    run::show_and_run(command)
+}
