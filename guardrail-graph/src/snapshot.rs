@@ -334,6 +334,10 @@ pub struct AddressEntry {
     /// The pod, if it is one: `namespace/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// From the beginning to the end of the observation of those who say so: `from: null` and
+    /// `to: null` reach no further. `None`: all of this snapshot's window. Backwards: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard: Option<Interval>,
     /// The agent's own record (a cgroup's socket held the address), not only the API's word.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub proven: bool,

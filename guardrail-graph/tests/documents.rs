@@ -421,14 +421,16 @@ fn document() -> impl Strategy<Value = Snapshot> {
             ran_on,
             as_of,
         });
-    let known = (any::<bool>(), prop::option::of(any::<bool>()));
+    let heard = prop::option::of((time(), time()).prop_map(|(a, b)| Interval { from: a.min(b), to: a.max(b) }));
+    let known = (any::<bool>(), prop::option::of(any::<bool>()), heard);
     let address = (0u8..3, prop::option::of(time()), prop::option::of(time()), peer(), known).prop_map(
-        |(last, from, to, peer, (proven, listed))| AddressEntry {
+        |(last, from, to, peer, (proven, listed, heard))| AddressEntry {
             address: [10, 0, 0, last].into(),
             from,
             to,
             peer,
             pod: None,
+            heard,
             proven,
             listed,
         },

@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 
 pub use super::labels::Labels;
-use crate::{peer::Protocol, selector::LabelSelector};
+use crate::{peer::Protocol, selector::LabelSelector, time::Timestamp};
 
 /// Kinds that are understood.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,6 +112,8 @@ pub struct Pod {
     pub host_network: bool,
     /// `status.podIPs` (or `podIP`).
     pub addresses: Vec<IpAddr>,
+    /// `status.startTime`: the pod had no address before.
+    pub started: Option<Timestamp>,
     /// `status.phase` is `Succeeded` or `Failed` (docs/semantics.md A32).
     pub finished: bool,
     /// `metadata.deletionTimestamp` is set.

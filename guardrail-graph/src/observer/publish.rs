@@ -6,12 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use super::{AddressOwner, Observer, UnresolvedReason, edge::MARKS, peers::PeerId};
+use super::{AddressOwner, Observer, UnresolvedReason, edge::MARKS, identity::PodRecord, peers::PeerId};
 use crate::{
     peer::Peer,
     snapshot::{
         Document, InventoryState, Side, Snapshot, Source,
-        facts::{EdgeFacts, Facts, FlowFacts, KnownTenure, RemoteFacts},
+        facts::{EdgeFacts, Facts, FlowFacts, KnownTenure, RemoteFacts, hull},
         workloads::WorkloadFacts,
     },
     time::Timestamp,
@@ -135,20 +135,28 @@ impl Observer {
 
     fn address_facts(&self, facts: &mut Facts) {
         let bound = |at: Timestamp| (at != Timestamp::MIN && at != Timestamp::MAX).then_some(at);
+        let heard = hull(facts.window.values().flatten().copied());
         for (address, tenure) in self.identity.tenures() {
-            let (peer, pod, listed) = match tenure.owner {
-                AddressOwner::Node(peer) => (peer, None, self.is_listed(address, peer)),
+            let (peer, pod, started, listed) = match tenure.owner {
+                AddressOwner::Node(peer) => (peer, None, None, self.is_listed(address, peer)),
                 AddressOwner::Pod(id) => match self.identity.pod(id) {
-                    Some(record) => (record.peer, Some(format!("{}/{}", record.pod.namespace, record.pod.name)), None),
+                    Some(PodRecord { peer, pod, .. }) => {
+                        (*peer, Some(format!("{}/{}", pod.namespace, pod.name)), pod.started, None)
+                    }
                     None => continue,
                 },
             };
-            let key = (address, bound(tenure.from), self.peers.get(peer), pod);
-            facts.addresses.insert(key, KnownTenure { to: bound(tenure.to), proven: tenure.proven.is_some(), listed });
+            // Who had it before this agent began, others may have seen: since the pod's start, or
+            // the first proof, if that is earlier.
+            let first_proof = tenure.proven.map_or(Timestamp::MAX, |(first, _)| first);
+            let since_start = || started.map(|at| at.min(first_proof)).filter(|at| *at < heard.to);
+            let key = (address, bound(tenure.from).or_else(since_start), self.peers.get(peer), pod);
+            let known = KnownTenure { to: bound(tenure.to), heard, proven: tenure.proven.is_some(), listed };
+            facts.addresses.insert(key, known);
         }
         for (address, peer) in self.identity.range_nodes() {
             if self.identity.is_unknown(*address) {
-                let known = KnownTenure { to: None, proven: false, listed: Some(true) };
+                let known = KnownTenure { to: None, heard, proven: false, listed: Some(true) };
                 facts.addresses.insert((*address, None, self.peers.get(*peer), None), known);
             }
         }

@@ -10,11 +10,12 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, KIND, ServiceEntry, ServiceFlow,
+    API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, Interval, KIND, ServiceEntry, ServiceFlow,
     ServicePortEntry, Snapshot, Source, Window,
     derive::{Derived, Deriver, joined},
     facts::{
-        EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, source_counts,
+        EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, hull,
+        source_counts,
     },
     owners::Owners,
     remote::remote_entry,
@@ -59,7 +60,7 @@ fn service(facts: &ServiceFacts) -> ServiceEntry {
     ServiceEntry { ports: ports.collect(), ..facts.base.clone() }
 }
 
-fn address(key: &TenureKey, known: &KnownTenure) -> AddressEntry {
+fn address(key: &TenureKey, known: &KnownTenure, all_of_it: Interval) -> AddressEntry {
     let (address, from, peer, pod) = key;
     AddressEntry {
         address: *address,
@@ -67,6 +68,7 @@ fn address(key: &TenureKey, known: &KnownTenure) -> AddressEntry {
         to: known.to,
         peer: Peer::clone(peer),
         pod: pod.clone(),
+        heard: (known.heard != all_of_it).then_some(known.heard),
         proven: known.proven,
         listed: known.listed,
     }
@@ -133,13 +135,14 @@ impl Document {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let mut snapshot = Snapshot::empty();
+        let all_of_it = hull(self.window.nodes.values().flatten().copied());
         snapshot.body = Body {
             sources: self.facts.sources.iter().map(|s| Source::clone(s)).collect(),
             window: self.window.clone(),
             coverage: self.coverage.clone(),
             workloads: self.facts.workloads.iter().map(|(name, w)| self.facts.workload(name, w)).collect(),
             services: self.facts.services.values().map(|s| service(s)).collect(),
-            addresses: self.facts.addresses.iter().map(|(key, tenure)| address(key, tenure)).collect(),
+            addresses: self.facts.addresses.iter().map(|(key, tenure)| address(key, tenure, all_of_it)).collect(),
             service_flows: self.facts.service_flows.iter().map(|(key, flow)| service_flow(key, flow)).collect(),
             remote_flows: self.facts.remote_flows.iter().map(|(key, flow)| remote_entry(key, flow)).collect(),
             own_pods_as_of: self.own_pods_as_of(),
@@ -292,7 +295,9 @@ impl Iterator for Chunks {
                     last.map_or(At::Addresses(None), |last| At::Services(Some(last)))
                 }
                 At::Addresses(last) => {
-                    let rest = facts.addresses.range(after(last.as_ref())).map(|(key, t)| (key, address(key, t)));
+                    let all_of_it = hull(window.nodes.values().flatten().copied());
+                    let rest =
+                        facts.addresses.range(after(last.as_ref())).map(|(key, t)| (key, address(key, t, all_of_it)));
                     let last = list(&mut out, bytes, "addresses", last, rest);
                     last.map_or(At::ServiceFlows(None), |last| At::Addresses(Some(last)))
                 }

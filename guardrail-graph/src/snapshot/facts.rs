@@ -307,6 +307,8 @@ pub(crate) type TenureKey = (IpAddr, Option<Timestamp>, Arc<Peer>, Option<String
 pub(crate) struct KnownTenure {
     /// Its end; `None`: not known to have ended.
     pub(crate) to: Option<Timestamp>,
+    /// [`AddressEntry::heard`]; [`NEVER`]: by nobody who observed at any time.
+    pub(crate) heard: Interval,
     /// [`AddressEntry::proven`].
     pub(crate) proven: bool,
     /// [`AddressEntry::listed`].
@@ -316,6 +318,7 @@ pub(crate) struct KnownTenure {
 impl KnownTenure {
     fn join(&mut self, other: Self) {
         self.to = earlier_end(self.to, other.to);
+        self.heard = hull([self.heard, other.heard]);
         self.proven |= other.proven;
         self.listed = self.listed.max(other.listed);
     }
@@ -360,6 +363,14 @@ pub(crate) struct Facts {
     counters: Interner<Source>,
 }
 
+/// What adds nothing to a [`hull`].
+const NEVER: Interval = Interval { from: Timestamp::MAX, to: Timestamp::MIN };
+
+/// From the first beginning to the last end; of nothing, [`NEVER`].
+pub(crate) fn hull(intervals: impl IntoIterator<Item = Interval>) -> Interval {
+    intervals.into_iter().fold(NEVER, |a, b| Interval { from: a.from.min(b.from), to: a.to.max(b.to) })
+}
+
 /// A known end wins over an open one.
 fn earlier_end(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     match (a, b) {
@@ -396,6 +407,7 @@ impl Facts {
         self.observed.extend(coverage.nodes.observed);
         self.expected.extend(coverage.nodes.expected);
         self.sources.extend(sources.into_iter().map(|source| self.counters.intern(source)));
+        let all_of_it = hull(window.nodes.values().flatten().copied());
         for (node, intervals) in window.nodes {
             self.window.entry(node).or_default().extend(intervals);
         }
@@ -443,8 +455,8 @@ impl Facts {
         for entry in services {
             self.add_service(entry);
         }
-        for AddressEntry { address, from, to, peer, pod, proven, listed } in addresses {
-            let known = KnownTenure { to, proven, listed };
+        for AddressEntry { address, from, to, peer, pod, heard, proven, listed } in addresses {
+            let known = KnownTenure { to, heard: heard.unwrap_or(all_of_it), proven, listed };
             let key = (address, from, self.peers.intern(peer), pod);
             self.addresses.entry(key).and_modify(|kept| kept.join(known)).or_insert(known);
         }

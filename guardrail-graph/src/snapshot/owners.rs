@@ -19,8 +19,27 @@ const GUARD: Duration = Duration::from_secs(5);
 /// How long before the first word of its owner an address may have been in use.
 const LEAD: Duration = Duration::from_secs(60);
 
-/// From when, until when, who.
-type Tenure<'a> = (Timestamp, Timestamp, &'a Arc<Peer>);
+/// Who had an address, as far as those who say so observed.
+struct Tenure<'a> {
+    from: Timestamp,
+    to: Timestamp,
+    /// It is not known to have ended at `to`: nobody looked any more.
+    open: bool,
+    peer: &'a Arc<Peer>,
+}
+
+impl Tenure<'_> {
+    /// Whether it may reach into a time, by clocks that differ.
+    fn meets(&self, first: Timestamp, last: Timestamp) -> bool {
+        self.from.before(GUARD) <= last && first <= self.to.after(GUARD)
+    }
+
+    /// Whether it is all there is to explain an instant just outside of it: before the first word
+    /// of it, or after the last.
+    fn is_near(&self, at: Timestamp) -> bool {
+        (at < self.from && self.from.before(LEAD) <= at) || (self.open && self.to < at && at <= self.to.after(LEAD))
+    }
+}
 
 /// Who had which address when, over all nodes.
 #[derive(Default)]
@@ -34,8 +53,10 @@ impl<'a> Owners<'a> {
             return owners;
         }
         for ((address, from, peer, _), known) in &facts.addresses {
-            let tenure = (from.unwrap_or(Timestamp::MIN), known.to.unwrap_or(Timestamp::MAX), peer);
-            owners.0.entry(*address).or_default().push(tenure);
+            let to = known.to.unwrap_or(known.heard.to);
+            let from = from.unwrap_or(known.heard.from.min(to));
+            let to = to.max(from);
+            owners.0.entry(*address).or_default().push(Tenure { from, to, open: known.to.is_none(), peer });
         }
         owners
     }
@@ -44,24 +65,28 @@ impl<'a> Owners<'a> {
     /// possible.
     pub(super) fn at(&self, address: IpAddr, at: Timestamp) -> Option<&'a Arc<Peer>> {
         let tenures = self.0.get(&address)?;
-        let possible: BTreeSet<&Arc<Peer>> = tenures
-            .iter()
-            .filter(|(from, to, _)| from.before(GUARD) <= at && at <= to.after(GUARD))
-            .map(|(.., peer)| *peer)
-            .collect();
+        let one = |peers: BTreeSet<&'a Arc<Peer>>| peers.first().copied().filter(|_| peers.len() == 1);
+        let possible: BTreeSet<_> = tenures.iter().filter(|t| t.meets(at, at)).map(|t| t.peer).collect();
         if !possible.is_empty() {
-            return possible.first().copied().filter(|_| possible.len() == 1);
+            return one(possible);
         }
-        tenures.iter().filter(|(from, ..)| at < *from && from.before(LEAD) <= at).min().map(|(.., peer)| *peer)
+        one(tenures.iter().filter(|t| t.is_near(at)).map(|t| t.peer).collect())
+    }
+
+    /// Whether it is known for all of a time who had the address, but for moments.
+    fn is_known_throughout(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> bool {
+        let mut tenures: Vec<_> = self.0.get(&address).into_iter().flatten().map(|t| (t.from, t.to)).collect();
+        tenures.sort_unstable();
+        let known_until = tenures
+            .into_iter()
+            .fold(first, |until, (from, to)| if from.before(LEAD) <= until { until.max(to) } else { until });
+        known_until.after(LEAD) >= last
     }
 
     /// Everybody who had it some time in between.
     pub(super) fn between(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> BTreeSet<&'a Arc<Peer>> {
         let tenures = self.0.get(&address).into_iter().flatten();
-        let mut peers: BTreeSet<&Arc<Peer>> = tenures
-            .filter(|(from, to, _)| from.before(GUARD) <= last && first <= to.after(GUARD))
-            .map(|t| t.2)
-            .collect();
+        let mut peers: BTreeSet<&Arc<Peer>> = tenures.filter(|t| t.meets(first, last)).map(|t| t.peer).collect();
         peers.extend(self.at(address, first));
         peers.extend(self.at(address, last));
         peers
@@ -71,19 +96,21 @@ impl<'a> Owners<'a> {
     pub(super) fn shares(&self, address: IpAddr, seen: &Seen) -> (Vec<(&'a Arc<Peer>, Seen)>, u64) {
         let weight = |c: &Counts| c.established().saturating_add(c.failed());
         let all = self.between(address, seen.first, seen.last);
-        match all.len() {
-            0 => return (Vec::new(), weight(&seen.counts)),
-            1 => return (all.into_iter().map(|peer| (peer, *seen)).collect(), 0),
-            _ => {}
-        }
-        // The address changed hands: the first and the last connection each prove an edge, and of
-        // those between nothing is known.
         let ends = (self.at(address, seen.first), self.at(address, seen.last));
-        let (Some(first), Some(last)) = ends else { return (Vec::new(), weight(&seen.counts)) };
+        if let (1, (Some(owner), Some(_))) = (all.len(), ends)
+            && self.is_known_throughout(address, seen.first, seen.last)
+        {
+            return (vec![(owner, *seen)], 0);
+        }
+        // The address changed hands, or nobody looked for a while: the first and the last
+        // connection each prove an edge to who had it then, and of those between nothing is known.
         if seen.counts.opened < 2 || seen.counts.failed() > 0 || seen.counts.found > 0 {
             return (Vec::new(), weight(&seen.counts));
         }
         let one = |at| Seen { counts: Counts { opened: 1, ..Counts::default() }, first: at, last: at };
-        (vec![(first, one(seen.first)), (last, one(seen.last))], seen.counts.opened - 2)
+        let proven = [(ends.0, seen.first), (ends.1, seen.last)];
+        let proven: Vec<_> = proven.into_iter().filter_map(|(owner, at)| Some((owner?, one(at)))).collect();
+        let left = seen.counts.opened.saturating_sub(proven.len() as u64);
+        (proven, left)
     }
 }

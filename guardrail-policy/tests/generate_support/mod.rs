@@ -311,6 +311,7 @@ impl Scenario {
                     to: None,
                     peer: Peer::Node { name: name.clone() },
                     pod: None,
+                    heard: None,
                     proven: false,
                     listed: None,
                 })

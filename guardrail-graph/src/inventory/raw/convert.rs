@@ -122,6 +122,7 @@ pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatu
         node: spec.node_name.filter(|n| !n.is_empty()),
         host_network: spec.host_network,
         addresses,
+        started: status.start_time.and_then(|at| at.parse().ok()),
         finished: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
         terminating: meta.deletion_timestamp.is_some(),
         ready: status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True"),

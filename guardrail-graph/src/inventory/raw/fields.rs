@@ -124,6 +124,7 @@ raw!(PodStatus {
     #[serde(rename = "podIP")] pod_ip: Option<MaybeIp>,
     #[serde(rename = "podIPs")] pod_ips: Vec<RawPodIp>,
     conditions: Vec<Condition>,
+    start_time: Option<String>,
 });
 raw!(RawPodIp { ip: Option<MaybeIp> });
 raw!(Condition { r#type: String, status: String });
