@@ -188,3 +188,29 @@ fn what_a_node_answers_at_a_services_own_address_is_the_nodes_and_no_pods() {
     lab.at(6);
     assert_eq!(lab.edges(), ["web -> node/node-a UDP/53 via shop/dns:53 [link-local]"]);
 }
+
+#[test]
+fn a_service_that_is_gone_takes_no_port_of_a_node_with_it_whose_address_it_had() {
+    for address in ["192.0.2.11", "192.0.2.12"] {
+        for gone in [
+            format!("spec: {{clusterIP: 10.96.0.8, externalIPs: [{address}], ports: [{{port: 8443}}]}}"),
+            format!(
+                "spec: {{type: LoadBalancer, clusterIP: 10.96.0.8, ports: [{{port: 8443}}]}}\n\
+                 status: {{loadBalancer: {{ingress: [{{ip: {address}}}]}}}}"
+            ),
+        ] {
+            let gone = format!("---\nkind: Service\nmetadata: {{name: gone, namespace: shop}}\n{gone}\n");
+            let mut lab = Lab::new("node-a", &[pod("shop", "cli", 0, "node-a", "10.244.1.2", &[]), gone]);
+            lab.pod_cgroup(1, "cli", 0);
+            let key = ObjectKey { kind: Kind::Service, namespace: "shop".into(), name: "gone".into() };
+            let now = lab.now;
+            lab.observer.apply(Change::Delete(key), now);
+            lab.flow(tcp_client(1, "10.244.1.2", address, 22, t(5)));
+            lab.flow(tcp_client(1, "10.244.1.2", address, 8443, t(5)));
+            let edges = lab.edges();
+            assert!(edges.iter().any(|e| e.starts_with("cli -> node/") && e.contains("TCP/22")), "{edges:?}");
+            assert_eq!(lab.unresolved("service_port_unknown"), 0);
+            assert_eq!(lab.observer.stats().service_flows, 1, "its own port stays its own for its time");
+        }
+    }
+}

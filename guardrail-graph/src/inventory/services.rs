@@ -89,6 +89,11 @@ impl Inventory {
         Some(VirtualTarget::NoSuchPort { service: Arc::clone(service) })
     }
 
+    /// Whether the address is one of a node's status.
+    pub(crate) fn has_node_address(&self, address: IpAddr) -> bool {
+        self.nodes_by_address.contains_key(&address)
+    }
+
     /// The endpoints of a Service, sorted: from its EndpointSlices if it has any (ready ones, and
     /// those that still serve while terminating), else from its selector and the pods.
     #[must_use]

@@ -223,6 +223,8 @@ impl Catalogue {
             let index = service.ports.iter().position(|p| p.port == port && protocol.is_named(&p.protocol));
             Some(match index {
                 Some(port) => VirtualTarget::Service { service: Arc::clone(service), port },
+                // The address is a node's, too: its other ports never were the Service's.
+                None if node.is_some() || self.inventory.has_node_address(address) => return None,
                 None if lists_are_known => VirtualTarget::NoSuchPort { service: Arc::clone(service) },
                 // The list may tell of a new port.
                 None => return None,
