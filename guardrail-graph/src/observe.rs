@@ -63,14 +63,6 @@ pub struct FlowCounts {
     pub bytes_received: u64,
 }
 
-impl FlowCounts {
-    /// Whether connections were established: an edge is missing if they get no name.
-    #[must_use]
-    pub fn is_established(&self) -> bool {
-        self.opened > 0 || self.found > 0
-    }
-}
-
 /// What one FLOWS entry gained since it was last folded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowDelta {

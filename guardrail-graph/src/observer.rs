@@ -28,7 +28,7 @@ mod stats;
 mod waiting;
 mod watch;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use catalogue::Catalogue;
 pub use config::ObserverConfig;
@@ -37,7 +37,7 @@ use graph::Graph;
 use history::History;
 use identity::{AddressOwner, Identity, Resolution};
 use ledger::Ledger;
-use peers::{PeerId, Peers};
+use peers::Peers;
 use reclassify::Reclassify;
 pub use restore::RestoreError;
 use restore::Restored;
@@ -188,7 +188,7 @@ impl Observer {
         self.ledger.count_loss(LossReason::PendingOverflow, 1);
         // Failed attempts support nothing, and an address without its name is no loss.
         if let Observation::Flow(delta) = &pending.observation
-            && delta.counts.is_established()
+            && (delta.counts.opened > 0 || delta.counts.found > 0)
         {
             let at = delta.last_open.or(delta.first_open).unwrap_or(now);
             match self.local_end(delta.cgroup, delta.local, at, true) {
@@ -214,7 +214,6 @@ impl Observer {
             let waited = now.since(pending.since);
             let last = Last {
                 pod: waited >= self.config.pod_timeout,
-                owner: waited >= self.config.owner_timeout,
                 role: waited >= self.config.role_timeout,
                 is_settled: pending.is_settled,
             };
@@ -235,20 +234,6 @@ impl Observer {
             self.last_expire = now;
             self.expire(now);
         }
-    }
-
-    /// Peers here with established flows that have waited for a name for longer than news of a pod
-    /// take: until they come, or the wait is over, an edge of theirs is missing.
-    fn waiting_peers(&self, now: Timestamp) -> BTreeSet<PeerId> {
-        let long = self.waiting.since(now.before(self.config.pod_timeout)).filter(|d| d.counts.is_established());
-        long.filter_map(|delta| {
-            let at = delta.last_open.or(delta.first_open).unwrap_or(now);
-            match self.identity.local_end(delta.cgroup, delta.local, at, true).0 {
-                Resolution::Known(local) => Some(local.peer),
-                _ => None,
-            }
-        })
-        .collect()
     }
 
     /// Flows that wait for their pod, their role or what a proxy was told of them: counted by the

@@ -59,7 +59,7 @@ fn a_pod_that_floods_the_room_for_waiting_flows_makes_itself_incomplete_and_push
     let waiting = lab.observer.stats().pending;
     assert!(waiting < 4_000, "{waiting} flows of one pod wait");
     lab.at(12).apply(&pod("shop", "young", 0, "node-a", "10.244.1.5", &[]));
-    lab.at(400);
+    lab.at(40);
     assert_eq!(lab.edges(), ["web -> api TCP/80", "young -> api TCP/80"]);
     assert_eq!(lab.unresolved("pod_range_no_owner"), 40_000, "each is counted");
     assert_eq!(
@@ -132,12 +132,12 @@ fn until_every_list_that_is_awaited_came_no_address_is_external_and_no_nodes_por
     lab.observer.apply(list(&Kind::Pod), t(2));
     lab.observer.apply(list(&Kind::Node), t(2));
     flows.iter().for_each(|flow| lab.flow(flow.clone()));
-    assert_eq!(lab.at(400).edges(), ["web -> api TCP/8080"]);
+    assert_eq!(lab.at(40).edges(), ["web -> api TCP/8080"]);
     assert_eq!(lab.unresolved("cluster_unknown"), 3);
     // One that is refused is no longer awaited.
     lab.observer.list_unavailable(&Kind::Service);
     flows.iter().for_each(|flow| lab.flow(flow.clone()));
-    assert_eq!(lab.at(800).edges().len(), 4);
+    assert_eq!(lab.at(80).edges().len(), 4);
 }
 
 #[test]
@@ -151,25 +151,25 @@ fn before_anything_of_the_cluster_is_known_an_address_is_unresolved_and_never_ex
     let probe =
         |seconds| Observation::Flow(delta(9, Role::Client, "192.0.2.11", "10.244.1.9", Protocol::Tcp, 80, at(seconds)));
     observer.observe(probe(2), at(2));
-    observer.tick(at(320));
-    let snapshot = observer.snapshot(at(320));
+    observer.tick(at(20));
+    let snapshot = observer.snapshot(at(20));
     assert_eq!(common::edges(&snapshot), [] as [&str; 0]);
     let unresolved: Vec<_> = snapshot.body.coverage.unresolved.iter().map(|u| (u.reason.as_str(), u.count)).collect();
     assert_eq!(unresolved, [("cluster_unknown", 1)]);
     // What waits when the cluster becomes known is named by it.
-    observer.observe(probe(321), at(321));
+    observer.observe(probe(21), at(21));
     common::apply_text(
         &mut observer,
         &format!("{}{}", common::CLUSTER, pod("shop", "api", 0, "node-a", "10.244.1.9", &[])),
-        at(322),
+        at(22),
     );
     observer.observe(
-        Observation::Flow(delta(9, Role::Client, "192.0.2.11", "198.51.100.1", Protocol::Tcp, 443, at(323))),
-        at(323),
+        Observation::Flow(delta(9, Role::Client, "192.0.2.11", "198.51.100.1", Protocol::Tcp, 443, at(23))),
+        at(23),
     );
-    observer.tick(at(324));
+    observer.tick(at(24));
     assert_eq!(
-        common::edges(&observer.snapshot(at(324))),
+        common::edges(&observer.snapshot(at(24))),
         ["node/node-a -> api TCP/80", "node/node-a -> external/198.51.100.1 TCP/443"]
     );
 }

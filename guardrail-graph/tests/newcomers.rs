@@ -4,7 +4,6 @@
 mod common;
 
 use common::{Lab, edges, pod, t, tcp_client, tcp_server};
-use guardrail_graph::Snapshot;
 
 /// Where pods have addresses outside their nodes' `spec.podCIDR`, nothing tells at first that they
 /// are no external peers.
@@ -91,63 +90,4 @@ fn pods_that_were_taken_for_external_peers_at_first_leave_nothing_behind() {
     let snapshot = lab.snapshot();
     assert_eq!(edges(&snapshot), ["api -> web TCP/9090", "web -> api TCP/8080"]);
     assert!(snapshot.body.edges.iter().all(|edge| edge.counts.opened == 200));
-}
-
-fn reasons_of(snapshot: &Snapshot, peer: &str) -> Vec<String> {
-    let workloads = snapshot.body.coverage.workloads.iter().filter(|w| w.peer.to_string() == peer);
-    workloads.flat_map(|w| w.reasons.clone()).collect()
-}
-
-/// The kubelet publishes a pod's address once its containers have started: a `postStart` hook of 40
-/// seconds, or an outage of the API server, comes between that and the pod's first connection.
-#[test]
-fn an_address_that_is_published_minutes_after_a_pods_first_connections_names_it() {
-    for (scheduled, published) in [(8, 50), (8, 250), (270, 270)] {
-        let [api, client, db] = [("api", "node-a", "10.244.1.3"), ("job", "node-b", ""), ("db", "node-b", "")]
-            .map(|(name, node, address)| pod("shop", name, 0, node, address, &["x:8080"]));
-        let mut lab = Lab::new("node-a", &[api]);
-        lab.pod_cgroup(2, "api", 0);
-        let word = |lab: &mut Lab, second| {
-            lab.at(second).apply(&client);
-            lab.apply(&db);
-        };
-        if scheduled < published {
-            word(&mut lab, scheduled);
-        }
-        let opens = if scheduled < published { [10, 25] } else { [215, 225] };
-        for second in opens {
-            lab.at(second).flow(tcp_server(2, "10.244.1.3", "10.244.2.77", 8080, t(second)));
-            lab.flow(tcp_client(2, "10.244.1.3", "10.244.2.78", 5432, t(second)));
-        }
-        lab.at(published - 1);
-        let before = lab.snapshot();
-        assert_eq!(edges(&before), [] as [&str; 0]);
-        let reasons = reasons_of(&before, "shop/Deployment/api");
-        assert!(reasons.contains(&"flow_waits".to_owned()), "nobody takes it for complete meanwhile: {reasons:?}");
-        lab.at(published);
-        for (name, address) in [("job", "10.244.2.77"), ("db", "10.244.2.78")] {
-            lab.apply(&pod("shop", name, 0, "node-b", address, &["x:8080"]));
-        }
-        lab.at(published + 1);
-        let after = lab.snapshot();
-        assert_eq!(edges(&after), ["api -> db TCP/5432", "job -> api TCP/8080"], "{scheduled} {published}");
-        let counts: Vec<_> = after.body.edges.iter().map(|edge| (edge.counts.opened, edge.first_seen)).collect();
-        assert_eq!(counts, [(2, t(opens[0])); 2]);
-        assert_eq!(lab.unresolved("pod_range_no_owner"), 0);
-        let reasons = reasons_of(&after, "shop/Deployment/api");
-        assert!(!reasons.contains(&"flow_waits".to_owned()), "{reasons:?}");
-    }
-}
-
-#[test]
-fn an_address_is_no_pods_before_the_pod_was_there() {
-    let api = pod("shop", "api", 0, "node-a", "10.244.1.3", &["x:8080"]);
-    let mut lab = Lab::new("node-a", &[api]);
-    lab.pod_cgroup(2, "api", 0);
-    lab.at(10).flow(tcp_server(2, "10.244.1.3", "10.244.2.77", 8080, t(10)));
-    lab.at(150).apply(&pod("shop", "job", 0, "node-b", "", &[]));
-    lab.at(250).apply(&pod("shop", "job", 0, "node-b", "10.244.2.77", &[]));
-    lab.at(320);
-    assert_eq!(lab.edges(), [] as [&str; 0]);
-    assert_eq!(lab.unresolved("pod_range_no_owner"), 1);
 }

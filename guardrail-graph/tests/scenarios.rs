@@ -103,7 +103,7 @@ fn an_address_is_nobodys_once_its_pods_last_cgroup_is_gone_until_its_new_owner_i
     // Between the two it was nobody's, though the new owner's first word may come long after its
     // first traffic.
     lab.flow(tcp_client(1, "10.244.1.2", "10.244.1.9", 82, t(21)));
-    lab.at(400);
+    lab.at(60);
     assert_eq!(lab.edges(), expected);
     assert_eq!(lab.unresolved("pod_range_no_owner"), 1);
 }
@@ -111,7 +111,7 @@ fn an_address_is_nobodys_once_its_pods_last_cgroup_is_gone_until_its_new_owner_i
 #[test]
 fn a_flow_to_an_address_whose_new_owner_never_becomes_known_is_counted() {
     let mut lab = recycled_behind_the_api_servers_back();
-    lab.at(400);
+    lab.at(60);
     assert_eq!(lab.edges(), ["web -> old TCP/80"]);
     assert_eq!(lab.unresolved("pod_range_no_owner"), 2);
     // A record of the new owner itself settles it, before the word of its address.
@@ -253,7 +253,7 @@ fn a_pod_that_never_becomes_known_is_counted_and_no_address_peer() {
     lab.pod_cgroup(2, "api", 0);
     lab.at(10).pod_cgroup(9, "ghost", 0);
     lab.flow(tcp_client(9, "10.244.1.77", "10.244.1.3", 8080, t(10)));
-    lab.at(400);
+    lab.at(30);
     assert_eq!(lab.edges(), [] as [&str; 0]);
     assert_eq!(lab.unresolved("pod_unknown"), 1);
     let snapshot = lab.snapshot();
@@ -267,7 +267,7 @@ fn an_address_in_the_pod_range_that_nobody_has_is_never_external() {
     let mut lab = Lab::new("node-a", &[web(0, "node-a", "10.244.1.2")]);
     lab.pod_cgroup(1, "web", 0);
     lab.at(10).flow(tcp_client(1, "10.244.1.2", "10.244.2.99", 80, t(10)));
-    lab.at(400);
+    lab.at(30);
     assert_eq!(lab.edges(), [] as [&str; 0]);
     assert_eq!(lab.unresolved("pod_range_no_owner"), 1);
     // A scan that reaches nobody leaves the evidence complete.

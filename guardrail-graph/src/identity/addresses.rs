@@ -30,9 +30,6 @@ pub struct Tenure<O> {
     pub proven: Option<(Timestamp, Timestamp)>,
     /// The owner did not exist before; [`Timestamp::MIN`]: not known.
     pub born: Timestamp,
-    /// The owner was there since then, on its way to an address that the API server had not told
-    /// yet; [`Timestamp::MAX`]: not known.
-    pub expected: Timestamp,
     /// How sure the end is.
     pub end: EndBasis,
 }
@@ -41,7 +38,7 @@ impl<O> Tenure<O> {
     /// A tenure of which only the API server's word is known.
     #[must_use]
     pub fn told(owner: O, from: Timestamp, to: Timestamp) -> Self {
-        Self { owner, from, to, proven: None, born: Timestamp::MIN, expected: Timestamp::MAX, end: EndBasis::Told }
+        Self { owner, from, to, proven: None, born: Timestamp::MIN, end: EndBasis::Told }
     }
 
     fn last_proof(&self) -> Timestamp {
@@ -57,11 +54,6 @@ impl<O> Tenure<O> {
     /// Whether it may have begun by `at`, if its start is `doubt` wide.
     fn begun(&self, at: Timestamp, doubt: Duration) -> bool {
         self.from.before(doubt).max(self.born) <= at
-    }
-
-    /// Whether it may have begun by `at`, if it is nobody else's.
-    fn begun_alone(&self, at: Timestamp, lead: Duration) -> bool {
-        self.begun(at, lead) || self.expected.max(self.born) <= at
     }
 
     /// Whether it may still last at `at`.
@@ -150,18 +142,6 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
             self.reassigned.insert(address);
         }
         insert(tenures, Tenure::told(owner, from, Timestamp::MAX));
-    }
-
-    /// `owner` was there since `at`, before the API server told of its last address: what nobody
-    /// else had since then may be its own.
-    pub fn expect(&mut self, address: IpAddr, owner: O, at: Timestamp) {
-        let tenures = self.tenures.get_mut(&address).into_iter().flatten();
-        if let Some(last) = tenures.filter(|t| t.owner == owner).last()
-            && last.expected == Timestamp::MAX
-            && at < last.from
-        {
-            last.expected = at;
-        }
     }
 
     /// The API server says that `owner` no longer has the address.
@@ -306,8 +286,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     pub fn lookup(&self, address: IpAddr, at: Timestamp) -> Lookup<O> {
         let Some(tenures) = self.tenures.get(&address) else { return Lookup::Unknown };
         if let [only] = &tenures[..] {
-            let begun = only.from.before(self.guard.max(self.lead)).min(only.expected) <= at;
-            let there = begun && only.lasts(at, self.guard);
+            let there = only.from.before(self.guard.max(self.lead)) <= at && only.lasts(at, self.guard);
             return if there { Lookup::Owner(only.owner) } else { Lookup::Vacant };
         }
         if let Some(proven) = tenures.iter().rev().find(|t| t.proven.is_some_and(|(a, b)| a <= at && at <= b)) {
@@ -340,7 +319,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         }
         // The first word of an owner comes after its first traffic, and nobody else is possible.
         match tenures.iter().find(|t| at < t.from) {
-            Some(next) if next.begun_alone(at, self.lead) => Lookup::Owner(next.owner),
+            Some(next) if next.begun(at, self.lead) => Lookup::Owner(next.owner),
             _ => Lookup::Vacant,
         }
     }

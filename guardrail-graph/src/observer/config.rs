@@ -22,10 +22,6 @@ pub struct ObserverConfig {
     pub started: Timestamp,
     /// How long a flow waits for its pod before it is counted as `pod_unknown`.
     pub pod_timeout: Duration,
-    /// How long a flow that was established waits for somebody to own its remote address, before it
-    /// is counted as `pod_range_no_owner` or `cluster_unknown`: the API server may tell of a pod's
-    /// address minutes after the pod's first connection.
-    pub owner_timeout: Duration,
     /// How long a UDP exchange of unknown role waits for evidence before it is counted as
     /// `role_unknown`.
     pub role_timeout: Duration,
@@ -75,7 +71,6 @@ impl ObserverConfig {
             own_pods_only: false,
             awaited: Vec::new(),
             pod_timeout: Duration::from_secs(10),
-            owner_timeout: Duration::from_secs(300),
             role_timeout: Duration::from_secs(60),
             redirects: true,
             guard: Duration::from_secs(5),

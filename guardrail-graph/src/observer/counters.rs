@@ -133,7 +133,6 @@ impl Observer {
         edges.sort_unstable();
 
         let complete = self.ledger.is_complete()
-            && self.waiting_peers(now).is_empty()
             && all_observed
             && backends_known
             && self.catalogue.state() != InventoryState::Missing

@@ -28,8 +28,6 @@ pub(super) enum Step {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Last {
     pub(super) pod: bool,
-    /// An owner of the remote address.
-    pub(super) owner: bool,
     pub(super) role: bool,
     /// What a proxy may have been told of it.
     pub(super) is_settled: bool,
@@ -37,7 +35,7 @@ pub(super) struct Last {
 
 impl Last {
     /// Nothing.
-    pub(super) const ALL: Self = Self { pod: true, owner: true, role: true, is_settled: true };
+    pub(super) const ALL: Self = Self { pod: true, role: true, is_settled: true };
 }
 
 /// What the evidence says of a UDP or undecided flow.
@@ -108,9 +106,6 @@ impl Observer {
     /// Names a flow and adds it to the graph, or says what it waits for.
     pub(super) fn flow(&mut self, delta: &FlowDelta, now: Timestamp, last: Last) -> Step {
         let at = delta.last_open.or(delta.first_open).unwrap_or(now);
-        // Failed attempts alone support nothing: a scan does not fill the room for those that wait.
-        let failed_only = weight(&delta.counts) > 0 && !delta.counts.is_established();
-        let last = Last { owner: last.owner || (last.pod && failed_only), ..last };
         let remote = match delta.remote {
             observe::Remote::Addr(address) if address.is_loopback() => return Step::Done,
             remote => remote,
@@ -154,8 +149,8 @@ impl Observer {
     fn instants(&mut self, flow: DecidedFlow<'_>, local: LocalEnd, at: Timestamp, last: Last) -> Step {
         let DecidedFlow { delta, role, port, address } = flow;
         let end = |this: &mut Self, at| match role {
-            Role::Server => this.remote_peer(address, at, last),
-            _ => this.remote_server((address, port, delta.protocol), at, last),
+            Role::Server => this.remote_peer(address, at, last.pod),
+            _ => this.remote_server((address, port, delta.protocol), at, last.pod),
         };
         let remote = end(self, at);
         if remote == Resolution::Wait {
@@ -388,7 +383,7 @@ impl Observer {
         at: Timestamp,
         last: bool,
     ) -> Decided {
-        let is_server_of_remote = match self.remote_peer(remote, at, Last::ALL) {
+        let is_server_of_remote = match self.remote_peer(remote, at, true) {
             Resolution::Known(RemoteEnd::Peer { peer, .. }) => {
                 self.graph.edges().contains(&(peer, local.peer, Protocol::Udp, local_port))
             }
@@ -455,7 +450,7 @@ impl Observer {
         });
         self.ledger.incomplete_peer(self.identity.this_node(), reason.as_str());
         if let observe::Remote::Addr(address) = delta.remote
-            && let Resolution::Known(RemoteEnd::Peer { peer, .. }) = self.remote_peer(address, at, Last::ALL)
+            && let Resolution::Known(RemoteEnd::Peer { peer, .. }) = self.remote_peer(address, at, true)
         {
             self.ledger.incomplete_peer(peer, reason.as_str());
         }
@@ -469,7 +464,7 @@ impl Observer {
         count: u64,
     ) {
         let remote = (delta.remote, delta.server_port, delta.protocol);
-        let established = delta.counts.is_established();
+        let established = delta.counts.opened > 0 || delta.counts.found > 0;
         self.unresolved(reason, (role, local.peer), remote, count, established);
     }
 

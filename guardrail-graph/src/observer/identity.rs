@@ -51,8 +51,6 @@ pub(super) struct Identity {
     this_node: PeerId,
     own_pods_only: bool,
     max_cgroups: usize,
-    /// No longer than this before the word of its address a pod may have had it.
-    owner_timeout: Duration,
     cgroups: Cgroups,
     addresses: AddressIndex<AddressOwner>,
     pods: Pods,
@@ -77,7 +75,6 @@ impl Identity {
             this_node,
             own_pods_only: config.own_pods_only,
             max_cgroups: config.max_cgroups,
-            owner_timeout: config.owner_timeout,
             cgroups: Cgroups::default(),
             addresses: AddressIndex::new(config.guard, ADDRESS_LEAD),
             pods: Pods::default(),
@@ -239,9 +236,6 @@ impl Identity {
             match life {
                 Some(life) if life.to != Timestamp::MAX => self.addresses.past(*address, owner, life.from, life.to),
                 _ => self.addresses.claim(*address, owner, since),
-            }
-            if let Some(scheduled) = change.scheduled {
-                self.addresses.expect(*address, owner, scheduled.max(now.before(self.owner_timeout)));
             }
             if let Some(life) = life {
                 self.addresses.born(*address, owner, life.from);
@@ -421,7 +415,7 @@ pub(super) fn range_addresses(range: IpNet) -> impl Iterator<Item = IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::flows::Last, *};
+    use super::*;
     use crate::inventory::{Object, read};
 
     const CLUSTER: &str = "kind: Node\nmetadata: {name: a}\nspec: {podCIDR: 10.244.1.0/24}\n---\nkind: Node\nmetadata: {name: b}\nspec: {podCIDR: 10.244.2.0/24}\n---\n\
@@ -458,17 +452,11 @@ mod tests {
             Resolution::Known(RemoteEnd::Peer { peer, .. }) => peers.get(peer).to_string(),
             other => format!("{other:?}"),
         };
-        assert_eq!(name(at(ip([1, 2]), Last::default())), "shop/Pod/web");
-        assert_eq!(
-            (name(at(ip([2, 0]), Last::default())), name(at(ip([2, 1]), Last::default()))),
-            ("node/b".into(), "node/b".into())
-        );
-        assert_eq!(at(ip([2, 9]), Last { pod: true, ..Last::default() }), Resolution::Wait);
-        assert!(matches!(at(ip([2, 9]), Last::ALL), Resolution::Unresolved(_)));
-        assert_eq!(
-            at(IpAddr::from([203, 0, 113, 1]), Last::default()),
-            Resolution::Known(RemoteEnd::External { marks: 0 })
-        );
+        assert_eq!(name(at(ip([1, 2]), false)), "shop/Pod/web");
+        assert_eq!((name(at(ip([2, 0]), false)), name(at(ip([2, 1]), false))), ("node/b".into(), "node/b".into()));
+        assert_eq!(at(ip([2, 9]), false), Resolution::Wait);
+        assert!(matches!(at(ip([2, 9]), true), Resolution::Unresolved(_)));
+        assert_eq!(at(IpAddr::from([203, 0, 113, 1]), false), Resolution::Known(RemoteEnd::External { marks: 0 }));
     }
 
     #[test]

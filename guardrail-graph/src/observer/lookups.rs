@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use super::{
     Observer, UnresolvedReason,
-    flows::Last,
     identity::{LocalEnd, RemoteEnd, Resolution, address_class},
 };
 use crate::{
@@ -33,7 +32,7 @@ impl Observer {
     }
 
     /// Whoever had a remote address at the time of the flow.
-    pub(super) fn remote_peer(&self, address: IpAddr, at: Timestamp, last: Last) -> Resolution<RemoteEnd> {
+    pub(super) fn remote_peer(&self, address: IpAddr, at: Timestamp, last: bool) -> Resolution<RemoteEnd> {
         self.identity.remote_peer(self.catalogue.inventory(), address, at, last)
     }
 
@@ -55,7 +54,7 @@ impl Observer {
         &mut self,
         asked: (IpAddr, u16, Protocol),
         at: Timestamp,
-        last: Last,
+        last: bool,
     ) -> Resolution<RemoteEnd> {
         let (address, port, protocol) = asked;
         let marks = address_class(address);
@@ -82,7 +81,7 @@ impl Observer {
                 return Resolution::Unresolved(UnresolvedReason::ServicePortUnknown);
             }
             Some(VirtualTarget::HostPort { pod, port }) => match self.identity.pod_by_name(&pod.namespace, &pod.name) {
-                Some(record) if record.provisional && !last.pod => return Resolution::Wait,
+                Some(record) if record.provisional && !last => return Resolution::Wait,
                 Some(record) => return Resolution::Known(RemoteEnd::HostPort { peer: record.peer, port }),
                 None => {}
             },
@@ -91,7 +90,7 @@ impl Observer {
         match self.remote_peer(address, at, last) {
             // A node's port may be that of a Service or of a pod.
             Resolution::Known(RemoteEnd::Peer { pod: None, .. }) if self.identity.awaits_lists() => {
-                if last.owner {
+                if last {
                     Resolution::Unresolved(UnresolvedReason::ClusterUnknown)
                 } else {
                     Resolution::Wait

@@ -20,9 +20,6 @@ use crate::{
 /// Why nothing can be said of a node: its agent never heard of the cluster.
 const INVENTORY_MISSING: &str = "inventory_missing";
 
-/// Why edges of a peer may be missing for now: it ends by itself, and no state keeps it.
-const FLOW_WAITS: &str = "flow_waits";
-
 fn marks_of(bits: u8) -> BTreeSet<String> {
     MARKS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, m)| (*m).to_owned()).collect()
 }
@@ -55,9 +52,6 @@ impl Observer {
         }
         for (peer, reasons) in self.ledger.incomplete() {
             facts.incomplete.insert(self.peers.get(peer), reasons.iter().map(|r| r.to_string()).collect());
-        }
-        for peer in self.waiting_peers(now) {
-            facts.incomplete.entry(self.peers.get(peer)).or_default().insert(FLOW_WAITS.to_owned());
         }
         if !self.ledger.node_wide().is_empty() {
             let here = self.catalogue.hosted_by(&self.config.node).map(|name| Peer::Workload(name.clone()));

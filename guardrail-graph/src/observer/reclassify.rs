@@ -13,7 +13,6 @@ use std::{
 use super::{
     Observer, UnresolvedReason,
     edge::{Gain, Key, side_index},
-    flows::Last,
     identity::{ADDRESS_LEAD, LocalEnd, RemoteEnd, Resolution},
     peers::PeerId,
 };
@@ -112,10 +111,9 @@ impl Observer {
             return Reclassified::No;
         };
         let (protocol, port) = (key.2, key.3);
-        let ends = Last { pod: last, owner: last, ..Last::ALL };
         let remote = match side {
-            Side::Client => self.remote_server((address, port, protocol), seen.last, ends),
-            Side::Server => self.remote_peer(address, seen.last, ends),
+            Side::Client => self.remote_server((address, port, protocol), seen.last, last),
+            Side::Server => self.remote_peer(address, seen.last, last),
         };
         let is_ours = match remote {
             Resolution::Wait if last => false,

@@ -184,7 +184,7 @@ impl Observer {
     fn captured(&mut self, delta: &FlowDelta, local: &LocalEnd, now: Timestamp) {
         let at = delta.last_open.or(delta.first_open).unwrap_or(now);
         let Remote::Addr(address) = delta.remote else { return };
-        let asked = self.remote_server((address, delta.server_port, delta.protocol), at, Last::ALL);
+        let asked = self.remote_server((address, delta.server_port, delta.protocol), at, true);
         let Resolution::Known(RemoteEnd::Service { service, port }) = asked else { return };
         let first = delta.first_open.unwrap_or(at).min(at);
         let gain = Gain {
@@ -204,7 +204,7 @@ impl Observer {
     fn untold(&mut self, delta: &FlowDelta, local: &LocalEnd, now: Timestamp) -> bool {
         let at = delta.last_open.or(delta.first_open).unwrap_or(now);
         let Remote::Addr(address) = delta.remote else { return false };
-        let client = match self.remote_peer(address, at, Last::ALL) {
+        let client = match self.remote_peer(address, at, true) {
             Resolution::Known(RemoteEnd::Peer { peer, .. }) => Some(peer),
             _ => None,
         };

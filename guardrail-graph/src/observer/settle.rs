@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::{
     Observer,
     catalogue::{ForgottenEndpoint, Settle, Uses, users},
-    flows::Last,
     identity::{RemoteEnd, Resolution},
     restore::Restored,
 };
@@ -36,7 +35,7 @@ impl Observer {
                     let record = identity.pod_by_name(namespace, name)?;
                     return (!record.provisional).then(|| peers.get(record.peer));
                 }
-                match identity.remote_peer(inventory, backend.address, now, Last::ALL) {
+                match identity.remote_peer(inventory, backend.address, now, true) {
                     Resolution::Known(RemoteEnd::Peer { peer, .. }) => Some(peers.get(peer)),
                     Resolution::Known(_) => Some(external(backend)),
                     Resolution::Wait | Resolution::Unresolved(_) => None,

@@ -16,8 +16,6 @@ use crate::{
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Fewer than this are tried again with each change.
 const FEW: usize = 64;
-/// So many more make the interval longer by itself: retries cost the same however many wait.
-const MANY: usize = 1024;
 /// One cgroup may have this part of the room.
 const PENDING_SHARES: usize = 8;
 
@@ -110,19 +108,7 @@ impl Waiting {
     /// Whether they are to be tried again after a change of the inventory: not with every one of
     /// thousands of changes.
     pub(super) fn is_due(&self, now: Timestamp) -> bool {
-        let interval =
-            RETRY_INTERVAL.saturating_mul(1 + u32::try_from(self.queue.len() / MANY).unwrap_or(u32::MAX - 1));
-        !self.queue.is_empty() && (self.queue.len() < FEW || now.since(self.last_retry) >= interval)
-    }
-
-    /// Queued flows that came by then.
-    pub(super) fn since(&self, then: Timestamp) -> impl Iterator<Item = &FlowDelta> {
-        self.queue.iter().filter(move |pending| pending.since <= then).filter_map(|pending| {
-            match &pending.observation {
-                Observation::Flow(delta) => Some(delta),
-                _ => None,
-            }
-        })
+        !self.queue.is_empty() && (self.queue.len() < FEW || now.since(self.last_retry) >= RETRY_INTERVAL)
     }
 
     /// All flows that wait, for whatever it be.

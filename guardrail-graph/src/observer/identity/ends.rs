@@ -4,7 +4,7 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
-    super::{UnresolvedReason, edge::mark_bit, flows::Last, peers::PeerId},
+    super::{UnresolvedReason, edge::mark_bit, peers::PeerId},
     AddressOwner, Identity, PodId, PodRecord,
 };
 use crate::{
@@ -245,7 +245,7 @@ impl Identity {
         inventory: &Inventory,
         address: IpAddr,
         at: Timestamp,
-        last: Last,
+        last: bool,
     ) -> Resolution<RemoteEnd> {
         let marks = address_class(address);
         if marks == mark_bit(marks::LINK_LOCAL) {
@@ -253,7 +253,7 @@ impl Identity {
             // record shows that the node has it.
             return match self.addresses.lookup(address, at) {
                 Lookup::Owner(AddressOwner::Node(peer)) => Resolution::Known(RemoteEnd::Peer { peer, pod: None }),
-                _ if last.pod => Resolution::Known(RemoteEnd::External { marks }),
+                _ if last => Resolution::Known(RemoteEnd::External { marks }),
                 _ => Resolution::Wait,
             };
         }
@@ -262,15 +262,15 @@ impl Identity {
         }
         let lookup = self.addresses.lookup(address, at);
         match lookup {
-            Lookup::Owner(owner) => self.remote_owner(owner, last.pod),
+            Lookup::Owner(owner) => self.remote_owner(owner, last),
             Lookup::Ambiguous(owners) => {
                 let peers: Vec<_> = owners.iter().filter_map(|o| self.peer_of(*o)).collect();
                 match peers[..] {
                     // Replicas of one workload may pass an address among themselves.
                     [first, ..] if peers.len() == owners.len() && peers.iter().all(|p| *p == first) => {
-                        self.remote_owner(owners[0], last.pod)
+                        self.remote_owner(owners[0], last)
                     }
-                    _ if last.pod => Resolution::Unresolved(UnresolvedReason::IpReuse),
+                    _ if last => Resolution::Unresolved(UnresolvedReason::IpReuse),
                     _ => Resolution::Wait,
                 }
             }
@@ -283,7 +283,7 @@ impl Identity {
                 }
                 let pod_space = lookup == Lookup::Vacant || self.in_pod_range(address);
                 let may_be_unlisted = !pod_space && self.may_be_unlisted(inventory);
-                match (pod_space || may_be_unlisted, last.owner) {
+                match (pod_space || may_be_unlisted, last) {
                     (true, false) => Resolution::Wait,
                     (true, true) if may_be_unlisted => Resolution::Unresolved(UnresolvedReason::ClusterUnknown),
                     (true, true) => Resolution::Unresolved(UnresolvedReason::PodRangeNoOwner),

@@ -27,8 +27,6 @@ pub(in crate::observer) struct PodRecord {
     /// The name of its workload may still change.
     pub(in crate::observer) provisional: bool,
     pub(in crate::observer) deleted: Option<Timestamp>,
-    /// When it was first heard of with a node.
-    pub(in crate::observer) scheduled: Option<Timestamp>,
 }
 
 /// A change of addresses that follows from a pod's change.
@@ -36,8 +34,6 @@ pub(in crate::observer) struct AddressChanges {
     pub(in crate::observer) id: PodId,
     pub(in crate::observer) claimed: Vec<IpAddr>,
     pub(in crate::observer) released: Vec<IpAddr>,
-    /// When the pod was first heard of with a node.
-    pub(in crate::observer) scheduled: Option<Timestamp>,
 }
 
 /// All pods.
@@ -137,15 +133,12 @@ impl Pods {
             .map(|r| own_addresses(&r.pod).to_vec())
             .unwrap_or_default();
         let after = own_addresses(pod);
-        let scheduled = self.records.get(&id).and_then(|r| r.scheduled).or(pod.node.as_ref().map(|_| now));
         changes.push(AddressChanges {
             id,
             claimed: after.to_vec(),
             released: before.into_iter().filter(|a| !after.contains(a)).collect(),
-            scheduled,
         });
-        let record = PodRecord { pod: Arc::clone(pod), peer, node_workload, provisional, deleted: None, scheduled };
-        self.records.insert(id, record);
+        self.records.insert(id, PodRecord { pod: Arc::clone(pod), peer, node_workload, provisional, deleted: None });
         self.by_name.entry(pod.namespace.as_str().into()).or_default().insert(pod.name.as_str().into(), id);
         if !pod.uid.is_empty() {
             self.by_uid.insert(pod.uid.as_str().into(), id);
@@ -162,7 +155,7 @@ impl Pods {
     fn end(&mut self, id: PodId, now: Timestamp) -> Option<AddressChanges> {
         let record = self.records.get_mut(&id).filter(|r| r.deleted.is_none())?;
         record.deleted = Some(now);
-        Some(AddressChanges { id, claimed: Vec::new(), released: own_addresses(&record.pod).to_vec(), scheduled: None })
+        Some(AddressChanges { id, claimed: Vec::new(), released: own_addresses(&record.pod).to_vec() })
     }
 
     /// A pod was deleted.
@@ -197,9 +190,7 @@ impl Pods {
         let id = PodId(self.next);
         self.next += 1;
         let pod = Arc::new(Pod { namespace: namespace.to_owned(), name: name.to_owned(), ..Pod::default() });
-        let deleted = Some(at);
-        let record = PodRecord { pod, peer, node_workload: None, provisional: false, deleted, scheduled: None };
-        self.records.insert(id, record);
+        self.records.insert(id, PodRecord { pod, peer, node_workload: None, provisional: false, deleted: Some(at) });
         self.by_name.entry(namespace.into()).or_default().insert(name.into(), id);
         id
     }
