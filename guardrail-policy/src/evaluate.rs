@@ -21,6 +21,7 @@ use crate::model::{
     tier::{Entity, PodSelector, Subject, TierPeer, TierPolicy, TierRule},
 };
 
+mod asked;
 mod bitset;
 pub mod cluster;
 mod compile;
@@ -49,9 +50,9 @@ pub use identity::LabelFilter;
 pub use tiers::{Admission, Clients};
 pub use virtuals::DeclaredPort;
 
+use asked::{Asked, Other};
 use compile::Compiled;
 use ends::Relation;
-use tiers::{Asked, Other};
 
 /// Names one rule: index of the policy in [`Evaluator::forms`] and index of the rule in its
 /// direction's list.
@@ -361,7 +362,7 @@ impl Evaluator {
             )),
             TierPeer::CidrGroups { selector, .. } if self.cluster.cidr_groups.is_empty() => Some(format!(
                 "the CiliumCIDRGroups with {} are not known; add the CiliumCIDRGroups to --inventory",
-                crate::explain::words(selector)
+                crate::model::words(selector)
             )),
             TierPeer::Pods(PodSelector::Cilium { scope: crate::model::tier::Scope::Written, .. }) => {
                 Some("its selector asks for absent labels only, which may hold for what is no pod".to_owned())

@@ -6,7 +6,7 @@
 
 use std::{fmt, net::IpAddr};
 
-use guardrail_graph::{WorkloadRef, snapshot::LabelSelector};
+use guardrail_graph::WorkloadRef;
 use serde::Serialize;
 
 use crate::{
@@ -284,16 +284,6 @@ impl Evaluator {
 fn has_ip_block(policy: &TierPolicy) -> bool {
     let mut peers = policy.ingress.iter().chain(&policy.egress).flat_map(|r| r.peers.iter().flatten());
     peers.any(|p| matches!(p, TierPeer::Addresses { .. }))
-}
-
-/// A selector in a few words.
-pub(crate) fn words(selector: &LabelSelector) -> String {
-    let mut parts: Vec<String> = selector.match_labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    for e in &selector.match_expressions {
-        let values = if e.values.is_empty() { String::new() } else { format!(" ({})", e.values.join(", ")) };
-        parts.push(format!("{} {:?}{values}", e.key, e.operator));
-    }
-    if parts.is_empty() { "{}".to_owned() } else { parts.join(", ") }
 }
 
 impl fmt::Display for PortMatch {

@@ -16,6 +16,7 @@ pub mod logged;
 mod selector;
 pub mod tier;
 
+pub(crate) use selector::words;
 pub use selector::{Labels, NAMESPACE_NAME_LABEL, selector_matches, selector_matches_by};
 
 /// A side of a policy: whose rules are meant.

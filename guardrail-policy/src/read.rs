@@ -21,6 +21,7 @@ use crate::{
 
 mod cilium;
 mod facts;
+mod flow;
 mod flows;
 mod foreign;
 mod hubble;
@@ -34,8 +35,8 @@ mod tiers;
 pub mod yaml;
 
 pub use facts::options;
-pub use flows::{Flow, Flows, flows};
-pub use hubble::PassedOver;
+pub use flow::{Flow, Flows, PassedOver};
+pub use flows::flows;
 pub use names::names;
 pub use text::decode;
 

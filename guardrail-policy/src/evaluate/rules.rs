@@ -11,9 +11,9 @@ use ipnet::IpNet;
 
 use super::{
     RuleRef,
+    asked::{Asked, Other},
     bitset::{BitSet, Sets},
     kinds::Kinds,
-    tiers::{Asked, Other},
 };
 use crate::model::{Direction, IpBlock, Protocol, tier::Action};
 

@@ -1,9 +1,8 @@
 //! One side's answer: the tiers in order, each a union or an ordered list ([`crate::model::tier`]).
 
-use std::net::IpAddr;
-
 use super::{
     End, RuleRef, SideVerdict,
+    asked::{Asked, Other},
     bitset::BitSet,
     compile::Compiled,
     ends::Relation,
@@ -15,32 +14,6 @@ use crate::model::{
     Direction, Protocol,
     tier::{Action, Tier},
 };
-
-/// The other end, as one side's rules see it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Other {
-    pub(super) class: Option<u32>,
-    pub(super) address: Option<IpAddr>,
-    pub(super) kinds: Kinds,
-    pub(super) node: Option<u32>,
-}
-
-impl Other {
-    /// The world without an address: each range may hold it.
-    pub(super) fn is_anywhere(&self) -> bool {
-        self.address.is_none() && self.kinds.meets(Kinds::WORLD)
-    }
-}
-
-/// What is asked of a side.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
-    pub(super) direction: Direction,
-    pub(super) protocol: Protocol,
-    pub(super) port: u16,
-    /// Class of the end that has the port.
-    pub(super) server: Option<u32>,
-}
 
 impl Compiled {
     #[inline]

@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use guardrail_graph::snapshot::LabelSelector;
 
-use super::{Question, words};
+use super::Question;
 use crate::{
     evaluate::{ClusterPod, Evaluator, RuleRef, identity::Identity},
     model::{
         Direction, IpBlock, Labels, NAMESPACE_NAME_LABEL, PolicyPort, PortMatch, selector_matches, selector_matches_by,
         tier::{Action, PodSelector, Scope, ServiceBy, TierPeer},
+        words,
     },
 };
 

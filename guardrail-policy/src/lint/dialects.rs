@@ -15,10 +15,10 @@ use crate::{
         ClusterPod, LabelFilter,
         identity::{NAMESPACE_LABELS, POD_NAMESPACE},
     },
-    explain::words,
     model::{
         Direction, PortMatch, Protocol,
         tier::{Action, Entity, PodSelector, Subject, TierPeer, TierPolicy, TierRule},
+        words,
     },
 };
 

@@ -11,8 +11,7 @@ use super::{
 };
 use crate::{
     evaluate::ClusterPod,
-    explain::words,
-    model::{NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPeer, selector_matches},
+    model::{NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPeer, selector_matches, words},
 };
 
 /// Pods that selectors match.

@@ -31,3 +31,13 @@ pub fn selector_matches_by<'a>(selector: &LabelSelector, label: impl Fn(&str) ->
             }
         })
 }
+
+/// A selector in a few words.
+pub(crate) fn words(selector: &LabelSelector) -> String {
+    let mut parts: Vec<String> = selector.match_labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    for e in &selector.match_expressions {
+        let values = if e.values.is_empty() { String::new() } else { format!(" ({})", e.values.join(", ")) };
+        parts.push(format!("{} {:?}{values}", e.key, e.operator));
+    }
+    if parts.is_empty() { "{}".to_owned() } else { parts.join(", ") }
+}

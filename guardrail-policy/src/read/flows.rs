@@ -5,40 +5,13 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use super::{
     ObjectProblem, ObjectProblemKind, ReadError,
-    hubble::{self, PassedOver},
+    flow::{Flow, Flows, MAX_PROBLEMS, shown},
+    hubble,
 };
-use crate::model::{Location, Protocol, logged::Logged};
-
-/// One flow to be judged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Flow<'a> {
-    /// `namespace/pod`, an IP address, or `reserved:NAME`, as written.
-    pub src: Cow<'a, str>,
-    /// `namespace/pod`, an IP address, or `reserved:NAME`, as written.
-    pub dst: Cow<'a, str>,
-    /// Protocol.
-    pub protocol: Protocol,
-    /// The destination's own port, 1 to 65535; the type of an ICMP message, 0 to 255.
-    pub port: u16,
-    /// Line in the file, from 1.
-    pub line: u32,
-    /// What a log says of the ends; `None` in CSV, where the names say all.
-    pub logged: Option<Box<Logged>>,
-}
-
-/// What a file of flows holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Flows<'a> {
-    /// The flows, in the order of the file; of a log's each connection once.
-    pub flows: Vec<Flow<'a>>,
-    /// How many lines of a log tell of no connection, by reason.
-    pub passed_over: BTreeMap<PassedOver, u64>,
-}
+use crate::model::{Location, Protocol};
 
 /// The columns that are read.
 const COLUMNS: [&str; 4] = ["src", "dst", "protocol", "port"];
-/// Most problems that are told.
-pub(super) const MAX_PROBLEMS: usize = 20;
 
 /// Reads flows: CSV, or a log of Hubble's if the file begins with `{`.
 ///
@@ -154,10 +127,6 @@ impl Reader {
         };
         Some(Flow { src: trimmed(src), dst: trimmed(dst), protocol, port, line, logged: None })
     }
-}
-
-pub(super) fn shown(text: &str) -> String {
-    text.chars().take(40).collect::<String>().escape_debug().to_string()
 }
 
 fn trimmed(text: Cow<'_, str>) -> Cow<'_, str> {

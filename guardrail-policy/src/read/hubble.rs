@@ -8,7 +8,6 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashSet},
-    fmt,
     net::IpAddr,
     sync::Arc,
 };
@@ -17,7 +16,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
     ObjectProblem, ObjectProblemKind, ReadError,
-    flows::{Flow, Flows, MAX_PROBLEMS, shown},
+    flow::{Flow, Flows, MAX_PROBLEMS, PassedOver, shown},
 };
 use crate::{
     evaluate::identity::{CLUSTER, NAMESPACE_LABELS, POD_NAMESPACE, SERVICE_ACCOUNT},
@@ -27,42 +26,6 @@ use crate::{
         tier::Entity,
     },
 };
-
-/// Why a line of a log tells of no connection to be judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PassedOver {
-    /// `is_reply`: it belongs to a connection the other way round.
-    Reply,
-    /// Neither `is_reply` nor TCP flags tell who opened the connection.
-    NoDirection,
-    /// `DROPPED`, `ERROR`: no connection came of it.
-    Dropped,
-    /// A protocol that policies do not know, or no port.
-    NoPort,
-    /// Neither pod, reserved identity nor address.
-    NoIdentity,
-    /// The address of a Service before its translation (`Type` SOCK).
-    Translation,
-    /// Status of nodes, events of agents.
-    NoFlow,
-    /// Hubble lost events: flows may be missing.
-    Lost,
-}
-
-impl fmt::Display for PassedOver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Reply => "are replies",
-            Self::NoDirection => "do not tell who opened the connection",
-            Self::Dropped => "were dropped, so that no connection came of them",
-            Self::NoPort => "have no port or message type that policies know",
-            Self::NoIdentity => "name neither pod, identity nor address of an end",
-            Self::Translation => "are a socket's translations of addresses",
-            Self::NoFlow => "are no flows",
-            Self::Lost => "say that events were lost: flows may be missing",
-        })
-    }
-}
 
 /// A line of `-o jsonpb`: one of these, and more that says where it comes from.
 #[derive(Deserialize)]
