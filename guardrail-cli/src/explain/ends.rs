@@ -49,6 +49,8 @@ pub(super) fn to(
     let service = match parts[..] {
         [namespace, name] if evaluator.end(text).is_err() => inventory.service(namespace, name),
         [namespace, "Service", name] => inventory.service(namespace, name),
+        // Of a Service's addresses only this one leaves the client its own address on the way.
+        [address] => address.parse().ok().and_then(|ip| inventory.services().find(|s| s.cluster_ips.contains(&ip))),
         _ => None,
     };
     match service {
@@ -94,9 +96,14 @@ fn behind(
     protocol: Protocol,
     port: u16,
 ) -> anyhow::Result<Ends> {
+    let what = if text.contains('/') {
+        format!("{text} is a Service")
+    } else {
+        format!("{text} is the address of Service {}/{}", service.namespace, service.name)
+    };
     let Some(wanted) = service.ports.iter().position(|p| p.port == port && protocol.is_named(&p.protocol)) else {
         let ports: Vec<String> = service.ports.iter().map(|p| format!("{}/{}", p.protocol, p.port)).collect();
-        bail!("--to: {text} is a Service without port {protocol}/{port}; it has {}", ports.join(", "));
+        bail!("--to: {what} without port {protocol}/{port}; it has {}", ports.join(", "));
     };
     let ends = if service.selector.is_empty() {
         let backends = inventory.backends(service).into_iter().filter(|b| b.service_port == wanted);
@@ -119,10 +126,10 @@ fn behind(
         alike(evaluator, pods.filter_map(|(pod, index)| Some((index, target(pod)?))))
     };
     if ends.is_empty() {
-        bail!("--to: {text} is a Service, and the inventory has no pod behind its port {protocol}/{port}");
+        bail!("--to: {what}, and the inventory has no pod behind its port {protocol}/{port}");
     }
     let names: Vec<String> = ends.iter().map(|e| format!("{}, port {}", e.name, e.port)).collect();
-    Ok(Ends { note: Some(format!("{text} is a Service: judged at the pods behind it ({})", names.join("; "))), ends })
+    Ok(Ends { note: Some(format!("{what}: judged at the pods behind it ({})", names.join("; "))), ends })
 }
 
 /// What is easily overlooked about the port: no container declares it, and a Service's port of that
