@@ -17,8 +17,8 @@ use guardrail_graph::{
 };
 
 use self::kernel::{
-    Agent, Forked, Half, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod, at, cgroup_of, client, mapped, pin, server,
-    set_option, until, with_cpus_held,
+    Agent, Forked, Half, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod, at, cgroup_of, client, cpus, mapped, pin,
+    server, set_option, until, wait_until, with_cpus_held,
 };
 
 /// Connects, accepts, and talks: `asked` bytes one way, `answered` the other; both ends read to the
@@ -131,16 +131,8 @@ fn begin_to_connect_unanswered(from: &SocketPod) -> TcpStream {
 
 /// The number of the error that ends this connection within this time.
 fn error_of(connection: &TcpStream, within: Duration) -> Option<i32> {
-    let end = Instant::now() + within;
-    loop {
-        if let Some(error) = connection.take_error().expect("getsockopt(2)") {
-            return error.raw_os_error();
-        }
-        if Instant::now() > end {
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let error = || connection.take_error().expect("getsockopt(2)");
+    wait_until(within, "the end of an attempt", error).ok()?.raw_os_error()
 }
 
 #[test]
@@ -163,6 +155,7 @@ fn failed_attempts_are_told_by_how_they_failed_and_are_never_opens() {
     // the tracepoint fires, no program runs): threads of this test hold the CPUs at that instant.
     let begun = Instant::now();
     let unanswered = begin_to_connect_unanswered(&web);
+    // Not for luck: no sooner may the CPUs be held, and no longer.
     std::thread::sleep((begun + patience).saturating_duration_since(Instant::now()) - HOLD / 2);
     let error = with_cpus_held(|| error_of(&unanswered, HOLD));
     assert_eq!(error, Some(libc::ETIMEDOUT), "within {HOLD:?} of {patience:?}");
@@ -203,11 +196,9 @@ fn an_accepted_connection_belongs_to_its_listeners_cgroup_while_others_spin_on_e
     let Some(lab) = Pair::new() else { return };
     let (web, db, noise) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right), lab.pod("noise", Half::Left));
     let agent = Agent::start(&lab);
-    // SAFETY: no pointers.
-    let cpus = usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).expect("there are CPUs");
     let usage = || std::fs::read_to_string(noise.path.join("cpu.stat")).expect("cpu.stat");
     let before = usage();
-    let spinners: Vec<Forked> = (0..cpus)
+    let spinners: Vec<Forked> = (0..cpus())
         .map(|cpu| {
             Forked::fork(&noise.path, None, -1, || {
                 pin(cpu);

@@ -20,20 +20,12 @@ pub const API_VERSION: &str = "guardrail.dev/v1";
 
 /// Everything that the page shows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Page<'a> {
     /// [`API_VERSION`].
+    #[serde(rename = "apiVersion")]
     pub api_version: &'static str,
     /// [`KIND`].
     pub kind: &'static str,
-    /// What follows uses snake_case names, as snapshots do.
-    #[serde(flatten)]
-    pub body: Body<'a>,
-}
-
-/// The content of a [`Page`].
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Body<'a> {
     /// Start of the observation; `None`: nothing was observed.
     pub from: Option<Timestamp>,
     /// End of the observation.
@@ -81,9 +73,9 @@ pub struct About<'a> {
 /// An edge with its evidence.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PageEdge<'a> {
-    /// Index of the client in [`Body::peers`].
+    /// Index of the client in [`Page::peers`].
     pub client: usize,
-    /// Index of the server in [`Body::peers`].
+    /// Index of the server in [`Page::peers`].
     pub server: usize,
     /// Protocol.
     pub protocol: Protocol,
@@ -149,14 +141,12 @@ impl<'a> Page<'a> {
         Self {
             api_version: API_VERSION,
             kind: KIND,
-            body: Body {
-                from: body.window.from,
-                to: body.window.to,
-                nodes: body.window.nodes.len(),
-                incomplete,
-                peers: peers.collect(),
-                edges,
-            },
+            from: body.window.from,
+            to: body.window.to,
+            nodes: body.window.nodes.len(),
+            incomplete,
+            peers: peers.collect(),
+            edges,
         }
     }
 }

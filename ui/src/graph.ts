@@ -4,7 +4,7 @@
 import cytoscape from "cytoscape";
 import fcose from "cytoscape-fcose";
 
-import { portsInWords, type Picture } from "./model";
+import { namespaceOf, portsInWords, type Picture } from "./model";
 
 cytoscape.use(fcose);
 
@@ -18,10 +18,6 @@ export interface Actions {
 const LONGEST = 28;
 /** With more arrows than this, only those of what is selected say their ports. */
 const LABELS = 120;
-
-function isNamespace(group: { id: string }): boolean {
-  return group.id.startsWith("ns/");
-}
 
 /** Runs something that asks for random numbers with the same ones every time: a view that is shared
  * looks alike to both. */
@@ -152,15 +148,15 @@ export class Graph {
   show(picture: Picture, selected: string): void {
     const nodes: cytoscape.ElementDefinition[] = [
       // What lies outside of namespaces gets no frame: it would stretch around half of the picture.
-      ...picture.frames.filter(isNamespace).map((group) => ({ data: { id: group.id, label: short(group.label) } })),
+      ...picture.frames.filter((group) => namespaceOf(group.id) !== undefined).map((group) => ({ data: { id: group.id, label: short(group.label) } })),
       ...picture.folded.map((group) => ({
         data: { id: group.id, label: `${short(group.label)} (${group.boxes.length})` },
         classes: "folded",
       })),
-      ...picture.boxes.map((box) => ({
-        data: { id: box.id, label: short(box.label), ...(box.group.startsWith("ns/") ? { parent: box.group } : {}) },
-        classes: box.group.startsWith("ns/") ? "" : "outside",
-      })),
+      ...picture.boxes.map((box) => {
+        const [data, isOutside] = [{ id: box.id, label: short(box.label) }, namespaceOf(box.group) === undefined];
+        return isOutside ? { data, classes: "outside" } : { data: { ...data, parent: box.group }, classes: "" };
+      }),
     ];
     const edges = picture.arrows.map((arrow) => ({
       data: { id: arrow.id, source: arrow.from, target: arrow.to, label: portsInWords(arrow.ports) },

@@ -1,7 +1,7 @@
 import type { Page } from "./document";
 import { button, element } from "./dom";
 import { Graph } from "./graph";
-import { isFolded, model as modelOf, picture, shown, type Model } from "./model";
+import { isFolded, model as modelOf, namespaceOf, picture, shown, type Line, type Model } from "./model";
 import { everyLine, panel, time } from "./panel";
 import { STATES, START, read, write, type View } from "./view";
 
@@ -25,7 +25,7 @@ function start(page: Page): void {
   let view: View = read(location.hash);
   let listed = LIST_STEP;
 
-  const namespaces = [...model.groups.keys()].filter((id) => id.startsWith("ns/")).map((id) => id.slice(3));
+  const namespaces = [...model.groups.keys()].flatMap((id) => namespaceOf(id) ?? []);
   const ports = [...new Set(page.edges.map((edge) => `${edge.port}/${edge.protocol}`))];
   ports.sort((a, b) => Number.parseInt(a) - Number.parseInt(b) || (a < b ? -1 : 1));
   const [searchLabel, search] = input("Search", { type: "search", placeholder: "name, port, address" });
@@ -128,15 +128,14 @@ function start(page: Page): void {
     }
   }
 
-  function drawList(): void {
-    const lines = shown(model, view);
+  function drawList(lines: Line[]): void {
     summary.textContent = `${lines.length} of ${model.lines.size} edges`;
     list.replaceChildren(element("h2", {}, "Edges"), everyLine(model, lines.slice(0, listed), select));
     if (lines.length > listed) {
       list.append(
         button(`Show ${Math.min(LIST_STEP, lines.length - listed)} more`, () => {
           listed += LIST_STEP;
-          drawList();
+          drawList(lines);
         }),
       );
     }
@@ -148,16 +147,17 @@ function start(page: Page): void {
       const value = view[key as keyof typeof fields];
       if (field.value.trim() !== value) field.value = value;
     }
+    const lines = shown(model, view);
     drawGroups();
-    const inside = panel(model, view, select);
+    const inside = panel(model, lines, view.selected, select);
     side.replaceChildren(...inside);
     side.hidden = inside.length === 0;
     if (inside.length > 0) side.prepend(button("Close", () => select(""), { class: "close" }));
     // Whoever asked by keyboard hears and reaches the answer.
     if (view.selected !== panelOf && inside.length > 0) side.focus({ preventScroll: true });
     panelOf = view.selected;
-    graph.show(picture(model, view), view.selected);
-    drawList();
+    graph.show(picture(model, view, lines), view.selected);
+    drawList(lines);
   }
   draw();
 }

@@ -59,8 +59,15 @@ export function boxId(peer: Peer): string {
   }
 }
 
+const IN_NAMESPACE = "ns/";
+
+/** The namespace that a group is; `undefined`: nodes, or what lies outside. */
+export function namespaceOf(group: string): string | undefined {
+  return group.startsWith(IN_NAMESPACE) ? group.slice(IN_NAMESPACE.length) : undefined;
+}
+
 function groupId(peer: Peer): string {
-  if (peer.kind === "Workload") return `ns/${peer.namespace}`;
+  if (peer.kind === "Workload") return IN_NAMESPACE + peer.namespace;
   return peer.kind === "Node" ? NODES : OUTSIDE;
 }
 
@@ -169,7 +176,7 @@ export function shown(model: Model, view: View): Line[] {
   return [...model.lines.values()].filter((line) => {
     const { edge } = line;
     const ends = [model.boxes.get(line.client)?.group, model.boxes.get(line.server)?.group];
-    if (view.namespace && !ends.includes(`ns/${view.namespace}`)) return false;
+    if (view.namespace && !ends.includes(IN_NAMESPACE + view.namespace)) return false;
     if (port && String(edge.port) !== port) return false;
     if (protocol && edge.protocol.toUpperCase() !== protocol) return false;
     if (since !== undefined && Date.parse(edge.last_seen) < since) return false;
@@ -201,9 +208,8 @@ export interface Picture {
   arrows: Arrow[];
 }
 
-/** What is drawn: boxes without a line only while nothing is filtered. */
-export function picture(model: Model, view: View): Picture {
-  const lines = shown(model, view);
+/** What is drawn of the lines that the view lets through: boxes without a line only while nothing is filtered. */
+export function picture(model: Model, view: View, lines: Line[] = shown(model, view)): Picture {
   const filtered = lines.length < model.lines.size || view.search !== "" || view.namespace !== "";
   const touched = new Set(lines.flatMap((line) => [line.client, line.server]));
   const frames: Group[] = [];

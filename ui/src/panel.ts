@@ -2,8 +2,7 @@
 
 import type { Edge, Peer } from "./document";
 import { button, element } from "./dom";
-import { failed, plain, shown, type Box, type Line, type Model } from "./model";
-import type { View } from "./view";
+import { failed, namespaceOf, plain, type Box, type Line, type Model } from "./model";
 
 export type Select = (id: string) => void;
 
@@ -30,7 +29,8 @@ function bytes(count: number): string {
 export function fullName(model: Model, id: string): string {
   const box = model.boxes.get(id);
   if (!box) return plain(id);
-  if (box.group.startsWith("ns/")) return `${plain(box.group.slice(3))}/${box.label}`;
+  const namespace = namespaceOf(box.group);
+  if (namespace !== undefined) return `${plain(namespace)}/${box.label}`;
   return box.group === "nodes" ? `node ${box.label}` : `${box.label} (outside)`;
 }
 
@@ -71,19 +71,23 @@ function edgePanel(model: Model, line: Line, select: Select): Node[] {
   return [element("h2", {}, "Edge"), facts(rows)];
 }
 
-function lineList(model: Model, lines: Line[], other: "client" | "server", select: Select): Node {
-  if (lines.length === 0) return element("p", {}, "nobody in this view");
+/** Lines as buttons that select them; `ends` says who is at them. */
+function lineList(lines: Line[], ends: (line: Line) => string, select: Select): HTMLElement {
   const list = element("ul", { class: "lines" });
   for (const line of lines) {
-    const label = `${fullName(model, line[other])} · ${port(line.edge)}`;
-    const state = line.edge.supported ? "" : " · only failed";
-    list.append(element("li", {}, button(label + state, () => select(line.id), { class: "link" })));
+    const label = `${ends(line)} · ${port(line.edge)}`;
+    const bad = line.edge.supported ? "" : " · only failed";
+    list.append(element("li", {}, button(label + bad, () => select(line.id), { class: "link" })));
   }
   return list;
 }
 
-function boxPanel(model: Model, view: View, box: Box, select: Select): Node[] {
-  const lines = shown(model, view);
+function otherEnds(model: Model, lines: Line[], other: "client" | "server", select: Select): Node {
+  if (lines.length === 0) return element("p", {}, "nobody in this view");
+  return lineList(lines, (line) => fullName(model, line[other]), select);
+}
+
+function boxPanel(model: Model, lines: Line[], box: Box, select: Select): Node[] {
   const peers = box.peers.flatMap((index) => model.page.peers[index] ?? []);
   const about = peers.find((peer) => peer.about)?.about;
   const rows: [string, Node | string][] = [];
@@ -111,19 +115,20 @@ function boxPanel(model: Model, view: View, box: Box, select: Select): Node[] {
     element("h2", {}, fullName(model, box.id)),
     facts(rows),
     element("h3", {}, `Called by (${callers.length})`),
-    lineList(model, callers, "client", select),
+    otherEnds(model, callers, "client", select),
     element("h3", {}, `Calls (${callees.length})`),
-    lineList(model, callees, "server", select),
+    otherEnds(model, callees, "server", select),
   ];
 }
 
-export function panel(model: Model, view: View, select: Select): Node[] {
-  const line = model.lines.get(view.selected);
+/** What is known of what is selected, among the lines that the view lets through. */
+export function panel(model: Model, lines: Line[], selected: string, select: Select): Node[] {
+  const line = model.lines.get(selected);
   if (line) return edgePanel(model, line, select);
-  const box = model.boxes.get(view.selected);
-  if (box) return boxPanel(model, view, box, select);
-  const [from, to] = view.selected.split("->");
-  const between = shown(model, view).filter((line) => {
+  const box = model.boxes.get(selected);
+  if (box) return boxPanel(model, lines, box, select);
+  const [from, to] = selected.split("->");
+  const between = lines.filter((line) => {
     const is = (id: string, end: string | undefined): boolean => id === end || model.boxes.get(id)?.group === end;
     return is(line.client, from) && is(line.server, to);
   });
@@ -134,11 +139,5 @@ export function panel(model: Model, view: View, select: Select): Node[] {
 }
 
 export function everyLine(model: Model, lines: Line[], select: Select): Node {
-  const list = element("ul", { class: "lines" });
-  for (const line of lines) {
-    const label = `${fullName(model, line.client)} → ${fullName(model, line.server)} · ${port(line.edge)}`;
-    const bad = line.edge.supported ? "" : " · only failed";
-    list.append(element("li", {}, button(label + bad, () => select(line.id), { class: "link" })));
-  }
-  return list;
+  return lineList(lines, (line) => `${fullName(model, line.client)} → ${fullName(model, line.server)}`, select);
 }

@@ -54,7 +54,13 @@ pub(super) fn to(
         _ => None,
     };
     match service {
-        Some(service) => behind(evaluator, inventory, service, text, protocol, port),
+        Some(service) => {
+            let what = match parts[..] {
+                [address] => format!("{address} is the address of Service {}/{}", service.namespace, service.name),
+                _ => format!("{text} is a Service"),
+            };
+            behind(evaluator, inventory, service, &what, protocol, port)
+        }
         None => {
             let end = evaluator.destination(text, protocol, port).context("--to")?;
             Ok(Ends { ends: vec![Named { end, name: text.to_owned(), port }], note: None })
@@ -88,19 +94,15 @@ fn alike(evaluator: &Evaluator, pods: impl Iterator<Item = (u32, u16)>) -> Vec<N
     ends
 }
 
+/// `what`: the Service, as a sentence about what the user named.
 fn behind(
     evaluator: &Evaluator,
     inventory: &Inventory,
     service: &Service,
-    text: &str,
+    what: &str,
     protocol: Protocol,
     port: u16,
 ) -> anyhow::Result<Ends> {
-    let what = if text.contains('/') {
-        format!("{text} is a Service")
-    } else {
-        format!("{text} is the address of Service {}/{}", service.namespace, service.name)
-    };
     let Some(wanted) = service.ports.iter().position(|p| p.port == port && protocol.is_named(&p.protocol)) else {
         let ports: Vec<String> = service.ports.iter().map(|p| format!("{}/{}", p.protocol, p.port)).collect();
         bail!("--to: {what} without port {protocol}/{port}; it has {}", ports.join(", "));

@@ -6,10 +6,10 @@ mod agent;
 pub(crate) use guardrail_tests::lab::{
     bpffs::BpfFs,
     fork::Forked,
-    machine::{descriptors, is_linux_before, pin, with_cpus_held},
+    machine::{cpus, descriptors, is_linux_before, pin, with_cpus_held},
     pair::{Half, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod},
     socket::{at, connect, mapped, set_option, set_option_bytes},
-    until,
+    until, wait_until,
 };
 
 pub(crate) use self::agent::{Agent, Key, Observed, Stored, cgroup_of, client, server};

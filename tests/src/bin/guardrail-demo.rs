@@ -12,7 +12,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use guardrail_tests::{agent::Agent, bins, cluster::Cluster, policies, prometheus::Prometheus, shop::Shop, small};
+use guardrail_tests::{
+    agent::{Agent, guardrail},
+    bins,
+    cluster::Cluster,
+    policies,
+    prometheus::Prometheus,
+    shop::Shop,
+    small,
+};
 
 fn main() -> ExitCode {
     match Options::from_args().and_then(|options| run(&options)) {
@@ -162,16 +170,9 @@ fn leave(output: &Path, graph: &str, metrics: &str, policies: &Path) -> Result<(
     let next = parent.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     fs::create_dir_all(&next).with_context(|| format!("cannot make {}", next.display()))?;
     fs::write(next.join("graph.json"), graph)?;
-    let page = Command::new(bins::find("guardrail"))
-        .arg("graph")
-        .arg(next.join("graph.json"))
-        .args(["--output", "html"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot run guardrail graph")?;
+    let page = guardrail(["graph".as_ref(), next.join("graph.json").as_os_str(), "--output=html".as_ref()])?;
     if !page.status.success() {
-        bail!("guardrail graph --output html ended with {}", page.status);
+        bail!("guardrail graph --output=html: {}: {}", page.status, String::from_utf8_lossy(&page.stderr));
     }
     fs::write(next.join("graph.html"), page.stdout)?;
     fs::write(next.join("metrics.txt"), metrics)?;

@@ -19,16 +19,20 @@ pub fn pin(cpu: usize) {
     }
 }
 
+/// How many CPUs this machine has, whatever this process may use.
+pub fn cpus() -> usize {
+    // SAFETY: no pointers.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).expect("there are CPUs")
+}
+
 /// Runs something while a real-time thread holds each CPU of this machine, so that no other process
 /// of ordinary priority does: what a timer does meanwhile, it does in the time of one of these
 /// threads. Keep it shorter than the second after which the kernel lets others run regardless
 /// (`sched_rt_runtime_us`).
 pub fn with_cpus_held<T: Send>(run: impl FnOnce() -> T + Send) -> T {
     let is_over = AtomicBool::new(false);
-    // SAFETY: no pointers.
-    let cpus = usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).expect("there are CPUs");
     std::thread::scope(|scope| {
-        for cpu in 0..cpus {
+        for cpu in 0..cpus() {
             let is_over = &is_over;
             scope.spawn(move || {
                 pin(cpu);
