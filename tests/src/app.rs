@@ -57,7 +57,12 @@ pub fn run(path: &Path) -> Result<()> {
         match line?.trim() {
             "go" => {
                 let (caller, scenario) = (caller.clone(), scenario.clone());
-                thread::spawn(move || run_after(&caller, &scenario));
+                thread::spawn(move || {
+                    // Whoever waits for the end learns at once that it does not come.
+                    if thread::spawn(move || run_after(&caller, &scenario)).join().is_err() {
+                        std::process::exit(101);
+                    }
+                });
             }
             "enough" => caller.enough(),
             "stop" => break,

@@ -10,7 +10,10 @@
 //! - [`deployed`]: the agent as deploy/ runs it, in such a container.
 //! - [`cluster`]: a small Kubernetes cluster as data: workloads, pods, Services; its inventory as
 //!   YAML, its Services as address translation.
+//! - [`enforce`]: NetworkPolicies as packet filters at the pods' ends of their links, so that what
+//!   was exported is tried on real packets.
 //! - [`lab`]: makes such a cluster real on this machine, and removes it again whatever happens.
+//! - [`tries`]: single connections, and what `guardrail check` says of them.
 //! - [`truth`]: the edges that must be found, from the applications' logs and the lab's own table
 //!   alone.
 //! - [`agent`]: runs `guardrail-agent` on a node of the lab and compares what it says with the
@@ -29,10 +32,12 @@ pub mod cluster;
 pub mod compare;
 pub mod container;
 pub mod deployed;
+pub mod enforce;
 pub mod lab;
 pub mod policies;
 pub mod prometheus;
 pub mod shop;
 pub mod small;
+pub mod tries;
 pub mod trouble;
 pub mod truth;

@@ -155,16 +155,10 @@ impl Shop {
             self.processes.push(process);
         }
         self.wait_for(first, "ready")?;
-        let cron_key = self.pods("report").remove(0);
-        let mut cron = self.lab.start_in_pod(&cron_key, "", self.complete(report()))?;
         for process in &mut self.processes {
             process.go()?;
         }
-        cron.wait_for("ready", Instant::now() + PATIENCE)?;
-        cron.go()?;
-        cron.wait_for("done", Instant::now() + PATIENCE)?;
-        cron.stop()?;
-        self.lab.remove_pod_cgroup(&cron_key)?;
+        self.report("")?;
         self.wait_for(0, "done")
     }
 
@@ -176,6 +170,21 @@ impl Shop {
         self.processes.iter_mut().try_for_each(AppProcess::go)?;
         let deadline = Instant::now() + PATIENCE;
         self.processes.iter().try_for_each(|p| p.wait_for_nth("done", rounds + 1, deadline)).context("the shop")
+    }
+
+    /// Runs the CronJob's pod to its end, as a process whose name has this suffix: each run needs a
+    /// log of its own.
+    ///
+    /// # Errors
+    /// It fails or is not done in time.
+    pub fn report(&self, suffix: &str) -> Result<()> {
+        let key = self.pods("report").remove(0);
+        let mut report = self.lab.start_in_pod(&key, suffix, self.complete(report()))?;
+        report.wait_for("ready", Instant::now() + PATIENCE)?;
+        report.go()?;
+        report.wait_for("done", Instant::now() + PATIENCE)?;
+        report.stop()?;
+        self.lab.remove_pod_cgroup(&key)
     }
 
     /// The truth so far.

@@ -1,5 +1,7 @@
 //! The cluster's inventory as `kubectl get … -A -o yaml` would print it.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::{Cluster, Kind, Pod, Target, Workload, node_addresses};
@@ -89,32 +91,41 @@ fn controllers(cluster: &Cluster, index: usize, workload: &Workload, out: &mut V
     }
 }
 
-fn pod(cluster: &Cluster, pod: &Pod) -> Value {
+/// Labels of a pod, those included that its controller generates.
+#[must_use]
+pub fn labels(cluster: &Cluster, pod: &Pod) -> BTreeMap<String, String> {
     let workload = &cluster.workloads[pod.workload];
     let mut labels = cluster.labels(workload);
+    let generated: Vec<(&str, String)> = match workload.kind {
+        Kind::Deployment => vec![("pod-template-hash", cluster.template_hash(pod.workload))],
+        Kind::StatefulSet => vec![
+            ("statefulset.kubernetes.io/pod-name", pod.name.clone()),
+            ("controller-revision-hash", format!("{}-5c6b7d8f9", workload.name)),
+        ],
+        Kind::DaemonSet => vec![("controller-revision-hash", "7f9c6d5b8".into())],
+        Kind::CronJob => {
+            let (controller, job) = (controller_uid(cluster, pod.workload, 1), cluster.job(pod.workload));
+            vec![
+                ("batch.kubernetes.io/controller-uid", controller.clone()),
+                ("batch.kubernetes.io/job-name", job.clone()),
+                ("controller-uid", controller),
+                ("job-name", job),
+            ]
+        }
+    };
+    labels.extend(generated.into_iter().map(|(key, value)| (key.to_owned(), value)));
+    labels
+}
+
+fn pod(cluster: &Cluster, pod: &Pod) -> Value {
+    let workload = &cluster.workloads[pod.workload];
+    let labels = labels(cluster, pod);
     let controller =
         controller_uid(cluster, pod.workload, u64::from(matches!(workload.kind, Kind::Deployment | Kind::CronJob)));
     let owner = match workload.kind {
-        Kind::Deployment => {
-            labels.insert("pod-template-hash".into(), cluster.template_hash(pod.workload));
-            owner("apps/v1", "ReplicaSet", &cluster.replica_set(pod.workload), &controller)
-        }
-        Kind::StatefulSet => {
-            labels.insert("statefulset.kubernetes.io/pod-name".into(), pod.name.clone());
-            labels.insert("controller-revision-hash".into(), format!("{}-5c6b7d8f9", workload.name));
-            owner("apps/v1", "StatefulSet", &workload.name, &controller)
-        }
-        Kind::DaemonSet => {
-            labels.insert("controller-revision-hash".into(), "7f9c6d5b8".into());
-            owner("apps/v1", "DaemonSet", &workload.name, &controller)
-        }
-        Kind::CronJob => {
-            labels.insert("batch.kubernetes.io/controller-uid".into(), controller.clone());
-            labels.insert("batch.kubernetes.io/job-name".into(), cluster.job(pod.workload));
-            labels.insert("controller-uid".into(), controller.clone());
-            labels.insert("job-name".into(), cluster.job(pod.workload));
-            owner("batch/v1", "Job", &cluster.job(pod.workload), &controller)
-        }
+        Kind::Deployment => owner("apps/v1", "ReplicaSet", &cluster.replica_set(pod.workload), &controller),
+        Kind::StatefulSet | Kind::DaemonSet => owner("apps/v1", workload.kind.as_str(), &workload.name, &controller),
+        Kind::CronJob => owner("batch/v1", "Job", &cluster.job(pod.workload), &controller),
     };
     let (v4, v6) = pod.addresses;
     let mut spec = json!({"nodeName": cluster.nodes[pod.node], "containers": [container(workload)]});
