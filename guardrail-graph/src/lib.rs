@@ -4,6 +4,7 @@
 //! See ARCHITECTURE.md.
 #![forbid(unsafe_code)]
 
+pub mod epoch;
 pub mod identity;
 mod interner;
 pub mod inventory;

@@ -99,6 +99,15 @@ pub struct FlowDelta {
     pub counts: FlowCounts,
 }
 
+/// Connections of one FLOWS entry that are open at an instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenFlow {
+    /// The entry. Its counts play no part.
+    pub flow: FlowDelta,
+    /// How many: opened and found, less those that ended.
+    pub open: u64,
+}
+
 /// What a loss costs (docs/design.md#losses).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -25,6 +25,7 @@ mod redirects;
 mod restore;
 mod settle;
 mod stats;
+mod turn;
 mod waiting;
 mod watch;
 
@@ -74,6 +75,8 @@ pub struct Observer {
     history: History,
     restored: Option<Restored>,
     last_expire: Timestamp,
+    /// When the open epoch began; `None`: a state that knows no epochs is continued.
+    epoch: Option<Timestamp>,
 }
 
 impl Observer {
@@ -89,6 +92,7 @@ impl Observer {
             graph: Graph::new(many, &config),
             waiting: Waiting::new(config.max_pending, config.started),
             last_expire: config.started,
+            epoch: Some(config.started),
             history: History::new(config.started),
             config,
             peers,
@@ -306,7 +310,7 @@ impl Observer {
             service_flows: self.graph.service_flows().len(),
             pending: self.waiting.len() + self.waiting.redirects.len(),
             unresolved: self.ledger.unresolved_totals().map(|(reason, count)| (reason.as_str(), count)).collect(),
-            losses: self.ledger.losses().map(|(reason, count)| (reason, reason.class(), count)).collect(),
+            losses: self.ledger.loss_totals().map(|(reason, count)| (reason, reason.class(), count)).collect(),
             names_forgotten: self.graph.names().forgotten(),
             identity_entries,
         }

@@ -198,13 +198,18 @@ pub struct WorkloadCoverage {
     pub reasons: BTreeSet<String>,
 }
 
-/// One agent's run of observation on one node; a restored state continues its instance.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// One epoch of one agent's observation on one node: what it counts belongs to exactly one. A
+/// restored state continues its instance, and the epoch that was open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Source {
     /// Node name.
     pub node: String,
     /// Agent instance: random, kept with the state.
     pub instance: String,
+    /// When the epoch began: no two of an instance have the same. `None`: of a snapshot that knows
+    /// no epochs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Timestamp>,
 }
 
 /// A workload with what a policy needs to know of it.
@@ -433,6 +438,11 @@ pub struct Counts {
     pub opened: u64,
     /// Connections that were open already when an agent started.
     pub found: u64,
+    /// Connections that were open when the epoch began, and stand as opened or found in an earlier
+    /// one: evidence of this one, too. Never added up over the epochs of a node, of which the
+    /// greatest counts.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub open: u64,
     /// Attempts refused.
     pub refused: u64,
     /// Attempts never answered.
@@ -443,6 +453,11 @@ pub struct Counts {
     pub bytes_sent: u64,
     /// Payload bytes from server to client.
     pub bytes_received: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// An edge: `(client, server, protocol, port)` with its evidence.

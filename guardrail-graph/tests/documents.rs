@@ -267,14 +267,15 @@ fn time() -> impl Strategy<Value = Timestamp> {
 }
 
 fn source() -> impl Strategy<Value = Source> {
-    ("[xy]", "[12]").prop_map(|(node, instance)| Source { node, instance })
+    ("[xy]", "[12]", prop::option::of(time())).prop_map(|(node, instance, start)| Source { node, instance, start })
 }
 
 fn counts() -> impl Strategy<Value = Counts> {
-    (0u64..4, 0u64..2, 0u64..3, 0u64..2, 0u64..9, 0u64..9).prop_map(
-        |(opened, found, refused, unanswered, bytes_sent, bytes_received)| Counts {
+    (0u64..4, 0u64..2, 0u64..2, 0u64..3, 0u64..2, 0u64..9, 0u64..9).prop_map(
+        |(opened, found, open, refused, unanswered, bytes_sent, bytes_received)| Counts {
             opened,
             found,
+            open,
             refused,
             unanswered,
             unreachable: 0,

@@ -131,7 +131,7 @@ fn snapshot() -> Snapshot {
         .map(|(client, server, port)| {
             let counts = Counts { opened: 10, bytes_sent: 1_000, bytes_received: 9_000, ..Counts::default() };
             let source = |side| SourceCounts {
-                source: Source { node: node(1), instance: "agent".to_owned() },
+                source: Source { node: node(1), instance: "agent".to_owned(), start: None },
                 side,
                 counts,
                 first_seen: at(1),

@@ -118,7 +118,7 @@ fn snapshot(node: &str) -> Snapshot {
     };
     let mut snapshot = Snapshot::empty();
     let body = &mut snapshot.body;
-    body.sources.insert(Source { node: node.to_owned(), instance: format!("i-{node}") });
+    body.sources.insert(Source { node: node.to_owned(), instance: format!("i-{node}"), start: None });
     body.window.nodes.insert(node.to_owned(), vec![Interval { from: at(0), to: at(60) }]);
     body.coverage.nodes.observed.insert(node.to_owned());
     body.coverage.nodes.expected.extend(["a".to_owned(), "b".to_owned()]);

@@ -38,7 +38,7 @@ impl Here<'_> {
             return false;
         };
         let edge = self.observer.graph.edges().get(&(client, server, *protocol, *port));
-        edge.and_then(|e| e.sides[side_index(side)].as_ref()).is_some_and(|seen| seen.counts.established() > 0)
+        edge.and_then(|e| e.sides[side_index(side)].as_ref()).is_some_and(|seen| seen.counts.is_established())
     }
 }
 

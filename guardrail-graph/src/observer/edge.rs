@@ -1,11 +1,12 @@
 //! What is counted of one edge, and of one use of a Service port.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::peers::PeerId;
 use crate::{
     peer::Protocol,
-    snapshot::{Side, facts::Seen},
+    snapshot::{Counts, Side, facts::Seen},
+    time::Timestamp,
 };
 
 /// Marks as bits, in the order of [`MARKS`].
@@ -32,6 +33,9 @@ pub(super) struct Edge {
     /// Seen at the client, at the server. Documents share it; what is counted while one is there
     /// goes to a copy.
     pub(super) sides: [Option<Arc<Seen>>; 2],
+    /// Of the connections that were open when the epoch began, how many are not known to have
+    /// ended, at each side.
+    pub(super) still_open: [u32; 2],
     pub(super) marks: u8,
     pub(super) node_workloads: NodeWorkloads,
     pub(super) port_name: Option<Arc<str>>,
@@ -49,20 +53,77 @@ pub(super) const fn side_index(side: Side) -> usize {
 pub(super) struct Gain {
     pub(super) side: Side,
     pub(super) seen: Seen,
+    /// Connections that ended.
+    pub(super) closed: u64,
     pub(super) marks: u8,
     pub(super) node_workload: Option<Arc<str>>,
     pub(super) port_name: Option<Arc<str>>,
 }
 
-fn add(slot: &mut Option<Arc<Seen>>, seen: &Seen) {
-    let opens = seen.counts.established() > 0 || seen.counts.failed() > 0;
+/// What stood in the epoch before, with the time of the last open or attempt, sorted.
+#[derive(Debug)]
+pub(super) struct Earlier<K>(Box<[(K, Timestamp)]>);
+
+impl<K> Default for Earlier<K> {
+    fn default() -> Self {
+        Self(Box::default())
+    }
+}
+
+impl<K: Ord> Earlier<K> {
+    pub(super) fn of(all: impl Iterator<Item = (K, Timestamp)>) -> Self {
+        let mut all: Box<[(K, Timestamp)]> = all.collect();
+        all.sort_unstable();
+        Self(all)
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    /// The last open or attempt, if it stood there.
+    pub(super) fn last(&self, key: &K) -> Option<Timestamp> {
+        self.0.binary_search_by(|(known, _)| known.cmp(key)).ok().map(|at| self.0[at].1)
+    }
+}
+
+/// Adds what was seen. Without an open or attempt it is bytes of what began before: that makes no
+/// entry, unless it stands in the epoch before, as of `earlier`.
+fn add(slot: &mut Option<Arc<Seen>>, seen: &Seen, earlier: Option<Timestamp>) {
+    let opens = seen.counts.is_seen();
     match slot.as_mut().map(Arc::make_mut) {
         Some(kept) if opens => kept.add(seen),
         // First and last seen are times of opens and attempts, not of bytes.
         Some(kept) => kept.counts = kept.counts.plus(&seen.counts),
         None if opens => *slot = Some(Arc::new(*seen)),
-        None => {}
+        None => *slot = earlier.map(|last| Arc::new(Seen { first: last, last, ..*seen })),
     }
+}
+
+/// Takes ends of connections off those that are still open. Evidence of these lasts until then.
+fn close(slot: Option<&mut Arc<Seen>>, still_open: &mut u32, gain: &Gain) {
+    if gain.closed > 0
+        && *still_open > 0
+        && let Some(seen) = slot
+    {
+        *still_open = still_open.saturating_sub(u32::try_from(gain.closed).unwrap_or(u32::MAX));
+        let seen = Arc::make_mut(seen);
+        seen.last = seen.last.max(gain.seen.last);
+    }
+}
+
+/// What was seen by `now`: of connections that are still open, up to now.
+fn until<'a>(seen: Option<&'a Arc<Seen>>, still_open: u32, now: Timestamp) -> Option<Cow<'a, Arc<Seen>>> {
+    let seen = seen?;
+    if still_open == 0 || seen.last >= now {
+        return Some(Cow::Borrowed(seen));
+    }
+    Some(Cow::Owned(Arc::new(Seen { last: now, ..**seen })))
+}
+
+/// Connections that are open as an epoch begins.
+fn open_since(count: u32, start: Timestamp) -> Arc<Seen> {
+    Arc::new(Seen { counts: Counts { open: count.into(), ..Counts::default() }, first: start, last: start })
 }
 
 /// Names of workloads on a node, each once. Few edges have any, so there is no room for
@@ -93,8 +154,10 @@ impl FromIterator<Arc<str>> for NodeWorkloads {
 }
 
 impl Edge {
-    pub(super) fn gain(&mut self, gain: &Gain) {
-        add(&mut self.sides[side_index(gain.side)], &gain.seen);
+    pub(super) fn gain(&mut self, gain: &Gain, earlier: Option<Timestamp>) {
+        let side = side_index(gain.side);
+        add(&mut self.sides[side], &gain.seen, earlier);
+        close(self.sides[side].as_mut(), &mut self.still_open[side], gain);
         self.marks |= gain.marks;
         if let Some(workload) = &gain.node_workload {
             self.node_workloads.add(workload);
@@ -107,8 +170,11 @@ impl Edge {
     pub(super) fn absorb(&mut self, other: Self) {
         for (slot, seen) in self.sides.iter_mut().zip(other.sides) {
             if let Some(seen) = seen {
-                add(slot, &seen);
+                add(slot, &seen, None);
             }
+        }
+        for (here, there) in self.still_open.iter_mut().zip(other.still_open) {
+            *here = here.saturating_add(there);
         }
         self.marks |= other.marks;
         for workload in other.node_workloads.iter() {
@@ -116,12 +182,34 @@ impl Edge {
         }
         self.port_name = self.port_name.take().or(other.port_name);
     }
+
+    /// What was seen at a side by `now`.
+    pub(super) fn until(&self, side: Side, now: Timestamp) -> Option<Cow<'_, Arc<Seen>>> {
+        let side = side_index(side);
+        until(self.sides[side].as_ref(), self.still_open[side], now)
+    }
+
+    /// So many connections at this side are open as an epoch begins, which has nothing else of this
+    /// edge yet.
+    pub(super) fn open_since(&self, side: Side, count: u32, start: Timestamp) -> Self {
+        let mut next = Self {
+            marks: self.marks,
+            node_workloads: self.node_workloads.iter().cloned().collect(),
+            port_name: self.port_name.clone(),
+            ..Self::default()
+        };
+        next.sides[side_index(side)] = Some(open_since(count, start));
+        next.still_open[side_index(side)] = count;
+        next
+    }
 }
 
 /// What is known of a client's use of a Service port.
 #[derive(Debug, Default)]
 pub(super) struct Flow {
     pub(super) seen: Option<Arc<Seen>>,
+    /// As [`Edge::still_open`].
+    pub(super) still_open: u32,
     pub(super) marks: u8,
     pub(super) node_workloads: NodeWorkloads,
 }
@@ -132,11 +220,27 @@ impl Flow {
         self.seen.get_or_insert_with(|| Arc::new(gain.seen));
     }
 
-    pub(super) fn gain(&mut self, gain: &Gain) {
-        add(&mut self.seen, &gain.seen);
+    pub(super) fn gain(&mut self, gain: &Gain, earlier: Option<Timestamp>) {
+        add(&mut self.seen, &gain.seen, earlier);
+        close(self.seen.as_mut(), &mut self.still_open, gain);
         self.marks |= gain.marks;
         if let Some(workload) = &gain.node_workload {
             self.node_workloads.add(workload);
+        }
+    }
+
+    /// As [`Edge::until`].
+    pub(super) fn until(&self, now: Timestamp) -> Option<Cow<'_, Arc<Seen>>> {
+        until(self.seen.as_ref(), self.still_open, now)
+    }
+
+    /// As [`Edge::open_since`].
+    pub(super) fn open_since(&self, count: u32, start: Timestamp) -> Self {
+        Self {
+            seen: Some(open_since(count, start)),
+            still_open: count,
+            marks: self.marks,
+            node_workloads: self.node_workloads.iter().cloned().collect(),
         }
     }
 }

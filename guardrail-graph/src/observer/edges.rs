@@ -12,16 +12,18 @@ use indexmap::IndexMap;
 
 use super::{
     ObserverConfig,
-    edge::{Edge, Gain, Key, side_index},
+    edge::{Earlier, Edge, Gain, Key, side_index},
     peers::{PeerId, Peers},
 };
-use crate::{peer::Protocol, snapshot::Side};
+use crate::{peer::Protocol, snapshot::Side, time::Timestamp};
 
 /// All edges.
 #[derive(Debug)]
 pub(super) struct Edges {
     /// Its entries lie close together and grow in place, other than those of a hash table.
     edges: IndexMap<Key, Edge>,
+    /// Those of the epoch before.
+    earlier: Earlier<(Key, Side)>,
     externals: Externals,
     many: PeerId,
     max_edges: usize,
@@ -34,6 +36,7 @@ impl Edges {
     pub(super) fn new(many: PeerId, config: &ObserverConfig) -> Self {
         Self {
             edges: IndexMap::new(),
+            earlier: Earlier::default(),
             externals: Externals::new(config),
             many,
             max_edges: config.max_edges,
@@ -70,7 +73,8 @@ impl Edges {
 
     /// Every peer that stands in an edge or is kept apart, some of them several times.
     pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> + '_ {
-        self.edges.keys().flat_map(|key| [key.0, key.1]).chain(self.externals.peers())
+        let earlier = self.earlier.keys().map(|(key, _)| key);
+        self.edges.keys().chain(earlier).flat_map(|key| [key.0, key.1]).chain(self.externals.peers())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Key, &Edge)> {
@@ -81,8 +85,70 @@ impl Edges {
         self.edges.get(key)
     }
 
+    /// Whether there is such an edge, or was in the epoch before.
     pub(super) fn contains(&self, key: &Key) -> bool {
         self.edges.contains_key(key)
+            || [Side::Client, Side::Server].iter().any(|side| self.earlier.last(&(*key, *side)).is_some())
+    }
+
+    /// Edges of the epoch before, with the side that saw them.
+    pub(super) fn earlier(&self) -> impl Iterator<Item = &(Key, Side)> {
+        self.earlier.keys()
+    }
+
+    /// Takes out edges with an external peer that were first seen at `since` or later: it may turn
+    /// out to be none.
+    pub(super) fn take_young(&mut self, since: Timestamp, peers: &Peers) -> Vec<(Key, Edge)> {
+        let is_young = |edge: &Edge| edge.sides.iter().flatten().all(|seen| seen.first >= since);
+        let is_apart = |peer| peers.address(peer).is_some();
+        let young = self.edges.iter().filter(|(key, edge)| is_apart(key.0) != is_apart(key.1) && is_young(edge));
+        let young: Vec<Key> = young.map(|(key, _)| *key).collect();
+        young
+            .into_iter()
+            .filter_map(|key| {
+                let (local, external) = if is_apart(key.0) { (key.1, key.0) } else { (key.0, key.1) };
+                Some((key, self.take(&key, local, external)?))
+            })
+            .collect()
+    }
+
+    /// Begins anew, and gives what there was.
+    pub(super) fn turn(&mut self, config: &ObserverConfig) -> IndexMap<Key, Edge> {
+        let old = std::mem::take(&mut self.edges);
+        let sides = old.iter().flat_map(|(key, edge)| {
+            let of = |side| edge.sides[side_index(side)].as_ref().map(|seen| ((*key, side), seen.last));
+            [of(Side::Client), of(Side::Server)].into_iter().flatten()
+        });
+        *self = Self { earlier: Earlier::of(sides), ..Self::new(self.many, config) };
+        old
+    }
+
+    /// Adds connections that are open as an epoch begins to an edge that the one before had.
+    pub(super) fn open(
+        &mut self,
+        (key, side): (Key, Side),
+        count: u32,
+        start: Timestamp,
+        before: &Edge,
+        peers: &Peers,
+    ) {
+        let opened = before.open_since(side, count, start);
+        match self.edges.get_mut(&key) {
+            Some(edge) => edge.absorb(opened),
+            None => self.restore(key, opened, peers),
+        }
+    }
+
+    /// Says how many connections are open.
+    pub(super) fn set_open(&mut self, open: impl Fn(&(Key, Side)) -> u32) {
+        for (key, edge) in &mut self.edges {
+            for side in [Side::Client, Side::Server] {
+                let still_open = &mut edge.still_open[side_index(side)];
+                if *still_open > 0 {
+                    *still_open = open(&(*key, side));
+                }
+            }
+        }
     }
 
     /// Adds to an edge. An external end is given by its address, so that one which will not be kept
@@ -95,8 +161,8 @@ impl Edges {
         gain: &Gain,
         peers: &mut Peers,
     ) -> bool {
-        let opens = gain.seen.counts.established() > 0 || gain.seen.counts.failed() > 0;
-        let established = gain.seen.counts.established() > 0;
+        let opens = gain.seen.counts.is_seen();
+        let established = gain.seen.counts.is_established();
         // Bytes and ends of connections whose beginning stands elsewhere make no edge, and no
         // external peer.
         if !opens
@@ -123,11 +189,12 @@ impl Edges {
         };
         let Some(server) = server else { return !opens };
         let key = (client, server, protocol, port);
+        let earlier = if opens { None } else { self.earlier.last(&(key, gain.side)) };
         if let Some(edge) = self.edges.get_mut(&key) {
-            edge.gain(gain);
+            edge.gain(gain, earlier);
             return true;
         }
-        if !opens {
+        if !opens && earlier.is_none() {
             return true;
         }
         let local = if gain.side == Side::Client { client } else { server };
@@ -135,7 +202,7 @@ impl Edges {
             return false;
         }
         let mut edge = Edge::default();
-        edge.gain(gain);
+        edge.gain(gain, earlier);
         self.insert(key, local, edge);
         true
     }
@@ -173,7 +240,7 @@ impl Edges {
     /// Puts an edge back, as a stored state has it.
     pub(super) fn restore(&mut self, key: Key, edge: Edge, peers: &Peers) {
         // A scan's `*` stands beside the servers that were reached.
-        let reached = edge.sides.iter().flatten().any(|seen| seen.counts.established() > 0);
+        let reached = edge.sides.iter().flatten().any(|seen| seen.counts.is_established());
         for side in [Side::Client, Side::Server] {
             let (place, external) = Place::of(&key, side);
             if external == self.many {

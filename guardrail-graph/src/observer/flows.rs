@@ -39,7 +39,7 @@ impl Last {
 }
 
 /// What the evidence says of a UDP or undecided flow.
-enum Decided {
+pub(super) enum Decided {
     Client,
     Server(u16),
     /// An answer to an exchange that began before the agent: no edge.
@@ -77,6 +77,7 @@ fn as_client(counts: &FlowCounts, role: Role) -> Counts {
     Counts {
         opened: counts.opened,
         found: counts.found,
+        open: 0,
         refused: counts.refused,
         unanswered: counts.unanswered,
         unreachable: counts.unreachable,
@@ -243,6 +244,7 @@ impl Observer {
         let gain = Gain {
             side: if role == Role::Server { Side::Server } else { Side::Client },
             seen,
+            closed: delta.counts.closed,
             marks: local.marks | asked_marks(role, delta.local, address) | tunnel_mark(delta),
             node_workload: local.node_workload.clone(),
             port_name: None,
@@ -325,6 +327,7 @@ impl Observer {
             let mut gain = Gain {
                 side: Side::Server,
                 seen,
+                closed: delta.counts.closed,
                 marks: local.marks,
                 node_workload: local.node_workload.clone(),
                 port_name: None,
@@ -341,7 +344,7 @@ impl Observer {
 
     /// The role of the local socket. Socket state has decided already for TCP but for sockets found
     /// at start whose state does not tell.
-    fn role(&self, delta: &FlowDelta, local: &LocalEnd, at: Timestamp, last: bool) -> Decided {
+    pub(super) fn role(&self, delta: &FlowDelta, local: &LocalEnd, at: Timestamp, last: bool) -> Decided {
         let observe::Remote::Addr(remote) = delta.remote else {
             return match delta.role {
                 Role::Client => Decided::Client,
@@ -388,7 +391,7 @@ impl Observer {
                 self.graph.edges().contains(&(peer, local.peer, Protocol::Udp, local_port))
             }
             Resolution::Known(RemoteEnd::RemotePod) => {
-                self.graph.remote_flows().contains_key(&(local.peer, Side::Server, remote, Protocol::Udp, local_port))
+                self.graph.has_remote(&(local.peer, Side::Server, remote, Protocol::Udp, local_port))
             }
             Resolution::Known(RemoteEnd::External { .. }) => self
                 .peers

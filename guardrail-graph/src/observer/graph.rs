@@ -4,15 +4,17 @@
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
+use indexmap::IndexMap;
+
 use super::{
     ObserverConfig,
     catalogue::Uses,
-    edge::{Edge, Flow, Gain, Key},
+    edge::{Earlier, Edge, Flow, Gain, Key, side_index},
     edges::{Edges, Ref},
     names::Names,
     peers::{PeerId, Peers},
 };
-use crate::{peer::Protocol, snapshot::Side};
+use crate::{peer::Protocol, snapshot::Side, time::Timestamp};
 
 /// `(client, "namespace/name:port", protocol, port)`.
 pub(super) type ServiceKey = (PeerId, Arc<str>, Protocol, u16);
@@ -29,6 +31,9 @@ pub(super) struct Graph {
     edges: Edges,
     service_flows: HashMap<ServiceKey, Flow>,
     remote_flows: HashMap<RemoteKey, Edge>,
+    /// Those of the epoch before.
+    earlier_services: Earlier<ServiceKey>,
+    earlier_remotes: Earlier<RemoteKey>,
     names: Names,
     /// The peer that stands for external ones which are not kept apart.
     many: PeerId,
@@ -36,8 +41,20 @@ pub(super) struct Graph {
     max_names: usize,
 }
 
-fn opens(gain: &Gain) -> bool {
-    gain.seen.counts.established() > 0 || gain.seen.counts.failed() > 0
+/// What stood in the graph of an epoch.
+#[derive(Debug)]
+pub(super) struct Closed {
+    pub(super) edges: IndexMap<Key, Edge>,
+    pub(super) service_flows: HashMap<ServiceKey, Flow>,
+    pub(super) remote_flows: HashMap<RemoteKey, Edge>,
+}
+
+/// Where a flow stands in the graph.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Standing {
+    Edge(Key, Side),
+    Service(ServiceKey),
+    Remote(RemoteKey),
 }
 
 impl Graph {
@@ -47,6 +64,8 @@ impl Graph {
             edges: Edges::new(many, config),
             service_flows: HashMap::new(),
             remote_flows: HashMap::new(),
+            earlier_services: Earlier::default(),
+            earlier_remotes: Earlier::default(),
             names: Names::default(),
             many,
             max_edges: config.max_edges,
@@ -79,13 +98,15 @@ impl Graph {
     /// # Errors
     /// If it is a new one and there is no room for it.
     pub(super) fn gain_service(&mut self, key: ServiceKey, gain: &Gain) -> Result<(), Full> {
+        let opens = gain.seen.counts.is_seen();
+        let earlier = if opens { None } else { self.earlier_services.last(&key) };
         if let Some(known) = self.service_flows.get_mut(&key) {
-            known.gain(gain);
-        } else if opens(gain) {
+            known.gain(gain, earlier);
+        } else if opens || earlier.is_some() {
             if self.service_flows.len() >= self.max_edges {
                 return Err(Full);
             }
-            self.service_flows.entry(key).or_default().gain(gain);
+            self.service_flows.entry(key).or_default().gain(gain, earlier);
         }
         Ok(())
     }
@@ -107,13 +128,15 @@ impl Graph {
     /// # Errors
     /// If it is a new one and there is no room for it.
     pub(super) fn gain_remote(&mut self, key: RemoteKey, gain: &Gain) -> Result<(), Full> {
+        let opens = gain.seen.counts.is_seen();
+        let earlier = if opens { None } else { self.earlier_remotes.last(&key) };
         if let Some(known) = self.remote_flows.get_mut(&key) {
-            known.gain(gain);
-        } else if opens(gain) {
+            known.gain(gain, earlier);
+        } else if opens || earlier.is_some() {
             if self.remote_flows.len() >= self.max_edges {
                 return Err(Full);
             }
-            self.remote_flows.entry(key).or_default().gain(gain);
+            self.remote_flows.entry(key).or_default().gain(gain, earlier);
         }
         Ok(())
     }
@@ -145,6 +168,16 @@ impl Graph {
         uses
     }
 
+    /// Uses of Services in the epoch before.
+    pub(super) fn earlier_services(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.earlier_services.keys()
+    }
+
+    /// Whether there is such a flow with a pod of another node, or was in the epoch before.
+    pub(super) fn has_remote(&self, key: &RemoteKey) -> bool {
+        self.remote_flows.contains_key(key) || self.earlier_remotes.last(key).is_some()
+    }
+
     /// Flows with pods of other nodes.
     pub(super) fn remote_flows(&self) -> &HashMap<RemoteKey, Edge> {
         &self.remote_flows
@@ -168,14 +201,68 @@ impl Graph {
 
     /// Every peer that stands in it, some of them several times.
     pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> + '_ {
-        let service_clients = self.service_flows.keys().map(|key| key.0);
-        let remote = self.remote_flows.keys().map(|key| key.0);
+        let service_clients = self.service_flows.keys().chain(self.earlier_services.keys()).map(|key| key.0);
+        let remote = self.remote_flows.keys().chain(self.earlier_remotes.keys()).map(|key| key.0);
         self.edges.peers().chain(service_clients).chain(remote).chain([self.many])
     }
 
     /// Forgets names that clients were told which `is_used` says are no more.
     pub(super) fn forget_names(&mut self, is_used: impl Fn(PeerId) -> bool) {
         self.names.retain(is_used);
+    }
+
+    /// Takes out edges with an external peer that were first seen at `since` or later: it may turn
+    /// out to be none.
+    pub(super) fn take_young(&mut self, since: Timestamp, peers: &Peers) -> Vec<(Key, Edge)> {
+        self.edges.take_young(since, peers)
+    }
+
+    /// Begins anew, and gives what there was. Names stay.
+    pub(super) fn turn(&mut self, config: &ObserverConfig) -> Closed {
+        let edges = self.edges.turn(config);
+        let service_flows = std::mem::take(&mut self.service_flows);
+        let remote_flows = std::mem::take(&mut self.remote_flows);
+        let seen = |(key, flow): (&ServiceKey, &Flow)| Some((key.clone(), flow.seen.as_ref()?.last));
+        self.earlier_services = Earlier::of(service_flows.iter().filter_map(seen));
+        let seen = |(key, flow): (&RemoteKey, &Edge)| Some((*key, flow.sides.iter().flatten().next()?.last));
+        self.earlier_remotes = Earlier::of(remote_flows.iter().filter_map(seen));
+        Closed { edges, service_flows, remote_flows }
+    }
+
+    /// Says how many connections are open of those that were when the epoch began.
+    pub(super) fn set_open(&mut self, open: &HashMap<Standing, u32>) {
+        let count = |standing: &Standing| open.get(standing).copied().unwrap_or_default();
+        self.edges.set_open(|(key, side)| count(&Standing::Edge(*key, *side)));
+        for (key, flow) in self.service_flows.iter_mut().filter(|(_, flow)| flow.still_open > 0) {
+            flow.still_open = count(&Standing::Service(key.clone()));
+        }
+        for (key, flow) in &mut self.remote_flows {
+            let still_open = &mut flow.still_open[side_index(key.1)];
+            if *still_open > 0 {
+                *still_open = count(&Standing::Remote(*key));
+            }
+        }
+    }
+
+    /// Adds connections that are open as an epoch begins to what the one before had.
+    pub(super) fn open(&mut self, at: Standing, count: u32, start: Timestamp, before: &Closed, peers: &Peers) {
+        match at {
+            Standing::Edge(key, side) => {
+                if let Some(edge) = before.edges.get(&key) {
+                    self.edges.open((key, side), count, start, edge, peers);
+                }
+            }
+            Standing::Service(key) => {
+                if let Some(flow) = before.service_flows.get(&key) {
+                    self.service_flows.insert(key, flow.open_since(count, start));
+                }
+            }
+            Standing::Remote(key) => {
+                if let Some(flow) = before.remote_flows.get(&key) {
+                    self.remote_flows.insert(key, flow.open_since(key.1, count, start));
+                }
+            }
+        }
     }
 
     /// Puts an edge back, as a stored state has it.
@@ -208,6 +295,7 @@ mod tests {
         Gain {
             side: Side::Client,
             seen: Seen { counts, first: at, last: at },
+            closed: 0,
             marks: 0,
             node_workload: None,
             port_name: None,

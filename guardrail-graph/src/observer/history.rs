@@ -38,6 +38,12 @@ impl History {
         Some(self.started)
     }
 
+    /// Another epoch begins.
+    pub(super) fn turn(&mut self, at: Timestamp) {
+        self.earlier.clear();
+        self.started = at;
+    }
+
     /// Traffic was seen.
     pub(super) fn saw_flow(&mut self) {
         self.saw_flow = true;

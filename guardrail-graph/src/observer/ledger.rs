@@ -26,6 +26,10 @@ pub(super) struct Ledger {
     derived: [u64; UnresolvedReason::ALL.len()],
     examples: [BTreeSet<String>; UnresolvedReason::ALL.len()],
     losses: [u64; LossReason::ALL.len()],
+    /// All of the epochs before: counters of `/metrics` never go back.
+    before: ([u64; UnresolvedReason::ALL.len()], [u64; LossReason::ALL.len()]),
+    /// Flows of coarse clients that the kernel side has still to report, of the epochs before.
+    coarse_owed: u64,
     /// Flows of clients under the coarse key. The kernel side reports these as a loss as well, but
     /// later: the greater number is true.
     coarse_clients: u64,
@@ -37,9 +41,35 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Counts a loss.
     pub(super) fn count_loss(&mut self, reason: LossReason, count: u64) {
+        let mut count = count;
+        if reason == LossReason::CoarseClient {
+            let owed = count.min(self.coarse_owed);
+            self.coarse_owed -= owed;
+            count -= owed;
+        }
         if let Some(index) = LossReason::ALL.iter().position(|r| *r == reason) {
             self.losses[index] = self.losses[index].saturating_add(count);
         }
+    }
+
+    /// Begins anew. Totals stay.
+    pub(super) fn turn(&mut self) {
+        let (mut unresolved, mut losses) = self.before;
+        for (reason, count) in self.unresolved_totals() {
+            unresolved[reason as usize] = count;
+        }
+        for (sum, (_, count)) in losses.iter_mut().zip(self.losses()) {
+            *sum = sum.saturating_add(count);
+        }
+        let reported = LossReason::ALL.iter().zip(self.losses).find(|(reason, _)| **reason == LossReason::CoarseClient);
+        let reported = reported.map_or(0, |(_, count)| count);
+        let coarse_owed = self.coarse_owed.saturating_add(self.coarse_clients.saturating_sub(reported));
+        *self = Self { before: (unresolved, losses), coarse_owed, ..Self::default() };
+    }
+
+    /// Losses of this epoch and those before, in the order of [`LossReason::ALL`].
+    pub(super) fn loss_totals(&self) -> impl Iterator<Item = (LossReason, u64)> + '_ {
+        self.losses().zip(self.before.1).map(|((reason, count), before)| (reason, count.saturating_add(before)))
     }
 
     /// Counts flows of a client whose servers are not known.
@@ -83,10 +113,13 @@ impl Ledger {
         UnresolvedReason::ALL.into_iter().map(|r| (r, self.unresolved[r as usize], &self.examples[r as usize]))
     }
 
-    /// Unresolved flows in the order of [`UnresolvedReason::ALL`], with derived ones as of the last
-    /// document or scrape.
+    /// Unresolved flows of this epoch and those before, in the order of [`UnresolvedReason::ALL`],
+    /// with derived ones as of the last document or scrape.
     pub(super) fn unresolved_totals(&self) -> impl Iterator<Item = (UnresolvedReason, u64)> {
-        self.unresolved().map(|(reason, count, _)| (reason, count.saturating_add(self.derived[reason as usize])))
+        self.unresolved().map(|(reason, count, _)| {
+            let others = self.derived[reason as usize].saturating_add(self.before.0[reason as usize]);
+            (reason, count.saturating_add(others))
+        })
     }
 
     /// Edges of this peer may be missing.

@@ -35,7 +35,8 @@ impl Observer {
     pub fn document(&mut self, now: Timestamp) -> Document {
         self.settle_services(now);
         self.catalogue.refresh_workloads(&mut self.texts, now);
-        let source = Arc::new(Source { node: self.config.node.clone(), instance: self.config.instance.clone() });
+        let (node, instance) = (self.config.node.clone(), self.config.instance.clone());
+        let source = Arc::new(Source { node, instance, start: self.epoch });
         let mut facts = Facts::default();
         facts.expected = self.expected_nodes();
         facts.sources.insert(Arc::clone(&source));
@@ -70,15 +71,15 @@ impl Observer {
         facts.services = self.catalogue.services().clone();
         self.address_facts(&mut facts);
         for ((client, service, protocol, port), flow) in self.graph.service_flows() {
-            let Some(seen) = &flow.seen else { continue };
+            let Some(seen) = flow.until(now) else { continue };
             let key = (self.peers.get(*client), Arc::clone(service), *protocol, *port);
             let mut flow_facts = FlowFacts { marks: marks_of(flow.marks), ..FlowFacts::default() };
             flow_facts.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
-            flow_facts.sources.max(Arc::clone(&source), Side::Client, seen);
+            flow_facts.sources.max(Arc::clone(&source), Side::Client, &seen);
             facts.service_flows.insert(key, flow_facts);
         }
         self.remote_facts(&mut facts, &source, now);
-        self.edge_facts(&mut facts, &source);
+        self.edge_facts(&mut facts, &source, now);
         let document = facts.document();
         // What Services left open is computed with the document; the counters of `/metrics` show
         // it.
@@ -89,14 +90,14 @@ impl Observer {
         document
     }
 
-    fn edge_facts(&self, facts: &mut Facts, source: &Arc<Source>) {
+    fn edge_facts(&self, facts: &mut Facts, source: &Arc<Source>, now: Timestamp) {
         facts.edges.reserve_exact(self.graph.edges().len());
         for ((client, server, protocol, port), edge) in self.graph.edges().iter() {
             let mut edge_facts = EdgeFacts::default();
             edge_facts.port_name.clone_from(&edge.port_name);
-            for (side, seen) in [Side::Client, Side::Server].into_iter().zip(&edge.sides) {
-                if let Some(seen) = seen {
-                    edge_facts.sources.max(Arc::clone(source), side, seen);
+            for side in [Side::Client, Side::Server] {
+                if let Some(seen) = edge.until(side, now) {
+                    edge_facts.sources.max(Arc::clone(source), side, &seen);
                 }
             }
             let names = self.peers.address(*server).map_or(&[][..], |address| self.graph.names().of(*client, address));
@@ -118,11 +119,11 @@ impl Observer {
             return;
         }
         for ((local, side, address, protocol, port), flow) in self.graph.remote_flows() {
-            let Some(seen) = flow.sides.iter().flatten().next() else { continue };
+            let Some(seen) = flow.until(*side, now) else { continue };
             let mut kept = RemoteFacts { port_name: flow.port_name.clone(), ..RemoteFacts::default() };
             kept.flow.marks = marks_of(flow.marks);
             kept.flow.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
-            kept.flow.sources.max(Arc::clone(source), *side, seen);
+            kept.flow.sources.max(Arc::clone(source), *side, &seen);
             facts.remote_flows.insert((self.peers.get(*local), *side, *address, *protocol, *port), kept);
         }
         if self.config.own_pods_only {

@@ -162,7 +162,7 @@ impl Observer {
     }
 
     /// Whether a flow may be one that a proxy in its pod takes.
-    fn is_at_a_proxy(&self, delta: &FlowDelta, side: Side) -> bool {
+    pub(super) fn is_at_a_proxy(&self, delta: &FlowDelta, side: Side) -> bool {
         match side {
             Side::Server => PROXY_PORTS.contains(&delta.server_port),
             Side::Client => delta.netns.is_some_and(|netns| {
@@ -190,6 +190,7 @@ impl Observer {
         let gain = Gain {
             side: Side::Client,
             seen: Seen { counts: Counts::default(), first, last: at },
+            closed: 0,
             marks: 0,
             node_workload: None,
             port_name: None,
@@ -226,6 +227,7 @@ impl Observer {
                 let gain = Gain {
                     side: Side::Server,
                     seen,
+                    closed: 0,
                     marks: local.marks,
                     node_workload: local.node_workload.clone(),
                     port_name: None,
@@ -247,8 +249,12 @@ impl Observer {
             (*c, *s, *protocol) == (client, server, Protocol::Tcp) && edge.sides[side_index(Side::Client)].is_some()
         });
         let mut ports: BTreeSet<u16> = direct.map(|((.., port), _)| *port).collect();
+        let earlier = self.graph.edges().earlier().filter(|((c, s, protocol, _), side)| {
+            (*c, *s, *protocol, *side) == (client, server, Protocol::Tcp, Side::Client)
+        });
+        ports.extend(earlier.map(|((.., port), _)| *port));
         let server = self.peers.get(server);
-        for (c, service, protocol, port) in self.graph.service_flows().keys() {
+        for (c, service, protocol, port) in self.graph.service_flows().keys().chain(self.graph.earlier_services()) {
             if (*c, *protocol) != (client, Protocol::Tcp) {
                 continue;
             }

@@ -128,16 +128,20 @@ impl Observer {
     /// If the snapshot has counts of another node, or of several instances.
     pub fn restore(mut config: ObserverConfig, state: &Snapshot, is_seamless: bool) -> Result<Self, RestoreError> {
         let mut sources = state.body.sources.iter();
-        match (sources.next(), sources.next()) {
-            (Some(source), None) if source.node == config.node => config.instance.clone_from(&source.instance),
-            (None, _) => {}
+        let epoch = match (sources.next(), sources.next()) {
+            (Some(source), None) if source.node == config.node => {
+                config.instance.clone_from(&source.instance);
+                source.start
+            }
+            (None, _) => Some(config.started),
             _ => {
                 let found: Vec<String> =
                     state.body.sources.iter().map(|s| format!("{}/{}", s.node, s.instance)).collect();
                 return Err(RestoreError::OtherSource { node: config.node, found: found.join(", ") });
             }
-        }
+        };
         let mut observer = Self::new(config);
+        observer.epoch = epoch;
         observer.load(&state.body, is_seamless);
         if is_seamless && let Some(started) = observer.history.join_last() {
             observer.config.started = started;
@@ -201,11 +205,18 @@ impl Observer {
                 restored.owners.insert(entry.address, owner);
             }
         }
+        // Without pins nobody knows which of them ended in between; those that did not are found
+        // again.
+        let still_open = |counts: &SourceCounts| match is_seamless {
+            true => u32::try_from(counts.counts.open).unwrap_or(u32::MAX),
+            false => 0,
+        };
         for flow in &body.service_flows {
             let client = self.peers.id(flow.client.clone());
             let service = self.texts.intern(flow.service.as_str());
             let kept = Flow {
                 seen: flow.sources.first().map(seen),
+                still_open: flow.sources.first().map_or(0, still_open),
                 marks: bits(&flow.marks),
                 node_workloads: flow.node_workloads.iter().map(|w| Arc::from(w.as_str())).collect(),
             };
@@ -220,6 +231,7 @@ impl Observer {
                 ..Edge::default()
             };
             kept.sides[side_index(flow.side)] = flow.sources.first().map(seen);
+            kept.still_open[side_index(flow.side)] = flow.sources.first().map_or(0, still_open);
             self.graph.restore_remote_flow((local, flow.side, flow.address, flow.protocol, flow.port), kept);
         }
         for edge in &body.edges {
@@ -235,6 +247,7 @@ impl Observer {
             };
             for counts in edge.sources.iter().filter(|s| !s.by_merge) {
                 kept.sides[side_index(counts.side)] = Some(seen(counts));
+                kept.still_open[side_index(counts.side)] = still_open(counts);
             }
             let [client, server] = [&edge.client.peer, &edge.server.peer].map(|peer| self.restored_peer(peer));
             if let Peer::External { address } = &edge.server.peer

@@ -86,7 +86,7 @@ pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> 
     let mut found = Behind::default();
     let mut attach = |key, extra, marks| found.attached.push(Attached { key, extra, marks });
     let answered =
-        if protocol.has_connections() { total.counts.established() > 0 } else { total.counts.bytes_received > 0 };
+        if protocol.has_connections() { total.counts.is_established() } else { total.counts.bytes_received > 0 };
     // Nothing was counted: the client's proxy took the connections, and made its own to whom it
     // chose.
     let captured = total.counts == Counts::default();
@@ -108,7 +108,7 @@ pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> 
         if evidence.server_saw(&key) || (captured && evidence.client_saw(&key)) {
             attach(key, (single && target.current).then_some(*total), &[]);
             resolved = true;
-        } else if !on_node && target.current && total.counts.established() > 0 && (external || target.unobserved) {
+        } else if !on_node && target.current && total.counts.is_established() && (external || target.unobserved) {
             let marks: &[&str] = if external { &[marks::VIA_SERVICE] } else { &[marks::INFERRED] };
             attach(key, Some(*total), marks);
             resolved = true;
@@ -130,7 +130,7 @@ pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> 
         // Only where one workload stands behind the port is it known whom the attempt was for.
         match &targets[..] {
             [only] if only.peer != *client => {
-                let counts = Counts { opened: 0, found: 0, bytes_sent: 0, bytes_received: 0, ..total.counts };
+                let counts = Counts { opened: 0, found: 0, open: 0, bytes_sent: 0, bytes_received: 0, ..total.counts };
                 attach(edge_key(only), Some(Seen { counts, ..*total }), &[marks::VIA_SERVICE]);
             }
             _ => found.attempts_unknown = true,

@@ -82,12 +82,12 @@ impl Evidence for Known<'_> {
 
     fn server_saw(&self, key: &EdgeKey) -> bool {
         let edge = self.facts.edges.get(key);
-        edge.is_some_and(|e| e.seen().any(|(_, side, seen)| side == Side::Server && seen.counts.established() > 0))
+        edge.is_some_and(|e| e.seen().any(|(_, side, seen)| side == Side::Server && seen.counts.is_established()))
     }
 
     fn client_saw(&self, key: &EdgeKey) -> bool {
         let edge = self.facts.edges.get(key);
-        edge.is_some_and(|e| e.seen().any(|(_, side, seen)| side == Side::Client && seen.counts.established() > 0))
+        edge.is_some_and(|e| e.seen().any(|(_, side, seen)| side == Side::Client && seen.counts.is_established()))
     }
 
     fn is_node_observed(&self, node: &str) -> bool {
@@ -219,11 +219,11 @@ impl Facts {
         let counts = |seen: Option<Seen>| seen.map(|s| s.counts).unwrap_or_default();
         let (client, server) = (counts(at_client), counts(at_server));
         let at_client = if key.2.has_connections() {
-            client.established() > 0
+            client.is_established()
         } else {
             client.bytes_sent > 0 && client.bytes_received > 0
         };
-        if at_client || server.established() > 0 {
+        if at_client || server.is_established() {
             return Support::Yes;
         }
         let sent_in_vain = client.refused > 0 || client.unreachable > 0;

@@ -131,6 +131,26 @@ impl Document {
         &self.coverage
     }
 
+    /// As [`Snapshot`]'s.
+    #[must_use]
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Whose counts are in it.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        self.facts.sources.iter().map(|source| &**source)
+    }
+
+    /// The document that several together make, as [`super::merge`] joins them. Each is taken when
+    /// the one before is joined, so that two of them are never in memory.
+    #[must_use]
+    pub fn joined(snapshots: impl IntoIterator<Item = Snapshot>) -> Self {
+        let mut facts = Facts::default();
+        snapshots.into_iter().for_each(|snapshot| facts.add(snapshot));
+        facts.document()
+    }
+
     /// Spells it out.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -153,13 +153,36 @@ impl BySource {
 
     /// The sum over sources at one side.
     pub(crate) fn at(&self, side: Side) -> Option<Seen> {
-        self.iter().filter(|(_, s, _)| *s == side).fold(None, |sum, (.., seen)| Seen::sum(sum, Some(*seen)))
+        sum(self.iter().filter(|(_, s, _)| *s == side))
     }
 
     /// The sum over all.
     pub(crate) fn total(&self) -> Option<Seen> {
-        self.iter().fold(None, |sum, (.., seen)| Seen::sum(sum, Some(*seen)))
+        sum(self.iter())
     }
+}
+
+/// The sum over sources, which come sorted. A connection that is open over many epochs of an agent
+/// is one.
+fn sum<'a>(counted: impl Iterator<Item = (&'a Arc<Source>, Side, &'a Seen)>) -> Option<Seen> {
+    let mut total: Option<Seen> = None;
+    let mut open = 0u64;
+    let mut of_agent: Option<((&str, &str, Side), u64)> = None;
+    for (source, side, seen) in counted {
+        total = Seen::sum(total, Some(*seen));
+        let agent = (source.node.as_str(), source.instance.as_str(), side);
+        match &mut of_agent {
+            Some((known, greatest)) if *known == agent => *greatest = (*greatest).max(seen.counts.open),
+            _ => {
+                open = open.saturating_add(of_agent.map_or(0, |(_, greatest)| greatest));
+                of_agent = Some((agent, seen.counts.open));
+            }
+        }
+    }
+    open = open.saturating_add(of_agent.map_or(0, |(_, greatest)| greatest));
+    let mut total = total?;
+    total.counts.open = open;
+    Some(total)
 }
 
 impl Counts {
@@ -167,6 +190,7 @@ impl Counts {
         Self {
             opened: f(self.opened, other.opened),
             found: f(self.found, other.found),
+            open: f(self.open, other.open),
             refused: f(self.refused, other.refused),
             unanswered: f(self.unanswered, other.unanswered),
             unreachable: f(self.unreachable, other.unreachable),
@@ -185,6 +209,17 @@ impl Counts {
     #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         self.zip(other, u64::saturating_add)
+    }
+
+    /// Whether there was a connection, or a datagram sent.
+    #[must_use]
+    pub fn is_established(&self) -> bool {
+        self.established() > 0 || self.open > 0
+    }
+
+    /// Whether there was at least an attempt.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.is_established() || self.failed() > 0
     }
 
     /// Connections that came about, or datagrams sent.

@@ -139,7 +139,7 @@ impl Deriver {
                 };
                 self.count_at(source, UnresolvedReason::RemotePod, left, example);
                 // Failed attempts support nothing, so nothing is missing without them.
-                if seen.counts.established() > 0 {
+                if seen.counts.is_established() {
                     self.incomplete
                         .entry(Arc::clone(local))
                         .or_default()

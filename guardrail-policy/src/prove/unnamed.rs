@@ -72,7 +72,7 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
 
 fn established(protocol: Protocol, sources: &[SourceCounts]) -> bool {
     sources.iter().any(|s| {
-        let opened = s.counts.established() > 0;
+        let opened = s.counts.is_established();
         if protocol.has_connections() {
             opened
         } else {

@@ -227,7 +227,7 @@ impl Scenario {
     /// The snapshot.
     pub fn snapshot(&self) -> Snapshot {
         let observed = self.observed.clone().unwrap_or_else(|| self.nodes.keys().cloned().collect());
-        let source = |node: &str| Source { node: node.to_owned(), instance: format!("agent-{node}") };
+        let source = |node: &str| Source { node: node.to_owned(), instance: format!("agent-{node}"), start: None };
         let workloads: Vec<WorkloadEntry> = self.workloads.iter().map(|(name, w)| workload(name, w)).collect();
         let hosts = |peer: &Peer| -> Vec<String> {
             match peer {
