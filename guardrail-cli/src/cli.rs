@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, completions, diff, drift, explain, export, graph, init, lint, merge, status};
+use crate::{blocked, check, completions, diff, drift, explain, export, graph, init, lint, merge, status};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks
 /// nothing.
@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Diff(diff::Args),
     /// Find traffic, policies and intent that no longer agree
     Drift(drift::Args),
+    /// Find attempts that failed and that a policy denies
+    Blocked(blocked::Args),
     /// Judge observed edges or listed flows by policies
     Check(check::Args),
     /// Say why one connection is allowed or denied
@@ -59,6 +61,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Completions(args) => completions::run(args),
         Command::Status(args) => status::run(args),
         Command::Drift(args) => drift::run(args),
+        Command::Blocked(args) => blocked::run(args),
         Command::Diff(args) => diff::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),

@@ -1,9 +1,13 @@
 //! Policies and cluster, ready to be judged by: what `check` and `explain` have in common.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use anyhow::bail;
-use guardrail_graph::{Snapshot, inventory::Object};
+use guardrail_graph::{Snapshot, Timestamp, inventory::Object};
+use guardrail_lifecycle::blocked::PolicyName;
 use guardrail_policy::{
     evaluate::{Cluster, Dataplane, Evaluator},
     model::{NetworkPolicy, tier::TierPolicy},
@@ -27,6 +31,8 @@ pub(crate) struct Loaded {
     pub(crate) unproven: Vec<Unproven>,
     /// Pods that a log alone knows, and whose named ports are not known.
     pub(crate) without_ports: BTreeSet<String>,
+    /// When policies were changed last, as far as that is known.
+    pub(crate) changed: BTreeMap<PolicyName, Timestamp>,
 }
 
 impl Loaded {
@@ -124,6 +130,7 @@ fn combine(
     if !refused.is_empty() {
         bail!("{}", refused.join("\n"));
     }
+    let changed = changes(&mut proposed, &mut inventory.policies);
     let (in_force, forms_in_force) = (inventory.policies.policies, inventory.policies.forms);
 
     let replaced = |old: &NetworkPolicy| {
@@ -174,7 +181,17 @@ fn combine(
         );
         unproven.push(Unproven { because, namespace: concerned(policy) });
     }
-    Ok(Loaded { evaluator, before, objects: inventory.objects, unproven, without_ports })
+    Ok(Loaded { evaluator, before, objects: inventory.objects, unproven, without_ports, changed })
+}
+
+/// When policies were changed: of one that is proposed its own word counts, or none.
+fn changes(proposed: &mut PolicySet, in_force: &mut PolicySet) -> BTreeMap<PolicyName, Timestamp> {
+    let mut changed = std::mem::take(&mut in_force.changed);
+    for policy in proposed.policies.iter().map(TierPolicy::from).chain(proposed.forms.iter().cloned()) {
+        changed.remove(&policy.object());
+    }
+    changed.append(&mut proposed.changed);
+    changed
 }
 
 /// Takes out what the data plane does not enforce: its verdicts are not proven.

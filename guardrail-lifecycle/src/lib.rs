@@ -5,6 +5,7 @@
 //! ARCHITECTURE.md.
 #![forbid(unsafe_code)]
 
+pub mod blocked;
 pub mod diff;
 pub mod drift;
 pub mod in_force;

@@ -12,13 +12,18 @@ use std::{
     sync::Arc,
 };
 
+use guardrail_graph::Timestamp;
 use serde::Serialize;
 
 use crate::{
     evaluate::Facts,
-    model::{Location, NetworkPolicy, tier::TierPolicy},
+    model::{
+        Location, NetworkPolicy,
+        tier::{PolicyKind, TierPolicy},
+    },
 };
 
+mod changed;
 mod cilium;
 mod facts;
 mod flow;
@@ -197,6 +202,9 @@ pub struct PolicySet {
     pub others: BTreeMap<String, usize>,
     /// Policies of an inventory that its data plane refuses ([`Expect::Inventory`]).
     pub refused: Vec<Refused>,
+    /// When policies were changed last, by [`TierPolicy::object`]; those of which the API server
+    /// said so: objects as `kubectl get -o yaml` prints them.
+    pub changed: BTreeMap<(PolicyKind, String, String), Timestamp>,
 }
 
 /// A policy that stands in a cluster and that the data plane refuses: the API server stores what
@@ -341,7 +349,8 @@ impl Reader {
         if expect != Expect::Policies && before == 0 {
             self.set.left_out.push(file.to_string());
         }
-        let object::Found { policies, forms, unevaluated, others, problems, facts } = found;
+        let object::Found { policies, forms, unevaluated, others, problems, facts, changed } = found;
+        self.set.changed.extend(changed);
         if expect == Expect::Policies
             && policies.is_empty()
             && forms.is_empty()

@@ -64,6 +64,34 @@ pub enum PolicyKind {
 }
 
 impl PolicyKind {
+    /// All.
+    pub const ALL: [Self; 6] = [
+        Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
+        Self::AdminNetworkPolicy,
+        Self::BaselineAdminNetworkPolicy,
+        Self::CiliumNetworkPolicy,
+        Self::CiliumClusterwideNetworkPolicy,
+    ];
+
+    /// The API group.
+    #[must_use]
+    pub const fn group(self) -> &'static str {
+        match self {
+            Self::NetworkPolicy => "networking.k8s.io",
+            Self::ClusterNetworkPolicy | Self::AdminNetworkPolicy | Self::BaselineAdminNetworkPolicy => {
+                "policy.networking.k8s.io"
+            }
+            Self::CiliumNetworkPolicy | Self::CiliumClusterwideNetworkPolicy => "cilium.io",
+        }
+    }
+
+    /// Its objects stand in a namespace.
+    #[must_use]
+    pub const fn is_namespaced(self) -> bool {
+        matches!(self, Self::NetworkPolicy | Self::CiliumNetworkPolicy)
+    }
+
     /// `kind` in a file.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -1,9 +1,11 @@
 //! From documents to objects: `List`s are opened, policies are told from other kinds.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
+
+use guardrail_graph::Timestamp;
 
 use super::{
-    Expect, ObjectProblem, ObjectProblemKind, Unevaluated, cilium, facts,
+    Expect, ObjectProblem, ObjectProblemKind, Unevaluated, changed, cilium, facts,
     foreign::{self, GROUP},
     policy::{self, Decoded, Form},
     tiers,
@@ -13,6 +15,9 @@ use crate::{
     evaluate::Facts,
     model::{Location, tier::PolicyKind},
 };
+
+/// When policies were changed, by kind, namespace and name.
+pub(super) type Changed = BTreeMap<(PolicyKind, String, String), Timestamp>;
 
 #[derive(Default)]
 pub(super) struct Found {
@@ -24,6 +29,7 @@ pub(super) struct Found {
     pub(super) others: Vec<(String, u32)>,
     pub(super) problems: Vec<ObjectProblem>,
     pub(super) facts: Facts,
+    pub(super) changed: Changed,
 }
 
 impl Found {
@@ -93,6 +99,11 @@ fn object(file: &Arc<str>, node: &Node, expect: Expect, implied: Implied<'_>, fo
             _ => wrong(items.line, format!("`items` of a {kind} is a list, this is {}", items.describe())),
         }
         return;
+    }
+    if let Some(known) = PolicyKind::ALL.into_iter().find(|known| known.as_str() == kind && known.group() == group)
+        && let Some(at) = changed::at(node)
+    {
+        found.changed.insert((known, changed::namespace(node, known), foreign::metadata(node, "name")), at);
     }
     match kind {
         "NetworkPolicy" if api_version == "networking.k8s.io/v1" => found.policies.push(policy::decode(file, node)),

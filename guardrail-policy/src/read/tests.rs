@@ -328,3 +328,27 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn when_a_policy_was_changed_is_what_the_api_server_says() {
+    let changed = |metadata: &str| {
+        let text = format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, {metadata}}}\nspec: {{}}\n"
+        );
+        let set = policies("p.yaml", text.as_bytes()).unwrap();
+        let key = set.policies[0].clone();
+        let key = (PolicyKind::NetworkPolicy, key.namespace, key.name);
+        set.changed.get(&key).map(ToString::to_string)
+    };
+    let created = "namespace: shop, creationTimestamp: \"2026-03-01T10:00:00Z\"";
+    assert_eq!(changed(&format!("{created}, generation: 1")).as_deref(), Some("2026-03-01T10:00:00Z"));
+    let fields = "managedFields: [{time: 2026-03-01T10:00:00Z}, {time: 2026-03-02T10:00:00Z}, {time: 2026-03-03T10:00:00Z, subresource: status}]";
+    assert_eq!(changed(&format!("{created}, generation: 2, {fields}")).as_deref(), Some("2026-03-02T10:00:00Z"));
+    // A change that was cut out of the metadata, and a file that no cluster has seen.
+    assert_eq!(changed(&format!("{created}, generation: 2")), None);
+    assert_eq!(changed("namespace: shop, creationTimestamp: null"), None);
+    assert_eq!(changed("namespace: shop"), None);
+    // Without a namespace it is the default one, as for the policy itself.
+    let default = "creationTimestamp: \"2026-03-01T10:00:00Z\", generation: 1";
+    assert_eq!(changed(default).as_deref(), Some("2026-03-01T10:00:00Z"));
+}
