@@ -139,7 +139,7 @@ fn drift(args: &mut Args) -> anyhow::Result<Outcome> {
     }
     let mut standing = Vec::new();
     if let Some(planned) = &planned {
-        planned.warn_of_unknown(&snapshot, &evaluator);
+        planned.warn_of_unknown(&snapshot, evaluator.cluster());
         let question = Question {
             snapshot: &snapshot,
             evaluator: &evaluator,

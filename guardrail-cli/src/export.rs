@@ -3,14 +3,16 @@
 mod args;
 mod write;
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use guardrail_lifecycle::plan::Environment;
 use guardrail_policy::{
     emit::{EVIDENCE_FILE, KUSTOMIZATION_FILE, REPORT_FILE},
     export::{self, Exported},
-    generate::Options,
+    generate::{Options, Phase},
     report::window_in_words,
 };
 
@@ -26,7 +28,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn export(args: &Args) -> anyhow::Result<Outcome> {
-    let Input { snapshot, options, unevaluated } = args.input()?;
+    let Input { snapshot, options, unevaluated, planned, sensitive_are_known } = args.input()?;
     anstream::eprintln!("{}", window_in_words(&snapshot));
     // What only closes more than NetworkPolicy does takes nothing from the proof that everything
     // observed stays allowed.
@@ -42,13 +44,22 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
         }
         tell("warning", &message);
     }
-    let generated = export::export(&snapshot, &options);
+    let mut generated = export::export(&snapshot, &options);
     for warning in &generated.warnings {
         tell("warning", warning);
     }
     tell_problems(&generated, &options);
     let policies = generated.files.keys().filter(|name| !SIDECARS.contains(&name.as_str())).count();
-    if policies == 0 && !generated.problems.iter().all(|problem| !problem.stops(options.forced)) {
+    if let Some(planned) = &planned {
+        let earlier = args.directory.as_deref().map(write::namespaces).transpose()?.unwrap_or_default();
+        keep_unseen(&earlier, planned.environment()?, &mut generated);
+        // A namespace that stays at observe is ready, too: its earlier files go.
+        if policies == 0 && earlier.is_subset(&generated.stopped) && !generated.stopped.is_empty() {
+            tell("error", &format_args!("nothing was written: {} are not ready", namespaces(&generated.stopped)));
+            let all = generated.verdicts.iter().all(|verdict| generated.stopped.contains(&verdict.namespace));
+            return Ok(if all { Outcome::Unanswered } else { Outcome::Findings });
+        }
+    } else if policies == 0 && !generated.problems.iter().all(|problem| !problem.stops(options.forced)) {
         tell("error", &"nothing was written");
         return Ok(Outcome::Unanswered);
     }
@@ -64,12 +75,30 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
         None => print(&generated)?,
     }
     if generated.stopped.is_empty() {
-        return Ok(Outcome::Fine);
+        return Ok(if sensitive_are_known { Outcome::Fine } else { Outcome::Findings });
     }
-    let stopped: Vec<&str> = generated.stopped.iter().map(String::as_str).collect();
     let kept = if args.directory.is_some() { ": their files stay as they were" } else { "" };
-    tell("error", &format_args!("not written: namespaces {}{kept}", stopped.join(", ")));
+    tell("error", &format_args!("not written: {}{kept}", namespaces(&generated.stopped)));
     Ok(Outcome::Findings)
+}
+
+fn namespaces(stopped: &BTreeSet<String>) -> String {
+    let stopped: Vec<&str> = stopped.iter().map(String::as_str).collect();
+    format!("namespaces {}", stopped.join(", "))
+}
+
+/// A namespace that is meant to be closed and of which nothing was observed stays as it is: without
+/// its files it would be open.
+fn keep_unseen(earlier: &BTreeSet<String>, environment: &Environment, generated: &mut Exported) {
+    for namespace in earlier {
+        let seen = generated.verdicts.iter().any(|verdict| verdict.namespace == *namespace);
+        let closed = environment.wanted(namespace).phase != Phase::Observe
+            || environment.sensitive.iter().any(|glob| glob.is_of(namespace));
+        if !seen && closed {
+            tell("error", &format_args!("{namespace}: the snapshot has no workload of it"));
+            generated.stopped.insert(namespace.clone());
+        }
+    }
 }
 
 /// Files that are no policies.

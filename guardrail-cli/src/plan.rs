@@ -1,12 +1,15 @@
 //! The plan file on the command line: read, checked against the time, the environment and the
 //! cluster that is asked.
 
-use std::{collections::BTreeSet, path::PathBuf, time::SystemTime};
+use std::{path::PathBuf, time::SystemTime};
 
 use anyhow::bail;
-use guardrail_graph::{Snapshot, Timestamp, WorkloadRef};
-use guardrail_lifecycle::plan::{self, Environment, Plan, PlanError};
-use guardrail_policy::evaluate::Evaluator;
+use guardrail_graph::{Snapshot, Timestamp};
+use guardrail_lifecycle::{
+    export::known_workloads,
+    plan::{self, Environment, Plan, PlanError, Unmatched},
+};
+use guardrail_policy::evaluate::Cluster;
 
 use crate::input::{self, KubeArgs, tell};
 
@@ -51,13 +54,28 @@ impl Planned {
     }
 
     /// Warns of workloads that the plan names and nobody knows.
-    pub(crate) fn warn_of_unknown(&self, snapshot: &Snapshot, evaluator: &Evaluator) {
-        let pods = evaluator.cluster().pods.iter().filter_map(|pod| pod.workload.clone());
-        let known: BTreeSet<WorkloadRef> =
-            snapshot.body.workloads.iter().map(|entry| entry.workload.clone()).chain(pods).collect();
-        for (line, message) in self.plan.unknown_workloads(&known) {
+    pub(crate) fn warn_of_unknown(&self, snapshot: &Snapshot, cluster: &Cluster) {
+        for (line, message) in self.plan.unknown_workloads(&known_workloads(snapshot, cluster)) {
             tell("warning", &format_args!("{}:{line}: {message}", self.file));
         }
+    }
+
+    /// Refuses a sensitive workload of the environment that nobody knows and that is nearly
+    /// somebody's name: it would stay open while a person believes it closed. Tells of the others,
+    /// and returns whether there are any that stand for one workload.
+    pub(crate) fn sensitive_are_known(&self, snapshot: &Snapshot, cluster: &Cluster) -> anyhow::Result<bool> {
+        let known = known_workloads(snapshot, cluster);
+        let unmatched = self.environment()?.unmatched(&known);
+        let told = |unmatched: &Unmatched<'_>| {
+            format!("{}:{}: {}", self.file, unmatched.glob.line(), unmatched.told(&self.name))
+        };
+        let misspelt: Vec<String> = unmatched.iter().filter(|u| u.near.is_some()).map(told).collect();
+        if !misspelt.is_empty() {
+            bail!("{}\nnothing was written: what is meant to be closed would stay open", misspelt.join("\n"));
+        }
+        let missing: Vec<String> = unmatched.iter().filter(|u| u.glob.is_exact()).map(told).collect();
+        missing.iter().for_each(|message| tell("error", message));
+        Ok(missing.is_empty())
     }
 }
 

@@ -10,7 +10,10 @@ use std::{
 
 use clap::ValueEnum;
 use guardrail_graph::{Timestamp, inventory::Object};
-use guardrail_lifecycle::status::{self, Question};
+use guardrail_lifecycle::{
+    self as lifecycle,
+    status::{self, Question},
+};
 use guardrail_policy::{
     evaluate::{Cluster, Evaluator},
     generate::{Options, Phase},
@@ -96,7 +99,7 @@ fn status(args: &mut Args) -> anyhow::Result<Outcome> {
     }
     let options = options(&objects, &evaluator, planned.as_ref(), now);
     if let Some(planned) = &planned {
-        planned.warn_of_unknown(&snapshot, &evaluator);
+        planned.warn_of_unknown(&snapshot, evaluator.cluster());
     }
     let environment =
         planned.as_ref().map(|planned| anyhow::Ok((&planned.plan, planned.name.as_str(), planned.environment()?)));
@@ -144,13 +147,6 @@ pub(crate) fn options(objects: &[Object], evaluator: &Evaluator, planned: Option
     options.cluster = Cluster::from_objects(objects);
     options.existing = evaluator.policies().to_vec();
     let Some(Planned { plan, .. }) = planned else { return options };
-    let accepted = plan.accepted.iter().filter(|flow| flow.until.is_none_or(|until| until > now));
-    options.accepted.extend(accepted.map(|accepted| accepted.flow.clone()));
-    options.node_ranges.extend(&plan.node_ranges);
-    for external in plan.external.values() {
-        for name in &external.names {
-            options.declared_ranges.entry(name.clone()).or_default().extend(&external.ranges);
-        }
-    }
+    lifecycle::export::declare(&mut options, plan, now);
     options
 }

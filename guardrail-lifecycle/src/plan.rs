@@ -15,7 +15,7 @@ use guardrail_graph::{Timestamp, WorkloadRef};
 use guardrail_policy::{
     generate::{FlowName, Phase},
     model::{Location, Protocol},
-    words::{did_you_mean, duration},
+    words::{did_you_mean, duration, nearest},
 };
 use ipnet::IpNet;
 use serde::Serialize;
@@ -312,15 +312,8 @@ impl Plan {
             }
         }
         for (name, environment) in &self.environments {
-            for glob in &environment.sensitive {
-                if !known.iter().any(|workload| glob.matches(workload)) {
-                    let text = glob.to_string();
-                    let like: Vec<String> = known.iter().map(|workload| glob.like(workload)).collect();
-                    let near = did_you_mean(&text, like.iter().map(String::as_str));
-                    let what = format!("sensitive of {name} names {text}, which matches no workload{near}");
-                    unknown.push((glob.line(), what));
-                }
-            }
+            let of_environment = environment.unmatched(known).into_iter();
+            unknown.extend(of_environment.map(|unmatched| (unmatched.glob.line(), unmatched.told(name))));
         }
         unknown.sort();
         unknown.dedup();
@@ -328,13 +321,51 @@ impl Plan {
     }
 }
 
+/// What is meant to be sensitive and matches no known workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unmatched<'a> {
+    /// As the plan has it.
+    pub glob: &'a WorkloadGlob,
+    /// The nearest name that is known.
+    pub near: Option<String>,
+}
+
+impl Unmatched<'_> {
+    /// One sentence.
+    #[must_use]
+    pub fn told(&self, environment: &str) -> String {
+        let near = self.near.as_ref().map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        format!("sensitive of {environment} names {}, which matches no workload{near}", self.glob)
+    }
+}
+
 impl Environment {
+    /// What is meant to be sensitive and matches none of these workloads.
+    #[must_use]
+    pub fn unmatched(&self, known: &BTreeSet<WorkloadRef>) -> Vec<Unmatched<'_>> {
+        let without = self.sensitive.iter().filter(|glob| !known.iter().any(|workload| glob.matches(workload)));
+        without
+            .map(|glob| {
+                let like: Vec<String> = known.iter().map(|workload| glob.like(workload)).collect();
+                let near = nearest(&glob.to_string(), like.iter().map(String::as_str)).map(str::to_owned);
+                Unmatched { glob, near }
+            })
+            .collect()
+    }
+
     /// What this namespace is meant to be: by its own name, else by the pattern with the longest
     /// literal beginning, else by the environment's default.
     #[must_use]
     pub fn wanted(&self, namespace: &str) -> Wanted {
         let best = self.namespaces.iter().filter(|entry| entry.glob.matches(namespace));
         best.max_by_key(|entry| entry.glob.rank()).map_or(self.default, |entry| entry.wanted)
+    }
+
+    /// Whether egress of any namespace is meant to be closed.
+    #[must_use]
+    pub fn closes_egress(&self) -> bool {
+        let mut all = self.namespaces.iter().map(|entry| entry.wanted).chain([self.default]);
+        all.any(|wanted| wanted.egress && wanted.phase != Phase::Observe)
     }
 
     /// Whether the workload is closed whatever its namespace's phase is.

@@ -177,7 +177,7 @@ pub fn standing(question: &Question<'_>) -> Vec<NamespaceStatus> {
 #[must_use]
 pub fn status(question: &Question<'_>) -> Vec<NamespaceStatus> {
     let mut all = by_namespace(question);
-    let verdicts = verdicts(question);
+    let verdicts = verdicts(question.snapshot, question.options);
     let mut steps: BTreeMap<Wanted, BTreeSet<String>> = BTreeMap::new();
     for status in all.values() {
         if let Some(next) = status.next {
@@ -313,10 +313,10 @@ fn exceptions(question: &Question<'_>, namespace: &str) -> Vec<ExceptionStatus> 
 }
 
 /// How good the evidence is, by namespace: the same for every step.
-fn verdicts(question: &Question<'_>) -> BTreeMap<String, NamespaceVerdict> {
-    let mut options = question.options.clone();
+pub(crate) fn verdicts(snapshot: &Snapshot, options: &Options) -> BTreeMap<String, NamespaceVerdict> {
+    let mut options = options.clone();
     (options.phase, options.egress, options.min_window) = (Phase::Observe, false, Duration::ZERO);
-    let decision = plan_for(question.snapshot, &options);
+    let decision = plan_for(snapshot, &options);
     decision.verdicts.into_iter().map(|verdict| (verdict.namespace.clone(), verdict)).collect()
 }
 
@@ -331,11 +331,11 @@ fn problems(question: &Question<'_>, step: Wanted, namespaces: &BTreeSet<String>
     export::export(question.snapshot, &options).problems
 }
 
-fn workloads_of(snapshot: &Snapshot, namespace: &str) -> usize {
+pub(crate) fn workloads_of(snapshot: &Snapshot, namespace: &str) -> usize {
     snapshot.body.workloads.iter().filter(|entry| entry.workload.namespace == namespace).count()
 }
 
-fn gates(gates: &Gates, phase: Phase, verdict: &NamespaceVerdict, workloads: usize) -> Vec<Gate> {
+pub(crate) fn gates(gates: &Gates, phase: Phase, verdict: &NamespaceVerdict, workloads: usize) -> Vec<Gate> {
     let window = Duration::from_secs(verdict.common_window_seconds);
     let needed = gates.window_for(phase);
     let incomplete: BTreeSet<&str> =

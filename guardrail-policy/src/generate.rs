@@ -90,6 +90,31 @@ impl FromStr for Phase {
     }
 }
 
+/// How far one namespace goes, where a plan says so for each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Goal {
+    /// Its phase. [`Phase::Observe`] is no preview here: nothing is written but what closes
+    /// sensitive workloads.
+    pub phase: Phase,
+    /// Close egress too.
+    pub egress: bool,
+    /// What holds it back, one sentence each; empty: it may go on. Whoever sets a goal has judged
+    /// the evidence, so the generator's own gates are not asked.
+    pub held: Vec<String>,
+}
+
+/// Servers outside of the cluster, as a person declares them: where one of them was reached, a rule
+/// names its ranges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct External {
+    /// DNS names in lower case; empty: any, or none.
+    pub names: BTreeSet<String>,
+    /// The addresses behind them.
+    pub ranges: BTreeSet<IpNet>,
+    /// The ports on which they serve.
+    pub ports: BTreeSet<(Protocol, u16)>,
+}
+
 /// `NS/NAME` or `NS/OWNER/NAME`: a workload as a person writes it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WorkloadPattern {
@@ -159,6 +184,21 @@ pub struct Options {
     pub dataplane: Dataplane,
     /// Close egress too.
     pub egress: bool,
+    /// Namespaces that go another way than `phase`, `egress` and the gates say.
+    pub goals: BTreeMap<String, Goal>,
+    /// Workloads whose ingress is closed to all but their callers whatever the phase of their
+    /// namespace.
+    pub sensitive: BTreeSet<WorkloadRef>,
+    /// Services that every pod of the cluster and the nodes of `node_ranges` may reach, with their
+    /// pod ports.
+    pub shared: BTreeMap<WorkloadRef, BTreeSet<(Protocol, u16)>>,
+    /// So are the cluster's DNS pods, unless `shared` or `sensitive` names them.
+    pub share_dns: bool,
+    /// Clients that may reach everybody but sensitive workloads, on the ports on which they were
+    /// seen.
+    pub callers: BTreeSet<WorkloadRef>,
+    /// What lies outside of the cluster, by a name of a person's own.
+    pub external: BTreeMap<String, External>,
     /// Only these namespaces; empty means all that have workloads.
     pub namespaces: BTreeSet<String>,
     /// Flows that a person leaves without a rule, by name.
@@ -204,6 +244,12 @@ impl Options {
             format: Format::default(),
             dataplane: Dataplane::default(),
             egress: false,
+            goals: BTreeMap::new(),
+            sensitive: BTreeSet::new(),
+            shared: BTreeMap::new(),
+            share_dns: false,
+            callers: BTreeSet::new(),
+            external: BTreeMap::new(),
             namespaces: BTreeSet::new(),
             accepted: BTreeSet::new(),
             accept_inferred: false,
@@ -219,6 +265,30 @@ impl Options {
             existing: Vec::new(),
             existing_forms: Vec::new(),
         }
+    }
+
+    /// How far this namespace goes.
+    #[must_use]
+    pub fn phase_of(&self, namespace: &str) -> Phase {
+        self.goals.get(namespace).map_or(self.phase, |goal| goal.phase)
+    }
+
+    /// Whether egress of this namespace is closed, too.
+    #[must_use]
+    pub fn closes_egress_of(&self, namespace: &str) -> bool {
+        self.goals.get(namespace).map_or(self.egress, |goal| goal.egress)
+    }
+
+    /// Whether egress of any namespace is closed.
+    #[must_use]
+    pub fn closes_egress(&self) -> bool {
+        self.egress || self.goals.values().any(|goal| goal.egress)
+    }
+
+    /// Whether a server is open to all of its namespace, and to whoever enters that.
+    #[must_use]
+    pub(crate) fn is_inside_a_boundary(&self, server: &WorkloadRef) -> bool {
+        self.phase_of(&server.namespace) != Phase::DefaultDeny && !self.sensitive.contains(server)
     }
 
     /// The data plane that the export is planned and proven for: nobody but Cilium enforces
@@ -270,6 +340,10 @@ pub struct Announced {
     pub to_anywhere: BTreeSet<(WorkloadRef, Protocol, u16)>,
     /// DNS ports that every pod with closed egress may ask.
     pub dns: BTreeSet<(WorkloadRef, Protocol, u16)>,
+    /// Server ports that every pod may call, because they are shared.
+    pub shared: BTreeSet<(WorkloadRef, Protocol, u16)>,
+    /// Ports on which these clients may call everybody but sensitive workloads.
+    pub callers: BTreeSet<(WorkloadRef, Protocol, u16)>,
 }
 
 /// Decides which policies to write.

@@ -8,6 +8,7 @@
 //! The proof shares nothing with the generator but the plan's announcements: what it judges is the
 //! text that would be applied.
 
+mod newly;
 mod texts;
 mod unnamed;
 
@@ -17,26 +18,17 @@ use guardrail_graph::{
     Peer, Snapshot, WorkloadRef,
     snapshot::{EdgeRecord, LabelSelector, WorkloadEntry},
 };
-use serde::Serialize;
 
 use crate::{
     evaluate::{Clients, End, Evaluator, SideVerdict, Verdict},
-    generate::{Decision, EdgeUse, FlowName, Options, Phase, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name},
+    generate::{
+        Decision, EdgeUse, FlowName, Options, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name, stopped,
+    },
     model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches, tier::TierPolicy},
 };
 
-/// A flow on which policies had no say before, and have now (docs/semantics.md B24).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct NewlyJudged {
-    /// The side that becomes isolated.
-    pub direction: Direction,
-    /// The workload that becomes isolated.
-    pub workload: String,
-    /// `client -> server port/protocol`.
-    pub flow: String,
-    /// Whether it stays allowed.
-    pub allowed: bool,
-}
+pub use newly::NewlyJudged;
+use newly::newly_judged;
 
 /// What the proof found.
 #[derive(Clone, Debug, Default)]
@@ -65,7 +57,7 @@ pub fn prove<'a>(
     let (policies, forms) = texts::read_back(decision, files, &mut proof);
     let cluster = options.cluster.clone().with_snapshot(snapshot);
     let enforcer = options.enforcer();
-    let (kept, kept_forms) = texts::not_replaced(options, &policies, &forms);
+    let (kept, kept_forms) = texts::not_replaced(options, decision, &policies, &forms);
     let any_exists = !(options.existing.is_empty() && options.existing_forms.is_empty());
     let evaluator = |policies: Vec<NetworkPolicy>, forms: Vec<TierPolicy>| {
         Evaluator::mixed(cluster.clone(), policies, forms, &enforcer)
@@ -230,6 +222,8 @@ struct Pairs<'a> {
     dns: HashSet<(Place, Protocol, u16)>,
     from_anywhere: HashSet<(Place, Protocol, u16)>,
     to_anywhere: HashSet<(Place, Protocol, u16)>,
+    shared: HashSet<(Place, Protocol, u16)>,
+    callers: HashSet<(Place, Protocol, u16)>,
 }
 
 /// A port that nobody serves: asked of every server, so that a rule without ports is found out.
@@ -247,6 +241,8 @@ impl<'a> Pairs<'a> {
             dns: placed(&announced.dns),
             from_anywhere: placed(&announced.from_anywhere),
             to_anywhere: placed(&announced.to_anywhere),
+            shared: placed(&announced.shared),
+            callers: placed(&announced.callers),
             snapshot,
             options,
             decision,
@@ -274,7 +270,11 @@ impl<'a> Pairs<'a> {
                 let servers = pairs.indistinguishable(server);
                 for client in pairs.indistinguishable(client) {
                     pairs.expected.extend(servers.iter().map(|server| (client, *server, protocol, port)));
-                    pairs.into_namespace.insert((client, &server.namespace, protocol, port));
+                    let shared =
+                        pairs.places.get(server).is_some_and(|at| pairs.shared.contains(&(*at, protocol, port)));
+                    if options.is_inside_a_boundary(server) && !shared {
+                        pairs.into_namespace.insert((client, &server.namespace, protocol, port));
+                    }
                 }
             }
         }
@@ -354,6 +354,7 @@ impl<'a> Pairs<'a> {
             .collect();
         let covered_ingress: BTreeSet<&WorkloadRef> = self.isolated(&workloads, Direction::Ingress);
         let covered_egress: BTreeSet<&WorkloadRef> = self.isolated(&workloads, Direction::Egress);
+        self.sensitive_are_closed(&workloads, &covered_ingress, proof);
         let clients = Clients::new(workloads.iter().map(|(_, ends, _)| ends.as_slice()));
         let egress_closed: Vec<bool> = workloads.iter().map(|(w, ..)| covered_egress.contains(w)).collect();
         let egress_ports: BTreeMap<&WorkloadRef, BTreeSet<(Protocol, u16)>> =
@@ -399,6 +400,23 @@ impl<'a> Pairs<'a> {
             let namespaces = closed.chain(callers).map(|workload| workload.namespace.as_str());
             proof.problems.insert(Problem::new(ProblemKind::Excess, namespaces, message));
         }
+    }
+
+    /// An open server admits everybody, and no port of it would be judged: sensitive ones must not
+    /// be.
+    fn sensitive_are_closed(&self, all: &[Ends<'a>], closed: &BTreeSet<&WorkloadRef>, proof: &mut Proof) {
+        let accepted = self.options.forced || self.options.stopped_too;
+        let stopped = stopped(&self.decision.problems, accepted);
+        let open = all.iter().map(|(workload, ..)| *workload).filter(|workload| {
+            self.options.sensitive.contains(workload)
+                && self.decision.verdicts.iter().any(|v| v.namespace == workload.namespace)
+                && !closed.contains(workload)
+                && !stopped.contains(&workload.namespace)
+        });
+        proof.problems.extend(open.map(|workload| {
+            let message = format!("{workload} is sensitive, and no policy would close it: please report it");
+            Problem::new(ProblemKind::Excess, [workload.namespace.as_str()], message)
+        }));
     }
 
     /// A server that no generated policy closes: only what closes the client's egress is judged.
@@ -460,11 +478,13 @@ impl<'a> Pairs<'a> {
         if self.expected.contains(&(client_at, server_at, protocol, port)) {
             return true;
         }
-        let boundary = self.decision.plan.phase != Phase::DefaultDeny;
+        let boundary = self.options.is_inside_a_boundary(server);
         let server_entry = &self.snapshot.body.workloads[server_at as usize];
         let egress_says_so = || {
             !client_is_closed
                 || self.dns.contains(&(server_at, protocol, port))
+                || self.shared.contains(&(server_at, protocol, port))
+                || self.callers.contains(&(client_at, protocol, port))
                 || self.to_anywhere.contains(&(client_at, protocol, port))
         };
         let ingress_says_so = || {
@@ -473,6 +493,8 @@ impl<'a> Pairs<'a> {
                 || (boundary && self.into_namespace.contains(&(client_at, &server.namespace, protocol, port)))
                 || (boundary && self.is_let_in_by_name(client_at, server_entry, protocol, port))
                 || self.from_anywhere.contains(&(server_at, protocol, port))
+                || self.shared.contains(&(server_at, protocol, port))
+                || (!self.options.sensitive.contains(server) && self.callers.contains(&(client_at, protocol, port)))
         };
         ingress_says_so() && egress_says_so()
     }
@@ -490,40 +512,4 @@ fn names_in_boundaries(plan: &Plan) -> BTreeSet<(&str, Protocol, &str)> {
         }
     }
     names
-}
-
-fn newly_judged(
-    snapshot: &Snapshot,
-    alone: &Evaluator,
-    before: Option<&Evaluator>,
-    together: Option<&Evaluator>,
-    proof: &mut Proof,
-) {
-    let after = together.unwrap_or(alone);
-    let isolates = |evaluator: &Evaluator, peer: &Peer, direction: Direction| {
-        evaluator
-            .peer_ends(peer, direction == Direction::Egress)
-            .is_ok_and(|ends| ends.iter().any(|e| !evaluator.isolating(e, direction).is_empty()))
-    };
-    let mut newly: BTreeMap<(Direction, &WorkloadRef), bool> = BTreeMap::new();
-    let mut found = BTreeSet::new();
-    for edge in &snapshot.body.edges {
-        for (direction, peer) in [(Direction::Ingress, &edge.server.peer), (Direction::Egress, &edge.client.peer)] {
-            let Peer::Workload(workload) = peer else { continue };
-            let new = *newly.entry((direction, workload)).or_insert_with(|| {
-                isolates(alone, peer, direction) && !before.is_some_and(|b| isolates(b, peer, direction))
-            });
-            if !new {
-                continue;
-            }
-            let Ok(verdict) = after.evaluate_edge(edge) else { continue };
-            found.insert(NewlyJudged {
-                direction,
-                workload: workload.to_string(),
-                flow: edge_name(edge),
-                allowed: verdict.allowed(),
-            });
-        }
-    }
-    proof.newly_judged = found.into_iter().collect();
 }

@@ -1,6 +1,7 @@
 //! The sidecars of an export: `evidence.json` for programs, `REPORT.md` for people. Numbers, times
 //! and reasons stand here, so that policy files do not change when only counts do.
 
+mod meant;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use crate::generate::{
 use crate::model::Direction;
 use crate::prove::{NewlyJudged, Proof};
 
+use meant::Meant;
 pub use window::window_in_words;
 
 /// A client that reached far more servers than others (docs/semantics.md B36).
@@ -45,6 +47,8 @@ struct Evidence<'a> {
     egress: bool,
     forced: bool,
     complete: bool,
+    #[serde(flatten)]
+    meant: Meant,
     /// Namespaces whose policies stay as they are; `problems` says why.
     stopped: &'a BTreeSet<String>,
     /// The window in words.
@@ -161,11 +165,12 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
         format: decision.plan.format,
         lowest_cilium_version: lowest_version(decision.plan.format, &decision.plan.policies)
             .map(|(major, minor)| format!("{major}.{minor}")),
-        egress: options.egress,
+        egress: options.closes_egress(),
         forced: options.forced,
         complete: decision.stopped.is_empty()
             && decision.verdicts.iter().all(|v| v.complete)
             && decision.plan.policies.iter().all(|p| p.complete),
+        meant: Meant::new(options, decision),
         stopped: &decision.stopped,
         observed: window_in_words(snapshot),
         window: &snapshot.body.window,
@@ -247,6 +252,7 @@ fn peer_text(peer: &RulePeer) -> String {
             let labels = if labels.is_empty() { "all pods".to_owned() } else { labels.join(",") };
             namespace.as_ref().map_or_else(|| labels.clone(), |ns| format!("{labels} in {ns}"))
         }
+        RulePeer::EveryPod => "every pod".to_owned(),
         RulePeer::Block { cidr, except } if except.is_empty() => cidr.to_string(),
         RulePeer::Block { cidr, .. } => format!("{cidr} without the cluster's pods"),
         RulePeer::Entity(entity) => format!("entity {}", entity.as_str()),
@@ -261,7 +267,11 @@ fn markdown(evidence: &Evidence<'_>) -> String {
     let verdict = if evidence.complete { "complete" } else { "incomplete" };
     let egress = if evidence.egress { ", with egress" } else { "" };
     let _ = writeln!(out, "Window: {}.", evidence.observed);
-    let _ = writeln!(out, "Phase {}{egress}. Evidence: {verdict}.", evidence.phase);
+    if evidence.meant.is_plan() {
+        let _ = writeln!(out, "Phases of the plan: {}. Evidence: {verdict}.", evidence.meant.phases());
+    } else {
+        let _ = writeln!(out, "Phase {}{egress}. Evidence: {verdict}.", evidence.phase);
+    }
     if let Some(version) = &evidence.lowest_cilium_version {
         let _ = writeln!(out, "Format: {}, for Cilium {version} or later.", evidence.format.kind());
     }
@@ -280,6 +290,7 @@ fn markdown(evidence: &Evidence<'_>) -> String {
     section(out, "Stopped namespaces: their policies are not of this export", evidence.stopped.iter().cloned());
     section(out, "Problems", evidence.problems.iter().map(problem_text));
     section(out, "Warnings", evidence.warnings.iter().cloned());
+    evidence.meant.write(out);
     section(out, "Losses", evidence.losses.iter().map(loss_text));
     section(out, "Flows that could not be named", evidence.unresolved.iter().map(unresolved_text));
     namespaces(out, evidence.namespaces);

@@ -71,6 +71,7 @@ fn rule_text(rule: &PlannedRule) -> String {
             RulePeer::Pods { namespace, selector } => {
                 namespace.as_ref().map(|n| format!("{n}:")).unwrap_or_default() + &labels(selector)
             }
+            RulePeer::EveryPod => "every pod".to_owned(),
             RulePeer::Block { cidr, except } if except.is_empty() => cidr.to_string(),
             RulePeer::Block { cidr, except } => {
                 format!("{cidr} but {}", except.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))

@@ -33,6 +33,8 @@ struct World {
     cilium: bool,
     egress: bool,
     accept_inferred: bool,
+    /// By workload; those beyond are not sensitive.
+    sensitive: Vec<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -92,9 +94,11 @@ fn world(phases: std::ops::Range<usize>) -> impl Strategy<Value = World> {
         any::<bool>(),
         any::<bool>(),
         any::<bool>(),
+        prop::collection::vec(prop::bool::weighted(0.4), 0..4),
     )
-        .prop_map(|(namespaces, nodes, workloads, flows, phase, cilium, egress, accept_inferred)| {
-            World { namespaces, nodes, workloads, flows, phase, cilium, egress, accept_inferred }.with_distinct_flows()
+        .prop_map(|(namespaces, nodes, workloads, flows, phase, cilium, egress, accept_inferred, sensitive)| {
+            World { namespaces, nodes, workloads, flows, phase, cilium, egress, accept_inferred, sensitive }
+                .with_distinct_flows()
         })
 }
 
@@ -208,6 +212,7 @@ impl World {
                 format: self.cilium.then(|| "cilium".to_owned()),
                 egress: self.egress,
                 accept_inferred: self.accept_inferred,
+                sensitive: (0..self.workloads.len()).filter(|w| self.is_sensitive(*w)).map(|w| self.name(w)).collect(),
                 ..Export::default()
             },
             nodes: (0..self.nodes).map(|n| (format!("node-{n}"), vec![node_address(n), tunnel_address(n)])).collect(),
@@ -261,19 +266,24 @@ impl World {
         self.flows.iter().filter(|f| self.supports(f))
     }
 
+    fn is_sensitive(&self, workload: usize) -> bool {
+        self.sensitive.get(workload) == Some(&true)
+    }
+
     fn namespace(&self, workload: usize) -> usize {
         self.workloads[workload].0 % self.namespaces
     }
 
     fn ingress_may_pass(&self, client: usize, server: usize, port: u16, udp: bool) -> bool {
-        let boundary = self.phase != 2;
+        let boundary = self.phase != 2 && !self.is_sensitive(server);
         if boundary && self.namespace(client) == self.namespace(server) {
             return true;
         }
         self.supported().any(|f| {
             let to = f.server % self.workloads.len();
             // A boundary opens a port for every pod behind it.
-            let same_target = to == server || (boundary && self.namespace(to) == self.namespace(server));
+            let same_target =
+                to == server || (boundary && !self.is_sensitive(to) && self.namespace(to) == self.namespace(server));
             let from_client = f.kind == Kind::Pods && f.client % self.workloads.len() == client;
             let port_fits = self.opens(f, to, port, udp) || (same_target && self.opens(f, server, port, udp));
             same_target && (from_client || self.identity_lost(f)) && (port_fits || (self.egress && dns(f, port)))

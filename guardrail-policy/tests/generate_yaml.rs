@@ -123,6 +123,7 @@ fn policy(key: &str, value: &str) -> PlannedPolicy {
         namespace: value.to_owned(),
         name: value.to_owned(),
         purpose: Purpose::Boundary,
+        phase: Phase::DefaultDeny,
         subject: selector,
         ingress: Some(vec![PlannedRule { peers: [peer].into(), ports: [port].into(), learns_names: false }]),
         egress: None,

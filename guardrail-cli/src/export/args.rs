@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use guardrail_graph::Snapshot;
+use guardrail_lifecycle::export as lifecycle;
 use guardrail_policy::{
     evaluate::{Cluster, Dataplane, Enforcement, Evaluator},
     generate::{FlowName, Format, Options, Phase, WorkloadPattern},
@@ -18,6 +19,7 @@ use ipnet::IpNet;
 use crate::{
     dataplane::{DataplaneArgs, not_enforced, refusals},
     input::{self, Inventory, KubeArgs, tell},
+    plan::{PlanArgs, Planned},
     policies::refused,
 };
 
@@ -28,7 +30,9 @@ Each policy is one file, NAMESPACE.NAME.yaml; kustomization.yaml lists them for 
 evidence.json and REPORT.md say what each rule rests on. A namespace whose evidence is incomplete, of
 which an observed flow would be denied, or for which the proof fails, is stopped: its files stay as
 they were, the others are written, and the exit code is 1 (2 if all are stopped). --force accepts
-incomplete evidence and a short window, and nothing else. Where Cilium is the data plane, a namespace
+incomplete evidence and a short window, and nothing else. With --plan, each namespace goes where the
+plan wants it, if its gates let it; namespaces at observe lose their files, but for sensitive
+workloads, which are closed everywhere. Where Cilium is the data plane, a namespace
 whose flows no NetworkPolicy can allow there (those with nodes) is stopped: --format cilium can.")]
 pub(crate) struct Args {
     /// Snapshots: files, `-` for stdin, URLs of an agent (http://HOST:9464/v1/graph), or
@@ -36,9 +40,13 @@ pub(crate) struct Args {
     #[arg(required = true, value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
 
-    /// How far to go: observe (a preview), constrain (namespace boundaries) or default-deny
-    #[arg(long, value_name = "PHASE")]
-    phase: Phase,
+    /// How far to go: observe (a preview), constrain (namespace boundaries) or default-deny; with
+    /// --plan, each namespace goes as far as the plan says
+    #[arg(long, value_name = "PHASE", required_unless_present_any = ["plan", "environment"], conflicts_with = "plan")]
+    phase: Option<Phase>,
+
+    #[command(flatten)]
+    pub(crate) plan: PlanArgs,
 
     /// What to write: networkpolicy; or cilium, which is CiliumNetworkPolicy: nodes and the API
     /// server by entity, external servers by the name that was asked for
@@ -46,11 +54,11 @@ pub(crate) struct Args {
     format: Format,
 
     /// Close egress too: DNS stays open, everything else must have been observed
-    #[arg(long)]
+    #[arg(long, conflicts_with = "plan")]
     egress: bool,
 
     /// Only this namespace (repeatable)
-    #[arg(short, long = "namespace", value_name = "NS")]
+    #[arg(short, long = "namespace", value_name = "NS", conflicts_with = "plan")]
     namespaces: Vec<String>,
 
     /// Directory for the files; without it the policies go to stdout
@@ -99,7 +107,7 @@ pub(crate) struct Args {
 
     /// For how long all nodes of a namespace's workloads must have been observed at once, like 36h
     /// or 7d; by default 24h for default-deny, 1h for constrain and 0s for observe
-    #[arg(long, value_name = "DURATION", value_parser = words::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = words::parse_duration, conflicts_with = "plan")]
     min_window: Option<Duration>,
 
     #[command(flatten)]
@@ -129,25 +137,35 @@ pub(crate) struct Input {
     pub(crate) options: Options,
     /// Policies that are in force and that nobody evaluates: the proof says nothing of them.
     pub(crate) unevaluated: Vec<Unevaluated>,
+    /// The plan, if one says how far each namespace goes.
+    pub(crate) planned: Option<Planned>,
+    /// Whether each sensitive workload that the plan names is there.
+    pub(crate) sensitive_are_known: bool,
 }
 
 impl Args {
     /// Reads everything that the arguments name.
     pub(crate) fn input(&self) -> anyhow::Result<Input> {
-        let snapshot = input::snapshots(&self.snapshots, &self.cluster)?;
+        let mut asked = self.cluster.clone();
+        let planned = self.plan.read(&mut asked)?;
+        let snapshot = input::snapshots(&self.snapshots, &asked)?;
         let mut policies = input::policies(&self.policies)?;
         let facts = self.format == Format::Cilium || self.dataplane.wants_facts(&policies);
         let mut inventory = input::inventory(&self.inventory, facts)?;
-        let mut options = Options::new(self.phase);
+        let mut options = Options::new(self.phase.unwrap_or(Phase::Observe));
         options.format = self.format;
-        options.dataplane = self.enforcer(&policies, &inventory)?;
+        let egress = match &planned {
+            Some(planned) => planned.environment()?.closes_egress(),
+            None => self.egress,
+        };
+        options.dataplane = self.enforcer(&policies, &inventory, egress)?;
         options.egress = self.egress;
         options.namespaces.extend(self.namespaces.iter().cloned());
         options.accept_inferred = self.accept_inferred;
         options.accepted.extend(self.accept.iter().cloned());
         options.also_service_ports = self.also_service_ports;
         options.ignore_clients.extend(self.ignore_client.iter().cloned());
-        options.min_window = self.min_window.unwrap_or_else(|| self.phase.min_window());
+        options.min_window = self.min_window.unwrap_or_else(|| options.phase.min_window());
         options.forced = self.force;
         for (name, range) in &self.declare {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);
@@ -166,13 +184,24 @@ impl Args {
         let cluster = Cluster::from_objects(&inventory.objects).with_facts(&facts);
         options.cluster = self.dataplane.with_names(cluster)?;
         unevaluated.extend(set_aside(&snapshot, &mut options));
+        let mut sensitive_are_known = true;
+        if let Some(planned) = &planned {
+            let now = self.plan.now();
+            sensitive_are_known = planned.sensitive_are_known(&snapshot, &options.cluster)?;
+            planned.warn_of_unknown(&snapshot, &options.cluster);
+            lifecycle::declare(&mut options, &planned.plan, now);
+            lifecycle::aim(&mut options, &snapshot, planned.environment()?);
+            for message in lifecycle::not_written(&planned.plan, &planned.name, now) {
+                tell("warning", &format_args!("{}: {message}", planned.file()));
+            }
+        }
         unevaluated.sort();
         unevaluated.dedup();
-        Ok(Input { snapshot, options, unevaluated })
+        Ok(Input { snapshot, options, unevaluated, planned, sensitive_are_known })
     }
 
     /// The data plane that the export is proven for.
-    fn enforcer(&self, policies: &PolicySet, inventory: &Inventory) -> anyhow::Result<Dataplane> {
+    fn enforcer(&self, policies: &PolicySet, inventory: &Inventory, egress: bool) -> anyhow::Result<Dataplane> {
         let enforcer = match self.format {
             Format::Cilium => self.dataplane.cilium(inventory)?,
             Format::NetworkPolicy => self.dataplane.find(policies, inventory)?,
@@ -187,7 +216,7 @@ impl Args {
             );
         }
         match enforcer.cilium().map(|cilium| cilium.enforcement) {
-            Some(Enforcement::Always) if !self.egress => {
+            Some(Enforcement::Always) if !egress => {
                 bail!(
                     "Cilium's option enable-policy is always, which closes every pod in both directions: export with --egress"
                 );

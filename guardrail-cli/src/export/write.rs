@@ -74,6 +74,12 @@ pub(crate) fn replace_set(
     Ok(())
 }
 
+/// The namespaces for which an earlier export has files in the directory.
+pub(crate) fn namespaces(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
+    let before = if directory.is_dir() { read_manifest(directory)? } else { BTreeSet::new() };
+    Ok(before.iter().filter_map(|name| emit::namespace_of_file(name)).map(str::to_owned).collect())
+}
+
 fn stage(path: &Path, content: &str) -> io::Result<tempfile::NamedTempFile> {
     place::stage(path, content.as_bytes(), 0o644)
 }

@@ -32,7 +32,7 @@ const AT_ONCE: usize = 8;
 const USER_AGENT: &str = concat!("guardrail/", env!("CARGO_PKG_VERSION"));
 
 /// How to reach the cluster of a `kube[:NAMESPACE]`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Options for kube[:NAMESPACE]")]
 pub(crate) struct KubeArgs {
     /// Kubeconfig file; without it KUBECONFIG, ~/.kube/config, or the pod's service account

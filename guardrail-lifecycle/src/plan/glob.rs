@@ -105,6 +105,18 @@ impl WorkloadGlob {
             && self.name.matches(&workload.name)
     }
 
+    /// Whether it stands for one workload only.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        self.namespace.is_exact() && self.kind.as_ref().is_none_or(Glob::is_exact) && self.name.is_exact()
+    }
+
+    /// Whether it may mean a workload of this namespace.
+    #[must_use]
+    pub fn is_of(&self, namespace: &str) -> bool {
+        self.namespace.matches(namespace)
+    }
+
     /// Where it stands in the file.
     #[must_use]
     pub fn line(&self) -> u32 {

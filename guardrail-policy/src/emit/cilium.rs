@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use guardrail_graph::snapshot::LabelSelector;
+use guardrail_graph::snapshot::{LabelSelector, SelectorOperator, SelectorRequirement};
 use serde::Serialize;
 
 use super::{Metadata, yaml};
@@ -140,8 +140,8 @@ fn entry<'a>(namespace: &str, direction: Direction, rule: &'a PlannedRule) -> En
 
 const fn field(direction: Direction, peer: &RulePeer) -> &'static str {
     match (direction, peer) {
-        (Direction::Ingress, RulePeer::Pods { .. }) => "fromEndpoints",
-        (Direction::Egress, RulePeer::Pods { .. }) => "toEndpoints",
+        (Direction::Ingress, RulePeer::Pods { .. } | RulePeer::EveryPod) => "fromEndpoints",
+        (Direction::Egress, RulePeer::Pods { .. } | RulePeer::EveryPod) => "toEndpoints",
         (Direction::Ingress, RulePeer::Block { .. }) => "fromCIDRSet",
         (Direction::Egress, RulePeer::Block { .. }) => "toCIDRSet",
         (Direction::Ingress, RulePeer::Entity(_)) => "fromEntities",
@@ -163,6 +163,14 @@ fn peer<'a>(own: &str, peer: &'a RulePeer) -> Peer<'a> {
             }
             Peer::Endpoints(selector)
         }
+        RulePeer::EveryPod => Peer::Endpoints(LabelSelector {
+            match_labels: BTreeMap::new(),
+            match_expressions: vec![SelectorRequirement {
+                key: format!("k8s:{POD_NAMESPACE}"),
+                operator: SelectorOperator::Exists,
+                values: Vec::new(),
+            }],
+        }),
         RulePeer::Block { cidr, except } => {
             Peer::Cidr { cidr: cidr.to_string(), except: except.iter().map(ToString::to_string).collect() }
         }

@@ -49,6 +49,8 @@ pub(crate) struct Context<'a> {
     pod_ranges: Vec<IpNet>,
     all_pods_in_ranges: bool,
     declared: BTreeMap<&'a str, BTreeMap<IpNet, DeclaredRange>>,
+    /// The same of [`Options::external`].
+    external: BTreeMap<&'a str, BTreeMap<IpNet, DeclaredRange>>,
 }
 
 /// Addresses of a node.
@@ -176,6 +178,7 @@ impl<'a> Context<'a> {
         };
         let node_ranges = declare(&options.node_ranges);
         let declared = options.declared_ranges.iter().map(|(name, ranges)| (name.as_str(), declare(ranges))).collect();
+        let external = options.external.iter().map(|(label, all)| (label.as_str(), declare(&all.ranges))).collect();
         Self {
             body,
             options,
@@ -194,6 +197,7 @@ impl<'a> Context<'a> {
             pod_ranges,
             all_pods_in_ranges,
             declared,
+            external,
         }
     }
 
@@ -239,6 +243,11 @@ impl<'a> Context<'a> {
             _ => {}
         }
         alike
+    }
+
+    /// The workloads of the subject that a workload belongs to.
+    pub(crate) fn members(&self, workload: &WorkloadRef) -> &[&'a WorkloadRef] {
+        self.subject_of.get(workload).map_or(&[], |index| &self.subjects[*index].members)
     }
 
     /// The selector of the subject that a workload belongs to.
@@ -400,15 +409,23 @@ impl<'a> Context<'a> {
         ranges.into()
     }
 
-    /// The first of these names for which a range with this address is declared, and the peers of
-    /// all its ranges.
-    pub(crate) fn declared<'n>(
-        &self,
-        names: &'n BTreeSet<String>,
+    /// The first name of the server for which a range with its address is declared, and the peers
+    /// of all its ranges; else the same of what a person has declared by a name of their own.
+    pub(crate) fn declared<'s>(
+        &'s self,
+        edge: &'s EdgeRecord,
         address: IpAddr,
-    ) -> Option<(&'n str, &BTreeMap<IpNet, DeclaredRange>)> {
-        let mut declared = names.iter().filter_map(|name| Some((name.as_str(), self.declared.get(name.as_str())?)));
-        declared.find(|(_, ranges)| ranges.keys().any(|range| range.contains(&address)))
+    ) -> Option<(&'s str, &'s BTreeMap<IpNet, DeclaredRange>)> {
+        let names = &edge.server.names;
+        let by_name = names.iter().filter_map(|name| Some((name.as_str(), self.declared.get(name.as_str())?)));
+        let fits = |label: &str| {
+            self.options.external.get(label).is_some_and(|external| {
+                let named = external.names.is_empty() || names.is_empty() || !external.names.is_disjoint(names);
+                named && external.ports.contains(&(edge.protocol, edge.port))
+            })
+        };
+        let by_label = self.external.iter().filter(|(label, _)| fits(label)).map(|(label, ranges)| (*label, ranges));
+        by_name.chain(by_label).find(|(_, ranges)| ranges.keys().any(|range| range.contains(&address)))
     }
 
     /// Whether [`Context::anywhere`] leaves out the cluster's pods: the ranges where they live are

@@ -12,17 +12,23 @@ pub(crate) const DENY_EGRESS: &str = "guardrail-default-deny-egress";
 /// Name of the policy that draws a namespace's boundary.
 pub(crate) const BOUNDARY: &str = "guardrail-namespace-boundary";
 
+/// Beginning of the name of the policy that allows what a workload needs.
+pub(crate) const ALLOW: &str = "guardrail-allow";
+/// Beginning of the name of a workload's share of a namespace's boundary.
+pub(crate) const WORKLOAD_BOUNDARY: &str = "guardrail-boundary";
+
 /// Kubernetes allows 253; with the namespace (63) and `.yaml` the name must also be a file name
 /// (255).
 const MAX: usize = 180;
 
 /// A name for the policy of each of these workloads, which share a namespace.
 pub(crate) fn workload_policies<'a>(
+    beginning: &str,
     workloads: impl IntoIterator<Item = &'a WorkloadRef>,
 ) -> BTreeMap<&'a WorkloadRef, String> {
     let plain: Vec<(&WorkloadRef, String)> = workloads
         .into_iter()
-        .map(|w| (w, format!("guardrail-allow-{}-{}", dns_part(&w.owner), dns_part(&w.name))))
+        .map(|w| (w, format!("{beginning}-{}-{}", dns_part(&w.owner), dns_part(&w.name))))
         .collect();
     let mut seen = BTreeSet::new();
     let mut twice = BTreeSet::new();
@@ -92,7 +98,7 @@ mod tests {
             workload("Rollout", "web"),
             workload("RollOut", "web"),
         ];
-        let names = workload_policies(&refs);
+        let names = workload_policies(ALLOW, &refs);
         assert_eq!(names.values().collect::<BTreeSet<_>>().len(), 4, "{names:?}");
         assert_eq!(names[&refs[0]], "guardrail-allow-deployment-web");
     }
@@ -109,7 +115,7 @@ mod tests {
             workload("", ""),
             workload("Pod", "a-.b"),
         ];
-        let names = workload_policies(&refs);
+        let names = workload_policies(ALLOW, &refs);
         for name in names.values() {
             assert!(is_dns_1123(name) && name.len() <= MAX, "{name}");
         }

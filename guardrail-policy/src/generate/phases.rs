@@ -1,6 +1,9 @@
 //! Which policies a phase writes, and which rules they hold (docs/semantics.md part C).
 
+mod left_out;
+mod meant;
 mod rules;
+mod sensitive;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +25,7 @@ use super::{
     window::{self, NamespaceWindow},
 };
 use crate::model::Direction;
+use meant::Meant;
 
 /// Which edges a rule rests on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,13 +59,22 @@ struct Draft {
 struct Frame {
     name: String,
     purpose: Purpose,
+    phase: Phase,
     subject: LabelSelector,
+}
+
+/// Whose ingress the policies of workloads close.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ingress {
+    All,
+    Sensitive,
+    SensitiveAndShared,
 }
 
 impl Frame {
     /// For all pods of the namespace.
-    fn of_namespace(name: &str, purpose: Purpose) -> Self {
-        Self { name: name.to_owned(), purpose, subject: LabelSelector::default() }
+    fn of_namespace(name: &str, purpose: Purpose, phase: Phase) -> Self {
+        Self { name: name.to_owned(), purpose, phase, subject: LabelSelector::default() }
     }
 }
 
@@ -90,6 +103,7 @@ struct Builder<'a> {
     /// Namespaces whose nodes were not observed together for long enough.
     short: BTreeSet<String>,
     dns: Dns,
+    meant: Meant,
     /// The whole export is incomplete, whatever the single namespaces are.
     whole: Option<String>,
     policies: Vec<(PlannedPolicy, Support, Support)>,
@@ -125,8 +139,11 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
     let completeness = Completeness::new(context);
     let verdicts = completeness.verdicts(&uses);
     let dns = Dns::in_use(context, &uses);
+    let mut warnings = BTreeSet::new();
+    let meant = Meant::new(context, &uses, &dns, &mut warnings);
     let mut announced = Announced::default();
-    if context.options.egress {
+    meant.announce(context, &mut announced);
+    if context.options.closes_egress() || !context.options.goals.is_empty() {
         announced.dns = dns
             .servers()
             .flat_map(|(workload, protocol, port)| {
@@ -137,6 +154,7 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
     let mut builder = Builder {
         context,
         dns,
+        meant,
         uses,
         completeness,
         short: BTreeSet::new(),
@@ -146,13 +164,16 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
         inexpressible: BTreeSet::new(),
         announced,
         problems: BTreeSet::new(),
-        warnings: BTreeSet::new(),
+        warnings,
         inbound,
         outbound,
     };
     builder.judge_evidence(&verdicts);
     for verdict in &verdicts {
-        match context.options.phase {
+        match context.options.phase_of(&verdict.namespace) {
+            Phase::Observe if context.options.goals.contains_key(&verdict.namespace) => {
+                builder.close_sensitive(&verdict.namespace);
+            }
             Phase::Observe | Phase::Constrain => builder.constrain(verdict),
             Phase::DefaultDeny => builder.default_deny(verdict),
         }
@@ -165,6 +186,14 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
 impl<'a> Builder<'a> {
     fn judge_evidence(&mut self, verdicts: &[NamespaceVerdict]) {
         let coverage = &self.context.body.coverage;
+        let options = self.context.options;
+        for (verdict, goal) in verdicts.iter().filter_map(|v| Some((v, options.goals.get(&v.namespace)?))) {
+            for reason in &goal.held {
+                self.problem(ProblemKind::Held, [verdict.namespace.as_str()], reason.clone());
+            }
+        }
+        let verdicts: Vec<&NamespaceVerdict> =
+            verdicts.iter().filter(|v| !options.goals.contains_key(&v.namespace)).collect();
         for verdict in verdicts.iter().filter(|v| !v.complete) {
             let shown: Vec<&str> = verdict.reasons.iter().take(5).map(String::as_str).collect();
             let more = verdict.reasons.len().saturating_sub(shown.len());
@@ -179,15 +208,14 @@ impl<'a> Builder<'a> {
                 ),
             );
         }
-        let options = self.context.options;
-        for NamespaceVerdict { namespace, .. } in verdicts {
+        for NamespaceVerdict { namespace, .. } in &verdicts {
             let window = NamespaceWindow::new(self.context, namespace);
             if let Some(message) = window.too_short(namespace, options.phase, options.min_window) {
                 self.problem(ProblemKind::ShortWindow, [namespace.as_str()], message);
                 self.short.insert(namespace.clone());
             }
         }
-        if !coverage.complete && self.context.options.namespaces.is_empty() {
+        if !coverage.complete && options.namespaces.is_empty() && options.goals.is_empty() {
             let missing: Vec<&str> =
                 coverage.nodes.expected.difference(&coverage.nodes.observed).map(String::as_str).collect();
             let why = if missing.is_empty() {
@@ -211,7 +239,7 @@ impl<'a> Builder<'a> {
                 ));
             }
         }
-        if self.context.options.namespaces.is_empty() && verdicts.is_empty() {
+        if options.namespaces.is_empty() && options.goals.is_empty() && verdicts.is_empty() {
             self.warnings
                 .insert("the snapshot has no workload that a policy could select: nothing is written".to_owned());
         }
@@ -228,34 +256,17 @@ impl<'a> Builder<'a> {
     /// Phase constrain: one boundary around the namespace.
     fn constrain(&mut self, verdict: &NamespaceVerdict) {
         let namespace = verdict.namespace.as_str();
-        let mut draft = Draft::default();
-        let inside = RulePeer::Pods { namespace: None, selector: LabelSelector::default() };
-        draft.rules.allow(inside, []);
-        let indices: Vec<usize> = self
-            .context
-            .covered(namespace)
-            .filter_map(|w| self.inbound.get(&w.workload))
-            .flatten()
-            .copied()
-            .filter(|index| self.edge(*index).client.peer.workload().is_none_or(|c| c.namespace != namespace))
-            .collect();
-        self.collect(&mut draft, &indices, namespace, Direction::Ingress);
+        self.draw_boundary(namespace);
         for agent in self.uncalled_agents(namespace) {
             self.warnings.insert(format!(
                 "nobody was seen to call guardrail's own agents: the boundary closes {agent} to scrapers of other namespaces"
             ));
         }
-        let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
-        self.push(
-            namespace,
-            Frame::of_namespace(names::BOUNDARY, Purpose::Boundary),
-            Drafts { ingress: Some(draft), egress: None },
-            &everything,
-        );
-        if self.context.options.egress {
+        let egress = self.context.options.closes_egress_of(namespace);
+        if egress {
             self.close_egress(namespace);
-            self.allow_per_workload(namespace, false, true);
         }
+        self.allow_per_workload(namespace, Ingress::SensitiveAndShared, egress);
     }
 
     /// Phase default-deny: everything closed, then one policy per workload for what it needs.
@@ -278,46 +289,22 @@ impl<'a> Builder<'a> {
         if stranded.is_empty() && agents.is_empty() {
             self.push(
                 namespace,
-                Frame::of_namespace(names::DENY_INGRESS, Purpose::DenyIngress),
+                Frame::of_namespace(names::DENY_INGRESS, Purpose::DenyIngress, Phase::DefaultDeny),
                 Drafts { ingress: Some(Draft::default()), egress: None },
                 &everything,
             );
         } else {
+            self.explain_sensitive(namespace);
             self.warn_stranded(namespace, &stranded, "ingress");
+            if self.context.options.goals.contains_key(namespace) {
+                self.refuse_stranded(namespace, &stranded);
+            }
         }
-        if self.context.options.egress {
+        let egress = self.context.options.closes_egress_of(namespace);
+        if egress {
             self.close_egress(namespace);
         }
-        self.allow_per_workload(namespace, true, self.context.options.egress);
-    }
-
-    /// Workloads that talk but that no selector names: a namespace-wide deny would cut them off.
-    fn stranded(&self, namespace: &str, edges: &BTreeMap<&'a WorkloadRef, Vec<usize>>) -> Vec<&'a WorkloadEntry> {
-        self.context
-            .covered(namespace)
-            .filter(|w| self.context.selector(&w.workload).is_none() && edges.contains_key(&w.workload))
-            .collect()
-    }
-
-    /// guardrail's own agents, if nobody was seen to call them. A policy that closes them would
-    /// take away what shows the next mistake, and who scrapes them often comes after them.
-    fn uncalled_agents(&self, namespace: &str) -> BTreeSet<&'a WorkloadRef> {
-        let is_agent = |entry: &&WorkloadEntry| {
-            entry.workload.owner == "DaemonSet"
-                && entry.labels.get("app.kubernetes.io/name").is_some_and(|name| name == "guardrail-agent")
-        };
-        let agents = self.context.covered(namespace).filter(is_agent).map(|entry| &entry.workload);
-        agents.filter(|agent| !self.inbound.contains_key(agent)).collect()
-    }
-
-    fn warn_stranded(&mut self, namespace: &str, stranded: &[&WorkloadEntry], direction: &str) {
-        for entry in stranded {
-            let advice = entry.selector_advice.as_deref().unwrap_or("give its pod template a label of its own");
-            self.warnings.insert(format!(
-                "{} cannot be selected, so it gets no policy and namespace {namespace} is closed workload by workload ({direction}): {advice}",
-                entry.workload
-            ));
-        }
+        self.allow_per_workload(namespace, Ingress::All, egress);
     }
 
     fn close_egress(&mut self, namespace: &str) {
@@ -329,10 +316,11 @@ impl<'a> Builder<'a> {
         let mut draft = Draft::default();
         let everybodys = self.asks_of_dns(namespace);
         self.allow_dns(&mut draft, namespace, &everybodys);
+        self.allow_shared(&mut draft, namespace, &self.asks_of_shared(namespace));
         let everything: Vec<&WorkloadEntry> = self.context.covered(namespace).collect();
         self.push(
             namespace,
-            Frame::of_namespace(names::DENY_EGRESS, Purpose::DenyEgress),
+            Frame::of_namespace(names::DENY_EGRESS, Purpose::DenyEgress, self.context.options.phase_of(namespace)),
             Drafts { ingress: None, egress: Some(draft) },
             &everything,
         );
@@ -342,6 +330,12 @@ impl<'a> Builder<'a> {
     fn asks_of_dns(&self, namespace: &str) -> Vec<usize> {
         let outbound = self.context.covered(namespace).filter_map(|w| self.outbound.get(&w.workload));
         outbound.flatten().copied().filter(|index| self.dns.covers(self.edge(*index))).collect()
+    }
+
+    /// The edges of a namespace's workloads to shared services.
+    fn asks_of_shared(&self, namespace: &str) -> Vec<usize> {
+        let outbound = self.context.covered(namespace).filter_map(|w| self.outbound.get(&w.workload));
+        outbound.flatten().copied().filter(|index| self.meant.covers(self.edge(*index), self.context)).collect()
     }
 
     /// Whether a rule can have the names learnt that a workload of these edges asks for.
@@ -377,30 +371,43 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn allow_per_workload(&mut self, namespace: &str, ingress: bool, egress: bool) {
+    fn allow_per_workload(&mut self, namespace: &str, ingress: Ingress, egress: bool) {
         let context = self.context;
         let named: Vec<_> = context.subjects(namespace).filter(|subject| subject.selector.is_some()).collect();
-        let names = names::workload_policies(named.iter().map(|subject| subject.members[0]));
+        let names = names::workload_policies(names::ALLOW, named.iter().map(|subject| subject.members[0]));
         let agents = self.uncalled_agents(namespace);
-        let close_each_ingress = ingress && !(agents.is_empty() && self.stranded(namespace, &self.inbound).is_empty());
+        let denied = ingress == Ingress::All && agents.is_empty() && self.stranded(namespace, &self.inbound).is_empty();
         let close_each_egress = egress && !self.stranded(namespace, &self.outbound).is_empty();
         for subject in named {
             let Some(selector) = subject.selector.clone() else { continue };
             let of_all = |edges: &BTreeMap<&WorkloadRef, Vec<usize>>| -> Vec<usize> {
                 subject.members.iter().filter_map(|member| edges.get(member)).flatten().copied().collect()
             };
+            let sensitive = subject.members.iter().any(|member| self.is_closed(member));
+            let shared = subject.members.iter().any(|member| self.meant.shares(member));
+            let whole = ingress == Ingress::All || sensitive;
+            let ingress = whole || shared && ingress == Ingress::SensitiveAndShared;
             let mut inbound = Draft::default();
             if ingress {
-                let indices = of_all(&self.inbound);
-                self.collect(&mut inbound, &indices, namespace, Direction::Ingress);
+                let others = self.share(&mut inbound, &subject.members, of_all(&self.inbound));
+                if whole {
+                    self.collect(&mut inbound, &others, namespace, Direction::Ingress);
+                }
+                if whole && !sensitive {
+                    self.let_callers_in(&mut inbound, namespace);
+                }
             }
             let mut outbound = Draft::default();
             if egress {
                 let (dns, others): (Vec<usize>, Vec<usize>) =
                     of_all(&self.outbound).into_iter().partition(|index| self.dns.covers(self.edge(*index)));
+                let (shared, others): (Vec<usize>, Vec<usize>) =
+                    others.into_iter().partition(|index| self.meant.covers(self.edge(*index), context));
                 outbound.by_name = self.context.reach.by_entity() && self.learns_names(namespace, &others);
                 self.collect(&mut outbound, &others, namespace, Direction::Egress);
+                self.let_caller_out(&mut outbound, &subject.members);
                 if close_each_egress {
+                    self.allow_shared(&mut outbound, namespace, &shared);
                     let everybodys = self.asks_of_dns(namespace);
                     self.allow_dns(&mut outbound, namespace, &everybodys);
                 } else if outbound.rules.names_servers() {
@@ -410,17 +417,18 @@ impl<'a> Builder<'a> {
                     self.learn_names(&mut outbound, namespace);
                 }
             }
-            let left_open = subject.members.iter().any(|member| agents.contains(member));
-            let inbound =
-                (ingress && !left_open && (close_each_ingress || !inbound.support.is_empty())).then_some(inbound);
-            let outbound = (egress && (close_each_egress || !outbound.support.is_empty())).then_some(outbound);
+            let left_open = !sensitive && subject.members.iter().any(|member| agents.contains(member));
+            let inbound = (ingress && !left_open && (!denied || !inbound.rules.is_empty())).then_some(inbound);
+            let outbound = (egress && (close_each_egress || !outbound.rules.is_empty())).then_some(outbound);
             if inbound.is_none() && outbound.is_none() {
                 continue;
             }
             let members: Vec<&WorkloadEntry> =
                 subject.members.iter().filter_map(|member| context.workloads.get(member).copied()).collect();
             let purpose = Purpose::Workload(subject.members[0].clone());
-            let frame = Frame { name: names[subject.members[0]].clone(), purpose, subject: selector };
+            let name = names[subject.members[0]].clone();
+            let phase = if sensitive { Phase::DefaultDeny } else { self.context.options.phase_of(namespace) };
+            let frame = Frame { name, purpose, phase, subject: selector };
             self.push(namespace, frame, Drafts { ingress: inbound, egress: outbound }, &members);
             if let ([_, _, ..], Some((policy, ..))) = (subject.members.as_slice(), self.policies.last_mut()) {
                 policy.notes.insert(one_subject(subject));
@@ -430,7 +438,7 @@ impl<'a> Builder<'a> {
 
     /// Adds a policy of the namespace, with the rules of its drafts. It selects these workloads.
     fn push(&mut self, namespace: &str, frame: Frame, drafts: Drafts, selects: &[&WorkloadEntry]) {
-        let Frame { name, purpose, subject } = frame;
+        let Frame { name, purpose, phase, subject } = frame;
         let Drafts { ingress, egress } = drafts;
         let judged: Vec<_> = selects.iter().map(|entry| self.completeness.of(entry)).collect();
         let whole_namespace = !matches!(purpose, Purpose::Workload(_));
@@ -457,6 +465,7 @@ impl<'a> Builder<'a> {
             namespace: namespace.to_owned(),
             name,
             purpose,
+            phase,
             subject,
             ingress,
             egress,
@@ -465,39 +474,6 @@ impl<'a> Builder<'a> {
             notes,
         };
         self.policies.push((policy, ingress_support, egress_support));
-    }
-
-    /// Names what stays without a policy and why (B12, B6).
-    fn explain_what_has_no_policy(&mut self) {
-        for workload in self.inbound.keys().chain(self.outbound.keys()) {
-            if self.context.in_scope(&workload.namespace) && !self.context.workloads.contains_key(workload) {
-                self.warnings.insert(format!(
-                    "{workload} is gone and nothing but its name is known: it gets no policy of its own"
-                ));
-            }
-        }
-        for subject in self.context.shared_subjects() {
-            if self.context.in_scope(&subject.members[0].namespace) {
-                self.warnings.insert(one_subject(subject));
-            }
-        }
-        for entry in &self.context.body.workloads {
-            let workload = &entry.workload;
-            if !self.context.in_scope(&workload.namespace) {
-                continue;
-            }
-            if entry.host_network {
-                self.warnings.insert(format!(
-                    "{workload} uses the host's network: {} does not apply to it, it gets no policy",
-                    self.context.reach.format.kind()
-                ));
-            } else if self.context.selector(workload).is_none() {
-                let advice = entry.selector_advice.as_deref().unwrap_or("give its pod template a label of its own");
-                self.warnings.insert(format!(
-                    "{workload} gets no policy of its own, no stable label selects it alone: {advice}"
-                ));
-            }
-        }
     }
 
     fn finish(self, verdicts: Vec<NamespaceVerdict>) -> Decision {

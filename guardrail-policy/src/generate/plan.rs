@@ -45,6 +45,8 @@ pub struct PlannedPolicy {
     pub name: String,
     /// What it is for.
     pub purpose: Purpose,
+    /// How far its pods are closed.
+    pub phase: Phase,
     /// Its pods; the empty selector means all pods of the namespace.
     pub subject: LabelSelector,
     /// Ingress rules; `None`: this policy does not isolate ingress.
@@ -81,6 +83,8 @@ pub enum RulePeer {
         /// Their labels; empty means all pods there.
         selector: LabelSelector,
     },
+    /// Every pod of the cluster.
+    EveryPod,
     /// Addresses.
     Block {
         /// The range.
@@ -98,7 +102,7 @@ impl RulePeer {
     /// Which of the peer fields of a Cilium rule holds it: a rule takes one.
     const fn field(&self) -> u8 {
         match self {
-            Self::Pods { .. } => 0,
+            Self::Pods { .. } | Self::EveryPod => 0,
             Self::Block { .. } => 1,
             Self::Entity(_) => 2,
             Self::Name(_) => 3,
@@ -135,6 +139,11 @@ pub(crate) struct RuleSet {
 impl RuleSet {
     pub(crate) fn allow(&mut self, peer: RulePeer, ports: impl IntoIterator<Item = RulePort>) {
         self.by_peer.entry(peer).or_default().extend(ports);
+    }
+
+    /// Nobody is allowed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_peer.is_empty() && self.learning.is_empty()
     }
 
     /// Whether a server is allowed by its DNS name.

@@ -12,6 +12,11 @@ pub enum ProblemKind {
     Incomplete,
     /// A gate: the nodes of a namespace were not observed together for long enough.
     ShortWindow,
+    /// A gate of a plan: the namespace is not ready for the phase that is wanted.
+    Held,
+    /// No label names a workload alone: no policy can close it, or leave it in where others are
+    /// left out.
+    Unselectable,
     /// An established flow cannot be written as a rule: it would be denied.
     Inexpressible,
     /// An established flow supports no rule until a person says so: it would be denied.
@@ -29,7 +34,7 @@ impl ProblemKind {
     /// failed proof.
     #[must_use]
     pub const fn can_be_forced(self) -> bool {
-        matches!(self, Self::Incomplete | Self::ShortWindow)
+        matches!(self, Self::Incomplete | Self::ShortWindow | Self::Held)
     }
 }
 

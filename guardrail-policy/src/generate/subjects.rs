@@ -77,7 +77,7 @@ fn candidates(bases: &[Option<LabelSelector>], labels: &[Labels]) -> BTreeSet<(u
 }
 
 /// What all pods of the workload bear.
-fn labels_of(entry: &WorkloadEntry) -> Labels {
+pub(crate) fn labels_of(entry: &WorkloadEntry) -> Labels {
     let mut labels = entry.labels.clone();
     for (key, value) in entry.selector.iter().flat_map(|selector| &selector.match_labels) {
         labels.entry(key.clone()).or_insert_with(|| value.clone());

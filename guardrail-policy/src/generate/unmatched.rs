@@ -20,10 +20,11 @@ pub(crate) fn warnings(context: &Context<'_>) -> BTreeSet<String> {
         (true, _) => Some(format!(
             "the declared range of node addresses {range} holds addresses of pods: rules for nodes let them in"
         )),
-        (false, false) => {
+        // A plan's ranges are for shared services, too.
+        (false, false) if context.options.goals.is_empty() => {
             Some(format!("no node in the snapshot has an address in {range}: --node-range has no effect"))
         }
-        (false, true) => None,
+        (false, _) => None,
     });
     ignored.chain(declared).chain(nodes).collect()
 }
@@ -86,5 +87,6 @@ fn declaration(
         let shown = outside.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
         return Some(format!("{name} was reached at {shown}{more}, outside of the ranges declared for it"));
     }
-    (!context.options.egress).then(|| format!("the ranges declared for {name} have no effect without --egress"))
+    (!context.options.closes_egress())
+        .then(|| format!("the ranges declared for {name} have no effect without --egress"))
 }

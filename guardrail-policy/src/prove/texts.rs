@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Proof;
 use crate::{
     emit,
-    generate::{Decision, Format, Options, Problem, ProblemKind},
+    generate::{Decision, Format, Options, Problem, ProblemKind, stopped},
     model::{
         NetworkPolicy,
         tier::{TierPeer, TierPolicy, TierRule},
@@ -56,15 +56,27 @@ fn names_are_learnt(forms: &[TierPolicy], proof: &mut Proof) {
     }
 }
 
-/// Policies in force, but for those that what we write replaces: of one kind, namespace and name.
+/// Beginning of the name of every policy that an export writes.
+const OURS: &str = "guardrail-";
+
+/// Policies in force, but for those that what we write replaces: of one kind, namespace and name;
+/// and, where a plan says what a namespace is meant to be, all that an earlier export wrote for it.
 pub(super) fn not_replaced(
     options: &Options,
+    decision: &Decision,
     policies: &[NetworkPolicy],
     forms: &[TierPolicy],
 ) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
+    let stopped = stopped(&decision.problems, options.forced || options.stopped_too);
+    let is_earlier = |namespace: &str, name: &str| {
+        name.starts_with(OURS) && options.goals.contains_key(namespace) && !stopped.contains(namespace)
+    };
     let written: BTreeSet<(&str, &str)> = policies.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
     let kept = options.existing.iter().filter(|p| !written.contains(&(p.namespace.as_str(), p.name.as_str())));
     let written: BTreeSet<_> = forms.iter().map(TierPolicy::object).collect();
     let kept_forms = options.existing_forms.iter().filter(|form| !written.contains(&form.object()));
-    (kept.cloned().collect(), kept_forms.cloned().collect())
+    (
+        kept.filter(|p| !is_earlier(&p.namespace, &p.name)).cloned().collect(),
+        kept_forms.filter(|form| !is_earlier(&form.namespace, &form.name)).cloned().collect(),
+    )
 }

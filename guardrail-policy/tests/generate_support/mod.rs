@@ -17,7 +17,7 @@ use guardrail_graph::{
 };
 use guardrail_policy::{
     evaluate::{CiliumOptions, Cluster, Dataplane, Evaluator},
-    generate::{Options, Phase},
+    generate::{External, Goal, Options, Phase},
     read,
 };
 use serde::Deserialize;
@@ -89,6 +89,35 @@ pub struct Export {
     pub ignore_clients: Vec<String>,
     #[serde(default)]
     pub declare: BTreeMap<String, BTreeSet<ipnet::IpNet>>,
+    /// Workloads that are closed whatever the phase.
+    #[serde(default)]
+    pub sensitive: Vec<String>,
+    /// Namespaces with a phase of their own, as in a plan.
+    #[serde(default)]
+    pub phases: BTreeMap<String, String>,
+    /// Services for everybody, each with ports like `53/UDP`.
+    #[serde(default)]
+    pub shared: BTreeMap<String, BTreeSet<String>>,
+    /// DNS is for everybody.
+    #[serde(default)]
+    pub share_dns: bool,
+    /// Clients that may reach everybody.
+    #[serde(default)]
+    pub callers: Vec<String>,
+    #[serde(default)]
+    pub node_ranges: BTreeSet<ipnet::IpNet>,
+    /// What lies outside, as a plan has it.
+    #[serde(default)]
+    pub external: BTreeMap<String, Outside>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outside {
+    #[serde(default)]
+    pub names: BTreeSet<String>,
+    pub ranges: BTreeSet<ipnet::IpNet>,
+    pub ports: BTreeSet<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -190,9 +219,15 @@ pub fn peer(text: &str) -> Peer {
 pub fn parse_edge(text: &str) -> (Peer, Peer, Protocol, u16) {
     let (from, rest) = text.split_once(" -> ").unwrap_or_else(|| panic!("`{text}`: no arrow"));
     let (to, port) = rest.rsplit_once(' ').unwrap_or_else(|| panic!("`{text}`: no port"));
-    let (port, protocol) = port.split_once('/').unwrap_or((port, "TCP"));
+    let (protocol, port) = parse_port(port);
+    (peer(from.trim()), peer(to.trim()), protocol, port)
+}
+
+/// `port` or `port/protocol`.
+pub fn parse_port(text: &str) -> (Protocol, u16) {
+    let (port, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
     let protocol = if protocol == "UDP" { Protocol::Udp } else { Protocol::Tcp };
-    (peer(from.trim()), peer(to.trim()), protocol, port.parse().unwrap_or_else(|_| panic!("`{text}`: no port number")))
+    (protocol, port.parse().unwrap_or_else(|_| panic!("`{text}`: no port number")))
 }
 
 fn at(seconds: i64) -> Timestamp {
@@ -210,6 +245,21 @@ impl Scenario {
         }
         options.egress = e.egress;
         options.namespaces.clone_from(&e.namespaces);
+        options.sensitive = e.sensitive.iter().filter_map(|name| peer(name).workload().cloned()).collect();
+        let goal = |phase: &String| Goal { phase: phase.parse().unwrap(), egress: e.egress, held: Vec::new() };
+        options.goals = e.phases.iter().map(|(namespace, phase)| (namespace.clone(), goal(phase))).collect();
+        let workload = |name: &String| peer(name).workload().cloned().unwrap();
+        let ports = |ports: &BTreeSet<String>| ports.iter().map(|port| parse_port(port)).collect::<BTreeSet<_>>();
+        options.shared = e.shared.iter().map(|(name, all)| (workload(name), ports(all))).collect();
+        options.share_dns = e.share_dns;
+        options.callers = e.callers.iter().map(workload).collect();
+        options.node_ranges.clone_from(&e.node_ranges);
+        let external = |outside: &Outside| External {
+            names: outside.names.clone(),
+            ranges: outside.ranges.clone(),
+            ports: ports(&outside.ports),
+        };
+        options.external = e.external.iter().map(|(label, outside)| (label.clone(), external(outside))).collect();
         options.accept_inferred = e.accept_inferred;
         options.also_service_ports = e.also_service_ports;
         options.forced = e.force;

@@ -139,7 +139,7 @@ impl Builder<'_> {
         namespace: &str,
     ) -> bool {
         let edge = self.edge(index);
-        let Some((name, ranges)) = self.context.declared(&edge.server.names, address) else { return false };
+        let Some((name, ranges)) = self.context.declared(edge, address) else { return false };
         let holds_pods = ranges.values().any(|range| range.holds_pods);
         draft.allow(ranges.values().map(|range| range.peer.clone()), ports, &[index]);
         draft.notes.insert(format!("{name}: ranges as declared"));
@@ -225,10 +225,16 @@ impl Builder<'_> {
             match direction {
                 Direction::Ingress => {
                     // A namespace's boundary opens the port for all of its pods.
-                    let boundary = self.context.options.phase != Phase::DefaultDeny;
-                    let opened =
-                        self.context.covered(namespace).map(|w| &w.workload).filter(|w| boundary || alike.contains(*w));
-                    let triples = opened.flat_map(|w| {
+                    let options = self.context.options;
+                    let boundary = workload.is_none_or(|workload| !self.is_closed(workload))
+                        && options.phase_of(namespace) != Phase::DefaultDeny;
+                    let opened: Vec<&WorkloadRef> = self
+                        .context
+                        .covered(namespace)
+                        .map(|w| &w.workload)
+                        .filter(|w| boundary && !self.is_closed(w) || alike.contains(*w))
+                        .collect();
+                    let triples = opened.into_iter().flat_map(|w| {
                         self.context.numbers_of(w, port).into_iter().map(|n| (w.clone(), port.protocol, n))
                     });
                     self.announced.from_anywhere.extend(triples);
@@ -255,7 +261,9 @@ impl Builder<'_> {
                 service_ports.map(|number| RulePort { protocol: edge.protocol, port: PortRef::Number(number) }),
             );
         }
-        if self.context.options.egress && self.dns.covers(edge) {
+        let options = self.context.options;
+        // With a plan always, so that a namespace that closes its egress opens nothing elsewhere.
+        if (options.closes_egress() || !options.goals.is_empty()) && self.dns.covers(edge) {
             // A resolver turns to TCP when an answer is long (B15).
             let protocols = [Protocol::Tcp, Protocol::Udp];
             ports.extend(protocols.map(|protocol| RulePort { protocol, port: PortRef::Number(edge.port) }));

@@ -1,0 +1,252 @@
+//! Properties of exports that follow a plan: who is sensitive, shared, or a caller, and how far
+//! each namespace goes.
+//!
+//! Labels are few, so that selectors overlap and some workloads have no label of their own.
+
+mod generate_support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use generate_support::{Edge, Export, Pod, Scenario, Workload, peer};
+use guardrail_policy::{
+    emit::{EVIDENCE_FILE, REPORT_FILE},
+    evaluate::Evaluator,
+    export::{self, Exported},
+    generate::{Goal, Options, Phase},
+    model::Protocol,
+};
+use proptest::prelude::*;
+
+const PORTS: [u16; 4] = [53, 80, 5432, 9090];
+const PHASES: [Phase; 3] = [Phase::Observe, Phase::Constrain, Phase::DefaultDeny];
+const NAMESPACES: usize = 3;
+
+#[derive(Clone, Debug)]
+struct World {
+    /// Namespace; values of `app` and `role`, 0 is none; whether a controller selects by them.
+    workloads: Vec<(usize, usize, usize, bool)>,
+    /// Client, server, port, UDP.
+    flows: BTreeSet<(usize, usize, usize, bool)>,
+    shared: Option<usize>,
+    caller: Option<usize>,
+}
+
+/// How far each namespace goes, and which workloads are sensitive.
+#[derive(Clone, Debug)]
+struct Aim {
+    phases: Vec<usize>,
+    egress: Vec<bool>,
+    sensitive: Vec<bool>,
+}
+
+fn world() -> impl Strategy<Value = World> {
+    let workload = (0..NAMESPACES, 0usize..3, 0usize..3, prop::bool::weighted(0.8));
+    (
+        prop::collection::vec(workload, 2..7),
+        prop::collection::btree_set((0usize..7, 0usize..7, 0..PORTS.len(), prop::bool::weighted(0.3)), 0..10),
+        prop::option::of(0usize..7),
+        prop::option::of(0usize..7),
+    )
+        .prop_map(|(workloads, flows, shared, caller)| World { workloads, flows, shared, caller })
+}
+
+fn aim() -> impl Strategy<Value = Aim> {
+    (
+        prop::collection::vec(0usize..3, NAMESPACES),
+        prop::collection::vec(prop::bool::weighted(0.3), NAMESPACES),
+        prop::collection::vec(prop::bool::weighted(0.3), 7),
+    )
+        .prop_map(|(phases, egress, sensitive)| Aim { phases, egress, sensitive })
+}
+
+impl World {
+    fn name(&self, index: usize) -> String {
+        let index = index % self.workloads.len();
+        format!("ns{}/Deployment/w{index}", self.workloads[index].0)
+    }
+
+    /// The workloads, and in each namespace one that nobody saw talking.
+    fn names(&self) -> Vec<String> {
+        let strangers = (0..NAMESPACES).map(|ns| format!("ns{ns}/Deployment/stranger"));
+        (0..self.workloads.len()).map(|index| self.name(index)).chain(strangers).collect()
+    }
+
+    fn scenario(&self) -> Scenario {
+        let mut workloads = BTreeMap::new();
+        for (number, name) in self.names().into_iter().enumerate() {
+            let (app, role, selected) = match self.workloads.get(number) {
+                Some((_, app, role, selected)) => (*app, *role, *selected),
+                None => (9, 9, true),
+            };
+            let labels: BTreeMap<String, String> = [("app", app), ("role", role)]
+                .into_iter()
+                .filter(|(_, value)| *value > 0)
+                .map(|(key, value)| (key.to_owned(), format!("v{value}")))
+                .collect();
+            let no_selector = (!selected || labels.is_empty()).then(|| "give it a label".to_owned());
+            let pod = Pod {
+                node: "node-a".to_owned(),
+                addresses: BTreeSet::from([format!("10.244.0.{}", number + 10).parse().unwrap()]),
+                ports: BTreeMap::new(),
+            };
+            let pods = BTreeMap::from([(name.replace('/', "-").to_lowercase(), pod)]);
+            workloads.insert(name, Workload { labels, no_selector, pods, ..Workload::default() });
+        }
+        let edges: BTreeSet<String> = self
+            .flows
+            .iter()
+            .map(|(client, server, port, udp)| {
+                let protocol = if *udp { "UDP" } else { "TCP" };
+                format!("{} -> {} {}/{protocol}", self.name(*client), self.name(*server), PORTS[*port])
+            })
+            .collect();
+        let edge = |edge: String| Edge {
+            edge,
+            port_name: None,
+            via: BTreeSet::new(),
+            marks: BTreeSet::new(),
+            names: BTreeSet::new(),
+            seen: Vec::new(),
+            failed: false,
+            unanswered: false,
+            node_workloads: BTreeSet::new(),
+            addresses: None,
+        };
+        Scenario {
+            about: "random".to_owned(),
+            export: Export { phase: "observe".to_owned(), ..Export::default() },
+            nodes: BTreeMap::from([("node-a".to_owned(), vec!["192.0.2.1".parse().unwrap()])]),
+            observed: None,
+            pod_ranges: vec!["10.244.0.0/16".parse().unwrap()],
+            workloads,
+            services: BTreeMap::new(),
+            edges: edges.into_iter().map(edge).collect(),
+            incomplete: BTreeMap::new(),
+            gaps: BTreeSet::new(),
+            allowed: Vec::new(),
+            denied: Vec::new(),
+            existing: None,
+        }
+    }
+
+    fn options(&self, scenario: &Scenario, aim: &Aim) -> Options {
+        let mut options = scenario.options();
+        options.stopped_too = false;
+        options.goals = (0..NAMESPACES)
+            .map(|ns| {
+                let phase = PHASES[aim.phases[ns]];
+                let goal = Goal { phase, egress: aim.egress[ns] && phase != Phase::Observe, held: Vec::new() };
+                (format!("ns{ns}"), goal)
+            })
+            .collect();
+        let workload = |index: usize| peer(&self.name(index)).workload().cloned().unwrap();
+        options.sensitive = (0..self.workloads.len()).filter(|index| aim.sensitive[*index]).map(workload).collect();
+        options.share_dns = true;
+        options.shared =
+            self.shared.map(|index| (workload(index), BTreeSet::from([(Protocol::Tcp, 80)]))).into_iter().collect();
+        options.callers = self.caller.map(workload).into_iter().collect();
+        options
+    }
+}
+
+/// An export, and how to judge it.
+struct Judged {
+    exported: Exported,
+    evaluator: Evaluator,
+}
+
+impl Judged {
+    fn new(scenario: &Scenario, options: &Options) -> Self {
+        let snapshot = scenario.snapshot();
+        let exported = export::export(&snapshot, options);
+        let cluster = options.cluster.clone().with_snapshot(&snapshot);
+        let evaluator = generate_support::evaluator(options, cluster, &exported.files);
+        Self { exported, evaluator }
+    }
+
+    fn passes(&self, client: &str, server: &str, protocol: Protocol, port: u16) -> bool {
+        self.evaluator.evaluate_peers(&peer(client), &peer(server), protocol, port).unwrap().any_allowed()
+    }
+
+    fn is_stopped(&self, name: &str) -> bool {
+        self.exported.stopped.contains(name.split('/').next().unwrap())
+    }
+}
+
+/// Every pair of workloads that the exports judge, with each class of ports.
+fn pairs(world: &World, exports: &[&Judged]) -> Vec<(String, String, Protocol, u16)> {
+    let names: Vec<String> =
+        world.names().into_iter().filter(|name| exports.iter().all(|export| !export.is_stopped(name))).collect();
+    let pairs = names.iter().flat_map(|client| names.iter().map(move |server| (client, server)));
+    let ports = || PORTS.into_iter().chain([9]).flat_map(|port| [Protocol::Tcp, Protocol::Udp].map(|p| (p, port)));
+    pairs
+        .filter(|(client, server)| client != server)
+        .flat_map(|(client, server)| ports().map(move |(p, port)| (client.clone(), server.clone(), p, port)))
+        .collect()
+}
+
+fn cases(default: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(cases(400))]
+
+    #[test]
+    fn a_plan_that_only_adds_strictness_never_allows_more(world in world(), loose in aim(), more in aim()) {
+        let scenario = world.scenario();
+        let strict = Aim {
+            phases: loose.phases.iter().zip(&more.phases).map(|(a, b)| *a.max(b)).collect(),
+            egress: loose.egress.iter().zip(&more.egress).map(|(a, b)| *a || *b).collect(),
+            sensitive: loose.sensitive.iter().zip(&more.sensitive).map(|(a, b)| *a || *b).collect(),
+        };
+        let (before, after) = (
+            Judged::new(&scenario, &world.options(&scenario, &loose)),
+            Judged::new(&scenario, &world.options(&scenario, &strict)),
+        );
+        for (client, server, protocol, port) in pairs(&world, &[&before, &after]) {
+            prop_assert!(
+                !after.passes(&client, &server, protocol, port) || before.passes(&client, &server, protocol, port),
+                "{client} -> {server} {port}/{protocol} passes under {strict:?} alone\n{:#?}\n{:#?}",
+                before.exported.files, after.exported.files
+            );
+        }
+    }
+
+    #[test]
+    fn nobody_enters_a_sensitive_workload_who_was_not_seen_there(world in world(), aim in aim()) {
+        let scenario = world.scenario();
+        let options = world.options(&scenario, &aim);
+        let judged = Judged::new(&scenario, &options);
+        let is_shared = |port: u16, protocol: Protocol| port == 53 || (port == 80 && protocol == Protocol::Tcp);
+        for (client, server, protocol, port) in pairs(&world, &[&judged]) {
+            let sensitive = peer(&server).workload().is_some_and(|w| options.sensitive.contains(w));
+            if sensitive && client.ends_with("/stranger") && !is_shared(port, protocol) {
+                prop_assert!(!judged.passes(&client, &server, protocol, port), "{client} -> {server} {port}\n{:#?}", judged.exported.files);
+            }
+        }
+        // Whatever the labels are, no proof fails: what cannot be closed is said beforehand.
+        let proven = judged.exported.problems.iter().all(|problem| !problem.message.contains("please report it"));
+        prop_assert!(proven, "{:?}", judged.exported.problems);
+    }
+
+    #[test]
+    fn an_export_with_a_plan_depends_neither_on_the_run_nor_on_the_order(world in world(), aim in aim(), turn in 0usize..7) {
+        let scenario = world.scenario();
+        let options = world.options(&scenario, &aim);
+        let snapshot = scenario.snapshot();
+        let mut turned = snapshot.clone();
+        let edges = turned.body.edges.len().max(1);
+        turned.body.edges.rotate_left(turn % edges);
+        turned.body.workloads.reverse();
+        let files = |snapshot| {
+            let mut files = export::export(snapshot, &options).files;
+            files.remove(EVIDENCE_FILE);
+            files.remove(REPORT_FILE);
+            files
+        };
+        prop_assert_eq!(files(&snapshot), files(&snapshot));
+        prop_assert_eq!(files(&snapshot), files(&turned));
+    }
+}
