@@ -53,6 +53,7 @@ pub use virtuals::DeclaredPort;
 use asked::{Asked, Other};
 use compile::Compiled;
 use ends::Relation;
+use tiers::{AnyRule, Deciders};
 
 /// Names one rule: index of the policy in [`Evaluator::forms`] and index of the rule in its
 /// direction's list.
@@ -66,25 +67,25 @@ pub struct RuleRef {
     pub rule: u32,
 }
 
-/// What one side's policies say about a connection.
+/// What one side's policies say about a connection. `R`: what is kept of the rules that decide.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SideVerdict {
+pub enum SideVerdict<R = Vec<RuleRef>> {
     /// Nothing is forbidden: no policy isolates this end in this direction, or the end is nothing
     /// that policies can select.
     NotIsolated,
     /// These rules accept it, sorted: all that match in the union tier, the first one in an ordered
     /// tier.
-    AllowedBy(Vec<RuleRef>),
+    AllowedBy(R),
     /// Isolated, and no rule accepts it.
     Denied,
     /// These rules deny it, sorted.
-    DeniedBy(Vec<RuleRef>),
+    DeniedBy(R),
     /// What these rules say decides, and nothing here tells what they say (see
     /// [`Evaluator::why_unproven`]).
-    Unproven(Vec<RuleRef>),
+    Unproven(R),
 }
 
-impl SideVerdict {
+impl<R> SideVerdict<R> {
     /// Whether this side lets the connection pass.
     #[must_use]
     pub fn allows(&self) -> bool {
@@ -97,6 +98,14 @@ impl SideVerdict {
         matches!(self, Self::Denied | Self::DeniedBy(_))
     }
 
+    /// The one that lets less pass.
+    fn worse(self, other: Self) -> Self {
+        let rank = |side: &Self| if side.denies() { 2 } else { u8::from(!side.allows()) };
+        if rank(&other) > rank(&self) { other } else { self }
+    }
+}
+
+impl SideVerdict {
     /// The rules that decide.
     #[must_use]
     pub fn rules(&self) -> &[RuleRef] {
@@ -104,12 +113,6 @@ impl SideVerdict {
             Self::AllowedBy(rules) | Self::DeniedBy(rules) | Self::Unproven(rules) => rules,
             Self::NotIsolated | Self::Denied => &[],
         }
-    }
-
-    /// The one that lets less pass.
-    fn worse(self, other: Self) -> Self {
-        let rank = |side: &Self| if side.denies() { 2 } else { u8::from(!side.allows()) };
-        if rank(&other) > rank(&self) { other } else { self }
     }
 }
 
@@ -379,6 +382,27 @@ impl Evaluator {
     /// if they share both.
     #[must_use]
     pub fn evaluate(&self, src: &End, dst: &End, protocol: Protocol, port: u16) -> Verdict {
+        let (exemption, egress, ingress) = self.verdict(src, dst, protocol, port);
+        Verdict { exemption, egress, ingress }
+    }
+
+    /// Whether that connection is allowed, as [`Verdict::allowed`] says. It costs less than asking
+    /// which rules decide.
+    #[must_use]
+    pub fn allows(&self, src: &End, dst: &End, protocol: Protocol, port: u16) -> bool {
+        let (_, egress, ingress) = self.verdict::<AnyRule>(src, dst, protocol, port);
+        egress.allows() && ingress.allows()
+    }
+
+    /// What exempts the connection, if anything, and what the policies of its source and of its
+    /// destination say.
+    fn verdict<R: Deciders>(
+        &self,
+        src: &End,
+        dst: &End,
+        protocol: Protocol,
+        port: u16,
+    ) -> (Option<Exemption>, SideVerdict<R>, SideVerdict<R>) {
         let (src_address, dst_address) = common_addresses(src, dst);
         let asked = |direction| Asked { direction, protocol, port, server: dst.class };
         let other = |end: &End, address, relation| Other {
@@ -392,18 +416,12 @@ impl Evaluator {
         };
         let egress = |relation| side(src, dst, dst_address, Direction::Egress, relation);
         let ingress = |relation| side(dst, src, src_address, Direction::Ingress, relation);
-        let exempt = |exemption| Verdict {
-            exemption: Some(exemption),
-            egress: SideVerdict::NotIsolated,
-            ingress: SideVerdict::NotIsolated,
-        };
+        let exempt = |exemption| (Some(exemption), SideVerdict::NotIsolated, SideVerdict::NotIsolated);
         let exemption = ends::exemption(src, dst);
         let Some(options) = &self.compiled.cilium else {
             return match exemption {
                 Some(exemption) => exempt(exemption),
-                None => {
-                    Verdict { exemption: None, egress: egress(Relation::Remote), ingress: ingress(Relation::Remote) }
-                }
+                None => (None, egress(Relation::Remote), ingress(Relation::Remote)),
             };
         };
         if exemption == Some(Exemption::Itself) {
@@ -413,15 +431,14 @@ impl Evaluator {
             // The own node may always come in; out to it, a pod needs a rule.
             Relation::Own if src.is_node() && options.allow_localhost => match egress(Relation::Own) {
                 SideVerdict::NotIsolated if dst.is_pod() => exempt(Exemption::OwnNode),
-                egress => Verdict { exemption: None, egress, ingress: SideVerdict::NotIsolated },
+                egress => (None, egress, SideVerdict::NotIsolated),
             },
             // The node of the pod is not known: it may be this one or another.
-            Relation::Unknown => Verdict {
-                exemption: None,
-                egress: egress(Relation::Remote).worse(egress(Relation::Own)),
-                ingress: ingress(Relation::Remote).worse(ingress(Relation::Own)),
-            },
-            relation => Verdict { exemption: None, egress: egress(relation), ingress: ingress(relation) },
+            Relation::Unknown => {
+                let egress = egress(Relation::Remote).worse(egress(Relation::Own));
+                (None, egress, ingress(Relation::Remote).worse(ingress(Relation::Own)))
+            }
+            relation => (None, egress(relation), ingress(relation)),
         }
     }
 
@@ -471,6 +488,11 @@ impl Evaluator {
     #[must_use]
     pub fn selected_pods(&self, policy: u32) -> Vec<u32> {
         self.compiled.selected(policy)
+    }
+
+    /// Indices of the live pods that a selector matches, as peers: not those on the host network.
+    pub(crate) fn pods_selected_by(&self, selector: &PodSelector) -> Vec<u32> {
+        self.compiled.pods_selected_by(selector)
     }
 
     /// How many live pods a peer's selectors match; `None` for a peer that selects no pods by

@@ -462,9 +462,7 @@ impl<'a> Pairs<'a> {
     }
 
     fn passes(&self, clients: &[End], servers: &[End], protocol: Protocol, port: u16) -> bool {
-        clients.iter().any(|client| {
-            servers.iter().any(|server| self.evaluator.evaluate(client, server, protocol, port).allowed())
-        })
+        clients.iter().any(|client| servers.iter().any(|server| self.evaluator.allows(client, server, protocol, port)))
     }
 
     /// Whether a pair that passes was observed, or is opened by what the phase says or the plan has

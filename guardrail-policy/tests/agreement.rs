@@ -4,12 +4,15 @@
 #[path = "naive/mod.rs"]
 mod naive;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use guardrail_policy::{
     evaluate::{
         Cluster, ClusterNode, ClusterPod, Evaluator,
-        connections::Party,
+        connections::{Connection, Party},
         difference::{Change, difference},
     },
     explain::Question,
@@ -259,7 +262,7 @@ fn listed(changes: &[Change], src: &str, dst: &str, protocol: Protocol, port: u1
                 holds(within) && !holds(except)
             })
         }),
-        Party::Workload(own) => own == name,
+        Party::Workload(own) => **own == *name,
         Party::Everywhere => panic!("no change has it"),
     };
     let of: Vec<&Change> = changes.iter().filter(|c| is(&c.src, src) && is(&c.dst, dst)).collect();
@@ -309,6 +312,62 @@ proptest! {
                             naive::yaml(&before.policies), naive::yaml(&after.policies));
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Whether the list says that the connection is allowed.
+fn is_listed(all: &[Connection], src: &str, dst: &str, protocol: Protocol, port: u16) -> bool {
+    let is = |party: &Party, name: &str| match party {
+        Party::Everywhere => true,
+        Party::EveryPod => name.contains('/'),
+        Party::Outside => !name.contains('/'),
+        Party::Workload(own) => **own == *name,
+        Party::Block(_) => false,
+        Party::EveryPodBut(_) | Party::EveryPodOf(_) => panic!("only differences have it"),
+    };
+    all.iter().any(|c| is(&c.src, src) && is(&c.dst, dst) && c.ports.contains(protocol, port))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    /// Every pair of pods, and every pod with the world outside, at each port that a rule may name
+    /// and the one after it.
+    #[test]
+    fn all_connections_are_those_that_the_naive_evaluator_allows(world in world()) {
+        let evaluator = compile(&world);
+        let all = evaluator.connections();
+        let of_pods = world.pods.iter().enumerate().filter(|(_, pod)| !pod.host_network);
+        let pods: Vec<(String, End)> =
+            of_pods.map(|(i, p)| (format!("{}/{}", p.namespace, p.name), End::Pod(i))).collect();
+        let outside = ["198.51.100.1", "2001:db8::7"].map(|a| End::Address(a.parse().unwrap()));
+        let named: Vec<u16> = world.pods.iter().flat_map(|pod| pod.ports.iter().map(|(.., number)| *number)).collect();
+        let of_rules = world.policies.iter().flat_map(|p| p.ingress.iter().chain(&p.egress)).flatten();
+        let of_rules = of_rules.flat_map(|rule| rule.ports.iter().flatten()).flat_map(|port| {
+            let first = if let Some(Number::Int(first)) = port.port { Some(first) } else { None };
+            [first, port.end].into_iter().flatten()
+        });
+        let bounds: Vec<u16> = of_rules.chain(named).chain([1, 65535]).collect();
+        let ports: BTreeSet<u16> =
+            bounds.iter().flat_map(|port| [port.saturating_sub(1).max(1), *port, port.saturating_add(1)]).collect();
+        let told = |src: &str, dst: &str, protocol: &str, port: u16, expected: bool| {
+            let told = is_listed(&all, src, dst, protocol.parse().unwrap(), port);
+            prop_assert_eq!(told, expected, "{} -> {} {}/{}\n{:?}\n{}",
+                src, dst, protocol, port, all, naive::yaml(&world.policies));
+            Ok(())
+        };
+        for (protocol, port) in PROTOCOLS.into_iter().flat_map(|protocol| ports.iter().map(move |port| (protocol, *port))) {
+            for (name, own) in &pods {
+                for (other, there) in pods.iter().filter(|(other, _)| other != name) {
+                    told(name, other, protocol, port, world.allowed(*own, *there, protocol, port))?;
+                }
+                // An address of each family stands for the world.
+                let into = outside.iter().any(|there| world.allowed(*there, *own, protocol, port));
+                told("outside", name, protocol, port, into)?;
+                let out = outside.iter().any(|there| world.allowed(*own, *there, protocol, port));
+                told(name, "outside", protocol, port, out)?;
             }
         }
     }

@@ -62,7 +62,8 @@ fn listed(all: &[Connection], src: &str, dst: &str, protocol: Protocol, port: u1
         Party::EveryPod => name.contains('/'),
         Party::EveryPodBut(_) | Party::EveryPodOf(_) => panic!("only differences have it"),
         Party::Outside => name == "outside",
-        Party::Block(own) | Party::Workload(own) => own == name,
+        Party::Block(own) => own == name,
+        Party::Workload(own) => **own == *name,
     };
     all.iter().any(|c| is(&c.src, src) && is(&c.dst, dst) && c.ports.contains(protocol, port))
 }
@@ -104,4 +105,28 @@ fn every_pair_is_listed_at_exactly_the_ports_that_are_allowed() {
         }
     }
     assert!(allowed > 100 && denied > 100, "{allowed} {denied}");
+}
+
+#[test]
+fn a_block_stands_for_what_no_narrower_one_holds() {
+    let policies = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: a, namespace: one}
+spec:
+  podSelector: {}
+  policyTypes: [Ingress]
+  ingress:
+  - {from: [{ipBlock: {cidr: 203.0.0.0/8}}], ports: [{port: 1}]}
+  - {from: [{ipBlock: {cidr: 203.0.0.0/16}}], ports: [{port: 2}]}
+";
+    let cluster = evaluator().cluster().clone();
+    let evaluator = Evaluator::new(cluster, read::policies("p.yaml", policies.as_bytes()).unwrap().policies);
+    let blocks: Vec<String> = evaluator
+        .connections()
+        .iter()
+        .filter(|c| matches!(c.src, Party::Block(_)) && c.dst.to_string() == "one/a")
+        .map(|c| format!("{} {}", c.src, c.ports))
+        .collect();
+    assert_eq!(blocks, ["203.0.0.0/16 TCP/1-2", "203.0.0.0/8 TCP/1"]);
 }

@@ -2,13 +2,15 @@
 //! anybody ever made it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::{BufWriter, Write},
+    net::IpAddr,
 };
 
 use anyhow::bail;
 use guardrail_graph::{Peer, Snapshot};
 use guardrail_policy::evaluate::connections::{Connection, Party};
+use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::json;
 
@@ -42,9 +44,11 @@ pub(super) fn all(args: &Args) -> anyhow::Result<Outcome> {
         tell("warning", &reason.because);
     }
     let connections = evaluator.connections();
+    let used = snapshot.as_ref().map(|snapshot| used(snapshot, &connections));
     let rows: Vec<Row<'_>> = connections
         .iter()
-        .map(|connection| Row { connection, used: snapshot.as_ref().map(|s| is_used(s, connection)) })
+        .enumerate()
+        .map(|(index, connection)| Row { connection, used: used.as_ref().map(|used| used[index]) })
         .collect();
     let mut out = BufWriter::new(std::io::stdout().lock());
     match args.output {
@@ -89,23 +93,46 @@ fn name(party: &Party) -> String {
     output::plain_line(&party.to_string())
 }
 
-/// An established edge between these ends on one of these ports.
-fn is_used(snapshot: &Snapshot, connection: &Connection) -> bool {
-    let is = |party: &Party, peer: &Peer| match (party, peer) {
-        (Party::Everywhere, _) | (Party::EveryPod, Peer::Workload(_)) => true,
-        (Party::Outside, Peer::External { .. } | Peer::Node { .. }) => true,
-        (Party::Workload(name), Peer::Workload(workload)) => workload.to_string() == *name,
-        (Party::Block(range), Peer::External { address }) => {
-            let address = address.parse::<std::net::IpAddr>().ok();
-            range.parse::<ipnet::IpNet>().ok().zip(address).is_some_and(|(range, address)| range.contains(&address))
+/// Which connections, which are sorted, an established edge uses. Edge by edge: there may be a
+/// million connections.
+fn used(snapshot: &Snapshot, connections: &[Connection]) -> Vec<bool> {
+    let mut used = vec![false; connections.len()];
+    let ranges: Vec<(IpNet, &Party)> = connections
+        .iter()
+        .flat_map(|connection| [&connection.src, &connection.dst])
+        .filter_map(|party| if let Party::Block(range) = party { Some((range.parse().ok()?, party)) } else { None })
+        .collect::<BTreeMap<IpNet, &Party>>()
+        .into_iter()
+        .collect();
+    let parties = |peer: &Peer| {
+        let mut parties = vec![Party::Everywhere];
+        match peer {
+            Peer::Workload(workload) => {
+                parties.extend([Party::EveryPod, Party::Workload(workload.to_string().into())]);
+            }
+            Peer::Node { .. } => parties.push(Party::Outside),
+            Peer::External { address } => {
+                parties.push(Party::Outside);
+                let address = address.parse::<IpAddr>().ok();
+                let holds = |range: &IpNet| address.is_some_and(|address| range.contains(&address));
+                parties.extend(ranges.iter().filter(|(range, _)| holds(range)).map(|(_, party)| (*party).clone()));
+            }
         }
-        _ => false,
+        parties
     };
-    snapshot.body.edges.iter().filter(|edge| edge.supported).any(|edge| {
-        is(&connection.src, &edge.client.peer)
-            && is(&connection.dst, &edge.server.peer)
-            && connection.ports.contains(edge.protocol, edge.port)
-    })
+    for edge in snapshot.body.edges.iter().filter(|edge| edge.supported) {
+        let servers = parties(&edge.server.peer);
+        for src in parties(&edge.client.peer) {
+            for dst in &servers {
+                let first = connections.partition_point(|c| (&c.src, &c.dst) < (&src, dst));
+                let same = connections[first..].iter().take_while(|c| c.src == src && c.dst == *dst);
+                for (connection, index) in same.zip(first..) {
+                    used[index] |= connection.ports.contains(edge.protocol, edge.port);
+                }
+            }
+        }
+    }
+    used
 }
 
 fn table(out: &mut impl Write, rows: &[Row<'_>]) -> anyhow::Result<()> {

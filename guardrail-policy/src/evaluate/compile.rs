@@ -159,13 +159,16 @@ impl Compiled {
     }
 
     pub(super) fn selected(&self, policy: u32) -> Vec<u32> {
-        let set = &self.selected[policy as usize];
-        self.pods
-            .iter()
-            .zip(0..)
-            .filter(|(class, _)| class.is_some_and(|c| set.contains(c)))
-            .map(|(_, pod)| pod)
-            .collect()
+        self.pods_in(&self.selected[policy as usize])
+    }
+
+    pub(super) fn pods_selected_by(&self, selector: &PodSelector) -> Vec<u32> {
+        self.pods_in(&pod_set(&self.namespaces, &self.classes, self.cilium.as_ref(), selector))
+    }
+
+    fn pods_in(&self, set: &BitSet) -> Vec<u32> {
+        let of_set = |class: &Option<u32>| class.is_some_and(|c| set.contains(c));
+        self.pods.iter().zip(0..).filter(|(class, _)| of_set(class)).map(|(_, pod)| pod).collect()
     }
 
     /// How many live pods a selector matches.

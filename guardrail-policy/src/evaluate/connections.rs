@@ -9,14 +9,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
+use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::{End, Evaluator};
+use super::{End, Evaluator, difference::spans::Spans};
 use crate::model::{Direction, IpBlock, PortMatch, Protocol};
 
-const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+mod ports;
+
+pub use ports::Ports;
+use ports::{Known, PROTOCOLS, PortRange};
 
 /// One end of a [`Connection`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,10 +36,10 @@ pub enum Party {
     EveryPodBut(String),
     /// Every workload of this namespace.
     EveryPodOf(String),
-    /// Addresses that a policy names.
+    /// Addresses that a policy names and no narrower block of the answer holds.
     Block(String),
     /// A workload, or a pod without one.
-    Workload(String),
+    Workload(Arc<str>),
 }
 
 impl fmt::Display for Party {
@@ -45,119 +50,13 @@ impl fmt::Display for Party {
             Self::EveryPod => f.write_str("every pod"),
             Self::EveryPodBut(namespace) => write!(f, "every pod but those of {namespace}"),
             Self::EveryPodOf(namespace) => write!(f, "every pod of {namespace}"),
-            Self::Block(name) | Self::Workload(name) => f.write_str(name),
+            Self::Block(name) => f.write_str(name),
+            Self::Workload(name) => f.write_str(name),
         }
     }
 }
 
 impl Serialize for Party {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// Ports of each protocol, as inclusive ranges in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ports(BTreeMap<Protocol, Vec<(u16, u16)>>);
-
-impl Ports {
-    fn all() -> Self {
-        Self(PROTOCOLS.into_iter().map(|p| (p, vec![(1, u16::MAX)])).collect())
-    }
-
-    fn push(&mut self, protocol: Protocol, first: u16, last: u16) {
-        let ranges = self.0.entry(protocol).or_default();
-        match ranges.last_mut() {
-            Some(before) if before.1 + 1 == first => before.1 = last,
-            _ => ranges.push((first, last)),
-        }
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether the port is among them.
-    #[must_use]
-    pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
-        self.0.get(&protocol).is_some_and(|ranges| ranges.iter().any(|(first, last)| (*first..=*last).contains(&port)))
-    }
-
-    fn holds(&self, other: &Self) -> bool {
-        other.0.iter().all(|(protocol, ranges)| {
-            let own = self.0.get(protocol).map_or(&[][..], Vec::as_slice);
-            ranges.iter().all(|(first, last)| own.iter().any(|(f, l)| f <= first && last <= l))
-        })
-    }
-
-    /// Those that `other` does not have.
-    #[must_use]
-    pub fn without(&self, other: &Self) -> Self {
-        let mut rest = Self::default();
-        for (protocol, ranges) in &self.0 {
-            let taken = other.0.get(protocol).map_or(&[][..], Vec::as_slice);
-            for (first, last) in ranges {
-                let mut next = u32::from(*first);
-                for (from, to) in taken.iter().filter(|(from, to)| to >= first && from <= last) {
-                    let (from, to) = (u32::from(*from), u32::from(*to));
-                    rest.push_wide(*protocol, next, from.min(u32::from(*last) + 1));
-                    next = next.max(to + 1);
-                }
-                rest.push_wide(*protocol, next, u32::from(*last) + 1);
-            }
-        }
-        rest
-    }
-
-    /// Adds the ports from `first` up to, but not with, `end`.
-    fn push_wide(&mut self, protocol: Protocol, first: u32, end: u32) {
-        if let (true, Ok(first), Ok(last)) = (first < end, u16::try_from(first), u16::try_from(end.wrapping_sub(1))) {
-            self.push(protocol, first, last);
-        }
-    }
-
-    /// The union.
-    pub(super) fn with(&self, other: &Self) -> Self {
-        let mut joined = Self::default();
-        for protocol in PROTOCOLS {
-            let mut ranges: Vec<(u16, u16)> =
-                [self, other].into_iter().filter_map(|p| p.0.get(&protocol)).flatten().copied().collect();
-            ranges.sort_unstable();
-            let mut merged: Vec<(u16, u16)> = Vec::new();
-            for (first, last) in ranges {
-                match merged.last_mut() {
-                    Some(before) if first <= before.1.saturating_add(1) => before.1 = before.1.max(last),
-                    _ => merged.push((first, last)),
-                }
-            }
-            if !merged.is_empty() {
-                joined.0.insert(protocol, merged);
-            }
-        }
-        joined
-    }
-}
-
-impl fmt::Display for Ports {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Self::all() {
-            return f.write_str("all");
-        }
-        let mut parts = Vec::new();
-        for (protocol, ranges) in &self.0 {
-            parts.extend(ranges.iter().map(|range| match range {
-                (1, u16::MAX) => format!("{protocol}/all"),
-                (first, last) if first == last => format!("{protocol}/{first}"),
-                (first, last) => format!("{protocol}/{first}-{last}"),
-            }));
-        }
-        f.write_str(&parts.join(", "))
-    }
-}
-
-impl Serialize for Ports {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -176,15 +75,99 @@ pub struct Connection {
 
 /// Pods that no policy tells apart.
 pub(super) struct Group {
-    pub(super) end: End,
+    end: End,
     /// Ports by name: they decide where a rule with a name begins and ends.
     names: Vec<(String, Protocol, u16)>,
-    /// Boundaries of the ports that the policies isolating it name; `None`: not isolated.
-    bounds: [Option<Vec<NamedPort>>; 2],
+    /// Where the ports begin that the policies about it as a server name; `None`: there is none,
+    /// and nothing isolates it.
+    ingress: Option<Starts>,
+    /// Likewise as a client.
+    egress: Option<Starts>,
 }
 
-/// A port of a rule, with its protocol.
-type NamedPort = (Protocol, PortMatch);
+/// One end of the pairs that are judged.
+#[derive(Clone, Copy)]
+pub(super) struct Side<'a> {
+    pub(super) end: End,
+    /// `None`: an end that policies do not select.
+    group: Option<&'a Group>,
+}
+
+impl<'a> Side<'a> {
+    pub(super) fn of(group: &'a Group) -> Self {
+        Self { end: group.end, group: Some(group) }
+    }
+
+    pub(super) fn address(end: End) -> Self {
+        Self { end, group: None }
+    }
+}
+
+/// Ports at which what policies say may change: where a range that they name begins, and where
+/// what follows it does.
+struct Starts {
+    /// Per protocol, ascending, 1 first.
+    numbers: [Vec<u16>; PROTOCOLS.len()],
+    /// Ports by name, which each server gives a number of its own.
+    names: BTreeSet<(Protocol, String)>,
+}
+
+fn slot(protocol: Protocol) -> usize {
+    PROTOCOLS.iter().position(|own| *own == protocol).unwrap_or_default()
+}
+
+fn in_order(starts: &mut Vec<u16>) {
+    starts.sort_unstable();
+    starts.dedup();
+}
+
+/// Adds where a range begins, and what follows it.
+fn bound(starts: &mut Vec<u16>, first: u16, last: u16) {
+    starts.push(first);
+    starts.extend(last.checked_add(1));
+}
+
+/// Adds where the ports with this name begin and end.
+fn bound_by_name(starts: &mut Vec<u16>, names: &[(String, Protocol, u16)], name: &str, protocol: Protocol) {
+    names.iter().filter(|(n, p, _)| n == name && *p == protocol).for_each(|(.., n)| bound(starts, *n, *n));
+}
+
+/// What is listed so far. Parties are numbers in their order: of a thousand workloads there are a
+/// million pairs.
+struct Listing<'a> {
+    evaluator: &'a Evaluator,
+    known: Known,
+    ranges: Vec<PortRange>,
+    rows: Vec<(u32, u32, Ports)>,
+}
+
+impl Listing<'_> {
+    /// The ports on which some of the servers accept connections from some of the clients.
+    fn between(&mut self, clients: &[Side<'_>], servers: &[Side<'_>]) -> Ports {
+        let mut all: Option<Ports> = None;
+        for (client, server) in clients.iter().flat_map(|client| servers.iter().map(move |server| (client, server))) {
+            self.evaluator.allowed_ranges(client, server, &mut self.ranges);
+            let ports = self.known.of(&self.ranges);
+            all = Some(match all {
+                Some(all) => self.known.union(all, ports),
+                None => ports,
+            });
+        }
+        all.unwrap_or_default()
+    }
+
+    fn add(&mut self, src: u32, dst: u32, ports: &Ports) {
+        self.rows.push((src, dst, ports.clone()));
+    }
+
+    /// The connections, sorted, given the parties by number.
+    fn connections(mut self, parties: &[Party]) -> Vec<Connection> {
+        self.rows.sort_unstable();
+        let party = |number: u32| parties[number as usize].clone();
+        let connection = |(src, dst, ports)| Connection { src: party(src), dst: party(dst), ports };
+        self.rows.into_iter().map(connection).collect()
+    }
+}
 
 impl Evaluator {
     /// Every allowed connection between workloads, and between them and the outside, sorted. Nodes
@@ -192,74 +175,86 @@ impl Evaluator {
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
         let (groups, workloads) = self.groups();
-        let outside = self.outside();
-        let blocks = self.blocks();
-        let mut between: BTreeMap<(usize, usize), Ports> = BTreeMap::new();
-        let mut ports_of = |a: usize, b: usize| {
-            between
-                .entry((a, b))
-                .or_insert_with(|| self.allowed(&groups[a].end, &groups[b].end, Some(&groups[a]), Some(&groups[b])))
-                .clone()
-        };
-        let mut connections = Vec::new();
-        for (server, own) in &workloads {
-            let to = Party::Workload(server.clone());
-            let world = joined(own.iter().map(|g| self.outside_to(&outside, &groups[*g])));
-            let clients: Vec<(&String, Ports)> = workloads
+        let sides: Vec<Side<'_>> = groups.iter().map(Side::of).collect();
+        let outside: Vec<Side<'_>> = self.outside().into_iter().map(Side::address).collect();
+        let blocks: Vec<(Party, Side<'_>)> = self
+            .blocks()
+            .into_iter()
+            .map(|(block, address)| (Party::Block(block), Side::address(self.end_of_address(address))))
+            .collect();
+        let mut parties = vec![Party::Everywhere, Party::Outside, Party::EveryPod];
+        parties.extend(blocks.iter().map(|(party, _)| party.clone()));
+        parties.extend(workloads.keys().map(|name| Party::Workload(name.as_str().into())));
+        parties.sort();
+        parties.dedup();
+        let number =
+            |party: &Party| u32::try_from(parties.binary_search(party).unwrap_or_default()).unwrap_or(u32::MAX);
+        let [everywhere, outside_party, every_pod] =
+            [Party::Everywhere, Party::Outside, Party::EveryPod].map(|party| number(&party));
+        let blocks: Vec<(u32, Side<'_>)> = blocks.into_iter().map(|(party, side)| (number(&party), side)).collect();
+        let workloads: Vec<(u32, Vec<usize>)> = workloads
+            .into_iter()
+            .map(|(name, groups)| (number(&Party::Workload(name.into())), groups.into_iter().collect()))
+            .collect();
+        let mut listing = Listing { evaluator: self, known: Known::default(), ranges: Vec::new(), rows: Vec::new() };
+        // Server by server, so that no more than one row of the table of all pairs is held.
+        for (to, own) in &workloads {
+            let own: Vec<Side<'_>> = own.iter().map(|group| sides[*group]).collect();
+            let world = listing.between(&outside, &own);
+            let from: Vec<Ports> = sides.iter().map(|client| listing.between(&[*client], &own)).collect();
+            let clients: Vec<(u32, Ports)> = workloads
                 .iter()
                 .map(|(client, theirs)| {
-                    (
-                        client,
-                        joined(theirs.iter().flat_map(|c| own.iter().map(|s| (*c, *s))).map(|(c, s)| ports_of(c, s))),
-                    )
+                    let ports = theirs.iter().map(|group| from[*group].clone());
+                    (*client, ports.reduce(|all, some| listing.known.union(all, some)).unwrap_or_default())
                 })
                 .collect();
-            let everywhere = !world.is_empty() && clients.iter().all(|(_, ports)| ports.holds(&world));
+            let everywhere_in = !world.is_empty() && clients.iter().all(|(_, ports)| ports.holds(&world));
             if !world.is_empty() {
-                let src = if everywhere { Party::Everywhere } else { Party::Outside };
-                connections.push(Connection { src, dst: to.clone(), ports: world.clone() });
+                listing.add(if everywhere_in { everywhere } else { outside_party }, *to, &world);
             }
-            let more = |ports: &Ports| !(ports.is_empty() || everywhere && world.holds(ports));
+            let more = |ports: &Ports| !(ports.is_empty() || everywhere_in && world.holds(ports));
             let first = clients.first().map(|(_, ports)| ports);
             if let Some(ports) = first.filter(|f| clients.len() > 1 && clients.iter().all(|(_, p)| p == *f) && more(f))
             {
-                connections.push(Connection { src: Party::EveryPod, dst: to.clone(), ports: ports.clone() });
+                listing.add(every_pod, *to, ports);
             } else {
-                for (client, ports) in clients.into_iter().filter(|(_, ports)| more(ports)) {
-                    connections.push(Connection { src: Party::Workload(client.clone()), dst: to.clone(), ports });
+                for (client, ports) in clients.iter().filter(|(_, ports)| more(ports)) {
+                    listing.add(*client, *to, ports);
                 }
             }
-            for (block, address) in &blocks {
-                let end = self.end_of_address(*address);
-                let ports = joined(own.iter().map(|g| self.allowed(&end, &groups[*g].end, None, Some(&groups[*g]))));
+            for (block, there) in &blocks {
+                let ports = listing.between(&[*there], &own);
                 if !ports.is_empty() && !world.holds(&ports) {
-                    connections.push(Connection { src: Party::Block(block.clone()), dst: to.clone(), ports });
+                    listing.add(*block, *to, &ports);
                 }
             }
-            let out = joined(own.iter().map(|g| self.to_the_outside(&outside, &groups[*g])));
+            let out = listing.between(&own, &outside);
             if !out.is_empty() {
-                connections.push(Connection { src: to.clone(), dst: Party::Outside, ports: out.clone() });
+                listing.add(*to, outside_party, &out);
             }
-            for (block, address) in &blocks {
-                let end = self.end_of_address(*address);
-                let ports = joined(own.iter().map(|g| self.allowed(&groups[*g].end, &end, Some(&groups[*g]), None)));
+            for (block, there) in &blocks {
+                let ports = listing.between(&own, &[*there]);
                 if !ports.is_empty() && !out.holds(&ports) {
-                    connections.push(Connection { src: to.clone(), dst: Party::Block(block.clone()), ports });
+                    listing.add(*to, *block, &ports);
                 }
             }
         }
-        connections.sort();
-        connections
+        listing.connections(&parties)
     }
 
     /// The pod as any replica like it, with what decides its ports.
     pub(super) fn group(&self, pod: u32) -> Group {
         let end = self.end_of_pod(pod).any_replica();
-        Group {
-            end,
-            names: self.cluster().pods[pod as usize].ports.clone(),
-            bounds: [Direction::Ingress, Direction::Egress].map(|direction| self.named_ports(&end, direction)),
+        let names = self.cluster().pods[pod as usize].ports.clone();
+        let mut ingress = self.starts(&end, Direction::Ingress);
+        if let Some(starts) = &mut ingress {
+            for (protocol, name) in std::mem::take(&mut starts.names) {
+                bound_by_name(&mut starts.numbers[slot(protocol)], &names, &name, protocol);
+            }
+            starts.numbers.iter_mut().for_each(in_order);
         }
+        Group { end, names, ingress, egress: self.starts(&end, Direction::Egress) }
     }
 
     /// Groups of live pods that policies can select, and which of them each workload has.
@@ -272,7 +267,10 @@ impl Evaluator {
             let end = self.end_of_pod(index).any_replica();
             let within: Vec<bool> =
                 blocks.iter().map(|block| end.addresses().any(|address| block.contains(address))).collect();
-            let group = *known.entry((end.class, within)).or_insert_with(|| {
+            // Between which addresses a connection runs depends on the families, and which is
+            // first.
+            let families: Vec<bool> = end.addresses().map(|address| address.is_ipv6()).collect();
+            let group = *known.entry((end.class, families, within)).or_insert_with(|| {
                 groups.push(self.group(index));
                 groups.len() - 1
             });
@@ -281,59 +279,66 @@ impl Evaluator {
         (groups, workloads)
     }
 
-    /// The ports that the policies about this end name; `None`: there is none, and nothing isolates
-    /// it.
-    fn named_ports(&self, end: &End, direction: Direction) -> Option<Vec<NamedPort>> {
+    /// Where the ports begin that the policies about this end name; `None`: there is none, and
+    /// nothing isolates it.
+    fn starts(&self, end: &End, direction: Direction) -> Option<Starts> {
         let asked = self.asked(end, direction);
         if asked.is_empty() && !self.isolated(end, direction) {
             return None;
         }
+        let mut starts = Starts { numbers: [(); PROTOCOLS.len()].map(|()| vec![1]), names: BTreeSet::new() };
         let rules = asked.iter().flat_map(|p| self.forms()[*p as usize].rules(direction));
-        let ports: BTreeSet<NamedPort> =
-            rules.flat_map(|rule| &rule.ports).map(|port| (port.protocol, port.port.clone())).collect();
-        Some(ports.into_iter().collect())
+        for port in rules.flat_map(|rule| &rule.ports) {
+            match &port.port {
+                PortMatch::Any => {}
+                PortMatch::Range { first, last } => bound(&mut starts.numbers[slot(port.protocol)], *first, *last),
+                PortMatch::Named(name) => drop(starts.names.insert((port.protocol, name.clone()))),
+            }
+        }
+        starts.numbers.iter_mut().for_each(in_order);
+        Some(starts)
     }
 
-    /// The ports that `dst` accepts from `src`; `None`: an end that policies do not select.
-    pub(super) fn allowed(&self, src: &End, dst: &End, client: Option<&Group>, server: Option<&Group>) -> Ports {
-        let egress = client.and_then(|group| group.bounds[1].as_ref());
-        let ingress = server.and_then(|group| group.bounds[0].as_ref());
+    /// The ports that `server` accepts from `client`.
+    pub(super) fn allowed(&self, client: &Side<'_>, server: &Side<'_>) -> Ports {
+        let mut ranges = Vec::new();
+        self.allowed_ranges(client, server, &mut ranges);
+        Ports::of(&ranges)
+    }
+
+    /// Likewise, in place of what is in `ranges`.
+    fn allowed_ranges(&self, client: &Side<'_>, server: &Side<'_>, ranges: &mut Vec<PortRange>) {
+        ranges.clear();
+        let egress = client.group.and_then(|group| group.egress.as_ref());
+        let ingress = server.group.and_then(|group| group.ingress.as_ref());
         if egress.is_none() && ingress.is_none() {
-            return Ports::all();
+            ranges.extend(ports::ALL);
+            return;
         }
-        let mut ports = Ports::default();
+        let mut both = Vec::new();
         for protocol in PROTOCOLS {
-            let mut starts = BTreeSet::from([1_u16]);
-            let mut bound = |first: u16, last: u16| {
-                starts.insert(first);
-                starts.extend(last.checked_add(1));
-            };
-            for (_, wanted) in egress.into_iter().chain(ingress).flatten().filter(|(p, _)| *p == protocol) {
-                match wanted {
-                    PortMatch::Any => {}
-                    PortMatch::Range { first, last } => bound(*first, *last),
-                    PortMatch::Named(name) => {
-                        let named = server.into_iter().flat_map(|group| &group.names);
-                        named.filter(|(n, p, _)| n == name && *p == protocol).for_each(|(.., n)| bound(*n, *n));
+            let starts = match (egress, ingress) {
+                (None, Some(only)) => &only.numbers[slot(protocol)],
+                (Some(only), None) if only.names.is_empty() => &only.numbers[slot(protocol)],
+                _ => {
+                    both.clear();
+                    for starts in [egress, ingress].into_iter().flatten() {
+                        both.extend(&starts.numbers[slot(protocol)]);
                     }
+                    let names = server.group.map_or(&[][..], |group| &group.names);
+                    for (_, name) in egress.iter().flat_map(|e| &e.names).filter(|(p, _)| *p == protocol) {
+                        bound_by_name(&mut both, names, name, protocol);
+                    }
+                    in_order(&mut both);
+                    &both
                 }
-            }
-            let starts: Vec<u16> = starts.into_iter().collect();
+            };
             for (at, first) in starts.iter().enumerate() {
-                if self.evaluate(src, dst, protocol, *first).allowed() {
-                    ports.push(protocol, *first, starts.get(at + 1).map_or(u16::MAX, |next| next - 1));
+                if self.allows(&client.end, &server.end, protocol, *first) {
+                    ports::push(ranges, protocol, *first, starts.get(at + 1).map_or(u16::MAX, |next| next - 1));
                 }
             }
         }
-        ports
-    }
-
-    fn outside_to(&self, outside: &[End], group: &Group) -> Ports {
-        joined(outside.iter().map(|end| self.allowed(end, &group.end, None, Some(group))))
-    }
-
-    fn to_the_outside(&self, outside: &[End], group: &Group) -> Ports {
-        joined(outside.iter().map(|end| self.allowed(&group.end, end, Some(group), None)))
     }
 
     /// The ranges that rules mean, sorted: those written, and what is known to be behind names,
@@ -359,20 +364,28 @@ impl Evaluator {
         v4.into_iter().chain(v6).map(|address| self.end_of_address(address)).collect()
     }
 
-    /// Each block that is not every address, and an address in it that is in no exception and
-    /// nobody's of the cluster.
+    /// Each block that is not every address, and an address in it that is in no narrower one, in no
+    /// exception and nobody's of the cluster.
     fn blocks(&self) -> Vec<(String, IpAddr)> {
+        let blocks = self.ip_blocks();
+        let ranges: BTreeSet<IpNet> = blocks.iter().map(|block| block.cidr).collect();
+        let bounds = blocks.iter().flat_map(|block| std::iter::once(block.cidr).chain(block.except.iter().copied()));
+        let free = |address| !self.owners.contains_key(&address);
+        let spans = Spans::between(&bounds.collect(), self.owners.len(), |span| span.find(free));
+        let mut within: BTreeMap<IpNet, Vec<IpAddr>> = BTreeMap::new();
+        for address in spans.ends() {
+            let longest = if address.is_ipv4() { 32 } else { 128 };
+            let holding = (1..=longest).rev().filter_map(|length| Some(IpNet::new(*address, length).ok()?.trunc()));
+            if let Some(narrowest) = holding.filter_map(|range| ranges.get(&range)).next() {
+                within.entry(*narrowest).or_default().push(*address);
+            }
+        }
         let mut found = Vec::new();
-        for block in self.ip_blocks().into_iter().filter(|b| b.cidr.prefix_len() > 0) {
-            let free = |address: &IpAddr| block.contains(*address) && !self.owners.contains_key(address);
-            let address = block.cidr.hosts().take(4096).find(free);
-            found.extend(address.map(|address| (block.cidr.to_string(), address)));
+        for block in blocks.iter().filter(|block| block.cidr.prefix_len() > 0) {
+            let own = within.get(&block.cidr).into_iter().flatten().find(|address| block.contains(**address));
+            found.extend(own.map(|address| (block.cidr.to_string(), *address)));
         }
         found.dedup();
         found
     }
-}
-
-fn joined(ports: impl Iterator<Item = Ports>) -> Ports {
-    ports.fold(Ports::default(), |all, some| if all == some { all } else { all.with(&some) })
 }

@@ -17,11 +17,11 @@ use serde::Serialize;
 
 use super::{
     End, Evaluator,
-    connections::{Group, Party, Ports},
+    connections::{Group, Party, Ports, Side},
 };
 use crate::model::{Direction, tier::TierPeer};
 
-mod spans;
+pub(super) mod spans;
 
 use spans::{Span, Spans};
 
@@ -88,6 +88,12 @@ struct Kind {
     differs: [bool; 2],
 }
 
+impl Kind {
+    fn sides(&self) -> [Side<'_>; 2] {
+        self.groups.each_ref().map(Side::of)
+    }
+}
+
 /// Compares what two evaluators over the same pods say.
 ///
 /// # Panics
@@ -152,11 +158,9 @@ impl<'a> Comparison<'a> {
         Self { sets, kinds, workloads: workloads.into_iter().collect(), namespaces, spans }
     }
 
-    fn delta(&self, ends: [(&End, &End); 2], client: Option<&Kind>, server: Option<&Kind>) -> Delta {
-        let [before, after] = [0, 1].map(|set| {
-            let (src, dst) = ends[set];
-            self.sets[set].allowed(src, dst, client.map(|k| &k.groups[set]), server.map(|k| &k.groups[set]))
-        });
+    /// What changes between two ends, each as both sets see it.
+    fn delta(&self, client: &[Side<'_>; 2], server: &[Side<'_>; 2]) -> Delta {
+        let [before, after] = [0, 1].map(|set| self.sets[set].allowed(&client[set], &server[set]));
         Delta::new(&before, &after)
     }
 
@@ -194,10 +198,7 @@ impl<'a> Comparison<'a> {
     fn deltas(&self, client: &Kind, servers: &BTreeSet<usize>) -> Vec<Delta> {
         let servers = servers.iter().map(|server| &self.kinds[*server]);
         let differing = servers.filter(|server| client.differs[1] || server.differs[0]);
-        let delta = |server: &Kind| {
-            let ends = [0, 1].map(|set| (&client.groups[set].end, &server.groups[set].end));
-            self.delta(ends, Some(client), Some(server))
-        };
+        let delta = |server: &Kind| self.delta(&client.sides(), &server.sides());
         differing.map(delta).filter(|delta| !delta.is_empty()).collect()
     }
 
@@ -223,7 +224,8 @@ impl<'a> Comparison<'a> {
             if own.len() > 1 && own.is_subset(chosen) {
                 parties.push(Party::EveryPodOf(namespace.clone()));
             } else {
-                let single = own.intersection(chosen).map(|index| Party::Workload(self.workloads[*index].0.clone()));
+                let single =
+                    own.intersection(chosen).map(|index| Party::Workload(self.workloads[*index].0.as_str().into()));
                 parties.extend(single);
             }
         }
@@ -239,11 +241,8 @@ impl<'a> Comparison<'a> {
             .map(|kind| {
                 kind.differs[usize::from(!into)].then(|| {
                     let delta = |there: &[End; 2]| {
-                        let ends = [0, 1].map(|set| {
-                            let own = &kind.groups[set].end;
-                            if into { (&there[set], own) } else { (own, &there[set]) }
-                        });
-                        if into { self.delta(ends, None, Some(kind)) } else { self.delta(ends, Some(kind), None) }
+                        let (there, own) = (there.map(Side::address), kind.sides());
+                        if into { self.delta(&there, &own) } else { self.delta(&own, &there) }
                     };
                     self.spans.ends().map(delta).collect()
                 })

@@ -15,6 +15,50 @@ use crate::model::{
     tier::{Action, Tier},
 };
 
+/// What is kept of the rules that decide.
+pub(super) trait Deciders: Default + FromIterator<RuleRef> {
+    /// More rules than one tell nothing.
+    const ONE_IS_ENOUGH: bool;
+
+    fn add(&mut self, rule: RuleRef);
+
+    fn is_empty(&self) -> bool;
+}
+
+impl Deciders for Vec<RuleRef> {
+    const ONE_IS_ENOUGH: bool = false;
+
+    fn add(&mut self, rule: RuleRef) {
+        self.push(rule);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
+    }
+}
+
+/// That there is one.
+#[derive(Default)]
+pub(super) struct AnyRule(bool);
+
+impl Deciders for AnyRule {
+    const ONE_IS_ENOUGH: bool = true;
+
+    fn add(&mut self, _: RuleRef) {
+        self.0 = true;
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.0
+    }
+}
+
+impl FromIterator<RuleRef> for AnyRule {
+    fn from_iter<T: IntoIterator<Item = RuleRef>>(rules: T) -> Self {
+        Self(rules.into_iter().next().is_some())
+    }
+}
+
 impl Compiled {
     #[inline]
     fn stages(&self, own: Option<u32>, direction: Direction) -> Option<&Stages> {
@@ -38,7 +82,12 @@ impl Compiled {
 
     /// What the policies about `own` say about `other`.
     #[inline]
-    pub(super) fn side(&self, own: Option<u32>, other: impl FnOnce() -> Other, asked: &Asked) -> SideVerdict {
+    pub(super) fn side<R: Deciders>(
+        &self,
+        own: Option<u32>,
+        other: impl FnOnce() -> Other,
+        asked: &Asked,
+    ) -> SideVerdict<R> {
         let Some(stages) = self.stages(own, asked.direction) else { return SideVerdict::NotIsolated };
         let other = other();
         if stages.plain && !other.is_anywhere() {
@@ -49,12 +98,15 @@ impl Compiled {
     }
 
     /// See [`Stages::plain`].
-    fn plain(&self, stages: &Stages, other: &Other, asked: &Asked) -> SideVerdict {
-        let mut accepts = Vec::new();
+    fn plain<R: Deciders>(&self, stages: &Stages, other: &Other, asked: &Asked) -> SideVerdict<R> {
+        let mut accepts = R::default();
         for place in &stages.places {
             for rule in self.rules.at(place, asked.direction) {
                 if self.rules.meets(rule, None, other, asked) {
-                    accepts.push(rule.name);
+                    accepts.add(rule.name);
+                    if R::ONE_IS_ENOUGH {
+                        return SideVerdict::AllowedBy(accepts);
+                    }
                 }
             }
         }
@@ -62,7 +114,7 @@ impl Compiled {
     }
 
     #[inline(never)]
-    fn tiers(&self, stages: &Stages, other: &Other, asked: &Asked) -> SideVerdict {
+    fn tiers<R: Deciders>(&self, stages: &Stages, other: &Other, asked: &Asked) -> SideVerdict<R> {
         self.ordered(stages, Tier::Admin, other, asked)
             .or_else(|| self.union(stages, other, asked))
             .or_else(|| self.ordered(stages, Tier::Baseline, other, asked))
@@ -70,16 +122,16 @@ impl Compiled {
     }
 
     /// `None`: the next tier decides.
-    fn union(&self, stages: &Stages, other: &Other, asked: &Asked) -> Option<SideVerdict> {
-        let (mut accepts, mut denies, mut maybe) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
+    fn union<R: Deciders>(&self, stages: &Stages, other: &Other, asked: &Asked) -> Option<SideVerdict<R>> {
+        let (mut accepts, mut denies, mut maybe) = (R::default(), R::default(), [R::default(), R::default()]);
         for place in &stages.places {
             for rule in self.rules.at(place, asked.direction) {
                 let deny = rule.action == Action::Deny;
                 match self.rules.matches(rule, stages.requires[usize::from(deny)].as_ref(), other, asked) {
                     Match::No => {}
-                    Match::Yes if deny => denies.push(rule.name),
-                    Match::Yes => accepts.push(rule.name),
-                    Match::Maybe => maybe[usize::from(deny)].push(rule.name),
+                    Match::Yes if deny => denies.add(rule.name),
+                    Match::Yes => accepts.add(rule.name),
+                    Match::Maybe => maybe[usize::from(deny)].add(rule.name),
                 }
             }
         }
@@ -106,7 +158,13 @@ impl Compiled {
     }
 
     /// `None`: nothing matched, or a rule passed; the next tier decides.
-    fn ordered(&self, stages: &Stages, tier: Tier, other: &Other, asked: &Asked) -> Option<SideVerdict> {
+    fn ordered<R: Deciders>(
+        &self,
+        stages: &Stages,
+        tier: Tier,
+        other: &Other,
+        asked: &Asked,
+    ) -> Option<SideVerdict<R>> {
         let policies = stages.policies(tier);
         let priority = |policy: u32| self.priorities[policy as usize];
         let mut maybe: Vec<(Action, RuleRef)> = Vec::new();
@@ -134,15 +192,16 @@ impl Compiled {
             if !against.is_empty() {
                 against.push(decides);
                 against.sort_unstable();
-                return Some(SideVerdict::Unproven(against));
+                return Some(SideVerdict::Unproven(against.into_iter().collect()));
             }
+            let decides = || std::iter::once(decides).collect();
             return match action {
-                Action::Accept => Some(SideVerdict::AllowedBy(vec![decides])),
-                Action::Deny => Some(SideVerdict::DeniedBy(vec![decides])),
+                Action::Accept => Some(SideVerdict::AllowedBy(decides())),
+                Action::Deny => Some(SideVerdict::DeniedBy(decides())),
                 Action::Pass => None,
             };
         }
-        let undecided: Vec<RuleRef> = maybe.iter().filter(|(a, _)| *a != Action::Pass).map(|(_, r)| *r).collect();
+        let undecided: R = maybe.iter().filter(|(a, _)| *a != Action::Pass).map(|(_, r)| *r).collect();
         (!undecided.is_empty()).then_some(SideVerdict::Unproven(undecided))
     }
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 /// An interval of addresses of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Span {
+pub(in crate::evaluate) struct Span {
     v6: bool,
     first: u128,
     last: u128,
@@ -19,7 +19,7 @@ pub(super) struct Span {
 
 impl Span {
     /// The first address in it that will do; so many are tried as there are pods, and one more.
-    pub(super) fn find(&self, will_do: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+    pub(in crate::evaluate) fn find(&self, will_do: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
         (self.first..=self.last).take(self.tries).map(|number| address(self.v6, number)).find(|a| will_do(*a))
     }
 }
@@ -47,12 +47,16 @@ const fn greatest(v6: bool) -> u128 {
 }
 
 /// All intervals that have something in them.
-pub(super) struct Spans<T>(Vec<(Span, T)>);
+pub(in crate::evaluate) struct Spans<T>(Vec<(Span, T)>);
 
 impl<T> Spans<T> {
     /// Those between the bounds of the blocks, each with what `inside` finds in it. There are so
     /// many pods, of which each has one address of a family.
-    pub(super) fn between(blocks: &BTreeSet<IpNet>, pods: usize, inside: impl Fn(&Span) -> Option<T>) -> Self {
+    pub(in crate::evaluate) fn between(
+        blocks: &BTreeSet<IpNet>,
+        pods: usize,
+        inside: impl Fn(&Span) -> Option<T>,
+    ) -> Self {
         let mut spans = Vec::new();
         for v6 in [false, true] {
             let mut starts = BTreeSet::from([0_u128]);
@@ -71,16 +75,16 @@ impl<T> Spans<T> {
         Self(spans)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::evaluate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) fn ends(&self) -> impl Iterator<Item = &T> {
+    pub(in crate::evaluate) fn ends(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|(_, found)| found)
     }
 
     /// Some of them in words, as few ranges as possible; `None`: all of them.
-    pub(super) fn name(&self, chosen: &[usize]) -> Option<String> {
+    pub(in crate::evaluate) fn name(&self, chosen: &[usize]) -> Option<String> {
         if chosen.len() == self.0.len() {
             return None;
         }
