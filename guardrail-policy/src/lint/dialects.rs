@@ -8,7 +8,7 @@ use guardrail_graph::snapshot::LabelSelector;
 use super::{
     ALLOW_ALL, ANY_NAMESPACE, CLUSTER_IP_BLOCK, DENY_CLOSES, EVERY_PORT, LABEL_OUTSIDE_IDENTITY, Linter,
     MATCHES_NOBODY, NAMES_WITHOUT_DNS, PEER_MATCHES_NOTHING, PRIORITY_TIE, SELECTS_NOTHING, Severity,
-    UNKNOWN_PORT_NAME, WIDE_PEER,
+    UNKNOWN_PORT_NAME, WIDE_PEER, ports::Halves,
 };
 use crate::{
     evaluate::{
@@ -16,7 +16,7 @@ use crate::{
         identity::{NAMESPACE_LABELS, POD_NAMESPACE},
     },
     model::{
-        Direction, PortMatch, Protocol,
+        Direction, PolicyPort, PortMatch, Protocol,
         tier::{Action, Entity, PodSelector, Subject, TierPeer, TierPolicy, TierRule},
         words,
     },
@@ -31,7 +31,9 @@ impl Linter<'_> {
                 let name = format!("{direction} rule {}", rule.label);
                 self.form_rule(form, index, direction, rule, &name);
             }
+            self.form_numbers(form, index, direction);
             if form.kind.is_cilium() {
+                self.halves(form, direction);
                 self.deny_closes(form, direction, all);
             }
         }
@@ -182,6 +184,67 @@ impl Linter<'_> {
                 self.add(&UNKNOWN_PORT_NAME, form, rule.line, format!("{name}: {whose} has a port named {wanted}"));
             }
         }
+    }
+
+    /// Numbers that are the node port or the port of a Service, where the rule is about pods.
+    fn form_numbers(&mut self, form: &TierPolicy, index: u32, direction: Direction) {
+        let Subject::Pods(_) = form.subject else { return };
+        for rule in form.rules(direction) {
+            let name = format!("{direction} rule {}", rule.label);
+            let pods = self.evaluator.map(|evaluator| evaluator.cluster().pods.as_slice()).unwrap_or_default();
+            let leads_to: Option<Vec<&PodSelector>> = rule.peers.as_ref().and_then(|peers| {
+                let selectors =
+                    peers.iter().map(|peer| if let TierPeer::Pods(selector) = peer { Some(selector) } else { None });
+                selectors.collect()
+            });
+            let concerned: Vec<&ClusterPod> = match (direction, self.evaluator, leads_to) {
+                (Direction::Ingress, Some(evaluator), _) => {
+                    evaluator.selected_pods(index).into_iter().map(|pod| &pods[pod as usize]).collect()
+                }
+                (Direction::Egress, Some(evaluator), Some(selectors)) => {
+                    let chosen = selectors.into_iter().flat_map(|selector| evaluator.pods_selected_by(selector));
+                    chosen.map(|pod| &pods[pod as usize]).collect()
+                }
+                // What is no pod may well be reached at a node port.
+                (Direction::Egress, _, None) => continue,
+                _ => Vec::new(),
+            };
+            let declared = |number: u16| {
+                let is = |p: &&PolicyPort| matches!(p.port, PortMatch::Range { first, last } if first == number && last == number);
+                let protocols: Vec<Protocol> = rule.ports.iter().filter(is).map(|p| p.protocol).collect();
+                let mut ports = concerned.iter().flat_map(|pod| &pod.declared_ports);
+                ports.any(|d| d.port == number && protocols.contains(&d.protocol))
+            };
+            for port in &rule.ports {
+                if let PortMatch::Range { first, last } = port.port
+                    && first == last
+                    && !port.protocol.is_icmp()
+                    && !declared(first)
+                {
+                    self.number(form, direction, port, first, Some(&concerned), &name);
+                }
+            }
+        }
+    }
+
+    /// See [`Linter::split_rules`].
+    fn halves(&mut self, form: &TierPolicy, direction: Direction) {
+        let whole = |rule: &&TierRule| {
+            let somebody = rule.peers.as_ref().is_none_or(|peers| !peers.is_empty());
+            rule.action == Action::Accept && somebody && !rule.l7 && !rule.ports.iter().any(|p| p.protocol.is_icmp())
+        };
+        let halves: Vec<Halves<'_>> = form
+            .rules(direction)
+            .iter()
+            .filter(whole)
+            .map(|rule| Halves {
+                has_peers: rule.peers.is_some(),
+                ports: &rule.ports,
+                label: rule.label.clone(),
+                line: rule.line,
+            })
+            .collect();
+        self.split_rules(form, direction, &halves);
     }
 
     /// A policy of denies alone closes everything else, unless another one opens it.

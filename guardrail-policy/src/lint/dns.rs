@@ -153,8 +153,8 @@ fn is_dns_port(port: &PolicyPort) -> bool {
 }
 
 /// A rule for nothing but DNS.
-pub(super) fn is_only_dns(rule: &Rule) -> bool {
-    rule.ports.iter().all(|p| is_dns_port(p) && !matches!(p.port, PortMatch::Any))
+pub(super) fn is_only_dns(ports: &[PolicyPort]) -> bool {
+    ports.iter().all(|p| is_dns_port(p) && !matches!(p.port, PortMatch::Any))
 }
 
 /// The rule may let DNS pass: UDP 53 (or a DNS pod's port by name, or 5353) to a peer that may be

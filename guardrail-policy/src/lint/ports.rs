@@ -1,6 +1,6 @@
 //! The rules about ports.
 
-use super::{ANY_PEER, Linter, NODE_PORT, SERVICE_PORT, SPLIT_RULE, Severity, UNKNOWN_PORT_NAME, dns};
+use super::{ANY_PEER, Linter, NODE_PORT, Policy, SERVICE_PORT, SPLIT_RULE, Severity, UNKNOWN_PORT_NAME, dns};
 use crate::{
     evaluate::ClusterPod,
     model::{Direction, NetworkPolicy, PeerKind, PolicyPort, PortMatch, Protocol, Rule},
@@ -8,6 +8,15 @@ use crate::{
 
 /// The API server's default for `--service-node-port-range`.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
+/// A rule that accepts, as far as it may be half of one.
+pub(super) struct Halves<'a> {
+    pub(super) has_peers: bool,
+    pub(super) ports: &'a [PolicyPort],
+    /// How the rule is called.
+    pub(super) label: String,
+    pub(super) line: u32,
+}
 
 impl<'a> Linter<'a> {
     pub(super) fn ports(&mut self, policy: &NetworkPolicy, index: u32, direction: Direction, rule: &Rule, name: &str) {
@@ -44,9 +53,9 @@ impl<'a> Linter<'a> {
         }
     }
 
-    fn number(
+    pub(super) fn number(
         &mut self,
-        policy: &NetworkPolicy,
+        policy: &impl Policy,
         direction: Direction,
         port: &PolicyPort,
         number: u16,
@@ -144,27 +153,29 @@ impl<'a> Linter<'a> {
 
     /// Peers in one rule and ports in the next: entries of a list are ORed. Rules for DNS to
     /// anybody are common, and meant.
-    pub(super) fn split_rules(&mut self, policy: &NetworkPolicy, direction: Direction, rules: &[Rule]) {
-        let is_peers = |r: &Rule| !r.peers.is_empty() && r.ports.is_empty();
-        let is_ports = |r: &Rule| r.peers.is_empty() && !r.ports.is_empty() && !dns::is_only_dns(r);
+    pub(super) fn split_rules(&mut self, policy: &impl Policy, direction: Direction, rules: &[Halves<'_>]) {
+        let is_peers = |r: &Halves<'_>| r.has_peers && r.ports.is_empty();
+        let is_ports = |r: &Halves<'_>| !r.has_peers && !r.ports.is_empty() && !dns::is_only_dns(r.ports);
+        let open = |r: &Halves<'_>| r.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let mut told = vec![false; rules.len()];
-        for (pair, number) in rules.windows(2).zip(1_usize..) {
+        for (pair, index) in rules.windows(2).zip(0_usize..) {
             let (first, second) = (&pair[0], &pair[1]);
-            let (peers, ports) = match () {
-                () if is_peers(first) && is_ports(second) => (number, number + 1),
-                () if is_ports(first) && is_peers(second) => (number + 1, number),
+            let (peers, ports, at) = match () {
+                () if is_peers(first) && is_ports(second) => (first, second, index + 1),
+                () if is_ports(first) && is_peers(second) => (second, first, index),
                 () => continue,
             };
-            told[ports - 1] = true;
-            let open = rules[ports - 1].ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            told[at] = true;
             let message = format!(
-                "{direction} rule {peers} has peers and no ports, rule {ports} has ports and no peers: {open} is open to everybody, and the peers may use every port; without the second `-` both hold"
+                "{direction} rule {} has peers and no ports, rule {} has ports and no peers: {} is open to everybody, and the peers may use every port; without the second `-` both hold",
+                peers.label,
+                ports.label,
+                open(ports)
             );
             self.add(&SPLIT_RULE, policy, second.line, message);
         }
-        for (rule, number) in rules.iter().zip(1_usize..).filter(|(r, n)| is_ports(r) && !told[n - 1]) {
-            let open = rule.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let message = format!("{direction} rule {number}: {open} is open to every address");
+        for (rule, _) in rules.iter().zip(&told).filter(|(r, told)| is_ports(r) && !**told) {
+            let message = format!("{direction} rule {}: {} is open to every address", rule.label, open(rule));
             self.add(&ANY_PEER, policy, rule.line, message);
         }
     }

@@ -1,6 +1,6 @@
 //! The rules that look at one policy.
 
-use super::{ALLOW_ALL, EMPTY_SPEC, IGNORED_RULES, Linter, MISSING_POLICY_TYPES, WIDE_PEER};
+use super::{ALLOW_ALL, EMPTY_SPEC, IGNORED_RULES, Linter, MISSING_POLICY_TYPES, Severity, WIDE_PEER, ports::Halves};
 use crate::model::{Direction, NetworkPolicy, PeerKind, PolicyPeer, Rule};
 
 impl Linter<'_> {
@@ -30,19 +30,36 @@ impl Linter<'_> {
             for (rule, number) in rules.iter().zip(1..) {
                 self.rule(policy, index, direction, rule, &format!("{direction} rule {number}"));
             }
-            self.split_rules(policy, direction, rules);
+            let halves: Vec<Halves<'_>> = rules
+                .iter()
+                .zip(1..)
+                .map(|(rule, number): (&Rule, usize)| Halves {
+                    has_peers: !rule.peers.is_empty(),
+                    ports: &rule.ports,
+                    label: number.to_string(),
+                    line: rule.line,
+                })
+                .collect();
+            self.split_rules(policy, direction, &halves);
             self.one_family(policy, direction, rules);
         }
     }
 
     fn rule(&mut self, policy: &NetworkPolicy, index: u32, direction: Direction, rule: &Rule, name: &str) {
         if rule.peers.is_empty() && rule.ports.is_empty() {
-            self.add(&ALLOW_ALL, policy, rule.line, format!("{name} allows every peer on every port"));
+            let message = format!("{name} allows every peer on every port");
+            if policy.rules(direction).len() > 1 {
+                let message = format!("{message}, and the other rules do nothing");
+                self.add(&ALLOW_ALL, policy, rule.line, message);
+            } else {
+                // Alone it is how a direction is left open where another policy closes it.
+                self.add_as(Severity::Note, &ALLOW_ALL, policy, rule.line, message);
+            }
         }
         for peer in &rule.peers {
             match &peer.kind {
                 PeerKind::IpBlock(block) => self.block(policy, direction, peer, block, name),
-                PeerKind::Pods { .. } => self.selectors(policy, peer, rule.peers.len() == 1, name),
+                PeerKind::Pods { .. } => self.selectors(policy, rule, peer, name),
             }
         }
         if direction == Direction::Ingress {

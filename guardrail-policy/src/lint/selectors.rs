@@ -7,11 +7,11 @@ use guardrail_graph::{
 
 use super::{
     GENERATED_LABEL, HOST_NETWORK_PEER, HOST_NETWORK_SUBJECT, Linter, PEER_MATCHES_NOTHING, RELEASE_LABEL,
-    SELECTS_NOTHING, Severity, WIDE_PEER,
+    SELECTS_NOTHING, Severity, WIDE_PEER, dns,
 };
 use crate::{
     evaluate::ClusterPod,
-    model::{NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPeer, selector_matches, words},
+    model::{NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPeer, Rule, selector_matches, words},
 };
 
 /// Pods that selectors match.
@@ -83,7 +83,12 @@ impl<'a> Linter<'a> {
         let shown = words(&policy.pod_selector);
         if matched.is_empty() {
             let message = format!("podSelector {shown} matches no live pod in {}", policy.namespace);
-            self.add(&SELECTS_NOTHING, policy, line, message);
+            let within = |namespace: &str| namespace == policy.namespace;
+            if policy.pod_selector.is_empty() || self.is_out_of_sight(within) {
+                self.add_as(Severity::Note, &SELECTS_NOTHING, policy, line, message);
+            } else if !self.is_made_by_others(within, &policy.pod_selector) {
+                self.add(&SELECTS_NOTHING, policy, line, message);
+            }
         } else if matched.selectable.is_empty() && !matched.host.is_empty() {
             let message = format!(
                 "podSelector {shown} matches only pods on their host's network ({}): the policy closes nothing, their ports stay open",
@@ -93,7 +98,29 @@ impl<'a> Linter<'a> {
         }
     }
 
-    pub(super) fn selectors(&mut self, policy: &NetworkPolicy, peer: &PolicyPeer, only: bool, name: &str) {
+    /// Whether the inventory is what a pipeline renders: workloads, and no pod.
+    fn is_rendered(&self) -> bool {
+        self.pods().is_some_and(|pods| pods.iter().all(ClusterPod::is_stand_in))
+    }
+
+    /// What is rendered has no workload in these namespaces: it is about others, which may have
+    /// any.
+    fn is_out_of_sight(&self, within: impl Fn(&str) -> bool) -> bool {
+        self.is_rendered() && !self.pods().is_some_and(|pods| pods.iter().any(|pod| within(&pod.namespace)))
+    }
+
+    /// Whether pods with these labels come from what is not rendered: an operator, for whose pods
+    /// there is a Service already, or whoever adds such a label to running pods.
+    fn is_made_by_others(&self, within: impl Fn(&str) -> bool, selector: &LabelSelector) -> bool {
+        let keys = selector.match_labels.keys().chain(selector.match_expressions.iter().map(|e| &e.key));
+        let mut services = self.context.inventory.services().filter(|s| !s.selector.is_empty() && within(&s.namespace));
+        self.is_rendered()
+            && !selector.is_empty()
+            && (keys.into_iter().any(|key| is_added_label(key))
+                || services.any(|service| selector_matches(selector, &service.selector.to_map())))
+    }
+
+    pub(super) fn selectors(&mut self, policy: &NetworkPolicy, rule: &Rule, peer: &PolicyPeer, name: &str) {
         let PeerKind::Pods { namespaces, pods } = &peer.kind else { return };
         if let Some(selector) = namespaces {
             self.labels(policy, selector, peer.line, "namespaceSelector");
@@ -105,8 +132,13 @@ impl<'a> Linter<'a> {
         let any_pod = pods.is_none() || every(pods);
         if every(namespaces) && any_pod {
             let message = format!("{name}: `namespaceSelector: {{}}` means every pod of every namespace");
-            self.add(&WIDE_PEER, policy, peer.line, message);
-        } else if namespaces.is_none() && every(pods) && !policy.pod_selector.is_empty() && only {
+            if rule.ports.is_empty() {
+                self.add(&WIDE_PEER, policy, peer.line, message);
+            } else if !dns::is_only_dns(&rule.ports) {
+                // Metrics and webhooks for the whole cluster are mostly meant.
+                self.add_as(Severity::Note, &WIDE_PEER, policy, peer.line, message);
+            }
+        } else if namespaces.is_none() && every(pods) && !policy.pod_selector.is_empty() && rule.peers.len() == 1 {
             let message = format!("{name}: `podSelector: {{}}` means every pod of namespace {}", policy.namespace);
             self.add(&WIDE_PEER, policy, peer.line, message);
         }
@@ -157,7 +189,23 @@ impl<'a> Linter<'a> {
         let elsewhere = pods.filter(|_| namespaces.is_none()).and_then(|selector| {
             all.iter().find(|p| !p.finished && !selector.is_empty() && selector_matches(selector, &p.labels))
         });
+        let cluster = self.evaluator.map(crate::evaluate::Evaluator::cluster);
+        let within = |namespace: &str| match namespaces {
+            None => namespace == policy.namespace,
+            Some(selector) => cluster.is_some_and(|c| selector_matches(selector, &c.namespace_labels(namespace))),
+        };
+        let own_is_empty = namespaces.is_none() && !all.iter().any(|pod| pod.namespace == policy.namespace);
         match elsewhere {
+            None if own_is_empty && pods.is_some_and(LabelSelector::is_empty) => {}
+            None if self.is_out_of_sight(within) => {
+                let message = format!("{name}: {what} matches nothing here, which has no workload of such a namespace");
+                let fix = "Add what runs there to --inventory".to_owned();
+                self.add_with(&PEER_MATCHES_NOTHING, policy, peer.line, message, fix);
+                if let Some(last) = self.findings.last_mut() {
+                    last.severity = Severity::Note;
+                }
+            }
+            None if pods.is_some_and(|selector| self.is_made_by_others(within, selector)) => {}
             Some(pod) => {
                 let message = format!(
                     "{name}: {what} matches pods of {}, and without a namespaceSelector it means pods of {}",
@@ -192,7 +240,7 @@ impl<'a> Linter<'a> {
                 }
             } else if is_generated_label(key) {
                 self.add(&GENERATED_LABEL, policy, line, format!("{field} names the generated label {key}"));
-            } else if is_release_label(key) && !values.is_empty() {
+            } else if is_release_label(key) && !values.is_empty() && !is_name_of_revisions(key, &values) {
                 let message =
                     format!("{field} names {key}={}, which the next release or run changes", values.join(", "));
                 self.add(&RELEASE_LABEL, policy, line, message);
@@ -208,4 +256,18 @@ impl<'a> Linter<'a> {
         let minute = job.rsplit_once('-').is_some_and(|(_, n)| n.len() >= 8 && n.bytes().all(|b| b.is_ascii_digit()));
         owned || minute
     }
+}
+
+/// Labels that running pods have and no template: of controllers, and of the injectors of Istio
+/// (`injection-template.yaml` of its charts) and Linkerd (`pkg/k8s/labels.go`).
+fn is_added_label(key: &str) -> bool {
+    is_generated_label(key)
+        || matches!(key, "statefulset.kubernetes.io/pod-name" | "apps.kubernetes.io/pod-index")
+        || ["service.istio.io/", "security.istio.io/", "linkerd.io/"].iter().any(|prefix| key.starts_with(prefix))
+}
+
+/// `istio.io/rev` holds the revision of a control plane, `1-26-1`, or a tag, which stays the same
+/// over revisions: `default`, `stable`.
+fn is_name_of_revisions(key: &str, values: &[&str]) -> bool {
+    key == "istio.io/rev" && !values.iter().any(|value| value.bytes().any(|b| b.is_ascii_digit()))
 }

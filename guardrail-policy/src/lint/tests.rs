@@ -82,8 +82,8 @@ fn rules_about_selectors() {
         &WIDE_PEER,
         &[
             &peer("{podSelector: {}}"),
-            &peer("{namespaceSelector: {}}"),
-            &peer("{namespaceSelector: {}, podSelector: {}}"),
+            &ingress("{from: [{namespaceSelector: {}}]}"),
+            &ingress("{from: [{namespaceSelector: {}, podSelector: {}}]}"),
             &peer("{ipBlock: {cidr: 0.0.0.0/0}}"),
             &peer(
                 "{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: a}}}, {podSelector: {matchLabels: {app: web}}}",
@@ -116,7 +116,8 @@ fn rules_about_ports() {
         &[&ingress("{ports: [{port: grpc}]}"), &ingress("{ports: [{port: http, protocol: UDP}]}")],
         &[&ingress("{ports: [{port: http}]}")],
     );
-    check(&ALLOW_ALL, &[&ingress("{}"), &egress("{}")], &[&ingress("{ports: [{}]}")]);
+    let beside = "{ports: [{port: 8080}]}, {}";
+    check(&ALLOW_ALL, &[&ingress(beside), &egress(beside)], &[&ingress("{ports: [{}]}")]);
 }
 
 #[test]
@@ -183,8 +184,123 @@ fn what_holds_for_every_kind_is_found_in_ciliums_too() {
 }
 
 #[test]
+fn ports_of_services_and_halves_of_rules_are_found_in_ciliums_too() {
+    let ports = |ports: &str| format!("toPorts: [{{ports: [{ports}]}}]");
+    let number = |number: &str| ports(&format!("{{port: \"{number}\", protocol: TCP}}"));
+    let from_web = "fromEndpoints: [{matchLabels: {app: web}}]";
+    let ingress = |number: String| format!("ingress: [{{{from_web}, {number}}}]");
+    cilium(&ingress(number("8080")), &[]);
+    cilium(&ingress(number("81")), &[&SERVICE_PORT]);
+    cilium(&ingress(number("30080")), &[&NODE_PORT]);
+    cilium(&ingress(ports("{port: \"8080\"}")), &[]);
+    let egress = |to: &str, number: String| format!("egress: [{{{to}, {number}}}]");
+    cilium(&egress("toEndpoints: [{matchLabels: {app: web}}]", number("81")), &[&SERVICE_PORT]);
+    cilium(&egress("toEndpoints: [{matchLabels: {app: web}}]", number("30080")), &[&NODE_PORT]);
+    // A node is reached at its node ports.
+    cilium(&egress("toEntities: [remote-node]", number("30080")), &[]);
+    cilium(&format!("ingress: [{{{from_web}}}, {{{}}}]", number("8080")), &[&SPLIT_RULE]);
+    cilium(&format!("ingress: [{{{}}}, {{{from_web}}}]", number("8080")), &[&SPLIT_RULE]);
+    cilium(&format!("ingress: [{{{from_web}, {}}}, {{{from_web}}}]", number("8080")), &[]);
+    let dns = ports("{port: \"53\", protocol: ANY}");
+    cilium(&format!("egress: [{{toEndpoints: [{{matchLabels: {{app: web}}}}]}}, {{{dns}}}]"), &[]);
+}
+
+#[test]
 fn an_empty_rule_is_default_deny_alone_and_a_mistake_beside_others() {
     cilium("ingress: [{}]", &[]);
     cilium("ingress: [{fromEndpoints: [{}]}, {}]", &[&MATCHES_NOBODY]);
     cilium("ingress: [{fromEndpoints: [], toPorts: [{ports: [{port: \"80\"}]}]}]", &[&MATCHES_NOBODY]);
+}
+
+/// Rules and severities of what a policy file gives beside an inventory.
+fn told(policies: &str, inventory: &str) -> Vec<(&'static str, Severity)> {
+    let mut reader = Reader::new();
+    reader.add("p.yaml", policies.as_bytes(), crate::read::Expect::Policies);
+    let (set, problems) = reader.finish_lenient();
+    let objects = || guardrail_graph::inventory::read::objects(inventory, "inventory.yaml").unwrap().objects;
+    let context = if inventory.is_empty() { Context::default() } else { Context::from_objects(&objects()) };
+    lint(&set, &problems, &context).iter().map(|f| (f.rule, f.severity)).collect()
+}
+
+fn spec_of(spec: &str) -> String {
+    format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: a}}\n{spec}\n")
+}
+
+/// As kube-prometheus, argo-cd and kyverno publish them.
+#[test]
+fn what_is_left_open_by_itself_is_a_note() {
+    let open = |spec: &str| told(&spec_of(spec), "");
+    assert_eq!(open(&egress("{}")), [(ALLOW_ALL.id, Severity::Note)]);
+    assert_eq!(open(&ingress("{}")), [(ALLOW_ALL.id, Severity::Note)]);
+    let every_namespace = |ports: &str| open(&ingress(&format!("{{from: [{{namespaceSelector: {{}}}}]{ports}}}")));
+    assert_eq!(every_namespace(", ports: [{port: 9402}]"), [(WIDE_PEER.id, Severity::Note)]);
+    assert_eq!(every_namespace(""), [(WIDE_PEER.id, Severity::Warning)]);
+    let dns = "{to: [{namespaceSelector: {}}], ports: [{port: 53, protocol: UDP}, {port: 53}]}";
+    assert_eq!(open(&egress(dns)), []);
+}
+
+/// Istio's charts select `istio.io/rev: default`.
+#[test]
+fn a_tag_of_revisions_is_no_revision() {
+    let rev = |value: &str| {
+        let spec = "spec: {podSelector: {matchLabels: {app: istiod, istio.io/rev: VALUE}}, policyTypes: [Ingress]}";
+        told(&spec_of(&spec.replace("VALUE", value)), "")
+    };
+    assert_eq!(rev("default"), []);
+    assert_eq!(rev("1-26-1"), [(RELEASE_LABEL.id, Severity::Warning)]);
+}
+
+/// What is rendered from a chart has some of a cluster's workloads only.
+#[test]
+fn what_a_pipeline_cannot_see_is_no_mistake() {
+    let rendered = "
+kind: Namespace
+metadata: {name: profile, labels: {part-of: profile}}
+---
+kind: Deployment
+apiVersion: apps/v1
+metadata: {name: web, namespace: a}
+spec: {selector: {matchLabels: {app: web}}, template: {metadata: {labels: {app: web}}, spec: {containers: [{}]}}}
+---
+kind: Service
+metadata: {name: prometheus, namespace: a}
+spec: {clusterIP: 10.96.0.1, selector: {app: prometheus, instance: k8s}, ports: [{port: 9090}]}
+";
+    let live = format!("{rendered}---\nkind: Pod\nmetadata: {{name: x, namespace: b}}\nstatus: {{podIP: 10.0.0.1}}\n");
+    let subject = |labels: &str| {
+        spec_of(&format!("spec: {{podSelector: {{matchLabels: {{{labels}}}}}, policyTypes: [Ingress]}}"))
+    };
+    let peer = |peer: &str| spec_of(&ingress(&format!("{{from: [{peer}], ports: [{{port: 80}}]}}")));
+    let (nothing, nobody) = (SELECTS_NOTHING.id, PEER_MATCHES_NOTHING.id);
+    // A mistake in a label is one with pods and without.
+    for inventory in [rendered, &live] {
+        assert_eq!(told(&subject("app: wbe"), inventory), [(nothing, Severity::Warning)]);
+        assert_eq!(told(&peer("{podSelector: {matchLabels: {app: wbe}}}"), inventory), [(nobody, Severity::Warning)]);
+    }
+    // An operator makes the pods of this Service; an injector, a controller add these labels.
+    for labels in [
+        "app: prometheus",
+        "service.istio.io/canonical-name: web",
+        "linkerd.io/workload-ns: a",
+        "statefulset.kubernetes.io/pod-name: db-0",
+    ] {
+        assert_eq!(told(&subject(labels), rendered), []);
+        assert_eq!(told(&subject(labels), &live), [(nothing, Severity::Warning)]);
+        assert_eq!(told(&peer(&format!("{{podSelector: {{matchLabels: {{{labels}}}}}}}")), rendered), []);
+    }
+    // Other namespaces.
+    for selector in ["kubernetes.io/metadata.name: kube-system", "part-of: profile"] {
+        let there = peer(&format!("{{namespaceSelector: {{matchLabels: {{{selector}}}}}}}"));
+        assert_eq!(told(&there, rendered), [(nobody, Severity::Note)]);
+        assert_eq!(told(&there, &live)[0].0, nobody);
+    }
+    let other = subject("app: api").replace("namespace: a", "namespace: elsewhere");
+    assert_eq!(told(&other, rendered), [(nothing, Severity::Note)]);
+    assert_eq!(told(&other, &live), [(nothing, Severity::Warning)]);
+    // Every pod of a namespace that has none yet.
+    let all = spec_of("spec: {podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{podSelector: {}}]}]}");
+    let all = all.replace("namespace: a", "namespace: elsewhere");
+    for inventory in [rendered, &live] {
+        assert_eq!(told(&all, inventory), [(nothing, Severity::Note)]);
+    }
 }
