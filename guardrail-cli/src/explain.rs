@@ -48,7 +48,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", required = true)]
     inventory: Vec<PathBuf>,
 
-    /// Who opens the connection: a pod, a workload (NS/NAME or NS/KIND/NAME) or an address
+    /// Who opens the connection: a pod, a workload (NS/NAME or NS/KIND/NAME), a Service (the pods
+    /// behind it) or an address
     #[arg(long, value_name = "NS/NAME|IP")]
     from: String,
 
@@ -58,7 +59,7 @@ pub(crate) struct Args {
 
     /// The port of the accepting pod; of the Service, if --to names one; for ICMP the type of the
     /// message
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = port)]
     port: u16,
 
     /// TCP, UDP, SCTP, ICMP or ICMPv6
@@ -106,6 +107,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
     finish(explain(&args))
 }
 
+fn port(text: &str) -> Result<u16, &'static str> {
+    text.parse().map_err(|_| "a port is a number from 1 to 65535")
+}
+
 fn protocol(text: &str) -> Result<Protocol, &'static str> {
     Protocol::of_flow(text).ok_or("a protocol is TCP, UDP, SCTP, ICMP or ICMPv6")
 }
@@ -117,8 +122,8 @@ fn explain(args: &Args) -> anyhow::Result<Outcome> {
     }
     let Loaded { evaluator, objects, unproven, .. } = policies::load(policies, inventory, None, dataplane)?;
     let inventory = Inventory::from_objects(objects);
-    let sources = ends::from(&evaluator, from)?;
-    let destinations = ends::to(&evaluator, &inventory, to, *protocol, *port)?;
+    let sources = ends::from(&evaluator, &inventory, from)?;
+    let destinations = ends::to(&evaluator, &inventory, &sources, to, (*protocol, *port))?;
     let mut answers = Vec::new();
     for src in &sources.ends {
         for dst in &destinations.ends {

@@ -1,12 +1,15 @@
 //! What `--from` and `--to` name, down to pods and addresses: a workload is its pods, a Service the
 //! pods behind it, a dual-stack pod each of its addresses.
 
-use anyhow::{Context as _, bail};
-use guardrail_graph::inventory::{Inventory, Service, TargetPort};
+use std::{net::IpAddr, sync::Arc};
+
+use anyhow::{anyhow, bail};
+use guardrail_graph::inventory::{Inventory, Service, ServicePort, TargetPort};
 use guardrail_policy::{
-    evaluate::{ClusterPod, End, Evaluator},
+    evaluate::{ClusterPod, End, Evaluator, UnknownEnd},
     model::Protocol,
 };
+use ipnet::IpNet;
 
 /// One end that can be judged.
 #[derive(Clone)]
@@ -26,11 +29,32 @@ pub(super) struct Ends {
 }
 
 /// The ends of a connection's initiator.
-pub(super) fn from(evaluator: &Evaluator, text: &str) -> anyhow::Result<Ends> {
+pub(super) fn from(evaluator: &Evaluator, inventory: &Inventory, text: &str) -> anyhow::Result<Ends> {
     if let Some(pods) = pods_of_workload(evaluator, text) {
         return Ok(of_workload(evaluator, text, &pods, 0));
     }
-    let end = evaluator.end(text).context("--from")?;
+    if let Some((service, what)) = service(evaluator, inventory, text) {
+        // Nothing opens a connection from there: whoever writes it means the pods.
+        let selected = |pod: &ClusterPod| is_behind(service, pod);
+        let pods = evaluator.cluster().pods.iter().zip(0..).filter(|(pod, _)| selected(pod));
+        let ends = alike(evaluator, pods.map(|(_, index)| (index, 0)));
+        if service.selector.is_empty() || ends.is_empty() {
+            bail!("--from: {what}, from which nothing opens connections, and the inventory has no pod behind it");
+        }
+        let names: Vec<&str> = ends.iter().map(|e| e.name.as_str()).collect();
+        let note = format!(
+            "{what}, from which nothing opens connections: judged at the pods behind it ({})",
+            names.join(", ")
+        );
+        return Ok(Ends { note: Some(note), ends });
+    }
+    let end = evaluator.end(text).map_err(|unknown| match unknown {
+        UnknownEnd::Virtual { address, service } => anyhow!(
+            "--from: {address} is an address of Service {service} for clients outside, from which nothing opens connections: ask --from {service} for the pods behind it"
+        ),
+        other => nobody("--from", &other),
+    });
+    let end = end?;
     Ok(Ends { ends: vec![Named { end, name: text.to_owned(), port: 0 }], note: None })
 }
 
@@ -38,33 +62,135 @@ pub(super) fn from(evaluator: &Evaluator, text: &str) -> anyhow::Result<Ends> {
 pub(super) fn to(
     evaluator: &Evaluator,
     inventory: &Inventory,
+    sources: &Ends,
     text: &str,
-    protocol: Protocol,
-    port: u16,
+    (protocol, port): (Protocol, u16),
 ) -> anyhow::Result<Ends> {
     if let Some(pods) = pods_of_workload(evaluator, text) {
         return Ok(of_workload(evaluator, text, &pods, port));
     }
+    if let Some((service, what)) = service(evaluator, inventory, text) {
+        return behind(evaluator, inventory, service, &what, (protocol, port), |_| true);
+    }
+    match evaluator.destination(text, protocol, port) {
+        Ok(end) => {
+            let link_local = text.parse::<IpAddr>().is_ok_and(is_link_local);
+            let note = link_local.then(|| format!("{text} is a link-local address: judged as an address outside; where the pod's own node answers there, as it does for a node-local DNS or metadata server, the connection is allowed whatever the policies say"));
+            let note = note.filter(|_| !end.is_node());
+            Ok(Ends { ends: vec![Named { end, name: text.to_owned(), port }], note })
+        }
+        Err(unknown) => elsewhere(evaluator, inventory, sources, unknown, (protocol, port)),
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        // The metadata address of AWS is of a unique local range, and of no link.
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+/// The Service that a name or an address within the cluster names, as a sentence begins about it.
+fn service<'a>(evaluator: &Evaluator, inventory: &'a Inventory, text: &str) -> Option<(&'a Arc<Service>, String)> {
     let parts: Vec<&str> = text.split('/').collect();
-    let service = match parts[..] {
+    let found = match parts[..] {
         [namespace, name] if evaluator.end(text).is_err() => inventory.service(namespace, name),
         [namespace, "Service", name] => inventory.service(namespace, name),
         // Of a Service's addresses only this one leaves the client its own address on the way.
         [address] => address.parse().ok().and_then(|ip| inventory.services().find(|s| s.cluster_ips.contains(&ip))),
         _ => None,
     };
-    match service {
-        Some(service) => {
-            let what = match parts[..] {
-                [address] => format!("{address} is the address of Service {}/{}", service.namespace, service.name),
-                _ => format!("{text} is a Service"),
-            };
-            behind(evaluator, inventory, service, &what, protocol, port)
+    let found = found?;
+    let what = match parts[..] {
+        [address] => format!("{address} is the address of Service {}/{}", found.namespace, found.name),
+        _ => format!("{text} is a Service"),
+    };
+    Some((found, what))
+}
+
+/// What somebody else answers for: judged there if the client's address is the same there, refused
+/// with the questions to ask otherwise.
+fn elsewhere(
+    evaluator: &Evaluator,
+    inventory: &Inventory,
+    sources: &Ends,
+    unknown: UnknownEnd,
+    (protocol, port): (Protocol, u16),
+) -> anyhow::Result<Ends> {
+    // Those outside have no egress, which would be judged on the way.
+    let outside = sources.ends.iter().all(|source| !source.end.is_pod() && !source.end.is_node());
+    let known = |name: &str| name.split_once('/').and_then(|(namespace, name)| inventory.service(namespace, name));
+    let lost = |service: &str, at: u16, node: &str| {
+        format!(
+            "--to: {unknown}; on the way the client's address may become a node's: ask --to {service} --port {at} with --from the client, and again with --from {node}"
+        )
+    };
+    match &unknown {
+        UnknownEnd::Virtual { address, service: name } => match known(name) {
+            Some(service) if outside && service.keeps_client_address => {
+                let what = format!("{address} is an address of Service {name}, which leaves clients their address");
+                behind(evaluator, inventory, service, &what, (protocol, port), |_| true)
+            }
+            _ => bail!(lost(name, port, "a node's address")),
+        },
+        UnknownEnd::NodePort { end, port: node_port, service: name } => {
+            let Some(service) = known(name) else { bail!("--to: {unknown}") };
+            let is = |p: &&ServicePort| p.node_port == Some(*node_port) && protocol.is_named(&p.protocol);
+            let Some(at) = service.ports.iter().find(is).map(|p| p.port) else { bail!("--to: {unknown}") };
+            if !(outside && service.keeps_client_address) {
+                bail!(lost(name, at, end));
+            }
+            // A node leads to its own pods only.
+            let address = end.parse::<IpAddr>().ok();
+            let mut nodes = evaluator.cluster().nodes.iter();
+            let node = nodes.find(|node| address.is_some_and(|a| node.addresses.contains(&a)));
+            let what = format!(
+                "port {node_port} of {end} is the node port of Service {name}, which leaves clients their address and leads to pods of that node"
+            );
+            let on_it = |pod: &ClusterPod| node.is_none_or(|node| pod.node.as_ref() == Some(&node.name));
+            behind(evaluator, inventory, service, &what, (protocol, at), on_it)
         }
-        None => {
-            let end = evaluator.destination(text, protocol, port).context("--to")?;
-            Ok(Ends { ends: vec![Named { end, name: text.to_owned(), port }], note: None })
+        UnknownEnd::HostPort { end, port: host_port, pod } => {
+            let index = evaluator.end(pod).ok().and_then(|end| end.pod());
+            let declared = index.and_then(|index| {
+                let ports = &evaluator.cluster().pods[index as usize].declared_ports;
+                ports.iter().find(|p| p.protocol == protocol && p.host_port == Some(*host_port))
+            });
+            let (Some(index), Some(declared)) = (index, declared) else { bail!("--to: {unknown}") };
+            if !outside {
+                bail!(
+                    "--to: {unknown}; the client's egress may be judged at the node, the pod's ingress is at its port {at}: ask --to {pod} --port {at} for both at the pod",
+                    at = declared.port
+                );
+            }
+            let note =
+                format!("port {host_port} of {end} is a host port of pod {pod}: judged at its port {}", declared.port);
+            let end = evaluator.end_of_pod(index);
+            Ok(Ends { ends: vec![Named { end, name: pod.clone(), port: declared.port }], note: Some(note) })
         }
+        unknown => bail!(nobody("--to", unknown)),
+    }
+}
+
+/// An end that nobody is called, or that cannot be judged: what to write instead.
+fn nobody(option: &str, unknown: &UnknownEnd) -> anyhow::Error {
+    match unknown {
+        UnknownEnd::NoSuchPod(text) if text.parse::<IpNet>().is_ok() => {
+            anyhow!("{option}: `{text}` is a range of addresses: name one of them")
+        }
+        UnknownEnd::NoSuchPod(text) => {
+            anyhow!(
+                "{option}: the inventory has no pod, workload or Service `{text}`; correct the name or complete --inventory"
+            )
+        }
+        UnknownEnd::Malformed(text) => {
+            anyhow!(
+                "{option}: `{text}` is neither namespace/pod nor an IP address; write it like shop/web or 10.244.1.7"
+            )
+        }
+        UnknownEnd::Finished(_) => anyhow!("{option}: {unknown}; name a pod that runs, or its workload"),
+        _ => anyhow!("{option}: {unknown}"),
     }
 }
 
@@ -94,14 +220,21 @@ fn alike(evaluator: &Evaluator, pods: impl Iterator<Item = (u32, u16)>) -> Vec<N
     ends
 }
 
-/// `what`: the Service, as a sentence about what the user named.
+fn is_behind(service: &Service, pod: &ClusterPod) -> bool {
+    pod.namespace == service.namespace
+        && !pod.finished
+        && service.selector.iter().all(|(k, v)| pod.labels.get(k).is_some_and(|own| own == v))
+}
+
+/// `what`: the Service, as a sentence about what the user named. `leads_to`: which of its pods are
+/// reached.
 fn behind(
     evaluator: &Evaluator,
     inventory: &Inventory,
     service: &Service,
     what: &str,
-    protocol: Protocol,
-    port: u16,
+    (protocol, port): (Protocol, u16),
+    leads_to: impl Fn(&ClusterPod) -> bool,
 ) -> anyhow::Result<Ends> {
     let Some(wanted) = service.ports.iter().position(|p| p.port == port && protocol.is_named(&p.protocol)) else {
         let ports: Vec<String> = service.ports.iter().map(|p| format!("{}/{}", p.protocol, p.port)).collect();
@@ -113,11 +246,7 @@ fn behind(
             .map(|b| Named { end: evaluator.end_of_address(b.address), name: b.address.to_string(), port: b.port })
             .collect()
     } else {
-        let selected = |pod: &ClusterPod| {
-            pod.namespace == service.namespace
-                && !pod.finished
-                && service.selector.iter().all(|(k, v)| pod.labels.get(k).is_some_and(|own| own == v))
-        };
+        let selected = |pod: &ClusterPod| is_behind(service, pod) && leads_to(pod);
         let target = |pod: &ClusterPod| match &service.ports[wanted].target_port {
             TargetPort::Number(number) => Some(*number),
             TargetPort::Name(name) => {
