@@ -359,7 +359,8 @@ impl Shop {
         all.extend(self.each("discovery", &discovery));
         let probe = Scenario {
             after: vec![
-                Call::new("db-0.db.data.svc.cluster.local:5433", How::Tcp, 3),
+                // Refused; where policies are enforced, unanswered.
+                Call::new("db-0.db.data.svc.cluster.local:5433", How::Tcp, 1),
                 Call::new(&format!("{BLACK_HOLE}:443"), How::Tcp, 2).timeout(300),
             ],
             ..Scenario::default()

@@ -15,7 +15,9 @@ pub enum Dataplane {
     /// Cilium, with the options of its agent.
     Cilium(CiliumOptions),
     /// AWS VPC CNI with its network policy agent. Verdicts on pod ports are those of
-    /// [`Dataplane::Kubernetes`].
+    /// [`Dataplane::Kubernetes`]; egress is judged at the address that a pod asks for, and a
+    /// Service's own is admitted by name or if the rule's selector matches the Service's
+    /// (aws/amazon-network-policy-controller-k8s, `pkg/resolvers/endpoints.go`).
     AwsVpcCni,
 }
 
@@ -136,6 +138,13 @@ impl Dataplane {
             Self::Cilium(options) => Some(options),
             Self::Kubernetes | Self::AwsVpcCni => None,
         }
+    }
+
+    /// Whether egress is judged at the address that was asked for: before a Service's address is
+    /// translated to a pod's.
+    #[must_use]
+    pub(crate) fn judges_what_was_asked(&self) -> bool {
+        *self == Self::AwsVpcCni
     }
 
     /// Why the data plane refuses this policy, or reads it otherwise than written: line and

@@ -282,14 +282,20 @@ impl<'a> Context<'a> {
         if edge.marks.contains(marks::LINK_LOCAL) {
             answered.extend(self.link_local_addresses_of_node(name));
         }
-        let is_asked = |service: &ServiceEntry| {
-            let name = format!("{}/{}", service.namespace, service.name);
-            edge.via.iter().any(|via| via.rsplit_once(':').is_some_and(|(via, _)| via == name))
-        };
-        let asked = self.body.services.iter().filter(|service| is_asked(service)).flat_map(|s| &s.addresses);
+        let asked = self.services_asked(edge).flat_map(|(service, _)| &service.addresses);
         let unlisted = self.nodes.get(name).map(|node| &node.unlisted);
         answered.extend(asked.filter(|a| unlisted.is_some_and(|unlisted| unlisted.contains(*a))));
         answered
+    }
+
+    /// The Services that clients of this edge asked for, as far as they are known, with the port.
+    pub(crate) fn services_asked(&self, edge: &'a EdgeRecord) -> impl Iterator<Item = (&'a ServiceEntry, u16)> {
+        edge.via.iter().filter_map(|via| {
+            let (asked, port) = via.rsplit_once(':')?;
+            let (namespace, name) = asked.split_once('/')?;
+            let mut all = self.body.services.iter();
+            Some((all.find(|s| s.namespace == namespace && s.name == name)?, port.parse().ok()?))
+        })
     }
 
     /// What a rule names for a node: the addresses that the API lists, or the declared ranges where

@@ -369,6 +369,12 @@ impl<'a> Builder<'a> {
                 .collect();
             draft.allow([peer], &ports.into_iter().collect(), &edges);
         }
+        for index in (0..self.uses.len()).filter(|index| self.uses[*index].must_be_allowed()) {
+            if self.dns.covers(self.edge(index)) {
+                let edges = asks.iter().copied().filter(|ask| *ask == index).collect::<Vec<_>>();
+                self.allow_services(draft, index, &edges);
+            }
+        }
     }
 
     fn allow_per_workload(&mut self, namespace: &str, ingress: Ingress, egress: bool) {

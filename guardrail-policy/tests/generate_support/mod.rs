@@ -75,6 +75,9 @@ pub struct Export {
     /// The data plane is Cilium, with these keys of its ConfigMap.
     #[serde(default)]
     pub cilium: Option<BTreeMap<String, String>>,
+    /// The data plane is the AWS VPC CNI.
+    #[serde(default)]
+    pub aws_vpc_cni: bool,
     #[serde(default)]
     pub egress: bool,
     #[serde(default)]
@@ -242,6 +245,9 @@ impl Scenario {
         options.format = e.format.as_deref().unwrap_or("networkpolicy").parse().unwrap();
         if let Some(keys) = &e.cilium {
             options.dataplane = Dataplane::Cilium(CiliumOptions::from_keys(keys).unwrap());
+        }
+        if e.aws_vpc_cni {
+            options.dataplane = Dataplane::AwsVpcCni;
         }
         options.egress = e.egress;
         options.namespaces.clone_from(&e.namespaces);

@@ -44,6 +44,9 @@ impl Builder<'_> {
                 Direction::Egress => callee(edge, namespace, self.context),
             };
             let ports = self.ports(edge);
+            if direction == Direction::Egress && !matches!(need, Need::Inexpressible(_)) {
+                self.allow_services(draft, index, &[index]);
+            }
             match need {
                 Need::Peers { peers, hosts, note } => {
                     draft.allow(peers, &ports, &[index]);
@@ -112,6 +115,29 @@ impl Builder<'_> {
         }
         for (key, gathered) in outside {
             self.allow_outside(draft, &key, gathered, namespace, direction);
+        }
+    }
+
+    /// Where the network judges egress before it translates addresses: the addresses of Services
+    /// that an edge asked for, at their ports, beside who stands behind them. The rules rest on
+    /// `edges`.
+    pub(super) fn allow_services(&self, draft: &mut Draft, index: usize, edges: &[usize]) {
+        if !self.context.options.enforcer().judges_what_was_asked() {
+            return;
+        }
+        let edge = self.edge(index);
+        for (service, number) in self.context.services_asked(edge).filter(|(service, _)| !service.addresses.is_empty())
+        {
+            let mut ports = BTreeSet::from([RulePort { protocol: edge.protocol, port: PortRef::Number(number) }]);
+            if self.dns.covers(edge) {
+                let protocols = [Protocol::Tcp, Protocol::Udp];
+                ports.extend(protocols.map(|protocol| RulePort { protocol, port: PortRef::Number(number) }));
+            }
+            draft.allow(service.addresses.iter().copied().map(single), &ports, edges);
+            draft.notes.insert(format!(
+                "Service {}/{} by its addresses, because the network judges egress before it translates them: export again when the Service is made anew",
+                service.namespace, service.name
+            ));
         }
     }
 
