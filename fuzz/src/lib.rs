@@ -16,13 +16,14 @@ mod text;
 pub type Check = fn(&[u8]);
 
 /// Every check by the name of its target and of its directory of seeds.
-pub const CHECKS: [(&str, Check); 19] = [
+pub const CHECKS: [(&str, Check); 20] = [
     ("bearer", http::bearer),
     ("btf", kernel::btf),
     ("cgroup", kernel::cgroup),
     ("checkpoint", kernel::checkpoint),
     ("dialects", dialects::policies),
     ("dns", kernel::dns),
+    ("epoch", snapshot::epoch),
     ("flows", policy::flows),
     ("http", http::exchange),
     ("hubble", dialects::hubble),

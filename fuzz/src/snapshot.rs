@@ -1,6 +1,12 @@
 //! Snapshots: files and what agents serve, which a compromised node may make up.
 
-use guardrail_graph::{Snapshot, snapshot};
+use std::sync::Arc;
+
+use guardrail_graph::{
+    Snapshot,
+    epoch::file,
+    snapshot::{self, Document},
+};
 
 fn parse(bytes: &[u8]) -> Option<Snapshot> {
     match Snapshot::from_json(&String::from_utf8_lossy(bytes), "fuzz.json") {
@@ -28,6 +34,17 @@ pub(super) fn read(bytes: &[u8]) {
     for workload in &once.body.workloads {
         let _ = once.node_view(&workload.workload);
     }
+}
+
+/// The file of an epoch: what was read is written and read again without a change.
+pub(super) fn epoch(bytes: &[u8]) {
+    let Ok((header, snapshot)) = file::decode(bytes) else { return };
+    assert_eq!(file::Header::read(bytes).expect("it was read"), header);
+    assert_eq!(file::key_of(&snapshot).as_ref(), Some(&header.key));
+    let document = Arc::new(Document::joined([snapshot]));
+    let written = file::encode(&header, Arc::clone(&document));
+    let (again, read) = file::decode(&written).expect("what was written can be read");
+    assert_eq!((again, read), (header, document.snapshot()));
 }
 
 /// Up to three documents, apart by a line `---`: joining them is commutative and associative.

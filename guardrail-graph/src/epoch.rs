@@ -1,5 +1,7 @@
 //! When epochs end. Pure: both clocks are arguments.
 
+pub mod file;
+
 use std::{collections::VecDeque, time::Duration};
 
 use crate::time::Timestamp;

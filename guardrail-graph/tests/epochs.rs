@@ -33,7 +33,7 @@ fn lab() -> Lab {
 
 /// Ends the epoch, through the text of its document, as it would lie in a file.
 fn turn(lab: &mut Lab, open: &[OpenFlow]) -> Snapshot {
-    let document = lab.observer.turn(open, lab.now, lab.now);
+    let document = lab.observer.turn(open, lab.now);
     Snapshot::from_json(&document.snapshot().to_json(), "epoch").unwrap()
 }
 

@@ -45,15 +45,13 @@ impl Observer {
     /// `open`: every connection that is open now. Each is evidence of the next epoch, if both ends
     /// are known now and the epoch that ended has it. An edge with an address that may turn out to
     /// be the cluster's own moves to the next epoch whole.
-    ///
-    /// `ended`: the last moment of the epoch: `now`, unless the clock was set in between.
-    pub fn turn(&mut self, open: &[OpenFlow], ended: Timestamp, now: Timestamp) -> Document {
+    pub fn turn(&mut self, open: &[OpenFlow], now: Timestamp) -> Document {
         self.reclassify_due(now);
         let open = self.standings(open, now);
         self.graph.set_open(&open);
         let since = now.before(ADDRESS_LEAD + self.config.pod_timeout + Duration::from_secs(1));
         let young = self.graph.take_young(since, &self.peers);
-        let document = self.document(ended.min(now));
+        let document = self.document(now);
         let start = match self.epoch {
             Some(begun) if begun == now => now.after(Duration::from_nanos(1)),
             _ => now,
