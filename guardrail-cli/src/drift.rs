@@ -124,7 +124,7 @@ pub(crate) fn run(mut args: Args) -> ExitCode {
 fn drift(args: &mut Args) -> anyhow::Result<Outcome> {
     let planned = args.plan.read(&mut args.cluster)?;
     let baseline = args.baseline.as_ref().map(|path| baseline(path)).transpose()?;
-    let now = args.plan.now();
+    let now = args.cluster.now();
     let snapshot = input::snapshots(&args.snapshots, &args.cluster)?;
     let files = input::policies(&args.policies)?;
     let cluster = if args.against.is_empty() { None } else { Some(input::policies(&args.against)?) };

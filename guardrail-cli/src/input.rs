@@ -2,6 +2,7 @@
 //! turned into snapshots, inventories and policies.
 
 mod kube;
+mod span;
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
@@ -16,7 +17,7 @@ use anyhow::{Context as _, bail};
 use guardrail_graph::{
     Snapshot,
     inventory::{self, Object, ObjectKey},
-    snapshot::merge,
+    snapshot::span::merge_within,
 };
 use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader, decode, may_concern_policies};
 
@@ -40,19 +41,24 @@ pub(crate) struct Inventory {
     pub(crate) policies: PolicySet,
 }
 
-/// Reads and merges snapshots. `cluster` says how to reach the cluster of a `kube[:NAMESPACE]`.
+/// Reads and merges snapshots. `cluster` says how to reach the cluster of a `kube[:NAMESPACE]`, and
+/// which time counts.
 pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs) -> anyhow::Result<Snapshot> {
-    let mut all = Vec::new();
+    let span = cluster.span.span()?;
+    let mut all: Vec<Snapshot> = Vec::new();
     for name in names {
         if let Some(namespace) = kube::namespace(name)? {
             all.extend(kube::snapshots(namespace, cluster)?);
             continue;
         }
         let text = text(name, MAX_DOCUMENT_BYTES)?;
-        all.push(Snapshot::from_json(&text, shown(name))?);
+        let snapshot = Snapshot::from_json(&text, shown(name))?;
+        snapshot.check_times().with_context(|| shown(name).to_owned())?;
+        all.push(snapshot);
     }
+    span::check(&span, &all)?;
     // One snapshot is merged too, so that what is printed does not depend on how it was written.
-    Ok(merge(all))
+    Ok(merge_within(all, &span))
 }
 
 /// Reads the objects of all inventory files. `facts`: also what only policies of some kinds ask of

@@ -1,10 +1,10 @@
 //! The plan file on the command line: read, checked against the time, the environment and the
 //! cluster that is asked.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::path::PathBuf;
 
 use anyhow::bail;
-use guardrail_graph::{Snapshot, Timestamp};
+use guardrail_graph::Snapshot;
 use guardrail_lifecycle::{
     export::known_workloads,
     plan::{self, Environment, Plan, PlanError, Unmatched},
@@ -26,10 +26,6 @@ pub(crate) struct PlanArgs {
     /// The environment of the plan that is asked about
     #[arg(long, value_name = "NAME", requires = "plan")]
     environment: Option<String>,
-
-    /// The time that counts as now: RFC 3339
-    #[arg(long, value_name = "TIME", hide = true)]
-    now: Option<Timestamp>,
 }
 
 /// A plan, and one environment of it.
@@ -80,14 +76,6 @@ impl Planned {
 }
 
 impl PlanArgs {
-    /// The time that counts.
-    pub(crate) fn now(&self) -> Timestamp {
-        self.now.unwrap_or_else(|| {
-            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            Timestamp::from_unix_ns(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
-        })
-    }
-
     /// Reads the plan, if one is named. Its environment says which cluster `kube` means.
     pub(crate) fn read(&self, cluster: &mut KubeArgs) -> anyhow::Result<Option<Planned>> {
         let (Some(path), Some(name)) = (&self.plan, &self.environment) else { return Ok(None) };
@@ -98,7 +86,7 @@ impl PlanArgs {
             bail!("{file}:1: more than {} MiB, no plan is that large", MAX_BYTES >> 20);
         }
         let plan = plan::read(&file, &bytes)?;
-        let problems = plan.too_long(&file, self.now());
+        let problems = plan.too_long(&file, cluster.now());
         if !problems.is_empty() {
             return Err(PlanError { problems }.into());
         }

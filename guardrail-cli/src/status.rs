@@ -88,8 +88,8 @@ pub(crate) fn run(mut args: Args) -> ExitCode {
 
 fn status(args: &mut Args) -> anyhow::Result<Outcome> {
     let planned = args.plan.read(&mut args.cluster)?;
-    let Args { snapshots, plan, policies, inventory, namespaces, output, allow_unproven, dataplane, cluster } = args;
-    let now = plan.now();
+    let Args { snapshots, plan: _, policies, inventory, namespaces, output, allow_unproven, dataplane, cluster } = args;
+    let now = cluster.now();
     let snapshot = input::snapshots(snapshots, cluster)?;
     let loaded = policies::load(policies, inventory, Some(&snapshot), dataplane)?;
     let doubts = loaded.doubts();

@@ -16,6 +16,7 @@ mod owners;
 mod places;
 mod read;
 mod remote;
+pub mod span;
 mod view;
 pub(crate) mod workloads;
 
@@ -62,6 +63,10 @@ pub struct Body {
     pub sources: BTreeSet<Source>,
     /// When was observed, by whom.
     pub window: Window,
+    /// When a source observed, where that is not all of its node's window: one of several sources
+    /// on that node. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_windows: Vec<SourceWindow>,
     /// How complete it is.
     pub coverage: Coverage,
     /// Workloads known in the window, sorted.
@@ -103,6 +108,16 @@ pub struct Interval {
     pub from: Timestamp,
     /// End (exclusive).
     pub to: Timestamp,
+}
+
+/// When a source observed: from its first to its last moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourceWindow {
+    /// The source.
+    pub source: Source,
+    /// When it observed. Backwards: nobody knows.
+    #[serde(flatten)]
+    pub window: Interval,
 }
 
 /// How complete the observation is.

@@ -166,6 +166,7 @@ fn snapshot() -> Snapshot {
                 to: Some(at(100)),
                 nodes: nodes.iter().map(|n| (n.clone(), vec![Interval { from: at(0), to: at(100) }])).collect(),
             },
+            source_windows: Vec::new(),
             coverage: Coverage {
                 complete: true,
                 nodes: NodeCoverage { observed: nodes.clone(), expected: nodes },

@@ -186,7 +186,7 @@ impl Args {
         unevaluated.extend(set_aside(&snapshot, &mut options));
         let mut sensitive_are_known = true;
         if let Some(planned) = &planned {
-            let now = self.plan.now();
+            let now = self.cluster.now();
             sensitive_are_known = planned.sensitive_are_known(&snapshot, &options.cluster)?;
             planned.warn_of_unknown(&snapshot, &options.cluster);
             lifecycle::declare(&mut options, &planned.plan, now);

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use guardrail_graph::Snapshot;
+use guardrail_graph::{Snapshot, Timestamp};
 use guardrail_kube::{
     Api, ConnectError, Source,
     agents::{self, Agent, AgentState},
@@ -22,7 +22,7 @@ use guardrail_kube::{
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::tell;
+use super::{span::SpanArgs, tell};
 
 /// The namespace of deploy/base.
 const DEFAULT_NAMESPACE: &str = "guardrail";
@@ -31,7 +31,7 @@ const AT_ONCE: usize = 8;
 /// As the API server logs it.
 const USER_AGENT: &str = concat!("guardrail/", env!("CARGO_PKG_VERSION"));
 
-/// How to reach the cluster of a `kube[:NAMESPACE]`.
+/// How snapshots are read: how to reach the cluster of a `kube[:NAMESPACE]`, and which time counts.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Options for kube[:NAMESPACE]")]
 pub(crate) struct KubeArgs {
@@ -46,9 +46,17 @@ pub(crate) struct KubeArgs {
     /// How long the API server, and then each agent, may take to answer
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     agent_timeout: u64,
+
+    #[command(flatten)]
+    pub(super) span: SpanArgs,
 }
 
 impl KubeArgs {
+    /// The time that counts as now.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.span.now()
+    }
+
     /// The context that was named.
     pub(crate) fn context(&self) -> Option<&str> {
         self.context.as_deref()

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, Interval, KIND, ServiceEntry, ServiceFlow,
-    ServicePortEntry, Snapshot, Source, Window,
+    ServicePortEntry, Snapshot, Source, SourceWindow, Window,
     derive::{Derived, Deriver, joined},
     facts::{
         EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, hull,
@@ -32,6 +32,7 @@ pub struct Document {
     derived: BTreeMap<EdgeKey, Derived>,
     coverage: Coverage,
     window: Window,
+    source_windows: Vec<SourceWindow>,
 }
 
 /// Where a range goes on.
@@ -122,7 +123,13 @@ impl Document {
             to: times().map(|i| i.to).max(),
             nodes: facts.window.clone(),
         };
-        Self { facts, derived, coverage, window }
+        let source_windows = facts.source_windows.iter().filter(|(source, observed)| {
+            hull(window.nodes.get(&source.node).into_iter().flatten().copied()) != **observed
+        });
+        let source_windows = source_windows
+            .map(|(source, observed)| SourceWindow { source: Source::clone(source), window: *observed })
+            .collect();
+        Self { facts, derived, coverage, window, source_windows }
     }
 
     /// As [`Snapshot`]'s.
@@ -159,6 +166,7 @@ impl Document {
         snapshot.body = Body {
             sources: self.facts.sources.iter().map(|s| Source::clone(s)).collect(),
             window: self.window.clone(),
+            source_windows: self.source_windows.clone(),
             coverage: self.coverage.clone(),
             workloads: self.facts.workloads.iter().map(|(name, w)| self.facts.workload(name, w)).collect(),
             services: self.facts.services.values().map(|s| service(s)).collect(),
@@ -262,7 +270,7 @@ impl Iterator for Chunks {
     type Item = Vec<u8>;
 
     fn next(&mut self) -> Option<Vec<u8>> {
-        let Document { facts, coverage, window, .. } = &*self.document;
+        let Document { facts, coverage, window, source_windows, .. } = &*self.document;
         let bytes = self.bytes;
         let mut out = Vec::with_capacity(bytes + bytes / 8);
         while out.len() < bytes {
@@ -276,6 +284,10 @@ impl Iterator for Chunks {
                     json(&mut out, &facts.sources);
                     out.extend_from_slice(b",\"window\":");
                     json(&mut out, window);
+                    if !source_windows.is_empty() {
+                        out.extend_from_slice(b",\"source_windows\":");
+                        json(&mut out, source_windows);
+                    }
                     let Coverage { complete, nodes, inventory, losses, unresolved, workloads: _ } = coverage;
                     out.extend_from_slice(b",\"coverage\":{\"complete\":");
                     json(&mut out, complete);

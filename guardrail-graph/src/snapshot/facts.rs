@@ -12,7 +12,7 @@ use indexmap::IndexMap;
 
 use super::{
     AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, InventoryState, PodEntry, ServiceEntry, Side,
-    Snapshot, Source, SourceCounts, marks, workloads::WorkloadFacts,
+    Snapshot, Source, SourceCounts, marks, span::Span, workloads::WorkloadFacts,
 };
 use crate::{
     interner::Interner,
@@ -373,7 +373,11 @@ pub(crate) type Services = BTreeMap<(String, String), Arc<ServiceFacts>>;
 /// All facts of one or many snapshots.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
+    /// Flows outside of it were left out.
+    pub(crate) span: Span,
     pub(crate) sources: BTreeSet<Arc<Source>>,
+    /// When each source observed; without an entry, in all of its node's window.
+    pub(crate) source_windows: BTreeMap<Arc<Source>, Interval>,
     pub(crate) window: BTreeMap<String, Vec<Interval>>,
     pub(crate) observed: BTreeSet<String>,
     pub(crate) expected: BTreeSet<String>,
@@ -416,7 +420,7 @@ fn earlier_end(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> 
 
 /// Keeps the later of two descriptions; of two as of one time the greater text, so that the order
 /// of joining plays no part.
-fn keep_later<T: serde::Serialize + PartialEq>(kept: &mut T, other: T, as_of: impl Fn(&T) -> Timestamp) {
+pub(super) fn keep_later<T: serde::Serialize + PartialEq>(kept: &mut T, other: T, as_of: impl Fn(&T) -> Timestamp) {
     let text = |v: &T| serde_json::to_string(v).unwrap_or_default();
     if *kept != other && (as_of(&other), text(&other)) > (as_of(kept), text(kept)) {
         *kept = other;
@@ -426,9 +430,14 @@ fn keep_later<T: serde::Serialize + PartialEq>(kept: &mut T, other: T, as_of: im
 impl Facts {
     /// Joins the facts of a snapshot.
     pub(crate) fn add(&mut self, snapshot: Snapshot) {
+        for (source, window) in snapshot.body.windows_of_sources() {
+            let known = self.source_windows.entry(self.counters.intern(source)).or_insert(window);
+            *known = hull([*known, window]);
+        }
         let Body {
             sources,
             window,
+            source_windows: _,
             coverage,
             mut workloads,
             services,
@@ -470,23 +479,7 @@ impl Facts {
             }
         }
         self.inventory = InventoryState::joined(self.inventory, coverage.inventory);
-        for mut entry in workloads {
-            let earlier = std::mem::take(&mut entry.ran_on);
-            let here = entry.pods.keys().filter(|node| !node.is_empty()).map(|node| (node.clone(), entry.as_of));
-            for (node, at) in earlier.into_iter().chain(here) {
-                self.ran_on(&entry.workload, node, at);
-            }
-            match self.workloads.entry(entry.workload.clone()) {
-                std::collections::btree_map::Entry::Vacant(v) => {
-                    v.insert(entry.into());
-                }
-                std::collections::btree_map::Entry::Occupied(mut o) => {
-                    let mut known = o.get().entry();
-                    keep_later(&mut known, entry, |w| w.as_of);
-                    o.insert(known.into());
-                }
-            }
-        }
+        self.add_workloads(workloads);
         for entry in services {
             self.add_service(entry);
         }

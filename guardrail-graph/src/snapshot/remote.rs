@@ -78,7 +78,8 @@ impl Facts {
         }
         for (key, facts) in &self.remote_flows {
             for (source, _, seen) in facts.flow.sources.iter() {
-                for (peer, share) in owners.shares(key.2, seen).0 {
+                let shares = owners.shares(key.2, seen).0.into_iter();
+                for (peer, share) in shares.filter(|(_, share)| self.span.meets(share.first, share.last)) {
                     let unlisted = key.1 == Side::Server && listed.get(&(key.2, peer)) == Some(&Some(false));
                     named.push((edge_key(key, peer), Arc::clone(source), share, key.clone(), unlisted));
                 }

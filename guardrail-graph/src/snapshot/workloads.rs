@@ -1,9 +1,15 @@
 //! Facts of workloads. A cluster has tens of thousands of pods, so their entries are made when they
 //! are written, and until then their objects are shared with the inventory.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
-use super::{NamedPort, PodEntry, WorkloadEntry};
+use super::{
+    NamedPort, PodEntry, WorkloadEntry,
+    facts::{Facts, keep_later},
+};
 use crate::{inventory::Pod, peer::Protocol, time::Timestamp};
 
 /// The latest description of a workload.
@@ -14,6 +20,29 @@ pub(crate) struct WorkloadFacts {
     pub(crate) as_of: Timestamp,
     /// Sorted by node.
     hosted: Vec<Hosted>,
+}
+
+impl Facts {
+    /// Joins descriptions of workloads: the later one stands.
+    pub(super) fn add_workloads(&mut self, workloads: Vec<WorkloadEntry>) {
+        for mut entry in workloads {
+            let earlier = std::mem::take(&mut entry.ran_on);
+            let here = entry.pods.keys().filter(|node| !node.is_empty()).map(|node| (node.clone(), entry.as_of));
+            for (node, at) in earlier.into_iter().chain(here) {
+                self.ran_on(&entry.workload, node, at);
+            }
+            match self.workloads.entry(entry.workload.clone()) {
+                Entry::Vacant(v) => {
+                    v.insert(entry.into());
+                }
+                Entry::Occupied(mut o) => {
+                    let mut known = o.get().entry();
+                    keep_later(&mut known, entry, |w| w.as_of);
+                    o.insert(known.into());
+                }
+            }
+        }
+    }
 }
 
 /// What a node hosts of a workload.

@@ -411,6 +411,7 @@ impl Scenario {
             body: Body {
                 sources: observed.iter().map(|n| source(n)).collect(),
                 window: Window { from: Some(at(0)), to: Some(at(100)), nodes: window_nodes },
+                source_windows: Vec::new(),
                 coverage,
                 workloads,
                 services: self.services.iter().map(|(name, s)| service(name, s)).collect(),

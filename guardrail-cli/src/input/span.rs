@@ -1,0 +1,112 @@
+//! `--since` and `--until`: which time of the snapshots counts.
+
+use std::{
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::bail;
+use guardrail_graph::{
+    Snapshot, Timestamp,
+    snapshot::{Interval, span::Span},
+};
+use guardrail_policy::words;
+
+use super::tell;
+use crate::output::second;
+
+/// Which time counts.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Which time counts")]
+pub(crate) struct SpanArgs {
+    /// Only what was seen then or later: RFC 3339, a date (UTC), or a time ago, like 14d or 36h
+    #[arg(long, value_name = "TIME")]
+    since: Option<Point>,
+
+    /// Only what was seen before then: RFC 3339, a date (UTC, all of that day counts), or a time
+    /// ago
+    #[arg(long, value_name = "TIME")]
+    until: Option<Point>,
+
+    /// The time that counts as now: RFC 3339
+    #[arg(long, value_name = "TIME", hide = true)]
+    now: Option<Timestamp>,
+}
+
+/// A point in time as people write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Point {
+    At(Timestamp),
+    /// The first instant of a day.
+    Day(Timestamp),
+    Ago(Duration),
+}
+
+impl FromStr for Point {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(ago) = words::parse_duration(text) {
+            return Ok(Self::Ago(ago));
+        }
+        if let Ok(at) = text.parse() {
+            return Ok(Self::At(at));
+        }
+        format!("{text}T00:00:00Z").parse().map(Self::Day).map_err(|_| {
+            format!("`{text}` is no time: write one like 2026-11-29T10:00:00Z, a date like 2026-11-29, or 14d for 14 days ago")
+        })
+    }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+impl SpanArgs {
+    /// The time that counts as now.
+    pub(super) fn now(&self) -> Timestamp {
+        self.now.unwrap_or_else(|| {
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            Timestamp::from_unix_ns(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+        })
+    }
+
+    /// The span that is asked about.
+    ///
+    /// # Errors
+    /// If there is no time in it.
+    pub(super) fn span(&self) -> anyhow::Result<Span> {
+        let now = self.now();
+        let begin = |point| match point {
+            Point::At(at) | Point::Day(at) => at,
+            Point::Ago(ago) => now.before(ago),
+        };
+        let end = |point| match point {
+            Point::Day(at) => at.after(DAY),
+            _ => begin(point),
+        };
+        let (since, until) = (self.since.map(begin), self.until.map(end));
+        Span::new(since, until).map_err(|error| anyhow::anyhow!("--since and --until: {error}"))
+    }
+}
+
+/// Checks that something was observed in a span, and says so if it reaches further back than that.
+///
+/// # Errors
+/// If nothing was.
+pub(super) fn check(span: &Span, snapshots: &[Snapshot]) -> anyhow::Result<()> {
+    if span.is_all() {
+        return Ok(());
+    }
+    let windows = snapshots.iter().filter_map(|snapshot| snapshot.body.window.whole());
+    let whole = windows.reduce(|a, b| Interval { from: a.from.min(b.from), to: a.to.max(b.to) });
+    let Some(Interval { from, to }) = whole else {
+        bail!("nothing was observed {span}, or at any other time: the snapshots have no window");
+    };
+    if !span.meets(from, to) {
+        bail!("nothing was observed {span}: the snapshots are of {} to {} UTC", second(from), second(to));
+    }
+    if span.since().is_some_and(|since| since < from) {
+        let message = format!("--since reaches back further than what was observed, which begins {} UTC", second(from));
+        tell("warning", &message);
+    }
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! What a snapshot says of a span of time: a pure function, so that the same facts answer for any
+//! span.
+//!
+//! In: snapshots, whose entries have a first and a last time, and a [`Span`]. Out: a snapshot of
+//! what meets the span. Counts stay those of whole entries: nobody knows when within
+//! `[first, last]` a connection was. Names are not cut: who had an address, what was behind a
+//! Service and how a workload is described stay known, and what follows from them is derived anew.
+//! Windows are cut to the span, and with them the nodes observed, losses and unresolved flows, so
+//! that completeness is judged over the span.
+//!
+//! A loss, an unresolved flow and an incomplete workload have no times of their own: they count if
+//! their source observed in the span ([`SourceWindow`]). The shorter the observations of a source,
+//! the sharper the answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::{
+    AddressEntry, Body, Interval, Side, Snapshot, Source, SourceCounts, SourceWindow, Window, WorkloadEntry,
+    facts::{Facts, hull},
+    merge,
+};
+use crate::{
+    peer::{Peer, Protocol},
+    time::Timestamp,
+};
+
+/// Nodes' clocks differ: what the server's node recorded this much outside of the span still tells
+/// what was behind a Service that was used inside.
+const GUARD: Duration = Duration::from_secs(5);
+
+/// A span of time: from `since` (inclusive) to `until` (exclusive), or without an end on a side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    since: Option<Timestamp>,
+    until: Option<Timestamp>,
+}
+
+/// Why a span or the times of a snapshot cannot be used, in one sentence.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SpanError {
+    /// It ends before or when it begins.
+    #[error("the span from {since} to {until} is empty: it has to end after it begins")]
+    Empty {
+        /// Its begin.
+        since: Timestamp,
+        /// Its end.
+        until: Timestamp,
+    },
+    /// An entry ends before it begins.
+    #[error("times run backwards: {what} begins at {first} and ends at {last}")]
+    Backwards {
+        /// The entry.
+        what: String,
+        /// When it begins.
+        first: Timestamp,
+        /// When it ends.
+        last: Timestamp,
+    },
+}
+
+impl Span {
+    /// A span with these ends.
+    ///
+    /// # Errors
+    /// If there is no time in it.
+    pub fn new(since: Option<Timestamp>, until: Option<Timestamp>) -> Result<Self, SpanError> {
+        match (since, until) {
+            (Some(since), Some(until)) if since >= until => Err(SpanError::Empty { since, until }),
+            _ => Ok(Self { since, until }),
+        }
+    }
+
+    /// Its begin; `None`: the beginning of all time.
+    #[must_use]
+    pub fn since(&self) -> Option<Timestamp> {
+        self.since
+    }
+
+    /// Whether it has no ends, and so leaves everything as it is.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether something that was first and last seen at these times was seen in the span, as far
+    /// as is known.
+    #[must_use]
+    pub fn meets(&self, first: Timestamp, last: Timestamp) -> bool {
+        self.since.is_none_or(|since| last >= since) && self.until.is_none_or(|until| first < until)
+    }
+
+    /// The part of an interval inside; `None` if there is none.
+    fn cut(&self, interval: Interval) -> Option<Interval> {
+        let from = self.since.map_or(interval.from, |since| interval.from.max(since));
+        let to = self.until.map_or(interval.to, |until| interval.to.min(until));
+        let instant = interval.from == interval.to && self.meets(from, to);
+        (from < to || instant).then_some(Interval { from, to })
+    }
+
+    fn meets_counts(&self, counts: &SourceCounts) -> bool {
+        self.meets(counts.first_seen, counts.last_seen)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.since, self.until) {
+            (Some(since), Some(until)) => write!(f, "from {since} to {until}"),
+            (Some(since), None) => write!(f, "since {since}"),
+            (None, Some(until)) => write!(f, "until {until}"),
+            (None, None) => f.write_str("at any time"),
+        }
+    }
+}
+
+/// Joins what snapshots say of a span.
+#[must_use]
+pub fn merge_within(snapshots: Vec<Snapshot>, span: &Span) -> Snapshot {
+    if span.is_all() {
+        return merge(snapshots);
+    }
+    let mut joined = Facts::default();
+    joined.span = *span;
+    for mut snapshot in snapshots {
+        cut(&mut snapshot.body, span);
+        joined.add(snapshot);
+    }
+    joined.document().snapshot()
+}
+
+impl Window {
+    /// From the first to the last moment at which anybody observed; `None` if nobody did.
+    #[must_use]
+    pub fn whole(&self) -> Option<Interval> {
+        let whole = hull(self.nodes.values().flatten().copied());
+        (whole.from <= whole.to).then_some(whole)
+    }
+}
+
+impl Snapshot {
+    /// Whether all times go forwards.
+    ///
+    /// # Errors
+    /// The first entry that ends before it begins.
+    pub fn check_times(&self) -> Result<(), SpanError> {
+        let Body { window, service_flows, remote_flows, edges, .. } = &self.body;
+        let check = |what: &dyn Fn() -> String, first: Timestamp, last: Timestamp| {
+            if first > last { Err(SpanError::Backwards { what: what(), first, last }) } else { Ok(()) }
+        };
+        for (node, intervals) in &window.nodes {
+            for interval in intervals {
+                check(&|| format!("the window of node {node}"), interval.from, interval.to)?;
+            }
+        }
+        for flow in service_flows {
+            let what = || format!("the flow {} -> {}/{}", flow.client, flow.service, flow.protocol);
+            flow.sources.iter().try_for_each(|s| check(&what, s.first_seen, s.last_seen))?;
+        }
+        for flow in remote_flows {
+            let what = || format!("the flow {} <-> {}:{}/{}", flow.local, flow.address, flow.port, flow.protocol);
+            flow.sources.iter().try_for_each(|s| check(&what, s.first_seen, s.last_seen))?;
+        }
+        for edge in edges {
+            let (client, server) = (&edge.client.peer, &edge.server.peer);
+            let what = || format!("the edge {client} -> {server}:{}/{}", edge.port, edge.protocol);
+            check(&what, edge.first_seen, edge.last_seen)?;
+            edge.sources.iter().try_for_each(|s| check(&what, s.first_seen, s.last_seen))?;
+        }
+        Ok(())
+    }
+}
+
+impl Body {
+    /// When each source observed, as far as this snapshot says: a hull of nothing if it does not.
+    pub(super) fn windows_of_sources(&self) -> BTreeMap<Source, Interval> {
+        let of_node = |node: &str| hull(self.window.nodes.get(node).into_iter().flatten().copied());
+        let mut windows: BTreeMap<Source, Interval> =
+            self.sources.iter().map(|source| (source.clone(), of_node(&source.node))).collect();
+        windows.extend(self.source_windows.iter().map(|known| (known.source.clone(), known.window)));
+        windows
+    }
+}
+
+/// Cuts facts to a span that has an end. What follows from them is not: it is derived anew.
+fn cut(body: &mut Body, span: &Span) {
+    let all_of_it = body.window.whole();
+    cut_coverage(body, span, all_of_it);
+    // Whoever said so of all of the window said so of all of it, not of the part that is left.
+    if let Some(whole) = all_of_it {
+        body.addresses.iter_mut().for_each(|tenure| tenure.heard = tenure.heard.or(Some(whole)));
+    }
+    cut_places(body, span);
+    cut_flows(body, span);
+    for intervals in body.window.nodes.values_mut() {
+        *intervals = intervals.iter().filter_map(|interval| span.cut(*interval)).collect();
+    }
+    body.window.nodes.retain(|_, intervals| !intervals.is_empty());
+    let left = body.window.whole();
+    (body.window.from, body.window.to) = (left.map(|w| w.from), left.map(|w| w.to));
+}
+
+/// Leaves who observed in the span, what they expected, and what they lost.
+fn cut_coverage(body: &mut Body, span: &Span, all_of_it: Option<Interval>) {
+    let windows = body.windows_of_sources();
+    let observed_in = |source: &Source| windows.get(source).is_some_and(|w| span.cut(*w).is_some());
+    body.source_windows = windows
+        .iter()
+        .filter_map(|(source, window)| Some(SourceWindow { source: source.clone(), window: span.cut(*window)? }))
+        .collect();
+    let coverage = &mut body.coverage;
+    let losses = coverage.losses.iter().map(|loss| (&loss.source, &loss.reason));
+    let unresolved = coverage.unresolved.iter().map(|entry| (&entry.source, &entry.reason));
+    let (mut here, mut gone) = (BTreeSet::new(), BTreeSet::new());
+    for (source, reason) in losses.chain(unresolved) {
+        if observed_in(source) { &mut here } else { &mut gone }.insert(reason.clone());
+    }
+    coverage.losses.retain(|loss| observed_in(&loss.source));
+    coverage.unresolved.retain(|unresolved| observed_in(&unresolved.source));
+    let of_the_span = all_of_it.is_none_or(|whole| span.cut(whole).is_some());
+    for workload in &mut coverage.workloads {
+        workload.reasons.retain(|reason| of_the_span && (here.contains(reason) || !gone.contains(reason)));
+    }
+    coverage.workloads.retain(|workload| !workload.reasons.is_empty());
+    let in_window = |node: &String| {
+        body.window.nodes.get(node).is_some_and(|intervals| intervals.iter().any(|i| span.cut(*i).is_some()))
+    };
+    coverage.nodes.observed.retain(in_window);
+    if of_the_span {
+        let absent = absent_nodes(&body.addresses, span, all_of_it);
+        coverage.nodes.expected.retain(|node| !absent.contains(node));
+    } else {
+        coverage.nodes.expected.clear();
+        coverage.inventory = None;
+    }
+    body.sources.retain(observed_in);
+}
+
+/// Nodes whose addresses nobody had in the span: they were gone before it, or came after it.
+fn absent_nodes(addresses: &[AddressEntry], span: &Span, all_of_it: Option<Interval>) -> BTreeSet<String> {
+    let (mut there, mut known) = (BTreeSet::new(), BTreeSet::new());
+    for tenure in addresses {
+        let (Peer::Node { name }, Some(heard)) = (&tenure.peer, tenure.heard.or(all_of_it)) else { continue };
+        known.insert(name.clone());
+        if span.meets(tenure.from.unwrap_or(heard.from), tenure.to.unwrap_or(heard.to)) {
+            there.insert(name.clone());
+        }
+    }
+    known.difference(&there).cloned().collect()
+}
+
+/// Of a workload or node that nobody spoke of in the span any more, no pod runs: what is left is
+/// where they ran.
+fn cut_places(body: &mut Body, span: &Span) {
+    let Some(since) = span.since else { return };
+    // Without a time nobody knows how old the word is.
+    let is_old = |at: Timestamp| at != Timestamp::default() && at < since;
+    for workload in &mut body.workloads {
+        let WorkloadEntry { pods, ran_on, as_of, .. } = workload;
+        pods.retain(|node, _| {
+            let at = body.own_pods_as_of.get(node).copied().unwrap_or(*as_of);
+            if is_old(at) && !node.is_empty() {
+                let last = ran_on.entry(node.clone()).or_insert(at);
+                *last = (*last).max(at);
+            }
+            !is_old(at)
+        });
+    }
+}
+
+/// Leaves the flows that meet the span.
+fn cut_flows(body: &mut Body, span: &Span) {
+    // What Services add to edges is derived anew, from the flows that are left.
+    let by_service: BTreeSet<(Peer, String, Protocol)> =
+        body.service_flows.iter().map(|flow| (flow.client.clone(), flow.service.clone(), flow.protocol)).collect();
+    body.service_flows.retain_mut(|flow| {
+        flow.sources.retain(|counts| span.meets_counts(counts));
+        !flow.sources.is_empty()
+    });
+    body.remote_flows.retain_mut(|flow| {
+        flow.sources.retain(|counts| span.meets_counts(counts));
+        !flow.sources.is_empty()
+    });
+    let mut uses: BTreeMap<(&Peer, Protocol), Vec<&SourceCounts>> = BTreeMap::new();
+    for flow in &body.service_flows {
+        uses.entry((&flow.client, flow.protocol)).or_default().extend(&flow.sources);
+    }
+    body.edges.retain_mut(|edge| {
+        if edge.sources.is_empty() {
+            return span.meets(edge.first_seen, edge.last_seen);
+        }
+        let client = &edge.client.peer;
+        edge.via.retain(|via| !by_service.contains(&(client.clone(), via.clone(), edge.protocol)));
+        let uses = uses.get(&(client, edge.protocol)).map_or(&[][..], Vec::as_slice);
+        edge.sources.retain(|counts| {
+            let (first, last) = (counts.first_seen.before(GUARD), counts.last_seen.after(GUARD));
+            let is_near = |used: &&SourceCounts| used.first_seen <= last && first <= used.last_seen;
+            let answers = || counts.side == Side::Server && span.meets(first, last) && uses.iter().any(is_near);
+            span.meets_counts(counts) || answers()
+        });
+        !edge.sources.is_empty()
+    });
+}
