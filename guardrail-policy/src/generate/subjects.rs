@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use guardrail_graph::{
     WorkloadRef,
-    inventory::is_generated_label,
+    inventory::{is_generated_label, is_release_label},
     snapshot::{LabelSelector, SelectorOperator, SelectorRequirement, WorkloadEntry},
 };
 
@@ -100,28 +100,58 @@ fn selector_of(members: &[usize], bases: &[Option<LabelSelector>], labels: &[Lab
     let size = |s: &&LabelSelector| (s.match_labels.len() + s.match_expressions.len(), (*s).clone());
     let own = members.iter().filter_map(|m| bases[*m].as_ref()).filter(selects_all).min_by_key(size);
     let mut selector = own.cloned()?;
+    let of_members: Vec<&Labels> = members.iter().map(|m| &labels[*m]).collect();
     for (index, other) in labels.iter().enumerate() {
-        if members.contains(&index) || !selector_matches(&selector, other) {
-            continue;
-        }
-        let mine = |key: &String| members.iter().any(|m| labels[*m].contains_key(key));
-        let shared = |key: &String, value: &String| members.iter().all(|m| labels[*m].get(key) == Some(value));
-        let own = |(key, value): &(&String, &String)| {
-            !is_generated_label(key) && shared(key, value) && other.get(*key) != Some(*value)
-        };
-        if let Some(key) = other.keys().find(|key| !is_generated_label(key) && !mine(key)) {
-            selector.match_expressions.push(SelectorRequirement {
-                key: key.clone(),
-                operator: SelectorOperator::DoesNotExist,
-                values: Vec::new(),
-            });
-        } else {
-            let (key, value) = labels[members[0]].iter().find(own)?;
-            selector.match_labels.insert(key.clone(), value.clone());
+        if !members.contains(&index) && selector_matches(&selector, other) {
+            keep_apart(&mut selector, &of_members, other)?;
         }
     }
     selector.match_expressions.sort();
     Some(selector)
+}
+
+/// Adds what all members fulfil and `other` does not; `None` if nothing stable does. A key that
+/// only one of the two has tells them apart whatever its value is at the next release.
+fn keep_apart(selector: &mut LabelSelector, members: &[&Labels], other: &Labels) -> Option<()> {
+    let stable = |key: &String| !is_generated_label(key) && !is_release_label(key);
+    let require = |selector: &mut LabelSelector, key: &String, operator, values: Vec<String>| {
+        let same = |known: &&mut SelectorRequirement| known.key == *key && known.operator == operator;
+        match selector.match_expressions.iter_mut().find(same) {
+            Some(known) => {
+                known.values.extend(values);
+                known.values.sort();
+                known.values.dedup();
+            }
+            None => selector.match_expressions.push(SelectorRequirement { key: key.clone(), operator, values }),
+        }
+    };
+    let nobodys = |key: &&String| !is_generated_label(key) && !members.iter().any(|own| own.contains_key(*key));
+    // A stable key before one whose values go with a release: the members may get that, too.
+    let missing = other.keys().filter(nobodys).min_by_key(|key| !stable(key));
+    if let Some(key) = missing {
+        require(selector, key, SelectorOperator::DoesNotExist, Vec::new());
+        return Some(());
+    }
+    let (first, rest) = members.split_first()?;
+    let of_all = |(key, value): &(&String, &String)| {
+        stable(key) && other.get(*key) != Some(*value) && rest.iter().all(|own| own.get(*key) == Some(*value))
+    };
+    if let Some((key, value)) = first.iter().find(of_all) {
+        selector.match_labels.insert(key.clone(), value.clone());
+        return Some(());
+    }
+    let everybodys = |key: &&String| {
+        !is_generated_label(key) && !other.contains_key(*key) && rest.iter().all(|own| own.contains_key(*key))
+    };
+    if let Some(key) = first.keys().filter(everybodys).min_by_key(|key| !stable(key)) {
+        require(selector, key, SelectorOperator::Exists, Vec::new());
+        return Some(());
+    }
+    let its_own =
+        |(key, value): &(&String, &String)| stable(key) && !members.iter().any(|own| own.get(*key) == Some(*value));
+    let (key, value) = other.iter().find(its_own)?;
+    require(selector, key, SelectorOperator::NotIn, vec![value.clone()]);
+    Some(())
 }
 
 #[cfg(test)]
@@ -149,9 +179,12 @@ mod tests {
             .map(|s| {
                 let members: Vec<String> = s.members.iter().map(|m| format!("{}/{}", m.owner, m.name)).collect();
                 let selector = s.selector.as_ref().map_or_else(String::new, |s| {
-                    let without = s.match_expressions.iter().map(|e| format!(",!{}", e.key)).collect::<String>();
-                    let labels: Vec<String> = s.match_labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                    labels.join(",") + &without
+                    let labels = s.match_labels.iter().map(|(k, v)| format!("{k}={v}"));
+                    let further = s.match_expressions.iter().map(|e| match e.operator {
+                        SelectorOperator::DoesNotExist => format!("!{}", e.key),
+                        operator => format!("{} {operator:?} {}", e.key, e.values.join("|")).trim_end().to_owned(),
+                    });
+                    labels.chain(further).collect::<Vec<_>>().join(",")
                 });
                 format!("{}: {selector}", members.join(" "))
             })
@@ -200,5 +233,95 @@ mod tests {
         let web = entry("Deployment", "web", Some(app), app);
         assert_eq!(told(&[web, entry("Job", "j", Some(job), app)]), ["Deployment/web: ", "Job/j: app=x,job-name=j"]);
         assert_eq!(told(&[entry("CronJob", "bare", None, &[])]), ["CronJob/bare: "]);
+    }
+
+    /// Two that are one subject, and a third whose label has a value or is there where theirs
+    /// differ.
+    #[test]
+    fn where_members_differ_the_third_is_kept_apart_by_what_it_has_or_lacks() {
+        let app: &[_] = &[("app", "x")];
+        let with = |track: &'static str| [("app", "x"), ("track", track)];
+        let (a, b, c) = (with("a"), with("b"), with("c"));
+        let pair = |a: &[(&str, &str)], b: &[(&str, &str)]| {
+            [entry("Deployment", "one", Some(app), a), entry("Deployment", "two", Some(app), b)]
+        };
+        let [one, two] = pair(&a, &b);
+        let third = entry("Job", "third", Some(&c), &c);
+        assert_eq!(
+            told(&[one.clone(), two.clone(), third]),
+            ["Deployment/one Deployment/two: app=x,track NotIn c", "Job/third: app=x,track=c"]
+        );
+        let more = with("d");
+        assert_eq!(
+            told(&[one.clone(), two.clone(), entry("Job", "3", Some(&c), &c), entry("Job", "4", Some(&more), &more)])
+                [0],
+            "Deployment/one Deployment/two: app=x,track NotIn c|d"
+        );
+        // It has another selector, and none of the label that both have.
+        let bare: &[_] = &[("app", "x"), ("job-name", "j")];
+        let job = entry("Job", "j", Some(bare), app);
+        assert_eq!(
+            told(&[one, two, job]),
+            ["Deployment/one Deployment/two: app=x,track Exists", "Job/j: app=x,job-name=j"]
+        );
+    }
+
+    #[test]
+    fn a_version_tells_nobody_apart_by_its_value() {
+        let with = |version: &'static str| [("app", "x"), ("app.kubernetes.io/version", version)];
+        let (one, two) = (with("1"), with("2"));
+        let web = entry("Deployment", "web", Some(&[("app", "x")]), &one);
+        let job = entry("Job", "j", Some(&[("app", "x"), ("job-name", "j")]), &two);
+        assert_eq!(told(&[web, job]), ["Deployment/web: ", "Job/j: app=x,job-name=j"]);
+    }
+
+    proptest::proptest! {
+        /// A selector selects its members and nobody else. Where there is none, each label that
+        /// could tell a member from the one selected by the way has a value of both, or differs
+        /// between members.
+        #[test]
+        fn a_selector_is_exact(
+            drawn in proptest::collection::vec(
+                (proptest::collection::btree_map("[abc]", "[xyz]", 0..4), 0_u8..8),
+                1..6,
+            ),
+        ) {
+            let entries: Vec<WorkloadEntry> = drawn
+                .iter()
+                .enumerate()
+                .map(|(index, (labels, mask))| {
+                    let labels: Vec<(&str, &str)> = labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+                    let chosen: Vec<(&str, &str)> =
+                        labels.iter().enumerate().filter(|(bit, _)| mask >> bit & 1 == 1).map(|(_, l)| *l).collect();
+                    entry("Deployment", &index.to_string(), Some(&chosen).filter(|c| !c.is_empty()).map(|c| &c[..]), &labels)
+                })
+                .collect();
+            for subject in subjects(&entries.iter().collect::<Vec<_>>()) {
+                let is_member = |entry: &&WorkloadEntry| subject.members.contains(&&entry.workload);
+                if let Some(selector) = &subject.selector {
+                    for entry in &entries {
+                        let selected = selector_matches(selector, &labels_of(entry));
+                        proptest::prop_assert_eq!(selected, is_member(&entry), "{:?} {:?}", selector, entry.labels);
+                    }
+                    continue;
+                }
+                // Nothing selects the members, or no requirement that holds for all of them fails
+                // for one of the others.
+                let members: Vec<Labels> = entries.iter().filter(is_member).map(labels_of).collect();
+                let apart = |other: &Labels| {
+                    ["a", "b", "c"].iter().any(|key| {
+                        let own: Vec<Option<&String>> = members.iter().map(|m| m.get(*key)).collect();
+                        let theirs = other.get(*key);
+                        let never_theirs = theirs.is_some() && !own.contains(&theirs);
+                        let always_there = theirs.is_none() && own.iter().all(Option::is_some);
+                        never_theirs || always_there
+                    })
+                };
+                let bases: Vec<LabelSelector> = entries.iter().filter(is_member).filter_map(base).collect();
+                let one_selects_all = bases.iter().any(|base| members.iter().all(|m| selector_matches(base, m)));
+                let others: Vec<Labels> = entries.iter().filter(|e| !is_member(e)).map(labels_of).collect();
+                proptest::prop_assert!(!one_selects_all || others.iter().any(|other| !apart(other)), "{:?}", subject);
+            }
+        }
     }
 }
