@@ -48,10 +48,20 @@ pub(crate) fn finish(result: anyhow::Result<Outcome>) -> ExitCode {
             if is_broken_pipe(&error) {
                 return Outcome::Fine.into();
             }
-            tell("error", &format_args!("{error:#}"));
+            tell("error", &without_numbers(&format!("{error:#}")));
             Outcome::Unanswered.into()
         }
     }
+}
+
+/// Without the numbers that the system gives its errors: the words stand before them.
+fn without_numbers(message: &str) -> String {
+    let mut parts = message.split(" (os error ");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text += part.split_once(')').map_or(part, |(_, rest)| rest);
+    }
+    text
 }
 
 /// Somebody closed our stdout (`| head`): they have what they wanted.

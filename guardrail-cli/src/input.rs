@@ -69,6 +69,7 @@ pub(crate) fn inventory(paths: &[PathBuf], facts: bool) -> anyhow::Result<Invent
     let mut left_out = BTreeSet::new();
     let mut known: HashMap<ObjectKey, (usize, Arc<str>)> = HashMap::new();
     for path in paths {
+        let mut found = false;
         for (file, _) in files(path)? {
             let name = file.to_string_lossy();
             let text = text(&name, MAX_DOCUMENT_BYTES)?;
@@ -84,6 +85,7 @@ pub(crate) fn inventory(paths: &[PathBuf], facts: bool) -> anyhow::Result<Invent
                 }
                 read => read?,
             };
+            found = true;
             for warning in read.warnings {
                 tell("warning", &warning);
             }
@@ -105,6 +107,10 @@ pub(crate) fn inventory(paths: &[PathBuf], facts: bool) -> anyhow::Result<Invent
                     }
                 }
             }
+        }
+        if !found {
+            let path = path.display();
+            bail!("{path}: no YAML or JSON file below this directory holds a Kubernetes object; name another one");
         }
     }
     loaded.policies = reader.finish()?;

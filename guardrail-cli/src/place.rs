@@ -73,10 +73,15 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Writes a new file beside `file`, to be renamed over it. `mode` is subject to the umask.
 pub(crate) fn stage(file: &Path, bytes: &[u8], mode: u32) -> io::Result<tempfile::NamedTempFile> {
-    let mut staged = tempfile::Builder::new()
+    let staged = tempfile::Builder::new()
         .prefix(".guardrail-")
         .permissions(fs::Permissions::from_mode(mode))
-        .tempfile_in(directory(file))?;
+        .tempfile_in(directory(file));
+    // The name of a file that nobody asked for says nothing.
+    let mut staged = staged.map_err(|error| match error.to_string().split_once(" at path ") {
+        Some((what, _)) => io::Error::new(error.kind(), what),
+        None => error,
+    })?;
     staged.write_all(bytes)?;
     staged.as_file().sync_all()?;
     Ok(staged)

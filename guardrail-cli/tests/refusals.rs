@@ -1,7 +1,10 @@
 //! What the command says when it refuses an input, all in one golden file: one sentence about the
-//! file, with the place and what to do.
+//! file or the option, with the place and what to do.
 
-use std::{fmt::Write as _, fs, process::Command};
+use std::{fmt::Write as _, fs, path::Path, process::Command};
+
+#[path = "refusals/questions.rs"]
+mod questions;
 
 const OK: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: ";
 const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop}\n";
@@ -91,36 +94,179 @@ fn flows() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// CiliumNetworkPolicy, ClusterNetworkPolicy, AdminNetworkPolicy.
+fn other_kinds() -> Vec<(&'static str, Vec<u8>)> {
+    let cilium = |spec: &str| {
+        format!("apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: p, namespace: shop}}\n{spec}\n")
+    };
+    let rule = |rule: &str| cilium(&format!("spec: {{endpointSelector: {{}}, ingress: [{rule}]}}"));
+    let cluster = |spec: &str| {
+        format!(
+            "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{name: p}}\nspec: {spec}\n"
+        )
+    };
+    let ordered = |rule: &str| {
+        cluster(&format!("{{tier: Admin, priority: 1, subject: {{namespaces: {{}}}}, ingress: [{rule}]}}"))
+    };
+    let admin = |spec: &str| {
+        format!(
+            "apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {{name: p}}\nspec: {spec}\n"
+        )
+    };
+    let cases = [
+        ("Cilium, neither spec nor specs", cilium("")),
+        ("Cilium, no subject", cilium("spec: {ingress: [{}]}")),
+        ("Cilium, two subjects", cilium("spec: {endpointSelector: {}, nodeSelector: {}, ingress: [{}]}")),
+        ("Cilium, nodes of a namespace", cilium("spec: {nodeSelector: {}, ingress: [{}]}")),
+        ("Cilium, an entity", rule("{fromEntities: [internet]}")),
+        ("Cilium, a CIDR", rule("{fromCIDR: [10.0.0.0/33]}")),
+        ("Cilium, an exception outside", rule("{fromCIDRSet: [{cidr: 10.0.0.0/8, except: [11.0.0.0/16]}]}")),
+        ("Cilium, a number as port", rule("{toPorts: [{ports: [{port: 80}]}]}")),
+        ("Cilium, a port", rule("{toPorts: [{ports: [{port: \"70000\"}]}]}")),
+        ("Cilium, a protocol", rule("{toPorts: [{ports: [{port: \"80\", protocol: HTTP}]}]}")),
+        ("Cilium, DNS at ingress", rule("{toPorts: [{ports: [{port: \"53\"}], rules: {dns: [{}]}}]}")),
+        ("Cilium, two kinds of peers", rule("{fromEndpoints: [{}], fromCIDR: [10.0.0.0/8]}")),
+        ("Cilium, names at ingress", rule("{fromFQDNs: [{matchName: a.example}]}")),
+        ("ClusterNetworkPolicy, no tier", cluster("{priority: 1, subject: {namespaces: {}}}")),
+        ("ClusterNetworkPolicy, a priority", cluster("{tier: Admin, priority: 1001, subject: {namespaces: {}}}")),
+        ("ClusterNetworkPolicy, no subject", cluster("{tier: Admin, priority: 1}")),
+        ("ClusterNetworkPolicy, an action", ordered("{action: Allow, from: [{namespaces: {}}]}")),
+        ("ClusterNetworkPolicy, no peer", ordered("{action: Deny, from: []}")),
+        (
+            "ClusterNetworkPolicy, two peers in one",
+            ordered("{action: Deny, from: [{namespaces: {}, pods: {podSelector: {}}}]}"),
+        ),
+        (
+            "AdminNetworkPolicy, an action",
+            admin("{priority: 1, subject: {namespaces: {}}, ingress: [{action: Accept, from: [{namespaces: {}}]}]}"),
+        ),
+        ("AdminNetworkPolicy, no priority", admin("{subject: {namespaces: {}}}")),
+        (
+            "AdminNetworkPolicy, a port",
+            admin(
+                "{priority: 1, subject: {namespaces: {}}, egress: [{action: Deny, to: [{namespaces: {}}], ports: [{portNumber: {port: 0, protocol: TCP}}]}]}",
+            ),
+        ),
+        (
+            "AdminNetworkPolicy, a range backwards",
+            admin(
+                "{priority: 1, subject: {namespaces: {}}, egress: [{action: Deny, to: [{namespaces: {}}], ports: [{portRange: {start: 9, end: 1}}]}]}",
+            ),
+        ),
+    ];
+    cases.into_iter().map(|(name, text)| (name, text.into_bytes())).collect()
+}
+
+fn snapshots(good: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let cut = &good[..good.len() / 2];
+    let cases = [
+        ("empty", String::new()),
+        ("text", "just text".to_owned()),
+        ("YAML", "apiVersion: v1\n".to_owned()),
+        ("a list", "[]".to_owned()),
+        ("another kind", r#"{"apiVersion": "v1", "kind": "List", "items": []}"#.to_owned()),
+        ("another version", good.replacen("guardrail.dev/v1", "guardrail.dev/v9", 1)),
+        ("cut off", cut.to_owned()),
+        ("a time", good.replacen("2026-03-01T10:00:00Z", "yesterday", 1)),
+    ];
+    cases.into_iter().map(|(name, text)| (name, text.into_bytes())).collect()
+}
+
+fn plans() -> Vec<(&'static str, Vec<u8>)> {
+    let plan = |spec: &str| format!("apiVersion: guardrail.dev/v1alpha1\nkind: Plan\nspec: {spec}\n");
+    let environment = |text: &str| plan(&format!("{{environments: {{prod: {text}}}}}"));
+    let cases = [
+        ("empty", String::new()),
+        ("another kind", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n".to_owned()),
+        ("no such environment", plan("{environments: {production: {phase: observe}}}")),
+        ("no environments", plan("{}")),
+        ("a phase", environment("{phase: obsrve}")),
+        ("a field", environment("{phase: observe, namespace: {}}")),
+        ("a window", environment("{phase: observe, gates: {window: long}}")),
+        ("a share", environment("{phase: observe, gates: {coverage: 101}}")),
+        ("a workload", environment("{phase: observe, sensitive: [postgres]}")),
+        (
+            "an exception without an end",
+            plan(
+                "{environments: {prod: {phase: observe}}, exceptions: [{id: x, from: a/Deployment/b, to: a/Deployment/c, ports: [1/TCP], reason: x, owner: y}]}",
+            ),
+        ),
+        ("a key twice", "apiVersion: guardrail.dev/v1alpha1\nkind: Plan\nkind: Plan\n".to_owned()),
+    ];
+    cases.into_iter().map(|(name, text)| (name, text.into_bytes())).collect()
+}
+
+/// Words of libraries and of the system, which tell a user nothing.
+const FOREIGN: [&str; 12] = [
+    "Policy in Options",
+    "Budget",
+    "budget",
+    "serde",
+    "{ depth",
+    "breach",
+    "os error",
+    ".guardrail-",
+    "invalid digit",
+    "invalid IP address",
+    "EOF while",
+    "expected ident",
+];
+
+/// What the command says, its finding of a quoted port or why it refuses; what is wrong with that.
+fn said(directory: &Path, args: &[&str], code: i32) -> (String, Option<String>) {
+    let output = Command::new(env!("CARGO_BIN_EXE_guardrail")).args(args).current_dir(directory).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let foreign = FOREIGN.iter().find(|foreign| stderr.contains(**foreign));
+    let wrong = match foreign {
+        Some(foreign) => Some(format!("it says {foreign:?}")),
+        None => (output.status.code() != Some(code)).then(|| format!("exit {:?}", output.status.code())),
+    };
+    let said = if code == 1 { String::from_utf8(output.stdout).unwrap() } else { stderr };
+    (said.trim_end().to_owned(), wrong)
+}
+
 #[test]
 fn every_refusal_is_a_sentence_about_the_file() {
     let directory = tempfile::tempdir().unwrap();
-    let good = [("good.yaml", spec("{podSelector: {}}")), ("pods.yaml", POD.as_bytes().to_vec())];
+    let shop = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/shop.json")).unwrap();
+    let good = [
+        ("good.yaml", spec("{podSelector: {}}")),
+        ("pods.yaml", POD.as_bytes().to_vec()),
+        ("shop.json", shop.clone().into_bytes()),
+        ("several.csv", b"src,dst,protocol,port\nshop/web-a,10.0.0.1,TCP,1\n".to_vec()),
+        ("ends.yaml", questions::ENDS.as_bytes().to_vec()),
+        ("config.yaml", b"kind: ConfigMap\napiVersion: v1\nmetadata: {name: cilium-config}\ndata: {}\n".to_vec()),
+    ];
     for (name, content) in good {
         fs::write(directory.path().join(name), content).unwrap();
     }
-    let mut all = String::new();
+    fs::create_dir(directory.path().join("empty")).unwrap();
+    let (mut all, mut failures) = (String::new(), String::new());
+    let mut ask = |name: &str, args: &str, code: i32| {
+        let args: Vec<&str> = args.split(' ').collect();
+        let (said, wrong) = said(directory.path(), &args, code);
+        writeln!(all, "{name}\n{said}").unwrap();
+        if let Some(wrong) = wrong {
+            writeln!(failures, "{name}: {wrong}\n{said}").unwrap();
+        }
+    };
     for (what, file, args, cases) in [
         ("policies", "p.yaml", "lint p.yaml", policies()),
+        ("other kinds", "p.yaml", "lint p.yaml", other_kinds()),
         ("inventory", "i.yaml", "lint good.yaml --inventory i.yaml", inventories()),
         ("flows", "f.csv", "check --flows f.csv --policies good.yaml --inventory pods.yaml", flows()),
+        ("snapshot", "s.json", "graph s.json", snapshots(&shop)),
+        ("plan", "plan.yaml", "status shop.json --plan plan.yaml --environment prod", plans()),
     ] {
         for (name, content) in cases {
             fs::write(directory.path().join(file), content).unwrap();
-            let output = Command::new(env!("CARGO_BIN_EXE_guardrail"))
-                .args(args.split(' '))
-                .current_dir(directory.path())
-                .output()
-                .unwrap();
-            let stderr = String::from_utf8(output.stderr).unwrap();
             // A quoted port is a finding beside others.
-            let code = if name == "a quoted port" { 1 } else { 2 };
-            assert_eq!(output.status.code(), Some(code), "{what}, {name}: {stderr}");
-            for library in ["Policy in Options", "Budget", "budget", "serde", "{ depth", "breach"] {
-                assert!(!stderr.contains(library), "{what}, {name}: {stderr}");
-            }
-            let said = if code == 1 { String::from_utf8(output.stdout).unwrap() } else { stderr };
-            writeln!(all, "{what}, {name}\n{}", said.trim_end()).unwrap();
+            ask(&format!("{what}, {name}"), args, if name == "a quoted port" { 1 } else { 2 });
         }
     }
+    for line in questions::COMMANDS.lines().chain(questions::EXPLAIN.lines()).filter(|line| !line.is_empty()) {
+        ask(&format!("$ {line}"), line, 2);
+    }
+    assert!(failures.is_empty(), "{failures}");
     insta::assert_snapshot!(all);
 }

@@ -87,6 +87,9 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let s = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        s.parse().map_err(de::Error::custom)
+        s.parse().map_err(|_| {
+            let shown: String = s.chars().take(40).filter(|c| !c.is_control()).collect();
+            de::Error::custom(format_args!("`{shown}` is no time; write it like 2026-03-01T10:00:00Z"))
+        })
     }
 }

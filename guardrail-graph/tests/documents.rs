@@ -21,9 +21,9 @@ fn a_text_that_is_no_snapshot_gives_one_sentence() {
     for (text, expected) in [
         (" \n", "s.json: the file is empty"),
         (&good[..good.len() / 2], "s.json: the file ends in the middle (line "),
-        ("nonsense", "s.json: line 1: expected"),
+        ("nonsense", "s.json: line 1: this is no JSON; give a file"),
         (r#"{"kind":"Pod","apiVersion":"v1"}"#, "s.json: this is v1 Pod, not guardrail.dev/v1 GraphSnapshot"),
-        ("{}", "without apiVersion without kind"),
+        ("{}", "this is a document without apiVersion and kind, not guardrail.dev/v1"),
         (r#"{"kind":"GraphSnapshot","apiVersion":"guardrail.dev/v1"}"#, "missing field"),
         (&good.replace("\"edges\": []", "\"edges\": 5"), "invalid type: integer `5`"),
     ] {

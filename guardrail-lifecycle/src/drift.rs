@@ -88,8 +88,11 @@ impl Baseline {
     /// One sentence, with the line.
     pub fn from_json(file: &str, text: &str) -> Result<Self, String> {
         serde_json::from_str(text).map_err(|error| {
+            let what = error.to_string();
+            let what = what.rfind(" at line ").map_or(what.as_str(), |at| &what[..at]);
+            let what = if error.is_data() { format!(": {what}") } else { " and no JSON".to_owned() };
             format!(
-                "{file}:{}: this is no baseline: {error}; write one with `guardrail drift -o json`",
+                "{file}:{}: this is no baseline{what}; write one with `guardrail drift -o json`",
                 error.line().max(1)
             )
         })

@@ -102,7 +102,7 @@ pub(crate) struct Args {
 
     /// A range of node addresses: it stands for every address of a node in it, in rules for
     /// host-network clients (repeatable)
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = range)]
     node_range: Vec<IpNet>,
 
     /// For how long all nodes of a namespace's workloads must have been observed at once, like 36h
@@ -124,9 +124,13 @@ fn formats() -> impl TypedValueParser<Value = Format> {
 }
 
 fn declared(text: &str) -> Result<(String, IpNet), String> {
-    let (name, range) = text.split_once('=').ok_or_else(|| "write NAME=CIDR".to_owned())?;
-    let range = range.parse().map_err(|_| format!("`{range}` is no CIDR"))?;
-    Ok((name.to_ascii_lowercase(), range))
+    let (name, cidr) =
+        text.split_once('=').ok_or_else(|| "write NAME=CIDR, like smtp.example.org=192.0.2.0/24".to_owned())?;
+    Ok((name.to_ascii_lowercase(), range(cidr)?))
+}
+
+fn range(text: &str) -> Result<IpNet, String> {
+    text.parse().map_err(|_| format!("`{text}` is no CIDR; write it like 192.0.2.0/24"))
 }
 
 /// What the arguments name, read and checked.

@@ -44,11 +44,16 @@ pub(crate) struct KubeArgs {
     context: Option<String>,
 
     /// How long the API server, and then each agent, may take to answer
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds)]
     agent_timeout: u64,
 
     #[command(flatten)]
     pub(super) span: SpanArgs,
+}
+
+fn seconds(text: &str) -> Result<u64, &'static str> {
+    let seconds = text.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
+    seconds.ok_or("write a whole number of seconds from 1 to 3600")
 }
 
 impl KubeArgs {

@@ -129,6 +129,9 @@ fn is_json(text: &str) -> bool {
 }
 
 fn json_message(error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        return "the JSON ends in the middle: fetch or write it again".to_owned();
+    }
     // serde_json appends " at line L column C"; the line stands in the error already.
     let text = error.to_string();
     match text.rfind(" at line ") {
@@ -238,7 +241,7 @@ mod tests {
                 "{\"kind\": \"Pod\",\n \"metadata\": {\"name\": \"x\"},\n \"status\": {\"podIP\": \"nope\"}}",
                 "line 3: `nope` is not an IP address",
             ),
-            ("{\"kind\": \"Pod\", \"metadata\": {\"name\"", "line 1: EOF"),
+            ("{\"kind\": \"Pod\", \"metadata\": {\"name\"", "line 1: the JSON ends in the middle"),
             ("kind: Pod\nmetadata: {name: x\n", "inv.yaml: document 1, line "),
             (
                 "kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/64}\n",

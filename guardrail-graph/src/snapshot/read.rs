@@ -79,14 +79,22 @@ impl Snapshot {
             if e.is_eof() {
                 return SnapshotError::Truncated { file: file(), line: e.line() };
             }
+            if e.is_syntax() {
+                let message = "this is no JSON; give a file that `/v1/graph`, --state-dir or `guardrail merge` wrote";
+                return SnapshotError::Invalid { file: file(), line: e.line(), message: message.to_owned() };
+            }
             let text = e.to_string();
             let message = shown(text.rfind(" at line ").map_or(text.as_str(), |at| &text[..at]));
             SnapshotError::Invalid { file: file(), line: e.line(), message }
         };
         let head: Head = serde_json::from_str(text).map_err(|e| error(&e))?;
         if head.api_version != API_VERSION || head.kind != KIND {
-            let word = |v: &serde_json::Value, what| v.as_str().map_or_else(|| format!("without {what}"), shown);
-            let found = format!("{} {}", word(&head.api_version, "apiVersion"), word(&head.kind, "kind"));
+            let found = match (head.api_version.as_str(), head.kind.as_str()) {
+                (Some(version), Some(kind)) => format!("{} {}", shown(version), shown(kind)),
+                (Some(version), None) => format!("{} without kind", shown(version)),
+                (None, Some(kind)) => format!("{} without apiVersion", shown(kind)),
+                (None, None) => "a document without apiVersion and kind".to_owned(),
+            };
             return Err(SnapshotError::WrongKind { file: file(), found });
         }
         serde_json::from_str(text).map_err(|e| error(&e))

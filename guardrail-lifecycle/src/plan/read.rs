@@ -62,7 +62,11 @@ pub fn read(file: &str, bytes: &[u8]) -> Result<Plan, PlanError> {
     let [document] = &documents[..] else {
         let line = documents.get(1).map_or(1, |second| second.line);
         let count = documents.len();
-        return Err(one(line, format!("a plan is one document, and this file has {count}; keep one of them")));
+        let message = match count {
+            0 => "the file is empty; `guardrail init` writes a first plan".to_owned(),
+            _ => format!("a plan is one document, and this file has {count}; keep one of them"),
+        };
+        return Err(one(line, message));
     };
     let mut reader = Reader { file, problems: Vec::new() };
     let plan = reader.plan(document);

@@ -83,7 +83,7 @@ impl Decoder<'_> {
             }
         }
         if node.get("spec").is_none() && node.get("specs").is_none() {
-            self.invalid(node.line, format!("a {} needs spec or specs", kind.as_str()));
+            self.invalid(node.line, format!("a {} needs spec or specs; add one of them", kind.as_str()));
         }
         Some(policies)
     }

@@ -179,7 +179,7 @@ fn what_is_wrong_is_said_with_its_line_and_the_nearest_right_word() {
     }
     assert!(read("plan.yaml", SMALL.as_bytes()).is_ok());
     for (text, problem) in [
-        ("", "plan.yaml:1: a plan is one document, and this file has 0; keep one of them"),
+        ("", "plan.yaml:1: the file is empty; `guardrail init` writes a first plan"),
         ("[]", "plan.yaml:1: a plan is a list; write a mapping with apiVersion, kind, spec"),
         (
             "{apiVersion: guardrail.dev/v1, kind: Plan, spec: {environments: {a: {}}}}",

@@ -163,7 +163,7 @@ impl Decoder<'_> {
                 let text = self.text(cidr, field, "a CIDR")?;
                 let net = self.cidr(text, cidr.line)?;
                 if let Some(outside) = except.iter().find(|e| !net.contains(*e)) {
-                    self.invalid(node.line, format!("except {outside} is not inside {net}"));
+                    self.invalid(node.line, format!("except {outside} is not inside {net}; correct one of them"));
                     return None;
                 }
                 Some(TierPeer::Addresses { block: IpBlock { cidr: net, except }, reach: Reach::Dataplane })
