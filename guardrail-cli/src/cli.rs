@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{blocked, check, completions, diff, drift, explain, export, graph, init, lint, merge, status};
+use crate::{blocked, check, completions, diff, drift, explain, export, graph, init, lint, merge, status, ui};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks
 /// nothing.
@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Lint(lint::Args),
     /// Write NetworkPolicy files that allow what was observed
     Export(export::Args),
+    /// Show graph, status and drift as a page in the browser, served on this machine
+    Ui(ui::Args),
     /// Print a shell completion script
     Completions(completions::Args),
 }
@@ -67,5 +69,6 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Explain(args) => explain::run(args),
         Command::Lint(args) => lint::run(args),
         Command::Export(args) => export::run(args),
+        Command::Ui(args) => ui::run(args),
     }
 }

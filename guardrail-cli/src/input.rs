@@ -44,21 +44,30 @@ pub(crate) struct Inventory {
 /// Reads and merges snapshots. `cluster` says how to reach the cluster of a `kube[:NAMESPACE]`, and
 /// which time counts.
 pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs) -> anyhow::Result<Snapshot> {
-    let span = cluster.span.span()?;
-    let mut all: Vec<Snapshot> = Vec::new();
+    let mut all = Vec::new();
     for name in names {
-        if let Some(namespace) = kube::namespace(name)? {
-            all.extend(kube::snapshots(namespace, cluster)?);
-            continue;
-        }
-        let text = text(name, MAX_DOCUMENT_BYTES)?;
-        let snapshot = Snapshot::from_json(&text, shown(name))?;
-        snapshot.check_times().with_context(|| shown(name).to_owned())?;
-        all.push(snapshot);
+        all.extend(source(name, cluster)?);
     }
+    joined(all, cluster)
+}
+
+/// Snapshots as one, within the span that is asked about.
+pub(crate) fn joined(all: Vec<Snapshot>, cluster: &KubeArgs) -> anyhow::Result<Snapshot> {
+    let span = cluster.span.span()?;
     span::check(&span, &all)?;
     // One snapshot is merged too, so that what is printed does not depend on how it was written.
     Ok(merge_within(all, &span))
+}
+
+/// What one SNAPSHOT argument gives: of a cluster, one for each agent that answered.
+pub(crate) fn source(name: &str, cluster: &KubeArgs) -> anyhow::Result<Vec<Snapshot>> {
+    if let Some(namespace) = kube::namespace(name)? {
+        return kube::snapshots(namespace, cluster);
+    }
+    let text = text(name, MAX_DOCUMENT_BYTES)?;
+    let snapshot = Snapshot::from_json(&text, shown(name))?;
+    snapshot.check_times().with_context(|| shown(name).to_owned())?;
+    Ok(vec![snapshot])
 }
 
 /// Reads the objects of all inventory files. `facts`: also what only policies of some kinds ask of

@@ -26,6 +26,7 @@ mod place;
 mod plan;
 mod policies;
 mod status;
+mod ui;
 
 use std::{ffi::OsString, process::ExitCode};
 

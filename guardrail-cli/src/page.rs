@@ -1,4 +1,5 @@
-//! The page of `ui/` around its document, as one file that asks nobody for anything.
+//! The page of `ui/` around its document: as one file that asks nobody for anything, and as what
+//! `guardrail ui` serves.
 //!
 //! Its built parts are committed (`cargo xtask build-ui` makes them), so that building the command
 //! needs no Node.js. Script and style are allowed by their hash, everything else is forbidden.
@@ -10,10 +11,30 @@ use guardrail_lifecycle::page::Page;
 
 use crate::coverage;
 
-const SCRIPT: &str = include_str!("../../ui/dist/page.js");
-const SHEET: &str = include_str!("../../ui/dist/page.css");
+/// The script.
+pub(crate) const SCRIPT: &str = include_str!("../../ui/dist/page.js");
+/// The style.
+pub(crate) const SHEET: &str = include_str!("../../ui/dist/page.css");
 /// What the hashes allow, for the single file.
 const POLICY: &str = include_str!("../../ui/dist/policy.txt");
+
+/// The page as it is served: script, style and document (`document.json`) stand beside it.
+pub(crate) const SERVED: &str = "\
+<!doctype html>
+<html lang=\"en\">
+<head>
+<meta charset=\"utf-8\">
+<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
+<meta name=\"color-scheme\" content=\"light dark\">
+<title>guardrail: who talks to whom</title>
+<link rel=\"stylesheet\" id=\"__________cytoscape_stylesheet\" href=\"page.css\">
+</head>
+<body>
+<noscript>This page is drawn by its own script; allow scripts for it.</noscript>
+<script src=\"page.js\" defer></script>
+</body>
+</html>
+";
 
 /// Writes the page as one file.
 ///

@@ -4,7 +4,11 @@
 //! Peers are numbered, so that 10,000 edges stay small; what one client alone was told of an
 //! address (its DNS names) makes a peer of its own, because it holds for that client only.
 
+mod answers;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use answers::{PageSide, PageSideState, PageVerdict, PeerPolicies, Preview};
 
 use guardrail_graph::{
     Peer, Snapshot, Timestamp,
@@ -12,6 +16,8 @@ use guardrail_graph::{
     snapshot::{Counts, EdgePeer, Side, WorkloadEntry},
 };
 use serde::Serialize;
+
+use crate::{drift::Report, status::NamespaceStatus};
 
 /// `kind` of the document.
 pub const KIND: &str = "Page";
@@ -38,6 +44,36 @@ pub struct Page<'a> {
     pub peers: Vec<PagePeer<'a>>,
     /// The edges, sorted as in the snapshot.
     pub edges: Vec<PageEdge<'a>>,
+    /// What the page was read from, and when; empty: it stands in a file and does not change.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<PageSource>,
+    /// Why what is said of policies may be wrong, one sentence each.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub unproven_because: BTreeSet<String>,
+    /// Namespaces whose default-deny could not be written; `None`: nobody asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_deny: Option<Preview>,
+    /// The environment of the plan; `None` without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// What `guardrail status` answers; `None`: nothing is known of policies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<Vec<NamespaceStatus>>,
+    /// What `guardrail drift` answers; `None`: there are no policies to compare with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Report>,
+}
+
+/// Something that the page was read from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PageSource {
+    /// As the command line names it.
+    pub name: String,
+    /// When it was read as it is shown.
+    pub read: Timestamp,
+    /// Why it could not be read again since; `None`: it could.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// One end of edges.
@@ -52,6 +88,9 @@ pub struct PagePeer<'a> {
     /// Why its edges may be incomplete; empty: they are complete.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub incomplete: BTreeSet<&'a str>,
+    /// Which policies in force isolate its pods; `None`: it has none, or no policies are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policies: Option<PeerPolicies>,
 }
 
 /// What is known of a workload.
@@ -102,6 +141,12 @@ pub struct PageEdge<'a> {
     /// Workloads of host-network pods behind a node: `namespace/Owner/name`.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub node_workloads: &'a BTreeSet<String>,
+    /// What the policies in force say of it; `None`: no policies are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<PageVerdict>,
+    /// Whether it would pass once default-deny is in force; `None`: nobody asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after_default_deny: Option<bool>,
 }
 
 impl<'a> Page<'a> {
@@ -131,11 +176,14 @@ impl<'a> Page<'a> {
             supported: edge.supported,
             marks: &edge.marks,
             node_workloads: &edge.node_workloads,
+            verdict: None,
+            after_default_deny: None,
         });
         let edges = edges.collect();
         let peers = peers.into_iter().map(|peer| PagePeer {
             about: known.get(&peer.peer).map(|entry| about(entry)),
             incomplete: reasons.get(&peer.peer).into_iter().flat_map(|r| r.iter().map(String::as_str)).collect(),
+            policies: None,
             peer,
         });
         Self {
@@ -147,6 +195,12 @@ impl<'a> Page<'a> {
             incomplete,
             peers: peers.collect(),
             edges,
+            sources: Vec::new(),
+            unproven_because: BTreeSet::new(),
+            default_deny: None,
+            environment: None,
+            status: None,
+            drift: None,
         }
     }
 }

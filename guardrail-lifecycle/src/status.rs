@@ -121,8 +121,18 @@ pub struct Gate {
     pub is: String,
     /// What is needed, in words.
     pub needs: String,
+    /// How much of what is needed there is, in hundredths: 100 if and only if it is enough.
+    pub percent: u8,
     /// Whether that is enough.
     pub passed: bool,
+}
+
+impl Gate {
+    fn new(name: &'static str, [is, needs]: [String; 2], share: f64, passed: bool) -> Self {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 99")]
+        let percent = if passed { 100 } else { (share * 100.0).clamp(0.0, 99.0) as u8 };
+        Self { name, is, needs, percent, passed }
+    }
 }
 
 /// A sensitive workload.
@@ -345,24 +355,17 @@ pub(crate) fn gates(gates: &Gates, phase: Phase, verdict: &NamespaceVerdict, wor
     #[expect(clippy::cast_precision_loss, reason = "a share of workloads, for people")]
     let share = if workloads == 0 { 100.0 } else { complete as f64 * 100.0 / workloads as f64 };
     let coverage = gates.coverage.unwrap_or(100.0);
+    let of = |is: Duration, needed: Duration| is.as_secs_f64() / needed.as_secs_f64().max(1.0);
+    let is = format!("{complete} of {workloads} workloads complete");
     let mut all = vec![
-        Gate { name: "window", is: duration(window), needs: duration(needed), passed: window >= needed },
-        Gate {
-            name: "coverage",
-            is: format!("{complete} of {workloads} workloads complete"),
-            needs: format!("{coverage} %"),
-            passed: share >= coverage,
-        },
+        Gate::new("window", [duration(window), duration(needed)], of(window, needed), window >= needed),
+        Gate::new("coverage", [is, format!("{coverage} %")], share / coverage.max(1.0), share >= coverage),
     ];
     if let Some(needed) = gates.quiet.filter(|needed| !needed.is_zero()) {
         // Without any connection there was no new one for all of the window.
         let quiet = verdict.since_last_new_edge_seconds.map_or(window, Duration::from_secs);
-        all.push(Gate {
-            name: "quiet",
-            is: format!("last new connection {} ago", duration(quiet)),
-            needs: duration(needed),
-            passed: quiet >= needed,
-        });
+        let is = format!("last new connection {} ago", duration(quiet));
+        all.push(Gate::new("quiet", [is, duration(needed)], of(quiet, needed), quiet >= needed));
     }
     all
 }

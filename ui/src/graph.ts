@@ -119,6 +119,7 @@ function style(): cytoscape.StylesheetJson {
       },
     },
     { selector: "edge.doubt", style: { "line-style": "dashed", "line-color": c.doubt, "target-arrow-color": c.doubt } },
+    { selector: "edge.denied", style: { "line-color": c.doubt, "target-arrow-color": c.doubt, "target-arrow-shape": "tee", "arrow-scale": 1.4 } },
     { selector: "edge.quiet", style: { "text-opacity": 0, "text-background-opacity": 0 } },
     { selector: "edge.quiet.near", style: { "text-opacity": 1, "text-background-opacity": 0.85 } },
     {
@@ -133,6 +134,7 @@ function style(): cytoscape.StylesheetJson {
 export class Graph {
   private readonly cy: cytoscape.Core;
   private drawn = "";
+  private selected = "";
 
   constructor(container: HTMLElement, actions: Actions) {
     this.cy = cytoscape({ container, style: style(), minZoom: 0.05, maxZoom: 3, boxSelectionEnabled: false });
@@ -142,6 +144,7 @@ export class Graph {
       else actions.box(id);
     });
     this.cy.on("tap", "edge", (event) => actions.arrow((event.target as cytoscape.EdgeSingular).id()));
+    container.addEventListener("keydown", (event) => this.key(event, actions));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.cy.style(style()));
   }
 
@@ -160,7 +163,7 @@ export class Graph {
     ];
     const edges = picture.arrows.map((arrow) => ({
       data: { id: arrow.id, source: arrow.from, target: arrow.to, label: portsInWords(arrow.ports) },
-      classes: `${arrow.supported ? "" : "doubt"} ${picture.arrows.length > LABELS ? "quiet" : ""}`,
+      classes: `${arrow.supported ? "" : "doubt"} ${arrow.denied ? "denied" : ""} ${picture.arrows.length > LABELS ? "quiet" : ""}`,
     }));
     const drawn = JSON.stringify([nodes, edges]);
     if (drawn !== this.drawn) {
@@ -169,7 +172,42 @@ export class Graph {
       this.cy.add([...nodes, ...edges]);
       this.arrange(nodes.length);
     }
+    this.selected = selected;
     this.mark(selected, picture);
+  }
+
+  /** Moves with the arrows, zooms with + and −, fits with 0, goes through the boxes with Page Up and Down. */
+  private key(event: KeyboardEvent, actions: Actions): void {
+    const step = 60;
+    const moves: Record<string, [number, number]> = {
+      ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step],
+    };
+    const move = moves[event.key];
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (move) this.cy.panBy({ x: move[0], y: move[1] });
+    else if (event.key === "+") this.zoom(1.3);
+    else if (event.key === "-") this.zoom(1 / 1.3);
+    else if (event.key === "0") this.fit();
+    else if (event.key === "PageDown" || event.key === "PageUp") this.goOn(event.key === "PageDown" ? 1 : -1, actions);
+    else return;
+    event.preventDefault();
+  }
+
+  private goOn(by: number, actions: Actions): void {
+    // Folded groups are opened by their buttons.
+    const boxes = this.cy.nodes().filter((node) => !node.isParent() && !node.hasClass("folded"));
+    if (boxes.empty()) return;
+    const at = boxes.toArray().findIndex((node) => node.id() === this.selected);
+    const next = at < 0 ? (by > 0 ? 0 : boxes.length - 1) : (at + by + boxes.length) % boxes.length;
+    const box = boxes[next];
+    if (!box) return;
+    actions.box(box.id());
+    this.cy.center(box);
+  }
+
+  /** Nothing is drawn any more. */
+  end(): void {
+    this.cy.destroy();
   }
 
   fit(): void {

@@ -1,9 +1,13 @@
-import type { Page } from "./document";
+import { answers, count, tabsOf } from "./answers";
+import type { Page, Source } from "./document";
 import { button, element } from "./dom";
 import { Graph } from "./graph";
-import { isFolded, model as modelOf, namespaceOf, picture, shown, type Line, type Model } from "./model";
+import { isFolded, model as modelOf, namespaceOf, picture, plain, shown as linesOf, type Line, type Model } from "./model";
 import { everyLine, panel, time } from "./panel";
-import { STATES, START, read, write, type View } from "./view";
+import { STATES, START, read, write, type Tab, type View } from "./view";
+
+/** How often a page that is served asks for its document, in milliseconds. */
+const ASK_EVERY = 20_000;
 
 /** The list of edges grows by so many at a time: thousands at once would make the page slow. */
 const LIST_STEP = 200;
@@ -20,7 +24,21 @@ function input(label: string, attributes: Record<string, string>): [HTMLElement,
   return [element("label", {}, label, made), made];
 }
 
-function start(page: Page): void {
+/** How old something is, roughly, as a person says it. */
+function age(read: string, now: number): string {
+  const seconds = Math.max(0, Math.round((now - Date.parse(read)) / 1000));
+  if (seconds < 120) return `${seconds} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 120 ? `${minutes} min` : `${Math.round(minutes / 60)} h`;
+}
+
+function sourceLine(source: Source, now: number): HTMLElement {
+  const problem = source.problem === undefined ? "" : `; it could not be read since: ${plain(source.problem)}`;
+  return element("li", { class: problem === "" ? "" : "bad" }, `${plain(source.name)}, read ${age(source.read, now)} ago${problem}`);
+}
+
+/** Shows a document until the signal; gives what tells it that its sources were read again. */
+function start(page: Page, signal: AbortSignal): (sources: Source[]) => void {
   const model: Model = modelOf(page);
   let view: View = read(location.hash);
   let listed = LIST_STEP;
@@ -31,7 +49,8 @@ function start(page: Page): void {
   const [searchLabel, search] = input("Search", { type: "search", placeholder: "name, port, address" });
   const [namespaceLabel, namespace] = choice("Namespace", namespaces.sort(), "all");
   const [portLabel, portChoice] = choice("Port", ports, "all");
-  const [stateLabel, state] = choice("State", [...STATES], "all");
+  const states = STATES.filter((known) => known !== "denied" || page.edges.some((edge) => edge.verdict));
+  const [stateLabel, state] = choice("State", states, "all");
   const [sinceLabel, since] = input("Since", { type: "text", placeholder: "2026-03-01", size: "12" });
   const [untilLabel, until] = input("Until", { type: "text", placeholder: "2026-03-31", size: "12" });
   const fields = { search, namespace, port: portChoice, state, since, until };
@@ -43,6 +62,15 @@ function start(page: Page): void {
     listed = LIST_STEP;
     draw();
   };
+  const tabs = tabsOf(page);
+  const nav = element("nav", { id: "tabs", "aria-label": "Views" });
+  const tabButtons = tabs.map((tab) => {
+    const things = count(page, tab);
+    const name = tab.slice(0, 1).toUpperCase() + tab.slice(1);
+    return [tab, button(things === undefined ? name : `${name} (${things})`, () => change({ tab }))] as const;
+  });
+  nav.append(...tabButtons.map(([, made]) => made));
+  nav.hidden = tabs.length < 2;
   const select = (id: string): void => change({ selected: id });
   const toggle = (group: string): void => {
     const rest = view.toggled.filter((known) => known !== group);
@@ -50,12 +78,26 @@ function start(page: Page): void {
   };
 
   const summary = element("p", { id: "summary", role: "status" });
-  const canvas = element("div", { id: "graph", role: "img", "aria-label": "The graph; the same edges stand in the list below" });
+  const canvas = element("div", {
+    id: "graph",
+    role: "application",
+    tabindex: "0",
+    "aria-label": "The graph. Arrow keys move it, plus and minus zoom, 0 shows all, Page Down and Page Up go through the boxes. The same edges stand in the list below.",
+  });
   const groups = element("div", { id: "groups", role: "group", "aria-label": "Fold and unfold" });
   const side = element("section", { id: "panel", "aria-label": "What is known", tabindex: "-1", "aria-live": "polite" });
   side.hidden = true;
   const list = element("section", { id: "list", "aria-label": "Edges" });
 
+  const answer = element("section", { id: "answer" });
+  const sources = element("ul", { id: "sources", "aria-label": "What this page was read from" });
+  let readFrom = page.sources ?? [];
+  const tick = (): void => sources.replaceChildren(...readFrom.map((source) => sourceLine(source, Date.now())));
+  tick();
+  if (page.sources) {
+    const ticking = setInterval(tick, 1000);
+    signal.addEventListener("abort", () => clearInterval(ticking));
+  }
   const window = page.from && page.to ? `${time(page.from)} to ${time(page.to)} on ${page.nodes} node${page.nodes === 1 ? "" : "s"}` : "nothing observed yet";
   const notes = element("ul", { id: "incomplete" });
   for (const reason of page.incomplete) notes.append(element("li", {}, `The graph is incomplete: ${reason}`));
@@ -65,11 +107,17 @@ function start(page: Page): void {
       {},
       element("h1", {}, "Who talks to whom"),
       element("p", {}, window),
+      page.sources && sources,
       page.incomplete.length > 0 && notes,
+      nav,
     ),
     element(
       "main",
       {},
+      answer,
+      element(
+        "div",
+        { id: "graphs" },
       element(
         "form",
         { id: "filters", role: "search", "aria-label": "Filters" },
@@ -96,25 +144,29 @@ function start(page: Page): void {
       ),
       summary,
       list,
+      ),
     ),
   );
+  const graphs = document.getElementById("graphs");
   const graph = new Graph(canvas, { box: select, group: toggle, arrow: select });
 
   for (const [key, field] of Object.entries(fields)) {
     field.addEventListener("input", () => change({ [key]: field.value.trim() }));
   }
   document.getElementById("filters")?.addEventListener("submit", (event) => event.preventDefault());
-  document.addEventListener("keydown", (event) => {
+  const onKey = (event: KeyboardEvent): void => {
     if (event.key === "Escape" && view.selected !== "") select("");
     if (event.key === "/" && !(event.target instanceof HTMLInputElement)) {
       event.preventDefault();
       search.focus();
     }
-  });
+  };
+  document.addEventListener("keydown", onKey, { signal });
   addEventListener("hashchange", () => {
     view = read(location.hash);
     draw();
-  });
+  }, { signal });
+  signal.addEventListener("abort", () => graph.end());
 
   function drawGroups(): void {
     const focused = document.activeElement?.getAttribute("data-group");
@@ -143,24 +195,77 @@ function start(page: Page): void {
 
   let panelOf = "";
   function draw(): void {
+    const tab: Tab = tabs.includes(view.tab) ? view.tab : "graph";
+    for (const [known, made] of tabButtons) {
+      if (known === tab) made.setAttribute("aria-current", "page");
+      else made.removeAttribute("aria-current");
+    }
+    answer.replaceChildren(...answers(page, tab));
+    answer.hidden = tab === "graph";
+    if (graphs) graphs.hidden = tab !== "graph";
+    if (tab !== "graph") return;
     for (const [key, field] of Object.entries(fields)) {
       const value = view[key as keyof typeof fields];
       if (field.value.trim() !== value) field.value = value;
     }
-    const lines = shown(model, view);
+    const lines = linesOf(model, view);
     drawGroups();
     const inside = panel(model, lines, view.selected, select);
     side.replaceChildren(...inside);
     side.hidden = inside.length === 0;
     if (inside.length > 0) side.prepend(button("Close", () => select(""), { class: "close" }));
-    // Whoever asked by keyboard hears and reaches the answer.
-    if (view.selected !== panelOf && inside.length > 0) side.focus({ preventScroll: true });
+    // Whoever asked by keyboard hears and reaches the answer; who walks through the picture stays there.
+    const isWalking = document.activeElement === canvas;
+    if (view.selected !== panelOf && inside.length > 0 && !isWalking) side.focus({ preventScroll: true });
     panelOf = view.selected;
     graph.show(picture(model, view, lines), view.selected);
     drawList(lines);
   }
   draw();
+  return (again) => {
+    readFrom = again;
+    tick();
+  };
+}
+
+let shown = new AbortController();
+let text = "";
+let readAgain = (_: Source[]): void => {};
+
+/** Shows a document anew, if more than the time of its reading has changed. */
+function show(page: Page): void {
+  const { sources = [], ...rest } = page;
+  const next = JSON.stringify(rest);
+  if (next === text) {
+    readAgain(sources);
+    return;
+  }
+  text = next;
+  shown.abort();
+  shown = new AbortController();
+  const focused = document.activeElement?.id;
+  document.body.replaceChildren();
+  readAgain = start(page, shown.signal);
+  if (focused) document.getElementById(focused)?.focus();
+}
+
+/** Asks the page's own server, again and again; says it when that does not answer. */
+async function ask(): Promise<void> {
+  try {
+    const answer = await fetch("document.json");
+    if (!answer.ok) throw new Error(`it answers ${answer.status}`);
+    show((await answer.json()) as Page);
+    document.getElementById("gone")?.remove();
+  } catch (error) {
+    if (!document.getElementById("gone")) {
+      const gone = element("p", { id: "gone", class: "bad", role: "alert" });
+      document.body.prepend(gone);
+      gone.textContent = `guardrail ui does not answer any more (${String(error)}): what stands here grows old.`;
+    }
+  }
+  setTimeout(() => void ask(), ASK_EVERY);
 }
 
 const source = document.getElementById("document");
-start(JSON.parse(source?.textContent ?? "null") as Page);
+if (source) start(JSON.parse(source.textContent ?? "null") as Page, shown.signal);
+else void ask();

@@ -184,6 +184,7 @@ export function shown(model: Model, view: View): Line[] {
     if (view.state === "supported" && !edge.supported) return false;
     if (view.state === "failed" && failed(edge) === 0) return false;
     if (view.state === "new" && !isNew(model.page, view, edge)) return false;
+    if (view.state === "denied" && edge.verdict?.verdict !== "denied") return false;
     if (view.state === "tunnel" && !edge.marks.includes("tunnel")) return false;
     return words.length === 0 || matches(model, line, words);
   });
@@ -197,6 +198,8 @@ export interface Arrow {
   ports: string[];
   lines: Line[];
   supported: boolean;
+  /** The policies in force deny one of them. */
+  denied: boolean;
 }
 
 export interface Picture {
@@ -233,11 +236,12 @@ export function picture(model: Model, view: View, lines: Line[] = shown(model, v
     // What stays inside a folded group is not seen from outside.
     if (from === undefined || to === undefined || (from === to && model.groups.has(from))) continue;
     const id = `${from}->${to}`;
-    const arrow = arrows.get(id) ?? { id, from, to, ports: [], lines: [], supported: false };
+    const arrow = arrows.get(id) ?? { id, from, to, ports: [], lines: [], supported: false, denied: false };
     const port = `${line.edge.port}/${line.edge.protocol}`;
     if (!arrow.ports.includes(port)) arrow.ports.push(port);
     arrow.lines.push(line);
     arrow.supported ||= line.edge.supported;
+    arrow.denied ||= line.edge.verdict?.verdict === "denied";
     arrows.set(id, arrow);
   }
   return { frames, folded, boxes, arrows: [...arrows.values()] };

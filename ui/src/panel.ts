@@ -1,6 +1,6 @@
 // What is known of the edge or the workload that is looked at.
 
-import type { Edge, Peer } from "./document";
+import type { Edge, Peer, VerdictSide } from "./document";
 import { button, element } from "./dom";
 import { failed, namespaceOf, plain, type Box, type Line, type Model } from "./model";
 
@@ -46,6 +46,21 @@ function peerInWords(peer: Peer | undefined, whole: string): string {
   return names ? `${names} at ${peer.address}` : (peer.address ?? "");
 }
 
+/** What the policies in force say at one end. */
+function sideInWords(side: VerdictSide): string {
+  const by = (side.by ?? []).map(plain).join(", ");
+  switch (side.state) {
+    case "open":
+      return "no policy isolates it";
+    case "allowed":
+      return `allowed by ${by}`;
+    case "denied":
+      return by.includes("#") ? `denied by ${by}` : `denied: no rule of ${by} accepts it`;
+    case "unproven":
+      return "cannot be told";
+  }
+}
+
 function edgePanel(model: Model, line: Line, select: Select): Node[] {
   const { edge } = line;
   const end = (id: string, index: number): Node =>
@@ -67,6 +82,14 @@ function edgePanel(model: Model, line: Line, select: Select): Node[] {
     ["Marks", edge.marks.map(plain).join(", ") || "none"],
     ["Supports a rule", edge.supported ? "yes" : "no: nothing was established"],
   ];
+  const { verdict } = edge;
+  if (verdict) {
+    rows.push(["Policies in force", `${verdict.verdict}${verdict.reason ? `: ${plain(verdict.reason)}` : ""}`]);
+    rows.push(["At the client (egress)", sideInWords(verdict.egress)], ["At the server (ingress)", sideInWords(verdict.ingress)]);
+  }
+  if (edge.after_default_deny !== undefined) {
+    rows.push(["Under default-deny", edge.after_default_deny ? "would pass" : "would be denied"]);
+  }
   if (edge.node_workloads?.length) rows.push(["Workloads on the node", edge.node_workloads.map(plain).join(", ")]);
   return [element("h2", {}, "Edge"), facts(rows)];
 }
@@ -85,6 +108,25 @@ function lineList(lines: Line[], ends: (line: Line) => string, select: Select): 
 function otherEnds(model: Model, lines: Line[], other: "client" | "server", select: Select): Node {
   if (lines.length === 0) return element("p", {}, "nobody in this view");
   return lineList(lines, (line) => fullName(model, line[other]), select);
+}
+
+/** What default-deny would do to a workload's callers: of all that was seen, whatever the filters. */
+function defaultDeny(model: Model, box: Box, select: Select): Node[] {
+  const { default_deny: preview } = model.page;
+  if (!preview) return [];
+  const calls = [...model.lines.values()].filter((line) => line.server === box.id);
+  const denied = calls.filter((line) => line.edge.after_default_deny === false);
+  const stopped = preview.stopped[namespaceOf(box.group) ?? ""] ?? [];
+  const made: Node[] = [element("h3", {}, "Under default-deny")];
+  if (stopped.length > 0) {
+    made.push(element("p", {}, "It cannot be written for this namespace yet:"));
+    made.push(element("ul", {}, ...stopped.map((message) => element("li", {}, plain(message)))));
+    return made;
+  }
+  const passing = calls.length - denied.length;
+  made.push(element("p", {}, `${passing} of ${calls.length} edges to it would pass, nobody else.`));
+  if (denied.length > 0) made.push(element("p", {}, "It would deny:"), lineList(denied, (line) => fullName(model, line.client), select));
+  return made;
 }
 
 function boxPanel(model: Model, lines: Line[], box: Box, select: Select): Node[] {
@@ -109,11 +151,19 @@ function boxPanel(model: Model, lines: Line[], box: Box, select: Select): Node[]
     const nodes = model.page.incomplete.length > 0 ? "no reason of its own; see the note above" : "complete";
     rows.push(["Coverage", reasons.length > 0 ? `incomplete: ${reasons.map(plain).join(", ")}` : nodes]);
   }
+  const policies = peers.find((peer) => peer.policies)?.policies;
+  if (policies) {
+    const direction = (isolated: number, by: string[]): string =>
+      isolated === 0 ? "open" : `${isolated} of ${policies.pods} pods isolated, by ${by.map(plain).join(", ")}`;
+    rows.push(["Policies, ingress", direction(policies.ingress_isolated, policies.ingress)]);
+    rows.push(["Policies, egress", direction(policies.egress_isolated, policies.egress)]);
+  }
   const callers = lines.filter((line) => line.server === box.id);
   const callees = lines.filter((line) => line.client === box.id);
   return [
     element("h2", {}, fullName(model, box.id)),
     facts(rows),
+    ...(kind === "Workload" ? defaultDeny(model, box, select) : []),
     element("h3", {}, `Called by (${callers.length})`),
     otherEnds(model, callers, "client", select),
     element("h3", {}, `Calls (${callees.length})`),

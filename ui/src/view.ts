@@ -1,10 +1,15 @@
 // What is looked at: everything that a person can choose, and how it stands in the address.
 
 /** Which edges by what is known of them. */
-export const STATES = ["supported", "failed", "new", "tunnel"] as const;
+export const STATES = ["supported", "failed", "new", "tunnel", "denied"] as const;
 export type State = (typeof STATES)[number];
 
+/** What the page shows: the graph, or one of the answers of the commands. */
+export const TABS = ["graph", "status", "drift", "exceptions"] as const;
+export type Tab = (typeof TABS)[number];
+
 export interface View {
+  tab: Tab;
   search: string;
   /** Only edges that touch it; empty: all. */
   namespace: string;
@@ -21,6 +26,7 @@ export interface View {
 }
 
 export const START: View = {
+  tab: "graph",
   search: "",
   namespace: "",
   port: "",
@@ -37,6 +43,7 @@ export function write(view: View): string {
   for (const key of ["search", "namespace", "port", "since", "until", "state", "selected"] as const) {
     if (view[key] !== "") parts.set(key, view[key]);
   }
+  if (view.tab !== START.tab) parts.set("tab", view.tab);
   for (const group of [...view.toggled].sort()) parts.append("toggled", group);
   return parts.toString();
 }
@@ -47,6 +54,7 @@ export function read(hash: string): View {
   const text = (key: string): string => parts.get(key) ?? "";
   const state = STATES.find((known) => known === text("state")) ?? "";
   return {
+    tab: TABS.find((known) => known === text("tab")) ?? START.tab,
     search: text("search"),
     namespace: text("namespace"),
     port: text("port"),

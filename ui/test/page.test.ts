@@ -1,19 +1,18 @@
 // The page as `guardrail graph -o html` writes it, in a browser.
-// GUARDRAIL names the command, CHROMIUM the browser (default: Debian's).
 
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 
-import { chromium, type Browser, type Page } from "playwright-core";
+import type { Browser } from "playwright-core";
 import { afterAll, beforeAll, expect, test } from "vitest";
 
-const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+import { SHOP, guardrail, isAccessible, launch, listed, open as openIn } from "./browser";
+
 const directory = mkdtempSync(join(tmpdir(), "guardrail-page-"));
-const snapshot = JSON.parse(readFileSync(join(import.meta.dirname, "../../guardrail-cli/tests/data/shop.json"), "utf8"));
+const snapshot = JSON.parse(readFileSync(SHOP, "utf8"));
 let browser: Browser;
 let shop: string;
 let hostile: string;
@@ -22,30 +21,15 @@ const HOSTILE = ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</scr
 
 /** Writes the page of a snapshot; gives its address. */
 function make(name: string, content: unknown): string {
-  const command = process.env.GUARDRAIL;
-  if (!command) throw new Error("GUARDRAIL names no command: `cargo xtask test` sets it");
   const file = join(directory, `${name}.json`);
   writeFileSync(file, JSON.stringify(content));
-  const html = execFileSync(command, ["graph", file, "-o", "html"], { maxBuffer: 1 << 28 });
+  const html = execFileSync(guardrail(), ["graph", file, "-o", "html"], { maxBuffer: 1 << 28 });
   writeFileSync(join(directory, `${name}.html`), html);
   return pathToFileURL(join(directory, `${name}.html`)).href;
 }
 
-/** Opens a page, which must not say anything and break no rule of its own policy. */
-async function open(url: string, options: Parameters<Browser["newPage"]>[0] = {}): Promise<{ page: Page; said: string[] }> {
-  const page = await browser.newPage({ viewport: { width: 1200, height: 800 }, ...options });
-  const said: string[] = [];
-  page.on("console", (message) => said.push(message.text()));
-  page.on("pageerror", (error) => said.push(error.message));
-  page.on("dialog", (dialog) => said.push(`dialog ${dialog.message()}`));
-  page.on("request", (request) => request.url().split("#")[0] !== url.split("#")[0] && said.push(`asked for ${request.url()}`));
-  await page.addInitScript(() => addEventListener("securitypolicyviolation", (e) => console.log(`blocked ${e.blockedURI}`)));
-  await page.goto(url);
-  await page.locator("#summary").waitFor();
-  return { page, said };
-}
-
-const listed = (page: Page): Promise<string[]> => page.locator("#list .lines button").allTextContents();
+const open = (url: string, options: Parameters<Browser["newPage"]>[0] = {}): ReturnType<typeof openIn> =>
+  openIn(browser, url, options);
 
 beforeAll(async () => {
   shop = make("shop", snapshot);
@@ -57,13 +41,7 @@ beforeAll(async () => {
     odd.edges.push(template);
   });
   hostile = make("hostile", odd);
-  browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: [
-      "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-      "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-    ],
-  });
+  browser = await launch();
 });
 
 afterAll(async () => {
@@ -160,6 +138,42 @@ test("an edge shows its evidence, a workload its callers, by keyboard alone", as
   await page.close();
 });
 
+test("the picture is walked through by keyboard", async () => {
+  const { page } = await open(shop);
+  const graph = page.locator("#graph");
+  const at = (): Promise<[number, number, number]> =>
+    graph.evaluate((one) => {
+      const cy = (one as any)._cyreg.cy;
+      return [cy.pan().x, cy.pan().y, cy.zoom()];
+    });
+  await graph.focus();
+  const [x, y, zoom] = await at();
+  await page.keyboard.press("ArrowLeft");
+  await page.keyboard.press("ArrowDown");
+  expect(await at()).toEqual([x + 60, y - 60, zoom]);
+  await page.keyboard.press("+");
+  expect((await at())[2]).toBeGreaterThan(zoom);
+  const walked = new Set<string>();
+  const boxes = await graph.evaluate((one) => (one as any)._cyreg.cy.nodes().filter((node: any) => !node.isParent()).length);
+  for (let step = 0; step < boxes; step += 1) {
+    await page.keyboard.press("PageDown");
+    walked.add((await page.locator("#panel h2").textContent()) ?? "");
+    expect(await graph.evaluate((one) => one === document.activeElement)).toBe(true);
+  }
+  expect(walked.size).toBe(boxes);
+  expect([...walked]).toContain("data/postgres");
+  await page.close();
+});
+
+test("on paper everything is there, dark on light", async () => {
+  const { page } = await open(shop, { colorScheme: "dark" });
+  await page.emulateMedia({ media: "print", colorScheme: "dark" });
+  expect(await page.evaluate(() => getComputedStyle(document.body).backgroundColor)).toBe("rgb(255, 255, 255)");
+  expect(await page.locator("#filters").isHidden()).toBe(true);
+  expect(await page.locator("#list .lines button").last().isVisible()).toBe(true);
+  await page.close();
+});
+
 test("hostile names are text", async () => {
   const { page, said } = await open(hostile);
   const lines = (await listed(page)).join("\n");
@@ -179,10 +193,7 @@ for (const colorScheme of ["light", "dark"] as const) {
       const { page } = await open(`${shop}#selected=data%2FStatefulSet%2Fpostgres`, { colorScheme, viewport });
       const back = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
       expect(back).toBe(colorScheme === "dark" ? "rgb(20, 23, 26)" : "rgb(255, 255, 255)");
-      await page.evaluate(axe);
-      const result = await page.evaluate(() => (globalThis as any).axe.run());
-      expect(result.violations.map((one: any) => `${one.id}: ${one.nodes.map((node: any) => node.html).join(" ")}`)).toEqual([]);
-      expect(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth)).toBe(true);
+      await isAccessible(page);
       await page.close();
     });
   }

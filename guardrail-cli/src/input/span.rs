@@ -63,10 +63,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 impl SpanArgs {
     /// The time that counts as now.
     pub(super) fn now(&self) -> Timestamp {
-        self.now.unwrap_or_else(|| {
-            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            Timestamp::from_unix_ns(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
-        })
+        self.now.unwrap_or_else(clock)
     }
 
     /// The span that is asked about.
@@ -86,6 +83,12 @@ impl SpanArgs {
         let (since, until) = (self.since.map(begin), self.until.map(end));
         Span::new(since, until).map_err(|error| anyhow::anyhow!("--since and --until: {error}"))
     }
+}
+
+/// The time by this machine's clock.
+pub(crate) fn clock() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix_ns(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
 
 /// Checks that something was observed in a span, and says so if it reaches further back than that.
