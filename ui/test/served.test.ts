@@ -67,7 +67,7 @@ test("it shows the graph, asks nobody but its own server, and breaks no rule of 
   await page.locator("#list .lines button").last().click();
   const panel = (await page.locator("#panel").textContent()) ?? "";
   expect(panel).toContain("Policies in forcedenied");
-  expect(panel).toMatch(/At the server \(ingress\)denied: no rule of data\/[^ ]*postgres accepts it/);
+  expect(panel).toMatch(/At the server \(ingress\)denied: no rule of data\/guardrail-allow-statefulset-postgres, .* accepts it/);
   expect(panel).toContain("Under default-denywould pass");
   await page.locator("#panel").getByRole("button", { name: "data/postgres" }).click();
   const workload = (await page.locator("#panel").textContent()) ?? "";
