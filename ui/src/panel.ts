@@ -100,7 +100,7 @@ function lineList(lines: Line[], ends: (line: Line) => string, select: Select): 
   for (const line of lines) {
     const label = `${ends(line)} · ${port(line.edge)}`;
     const bad = line.edge.supported ? "" : " · only failed";
-    list.append(element("li", {}, button(label + bad, () => select(line.id), { class: "link" })));
+    list.append(element("li", {}, button(label + bad, () => select(line.id), { class: "link", "data-line": line.id })));
   }
   return list;
 }

@@ -73,6 +73,25 @@ test("every edge is on the page, in the list and in the picture, and nothing els
   await page.close();
 });
 
+// `cargo xtask test` runs the demo before and names what it left.
+test("of the demo every true edge is on the page, and nothing else but failed attempts", async () => {
+  const demo = process.env.GUARDRAIL_DEMO;
+  if (!demo) throw new Error("GUARDRAIL_DEMO names no demo: `cargo xtask test` sets it");
+  const truth = readFileSync(join(demo, "truth.txt"), "utf8").split("\n").filter(Boolean).sort();
+  expect(truth.length).toBeGreaterThan(30);
+  const { page, said } = await open(pathToFileURL(join(demo, "graph.html")).href);
+  const lines = page.locator("#list .lines button");
+  const shown = await lines.evaluateAll((all) => all.map((one) => [one.getAttribute("data-line") ?? "", one.textContent ?? ""]));
+  const edges = shown.filter(([, text]) => !text?.endsWith("only failed")).map(([id]) => {
+    const [, client, server, number, address] = /^(.*?)->(.*):(\d+\/[A-Z]+)(?:@([^#]*))?(?:#.*)?$/.exec(id ?? "") ?? [];
+    const end = (name: string | undefined): string | undefined => (name?.startsWith("external/") ? `external/${address}` : name);
+    return `${end(client)} -> ${end(server)} ${number}`;
+  });
+  expect([...new Set(edges)].sort()).toEqual(truth);
+  expect(said).toEqual([]);
+  await page.close();
+});
+
 test("namespaces fold and unfold by keyboard, and the address keeps it", async () => {
   const { page } = await open(shop);
   const boxes = (): Promise<string[]> =>

@@ -48,8 +48,15 @@ pub(crate) fn test() -> Result<()> {
     }
     install()?;
     compare()?;
-    let guardrail = run::target_dir()?.join("debug/guardrail");
-    node("test", &[], &[("GUARDRAIL", guardrail)])
+    let target = run::target_dir()?;
+    let guardrail = target.join("debug/guardrail");
+    // The demo's graph, with the truth beside it: what its own applications logged.
+    let demo = target.join("demo-page");
+    run::program(
+        target.join("debug/guardrail-demo"),
+        ["--seconds".as_ref(), "1".as_ref(), "--output".as_ref(), demo.as_os_str()],
+    )?;
+    node("test", &[], &[("GUARDRAIL", guardrail), ("GUARDRAIL_DEMO", demo)])
 }
 
 fn compare() -> Result<()> {

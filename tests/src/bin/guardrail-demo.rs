@@ -1,7 +1,7 @@
 //! The demo: the shop under the agent and a real Prometheus, and what guardrail makes of it.
 //!
 //! Usage: `guardrail-demo [--seconds N] [--output DIR] [--open]`. Leaves `graph.json`,
-//! `graph.html`, `policies/*.yaml` and `metrics.txt` in DIR (`target/demo`).
+//! `graph.html`, `policies/*.yaml`, `metrics.txt` and `truth.txt` in DIR (`target/demo`).
 
 use std::{
     fs,
@@ -103,7 +103,9 @@ fn run(options: &Options) -> Result<()> {
         let status = agent.terminate()?;
         if status.success() { Ok(()) } else { bail!("the agent ended with {status}:\n{}", agent.said()) }
     })?;
-    leave(&options.output, &graph, &metrics, &agent.export_dir)?;
+    let logged: String = truth.edges.keys().map(|edge| format!("{edge}\n")).collect();
+    let texts = [("graph.json", graph), ("metrics.txt", metrics), ("truth.txt", logged)];
+    leave(&options.output, &texts, &agent.export_dir)?;
     steps.clear();
 
     println!("{}", summary(&shop.lab.cluster, rounds));
@@ -139,6 +141,7 @@ fn run(options: &Options) -> Result<()> {
         policies::network_policies(&policies).count()
     );
     println!("  {shown}/metrics.txt   what Prometheus scraped");
+    println!("  {shown}/truth.txt     the true edges, from the applications' own logs");
     drop(shop);
     if options.open {
         let page = options.output.join("graph.html");
@@ -164,18 +167,19 @@ fn summary(cluster: &Cluster, rounds: usize) -> String {
 }
 
 /// Puts the files in place as a whole: an interrupted demo leaves those of the one before.
-fn leave(output: &Path, graph: &str, metrics: &str, policies: &Path) -> Result<()> {
+fn leave(output: &Path, texts: &[(&str, String)], policies: &Path) -> Result<()> {
     let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = output.file_name().context("--output names no directory")?;
     let next = parent.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     fs::create_dir_all(&next).with_context(|| format!("cannot make {}", next.display()))?;
-    fs::write(next.join("graph.json"), graph)?;
+    for (name, text) in texts {
+        fs::write(next.join(name), text)?;
+    }
     let page = guardrail(["graph".as_ref(), next.join("graph.json").as_os_str(), "--output=html".as_ref()])?;
     if !page.status.success() {
         bail!("guardrail graph --output=html: {}: {}", page.status, String::from_utf8_lossy(&page.stderr));
     }
     fs::write(next.join("graph.html"), page.stdout)?;
-    fs::write(next.join("metrics.txt"), metrics)?;
     copy_tree(policies, &next.join("policies"))?;
     if output.exists() {
         fs::remove_dir_all(output).with_context(|| format!("cannot replace {}", output.display()))?;
