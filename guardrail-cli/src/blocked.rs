@@ -78,7 +78,8 @@ enum Format {
     Json,
 }
 
-fn time(text: &str) -> Result<Timestamp, String> {
+/// Reads the value of `--policies-since`.
+pub(crate) fn time(text: &str) -> Result<Timestamp, String> {
     let midnight = || format!("{text}T00:00:00Z").parse::<Timestamp>();
     let parsed = text.parse::<Timestamp>().or_else(|_| midnight());
     parsed.map_err(|_| format!("`{text}` is no time: write one like 2026-12-15T08:00:00Z, or a date"))

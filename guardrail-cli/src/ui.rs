@@ -9,14 +9,16 @@ mod sources;
 use std::{io::Write as _, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use guardrail_graph::Snapshot;
+use guardrail_graph::{Snapshot, Timestamp};
 use guardrail_lifecycle::{
+    blocked::{self, BlockedEvidence},
     drift::{self, Evidence, PlanEvidence},
     page::Page,
     status::{self, Question},
 };
 
 use crate::{
+    blocked::time,
     coverage,
     dataplane::DataplaneArgs,
     exit::{Outcome, finish},
@@ -46,6 +48,10 @@ pub(crate) struct Args {
     /// The policies in force: a file or a directory (repeatable)
     #[arg(long, value_name = "PATH")]
     policies: Vec<PathBuf>,
+
+    /// Since when the policies are in force of which the files do not say it: RFC 3339, or a date
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    policies_since: Option<Timestamp>,
 
     /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, or rendered manifests
     /// (repeatable); its policies are in force, too, unless --policies has one of the same name
@@ -121,7 +127,7 @@ fn answer(args: &mut Args, snapshot: &Snapshot, page: &mut Page<'_>) -> anyhow::
     let is_judged = !args.policies.is_empty() || !args.inventory.is_empty();
     let loaded = policies::load(&args.policies, &args.inventory, Some(snapshot), &args.dataplane)?;
     let doubts = loaded.doubts();
-    let Loaded { evaluator, objects, unproven, .. } = loaded;
+    let Loaded { evaluator, objects, unproven, changed, .. } = loaded;
     let options = options(&objects, &evaluator, planned.as_ref(), now);
     page.preview_default_deny(snapshot, &evaluator, &options);
     if !is_judged && planned.is_none() {
@@ -131,6 +137,8 @@ fn answer(args: &mut Args, snapshot: &Snapshot, page: &mut Page<'_>) -> anyhow::
         unproven.iter().find(|reason| reason.concerns(ends)).map(|reason| reason.because.clone())
     });
     page.unproven_because = doubts;
+    let evidence = BlockedEvidence { snapshot, evaluator: &evaluator, changed: &changed, since: args.policies_since };
+    page.blocked = Some(blocked::blocked(&evidence));
     let plan = match &planned {
         Some(planned) => Some((&planned.plan, planned.name.as_str(), planned.environment()?)),
         None => None,

@@ -190,6 +190,10 @@ fn the_page_says_of_policies_what_the_commands_say() {
     let (_, drift, _) = guardrail(&["drift", "shop.json", "--policies", policies, "-o", "json", "--allow-partial"]);
     let drift: Value = serde_json::from_str(&drift).unwrap();
     assert_eq!(document["drift"]["findings"], drift["findings"]);
+    let (_, blocked, _) = guardrail(&["blocked", "shop.json", "--policies", policies, "-o", "json", "--allow-partial"]);
+    let blocked: Value = serde_json::from_str(&blocked).unwrap();
+    assert_eq!(document["blocked"], blocked["blocked"]);
+    assert!(!document["blocked"].as_array().unwrap().is_empty());
     let postgres = peers.iter().find(|peer| peer["name"] == "postgres").unwrap();
     assert_eq!(postgres["policies"]["ingress_isolated"], postgres["policies"]["pods"]);
 }

@@ -17,7 +17,7 @@ use guardrail_graph::{
 };
 use serde::Serialize;
 
-use crate::{drift::Report, status::NamespaceStatus};
+use crate::{blocked::BlockedAttempts, drift::Report, status::NamespaceStatus};
 
 /// `kind` of the document.
 pub const KIND: &str = "Page";
@@ -59,6 +59,9 @@ pub struct Page<'a> {
     /// What `guardrail status` answers; `None`: nothing is known of policies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Vec<NamespaceStatus>>,
+    /// What `guardrail blocked` answers; `None`: nothing is known of policies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<Vec<BlockedAttempts>>,
     /// What `guardrail drift` answers; `None`: there are no policies to compare with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drift: Option<Report>,
@@ -201,6 +204,7 @@ impl<'a> Page<'a> {
             environment: None,
             status: None,
             drift: None,
+            blocked: None,
         }
     }
 }

@@ -1,7 +1,7 @@
-// What the commands answer about policies, as tables: status, drift, exceptions.
+// What the commands answer about policies, as tables: status, drift, blocked, exceptions.
 
-import type { Gate, NamespaceStatus, Page, SideInForce, Wanted } from "./document";
-import { element } from "./dom";
+import type { BlockedAttempts, Gate, NamespaceStatus, Page, SideInForce, Wanted } from "./document";
+import { button, element } from "./dom";
 import { plain } from "./model";
 import { time } from "./panel";
 import type { Tab } from "./view";
@@ -11,6 +11,7 @@ export function tabsOf(page: Page): Tab[] {
   const tabs: Tab[] = ["graph"];
   if (page.status) tabs.push("status");
   if (page.drift) tabs.push("drift");
+  if (page.blocked) tabs.push("blocked");
   if (page.environment !== undefined) tabs.push("exceptions");
   return tabs;
 }
@@ -21,6 +22,7 @@ export function count(page: Page, tab: Tab): number | undefined {
     graph: 0,
     status: page.environment === undefined ? 0 : (page.status ?? []).filter((one) => !one.as_wanted).length,
     drift: page.drift?.findings.length ?? 0,
+    blocked: page.blocked?.length ?? 0,
     exceptions: exceptions(page).length,
   };
   return of[tab] || undefined;
@@ -103,6 +105,38 @@ function driftView(page: Page): Node[] {
   ].filter((node) => node !== false);
 }
 
+/** Text in a shell's single quotes. */
+function quoted(text: string): string {
+  return /^[\w./:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+/** The command that says why, and writes an exception with an end. */
+export function unblock(one: BlockedAttempts): string {
+  const ends = `--from ${quoted(one.client)} --to ${quoted(one.server)} --port ${one.port}/${one.protocol}`;
+  return `guardrail unblock SNAPSHOT --policies PATH ${ends}`;
+}
+
+function blockedView(page: Page): Node[] {
+  const rows = (page.blocked ?? []).map((one) => {
+    const command = unblock(one);
+    const copy = button("Copy", () => void navigator.clipboard.writeText(command).then(() => (copy.textContent = "Copied")));
+    copy.setAttribute("aria-label", `Copy the command for ${plain(one.flow)}`);
+    const via = [...one.via, ...one.behind].map(plain).join(", ");
+    return [
+      plain(one.flow) + (via ? ` (${via})` : ""),
+      element("div", {}, element("strong", { class: one.confidence === "certain" ? "bad" : "" }, one.confidence), one.because.length > 0 && texts(one.because)),
+      `${one.attempts} ${one.outcome}, last ${time(one.last_attempt)}`,
+      one.denied_by.map(plain).join(", "),
+      element("div", {}, element("code", {}, plain(command)), " ", copy),
+    ];
+  });
+  return [
+    element("h2", {}, "Blocked"),
+    element("p", {}, "Attempts that failed and that the policies in force deny."),
+    rows.length > 0 ? table("Blocked", ["Flow", "How sure", "Attempts", "Denied by", "To unblock"], rows) : element("p", {}, "nothing blocked"),
+  ];
+}
+
 /** Each exception once, by its end. */
 function exceptions(page: Page): NamespaceStatus["exceptions"] {
   const all = new Map((page.status ?? []).flatMap((status) => status.exceptions.map((one) => [one.id, one] as const)));
@@ -133,6 +167,8 @@ export function answers(page: Page, tab: Tab): Node[] {
       return [...statusView(page), ...note];
     case "drift":
       return [...driftView(page), ...note];
+    case "blocked":
+      return [...blockedView(page), ...note];
     case "exceptions":
       return exceptionsView(page);
   }

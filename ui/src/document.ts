@@ -134,6 +134,23 @@ export interface Drift {
   not_looked_at: string[];
 }
 
+/** Attempts that failed and that a policy denies, as `guardrail blocked -o json` says it. */
+export interface BlockedAttempts {
+  flow: string;
+  client: string;
+  server: string;
+  protocol: string;
+  port: number;
+  via: string[];
+  behind: string[];
+  outcome: "unanswered" | "refused";
+  attempts: number;
+  last_attempt: string;
+  denied_by: string[];
+  confidence: "certain" | "likely" | "possible";
+  because: string[];
+}
+
 export interface Source {
   name: string;
   /** RFC 3339. */
@@ -159,4 +176,5 @@ export interface Page {
   environment?: string;
   status?: NamespaceStatus[];
   drift?: Drift;
+  blocked?: BlockedAttempts[];
 }

@@ -5,7 +5,7 @@ export const STATES = ["supported", "failed", "new", "tunnel", "denied"] as cons
 export type State = (typeof STATES)[number];
 
 /** What the page shows: the graph, or one of the answers of the commands. */
-export const TABS = ["graph", "status", "drift", "exceptions"] as const;
+export const TABS = ["graph", "status", "drift", "blocked", "exceptions"] as const;
 export type Tab = (typeof TABS)[number];
 
 export interface View {

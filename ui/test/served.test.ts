@@ -84,6 +84,7 @@ test("status, drift and exceptions, by keyboard, shared by address", async () =>
     "Graph",
     "Status (1)",
     expect.stringMatching(/^Drift \(\d+\)$/),
+    "Blocked (1)",
     "Exceptions (1)",
   ]);
   await tabs.nth(1).focus();
@@ -99,6 +100,14 @@ test("status, drift and exceptions, by keyboard, shared by address", async () =>
   await page.keyboard.press("Enter");
   expect(await page.getByRole("table", { name: "Drift" }).textContent()).toContain("GD0");
   await tabs.nth(3).click();
+  const blocked = page.getByRole("row", { name: /prometheus/ });
+  expect(await blocked.textContent()).toContain("data/guardrail-default-deny-ingress");
+  const command = "--from monitoring/StatefulSet/prometheus --to data/StatefulSet/postgres --port 9187/TCP";
+  expect(await blocked.locator("code").textContent()).toContain(command);
+  await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+  await blocked.getByRole("button").click();
+  await expect.poll(() => page.evaluate(() => navigator.clipboard.readText())).toContain(command);
+  await tabs.nth(4).click();
   expect(await page.getByRole("row", { name: /inc-4711/ }).textContent()).toContain("<img src=x onerror=alert(1)>");
   expect(said).toEqual([]);
   await page.close();
@@ -130,7 +139,7 @@ test("what is read again is shown, and what cannot be read any more is said", as
 
 for (const colorScheme of ["light", "dark"] as const) {
   for (const width of [1200, 360]) {
-    for (const tab of ["graph", "status", "drift", "exceptions"]) {
+    for (const tab of ["graph", "status", "drift", "blocked", "exceptions"]) {
       test(`axe finds nothing in ${tab}, ${colorScheme}, ${width} wide`, async () => {
         const { page } = await open(browser, `${address}#tab=${tab}`, { colorScheme, viewport: { width, height: 800 } });
         await isAccessible(page);
