@@ -22,6 +22,7 @@ use guardrail_graph::{
 use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader, decode, may_concern_policies};
 
 pub(crate) use kube::KubeArgs;
+pub(crate) use span::clock;
 
 use crate::output;
 

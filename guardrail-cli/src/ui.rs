@@ -22,7 +22,7 @@ use crate::{
     coverage,
     dataplane::DataplaneArgs,
     exit::{Outcome, finish},
-    input::{KubeArgs, tell},
+    input::{self, KubeArgs, tell},
     plan::PlanArgs,
     policies::{self, Loaded},
     status::options,
@@ -112,8 +112,8 @@ fn ui(mut args: Args) -> anyhow::Result<Outcome> {
 
 /// The document of what the sources give now.
 fn read(args: &mut Args, sources: &mut Sources) -> anyhow::Result<String> {
-    sources.read(&args.cluster, PlanArgs::clock());
-    let snapshot = sources.snapshot();
+    sources.read(&args.cluster, input::clock());
+    let snapshot = input::joined(sources.last(), &args.cluster)?;
     let mut page = Page::new(&snapshot, coverage::incomplete(&snapshot));
     page.sources = sources.told();
     answer(args, &snapshot, &mut page)?;
@@ -123,7 +123,7 @@ fn read(args: &mut Args, sources: &mut Sources) -> anyhow::Result<String> {
 /// What policies and plan say, where they are named.
 fn answer(args: &mut Args, snapshot: &Snapshot, page: &mut Page<'_>) -> anyhow::Result<()> {
     let planned = args.plan.read(&mut args.cluster)?;
-    let now = args.plan.now();
+    let now = args.cluster.now();
     let is_judged = !args.policies.is_empty() || !args.inventory.is_empty();
     let loaded = policies::load(&args.policies, &args.inventory, Some(snapshot), &args.dataplane)?;
     let doubts = loaded.doubts();

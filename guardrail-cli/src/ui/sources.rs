@@ -1,6 +1,6 @@
 //! What the page is read from, each source by itself: one that fails keeps what it last gave.
 
-use guardrail_graph::{Snapshot, Timestamp, snapshot::merge};
+use guardrail_graph::{Snapshot, Timestamp};
 use guardrail_lifecycle::page::PageSource;
 
 use crate::input::{self, KubeArgs};
@@ -48,9 +48,9 @@ impl Sources {
         self.0.iter().filter(|source| source.read.is_none()).find_map(|source| source.problem.as_deref())
     }
 
-    /// What they gave, merged.
-    pub(super) fn snapshot(&self) -> Snapshot {
-        merge(self.0.iter().flat_map(|source| source.last.iter().cloned()).collect())
+    /// What they last gave.
+    pub(super) fn last(&self) -> Vec<Snapshot> {
+        self.0.iter().flat_map(|source| source.last.iter().cloned()).collect()
     }
 
     /// What the page says of them.
