@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{blocked, check, completions, diff, drift, explain, export, graph, init, lint, merge, status, ui};
+use crate::{
+    blocked, check, completions, diff, drift, exceptions, explain, export, graph, init, lint, merge, status, ui,
+};
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks
 /// nothing.
@@ -40,6 +42,8 @@ pub(crate) enum Command {
     Drift(drift::Args),
     /// Find attempts that failed and that a policy denies
     Blocked(blocked::Args),
+    /// List the exceptions of a plan: what is open, until when, used or not
+    Exceptions(exceptions::Args),
     /// Judge observed edges or listed flows by policies
     Check(check::Args),
     /// Say why one connection is allowed or denied
@@ -64,6 +68,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Drift(args) => drift::run(args),
         Command::Blocked(args) => blocked::run(args),
+        Command::Exceptions(args) => exceptions::run(args),
         Command::Diff(args) => diff::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),

@@ -5,12 +5,14 @@ mod write;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use guardrail_lifecycle::plan::Environment;
 use guardrail_policy::{
-    emit::{EVIDENCE_FILE, KUSTOMIZATION_FILE, REPORT_FILE},
+    emit::{EVIDENCE_FILE, KUSTOMIZATION_FILE, REPORT_FILE, is_exception_file, namespace_of_file},
+    exception::ExceptionOutcome,
     export::{self, Exported},
     generate::{Options, Phase},
     report::window_in_words,
@@ -49,12 +51,12 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
         tell("warning", warning);
     }
     tell_problems(&generated, &options);
+    let all_said = tell_exceptions(&generated);
     let policies = generated.files.keys().filter(|name| !SIDECARS.contains(&name.as_str())).count();
     if let Some(planned) = &planned {
-        let earlier = args.directory.as_deref().map(write::namespaces).transpose()?.unwrap_or_default();
+        let earlier = args.directory.as_deref().map(write::earlier).transpose()?.unwrap_or_default();
         keep_unseen(&earlier, planned.environment()?, &mut generated);
-        // A namespace that stays at observe is ready, too: its earlier files go.
-        if policies == 0 && earlier.is_subset(&generated.stopped) && !generated.stopped.is_empty() {
+        if !generated.stopped.is_empty() && changes_nothing(&earlier, &generated, args.directory.as_deref()) {
             tell("error", &format_args!("nothing was written: {} are not ready", namespaces(&generated.stopped)));
             let all = generated.verdicts.iter().all(|verdict| generated.stopped.contains(&verdict.namespace));
             return Ok(if all { Outcome::Unanswered } else { Outcome::Findings });
@@ -75,7 +77,7 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
         None => print(&generated)?,
     }
     if generated.stopped.is_empty() {
-        return Ok(if sensitive_are_known { Outcome::Fine } else { Outcome::Findings });
+        return Ok(if all_said && sensitive_are_known { Outcome::Fine } else { Outcome::Findings });
     }
     let kept = if args.directory.is_some() { ": their files stay as they were" } else { "" };
     tell("error", &format_args!("not written: {}{kept}", namespaces(&generated.stopped)));
@@ -87,16 +89,52 @@ fn namespaces(stopped: &BTreeSet<String>) -> String {
     format!("namespaces {}", stopped.join(", "))
 }
 
+/// Whether no policy would be written, changed or removed: everything that has files stays as it
+/// is, and so do the exceptions. A namespace that stays at observe is ready, too, and its earlier
+/// files go.
+fn changes_nothing(earlier: &BTreeSet<String>, generated: &Exported, directory: Option<&Path>) -> bool {
+    let policies = || generated.files.iter().filter(|(name, _)| !SIDECARS.contains(&name.as_str()));
+    let is_there = |(name, text): (&String, &String)| {
+        is_exception_file(name)
+            && directory.is_some_and(|to| std::fs::read(to.join(name)).is_ok_and(|old| old == text.as_bytes()))
+    };
+    let stays = |name: &String| {
+        if is_exception_file(name) {
+            return generated.files.contains_key(name);
+        }
+        namespace_of_file(name).is_some_and(|namespace| generated.stopped.contains(namespace))
+    };
+    policies().all(is_there) && earlier.iter().all(stays)
+}
+
+/// Says what became of exceptions. Returns whether each is written, or needs no policy.
+fn tell_exceptions(generated: &Exported) -> bool {
+    let mut all_said = true;
+    for side in &generated.exceptions {
+        let severity = match side.outcome {
+            ExceptionOutcome::Written => continue,
+            ExceptionOutcome::NotNeeded => "note",
+            ExceptionOutcome::SomeOpen { .. } | ExceptionOutcome::Impossible(_) => {
+                all_said = false;
+                "error"
+            }
+        };
+        tell(severity, &format_args!("exception {}: {side}", side.id));
+    }
+    all_said
+}
+
 /// A namespace that is meant to be closed and of which nothing was observed stays as it is: without
 /// its files it would be open.
 fn keep_unseen(earlier: &BTreeSet<String>, environment: &Environment, generated: &mut Exported) {
-    for namespace in earlier {
-        let seen = generated.verdicts.iter().any(|verdict| verdict.namespace == *namespace);
+    let namespaces: BTreeSet<&str> = earlier.iter().filter_map(|name| namespace_of_file(name)).collect();
+    for namespace in namespaces {
+        let seen = generated.verdicts.iter().any(|verdict| verdict.namespace == namespace);
         let closed = environment.wanted(namespace).phase != Phase::Observe
             || environment.sensitive.iter().any(|glob| glob.is_of(namespace));
         if !seen && closed {
             tell("error", &format_args!("{namespace}: the snapshot has no workload of it"));
-            generated.stopped.insert(namespace.clone());
+            generated.stopped.insert(namespace.to_owned());
         }
     }
 }

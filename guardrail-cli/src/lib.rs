@@ -12,6 +12,7 @@ mod coverage;
 mod dataplane;
 mod diff;
 mod drift;
+mod exceptions;
 mod exit;
 mod explain;
 mod export;

@@ -1,10 +1,10 @@
 //! The plan file on the command line: read, checked against the time, the environment and the
 //! cluster that is asked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use guardrail_graph::Snapshot;
+use guardrail_graph::{Snapshot, Timestamp};
 use guardrail_lifecycle::{
     export::known_workloads,
     plan::{self, Environment, Plan, PlanError, Unmatched},
@@ -79,17 +79,7 @@ impl PlanArgs {
     /// Reads the plan, if one is named. Its environment says which cluster `kube` means.
     pub(crate) fn read(&self, cluster: &mut KubeArgs) -> anyhow::Result<Option<Planned>> {
         let (Some(path), Some(name)) = (&self.plan, &self.environment) else { return Ok(None) };
-        let path = path.to_string_lossy();
-        let file = input::shown(&path).to_owned();
-        let bytes = input::bytes(&path, MAX_BYTES + 1)?;
-        if bytes.len() > MAX_BYTES {
-            bail!("{file}:1: more than {} MiB, no plan is that large", MAX_BYTES >> 20);
-        }
-        let plan = plan::read(&file, &bytes)?;
-        let problems = plan.too_long(&file, cluster.now());
-        if !problems.is_empty() {
-            return Err(PlanError { problems }.into());
-        }
+        let (plan, file) = load(path, cluster.now())?;
         let planned = Planned { plan, name: name.clone(), file };
         if let Some(context) = &planned.environment()?.context {
             match cluster.context() {
@@ -102,4 +92,20 @@ impl PlanArgs {
         }
         Ok(Some(planned))
     }
+}
+
+/// Reads a plan file. Gives the plan, and how messages call the file.
+pub(crate) fn load(path: &Path, now: Timestamp) -> anyhow::Result<(Plan, String)> {
+    let path = path.to_string_lossy();
+    let file = input::shown(&path).to_owned();
+    let bytes = input::bytes(&path, MAX_BYTES + 1)?;
+    if bytes.len() > MAX_BYTES {
+        bail!("{file}:1: more than {} MiB, no plan is that large", MAX_BYTES >> 20);
+    }
+    let plan = plan::read(&file, &bytes)?;
+    let problems = plan.too_long(&file, now);
+    if !problems.is_empty() {
+        return Err(PlanError { problems }.into());
+    }
+    Ok((plan, file))
 }

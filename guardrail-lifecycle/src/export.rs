@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use guardrail_graph::{Snapshot, Timestamp, WorkloadRef};
 use guardrail_policy::{
     evaluate::Cluster,
+    exception::{ExceptionMark, Opening},
     generate::{External, Goal, Options, Phase},
     model::Protocol,
 };
 
 use crate::{
-    plan::{Environment, Plan, PlanPort},
+    plan::{Environment, Exception, Plan, PlanPort},
     status::{gates, verdicts, workloads_of},
 };
 
@@ -33,6 +34,7 @@ pub fn declare(options: &mut Options, plan: &Plan, now: Timestamp) {
         options.shared.entry(service.workload.clone()).or_default().extend(ports(&service.ports));
     }
     options.share_dns = true;
+    options.drop_unused = options.drop_unused.or(plan.unused);
     options.callers.extend(plan.callers.iter().map(|caller| caller.workload.clone()));
 }
 
@@ -90,13 +92,16 @@ pub fn known_workloads(snapshot: &Snapshot, cluster: &Cluster) -> BTreeSet<Workl
     snapshot.body.workloads.iter().map(|entry| entry.workload.clone()).chain(pods).collect()
 }
 
-/// One sentence for each thing that the plan says of this environment and that an export does not
-/// write.
+/// Sets what the plan allows for a while in this environment; what has ended is left out.
+pub fn open(options: &mut Options, plan: &Plan, environment: &str, now: Timestamp) {
+    let open = plan.exceptions.iter().filter(|exception| exception.applies_in(environment) && !exception.is_over(now));
+    options.exceptions = open.map(opening).collect();
+}
+
+/// An exception of the plan as policies see it.
 #[must_use]
-pub fn not_written(plan: &Plan, environment: &str, now: Timestamp) -> Vec<String> {
-    let mut all = Vec::new();
-    for exception in plan.exceptions.iter().filter(|e| e.applies_in(environment) && !e.is_over(now)) {
-        all.push(format!("exception {} gets no policy: this version writes none for exceptions", exception.id));
-    }
-    all
+pub fn opening(exception: &Exception) -> Opening {
+    let Exception { id, from, to, ports: open, expires, reason, owner, .. } = exception;
+    let mark = ExceptionMark { id: id.clone(), expires: *expires, reason: reason.clone(), owner: owner.clone() };
+    Opening { mark, from: from.clone(), to: to.clone(), ports: ports(open).collect() }
 }

@@ -8,6 +8,7 @@
 pub mod blocked;
 pub mod diff;
 pub mod drift;
+pub mod exceptions;
 pub mod export;
 pub mod in_force;
 pub mod init;

@@ -26,6 +26,8 @@ mod read;
 mod schema;
 mod value;
 
+pub use guardrail_policy::exception::ExceptionEnd;
+
 pub use glob::{Glob, WorkloadGlob};
 pub use read::{PlanError, PlanProblem, read};
 pub use schema::schema;
@@ -162,24 +164,6 @@ pub struct ExternalService {
     pub ranges: BTreeSet<IpNet>,
     /// On which ports.
     pub ports: BTreeSet<PlanPort>,
-}
-
-/// One end of an exception.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ExceptionEnd {
-    /// A workload of the cluster.
-    Workload(WorkloadRef),
-    /// Addresses outside of it.
-    Range(IpNet),
-}
-
-impl fmt::Display for ExceptionEnd {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Workload(workload) => workload.fmt(f),
-            Self::Range(range) => range.fmt(f),
-        }
-    }
 }
 
 /// A connection that is allowed until a certain time.

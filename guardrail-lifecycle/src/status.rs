@@ -164,7 +164,7 @@ pub struct ExceptionStatus {
 }
 
 impl ExceptionStatus {
-    fn new(exception: &Exception, now: Timestamp) -> Self {
+    pub(crate) fn new(exception: &Exception, now: Timestamp) -> Self {
         let is_over = exception.is_over(now);
         let told = if is_over {
             format!("ended {} ago", duration(now.since(exception.expires)))

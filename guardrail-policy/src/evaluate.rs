@@ -219,6 +219,16 @@ impl Evaluator {
         Self::mixed(cluster, self.policies.clone(), others, &self.dataplane)
     }
 
+    /// More policies over the same cluster; the NetworkPolicies come after its own, and so do the
+    /// others.
+    #[must_use]
+    pub fn beside(&self, policies: Vec<NetworkPolicy>, others: Vec<TierPolicy>) -> Self {
+        let (own, own_others) = (&self.policies, &self.forms[self.policies.len()..]);
+        let policies = own.iter().cloned().chain(policies).collect();
+        let others = own_others.iter().cloned().chain(others).collect();
+        Self::mixed(self.cluster.clone(), policies, others, &self.dataplane)
+    }
+
     /// The cluster.
     #[must_use]
     pub fn cluster(&self) -> &Cluster {

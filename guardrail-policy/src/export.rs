@@ -12,6 +12,7 @@ use guardrail_graph::Snapshot;
 
 use crate::{
     emit::{self, REPORT_FILE},
+    exception::{self, ExceptionSide},
     generate::{self, NamespaceVerdict, Options, Plan, Problem, identities, plan_for, stable},
     prove::{self, Proof},
     report,
@@ -34,6 +35,8 @@ pub struct Exported {
     pub warnings: Vec<String>,
     /// The completeness verdict per namespace.
     pub verdicts: Vec<NamespaceVerdict>,
+    /// What became of each exception.
+    pub exceptions: Vec<ExceptionSide>,
     /// What was proven.
     pub proof: Proof,
 }
@@ -71,6 +74,15 @@ pub fn export(snapshot: &Snapshot, options: &Options) -> Exported {
         decision.warnings.insert(format!("the files need Cilium {lowest}, and the agents are of {known}"));
     }
     decision.stopped = stopped;
+    if !options.exceptions.is_empty() {
+        let files = emit::policies(&decision.plan, options, &decision.stopped);
+        let texts = files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+        let in_force = prove::in_force(snapshot, options, &decision, texts);
+        let exceptions = exception::decide(snapshot, options, &options.exceptions, &in_force);
+        // After the others: what rests on evidence is known by its place.
+        decision.plan.policies.extend(exceptions.policies);
+        decision.exceptions = exceptions.sides;
+    }
     let files = if options.stopped_too {
         for policy in decision.plan.policies.iter_mut().filter(|p| decision.stopped.contains(&p.namespace)) {
             policy.notes.insert(format!("stopped, not for applying: {REPORT_FILE} says why"));
@@ -86,6 +98,7 @@ pub fn export(snapshot: &Snapshot, options: &Options) -> Exported {
         stopped: decision.stopped,
         warnings: decision.warnings.into_iter().collect(),
         verdicts: decision.verdicts,
+        exceptions: decision.exceptions,
         plan: decision.plan,
         proof,
     }

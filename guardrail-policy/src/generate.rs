@@ -36,10 +36,12 @@ use serde::Serialize;
 
 use crate::{
     evaluate::{CiliumOptions, Cluster, Dataplane},
+    exception::{ExceptionSide, Opening},
     model::{NetworkPolicy, Protocol, tier::TierPolicy},
 };
 
 pub use completeness::{NamespaceVerdict, edge_name};
+pub(crate) use context::Context;
 pub use edges::{EdgeUse, Unused};
 pub use flow::{BadFlowName, FlowName};
 pub use format::{Format, UnknownFormat};
@@ -199,6 +201,11 @@ pub struct Options {
     pub callers: BTreeSet<WorkloadRef>,
     /// What lies outside of the cluster, by a name of a person's own.
     pub external: BTreeMap<String, External>,
+    /// What is to be allowed for a while and has not ended, wherever policies isolate.
+    pub exceptions: Vec<Opening>,
+    /// An edge that was last seen so long before the end of the window supports no rule; `None`:
+    /// each does, however old.
+    pub drop_unused: Option<Duration>,
     /// Only these namespaces; empty means all that have workloads.
     pub namespaces: BTreeSet<String>,
     /// Flows that a person leaves without a rule, by name.
@@ -250,6 +257,8 @@ impl Options {
             share_dns: false,
             callers: BTreeSet::new(),
             external: BTreeMap::new(),
+            exceptions: Vec::new(),
+            drop_unused: None,
             namespaces: BTreeSet::new(),
             accepted: BTreeSet::new(),
             accept_inferred: false,
@@ -323,6 +332,8 @@ pub struct Decision {
     pub subjects: Vec<BTreeSet<WorkloadRef>>,
     /// What is opened wider than observed.
     pub announced: Announced,
+    /// What became of each exception.
+    pub exceptions: Vec<ExceptionSide>,
     /// What stands against the plan, sorted.
     pub problems: BTreeSet<Problem>,
     /// Namespaces that stay as they are, because problems of the plan or of its proof stop them.
@@ -349,5 +360,5 @@ pub struct Announced {
 /// Decides which policies to write.
 #[must_use]
 pub fn plan_for(snapshot: &Snapshot, options: &Options) -> Decision {
-    phases::decide(&context::Context::new(snapshot, options))
+    phases::decide(&Context::new(snapshot, options))
 }

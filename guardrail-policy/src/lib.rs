@@ -6,6 +6,7 @@
 pub mod check;
 pub mod emit;
 pub mod evaluate;
+pub mod exception;
 pub mod explain;
 pub mod export;
 pub mod generate;

@@ -62,7 +62,15 @@ pub fn prove<'a>(
     let evaluator = |policies: Vec<NetworkPolicy>, forms: Vec<TierPolicy>| {
         Evaluator::mixed(cluster.clone(), policies, forms, &enforcer)
     };
-    let before = any_exists.then(|| evaluator(options.existing.clone(), options.existing_forms.clone()));
+    // With a plan, what an earlier export wrote counts as not there: an export of the same is the
+    // same.
+    let before = any_exists.then(|| {
+        if options.goals.is_empty() {
+            evaluator(options.existing.clone(), options.existing_forms.clone())
+        } else {
+            evaluator(kept.clone(), kept_forms.clone())
+        }
+    });
     let together = (!(kept.is_empty() && kept_forms.is_empty())).then(|| {
         evaluator(
             kept.into_iter().chain(policies.iter().cloned()).collect(),
@@ -75,6 +83,21 @@ pub fn prove<'a>(
     Pairs::new(snapshot, options, decision, &alone).judge(&mut proof);
     newly_judged(snapshot, &alone, before.as_ref(), together.as_ref(), &mut proof);
     proof
+}
+
+/// What will be in force with these files: the policies of other hands and of namespaces that stay
+/// as they are, beside them. No exception is among them.
+pub(crate) fn in_force<'a>(
+    snapshot: &Snapshot,
+    options: &Options,
+    decision: &Decision,
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Evaluator {
+    let (policies, forms) = texts::read_back(decision, files, &mut Proof::default());
+    let (mut all, mut all_forms) = texts::not_replaced(options, decision, &policies, &forms);
+    all.extend(policies);
+    all_forms.extend(forms);
+    Evaluator::mixed(options.cluster.clone().with_snapshot(snapshot), all, all_forms, &options.enforcer())
 }
 
 fn supported_flows_are_allowed(

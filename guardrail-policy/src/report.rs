@@ -14,7 +14,7 @@ use guardrail_graph::{
 };
 use serde::Serialize;
 
-use crate::emit::{EVIDENCE_FILE, REPORT_FILE, file_name, lowest_version};
+use crate::emit::{EVIDENCE_FILE, REPORT_FILE, file_name, is_written, lowest_version};
 use crate::generate::{
     Decision, EdgeUse, Format, NamespaceVerdict, Options, Phase, PlannedRule, PortRef, Problem, RulePeer, Unused,
 };
@@ -148,7 +148,9 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
     }
     if !options.stopped_too {
         // Their files are not this export's.
-        policies.retain(|policy| !decision.stopped.contains(policy.namespace));
+        let written: BTreeSet<String> =
+            decision.plan.policies.iter().filter(|p| is_written(p, &decision.stopped)).map(file_name).collect();
+        policies.retain(|policy| written.contains(&policy.file));
     }
     let unused = edges
         .iter()
@@ -421,6 +423,7 @@ fn unused(out: &mut String, unused: &[UnusedEdge<'_>]) {
             Unused::Inferred => "backend inferred (--accept-inferred)",
             Unused::Ignored => "client ignored",
             Unused::Accepted => "accepted without a rule (--accept)",
+            Unused::Stale => "not seen for longer than --drop-unused",
         };
         let c = edge.counts;
         row(

@@ -18,6 +18,7 @@ use ipnet::IpNet;
 
 use crate::{
     dataplane::{DataplaneArgs, not_enforced, refusals},
+    export::write,
     input::{self, Inventory, KubeArgs, tell},
     plan::{PlanArgs, Planned},
     policies::refused,
@@ -105,6 +106,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "CIDR", value_parser = range)]
     node_range: Vec<IpNet>,
 
+    /// Write no rule for what was last seen so long before the end of the window, like 90d
+    #[arg(long, value_name = "DURATION", value_parser = words::parse_duration)]
+    drop_unused: Option<Duration>,
+
     /// For how long all nodes of a namespace's workloads must have been observed at once, like 36h
     /// or 7d; by default 24h for default-deny, 1h for constrain and 0s for observe
     #[arg(long, value_name = "DURATION", value_parser = words::parse_duration, conflicts_with = "plan")]
@@ -154,6 +159,16 @@ impl Args {
         let planned = self.plan.read(&mut asked)?;
         let snapshot = input::snapshots(&self.snapshots, &asked)?;
         let mut policies = input::policies(&self.policies)?;
+        if let (Some(_), Some(directory)) = (&planned, &self.directory) {
+            // A namespace that is not ready keeps its files, so they are in force beside the new.
+            let own = input::policies(&write::policy_files(directory)?)?;
+            let named = |key: &str| policies.policies.iter().any(|policy| policy.key() == key);
+            let more: Vec<NetworkPolicy> = own.policies.into_iter().filter(|policy| !named(&policy.key())).collect();
+            policies.policies.extend(more);
+            let named = |key: &str| policies.forms.iter().any(|form| form.key() == key);
+            let more: Vec<TierPolicy> = own.forms.into_iter().filter(|form| !named(&form.key())).collect();
+            policies.forms.extend(more);
+        }
         let facts = self.format == Format::Cilium || self.dataplane.wants_facts(&policies);
         let mut inventory = input::inventory(&self.inventory, facts)?;
         let mut options = Options::new(self.phase.unwrap_or(Phase::Observe));
@@ -171,6 +186,7 @@ impl Args {
         options.ignore_clients.extend(self.ignore_client.iter().cloned());
         options.min_window = self.min_window.unwrap_or_else(|| options.phase.min_window());
         options.forced = self.force;
+        options.drop_unused = self.drop_unused;
         for (name, range) in &self.declare {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);
         }
@@ -195,9 +211,7 @@ impl Args {
             planned.warn_of_unknown(&snapshot, &options.cluster);
             lifecycle::declare(&mut options, &planned.plan, now);
             lifecycle::aim(&mut options, &snapshot, planned.environment()?);
-            for message in lifecycle::not_written(&planned.plan, &planned.name, now) {
-                tell("warning", &format_args!("{}: {message}", planned.file()));
-            }
+            lifecycle::open(&mut options, &planned.plan, &planned.name, now);
         }
         unevaluated.sort();
         unevaluated.dedup();

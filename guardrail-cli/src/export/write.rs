@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context as _;
 use guardrail_policy::emit::{self, KUSTOMIZATION_FILE};
@@ -29,7 +29,11 @@ pub(crate) fn replace_set(
     }
     fs::create_dir_all(directory)?;
     let before = read_manifest(directory)?;
-    let is_stopped = |name: &str| emit::namespace_of_file(name).is_some_and(|namespace| stopped.contains(namespace));
+    // Exceptions are decided for every namespace.
+    let is_stopped = |name: &str| {
+        emit::namespace_of_file(name).is_some_and(|namespace| stopped.contains(namespace))
+            && !emit::is_exception_file(name)
+    };
     let kept: BTreeSet<&str> = before
         .iter()
         .map(String::as_str)
@@ -74,10 +78,18 @@ pub(crate) fn replace_set(
     Ok(())
 }
 
-/// The namespaces for which an earlier export has files in the directory.
-pub(crate) fn namespaces(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
+/// The names of the policies that an earlier export has written to the directory.
+pub(crate) fn earlier(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
     let before = if directory.is_dir() { read_manifest(directory)? } else { BTreeSet::new() };
-    Ok(before.iter().filter_map(|name| emit::namespace_of_file(name)).map(str::to_owned).collect())
+    let is_there =
+        |name: &String| emit::namespace_of_file(name).is_some() && is_below(name) && directory.join(name).is_file();
+    Ok(before.into_iter().filter(is_there).collect())
+}
+
+/// Where those are that are no exceptions.
+pub(crate) fn policy_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let policies = earlier(directory)?.into_iter().filter(|name| !emit::is_exception_file(name));
+    Ok(policies.map(|name| directory.join(name)).collect())
 }
 
 fn stage(path: &Path, content: &str) -> io::Result<tempfile::NamedTempFile> {
@@ -100,7 +112,7 @@ fn write_manifest(directory: &Path, names: BTreeSet<&str>) -> anyhow::Result<()>
     Ok(())
 }
 
-fn manifest(directory: &Path) -> anyhow::Result<std::path::PathBuf> {
+fn manifest(directory: &Path) -> anyhow::Result<PathBuf> {
     match place::place(&directory.join(MANIFEST)).with_context(|| format!("cannot read {MANIFEST}"))? {
         Place::File(path) => Ok(path),
         Place::Stream(_) => anyhow::bail!("{MANIFEST} is no regular file; remove it"),

@@ -32,6 +32,8 @@ pub enum Unused {
     Ignored,
     /// `--accept` names the flow.
     Accepted,
+    /// It was last seen longer ago than `--drop-unused` says.
+    Stale,
 }
 
 /// What became of an edge.
@@ -78,6 +80,8 @@ pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
             Unused::Ignored
         } else if is_accepted(&FlowName::of(edge), context) {
             Unused::Accepted
+        } else if is_stale(edge, context) {
+            Unused::Stale
         } else if has_group_address(edge) || (!is_established(edge) && is_not_routable(edge)) {
             Unused::NotRoutable
         } else if !is_established(edge) {
@@ -88,6 +92,11 @@ pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
             return EdgeUse::Supports;
         };
     EdgeUse::Unused(unused)
+}
+
+fn is_stale(edge: &EdgeRecord, context: &Context<'_>) -> bool {
+    let limit = context.options.drop_unused.zip(context.body.window.to);
+    limit.is_some_and(|(limit, end)| edge.last_seen.after(limit) < end)
 }
 
 /// NodeLocal DNS answers on a link-local address; the only link-local peer that a rule may name

@@ -521,6 +521,7 @@ impl<'a> Builder<'a> {
                 .map(|s| s.members.iter().map(|m| (*m).clone()).collect())
                 .collect(),
             announced: self.announced,
+            exceptions: Vec::new(),
             problems: self.problems,
             stopped: BTreeSet::new(),
             warnings: self.warnings,

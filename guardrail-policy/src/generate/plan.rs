@@ -10,7 +10,7 @@ use guardrail_graph::{Protocol, WorkloadRef, snapshot::LabelSelector};
 use ipnet::IpNet;
 
 use super::{Format, Phase};
-use crate::model::tier::Entity;
+use crate::{exception::ExceptionMark, model::tier::Entity};
 
 /// Policies of one export.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub enum Purpose {
     Boundary,
     /// Allows what one workload needs.
     Workload(WorkloadRef),
+    /// Allows something for a while, beside policies that isolate already.
+    Exception(ExceptionMark),
 }
 
 /// One policy.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Proof;
 use crate::{
-    emit,
+    emit, exception,
     generate::{Decision, Format, Options, Problem, ProblemKind, stopped},
     model::{
         NetworkPolicy,
@@ -69,7 +69,9 @@ pub(super) fn not_replaced(
 ) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
     let stopped = stopped(&decision.problems, options.forced || options.stopped_too);
     let is_earlier = |namespace: &str, name: &str| {
-        name.starts_with(OURS) && options.goals.contains_key(namespace) && !stopped.contains(namespace)
+        let goes_on = options.goals.contains_key(namespace) && !stopped.contains(namespace);
+        // Exceptions are decided anew for every namespace.
+        name.starts_with(OURS) && goes_on || name.starts_with(exception::PREFIX) && !options.goals.is_empty()
     };
     let written: BTreeSet<(&str, &str)> = policies.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
     let kept = options.existing.iter().filter(|p| !written.contains(&(p.namespace.as_str(), p.name.as_str())));

@@ -7,7 +7,10 @@ use guardrail_graph::{Protocol, WorkloadRef};
 use serde::Serialize;
 
 use super::section;
-use crate::generate::{Decision, Options};
+use crate::{
+    exception::ExceptionMark,
+    generate::{Decision, Options},
+};
 
 /// What a plan says; empty without one.
 #[derive(Default, Serialize)]
@@ -27,6 +30,9 @@ pub(super) struct Meant {
     /// Ranges of node addresses that a person declared.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     node_ranges: BTreeSet<String>,
+    /// What became of each exception that has not ended.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    exceptions: Vec<String>,
     /// Addresses outside that a person declared, by a name of their own.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     external: BTreeSet<String>,
@@ -53,6 +59,7 @@ impl Meant {
             shared: by_workload(&decision.announced.shared),
             callers: by_workload(&decision.announced.callers),
             node_ranges: options.node_ranges.iter().map(ToString::to_string).collect(),
+            exceptions: exceptions(options, decision),
             external: external.collect(),
         }
     }
@@ -81,8 +88,19 @@ impl Meant {
         }
         section(out, &who, self.shared.iter().cloned());
         section(out, "Callers: they may call everybody but sensitive workloads", self.callers.iter().cloned());
+        section(out, "Exceptions: allowed until they end", self.exceptions.iter().cloned());
         section(out, "Declared addresses outside of the cluster", self.external.iter().cloned());
     }
+}
+
+fn exceptions(options: &Options, decision: &Decision) -> Vec<String> {
+    let told = options.exceptions.iter().map(|opening| {
+        let ExceptionMark { id, expires, reason, owner } = &opening.mark;
+        let sides: Vec<String> =
+            decision.exceptions.iter().filter(|side| side.id == *id).map(ToString::to_string).collect();
+        format!("{id}: {opening} until {expires} ({owner}: {reason}); {}", sides.join("; "))
+    });
+    told.collect()
 }
 
 fn by_workload(announced: &BTreeSet<(WorkloadRef, Protocol, u16)>) -> BTreeSet<String> {
