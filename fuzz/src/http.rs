@@ -7,6 +7,7 @@ use std::{
 };
 
 use guardrail_agent::{
+    answer::Answer,
     auth::{Guard, ReviewLimits},
     fuzzing,
     http::{Query, Readiness, router},
@@ -48,8 +49,9 @@ fn surface() -> &'static Surface {
                     Query::Graph(reply) => {
                         let at = Timestamp::from_unix_seconds(1_700_000_000);
                         let document = Observer::new(ObserverConfig::new("node", "instance", at)).document(at);
-                        drop(reply.send(Some(Arc::new(document))));
+                        drop(reply.send(Some(Answer::of(Arc::new(document)))));
                     }
+                    Query::Epochs(reply) => drop(reply.send(Vec::new())),
                     Query::Metrics(reply) => drop(reply.send("# EOF\n".to_owned())),
                 }
             }

@@ -96,6 +96,12 @@ pub struct Config {
     #[arg(long, env = "GUARDRAIL_STATE_INTERVAL", value_name = "SECONDS", default_value = "60")]
     pub state_interval: Seconds,
 
+    /// Keep closed epochs (days) of the graph for so long in --state-dir, at least 1d. Counted from
+    /// the newest that ended, so that a clock that was wrong takes nothing along.
+    #[arg(long, env = "GUARDRAIL_RETENTION", value_name = "DURATION", default_value = "30d",
+          value_parser = retention)]
+    pub retention: Duration,
+
     /// Keep maps and programs below this directory of a BPF file system (as /sys/fs/bpf/guardrail):
     /// the kernel counts on while no agent is there, and the next one goes on without a gap. Needs
     /// --state-dir. `guardrail-agent unpin` removes them.
@@ -240,6 +246,12 @@ impl FromStr for Seconds {
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         s.parse().map(Self).map_err(|_| "give a whole number of seconds, at least 1".to_owned())
     }
+}
+
+/// Less than a day would keep no epoch.
+fn retention(s: &str) -> Result<Duration, String> {
+    let retention = guardrail_policy::words::parse_duration(s)?;
+    if retention < Duration::from_secs(86_400) { Err("give at least 1d".to_owned()) } else { Ok(retention) }
 }
 
 /// Without authentication, an address that only this machine (or pod) reaches.

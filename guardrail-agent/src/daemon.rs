@@ -2,13 +2,12 @@
 //! channels.
 
 mod documents;
+mod epochs;
 mod start;
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use guardrail_graph::{
-    Observation, Observer, inventory::Change, observe::LossReason, observer::EdgeCounters, snapshot::Document,
-};
+use guardrail_graph::{Observation, Observer, inventory::Change, observe::LossReason, observer::EdgeCounters};
 use guardrail_kernel::{
     Batch, Checkpoint, Kernel, KernelError, Mark,
     clock::{self, now},
@@ -30,8 +29,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use documents::Documents;
+use epochs::Turning;
 
 use crate::{
+    answer::{Answer, Span},
     auth::tls::TlsError,
     config::Config,
     files::{self, FileError},
@@ -40,7 +41,7 @@ use crate::{
     memory,
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
     serve::thread::ServerThread,
-    state::{Progress, StateFile},
+    state::{Kept, Progress, StateFile},
 };
 
 /// Entries of a graph, or changes of it or of the inventory, whose memory is worth giving back to
@@ -151,6 +152,8 @@ struct Daemon {
     _server: ServerThread,
     stop: CancellationToken,
     state: Option<StateFile>,
+    /// With a state: its epochs.
+    turning: Option<Turning>,
     series: EdgeSeries,
     stats: DaemonStats,
     writes: JoinSet<Written>,
@@ -196,7 +199,7 @@ struct Waits {
 
 /// The outcome of a write in the background.
 enum Written {
-    State(Result<Option<Mark>, FileError>),
+    State(Result<(Option<Mark>, Option<Kept>), FileError>),
     Export(Result<bool, FileError>),
 }
 
@@ -223,6 +226,7 @@ impl Daemon {
                         self.is_checkpoint_due = false;
                         self.write_state(Some((*checkpoint, mark)));
                     }
+                    Some(Batch::Turn { open, checkpoint }) => self.turn(&open, checkpoint),
                     None => break Some(READER),
                 },
                 Some(changes) = self.changes.recv() => self.apply(changes),
@@ -251,6 +255,8 @@ impl Daemon {
     async fn finish(mut self) -> Result<(), RunError> {
         self.readiness.send_modify(|ready| ready.hooks = false);
         let options = self.export_options();
+        let ended = self.turning.as_ref().and_then(Turning::ended);
+        let answer = self.answering();
         let (kernel, mut batches, mut observer) = (self.kernel, self.batches, self.observer);
         let kernel = spawn_blocking(move || kernel.shutdown());
         let mut progress = None;
@@ -266,6 +272,8 @@ impl Daemon {
                 Batch::Checkpoint(checkpoint, _) => {
                     progress = Some(Progress { checkpoint: *checkpoint, waiting: observer.waiting() });
                 }
+                // The epoch ends with the next agent.
+                Batch::Turn { .. } => {}
             }
         };
         let is_whole = !hangs && matches!(kernel.await, Ok(Ok(_)));
@@ -287,11 +295,11 @@ impl Daemon {
             // The stored graph fits the maps that stay. One without its checkpoint would make the
             // next agent count everything once more.
             Some(_) if self.config.pin.is_some() && progress.is_none() => Ok(()),
-            Some(state) => state.write(Arc::clone(&document), now, progress.as_ref()),
+            Some(state) => state.write(Arc::clone(&document), now, progress.as_ref(), ended.as_deref()).map(drop),
             None => Ok(()),
         };
         let export = match &self.config.export_dir {
-            Some(dir) => files::replace_set(dir, &allow_lists(&document, &options)).map(drop),
+            Some(dir) => files::replace_set(dir, &allow_lists(&answer(&document), &options)).map(drop),
             None => Ok(()),
         };
         // A client that keeps its connection open must not keep the agent from stopping.
@@ -367,10 +375,14 @@ impl Daemon {
         match query {
             Query::Graph(reply) => {
                 let observer = &mut self.observer;
-                drop(reply.send(self.documents.get(|| observer.document(now()))));
+                let open = self.documents.get(|| observer.document(now()));
+                drop(reply.send(open.map(|open| self.answering()(&open))));
                 if self.entries() > LARGE {
                     self.trims_due = TRIMS;
                 }
+            }
+            Query::Epochs(reply) => {
+                drop(reply.send(self.turning.as_ref().map(|turning| turning.kept().to_vec()).unwrap_or_default()));
             }
             Query::Metrics(reply) => {
                 if let Ok(page) = self.scrape() {
@@ -398,6 +410,7 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.observer.tick(now());
+        self.end_epoch_if_due();
         let sweeps = self.kernel.stats().sweeps;
         if sweeps != self.sweeps {
             self.sweeps = sweeps;
@@ -459,8 +472,11 @@ impl Daemon {
             let (checkpoint, mark) = checkpoint.unzip();
             let progress = checkpoint.map(|checkpoint| Progress { checkpoint, waiting: self.observer.waiting() });
             let document = Arc::new(self.observer.document(now));
-            self.writes
-                .spawn_blocking(move || Written::State(state.write(document, now, progress.as_ref()).map(|()| mark)));
+            let ended = self.turning.as_ref().and_then(Turning::ended);
+            self.writes.spawn_blocking(move || {
+                let written = state.write(document, now, progress.as_ref(), ended.as_deref());
+                Written::State(written.map(|kept| (mark, kept)))
+            });
         }
     }
 
@@ -480,10 +496,10 @@ impl Daemon {
         if !self.writes.is_empty() {
             self.waits.export = true;
         } else if let Some(dir) = self.config.export_dir.clone() {
-            let document = self.observer.document(now());
+            let answer = self.answering()(&Arc::new(self.observer.document(now())));
             let options = self.export_options();
             self.writes
-                .spawn_blocking(move || Written::Export(files::replace_set(&dir, &allow_lists(&document, &options))));
+                .spawn_blocking(move || Written::Export(files::replace_set(&dir, &allow_lists(&answer, &options))));
         }
     }
 
@@ -491,7 +507,8 @@ impl Daemon {
         self.trims_due = TRIMS;
         let seconds = clock::wall_seconds();
         match &written {
-            Some(Written::State(Ok(mark))) => {
+            Some(Written::State(Ok((mark, kept)))) => {
+                self.stored(kept.as_ref());
                 self.stats.state_last_success_seconds = seconds;
                 if let Some(mark) = mark {
                     self.kernel.stored(*mark);
@@ -529,8 +546,12 @@ impl Daemon {
 
 /// The files of `--export-dir`. Problems stand in the files themselves: what is incomplete says so,
 /// one node's view is marked.
-fn allow_lists(document: &Document, options: &generate::Options) -> BTreeMap<String, String> {
-    export::export(&document.snapshot(), options).files
+fn allow_lists(answer: &Answer, options: &generate::Options) -> BTreeMap<String, String> {
+    let joined = answer.joined(&Span::default()).unwrap_or_else(|why| {
+        tracing::warn!("the allow-lists are without the evidence of an epoch: {why}");
+        Arc::clone(&answer.open)
+    });
+    export::export(&joined.snapshot(), options).files
 }
 
 async fn at(deadline: Option<Instant>) {

@@ -1,5 +1,5 @@
-//! The HTTP surface: `/metrics`, `/healthz`, `/readyz`, `/v1/graph`. It asks the observer task and
-//! never touches its state.
+//! The HTTP surface: `/metrics`, `/healthz`, `/readyz`, `/v1/graph`, `/v1/epochs`. It asks the
+//! observer task and never touches its state.
 
 use std::{
     convert::Infallible,
@@ -12,20 +12,26 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    extract::State,
-    http::{StatusCode, header},
+    extract::{Path, RawQuery, State},
+    http::{HeaderMap, StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
-use guardrail_graph::snapshot::{Chunks, Document};
+use guardrail_graph::snapshot::Chunks;
+use guardrail_kernel::clock::now;
 use hyper::body::{Bytes, Frame};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
+    task::spawn_blocking,
     time::Instant,
 };
 
-use crate::auth::{self, Guard};
+use crate::{
+    answer::{Answer, Span},
+    auth::{self, Guard},
+    state::Kept,
+};
 
 /// `Content-Type` of the OpenMetrics text format.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -42,7 +48,9 @@ const PIECE_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub enum Query {
     /// The graph; none if too many are being sent already.
-    Graph(oneshot::Sender<Option<Arc<Document>>>),
+    Graph(oneshot::Sender<Option<Answer>>),
+    /// The closed epochs.
+    Epochs(oneshot::Sender<Vec<Kept>>),
     /// The metrics as OpenMetrics text.
     Metrics(oneshot::Sender<String>),
 }
@@ -106,25 +114,30 @@ impl Readiness {
     }
 }
 
-#[derive(Clone)]
 struct Surface {
     queries: mpsc::Sender<Query>,
     ready: watch::Receiver<Readiness>,
+    /// Joining epochs takes memory: one answer at a time.
+    joining: Semaphore,
 }
 
-/// The surface. With a guard, `/metrics` and `/v1/graph` need its permission; `/healthz` and
-/// `/readyz` are always open.
+/// The surface. With a guard, `/metrics`, `/v1/graph` and `/v1/epochs` need its permission;
+/// `/healthz` and `/readyz` are always open.
 pub fn router(queries: mpsc::Sender<Query>, ready: watch::Receiver<Readiness>, guard: Option<Arc<Guard>>) -> Router {
-    let mut named = Router::new().route("/metrics", get(metrics)).route("/v1/graph", get(graph));
+    let mut named = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/v1/graph", get(graph))
+        .route("/v1/epochs", get(epochs))
+        .route("/v1/epochs/{id}", get(epoch));
     if let Some(guard) = guard {
         named = named.route_layer(middleware::from_fn_with_state(guard, auth::guard));
     }
     Router::new()
-        .route("/", get(async || "guardrail-agent: /metrics /healthz /readyz /v1/graph\n"))
+        .route("/", get(async || "guardrail-agent: /metrics /healthz /readyz /v1/graph /v1/epochs\n"))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .merge(named)
-        .with_state(Arc::new(Surface { queries, ready }))
+        .with_state(Arc::new(Surface { queries, ready, joining: Semaphore::new(1) }))
 }
 
 async fn healthz(State(surface): State<Arc<Surface>>) -> Response {
@@ -150,14 +163,57 @@ async fn metrics(State(surface): State<Arc<Surface>>) -> Response {
     }
 }
 
-async fn graph(State(surface): State<Arc<Surface>>) -> Response {
-    match ask(&surface.queries, Query::Graph).await {
-        Ok(Some(document)) => {
+async fn graph(State(surface): State<Arc<Surface>>, RawQuery(query): RawQuery) -> Response {
+    let span = match Span::from_query(query.as_deref().unwrap_or_default(), now()) {
+        Ok(span) => span,
+        Err(why) => return (StatusCode::BAD_REQUEST, why + "\n").into_response(),
+    };
+    let answer = match ask(&surface.queries, Query::Graph).await {
+        Ok(Some(answer)) => answer,
+        Ok(None) => return busy(),
+        Err(refusal) => return refusal,
+    };
+    let Ok(_one) = surface.joining.acquire().await else { return busy() };
+    match spawn_blocking(move || answer.joined(&span)).await {
+        Ok(Ok(document)) => {
             let body = Body::new(Pieces(document.chunks(PIECE_BYTES)));
             ([(header::CONTENT_TYPE, "application/json")], body).into_response()
         }
-        Ok(None) => busy(),
+        Ok(Err(why)) => (why.status(), format!("{why}\n")).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// The closed epochs, oldest end first.
+async fn epochs(State(surface): State<Arc<Surface>>) -> Response {
+    match ask(&surface.queries, Query::Epochs).await {
+        Ok(kept) => {
+            let epochs: Vec<_> = kept.iter().map(Kept::entry).collect();
+            let list = serde_json::json!({"apiVersion": "guardrail.dev/v1", "kind": "EpochList", "epochs": epochs});
+            ([(header::CONTENT_TYPE, "application/json")], format!("{list}\n")).into_response()
+        }
         Err(refusal) => refusal,
+    }
+}
+
+/// One of them, as it is stored.
+async fn epoch(State(surface): State<Arc<Surface>>, Path(id): Path<String>, headers: HeaderMap) -> Response {
+    let kept = match ask(&surface.queries, Query::Epochs).await {
+        Ok(kept) => kept.into_iter().find(|kept| kept.id == id),
+        Err(refusal) => return refusal,
+    };
+    let Some(kept) = kept else {
+        return (StatusCode::NOT_FOUND, "there is no such epoch: /v1/epochs lists them\n").into_response();
+    };
+    // It never changes.
+    let tag = [(header::ETAG, format!("\"{id}\""))];
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag[0].1.as_bytes()) {
+        return (StatusCode::NOT_MODIFIED, tag).into_response();
+    }
+    match spawn_blocking(move || kept.read()).await {
+        Ok(Ok(bytes)) => (tag, [(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response(),
+        Ok(Err(why)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 

@@ -6,6 +6,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod answer;
 pub mod auth;
 pub mod config;
 pub mod daemon;

@@ -62,10 +62,39 @@ pub struct Scrape {
 #[derive(Debug)]
 pub struct EdgeSeries {
     max: usize,
-    admitted: HashMap<EdgeName, [u64; 4]>,
-    other: BTreeMap<Protocol, [u64; 4]>,
+    admitted: HashMap<EdgeName, Series>,
+    other: BTreeMap<Protocol, Series>,
     suppressed: HashSet<u64>,
     hasher: std::hash::RandomState,
+}
+
+/// A series stays for so many epochs without anything new.
+const MAX_IDLE: u8 = 7;
+
+/// What a series has shown.
+#[derive(Clone, Copy, Debug, Default)]
+struct Series {
+    shown: [u64; 4],
+    /// As the epoch began, which counts from zero.
+    before: [u64; 4],
+    /// Epochs since it grew.
+    idle: u8,
+}
+
+impl Series {
+    /// What to show of these counts of the epoch.
+    fn show(&mut self, counts: &mut [u64; 4]) {
+        for ((shown, before), count) in self.shown.iter_mut().zip(self.before).zip(counts) {
+            *shown = (*shown).max(before.saturating_add(*count));
+            *count = *shown;
+        }
+    }
+
+    /// Another epoch begins.
+    fn turn(&mut self) {
+        self.idle = if self.shown == self.before { self.idle.saturating_add(1) } else { 0 };
+        self.before = self.shown;
+    }
 }
 
 type EdgeName = (Arc<Peer>, Arc<Peer>, Protocol, u16);
@@ -98,11 +127,13 @@ impl EdgeSeries {
     pub fn bound(&mut self, mut edges: Vec<EdgeCounter>) -> BoundedEdges {
         use std::hash::BuildHasher as _;
         let mut other: BTreeMap<Protocol, [u64; 4]> = BTreeMap::new();
+        let mut seen = HashSet::new();
         edges.retain_mut(|edge| {
             let name = (Arc::clone(&edge.client), Arc::clone(&edge.server), edge.protocol, edge.port);
             let is_full = self.admitted.len() >= self.max;
             if !is_full || self.admitted.contains_key(&name) {
-                keep_greatest(self.admitted.entry(name).or_default(), &mut edge.outcomes);
+                seen.insert(name.clone());
+                self.admitted.entry(name).or_default().show(&mut edge.outcomes);
                 return true;
             }
             self.suppressed.insert(self.hasher.hash_one(&name));
@@ -112,18 +143,30 @@ impl EdgeSeries {
             }
             false
         });
-        for (protocol, sums) in &mut other {
-            keep_greatest(self.other.entry(*protocol).or_default(), sums);
+        for (protocol, series) in &mut self.other {
+            series.show(other.entry(*protocol).or_default());
         }
+        for (protocol, sums) in &mut other {
+            self.other.entry(*protocol).or_default().show(sums);
+        }
+        // What the epoch has not seen yet stays as it was.
+        let before = self.admitted.iter().filter(|(name, series)| series.before != [0; 4] && !seen.contains(name));
+        edges.extend(before.map(|((client, server, protocol, port), series)| EdgeCounter {
+            client: Arc::clone(client),
+            server: Arc::clone(server),
+            protocol: *protocol,
+            port: *port,
+            outcomes: series.shown,
+        }));
+        edges.sort_unstable();
         BoundedEdges { shown: edges, other, suppressed: self.suppressed.len() as u64 }
     }
-}
 
-/// Makes both of two counts the greater one.
-fn keep_greatest(before: &mut [u64; 4], now: &mut [u64; 4]) {
-    for (before, now) in before.iter_mut().zip(now) {
-        *before = (*before).max(*now);
-        *now = *before;
+    /// An epoch ended with these edges. The next one counts from zero, and no series goes back.
+    pub fn turn(&mut self, edges: Vec<EdgeCounter>) {
+        self.bound(edges);
+        self.admitted.values_mut().chain(self.other.values_mut()).for_each(Series::turn);
+        self.admitted.retain(|_, series| series.idle < MAX_IDLE);
     }
 }
 

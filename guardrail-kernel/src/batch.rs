@@ -1,6 +1,6 @@
 //! What the reading thread sends.
 
-use guardrail_graph::observe::Observation;
+use guardrail_graph::observe::{Observation, OpenFlow};
 
 use crate::checkpoint::Checkpoint;
 
@@ -13,6 +13,14 @@ pub enum Batch {
     /// how far the observations before this one reach. Store it with the graph that they made, then
     /// say so ([`Kernel::stored`](crate::Kernel::stored)).
     Checkpoint(Box<Checkpoint>, Mark),
+    /// When asked ([`Kernel::turn`](crate::Kernel::turn)): every entry was read just now, and what
+    /// comes after this is of the next epoch.
+    Turn {
+        /// Every entry with connections that are open.
+        open: Vec<OpenFlow>,
+        /// With pins, as [`Batch::Checkpoint`].
+        checkpoint: Option<(Box<Checkpoint>, Mark)>,
+    },
 }
 
 /// An instant of the stream of observations.

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use guardrail_graph::Timestamp;
+use guardrail_graph::{Timestamp, epoch::Clocks};
 
 /// Two readings of unchanged clocks differ by the time between them; what differs more than this
 /// was set.
@@ -96,6 +96,12 @@ pub fn ahead() -> Duration {
 #[must_use]
 pub fn wall_seconds() -> f64 {
     read(libc::CLOCK_REALTIME) as f64 / 1e9
+}
+
+/// Wall clock and boot time, read together.
+#[must_use]
+pub fn clocks() -> Clocks {
+    Clocks { wall: Timestamp::from_unix_ns(read(libc::CLOCK_REALTIME)), boot: Duration::from_nanos(boot_ns()) }
 }
 
 /// Boot time, ns.

@@ -11,7 +11,7 @@ use guardrail_common::{
     flow::{FLAG_BIND_SEEN, FlowKey, FlowRole, FlowValue, PROTOCOL_TCP},
 };
 use guardrail_graph::{
-    observe::{CgroupId, FlowCounts, FlowDelta, NetnsId, Remote, Role},
+    observe::{CgroupId, FlowCounts, FlowDelta, NetnsId, OpenFlow, Remote, Role},
     peer::Protocol,
     time::Timestamp,
 };
@@ -163,6 +163,14 @@ struct Gain {
     counts: FlowCounts,
     first_open: Option<Timestamp>,
     last_open: Option<Timestamp>,
+}
+
+/// What of an entry is open.
+pub(crate) fn open(key: &FlowKey, value: &FlowValue, wall: impl Fn(u64) -> Timestamp) -> Option<OpenFlow> {
+    let open = value.open_connections(key.protocol);
+    let first_open = (value.first_open != 0).then(|| wall(value.first_open));
+    let flow = || delta(key, value, Gain { counts: FlowCounts::default(), first_open, last_open: None });
+    (open > 0).then(|| OpenFlow { flow: flow(), open })
 }
 
 fn delta(key: &FlowKey, value: &FlowValue, gain: Gain) -> FlowDelta {

@@ -165,6 +165,12 @@ impl Kernel {
         self.command(Command::Checkpoint);
     }
 
+    /// Asks for a [`Batch::Turn`]: a sweep, and what is open then. Returns at once. It is as large
+    /// as FLOWS.
+    pub fn turn(&self) {
+        self.command(Command::Turn);
+    }
+
     /// A graph with everything up to this mark is stored, with its checkpoint. Returns at once.
     pub fn stored(&self, mark: Mark) {
         self.command(Command::Stored(mark));

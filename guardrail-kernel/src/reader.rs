@@ -19,7 +19,7 @@ use guardrail_common::{
     record::{CgroupRecord, ListenRecord},
 };
 use guardrail_graph::{
-    observe::{CgroupId, FlowCounts, LossReason, NetnsId, Observation},
+    observe::{CgroupId, FlowCounts, LossReason, NetnsId, Observation, OpenFlow},
     time::Timestamp,
 };
 use tracing::{info, warn};
@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Evict(Vec<IpAddr>),
     /// Say how far the stream of observations is.
     Checkpoint,
+    /// Read all of FLOWS, then say what is open and how far the stream of observations is.
+    Turn,
     /// Everything up to this mark is stored.
     Stored(Mark),
     /// Final sweep, then end.
@@ -152,6 +154,10 @@ pub(crate) struct State {
     /// Keys that were read before the program that made them had counted, and when: to be read
     /// again.
     early: Vec<(FlowKey, Instant)>,
+    /// A turn was asked for.
+    is_turn_due: bool,
+    /// What is open, while a sweep gathers it.
+    open: Option<Vec<OpenFlow>>,
     capacity: u64,
     published: KernelStats,
     stats: Arc<Mutex<KernelStats>>,
@@ -198,6 +204,8 @@ impl State {
             removed: 0,
             undecided: HashSet::new(),
             early: Vec::new(),
+            is_turn_due: false,
+            open: None,
             capacity: u64::from(capacity),
             published,
             stats,
@@ -257,15 +265,6 @@ impl Reader {
         self.report_found(&sockets);
     }
 
-    /// Reports a value of which the map keeps nothing.
-    fn report(&mut self, key: &FlowKey, value: &FlowValue) {
-        let mut deltas = Vec::new();
-        Fold::default().fold(key, value, |boot| self.state.wall(boot), &mut |delta| deltas.push(delta));
-        for delta in deltas {
-            self.out.push(Observation::Flow(delta));
-        }
-    }
-
     /// The thread's life.
     pub(crate) fn run(mut self, begin: Begin) {
         self.first_observations(begin);
@@ -299,6 +298,7 @@ impl Reader {
                 match self.commands.try_recv() {
                     Ok(Command::Evict(addresses)) => evicted.extend(addresses),
                     Ok(Command::Checkpoint) => self.checkpoint(),
+                    Ok(Command::Turn) => self.state.is_turn_due = true,
                     Ok(Command::Stored(mark)) => self.stored(mark),
                     Ok(Command::Shutdown) | Err(mpsc::TryRecvError::Disconnected) => {
                         end = true;
@@ -313,7 +313,10 @@ impl Reader {
             if end {
                 return self.finish();
             }
-            if Instant::now() >= next_sweep {
+            if self.state.is_turn_due {
+                self.turn();
+                next_sweep = Instant::now() + self.sweep_interval;
+            } else if Instant::now() >= next_sweep {
                 self.sweep(&HashSet::new());
                 next_sweep = Instant::now() + self.sweep_interval;
             }

@@ -69,6 +69,7 @@ fn stepped(distances: &[&str]) {
     sane(&eventually_true(&agent, &truth(&lab).unwrap()).unwrap());
     for (step, (distance, heir)) in distances.iter().zip(heirs).enumerate() {
         let exports = agent.metric("guardrail_export_last_success_timestamp_seconds").unwrap();
+        let begun = state(&agent.state_dir).unwrap()["sources"][0]["start"].clone();
         clock.set(distance).unwrap();
         // Whoever has the address keeps it over the step.
         callers.push(call(&lab, step, 1).unwrap());
@@ -84,8 +85,9 @@ fn stepped(distances: &[&str]) {
         sane(&eventually_true(&agent, &truth(&lab).unwrap()).unwrap());
         wait_until(LIMIT, "exports and states go on", || {
             let now = agent.metric("guardrail_export_last_success_timestamp_seconds").ok()?;
-            let written = state(&agent.state_dir).ok()?["edges"].as_array()?.len();
-            (now != exports && written == truth(&lab).ok()?.edges.len()).then_some(())
+            let epoch = agent.get("/v1/epochs").ok()?.1.matches("clock-step").count();
+            let written = state(&agent.state_dir).ok()?["sources"][0]["start"].clone();
+            (now != exports && epoch == step + 1 && written != begun).then_some(())
         })
         .unwrap_or_else(|e| panic!("after {distance}: {e}\n{}", agent.said()));
     }

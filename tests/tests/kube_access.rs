@@ -7,6 +7,7 @@ use std::{
 };
 
 use guardrail_agent::{
+    answer::Answer,
     auth::{Guard, ReviewLimits, tls::Tls},
     http::{Query, Readiness, router},
     serve::{self, serve},
@@ -69,8 +70,9 @@ async fn surface(tls: Option<Tls>, audience: Option<&str>, limits: ReviewLimits,
                 Query::Graph(reply) => {
                     let at = Timestamp::from_unix_seconds(1_700_000_000);
                     let mut observer = Observer::new(ObserverConfig::new("node-a", "instance", at));
-                    drop(reply.send(Some(Arc::new(observer.document(at)))));
+                    drop(reply.send(Some(Answer::of(Arc::new(observer.document(at))))));
                 }
+                Query::Epochs(reply) => drop(reply.send(Vec::new())),
                 Query::Metrics(reply) => drop(reply.send("guardrail_edges 1\n".to_owned())),
             }
         }

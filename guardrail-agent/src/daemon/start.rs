@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Daemon, Followed, Signals, StartError, Waits, documents::Documents};
+use super::{Daemon, Followed, Signals, StartError, Waits, documents::Documents, epochs::Turning};
 use crate::{
     auth::{self, Guard, tls::Tls},
     config::{AuthMode, Config, InventorySource, Redirects, Scope, Switch},
@@ -30,7 +30,7 @@ use crate::{
     metrics::{DaemonStats, EdgeSeries},
     policies,
     serve::{self, thread::ServerThread},
-    state::{StateFile, Stored},
+    state::{Epochs, StateFile, Stored},
 };
 
 /// As the API server logs it.
@@ -157,8 +157,9 @@ impl Daemon {
             ..KernelConfig::new(cgroup_root)
         };
         let started = now();
+        let epochs = state.as_ref().map(|state| Epochs::open(state.dir(), &node)).unwrap_or_default();
         let stored = match &state {
-            Some(state) => state.load(started).map_err(StartError::StateDir)?,
+            Some(state) => state.load(&epochs, started).map_err(StartError::StateDir)?,
             None => Stored::default(),
         };
         let pinned = config.pin.clone().map(|dir| Pinned {
@@ -231,7 +232,10 @@ impl Daemon {
             udp = ?config.udp,
             "observing"
         );
+        let begun = observer.epoch().unwrap_or(started);
+        let turning = state.is_some().then(|| Turning::new(epochs, &observer.config().node, begun));
         let daemon = Self {
+            turning,
             series: EdgeSeries::new(config.metrics_max_edges),
             stats: DaemonStats { complete: true, ..DaemonStats::default() },
             writes: JoinSet::new(),

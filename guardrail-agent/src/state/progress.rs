@@ -19,7 +19,7 @@ use crate::files::{self, FileError};
 const PREFIX: &str = "state.progress-";
 
 /// How far a graph is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Of the kernel's counters.
     pub checkpoint: Checkpoint,

@@ -217,9 +217,30 @@ impl Reader {
         self.tell_undecided();
     }
 
-    /// Says in the stream of observations how far it is; `None` without pins.
+    /// Says in the stream of observations how far it is, with pins.
     pub(super) fn checkpoint(&mut self) {
-        let (Some(journal), Some(Owned { generation, .. })) = (&self.journal, &self.pinned) else { return };
+        if let Some((checkpoint, mark)) = self.progress() {
+            self.out.send();
+            self.out.deliver(Batch::Checkpoint(checkpoint, mark));
+        }
+    }
+
+    /// Says what is open and how far the stream is, once all of FLOWS could be read.
+    pub(super) fn turn(&mut self) {
+        self.state.open = Some(Vec::new());
+        let is_whole = self.sweep(&HashSet::new());
+        let open = self.state.open.take().unwrap_or_default();
+        self.out.send();
+        if is_whole {
+            self.state.is_turn_due = false;
+            let checkpoint = self.progress();
+            self.out.deliver(Batch::Turn { open, checkpoint });
+        }
+    }
+
+    /// How far the stream of observations is, with what was sent by now; `None` without pins.
+    fn progress(&self) -> Option<(Box<Checkpoint>, Mark)> {
+        let (Some(journal), Some(Owned { generation, .. })) = (&self.journal, &self.pinned) else { return None };
         let mark = Mark { journal: journal.last(), unjournalled: self.state.unjournalled };
         let checkpoint = Checkpoint {
             generation: *generation,
@@ -227,8 +248,7 @@ impl Reader {
             reported_losses: self.state.reported_losses.clone(),
             flows: self.state.fold.reported(),
         };
-        self.out.send();
-        self.out.deliver(Batch::Checkpoint(Box::new(checkpoint), mark));
+        Some((Box::new(checkpoint), mark))
     }
 
     /// A graph with everything up to this mark is stored.

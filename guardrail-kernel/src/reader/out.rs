@@ -102,7 +102,7 @@ mod tests {
         std::iter::from_fn(|| received.blocking_recv())
             .map(|batch| match batch {
                 Batch::Observations(batch) => batch,
-                Batch::Checkpoint(..) => panic!("nobody asked for one"),
+                Batch::Checkpoint(..) | Batch::Turn { .. } => panic!("nobody asked for one"),
             })
             .collect()
     }

@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::{Reader, VALUE};
 use crate::{
     bpf, clock,
-    fold::{counts, ip},
+    fold::{self, Fold, counts, ip},
     load::SECOND,
     stats::ProgramStats,
 };
@@ -38,6 +38,15 @@ impl Reader {
         self.state.count("flow_delta", deltas);
     }
 
+    /// Reports a value of which the map keeps nothing.
+    pub(super) fn report(&mut self, key: &FlowKey, value: &FlowValue) {
+        let mut deltas = Vec::new();
+        Fold::default().fold(key, value, |boot| self.state.wall(boot), &mut |delta| deltas.push(delta));
+        for delta in deltas {
+            self.out.push(Observation::Flow(delta));
+        }
+    }
+
     pub(super) fn evict(&mut self, addresses: &HashSet<IpAddr>) {
         self.read_flow_ring();
         self.sweep(addresses);
@@ -60,12 +69,15 @@ impl Reader {
         let Self { maps, state, out, .. } = self;
         let line = state.line;
         let mut deltas = 0;
-        let fold = &mut state.fold;
+        let (fold, open) = (&mut state.fold, &mut state.open);
         let (broken, result) = maps.flows.entries(|key, value| {
             let idle = fold.fold(key, value, |boot| line.at(boot), &mut |delta| {
                 deltas += 1;
                 out.push(Observation::Flow(delta));
             });
+            if let Some(open) = open {
+                open.extend(fold::open(key, value, |boot| line.at(boot)));
+            }
             // Not while the program that puts it in has not counted on it yet.
             let is_evicted =
                 !evicted.is_empty() && evicted.contains(&ip(&key.remote)) && counts(value) != FlowCounts::default();

@@ -205,6 +205,7 @@ impl Agent {
                         .lock()
                         .expect("no panic while it is locked")
                         .push(Stored { checkpoint: *checkpoint, mark, seen: seen.clone() }),
+                    Batch::Turn { .. } => {}
                 }
             }
         }));
