@@ -127,9 +127,11 @@ fn peer(peer: &RulePeer) -> Peer {
             pod_selector: Some(selector.clone()),
             ip_block: None,
         },
-        RulePeer::EveryPod => {
-            Peer { namespace_selector: Some(LabelSelector::default()), pod_selector: None, ip_block: None }
-        }
+        RulePeer::EveryPod => Peer {
+            namespace_selector: Some(LabelSelector::default()),
+            pod_selector: Some(LabelSelector::default()),
+            ip_block: None,
+        },
         RulePeer::Block { cidr, except } => Peer {
             namespace_selector: None,
             pod_selector: None,
