@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     blocked, check, completions, diff, drift, exceptions, explain, export, graph, init, lint, merge, status, ui,
+    unblock,
 };
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks
@@ -44,6 +45,8 @@ pub(crate) enum Command {
     Blocked(blocked::Args),
     /// List the exceptions of a plan: what is open, until when, used or not
     Exceptions(exceptions::Args),
+    /// Say why a connection is denied, what opens it, and what else that opens
+    Unblock(unblock::Args),
     /// Judge observed edges or listed flows by policies
     Check(check::Args),
     /// Say why one connection is allowed or denied
@@ -69,6 +72,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Drift(args) => drift::run(args),
         Command::Blocked(args) => blocked::run(args),
         Command::Exceptions(args) => exceptions::run(args),
+        Command::Unblock(args) => unblock::run(args),
         Command::Diff(args) => diff::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),

@@ -29,7 +29,7 @@ use crate::{
     policies::{self, Loaded},
 };
 
-mod ends;
+pub(crate) mod ends;
 
 use ends::Named;
 
@@ -85,8 +85,9 @@ enum Format {
     Json,
 }
 
+/// What is to be said of one connection.
 #[derive(Serialize)]
-struct Answer {
+pub(crate) struct Answer {
     from: String,
     to: String,
     protocol: Protocol,
@@ -100,6 +101,18 @@ struct Answer {
     namespaces: [Option<String>; 2],
     #[serde(flatten)]
     explanation: Explanation,
+}
+
+impl Answer {
+    /// Whether it is denied.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.verdict == "denied"
+    }
+
+    /// Without the rules that would be added to policies that are there.
+    pub(crate) fn without_remedy(&mut self) {
+        self.explanation.sides.iter_mut().for_each(|side| side.smallest = None);
+    }
 }
 
 /// Runs `guardrail explain`.
@@ -185,7 +198,7 @@ fn explain(args: &Args) -> anyhow::Result<Outcome> {
 }
 
 /// One answer, or one for each address family if they differ.
-fn judge(evaluator: &Evaluator, src: &Named, dst: &Named, protocol: Protocol) -> Vec<(Answer, Named)> {
+pub(crate) fn judge(evaluator: &Evaluator, src: &Named, dst: &Named, protocol: Protocol) -> Vec<(Answer, Named)> {
     let answer = |from: &End, to: &End, over: Option<&'static str>| {
         let question = Question { src: (from, &src.name), dst: (to, &dst.name), protocol, port: dst.port };
         let explanation = evaluator.explain(&question);
@@ -217,7 +230,8 @@ fn judge(evaluator: &Evaluator, src: &Named, dst: &Named, protocol: Protocol) ->
     vec![answer(&src.end, &dst.end, None)]
 }
 
-fn text(out: &mut impl Write, answer: &Answer) -> anyhow::Result<()> {
+/// An answer for people.
+pub(crate) fn text(out: &mut impl Write, answer: &Answer) -> anyhow::Result<()> {
     let style = match (answer.verdict, output::colour()) {
         ("allowed", true) => AnsiColor::Green.on_default().bold(),
         ("denied", true) => AnsiColor::Red.on_default().bold(),

@@ -28,6 +28,7 @@ mod plan;
 mod policies;
 mod status;
 mod ui;
+mod unblock;
 
 use std::{ffi::OsString, process::ExitCode};
 

@@ -14,7 +14,7 @@ use guardrail_policy::evaluate::Cluster;
 use crate::input::{self, KubeArgs, tell};
 
 /// Largest plan, bytes.
-const MAX_BYTES: usize = 16 << 20;
+pub(crate) const MAX_BYTES: usize = 16 << 20;
 
 /// Options that name a plan and an environment of it.
 #[derive(Debug, clap::Args)]
@@ -81,15 +81,7 @@ impl PlanArgs {
         let (Some(path), Some(name)) = (&self.plan, &self.environment) else { return Ok(None) };
         let (plan, file) = load(path, cluster.now())?;
         let planned = Planned { plan, name: name.clone(), file };
-        if let Some(context) = &planned.environment()?.context {
-            match cluster.context() {
-                Some(other) if other != context => bail!(
-                    "{}: environment {name} is context {context}, and --context says {other}; name one of them",
-                    planned.file
-                ),
-                _ => cluster.set_context(context),
-            }
-        }
+        means(cluster, &planned.file, name, planned.environment()?)?;
         Ok(Some(planned))
     }
 }
@@ -108,4 +100,16 @@ pub(crate) fn load(path: &Path, now: Timestamp) -> anyhow::Result<(Plan, String)
         return Err(PlanError { problems }.into());
     }
     Ok((plan, file))
+}
+
+/// `kube` means the cluster of this environment; another one is refused.
+pub(crate) fn means(cluster: &mut KubeArgs, file: &str, name: &str, environment: &Environment) -> anyhow::Result<()> {
+    let Some(context) = &environment.context else { return Ok(()) };
+    match cluster.context() {
+        Some(other) if other != context => {
+            bail!("{file}: environment {name} is context {context}, and --context says {other}; name one of them")
+        }
+        _ => cluster.set_context(context),
+    }
+    Ok(())
 }

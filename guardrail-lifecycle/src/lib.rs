@@ -15,3 +15,4 @@ pub mod init;
 pub mod page;
 pub mod plan;
 pub mod status;
+pub mod unblock;

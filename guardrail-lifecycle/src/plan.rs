@@ -20,16 +20,18 @@ use guardrail_policy::{
 use ipnet::IpNet;
 use serde::Serialize;
 
+mod append;
 mod fields;
 mod glob;
 mod read;
 mod schema;
 mod value;
 
+pub use append::{AppendError, with_exception};
 pub use guardrail_policy::exception::ExceptionEnd;
 
 pub use glob::{Glob, WorkloadGlob};
-pub use read::{PlanError, PlanProblem, read};
+pub use read::{MAX_ID, PlanError, PlanProblem, is_exception_id, read};
 pub use schema::schema;
 
 /// `apiVersion` of a plan.

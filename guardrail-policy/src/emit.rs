@@ -79,6 +79,15 @@ pub fn policy_file(policy: &PlannedPolicy, plan: &Plan, options: &Options) -> St
     text
 }
 
+/// One policy as a NetworkPolicy, without a header.
+///
+/// # Panics
+/// If a peer is an entity or a name, which only plans for Cilium hold.
+#[must_use]
+pub fn network_policy(policy: &PlannedPolicy) -> String {
+    yaml(&NetworkPolicyObject::from(policy))
+}
+
 /// What the files need of the data plane, if it is more than the API says: the lowest release of
 /// Cilium.
 #[must_use]

@@ -13,23 +13,25 @@ use ipnet::IpNet;
 
 /// One end that can be judged.
 #[derive(Clone)]
-pub(super) struct Named {
-    pub(super) end: End,
-    pub(super) name: String,
+pub(crate) struct Named {
+    /// The end.
+    pub(crate) end: End,
+    /// What messages call it.
+    pub(crate) name: String,
     /// The port to judge at.
-    pub(super) port: u16,
+    pub(crate) port: u16,
 }
 
 /// What an option names.
-pub(super) struct Ends {
+pub(crate) struct Ends {
     /// At least one.
-    pub(super) ends: Vec<Named>,
+    pub(crate) ends: Vec<Named>,
     /// If the ends are not called as the user called them: why.
-    pub(super) note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 /// The ends of a connection's initiator.
-pub(super) fn from(evaluator: &Evaluator, inventory: &Inventory, text: &str) -> anyhow::Result<Ends> {
+pub(crate) fn from(evaluator: &Evaluator, inventory: &Inventory, text: &str) -> anyhow::Result<Ends> {
     if let Some(pods) = pods_of_workload(evaluator, text) {
         return Ok(of_workload(evaluator, text, &pods, 0));
     }
@@ -59,7 +61,7 @@ pub(super) fn from(evaluator: &Evaluator, inventory: &Inventory, text: &str) -> 
 }
 
 /// The ends of a connection's acceptor, with the port at which policies are asked.
-pub(super) fn to(
+pub(crate) fn to(
     evaluator: &Evaluator,
     inventory: &Inventory,
     sources: &Ends,
@@ -96,7 +98,7 @@ fn service<'a>(evaluator: &Evaluator, inventory: &'a Inventory, text: &str) -> O
     let parts: Vec<&str> = text.split('/').collect();
     let found = match parts[..] {
         [namespace, name] if evaluator.end(text).is_err() => inventory.service(namespace, name),
-        [namespace, "Service", name] => inventory.service(namespace, name),
+        [namespace, "Service" | "svc", name] => inventory.service(namespace, name),
         // Of a Service's addresses only this one leaves the client its own address on the way.
         [address] => address.parse().ok().and_then(|ip| inventory.services().find(|s| s.cluster_ips.contains(&ip))),
         _ => None,
@@ -265,7 +267,7 @@ fn behind(
 
 /// What is easily overlooked about the port: no container declares it, and a Service's port of that
 /// number leads to another one.
-pub(super) fn port_note(
+pub(crate) fn port_note(
     evaluator: &Evaluator,
     inventory: &Inventory,
     to: &Named,

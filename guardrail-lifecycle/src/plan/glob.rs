@@ -123,6 +123,11 @@ impl WorkloadGlob {
         self.line
     }
 
+    /// It stands nowhere.
+    pub(super) fn forget_line(&mut self) {
+        self.line = 0;
+    }
+
     /// A workload as this one would be written: with or without its kind.
     pub(super) fn like(&self, workload: &WorkloadRef) -> String {
         match self.kind {

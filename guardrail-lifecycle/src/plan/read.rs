@@ -22,7 +22,7 @@ use super::{
 };
 
 /// Longest id of an exception: it becomes part of an object's name.
-const MAX_ID: usize = 40;
+pub const MAX_ID: usize = 40;
 
 /// What is wrong with a plan, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -355,7 +355,7 @@ impl Reader {
     fn exception(&mut self, node: &Node, path: &str) -> Option<Exception> {
         let object = self.object(node, &fields::EXCEPTION, path)?;
         let id = self.field(&object, "id", value::text);
-        if let Some(id) = id.as_deref().filter(|id| !is_part_of_name(id)) {
+        if let Some(id) = id.as_deref().filter(|id| !is_exception_id(id)) {
             let line = object.get("id").map_or(node.line, |node| node.line);
             let message = format!(
                 "{path}.id is `{id}`; it becomes part of an object's name: write at most {MAX_ID} lower case letters, digits and `-`"
@@ -404,8 +404,9 @@ impl<'n> Object<'n> {
     }
 }
 
-/// Whether a name of an object may have this inside.
-fn is_part_of_name(text: &str) -> bool {
+/// Whether an exception may be called so: a name of an object may have it inside.
+#[must_use]
+pub fn is_exception_id(text: &str) -> bool {
     let is_letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let inside = |text: &str| text.bytes().all(|b| is_letter(b) || b == b'-');
     text.len() <= MAX_ID && inside(text) && text.trim_matches('-') == text && !text.is_empty()
