@@ -32,7 +32,7 @@ pub(crate) struct Args {
     #[arg(value_name = "SNAPSHOT", required = true)]
     snapshots: Vec<String>,
 
-    /// The policies in force: a file or a directory (repeatable)
+    /// The policies in force: a file, a directory, or kube (repeatable)
     #[arg(long, value_name = "PATH", required_unless_present = "inventory")]
     policies: Vec<PathBuf>,
 
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", value_parser = time)]
     policies_since: Option<Timestamp>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, or rendered manifests
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, rendered manifests, or kube
     /// (repeatable); its policies are in force, too, unless --policies has one of the same name
     #[arg(long, value_name = "FILE")]
     inventory: Vec<PathBuf>,
@@ -94,7 +94,7 @@ fn blocked(args: &mut Args) -> anyhow::Result<Outcome> {
     // The plan says which cluster `kube` means.
     args.plan.read(&mut args.cluster)?;
     let snapshot = input::snapshots(&args.snapshots, &args.cluster)?;
-    let loaded = policies::load(&args.policies, &args.inventory, Some(&snapshot), &args.dataplane)?;
+    let loaded = policies::load(&args.policies, &args.inventory, Some(&snapshot), &args.dataplane, &args.cluster)?;
     let doubts = loaded.doubts();
     for because in &doubts {
         tell("warning", because);

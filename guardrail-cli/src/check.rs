@@ -29,11 +29,11 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "flows")]
     all: bool,
 
-    /// Policies to judge by: a file or a directory, YAML or JSON (repeatable)
+    /// Policies to judge by: a file, a directory (YAML or JSON), or kube (repeatable)
     #[arg(long, value_name = "PATH", required = true)]
     policies: Vec<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable); its
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, or kube (repeatable); its
     /// NetworkPolicies apply too, unless --policies has one of the same name
     #[arg(long, value_name = "FILE")]
     inventory: Vec<PathBuf>,

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NS=NS", value_parser = mapped, conflicts_with = "from_policies")]
     map: Vec<(String, String)>,
 
-    /// The policies as they were: a file or a directory (repeatable)
+    /// The policies as they were: a file, a directory, or kube (repeatable)
     #[arg(long, value_name = "OLD", requires = "to_policies")]
     from_policies: Vec<PathBuf>,
 
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NEW", requires = "from_policies")]
     to_policies: Vec<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, or rendered manifests
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, rendered manifests, or kube
     /// (repeatable); its policies apply on both sides, unless one of the same name is in OLD or NEW
     #[arg(long, value_name = "FILE", requires = "from_policies")]
     inventory: Vec<PathBuf>,

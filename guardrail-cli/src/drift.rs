@@ -41,7 +41,7 @@ pub(crate) struct Args {
     #[arg(value_name = "SNAPSHOT", required = true)]
     snapshots: Vec<String>,
 
-    /// The policies as they should be: a file or a directory (repeatable)
+    /// The policies as they should be: a file, a directory, or kube (repeatable)
     #[arg(long, value_name = "PATH", required = true)]
     policies: Vec<PathBuf>,
 
@@ -61,7 +61,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "KIND")]
     fail_on: Vec<KindName>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, or rendered manifests
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, rendered manifests, or kube
     /// (repeatable)
     #[arg(long, value_name = "FILE")]
     inventory: Vec<PathBuf>,
@@ -126,10 +126,10 @@ fn drift(args: &mut Args) -> anyhow::Result<Outcome> {
     let baseline = args.baseline.as_ref().map(|path| baseline(path)).transpose()?;
     let now = args.cluster.now();
     let snapshot = input::snapshots(&args.snapshots, &args.cluster)?;
-    let files = input::policies(&args.policies)?;
-    let cluster = if args.against.is_empty() { None } else { Some(input::policies(&args.against)?) };
+    let files = input::policies(&args.policies, &args.cluster)?;
+    let cluster = if args.against.is_empty() { None } else { Some(input::policies(&args.against, &args.cluster)?) };
     let in_force = cluster.clone().unwrap_or_else(|| files.clone());
-    let loaded = policies::load_set(in_force, &args.inventory, Some(&snapshot), &args.dataplane, &[])?;
+    let loaded = policies::load_set(in_force, &args.inventory, Some(&snapshot), (&args.dataplane, &args.cluster), &[])?;
     let doubts = loaded.doubts();
     let Loaded { evaluator, objects, .. } = loaded;
     doubts.iter().for_each(|because| tell("warning", because));

@@ -70,7 +70,7 @@ fn exceptions(args: &Args) -> anyhow::Result<Outcome> {
     let in_force = if args.policies.is_empty() {
         None
     } else {
-        let set = input::policies(&args.policies)?;
+        let set = input::policies(&args.policies, &args.cluster)?;
         let policies = set.policies.iter().map(|policy| (policy.namespace.clone(), policy.name.clone()));
         let forms = set.forms.iter().map(|form| (form.namespace.clone(), form.name.clone()));
         Some(policies.chain(forms).collect::<BTreeSet<_>>())

@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::{
     dataplane::DataplaneArgs,
     exit::{Outcome, finish},
-    input::tell,
+    input::{KubeArgs, tell},
     output,
     policies::{self, Loaded},
 };
@@ -39,11 +39,11 @@ use ends::Named;
     override_usage = "guardrail explain --policies <PATH> --inventory <FILE> \\\n       --from <NS/NAME|IP> --to <NS/NAME|IP> --port <N> [OPTIONS]"
 )]
 pub(crate) struct Args {
-    /// Policies to judge by: a file or a directory, YAML or JSON (repeatable)
+    /// Policies to judge by: a file, a directory (YAML or JSON), or kube (repeatable)
     #[arg(long, value_name = "PATH", required = true)]
     policies: Vec<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable); its
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, or kube (repeatable); its
     /// NetworkPolicies apply too, unless --policies has one of the same name
     #[arg(long, value_name = "FILE", required = true)]
     inventory: Vec<PathBuf>,
@@ -76,6 +76,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     dataplane: DataplaneArgs,
+
+    #[command(flatten)]
+    cluster: KubeArgs,
 }
 
 /// Output formats.
@@ -129,11 +132,11 @@ fn protocol(text: &str) -> Result<Protocol, &'static str> {
 }
 
 fn explain(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { policies, inventory, from, to, port, protocol, output, allow_unproven, dataplane } = args;
+    let Args { policies, inventory, from, to, port, protocol, output, allow_unproven, dataplane, cluster } = args;
     if !protocol.is_icmp() && *port == 0 {
         anyhow::bail!("--port 0 is no port; name one from 1 to 65535");
     }
-    let Loaded { evaluator, objects, unproven, .. } = policies::load(policies, inventory, None, dataplane)?;
+    let Loaded { evaluator, objects, unproven, .. } = policies::load(policies, inventory, None, dataplane, cluster)?;
     let inventory = Inventory::from_objects(objects);
     let sources = ends::from(&evaluator, &inventory, from)?;
     let destinations = ends::to(&evaluator, &inventory, &sources, to, (*protocol, *port))?;

@@ -21,7 +21,9 @@ use guardrail_graph::{
 };
 use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader, decode, may_concern_policies};
 
+use guardrail_kube::objects::ClusterText;
 pub(crate) use kube::KubeArgs;
+use kube::Wanted;
 pub(crate) use span::clock;
 
 use crate::output;
@@ -73,12 +75,28 @@ pub(crate) fn source(name: &str, cluster: &KubeArgs) -> anyhow::Result<Vec<Snaps
 
 /// Reads the objects of all inventory files. `facts`: also what only policies of some kinds ask of
 /// them, which takes longer.
-pub(crate) fn inventory(paths: &[PathBuf], facts: bool) -> anyhow::Result<Inventory> {
+pub(crate) fn inventory(paths: &[PathBuf], cluster: &KubeArgs, facts: bool) -> anyhow::Result<Inventory> {
     let mut loaded = Inventory::default();
     let mut reader = Reader::new();
     let mut left_out = BTreeSet::new();
     let mut known: HashMap<ObjectKey, (usize, Arc<str>)> = HashMap::new();
     for path in paths {
+        if kube::is_cluster(path) {
+            let [policies, objects] = kube::objects(Wanted::Everything, cluster)?;
+            for text in policies {
+                reader.add(&named(&text), text.json.as_bytes(), Expect::Inventory);
+            }
+            for text in objects {
+                if facts {
+                    reader.add(&named(&text), text.json.as_bytes(), Expect::Inventory);
+                }
+                let name: Arc<str> = named(&text).into();
+                for object in inventory::read::objects(&text.json, &name)?.objects {
+                    take(&mut loaded, &mut known, object, &name)?;
+                }
+            }
+            continue;
+        }
         let mut found = false;
         for (file, _) in files(path)? {
             let name = file.to_string_lossy();
@@ -101,21 +119,7 @@ pub(crate) fn inventory(paths: &[PathBuf], facts: bool) -> anyhow::Result<Invent
             }
             let file: Arc<str> = shown(&name).into();
             for object in read.objects {
-                match known.entry(object.key()) {
-                    Entry::Vacant(new) => {
-                        new.insert((loaded.objects.len(), Arc::clone(&file)));
-                        loaded.objects.push(object);
-                    }
-                    // Two views of one cluster share most objects.
-                    Entry::Occupied(old) if loaded.objects[old.get().0] == object => {}
-                    // Which of the two is true nobody can tell, and verdicts would follow the order
-                    // of the arguments.
-                    Entry::Occupied(old) => {
-                        let ObjectKey { kind, .. } = old.key();
-                        let (kind, name, first) = (kind.as_str(), old.key().full_name(), &old.get().1);
-                        bail!("{kind} {name} is in {first} and in {file} with different contents: keep one of them");
-                    }
-                }
+                take(&mut loaded, &mut known, object, &file)?;
             }
         }
         if !found {
@@ -128,9 +132,40 @@ pub(crate) fn inventory(paths: &[PathBuf], facts: bool) -> anyhow::Result<Invent
     Ok(loaded)
 }
 
-/// Reads the policies of files and directories; warns of unknown fields.
-pub(crate) fn policies(paths: &[PathBuf]) -> anyhow::Result<PolicySet> {
-    let set = policy_reader(paths)?.finish()?;
+/// An object of one of the inputs; the same one may be in several.
+fn take(
+    loaded: &mut Inventory,
+    known: &mut HashMap<ObjectKey, (usize, Arc<str>)>,
+    object: Object,
+    file: &Arc<str>,
+) -> anyhow::Result<()> {
+    match known.entry(object.key()) {
+        Entry::Vacant(new) => {
+            new.insert((loaded.objects.len(), Arc::clone(file)));
+            loaded.objects.push(object);
+        }
+        // Two views of one cluster share most objects.
+        Entry::Occupied(old) if loaded.objects[old.get().0] == object => {}
+        // Which of the two is true nobody can tell, and verdicts would follow the order of the
+        // arguments.
+        Entry::Occupied(old) => {
+            let ObjectKey { kind, .. } = old.key();
+            let (kind, name, first) = (kind.as_str(), old.key().full_name(), &old.get().1);
+            bail!("{kind} {name} is in {first} and in {file} with different contents: keep one of them");
+        }
+    }
+    Ok(())
+}
+
+/// How messages call a part of the cluster.
+fn named(text: &ClusterText) -> String {
+    format!("kube {}", text.what)
+}
+
+/// Reads the policies of files, directories and the cluster; warns of unknown fields.
+pub(crate) fn policies(paths: &[PathBuf], cluster: &KubeArgs) -> anyhow::Result<PolicySet> {
+    let mut set = policy_reader(paths, cluster)?.finish()?;
+    set.live = !paths.is_empty() && paths.iter().all(|path| kube::is_cluster(path));
     tell_left_out(&set.left_out.iter().cloned().collect());
     for warning in &set.warnings {
         tell("warning", warning);
@@ -150,10 +185,17 @@ pub(crate) fn tell_left_out(files: &BTreeSet<String>) {
     tell("note", &format!("{} {word} {verb} no Kubernetes object and were left out: {names}{more}", files.len()));
 }
 
-/// Reads the policies of files and directories, valid or not.
-pub(crate) fn policy_reader(paths: &[PathBuf]) -> anyhow::Result<Reader> {
+/// Reads the policies of files, directories and the cluster, valid or not.
+pub(crate) fn policy_reader(paths: &[PathBuf], cluster: &KubeArgs) -> anyhow::Result<Reader> {
     let mut reader = Reader::new();
     for path in paths {
+        if kube::is_cluster(path) {
+            let [policies, _] = kube::objects(Wanted::Policies, cluster)?;
+            for text in policies {
+                reader.add(&named(&text), text.json.as_bytes(), Expect::Inventory);
+            }
+            continue;
+        }
         for (file, expect) in files(path)? {
             let name = file.to_string_lossy();
             // One byte more than the limit, so that the reader sees that there is more.

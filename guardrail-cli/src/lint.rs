@@ -16,25 +16,28 @@ use serde_json::json;
 
 use crate::{
     exit::{Outcome, finish},
-    input::{self, tell},
+    input::{self, KubeArgs, tell},
     output::{self, Cell, Paint, Table},
 };
 
 /// Options of `guardrail lint`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Policies: files or directories, YAML or JSON, `-` for stdin
+    /// Policies: files or directories, YAML or JSON, `-` for stdin, or kube
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable): what selectors
-    /// match, the ranges of pods and Services, and node ports are known only with it
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, or kube (repeatable): what
+    /// selectors match, the ranges of pods and Services, and node ports are known only with it
     #[arg(long, value_name = "FILE")]
     inventory: Vec<PathBuf>,
 
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
+
+    #[command(flatten)]
+    cluster: KubeArgs,
 }
 
 /// Output formats.
@@ -52,10 +55,10 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn lint(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { paths, inventory, output } = args;
-    let (set, problems) = input::policy_reader(paths)?.finish_lenient();
+    let Args { paths, inventory, output, cluster } = args;
+    let (set, problems) = input::policy_reader(paths, cluster)?.finish_lenient();
     input::tell_left_out(&set.left_out.iter().cloned().collect());
-    let context = Context::from_objects(&input::inventory(inventory, false)?.objects);
+    let context = Context::from_objects(&input::inventory(inventory, cluster, false)?.objects);
     let findings = lint::lint(&set, &problems, &context);
     // One object of Cilium's may be several policies.
     let others: BTreeSet<_> = set.forms.iter().map(|f| (f.kind, &f.namespace, &f.name)).collect();

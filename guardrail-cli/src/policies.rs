@@ -16,7 +16,7 @@ use guardrail_policy::{
 
 use crate::{
     dataplane::{DataplaneArgs, not_enforced, refusals},
-    input::{self, Inventory, tell},
+    input::{self, Inventory, KubeArgs, tell},
 };
 
 /// Everything that verdicts follow from.
@@ -64,8 +64,9 @@ pub(crate) fn load(
     inventory: &[PathBuf],
     snapshot: Option<&Snapshot>,
     dataplane: &DataplaneArgs,
+    cluster: &KubeArgs,
 ) -> anyhow::Result<Loaded> {
-    load_set(input::policies(policies)?, inventory, snapshot, dataplane, &[])
+    load_set(input::policies(policies, cluster)?, inventory, snapshot, (dataplane, cluster), &[])
 }
 
 /// As [`load`], for policies that were read; the pods of the log exist, whether or not the
@@ -74,10 +75,10 @@ pub(crate) fn load_set(
     proposed: PolicySet,
     inventory: &[PathBuf],
     snapshot: Option<&Snapshot>,
-    dataplane: &DataplaneArgs,
+    (dataplane, cluster): (&DataplaneArgs, &KubeArgs),
     log: &[Flow<'_>],
 ) -> anyhow::Result<Loaded> {
-    let inventory = input::inventory(inventory, dataplane.wants_facts(&proposed))?;
+    let inventory = input::inventory(inventory, cluster, dataplane.wants_facts(&proposed))?;
     let enforcer = dataplane.find(&proposed, &inventory)?;
     combine(proposed, inventory, snapshot, (dataplane, &enforcer), log)
 }
@@ -89,10 +90,11 @@ pub(crate) fn load_pair(
     inventory: &[PathBuf],
     snapshot: Option<&Snapshot>,
     dataplane: &DataplaneArgs,
+    cluster: &KubeArgs,
 ) -> anyhow::Result<[Loaded; 2]> {
-    let [before, after] = [input::policies(policies[0])?, input::policies(policies[1])?];
+    let [before, after] = [input::policies(policies[0], cluster)?, input::policies(policies[1], cluster)?];
     let facts = dataplane.wants_facts(&before) || dataplane.wants_facts(&after);
-    let mut inventory = input::inventory(inventory, facts)?;
+    let mut inventory = input::inventory(inventory, cluster, facts)?;
     let named: BTreeSet<String> =
         [&before, &after].iter().flat_map(|set| &set.policies).map(NetworkPolicy::key).collect();
     let forms: BTreeSet<String> = [&before, &after].iter().flat_map(|set| &set.forms).map(TierPolicy::key).collect();
@@ -122,10 +124,14 @@ fn combine(
         .collect();
     unproven.extend(set_aside(&mut proposed.forms, enforcer));
     unproven.extend(set_aside(&mut inventory.policies.forms, enforcer));
-    unproven.extend(refused(&mut inventory.policies, enforcer).iter().map(|refused| Unproven {
+    let unknown = |refused: Refused| Unproven {
         because: refused.to_string(),
-        namespace: Some(refused.namespace.clone()).filter(|n| !n.is_empty()),
-    }));
+        namespace: Some(refused.namespace).filter(|n| !n.is_empty()),
+    };
+    unproven.extend(refused(&mut inventory.policies, enforcer).into_iter().map(unknown));
+    if proposed.live {
+        unproven.extend(refused(&mut proposed, enforcer).into_iter().map(unknown));
+    }
     let refused: Vec<String> = proposed.forms.iter().flat_map(|form| refusals(form, enforcer)).collect();
     if !refused.is_empty() {
         bail!("{}", refused.join("\n"));

@@ -45,11 +45,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     plan: PlanArgs,
 
-    /// The policies in force: a file or a directory (repeatable)
+    /// The policies in force: a file, a directory, or kube (repeatable)
     #[arg(long, value_name = "PATH")]
     policies: Vec<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, or rendered manifests
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, rendered manifests, or kube
     /// (repeatable); its policies are in force, too, unless --policies has one of the same name
     #[arg(long, value_name = "FILE")]
     inventory: Vec<PathBuf>,
@@ -91,7 +91,7 @@ fn status(args: &mut Args) -> anyhow::Result<Outcome> {
     let Args { snapshots, plan: _, policies, inventory, namespaces, output, allow_unproven, dataplane, cluster } = args;
     let now = cluster.now();
     let snapshot = input::snapshots(snapshots, cluster)?;
-    let loaded = policies::load(policies, inventory, Some(&snapshot), dataplane)?;
+    let loaded = policies::load(policies, inventory, Some(&snapshot), dataplane, cluster)?;
     let doubts = loaded.doubts();
     let Loaded { evaluator, objects, .. } = loaded;
     for because in &doubts {

@@ -53,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", value_parser = time)]
     policies_since: Option<Timestamp>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, or rendered manifests
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, rendered manifests, or kube
     /// (repeatable); its policies are in force, too, unless --policies has one of the same name
     #[arg(long, value_name = "FILE")]
     inventory: Vec<PathBuf>,
@@ -125,7 +125,7 @@ fn answer(args: &mut Args, snapshot: &Snapshot, page: &mut Page<'_>) -> anyhow::
     let planned = args.plan.read(&mut args.cluster)?;
     let now = args.cluster.now();
     let is_judged = !args.policies.is_empty() || !args.inventory.is_empty();
-    let loaded = policies::load(&args.policies, &args.inventory, Some(snapshot), &args.dataplane)?;
+    let loaded = policies::load(&args.policies, &args.inventory, Some(snapshot), &args.dataplane, &args.cluster)?;
     let doubts = loaded.doubts();
     let Loaded { evaluator, objects, unproven, changed, .. } = loaded;
     let options = options(&objects, &evaluator, planned.as_ref(), now);

@@ -54,12 +54,12 @@ pub(crate) struct Args {
     #[arg(value_name = "SNAPSHOT")]
     snapshots: Vec<String>,
 
-    /// The policies in force: a file or a directory (repeatable)
+    /// The policies in force: a file, a directory, or kube (repeatable)
     #[arg(long, value_name = "PATH", required_unless_present = "inventory")]
     policies: Vec<PathBuf>,
 
-    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them (repeatable); its policies are
-    /// in force, too, unless --policies has one of the same name
+    /// Kubernetes objects as `kubectl get … -A -o yaml` prints them, or kube (repeatable); its
+    /// policies are in force, too, unless --policies has one of the same name
     #[arg(long, value_name = "FILE", required_unless_present = "snapshots")]
     inventory: Vec<PathBuf>,
 
@@ -131,7 +131,7 @@ fn unblock(args: &mut Args) -> anyhow::Result<Outcome> {
     let exception = args.exception.read(&mut args.cluster)?;
     let snapshot =
         if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster)?) };
-    let loaded = policies::load(&args.policies, &args.inventory, snapshot.as_ref(), &args.dataplane)?;
+    let loaded = policies::load(&args.policies, &args.inventory, snapshot.as_ref(), &args.dataplane, &args.cluster)?;
     let doubts = loaded.doubts();
     for because in &doubts {
         tell("warning", because);

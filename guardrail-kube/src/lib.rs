@@ -6,6 +6,7 @@
 //! - [`review`]: who the bearer of a token is, and whether that user may read a URL.
 //! - [`agents`] and [`forward`]: the agents of a cluster, and the snapshot of each through a
 //!   port-forward.
+//! - [`objects`]: what a cluster has at this moment, as text.
 //!
 //! No policy is read here: NetworkPolicies go to a reader that the caller gives. No name is decided
 //! here: that is the observer's (guardrail-graph).
@@ -17,6 +18,7 @@ pub mod client;
 pub mod forward;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod objects;
 pub mod quiet;
 pub mod resource;
 pub mod review;

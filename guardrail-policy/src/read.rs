@@ -42,6 +42,7 @@ pub mod yaml;
 pub use facts::options;
 pub use flow::{Flow, Flows, PassedOver};
 pub use flows::flows;
+pub use foreign::is_read;
 pub use names::names;
 pub use text::decode;
 
@@ -205,6 +206,9 @@ pub struct PolicySet {
     /// When policies were changed last, by [`TierPolicy::object`]; those of which the API server
     /// said so: objects as `kubectl get -o yaml` prints them.
     pub changed: BTreeMap<(PolicyKind, String, String), Timestamp>,
+    /// They stand in a cluster: what its data plane refuses has no effect there, and is no mistake
+    /// in a file.
+    pub live: bool,
 }
 
 /// A policy that stands in a cluster and that the data plane refuses: the API server stores what

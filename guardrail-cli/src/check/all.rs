@@ -35,7 +35,7 @@ pub(super) fn all(args: &Args) -> anyhow::Result<Outcome> {
     let snapshot =
         if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster)?) };
     let Loaded { evaluator, mut unproven, .. } =
-        policies::load(&args.policies, &args.inventory, snapshot.as_ref(), &args.dataplane)?;
+        policies::load(&args.policies, &args.inventory, snapshot.as_ref(), &args.dataplane, &args.cluster)?;
     if evaluator.cluster().pods.is_empty() {
         bail!("--all needs the pods or the workloads of the cluster: give --inventory or snapshots");
     }

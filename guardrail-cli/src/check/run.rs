@@ -61,8 +61,13 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         let severity = if *reason == PassedOver::Lost { "warning" } else { "note" };
         tell(severity, &format!("{count} lines of the log {reason}: not judged"));
     }
-    let Loaded { evaluator, before, unproven, without_ports, .. } =
-        policies::load_set(input::policies(policies)?, inventory, snapshot.as_ref(), dataplane, &listed.flows)?;
+    let Loaded { evaluator, before, unproven, without_ports, .. } = policies::load_set(
+        input::policies(policies, cluster)?,
+        inventory,
+        snapshot.as_ref(),
+        (dataplane, cluster),
+        &listed.flows,
+    )?;
     let mut report = Report {
         flows: Vec::new(),
         allowed: 0,

@@ -26,7 +26,8 @@ pub(super) fn diff(args: &Args) -> anyhow::Result<Outcome> {
     let snapshot =
         if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster)?) };
     let sides = [&args.from_policies[..], &args.to_policies[..]];
-    let [before, after] = policies::load_pair(sides, &args.inventory, snapshot.as_ref(), &args.dataplane)?;
+    let [before, after] =
+        policies::load_pair(sides, &args.inventory, snapshot.as_ref(), &args.dataplane, &args.cluster)?;
     if before.evaluator.cluster().pods.is_empty() {
         bail!("there is nobody to compare the policies for: give --inventory or snapshots");
     }

@@ -158,10 +158,10 @@ impl Args {
         let mut asked = self.cluster.clone();
         let planned = self.plan.read(&mut asked)?;
         let snapshot = input::snapshots(&self.snapshots, &asked)?;
-        let mut policies = input::policies(&self.policies)?;
+        let mut policies = input::policies(&self.policies, &asked)?;
         if let (Some(_), Some(directory)) = (&planned, &self.directory) {
             // A namespace that is not ready keeps its files, so they are in force beside the new.
-            let own = input::policies(&write::policy_files(directory)?)?;
+            let own = input::policies(&write::policy_files(directory)?, &asked)?;
             let named = |key: &str| policies.policies.iter().any(|policy| policy.key() == key);
             let more: Vec<NetworkPolicy> = own.policies.into_iter().filter(|policy| !named(&policy.key())).collect();
             policies.policies.extend(more);
@@ -170,7 +170,7 @@ impl Args {
             policies.forms.extend(more);
         }
         let facts = self.format == Format::Cilium || self.dataplane.wants_facts(&policies);
-        let mut inventory = input::inventory(&self.inventory, facts)?;
+        let mut inventory = input::inventory(&self.inventory, &asked, facts)?;
         let mut options = Options::new(self.phase.unwrap_or(Phase::Observe));
         options.format = self.format;
         let egress = match &planned {

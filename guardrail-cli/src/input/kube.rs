@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -18,14 +18,18 @@ use guardrail_kube::{
     Api, ConnectError, Source,
     agents::{self, Agent, AgentState},
     forward::{self, Miss},
+    objects::{self, ClusterText},
     text::sentence,
 };
+use guardrail_policy::read::is_read;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{span::SpanArgs, tell};
 
 /// The namespace of deploy/base.
 const DEFAULT_NAMESPACE: &str = "guardrail";
+/// Where Cilium keeps its settings.
+const CILIUM_CONFIG: &str = "/api/v1/namespaces/kube-system/configmaps/cilium-config";
 /// Agents that are asked at the same time: bounds memory here and port-forwards at the API server.
 const AT_ONCE: usize = 8;
 /// As the API server logs it.
@@ -33,7 +37,7 @@ const USER_AGENT: &str = concat!("guardrail/", env!("CARGO_PKG_VERSION"));
 
 /// How snapshots are read: how to reach the cluster of a `kube[:NAMESPACE]`, and which time counts.
 #[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "Options for kube[:NAMESPACE]")]
+#[command(next_help_heading = "Options for kube, a cluster")]
 pub(crate) struct KubeArgs {
     /// Kubeconfig file; without it KUBECONFIG, ~/.kube/config, or the pod's service account
     #[arg(long, value_name = "FILE")]
@@ -71,6 +75,42 @@ impl KubeArgs {
     pub(crate) fn set_context(&mut self, context: &str) {
         self.context = Some(context.to_owned());
     }
+}
+
+/// Whether a path of `--policies` or `--inventory` means the cluster. A file of that name is
+/// `./kube`.
+pub(super) fn is_cluster(path: &Path) -> bool {
+    path.as_os_str() == "kube"
+}
+
+/// What of the cluster is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Everything that says who may connect.
+    Policies,
+    /// That, and everything that names pods and what they belong to.
+    Everything,
+}
+
+/// What the cluster has at this moment: policies, and the other objects.
+///
+/// # Errors
+/// No kubeconfig, no API server, no permission.
+pub(super) fn objects(wanted: Wanted, args: &KubeArgs) -> anyhow::Result<[Vec<ClusterText>; 2]> {
+    let limit = Duration::from_secs(args.agent_timeout);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        let api = connect(args).await?;
+        let mut policies = objects::policies(&api, is_read, limit).await?;
+        if wanted == Wanted::Policies {
+            return Ok([policies, Vec::new()]);
+        }
+        // Cilium's own settings say how it reads policies.
+        if policies.iter().any(|text| text.what.ends_with(".cilium.io")) {
+            policies.extend(objects::object(&api, CILIUM_CONFIG, limit).await?);
+        }
+        Ok([policies, objects::inventory(&api, limit).await?])
+    })
 }
 
 /// The namespace that a SNAPSHOT argument of the form `kube[:NAMESPACE]` names; `None` if it is

@@ -47,6 +47,13 @@ pub(super) const NEEDLES: [&str; 13] = [
     "security.istio.io",
 ];
 
+/// Whether objects of this kind and group say who may connect, or are asked for by policies that
+/// do: what has to be read of a cluster.
+#[must_use]
+pub fn is_read(kind: &str, group: &str) -> bool {
+    is_policy(kind, group) || is_restricting(kind, group) || (kind, group) == ("CiliumCIDRGroup", "cilium.io")
+}
+
 /// Kinds, outside networking.k8s.io, that allow or deny connections: AdminNetworkPolicy and its
 /// siblings, and what CNIs add.
 fn is_policy(kind: &str, group: &str) -> bool {
