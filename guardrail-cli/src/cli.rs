@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    blocked, check, completions, diff, drift, exceptions, explain, export, graph, init, lint, merge, status, ui,
-    unblock,
+    admission, blocked, check, completions, diff, drift, exceptions, explain, export, graph, init, lint, merge, status,
+    ui, unblock,
 };
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks
@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Exceptions(exceptions::Args),
     /// Say why a connection is denied, what opens it, and what else that opens
     Unblock(unblock::Args),
+    /// Write what keeps labels and exceptions honest: ValidatingAdmissionPolicies
+    Admission(admission::Args),
     /// Judge observed edges or listed flows by policies
     Check(check::Args),
     /// Say why one connection is allowed or denied
@@ -70,6 +72,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Completions(args) => completions::run(args),
         Command::Status(args) => status::run(args),
         Command::Drift(args) => drift::run(args),
+        Command::Admission(args) => admission::run(args),
         Command::Blocked(args) => blocked::run(args),
         Command::Exceptions(args) => exceptions::run(args),
         Command::Unblock(args) => unblock::run(args),

@@ -4,6 +4,7 @@
 //! else to stderr.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod blocked;
 mod check;
 mod cli;

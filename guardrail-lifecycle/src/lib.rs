@@ -5,6 +5,7 @@
 //! ARCHITECTURE.md.
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod blocked;
 pub mod diff;
 pub mod drift;

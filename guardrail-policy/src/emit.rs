@@ -179,6 +179,12 @@ pub fn kustomization<'a>(files: impl IntoIterator<Item = &'a str>) -> String {
     text
 }
 
+/// Objects as YAML documents, one behind the other.
+#[must_use]
+pub fn documents(objects: &[impl Serialize]) -> String {
+    objects.iter().map(|object| format!("---\n{}", yaml(object))).collect()
+}
+
 /// YAML as a YAML 1.1 reader understands it too: serde-saphyr quotes `on`, `yes`, `1_000` and
 /// `12:30:45`.
 fn yaml(value: &impl Serialize) -> String {

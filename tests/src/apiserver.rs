@@ -101,6 +101,8 @@ pub struct Manners {
     pub audience: String,
     /// TokenReviews take no notice of audiences, as servers before 1.13 did.
     pub no_audiences: bool,
+    /// What is answered at other paths: API groups, lists of kinds of their own, single objects.
+    pub documents: BTreeMap<String, Value>,
 }
 
 impl Manners {

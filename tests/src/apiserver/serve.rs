@@ -52,6 +52,11 @@ pub(crate) fn connection(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<
     if let Some((namespace, pod)) = forwarded(&request) {
         return port_forward(&stream, state, &request, namespace, pod, shared);
     }
+    if let Some(document) = state.manners.documents.get(&request.path) {
+        let body = document.to_string();
+        drop(state);
+        return http::answer(&stream, 200, "", body.as_bytes());
+    }
     let Some((resource, namespace)) = collection(&request.path) else {
         drop(state);
         return http::answer(&stream, 404, "", b"404 page not found\n");
