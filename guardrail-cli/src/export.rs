@@ -1,6 +1,7 @@
 //! `guardrail export`: allow-lists from snapshots.
 
 mod args;
+mod earlier;
 mod write;
 
 use std::collections::BTreeSet;

@@ -14,6 +14,7 @@ use crate::{
     emit::{self, REPORT_FILE},
     exception::{self, ExceptionSide},
     generate::{self, NamespaceVerdict, Options, Plan, Problem, identities, plan_for, stable},
+    memory::{self, REMEMBERED},
     prove::{self, Proof},
     report,
 };
@@ -48,7 +49,8 @@ pub struct Exported {
 /// that stay as they are.
 #[must_use]
 pub fn export(snapshot: &Snapshot, options: &Options) -> Exported {
-    let snapshot = &*stable(snapshot);
+    let (snapshot, forgotten) = memory::recall(snapshot, options);
+    let snapshot = &*stable(&snapshot);
     let snapshot = &*identities(snapshot, &options.enforcer());
     let mut decision = plan_for(snapshot, options);
     // For readers gates are no reason to leave anything out.
@@ -67,6 +69,16 @@ pub fn export(snapshot: &Snapshot, options: &Options) -> Exported {
         stopped = now;
     };
     decision.warnings.extend(proof.warnings.iter().cloned());
+    let remembered = snapshot.body.edges.iter().filter(|edge| edge.marks.contains(REMEMBERED)).count();
+    let edges = |count: usize| if count == 1 { "1 edge".to_owned() } else { format!("{count} edges") };
+    if remembered > 0 {
+        let text = "allowed as before, although the snapshot does not show it any more";
+        decision.warnings.insert(format!("{} of an earlier export: {text} ({REPORT_FILE})", edges(remembered)));
+    }
+    if !forgotten.is_empty() {
+        let text = "not allowed any more, an end is gone or it was not used for too long";
+        decision.warnings.insert(format!("{} of an earlier export: {text} ({REPORT_FILE})", edges(forgotten.len())));
+    }
     if let Some(lowest) = emit::lowest_version(decision.plan.format, &decision.plan.policies)
         && let Some(known) = options.enforcer().cilium().and_then(|cilium| cilium.version).filter(|v| *v < lowest)
     {
@@ -91,7 +103,7 @@ pub fn export(snapshot: &Snapshot, options: &Options) -> Exported {
     } else {
         emit::files(&decision.plan, options, &decision.stopped)
     };
-    let sidecars = report::files(snapshot, options, &decision, &proof);
+    let sidecars = report::files(snapshot, options, &decision, &proof, &forgotten);
     Exported {
         files: files.into_iter().chain(sidecars).collect(),
         problems: decision.problems.into_iter().collect(),

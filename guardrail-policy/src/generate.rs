@@ -30,18 +30,20 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use guardrail_graph::{Snapshot, WorkloadRef};
+use guardrail_graph::{Snapshot, Timestamp, WorkloadRef};
 use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::{
     evaluate::{CiliumOptions, Cluster, Dataplane},
     exception::{ExceptionSide, Opening},
+    memory::Memory,
     model::{NetworkPolicy, Protocol, tier::TierPolicy},
 };
 
 pub use completeness::{NamespaceVerdict, edge_name};
 pub(crate) use context::Context;
+pub(crate) use edges::is_established;
 pub use edges::{EdgeUse, Unused};
 pub use flow::{BadFlowName, FlowName};
 pub use format::{Format, UnknownFormat};
@@ -236,6 +238,13 @@ pub struct Options {
     /// where pods get their addresses: without them, "any external address" includes the cluster's
     /// pods. Empty if there is no inventory.
     pub cluster: Cluster,
+    /// What earlier exports allowed: it stays allowed, unless one of its ends is gone.
+    pub memory: Memory,
+    /// What earlier exports allowed and was last seen before this time is forgotten.
+    pub forget_before: Option<Timestamp>,
+    /// Workloads that an inventory lists, beside those known by their pods: of a kind and namespace
+    /// with one, there is no other.
+    pub listed: BTreeSet<WorkloadRef>,
     /// Policies that are in force already. What is generated is proven together with them.
     pub existing: Vec<NetworkPolicy>,
     /// The same, of other kinds.
@@ -271,6 +280,9 @@ impl Options {
             forced: false,
             stopped_too: false,
             cluster: Cluster::default(),
+            memory: Memory::default(),
+            forget_before: None,
+            listed: BTreeSet::new(),
             existing: Vec::new(),
             existing_forms: Vec::new(),
         }
@@ -328,6 +340,8 @@ pub struct Decision {
     pub closed_without_evidence: BTreeSet<WorkloadRef>,
     /// Established edges (indices) that no rule can allow, each with a problem.
     pub inexpressible: BTreeSet<usize>,
+    /// Edges (indices) from nodes that stand for clients of which their own sockets know nothing.
+    pub unexplained: BTreeSet<usize>,
     /// Workloads that no label tells apart: one policy allows what any of them needs.
     pub subjects: Vec<BTreeSet<WorkloadRef>>,
     /// What is opened wider than observed.

@@ -11,6 +11,7 @@ pub mod explain;
 pub mod export;
 pub mod generate;
 pub mod lint;
+pub mod memory;
 pub mod model;
 pub mod prove;
 pub mod read;

@@ -18,6 +18,7 @@ use crate::emit::{EVIDENCE_FILE, REPORT_FILE, file_name, is_written, lowest_vers
 use crate::generate::{
     Decision, EdgeUse, Format, NamespaceVerdict, Options, Phase, PlannedRule, PortRef, Problem, RulePeer, Unused,
 };
+use crate::memory::{self, Forgotten, REMEMBERED, Why};
 use crate::model::Direction;
 use crate::prove::{NewlyJudged, Proof};
 
@@ -65,6 +66,19 @@ struct Evidence<'a> {
     wide_clients: Vec<WideClient>,
     problems: &'a BTreeSet<Problem>,
     warnings: &'a BTreeSet<String>,
+    /// Edges of an earlier export that the span does not show and that stay allowed.
+    remembered: Vec<EdgeEntry<'a>>,
+    /// Those that do not.
+    forgotten: Vec<ForgottenEdge<'a>>,
+    /// What the next export reads.
+    memory: memory::Written<'a>,
+}
+
+#[derive(Serialize)]
+struct ForgottenEdge<'a> {
+    why: String,
+    #[serde(flatten)]
+    edge: EdgeEntry<'a>,
 }
 
 #[derive(Serialize)]
@@ -110,14 +124,26 @@ struct UnusedEdge<'a> {
 
 /// Both sidecars.
 #[must_use]
-pub fn files(snapshot: &Snapshot, options: &Options, decision: &Decision, proof: &Proof) -> BTreeMap<String, String> {
-    let evidence = collect(snapshot, options, decision, proof);
+pub fn files(
+    snapshot: &Snapshot,
+    options: &Options,
+    decision: &Decision,
+    proof: &Proof,
+    forgotten: &[Forgotten],
+) -> BTreeMap<String, String> {
+    let evidence = collect(snapshot, options, decision, proof, forgotten);
     let mut json = serde_json::to_string_pretty(&evidence).expect("maps, strings and numbers always serialise");
     json.push('\n');
     BTreeMap::from([(EVIDENCE_FILE.to_owned(), json), (REPORT_FILE.to_owned(), markdown(&evidence))])
 }
 
-fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision, proof: &'a Proof) -> Evidence<'a> {
+fn collect<'a>(
+    snapshot: &'a Snapshot,
+    options: &Options,
+    decision: &'a Decision,
+    proof: &'a Proof,
+    forgotten: &'a [Forgotten],
+) -> Evidence<'a> {
     let edges = &snapshot.body.edges;
     let mut policies: Vec<PolicyEvidence<'_>> = decision
         .plan
@@ -162,7 +188,7 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
         .collect();
     Evidence {
         api_version: guardrail_graph::snapshot::API_VERSION,
-        kind: "ExportEvidence",
+        kind: memory::KIND,
         phase: decision.plan.phase,
         format: decision.plan.format,
         lowest_cilium_version: lowest_version(decision.plan.format, &decision.plan.policies)
@@ -187,6 +213,12 @@ fn collect<'a>(snapshot: &'a Snapshot, options: &Options, decision: &'a Decision
         wide_clients: wide_clients(edges),
         problems: &decision.problems,
         warnings: &decision.warnings,
+        remembered: edges.iter().filter(|edge| edge.marks.contains(REMEMBERED)).map(edge_entry).collect(),
+        forgotten: forgotten
+            .iter()
+            .map(|forgotten| ForgottenEdge { why: why_forgotten(&forgotten.why), edge: edge_entry(&forgotten.edge) })
+            .collect(),
+        memory: memory::written(snapshot, decision),
     }
 }
 
@@ -297,6 +329,13 @@ fn markdown(evidence: &Evidence<'_>) -> String {
     section(out, "Flows that could not be named", evidence.unresolved.iter().map(unresolved_text));
     namespaces(out, evidence.namespaces);
     rules(out, evidence);
+    let remembered = evidence.remembered.iter().map(edge_text);
+    section(out, "Remembered: allowed as an earlier export did, the span does not show it", remembered);
+    let forgotten = evidence
+        .forgotten
+        .iter()
+        .map(|f| format!("{}, last seen {}: {}", edge_text(&f.edge), date(f.edge.last_seen), f.why));
+    section(out, "Forgotten: an earlier export allowed it, and this one does not", forgotten);
     section(out, "Closed without evidence", evidence.closed_without_evidence.iter().cloned());
     unused(out, &evidence.unused);
     newly_judged(out, evidence.newly_judged);
@@ -440,10 +479,27 @@ fn unused(out: &mut String, unused: &[UnusedEdge<'_>]) {
     }
 }
 
+fn why_forgotten(why: &Why) -> String {
+    match why {
+        Why::Gone(peer) => format!("{peer} is gone"),
+        Why::Unused => "not used for longer than --drop-unused says".to_owned(),
+    }
+}
+
+/// `2026-11-29`.
+fn date(time: Timestamp) -> String {
+    let text = time.to_string();
+    text.get(..10).unwrap_or(&text).to_owned()
+}
+
 fn edge_text(edge: &EdgeEntry<'_>) -> String {
     let names: Vec<&str> = edge.names.iter().copied().collect();
     let names = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
-    let marks: Vec<&str> = edge.marks.iter().map(String::as_str).collect();
+    let mark = |mark: &String| match mark.as_str() {
+        REMEMBERED => format!("{mark}, last seen {}", date(edge.last_seen)),
+        _ => mark.clone(),
+    };
+    let marks: Vec<String> = edge.marks.iter().map(mark).collect();
     let marks = if marks.is_empty() { String::new() } else { format!(" [{}]", marks.join(", ")) };
     format!("{} → {} {}/{}{names}{marks}", edge.client, edge.server, edge.port, edge.protocol)
 }

@@ -9,10 +9,11 @@ use std::net::IpAddr;
 
 use generate_support::{Edge, Export, Pod, Scenario, Service, Workload};
 use guardrail_policy::{
-    emit::{EVIDENCE_FILE, REPORT_FILE},
+    emit::{self, EVIDENCE_FILE, REPORT_FILE},
     evaluate::{End, Evaluator},
     export,
     generate::{self, ProblemKind},
+    memory::Memory,
     model::{Direction, PortMatch, Protocol, tier::TierPeer},
 };
 use proptest::prelude::*;
@@ -501,6 +502,42 @@ proptest! {
         prop_assert_eq!(before, after);
         let mentioned = snapshot.body.edges.iter().any(|e| before_sidecars.0.as_ref().is_some_and(|text| text.contains(&e.last_seen.to_string())));
         prop_assert!(!mentioned || before_sidecars != after_sidecars);
+    }
+
+    #[test]
+    fn what_an_export_allowed_the_next_ones_allow_whatever_they_see(
+        world in world(0..3),
+        seen in any::<[u16; 2]>(),
+    ) {
+        let scenario = world.scenario();
+        let whole = scenario.snapshot();
+        let mut options = scenario.options();
+        let mut directory = BTreeMap::new();
+        let mut allowed: Option<Vec<bool>> = None;
+        for seen in [u16::MAX, seen[0], seen[1]] {
+            let mut snapshot = whole.clone();
+            let mut bits = (0u32..16).cycle();
+            snapshot.body.edges.retain(|_| seen >> bits.next().unwrap() & 1 == 1);
+            let exported = export::export(&snapshot, &options);
+            // Files of stopped namespaces stay as they were.
+            let namespace = |name: &str| emit::namespace_of_file(name).map(str::to_owned);
+            directory.retain(|name, _| namespace(name).is_some_and(|ns| exported.stopped.contains(&ns)));
+            directory.extend(exported.files.clone());
+            let cluster = options.cluster.clone().with_snapshot(&whole);
+            let evaluator = generate_support::evaluator(&options, cluster, &directory);
+            let verdicts: Vec<bool> = whole
+                .body
+                .edges
+                .iter()
+                .map(|edge| evaluator.evaluate_edge(edge).is_ok_and(|verdict| verdict.allowed()))
+                .collect();
+            let before = allowed.get_or_insert_with(|| verdicts.clone());
+            for ((edge, before), now) in whole.body.edges.iter().zip(before.iter()).zip(&verdicts) {
+                let supports = edge.supported && (world.accept_inferred || !edge.marks.contains("inferred"));
+                prop_assert!(!supports || !before || *now, "{} is denied", generate::edge_name(edge));
+            }
+            options.memory = Memory::read(&directory[EVIDENCE_FILE]).unwrap();
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use guardrail_policy::{
 };
 use ipnet::IpNet;
 
+use super::earlier;
 use crate::{
     dataplane::{DataplaneArgs, not_enforced, refusals},
     export::write,
@@ -28,7 +29,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Each policy is one file, NAMESPACE.NAME.yaml; kustomization.yaml lists them for `kubectl apply -k DIR`.
-evidence.json and REPORT.md say what each rule rests on. A namespace whose evidence is incomplete, of
+evidence.json and REPORT.md say what each rule rests on. What the evidence.json in DIR says was
+allowed stays allowed, also if the snapshots do not show it any more. A namespace whose evidence is incomplete, of
 which an observed flow would be denied, or for which the proof fails, is stopped: its files stay as
 they were, the others are written, and the exit code is 1 (2 if all are stopped). --force accepts
 incomplete evidence and a short window, and nothing else. With --plan, each namespace goes where the
@@ -106,7 +108,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "CIDR", value_parser = range)]
     node_range: Vec<IpNet>,
 
-    /// Write no rule for what was last seen so long before the end of the window, like 90d
+    /// Write no rule for what was last seen so long before the end of the window, like 90d, and forget
+    /// what an earlier export in DIR allowed and nobody used for so long; without it, what was
+    /// allowed stays allowed until one of its ends is gone
     #[arg(long, value_name = "DURATION", value_parser = words::parse_duration)]
     drop_unused: Option<Duration>,
 
@@ -187,6 +191,9 @@ impl Args {
         options.min_window = self.min_window.unwrap_or_else(|| options.phase.min_window());
         options.forced = self.force;
         options.drop_unused = self.drop_unused;
+        options.memory = earlier::memory(self.directory.as_deref(), self.policies.iter().map(PathBuf::as_path))?;
+        options.forget_before = options.drop_unused.map(|unused| self.cluster.now().before(unused));
+        options.listed = earlier::listed(&inventory.objects);
         for (name, range) in &self.declare {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);
         }

@@ -63,7 +63,7 @@ impl EdgeUse {
 
 /// Whether the evidence shows a conversation. Marks say how it was seen and have no say in this:
 /// without them, an edge is `supported` for the same reasons.
-fn is_established(edge: &EdgeRecord) -> bool {
+pub(crate) fn is_established(edge: &EdgeRecord) -> bool {
     let at_server = || edge.sources.iter().any(|s| s.side == Side::Server && s.counts.is_established());
     edge.supported
         || if edge.protocol.has_connections() {

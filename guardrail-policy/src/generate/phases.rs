@@ -508,6 +508,18 @@ impl<'a> Builder<'a> {
             }
             planned.push(policy);
         }
+        let edges = self.context.body.edges.iter().zip(&self.uses).enumerate();
+        let unexplained = edges
+            .filter(|(_, (edge, used))| {
+                let (Peer::Node { .. }, Peer::Workload(server)) = (&edge.client.peer, &edge.server.peer) else {
+                    return false;
+                };
+                used.must_be_allowed()
+                    && self.context.is_reachable_from_outside(server, edge.protocol, edge.port)
+                    && !self.context.explains_itself(edge)
+            })
+            .map(|(index, _)| index)
+            .collect();
         Decision {
             plan: Plan { phase: self.context.options.phase, format: self.context.reach.format, policies: planned },
             evidence,
@@ -515,6 +527,7 @@ impl<'a> Builder<'a> {
             verdicts,
             closed_without_evidence: self.closed_without_evidence,
             inexpressible: self.inexpressible,
+            unexplained,
             subjects: self
                 .context
                 .shared_subjects()
