@@ -71,6 +71,10 @@ pub struct Body {
     pub coverage: Coverage,
     /// Workloads known in the window, sorted.
     pub workloads: Vec<WorkloadEntry>,
+    /// Labels of which `workloads` does not say all: those that not every generation of a workload
+    /// had, or not with the same value. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub label_changes: Vec<LabelChanges>,
     /// Services known in the window, sorted.
     pub services: Vec<ServiceEntry>,
     /// Who owned which address when, sorted.
@@ -253,6 +257,26 @@ pub struct WorkloadEntry {
     /// When this was known to be so; `merge` keeps the later word.
     #[serde(default)]
     pub as_of: Timestamp,
+}
+
+/// Labels that differ between the generations of a workload, as snapshots of different times or
+/// nodes know them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelChanges {
+    /// The workload.
+    #[serde(flatten)]
+    pub workload: WorkloadRef,
+    /// The first two values that each such label had; one, if some generation was without it and
+    /// all others had this one.
+    pub labels: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl LabelChanges {
+    /// Labels that had several values: versions, charts, runs. They are no identity. A label that
+    /// was added or taken away has one.
+    pub fn changing(&self) -> impl Iterator<Item = &str> {
+        self.labels.iter().filter(|(_, values)| values.len() > 1).map(|(key, _)| key.as_str())
+    }
 }
 
 /// In [`WorkloadEntry::ran_on`]: further nodes whose names were not kept. It is no node name.

@@ -10,8 +10,8 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, Interval, KIND, ServiceEntry, ServiceFlow,
-    ServicePortEntry, Snapshot, Source, SourceWindow, Window,
+    API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, Interval, KIND, LabelChanges, ServiceEntry,
+    ServiceFlow, ServicePortEntry, Snapshot, Source, SourceWindow, Window,
     derive::{Derived, Deriver, joined},
     facts::{
         EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, hull,
@@ -169,6 +169,7 @@ impl Document {
             source_windows: self.source_windows.clone(),
             coverage: self.coverage.clone(),
             workloads: self.facts.workloads.iter().map(|(name, w)| self.facts.workload(name, w)).collect(),
+            label_changes: self.label_changes(),
             services: self.facts.services.values().map(|s| service(s)).collect(),
             addresses: self.facts.addresses.iter().map(|(key, tenure)| address(key, tenure, all_of_it)).collect(),
             service_flows: self.facts.service_flows.iter().map(|(key, flow)| service_flow(key, flow)).collect(),
@@ -177,6 +178,11 @@ impl Document {
             edges: self.edges(None).map(|(_, edge)| edge).collect(),
         };
         snapshot
+    }
+
+    fn label_changes(&self) -> Vec<LabelChanges> {
+        let changes = self.facts.label_changes.iter();
+        changes.map(|(name, labels)| LabelChanges { workload: name.clone(), labels: labels.clone() }).collect()
     }
 
     fn own_pods_as_of(&self) -> BTreeMap<String, Timestamp> {
@@ -217,6 +223,7 @@ enum At {
     /// In the coverage, which is sorted by peer as it comes from a map.
     Incomplete(Option<Peer>),
     Workloads(Option<WorkloadRef>),
+    LabelChanges,
     Services(Option<(String, String)>),
     Addresses(Option<TenureKey>),
     ServiceFlows(Option<FlowKey>),
@@ -319,7 +326,15 @@ impl Iterator for Chunks {
                     let rest =
                         facts.workloads.range(after(last.as_ref())).map(|(key, w)| (key, facts.workload(key, w)));
                     let last = list(&mut out, bytes, "workloads", last, rest);
-                    last.map_or(At::Services(None), |last| At::Workloads(Some(last)))
+                    last.map_or(At::LabelChanges, |last| At::Workloads(Some(last)))
+                }
+                At::LabelChanges => {
+                    let changes = self.document.label_changes();
+                    if !changes.is_empty() {
+                        out.extend_from_slice(b",\"label_changes\":");
+                        json(&mut out, &changes);
+                    }
+                    At::Services(None)
                 }
                 At::Services(last) => {
                     let rest = facts.services.range(after(last.as_ref())).map(|(key, s)| (key, service(s)));

@@ -12,7 +12,9 @@ use indexmap::IndexMap;
 
 use super::{
     AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, InventoryState, PodEntry, ServiceEntry, Side,
-    Snapshot, Source, SourceCounts, marks, span::Span, workloads::WorkloadFacts,
+    Snapshot, Source, SourceCounts, marks,
+    span::Span,
+    workloads::{ChangedLabels, WorkloadFacts},
 };
 use crate::{
     interner::Interner,
@@ -385,6 +387,7 @@ pub(crate) struct Facts {
     pub(crate) unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
     pub(crate) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
     pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
+    pub(crate) label_changes: BTreeMap<WorkloadRef, ChangedLabels>,
     /// Nodes that hosted pods of workloads, with the last time that was known.
     pub(crate) ran_on: BTreeMap<WorkloadRef, BTreeMap<String, Timestamp>>,
     pub(crate) inventory: Option<InventoryState>,
@@ -440,6 +443,7 @@ impl Facts {
             source_windows: _,
             coverage,
             mut workloads,
+            label_changes,
             services,
             addresses,
             service_flows,
@@ -479,7 +483,7 @@ impl Facts {
             }
         }
         self.inventory = InventoryState::joined(self.inventory, coverage.inventory);
-        self.add_workloads(workloads);
+        self.add_workloads(workloads, label_changes);
         for entry in services {
             self.add_service(entry);
         }

@@ -111,7 +111,14 @@ impl<'a> Context<'a> {
         for entry in body.workloads.iter().filter(|w| !w.host_network) {
             by_namespace.entry(&entry.workload.namespace).or_default().push(entry);
         }
-        let subjects: Vec<Subject<'a>> = by_namespace.values().flat_map(|entries| subjects(entries)).collect();
+        let had: BTreeSet<(&WorkloadRef, &str)> = body
+            .label_changes
+            .iter()
+            .flat_map(|changes| changes.labels.keys().map(|key| (&changes.workload, key.as_str())))
+            .collect();
+        let may_have = |workload: &WorkloadRef, key: &str| had.contains(&(workload, key));
+        let subjects: Vec<Subject<'a>> =
+            by_namespace.values().flat_map(|entries| subjects(entries, may_have)).collect();
         let members = |(index, subject): (usize, &Subject<'a>)| {
             subject.members.iter().map(move |member| (*member, index)).collect::<Vec<_>>()
         };

@@ -3,21 +3,40 @@
 //! own selector cannot change and stays as it is.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
-use guardrail_graph::{Snapshot, inventory::is_release_label, snapshot::LabelSelector};
+use guardrail_graph::{
+    Snapshot, WorkloadRef,
+    inventory::is_release_label,
+    snapshot::{LabelChanges, LabelSelector, WorkloadEntry},
+};
 
 use crate::model::selector_matches;
 
 /// The snapshot with such selectors: narrower ones lose the label, and those of which nothing is
-/// left that tells who it is are none, with advice.
+/// left that tells who it is are none, with advice. The same holds for labels that were seen to
+/// change between generations of the workload.
 pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
     let own_selector =
         |owner: &str| matches!(owner, "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicationController");
     let workloads = &snapshot.body.workloads;
+    let seen_changing: BTreeMap<&WorkloadRef, BTreeSet<&str>> =
+        snapshot.body.label_changes.iter().map(|c| (&c.workload, c.changing().collect())).collect();
     let mut changed = Vec::new();
+    let mut passing = Vec::new();
     for (entry, index) in workloads.iter().zip(0..) {
-        let Some(selector) = entry.selector.as_ref().filter(|_| !own_selector(&entry.workload.owner)) else { continue };
-        let kept = selector.without_release_labels();
+        let changing = seen_changing.get(&entry.workload);
+        let changes = |key: &str| changing.is_some_and(|keys| keys.contains(key));
+        let own = entry.selector.as_ref().filter(|_| own_selector(&entry.workload.owner));
+        let selects = |key: &str| own.is_some_and(|own| own.match_labels.contains_key(key));
+        if entry.labels.keys().any(|key| changes(key) && !selects(key)) {
+            let kept = entry.labels.iter().filter(|(key, _)| !changes(key) || selects(key));
+            passing.push((index, kept.map(|(key, value)| (key.clone(), value.clone())).collect()));
+        }
+        let Some(selector) = entry.selector.as_ref().filter(|_| own.is_none()) else { continue };
+        let mut kept = selector.without_release_labels();
+        kept.match_labels.retain(|key, _| !changes(key));
+        kept.match_expressions.retain(|requirement| !changes(&requirement.key));
         if kept == *selector && kept.tells_who() {
             continue;
         }
@@ -28,24 +47,87 @@ pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
         });
         changed.push((index, Some(kept).filter(|kept| kept.tells_who() && !clashes)));
     }
-    if changed.is_empty() {
+    if changed.is_empty() && passing.is_empty() {
         return Cow::Borrowed(snapshot);
     }
     let mut snapshot = snapshot.clone();
+    let mut had = Vec::new();
+    for (index, labels) in passing {
+        let entry: &mut WorkloadEntry = &mut snapshot.body.workloads[index];
+        entry.labels = labels;
+    }
     for (index, selector) in changed {
-        let entry: &mut guardrail_graph::snapshot::WorkloadEntry = &mut snapshot.body.workloads[index];
+        let entry: &mut WorkloadEntry = &mut snapshot.body.workloads[index];
         if selector.is_none() {
             entry.selector_advice = Some(format!(
                 "no label of {} stays the same over its runs and releases: add one to its pod template, for example app.kubernetes.io/name: {}",
                 entry.workload, entry.workload.name
             ));
         }
-        // A rule for it as a peer is made of these where no selector is.
-        entry.labels.retain(|key, _| !is_release_label(key));
+        // A rule for it as a peer is made of these where no selector is. Its pods have them all the
+        // same.
+        let passing = entry.labels.extract_if(.., |key, _| is_release_label(key));
+        let passing: BTreeMap<_, _> = passing.map(|(key, value)| (key, BTreeSet::from([value]))).collect();
+        if !passing.is_empty() {
+            let workload = entry.workload.clone();
+            had.push(LabelChanges { workload, labels: passing });
+        }
         if selector.is_none() && !LabelSelector::of_labels(entry.labels.clone()).tells_who() {
             entry.labels.clear();
         }
         entry.selector = selector;
     }
+    snapshot.body.label_changes.append(&mut had);
     Cow::Owned(snapshot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A snapshot of one workload of which `run` is known to have changed, after it was made stable:
+    /// its selector and its labels.
+    fn after(owner: &str, labels: &[(&str, &str)], own: Option<&[(&str, &str)]>) -> (Option<String>, String) {
+        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let workload = WorkloadRef { namespace: "data".into(), owner: owner.into(), name: "pi".into() };
+        let mut snapshot = Snapshot::empty();
+        snapshot.body.workloads.push(WorkloadEntry {
+            workload: workload.clone(),
+            selector: Some(LabelSelector::of_labels(map(own.unwrap_or(labels)))),
+            selector_advice: None,
+            labels: map(labels),
+            host_network: false,
+            pods: BTreeMap::new(),
+            ran_on: BTreeMap::new(),
+            as_of: Default::default(),
+        });
+        let values = BTreeSet::from(["17".to_owned(), "18".to_owned()]);
+        let changed =
+            BTreeMap::from([("run".to_owned(), values), ("new".to_owned(), BTreeSet::from(["y".to_owned()]))]);
+        snapshot.body.label_changes.push(LabelChanges { workload, labels: changed });
+        let snapshot = stable(&snapshot);
+        let entry = &snapshot.body.workloads[0];
+        let text = |labels: &BTreeMap<String, String>| {
+            labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")
+        };
+        (entry.selector.as_ref().map(|selector| text(&selector.match_labels)), text(&entry.labels))
+    }
+
+    #[test]
+    fn a_label_that_was_seen_to_change_is_no_identity() {
+        let (app, run, new) = (("app", "pi"), ("run", "18"), ("new", "y"));
+        assert_eq!(after("SparkApplication", &[app, run], None), (Some("app=pi".into()), "app=pi".into()));
+        // One that was added once is as good as any.
+        let both = Some("app=pi,new=y".into());
+        assert_eq!(after("SparkApplication", &[app, new, run], None), (both, "app=pi,new=y".into()));
+        assert_eq!(after("SparkApplication", &[run], None), (None, String::new()));
+    }
+
+    #[test]
+    fn a_controllers_own_selector_stays_and_its_other_labels_lose_what_changes() {
+        let (app, run) = (("app", "pi"), ("run", "18"));
+        assert_eq!(after("Deployment", &[app, run], Some(&[app])), (Some("app=pi".into()), "app=pi".into()));
+        let own = (Some("run=18".into()), "app=pi,run=18".into());
+        assert_eq!(after("Deployment", &[app, run], Some(&[run])), own);
+    }
 }

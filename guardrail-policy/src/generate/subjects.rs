@@ -22,8 +22,12 @@ pub(crate) struct Subject<'a> {
     pub(crate) selector: Option<LabelSelector>,
 }
 
-/// The subjects of a namespace, sorted, from its workloads that policies can select.
-pub(crate) fn subjects<'a>(entries: &[&'a WorkloadEntry]) -> Vec<Subject<'a>> {
+/// The subjects of a namespace, sorted, from its workloads that policies can select. `may_have`
+/// says whether some generation of a workload had this label, whatever its value.
+pub(crate) fn subjects<'a>(
+    entries: &[&'a WorkloadEntry],
+    may_have: impl Fn(&WorkloadRef, &str) -> bool,
+) -> Vec<Subject<'a>> {
     let labels: Vec<Labels> = entries.iter().map(|entry| labels_of(entry)).collect();
     let bases: Vec<Option<LabelSelector>> = entries.iter().map(|entry| base(entry)).collect();
     let mut group: Vec<usize> = (0..entries.len()).collect();
@@ -41,7 +45,8 @@ pub(crate) fn subjects<'a>(entries: &[&'a WorkloadEntry]) -> Vec<Subject<'a>> {
     let mut found: Vec<Subject<'a>> = members
         .into_values()
         .map(|members| {
-            let selector = selector_of(&members, &bases, &labels);
+            let had = |key: &str| members.iter().any(|m| may_have(&entries[*m].workload, key));
+            let selector = selector_of(&members, &bases, &labels, had);
             let mut names: Vec<&WorkloadRef> = members.iter().map(|index| &entries[*index].workload).collect();
             names.sort();
             Subject { members: names, selector }
@@ -94,8 +99,14 @@ fn base(entry: &WorkloadEntry) -> Option<LabelSelector> {
     Some(entry.selector.clone().unwrap_or_else(by_labels)).filter(|selector| !selector.is_empty())
 }
 
-/// The selector that selects these members and nobody else of the namespace.
-fn selector_of(members: &[usize], bases: &[Option<LabelSelector>], labels: &[Labels]) -> Option<LabelSelector> {
+/// The selector that selects these members and nobody else of the namespace. `had`: a label that a
+/// generation of a member had.
+fn selector_of(
+    members: &[usize],
+    bases: &[Option<LabelSelector>],
+    labels: &[Labels],
+    had: impl Fn(&str) -> bool,
+) -> Option<LabelSelector> {
     let selects_all = |selector: &&LabelSelector| members.iter().all(|m| selector_matches(selector, &labels[*m]));
     let size = |s: &&LabelSelector| (s.match_labels.len() + s.match_expressions.len(), (*s).clone());
     let own = members.iter().filter_map(|m| bases[*m].as_ref()).filter(selects_all).min_by_key(size);
@@ -103,7 +114,7 @@ fn selector_of(members: &[usize], bases: &[Option<LabelSelector>], labels: &[Lab
     let of_members: Vec<&Labels> = members.iter().map(|m| &labels[*m]).collect();
     for (index, other) in labels.iter().enumerate() {
         if !members.contains(&index) && selector_matches(&selector, other) {
-            keep_apart(&mut selector, &of_members, other)?;
+            keep_apart(&mut selector, &of_members, other, &had)?;
         }
     }
     selector.match_expressions.sort();
@@ -111,8 +122,14 @@ fn selector_of(members: &[usize], bases: &[Option<LabelSelector>], labels: &[Lab
 }
 
 /// Adds what all members fulfil and `other` does not; `None` if nothing stable does. A key that
-/// only one of the two has tells them apart whatever its value is at the next release.
-fn keep_apart(selector: &mut LabelSelector, members: &[&Labels], other: &Labels) -> Option<()> {
+/// only one of the two has tells them apart whatever its value is at the next release, but for one
+/// that not every generation of the members had (`had`).
+fn keep_apart(
+    selector: &mut LabelSelector,
+    members: &[&Labels],
+    other: &Labels,
+    had: &impl Fn(&str) -> bool,
+) -> Option<()> {
     let stable = |key: &String| !is_generated_label(key) && !is_release_label(key);
     let require = |selector: &mut LabelSelector, key: &String, operator, values: Vec<String>| {
         let same = |known: &&mut SelectorRequirement| known.key == *key && known.operator == operator;
@@ -125,7 +142,8 @@ fn keep_apart(selector: &mut LabelSelector, members: &[&Labels], other: &Labels)
             None => selector.match_expressions.push(SelectorRequirement { key: key.clone(), operator, values }),
         }
     };
-    let nobodys = |key: &&String| !is_generated_label(key) && !members.iter().any(|own| own.contains_key(*key));
+    let passes = |key: &String| is_generated_label(key) || had(key);
+    let nobodys = |key: &&String| !passes(key) && !members.iter().any(|own| own.contains_key(*key));
     // A stable key before one whose values go with a release: the members may get that, too.
     let missing = other.keys().filter(nobodys).min_by_key(|key| !stable(key));
     if let Some(key) = missing {
@@ -140,15 +158,15 @@ fn keep_apart(selector: &mut LabelSelector, members: &[&Labels], other: &Labels)
         selector.match_labels.insert(key.clone(), value.clone());
         return Some(());
     }
-    let everybodys = |key: &&String| {
-        !is_generated_label(key) && !other.contains_key(*key) && rest.iter().all(|own| own.contains_key(*key))
-    };
+    let everybodys =
+        |key: &&String| !passes(key) && !other.contains_key(*key) && rest.iter().all(|own| own.contains_key(*key));
     if let Some(key) = first.keys().filter(everybodys).min_by_key(|key| !stable(key)) {
         require(selector, key, SelectorOperator::Exists, Vec::new());
         return Some(());
     }
-    let its_own =
-        |(key, value): &(&String, &String)| stable(key) && !members.iter().any(|own| own.get(*key) == Some(*value));
+    let its_own = |(key, value): &(&String, &String)| {
+        stable(key) && !passes(key) && !members.iter().any(|own| own.get(*key) == Some(*value))
+    };
     let (key, value) = other.iter().find(its_own)?;
     require(selector, key, SelectorOperator::NotIn, vec![value.clone()]);
     Some(())
@@ -173,7 +191,7 @@ mod tests {
     }
 
     fn told(entries: &[WorkloadEntry]) -> Vec<String> {
-        let found = subjects(&entries.iter().collect::<Vec<_>>());
+        let found = subjects(&entries.iter().collect::<Vec<_>>(), |_, _| false);
         found
             .iter()
             .map(|s| {
@@ -225,6 +243,19 @@ mod tests {
         let wide = entry("Deployment", "wide", Some(&[("app", "x")]), a);
         let narrow = entry("Deployment", "narrow", Some(b), b);
         assert_eq!(told(&[wide, narrow]), ["Deployment/narrow: app=x,track=b", "Deployment/wide: app=x,track=a"]);
+    }
+
+    #[test]
+    fn a_label_that_some_generation_had_is_never_said_to_be_absent() {
+        let (app, run): (&[_], &[_]) = (&[("app", "pay")], &[("app", "pay"), ("run", "7")]);
+        let entries = [entry("Deployment", "pay", Some(app), app), entry("TaskRun", "deploy-pay", Some(run), run)];
+        let entries: Vec<&WorkloadEntry> = entries.iter().collect();
+        let pay = |had: bool| {
+            let found = subjects(&entries, |workload, key| had && workload.name == "pay" && key == "run");
+            found.into_iter().find(|s| s.members[0].name == "pay").unwrap().selector
+        };
+        assert!(pay(false).is_some_and(|selector| selector.match_expressions.len() == 1));
+        assert_eq!(pay(true), None);
     }
 
     #[test]

@@ -233,7 +233,7 @@ pub fn parse_port(text: &str) -> (Protocol, u16) {
     (protocol, port.parse().unwrap_or_else(|_| panic!("`{text}`: no port number")))
 }
 
-fn at(seconds: i64) -> Timestamp {
+pub fn at(seconds: i64) -> Timestamp {
     Timestamp::from_unix_seconds(1_700_000_000 + seconds)
 }
 
@@ -414,6 +414,7 @@ impl Scenario {
                 source_windows: Vec::new(),
                 coverage,
                 workloads,
+                label_changes: Vec::new(),
                 services: self.services.iter().map(|(name, s)| service(name, s)).collect(),
                 addresses,
                 service_flows: Vec::new(),
