@@ -512,7 +512,7 @@ proptest! {
         let scenario = world.scenario();
         let whole = scenario.snapshot();
         let mut options = scenario.options();
-        let mut directory = BTreeMap::new();
+        let mut directory: BTreeMap<String, String> = BTreeMap::new();
         let mut allowed: Option<Vec<bool>> = None;
         for seen in [u16::MAX, seen[0], seen[1]] {
             let mut snapshot = whole.clone();

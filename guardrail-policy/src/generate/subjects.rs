@@ -327,7 +327,7 @@ mod tests {
                     entry("Deployment", &index.to_string(), Some(&chosen).filter(|c| !c.is_empty()).map(|c| &c[..]), &labels)
                 })
                 .collect();
-            for subject in subjects(&entries.iter().collect::<Vec<_>>()) {
+            for subject in subjects(&entries.iter().collect::<Vec<_>>(), |_, _| false) {
                 let is_member = |entry: &&WorkloadEntry| subject.members.contains(&&entry.workload);
                 if let Some(selector) = &subject.selector {
                     for entry in &entries {
