@@ -192,7 +192,6 @@ impl Args {
         options.forced = self.force;
         options.drop_unused = self.drop_unused;
         options.memory = earlier::memory(self.directory.as_deref(), self.policies.iter().map(PathBuf::as_path))?;
-        options.forget_before = options.drop_unused.map(|unused| self.cluster.now().before(unused));
         options.listed = earlier::listed(&inventory.objects);
         for (name, range) in &self.declare {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);
@@ -220,6 +219,8 @@ impl Args {
             lifecycle::aim(&mut options, &snapshot, planned.environment()?);
             lifecycle::open(&mut options, &planned.plan, &planned.name, now);
         }
+        // The plan may say it, too.
+        options.forget_before = options.drop_unused.map(|unused| self.cluster.now().before(unused));
         unevaluated.sort();
         unevaluated.dedup();
         Ok(Input { snapshot, options, unevaluated, planned, sensitive_are_known })
