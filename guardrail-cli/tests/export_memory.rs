@@ -40,7 +40,8 @@ fn a_later_export_into_the_same_directory_takes_no_rule_away() {
     );
     let report = fs::read_to_string(directory.join("REPORT.md")).unwrap();
     assert!(report.contains("[remembered, last seen 2026-03-01]"), "{report}");
-    // Elsewhere nobody remembers; with the policies in force that lie beside their evidence, it does.
+    // Elsewhere nobody remembers; with the policies in force that lie beside their evidence, it
+    // does.
     let elsewhere = outer.path().join("elsewhere");
     export(&elsewhere, &LATER);
     assert!(!fs::read_to_string(elsewhere.join("REPORT.md")).unwrap().contains("remembered"));

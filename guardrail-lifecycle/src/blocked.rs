@@ -24,7 +24,7 @@ use serde::Serialize;
 mod attempts;
 mod others;
 
-use attempts::{Attempts, Target};
+use attempts::Attempts;
 use others::Others;
 
 /// Kind, namespace and name of a policy, as [`TierPolicy::object`] gives them.
@@ -117,6 +117,14 @@ pub struct BlockedAttempts {
     pub confidence: Confidence,
     /// What keeps it from being certain: sentences without a full stop.
     pub because: Vec<String>,
+}
+
+/// A server behind what was dialled.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    peer: Peer,
+    /// Its own port.
+    port: u16,
 }
 
 /// Whether policies deny the connections to all targets, for all pods.

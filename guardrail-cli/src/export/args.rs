@@ -108,9 +108,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "CIDR", value_parser = range)]
     node_range: Vec<IpNet>,
 
-    /// Write no rule for what was last seen so long before the end of the window, like 90d, and forget
-    /// what an earlier export in DIR allowed and nobody used for so long; without it, what was
-    /// allowed stays allowed until one of its ends is gone
+    /// Write no rule for what was last seen so long before the end of the window, like 90d, and
+    /// forget what an earlier export in DIR allowed and nobody used for so long; without it, what
+    /// was allowed stays allowed until one of its ends is gone
     #[arg(long, value_name = "DURATION", value_parser = words::parse_duration)]
     drop_unused: Option<Duration>,
 

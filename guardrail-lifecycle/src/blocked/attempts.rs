@@ -10,20 +10,12 @@ use guardrail_graph::{
     snapshot::{Counts, EdgeRecord, ServiceFlow, Side, SourceCounts},
 };
 
-use super::{Outcome, others::Others};
+use super::{Outcome, Target, others::Others};
 
 /// Clocks of two nodes differ by less; and an endpoint still counts so long after it went.
 const SLACK: Duration = Duration::from_secs(5);
 /// An endpoint counts for an attempt if it was one within this much of the attempt's time.
 const ENDPOINT_SLACK: Duration = Duration::from_secs(30);
-
-/// A server behind what was dialled.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Target {
-    pub(super) peer: Peer,
-    /// Its own port.
-    pub(super) port: u16,
-}
 
 /// What one client tried at one port.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use guardrail_graph::{
 };
 use guardrail_policy::evaluate::EdgeVerdict;
 
-use super::{BlockedEvidence, attempts::Target};
+use super::{BlockedEvidence, Target};
 
 /// Who else was seen at a server's port.
 #[derive(Clone, Copy, Debug, Default)]

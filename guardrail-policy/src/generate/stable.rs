@@ -85,8 +85,8 @@ pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
 mod tests {
     use super::*;
 
-    /// A snapshot of one workload of which `run` is known to have changed, after it was made stable:
-    /// its selector and its labels.
+    /// A snapshot of one workload of which `run` is known to have changed, after it was made
+    /// stable: its selector and its labels.
     fn after(owner: &str, labels: &[(&str, &str)], own: Option<&[(&str, &str)]>) -> (Option<String>, String) {
         let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let workload = WorkloadRef { namespace: "data".into(), owner: owner.into(), name: "pi".into() };
