@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    admission, blocked, check, completions, diff, drift, exceptions, explain, export, graph, init, lint, merge, status,
-    ui, unblock,
+    admission, blocked, check, completions, diff, drift, exceptions, explain, export, graph, init, lint, merge, prune,
+    status, ui, unblock,
 };
 
 /// See who talks to whom in a Kubernetes cluster, and turn it into network policy that breaks
@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Unblock(unblock::Args),
     /// Write what keeps labels and exceptions honest: ValidatingAdmissionPolicies
     Admission(admission::Args),
+    /// Delete exceptions in a cluster that have ended
+    Prune(prune::Args),
     /// Judge observed edges or listed flows by policies
     Check(check::Args),
     /// Say why one connection is allowed or denied
@@ -74,6 +76,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Drift(args) => drift::run(args),
         Command::Admission(args) => admission::run(args),
         Command::Blocked(args) => blocked::run(args),
+        Command::Prune(args) => prune::run(args),
         Command::Exceptions(args) => exceptions::run(args),
         Command::Unblock(args) => unblock::run(args),
         Command::Diff(args) => diff::run(args),

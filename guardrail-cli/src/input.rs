@@ -22,8 +22,8 @@ use guardrail_graph::{
 use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader, decode, may_concern_policies};
 
 use guardrail_kube::objects::ClusterText;
-pub(crate) use kube::KubeArgs;
 use kube::Wanted;
+pub(crate) use kube::{KubeArgs, with_api};
 pub(crate) use span::clock;
 
 use crate::output;

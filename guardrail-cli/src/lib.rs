@@ -27,6 +27,7 @@ mod page;
 mod place;
 mod plan;
 mod policies;
+mod prune;
 mod status;
 mod ui;
 mod unblock;

@@ -322,8 +322,17 @@ impl Api {
 
     /// Posts a JSON document and reads the answer.
     pub(crate) async fn post(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Vec<u8>, Failure> {
+        self.write(Method::POST, path, json, limit).await
+    }
+
+    /// Deletes an object with these options (JSON) and reads the answer.
+    pub(crate) async fn delete(&self, path: &str, json: Vec<u8>, limit: Duration) -> Result<Vec<u8>, Failure> {
+        self.write(Method::DELETE, path, json, limit).await
+    }
+
+    async fn write(&self, method: Method, path: &str, json: Vec<u8>, limit: Duration) -> Result<Vec<u8>, Failure> {
         let request = Request::builder()
-            .method(Method::POST)
+            .method(method)
             .uri(path)
             .header(header::ACCEPT, "application/json")
             .header(header::CONTENT_TYPE, "application/json")

@@ -7,6 +7,7 @@
 //! - [`agents`] and [`forward`]: the agents of a cluster, and the snapshot of each through a
 //!   port-forward.
 //! - [`objects`]: what a cluster has at this moment, as text.
+//! - [`exceptions`]: policies with a label, and their end: the only thing here that writes.
 //!
 //! No policy is read here: NetworkPolicies go to a reader that the caller gives. No name is decided
 //! here: that is the observer's (guardrail-graph).
@@ -15,6 +16,7 @@
 
 pub mod agents;
 pub mod client;
+pub mod exceptions;
 pub mod forward;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -15,5 +15,6 @@ pub mod in_force;
 pub mod init;
 pub mod page;
 pub mod plan;
+pub mod prune;
 pub mod status;
 pub mod unblock;

@@ -13,6 +13,7 @@ fn overlays() -> Vec<(&'static str, Value)> {
         ("audit-only", json!({"auditRole": true})),
         ("kernel-before-5.11", json!({"kernelBefore511": true})),
         ("pinned", json!({"pinned": true})),
+        ("prune-exceptions", json!({"pruneExceptions": true})),
         ("prometheus-operator", json!({"prometheusOperator": {"enabled": true}})),
         ("scope-node", json!({"inventoryScope": "node"})),
         ("seccomp-unconfined", json!({"seccompProfile": "Unconfined"})),
@@ -26,7 +27,8 @@ fn comparable(objects: Vec<Value>) -> BTreeMap<(String, String), Value> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let mut named = BTreeMap::new();
     for mut object in objects.into_iter().filter(|o| o["kind"] != "Namespace") {
-        if let Some(image) = object.pointer_mut("/spec/template/spec/containers/0/image") {
+        let template = if object["kind"] == "CronJob" { "/spec/jobTemplate/spec/template" } else { "/spec/template" };
+        if let Some(image) = object.pointer_mut(&format!("{template}/spec/containers/0/image")) {
             let name = text(image);
             *image = name.split_once(':').map_or(&*name, |(name, _)| name).into();
         }

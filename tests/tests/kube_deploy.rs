@@ -28,6 +28,7 @@ fn overlays() -> Vec<(String, Vec<Value>)> {
         "pinned",
         "plain",
         "prometheus-operator",
+        "prune-exceptions",
         "scope-node",
         "seccomp-unconfined",
         "without-host-pid",
@@ -117,6 +118,7 @@ fn understood<T: serde::de::DeserializeOwned + serde::Serialize>(object: &Value)
 fn every_field_is_one_that_kubernetes_has() {
     use k8s_openapi::api::{
         apps::v1::DaemonSet,
+        batch::v1::CronJob,
         core::v1::{Namespace, ServiceAccount},
         rbac::v1::{ClusterRole, ClusterRoleBinding, Role},
         scheduling::v1::PriorityClass,
@@ -126,6 +128,7 @@ fn every_field_is_one_that_kubernetes_has() {
             let same = match object["kind"].as_str().unwrap() {
                 "ClusterRole" => understood::<ClusterRole>(object),
                 "ClusterRoleBinding" => understood::<ClusterRoleBinding>(object),
+                "CronJob" => understood::<CronJob>(object),
                 "DaemonSet" => understood::<DaemonSet>(object),
                 "Namespace" => understood::<Namespace>(object),
                 "PriorityClass" => understood::<PriorityClass>(object),
@@ -258,6 +261,44 @@ fn the_audit_role_reaches_guardrails_own_namespace_only() {
     assert_eq!(granted["pods"], set(&["list"]));
     assert_eq!(granted["pods/portforward"], set(&["get", "create"]));
     assert_eq!(granted.len(), 2);
+}
+
+#[test]
+fn what_prunes_may_list_and_delete_policies_and_is_confined() {
+    // Nobody else may write, and without the component nobody prunes.
+    for (name, objects) in overlays() {
+        let text = serde_json::to_string(&objects).unwrap();
+        assert_eq!(text.contains("\"delete\""), name == "prune-exceptions", "{name}");
+        assert_eq!(of_kind(&objects, "CronJob").len(), usize::from(name == "prune-exceptions"), "{name}");
+    }
+    let objects = render("prune-exceptions");
+    let roles = of_kind(&objects, "ClusterRole");
+    let role = roles.iter().find(|role| role["metadata"]["name"] == "guardrail-prune").expect("its role");
+    let granted: BTreeSet<(BTreeSet<String>, BTreeSet<String>, BTreeSet<String>)> = role["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|rule| (texts(&rule["apiGroups"]), texts(&rule["resources"]), texts(&rule["verbs"])))
+        .collect();
+    let verbs = || set(&["list", "delete"]);
+    let expected = [
+        (set(&["networking.k8s.io"]), set(&["networkpolicies"]), verbs()),
+        (set(&["cilium.io"]), set(&["ciliumnetworkpolicies"]), verbs()),
+    ];
+    assert_eq!(granted, expected.into());
+    let bindings = of_kind(&objects, "ClusterRoleBinding");
+    let binding = bindings.iter().find(|b| b["metadata"]["name"] == "guardrail-prune").unwrap();
+    assert_eq!(binding["roleRef"]["name"], "guardrail-prune");
+    assert_eq!(binding["subjects"][0]["name"], "guardrail-prune");
+    assert_eq!(binding["subjects"][0]["namespace"], "guardrail");
+    let pod = &of_kind(&objects, "CronJob")[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+    assert_eq!(pod["serviceAccountName"], "guardrail-prune");
+    let container = &pod["containers"][0];
+    assert_eq!(texts(&container["args"]), set(&["prune", "kube", "--yes"]));
+    let context = &container["securityContext"];
+    assert_eq!((&context["runAsNonRoot"], &context["readOnlyRootFilesystem"]), (&true.into(), &true.into()));
+    assert_eq!(texts(&context["capabilities"]["drop"]), set(&["ALL"]));
+    assert!(pod.get("volumes").is_none() && pod.get("hostPID").is_none(), "{pod}");
 }
 
 fn only(object: &Value, fields: &[&str]) {

@@ -159,6 +159,18 @@ pub(super) fn snapshots(namespace: &str, args: &KubeArgs) -> anyhow::Result<Vec<
     })
 }
 
+/// Runs what asks the API server; it is given the time that each answer may take.
+///
+/// # Errors
+/// No kubeconfig, or those of `ask`.
+pub(crate) fn with_api<T>(
+    args: &KubeArgs,
+    ask: impl AsyncFnOnce(&Api, Duration) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(async { ask(&connect(args).await?, Duration::from_secs(args.agent_timeout)).await })
+}
+
 async fn connect(args: &KubeArgs) -> anyhow::Result<Api> {
     let source = Source { kubeconfig: args.kubeconfig.clone(), context: args.context.clone() };
     Api::new(source, USER_AGENT).await.map_err(|error| {

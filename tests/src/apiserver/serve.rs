@@ -49,6 +49,12 @@ pub(crate) fn connection(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<
             None => http::answer(&stream, 404, "", b"404 page not found\n"),
         };
     }
+    if request.method == "DELETE" {
+        let (code, body) = delete(&mut state, &request);
+        drop(state);
+        shared.notify();
+        return http::answer(&stream, code, "", &body);
+    }
     if let Some((namespace, pod)) = forwarded(&request) {
         return port_forward(&stream, state, &request, namespace, pod, shared);
     }
@@ -133,6 +139,29 @@ fn collection(path: &str) -> Option<(Resource, Option<&str>)> {
     })
 }
 
+/// Deletes one object of a namespace, if it is the one that the request means.
+fn delete(state: &mut State, request: &Request) -> (u16, Vec<u8>) {
+    let not_found = || (404, status(404, "NotFound", "not found"));
+    let Some((path, name)) = request.path.rsplit_once('/') else { return not_found() };
+    let Some((resource, Some(namespace))) = collection(path) else { return not_found() };
+    if let Some(message) = forbidden(state, "delete", resource.plural, resource.group, Some(namespace), None) {
+        return (403, status(403, "Forbidden", &message));
+    }
+    let key = (namespace.to_owned(), name.to_owned());
+    let items = state.store.collections.get(resource.plural).map(|collection| &collection.items);
+    let Some(object) = items.and_then(|items| items.get(&key)) else { return not_found() };
+    let options: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+    let differs = |field: &str| {
+        let wanted = &options["preconditions"][field];
+        !wanted.is_null() && *wanted != object["metadata"][field]
+    };
+    if differs("uid") || differs("resourceVersion") {
+        return (409, status(409, "Conflict", "the object has been modified"));
+    }
+    state.store.delete(resource.plural, namespace, name);
+    (200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}).to_string().into_bytes())
+}
+
 /// Namespace and name of the pod of a port-forward.
 fn forwarded(request: &Request) -> Option<(&str, &str)> {
     let path = request.path.strip_prefix("/api/v1/namespaces/")?.strip_suffix("/portforward")?;
@@ -203,8 +232,12 @@ fn selects(request: &Request, object: &Value) -> bool {
     let namespace = collection(&request.path).and_then(|(_, namespace)| namespace);
     let labels = request.query.get("labelSelector").map_or("", String::as_str).split(',').filter(|l| !l.is_empty());
     let labelled = |label: &str| {
-        let (key, value) = label.split_once('=').unwrap_or((label, ""));
-        object["metadata"]["labels"][key] == value
+        let own = |key: &str| &object["metadata"]["labels"][key];
+        match label.split_once('=') {
+            Some((key, value)) => own(key) == value,
+            // The label alone: whatever its value.
+            None => !own(label).is_null(),
+        }
     };
     if namespace.is_some_and(|n| object["metadata"]["namespace"] != n) || !labels.into_iter().all(labelled) {
         return false;
