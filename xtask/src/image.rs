@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The most that the image may hold unpacked.
-const MAX_BYTES: u64 = 20 << 20;
+const MAX_BYTES: u64 = 16 << 20;
 
 /// Options of `cargo xtask image`.
 #[derive(Debug, Args)]
