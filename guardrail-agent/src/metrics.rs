@@ -66,6 +66,8 @@ pub struct EdgeSeries {
     other: BTreeMap<Protocol, Series>,
     suppressed: HashSet<u64>,
     hasher: std::hash::RandomState,
+    /// Scrapes are numbered.
+    scrape: u64,
 }
 
 /// A series stays for so many epochs without anything new.
@@ -79,6 +81,8 @@ struct Series {
     before: [u64; 4],
     /// Epochs since it grew.
     idle: u8,
+    /// The last scrape that had its edge.
+    scrape: u64,
 }
 
 impl Series {
@@ -120,20 +124,22 @@ impl EdgeSeries {
             other: BTreeMap::new(),
             suppressed: HashSet::new(),
             hasher: std::hash::RandomState::new(),
+            scrape: 0,
         }
     }
 
     /// Keeps the edges that have a series of their own and sums up the rest.
     pub fn bound(&mut self, mut edges: Vec<EdgeCounter>) -> BoundedEdges {
         use std::hash::BuildHasher as _;
-        let mut other: BTreeMap<Protocol, [u64; 4]> = BTreeMap::new();
-        let mut seen = HashSet::new();
+        self.scrape += 1;
+        let mut other: BTreeMap<Protocol, [u64; 4]> = self.other.keys().map(|protocol| (*protocol, [0; 4])).collect();
         edges.retain_mut(|edge| {
             let name = (Arc::clone(&edge.client), Arc::clone(&edge.server), edge.protocol, edge.port);
             let is_full = self.admitted.len() >= self.max;
             if !is_full || self.admitted.contains_key(&name) {
-                seen.insert(name.clone());
-                self.admitted.entry(name).or_default().show(&mut edge.outcomes);
+                let series = self.admitted.entry(name).or_default();
+                series.scrape = self.scrape;
+                series.show(&mut edge.outcomes);
                 return true;
             }
             self.suppressed.insert(self.hasher.hash_one(&name));
@@ -143,14 +149,12 @@ impl EdgeSeries {
             }
             false
         });
-        for (protocol, series) in &mut self.other {
-            series.show(other.entry(*protocol).or_default());
-        }
         for (protocol, sums) in &mut other {
             self.other.entry(*protocol).or_default().show(sums);
         }
         // What the epoch has not seen yet stays as it was.
-        let before = self.admitted.iter().filter(|(name, series)| series.before != [0; 4] && !seen.contains(name));
+        let is_quiet = |series: &Series| series.scrape != self.scrape && series.before != [0; 4];
+        let before = self.admitted.iter().filter(|(_, series)| is_quiet(series));
         edges.extend(before.map(|((client, server, protocol, port), series)| EdgeCounter {
             client: Arc::clone(client),
             server: Arc::clone(server),
@@ -461,6 +465,21 @@ mod tests {
         assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([5, 0, 0, 0], [5, 0, 0, 0]));
         let bounded = series.bound(vec![edge(1, 6), edge(2, 6)]);
         assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([6, 0, 0, 0], [6, 0, 0, 0]));
+    }
+
+    #[test]
+    fn counters_go_on_from_epoch_to_epoch_and_what_was_counted_is_added_once() {
+        let mut series = EdgeSeries::new(1);
+        series.turn(vec![edge(1, 5), edge(2, 5)]);
+        for _ in 0..2 {
+            let bounded = series.bound(vec![edge(1, 1), edge(2, 2)]);
+            assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([6, 0, 0, 0], [7, 0, 0, 0]));
+        }
+        for _ in 0..2 {
+            let bounded = series.bound(Vec::new());
+            let shown: Vec<_> = bounded.shown.iter().map(|edge| (edge.port, edge.outcomes[0])).collect();
+            assert_eq!((shown, bounded.other[&Protocol::Tcp]), (vec![(1, 6)], [7, 0, 0, 0]));
+        }
     }
 
     #[test]
