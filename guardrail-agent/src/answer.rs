@@ -3,59 +3,32 @@
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use guardrail_graph::{Timestamp, snapshot::Document};
-use guardrail_policy::words::parse_duration;
+use guardrail_graph::{
+    Timestamp,
+    snapshot::{Document, span::Span},
+};
+use guardrail_policy::words::PointInTime;
 
 use crate::state::{Ended, Kept};
 
-/// A span of time. Without a bound, it reaches as far as there is evidence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Span {
-    /// Begin.
-    pub since: Option<Timestamp>,
-    /// End.
-    pub until: Option<Timestamp>,
-}
-
-impl Span {
-    /// The span that the query of an URL asks for (`since=14d&until=2026-11-01`).
-    ///
-    /// # Errors
-    /// One sentence.
-    pub fn from_query(query: &str, now: Timestamp) -> Result<Self, String> {
-        let mut span = Self::default();
-        for (name, value) in
-            query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, "")))
-        {
-            let bound = match name {
-                "since" => &mut span.since,
-                "until" => &mut span.until,
-                _ => return Err(format!("there is no parameter `{name}`: there are since and until")),
-            };
-            *bound = Some(time(&value.replace("%3A", ":").replace("%3a", ":").replace("%2B", "+"), now)?);
-        }
-        match span {
-            Self { since: Some(since), until: Some(until) } if until <= since => {
-                Err(format!("the span is empty: it ends ({until}) before it begins ({since})"))
-            }
-            _ => Ok(span),
+/// The span that the query of an URL asks for (`since=14d&until=2026-11-01`).
+///
+/// # Errors
+/// One sentence.
+pub fn span_of(query: &str, now: Timestamp) -> Result<Span, String> {
+    let (mut since, mut until) = (None, None);
+    for (name, value) in
+        query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, "")))
+    {
+        let point = value.replace("%3A", ":").replace("%3a", ":").replace("%2B", "+");
+        let point = || point.parse::<PointInTime>();
+        match name {
+            "since" => since = Some(point()?.begin(now)),
+            "until" => until = Some(point()?.end(now)),
+            _ => return Err(format!("there is no parameter `{name}`: there are since and until")),
         }
     }
-
-    fn meets(&self, from: Timestamp, to: Timestamp) -> bool {
-        self.since.is_none_or(|since| to >= since) && self.until.is_none_or(|until| from <= until)
-    }
-}
-
-/// A time as people write it: RFC 3339, a date (its first moment, UTC), or how long ago.
-fn time(text: &str, now: Timestamp) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse().or_else(|_| format!("{text}T00:00:00Z").parse()) {
-        return Ok(time);
-    }
-    let ago = parse_duration(text);
-    ago.map(|ago| now.before(ago)).map_err(|_| {
-        format!("`{text}` is no time: write 2026-11-01T10:00:00Z, a date like 2026-11-01, or how long ago, like 14d")
-    })
+    Span::new(since, until).map_err(|error| error.to_string())
 }
 
 /// Why there is no answer.
@@ -117,5 +90,28 @@ impl Answer {
         let stored = kept.into_iter().map_while(|kept| kept.snapshot().map_err(|why| failed = Some(why)).ok());
         let joined = Document::joined(documents.into_iter().map(|document| document.snapshot()).chain(stored));
         failed.map_or_else(|| Ok(Arc::new(joined)), |why| Err(NoAnswer::Epoch(why)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_the_span_that_the_command_would_ask_for() {
+        let now: Timestamp = "2026-11-29T10:00:00Z".parse().unwrap();
+        let at = |text: &str| Some(text.parse::<Timestamp>().unwrap());
+        for (query, since, until) in [
+            ("", None, None),
+            ("since=14d", at("2026-11-15T10:00:00Z"), None),
+            ("since=2026-11-01&until=2026-11-08", at("2026-11-01T00:00:00Z"), at("2026-11-09T00:00:00Z")),
+            ("&until=2026-11-08T12%3A00%3A00Z", None, at("2026-11-08T12:00:00Z")),
+        ] {
+            assert_eq!(span_of(query, now), Ok(Span::new(since, until).unwrap()), "{query}");
+        }
+        for wrong in ["since=soon", "since", "from=1d", "since=1h&until=2h", "since=1h&until=1h"] {
+            let said = span_of(wrong, now).unwrap_err();
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
     }
 }

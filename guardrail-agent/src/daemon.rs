@@ -7,7 +7,9 @@ mod start;
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use guardrail_graph::{Observation, Observer, inventory::Change, observe::LossReason, observer::EdgeCounters};
+use guardrail_graph::{
+    Observation, Observer, inventory::Change, observe::LossReason, observer::EdgeCounters, snapshot::span::Span,
+};
 use guardrail_kernel::{
     Batch, Checkpoint, Kernel, KernelError, Mark,
     clock::{self, now},
@@ -32,7 +34,7 @@ use documents::Documents;
 use epochs::Turning;
 
 use crate::{
-    answer::{Answer, Span},
+    answer::Answer,
     auth::tls::TlsError,
     config::Config,
     files::{self, FileError},
@@ -299,7 +301,7 @@ impl Daemon {
             None => Ok(()),
         };
         let export = match &self.config.export_dir {
-            Some(dir) => files::replace_set(dir, &allow_lists(&answer(&document), &options)).map(drop),
+            Some(dir) => files::replace_set(dir, &allow_lists(&answer(document), &options)).map(drop),
             None => Ok(()),
         };
         // A client that keeps its connection open must not keep the agent from stopping.
@@ -376,7 +378,7 @@ impl Daemon {
             Query::Graph(reply) => {
                 let observer = &mut self.observer;
                 let open = self.documents.get(|| observer.document(now()));
-                drop(reply.send(open.map(|open| self.answering()(&open))));
+                drop(reply.send(open.map(|open| self.answering()(open))));
                 if self.entries() > LARGE {
                     self.trims_due = TRIMS;
                 }
@@ -496,7 +498,7 @@ impl Daemon {
         if !self.writes.is_empty() {
             self.waits.export = true;
         } else if let Some(dir) = self.config.export_dir.clone() {
-            let answer = self.answering()(&Arc::new(self.observer.document(now())));
+            let answer = self.answering()(Arc::new(self.observer.document(now())));
             let options = self.export_options();
             self.writes
                 .spawn_blocking(move || Written::Export(files::replace_set(&dir, &allow_lists(&answer, &options))));

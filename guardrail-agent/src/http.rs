@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use crate::{
-    answer::{Answer, Span},
+    answer::{Answer, span_of},
     auth::{self, Guard},
     state::Kept,
 };
@@ -164,7 +164,7 @@ async fn metrics(State(surface): State<Arc<Surface>>) -> Response {
 }
 
 async fn graph(State(surface): State<Arc<Surface>>, RawQuery(query): RawQuery) -> Response {
-    let span = match Span::from_query(query.as_deref().unwrap_or_default(), now()) {
+    let span = match span_of(query.as_deref().unwrap_or_default(), now()) {
         Ok(span) => span,
         Err(why) => return (StatusCode::BAD_REQUEST, why + "\n").into_response(),
     };

@@ -9,6 +9,7 @@ use std::{
 use clap::ValueEnum;
 use guardrail_graph::Timestamp;
 use guardrail_lifecycle::blocked::{self, BlockedAttempts, BlockedEvidence, Confidence, Outcome as Failed};
+use guardrail_policy::words::PointInTime;
 
 use crate::{
     coverage,
@@ -80,9 +81,10 @@ enum Format {
 
 /// Reads the value of `--policies-since`.
 pub(crate) fn time(text: &str) -> Result<Timestamp, String> {
-    let midnight = || format!("{text}T00:00:00Z").parse::<Timestamp>();
-    let parsed = text.parse::<Timestamp>().or_else(|_| midnight());
-    parsed.map_err(|_| format!("`{text}` is no time: write one like 2026-12-15T08:00:00Z, or a date"))
+    match text.parse() {
+        Ok(PointInTime::At(at) | PointInTime::Day(at)) => Ok(at),
+        _ => Err(format!("`{text}` is no time: write one like 2026-12-15T08:00:00Z, or a date")),
+    }
 }
 
 /// Runs `guardrail blocked`.

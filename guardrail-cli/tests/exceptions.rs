@@ -2,9 +2,9 @@
 
 mod common;
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{collections::BTreeSet, fs};
 
-use common::guardrail;
+use common::{Scratch, guardrail};
 
 const PLAN: &str = "apiVersion: guardrail.dev/v1alpha1
 kind: Plan
@@ -27,30 +27,9 @@ const BEFORE: &str = "2026-03-01T12:00:00Z";
 const AFTER: &str = "2026-03-04T00:00:00Z";
 const FILE: &str = "data.guardrail-exception-inc-1-20260304t000000z.yaml";
 
-struct Scratch {
-    directory: tempfile::TempDir,
-}
-
 impl Scratch {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
     fn export(&self, plan: &str, now: &str) -> (i32, String) {
-        fs::write(self.path("guardrail.yaml"), plan).unwrap();
-        let (plan, out) = (self.text("guardrail.yaml"), self.text("out"));
-        let args =
-            ["export", "shop.json", "--plan", &plan, "--environment", "production", "--accept-inferred", "-d", &out];
-        let (code, _, stderr) = guardrail(&[&args[..], &["--now", now]].concat());
-        (code, stderr)
+        self.export_of("shop.json", plan, &["--now", now])
     }
 
     fn exceptions(&self) -> BTreeSet<String> {

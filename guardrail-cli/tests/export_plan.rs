@@ -5,13 +5,9 @@ mod generate_support;
 
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
-use common::guardrail;
+use common::{Scratch, guardrail};
 use generate_support::Scenario;
 
 const PLAN: &str = "apiVersion: guardrail.dev/v1alpha1
@@ -28,36 +24,10 @@ spec:
       gates: {window: 10m, quiet: 5m}
 ";
 
-struct Scratch {
-    directory: tempfile::TempDir,
-}
-
 impl Scratch {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
     /// An export of the shop to `out`, by this plan.
     fn export(&self, plan: &str, more: &[&str]) -> (i32, String) {
         self.export_of("shop.json", plan, more)
-    }
-
-    fn export_of(&self, snapshot: &str, plan: &str, more: &[&str]) -> (i32, String) {
-        fs::write(self.path("guardrail.yaml"), plan).unwrap();
-        let (plan, out) = (self.text("guardrail.yaml"), self.text("out"));
-        let args =
-            ["export", snapshot, "--plan", &plan, "--environment", "production", "--accept-inferred", "-d", &out];
-        let (code, stdout, stderr) = guardrail(&[&args[..], more].concat());
-        assert_eq!(stdout, "");
-        (code, stderr)
     }
 
     /// Everything in `out`, by name.

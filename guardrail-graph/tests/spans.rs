@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CLUSTER, Lab, apply_text, edges, pod, t, tcp_client, tcp_server};
+use common::{CLUSTER, Lab, SERVICE, apply_text, edges, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{
     Observation, Observer, ObserverConfig, Snapshot,
     inventory::{Change, Kind, ObjectKey},
@@ -129,20 +129,6 @@ fn a_node_that_nobody_observed_in_the_span_is_missing_in_it() {
     assert!(!later.complete);
     assert!(later.nodes.expected.contains("node-b") && !later.nodes.observed.contains("node-b"), "{later:#?}");
 }
-
-const SERVICE: &str = "---
-kind: Service
-metadata: {name: api, namespace: shop}
-spec: {clusterIP: 10.96.0.7, selector: {app: api}, ports: [{name: http, port: 80, targetPort: http}]}
----
-kind: EndpointSlice
-apiVersion: discovery.k8s.io/v1
-addressType: IPv4
-metadata: {name: api-1, namespace: shop, labels: {kubernetes.io/service-name: api}}
-ports: [{name: http, protocol: TCP, port: 8080}]
-endpoints:
-- {addresses: [10.244.2.4], nodeName: node-b, conditions: {ready: true}, targetRef: {kind: Pod, name: api-5d9c-0, namespace: shop}}
-";
 
 fn both_nodes() -> [Lab; 2] {
     let pods = [

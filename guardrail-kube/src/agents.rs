@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::{
     Api, Failure,
+    client::page_path,
     text::{escaped, plain},
     watch::decode,
 };
@@ -177,10 +178,7 @@ async fn pages(api: &Api, namespace: &str, limit: Duration) -> Result<Vec<Agent>
     loop {
         let mut path = format!("/api/v1/namespaces/{namespace}/pods?limit={PAGE}&labelSelector=");
         path.extend(escaped(LABEL));
-        if let Some(next) = &next {
-            path += "&continue=";
-            path.extend(escaped(next));
-        }
+        let path = page_path(path, next.as_deref());
         let bytes = api.get(&path, "application/json", limit).await?.whole(limit).await?;
         let page = decode::page(&bytes)?;
         for item in page.items {

@@ -19,7 +19,7 @@ use kube::{
 use serde::Deserialize;
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::text::sentence;
+use crate::text::{escaped, sentence};
 
 /// The largest answer that is read whole (a page of a list), bytes.
 const MAX_BODY: usize = 64 << 20;
@@ -208,6 +208,16 @@ impl Failure {
             _ => Self::Server { status, message, retry_after },
         }
     }
+}
+
+/// The path of a list's next page: `first` is that of its first page, with parameters, `next` what
+/// the page before said.
+pub(crate) fn page_path(mut first: String, next: Option<&str>) -> String {
+    if let Some(next) = next {
+        first += "&continue=";
+        first.extend(escaped(next));
+    }
+    first
 }
 
 struct Current {

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::{Api, Failure, text::escaped, watch::decode};
+use crate::{Api, Failure, client::page_path, text::escaped, watch::decode};
 
 /// The kinds that can be exceptions, by the path of their collection: group and version, plural.
 const KINDS: [(&str, &str); 2] =
@@ -81,10 +81,7 @@ async fn pages(
     loop {
         let mut path = format!("/apis/{group}/{resource}?limit={PAGE}&labelSelector=");
         path.extend(escaped(label));
-        if let Some(next) = &next {
-            path += "&continue=";
-            path.extend(escaped(next));
-        }
+        let path = page_path(path, next.as_deref());
         let bytes = api.get(&path, METADATA, limit).await?.whole(limit).await?;
         let page = decode::page(&bytes)?;
         for item in page.items {

@@ -9,11 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::{
-    Api, Failure, Resource,
-    text::{escaped, plain},
-    watch::decode,
-};
+use crate::{Api, Failure, Resource, client::page_path, text::plain, watch::decode};
 
 /// Objects per page of a list.
 const PAGE: usize = 500;
@@ -213,11 +209,7 @@ async fn list(
 ) -> Result<(), ObjectsError> {
     let mut next: Option<String> = None;
     loop {
-        let mut asked = format!("{path}?limit={PAGE}");
-        if let Some(next) = &next {
-            asked += "&continue=";
-            asked.extend(escaped(next));
-        }
+        let asked = page_path(format!("{path}?limit={PAGE}"), next.as_deref());
         let json = match text(api, &asked, what, limit).await {
             Ok(json) => json,
             Err(Failure::NotServed) => return Ok(()),

@@ -17,6 +17,7 @@ use guardrail_graph::{
     snapshot::{LabelSelector, SelectorOperator},
 };
 use guardrail_policy::{
+    emit::MANAGED_BY,
     evaluate::Evaluator,
     exception,
     model::{
@@ -30,9 +31,6 @@ use crate::plan::Admission;
 
 /// Namespaces of the cluster itself: nothing here applies to them.
 pub const SYSTEM_NAMESPACES: [&str; 3] = ["kube-node-lease", "kube-public", "kube-system"];
-
-/// Label of what guardrail writes.
-const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
 /// The control plane's controllers that make pods, by their service accounts in kube-system.
 const MAKERS_OF_PODS: [&str; 5] = [
@@ -278,8 +276,8 @@ fn policies(question: &AdmissionQuestion<'_>, found: &mut AdmissionObjects) {
     let is_ours = |root: &str| {
         format!(
             "({root}.metadata.name.startsWith(\"guardrail-\") || has({root}.metadata.labels) && {} in {root}.metadata.labels && {root}.metadata.labels[{}] == \"guardrail\")",
-            text(MANAGED_BY),
-            text(MANAGED_BY)
+            text(MANAGED_BY.0),
+            text(MANAGED_BY.0)
         )
     };
     let ours = format!(
@@ -371,7 +369,7 @@ fn no_system() -> Value {
 
 /// A policy and its binding.
 fn pair(name: &str, spec: Value, enforce: bool, objects: &mut Vec<Value>) {
-    let metadata = json!({"name": name, "labels": {MANAGED_BY: "guardrail"}});
+    let metadata = json!({"name": name, "labels": {MANAGED_BY.0: MANAGED_BY.1}});
     let actions: &[&str] = if enforce { &["Deny", "Audit"] } else { &["Audit"] };
     let api_version = "admissionregistration.k8s.io/v1";
     objects.push(json!({

@@ -259,16 +259,15 @@ fn denying<'a>(
     client: &Peer,
     server: &Peer,
 ) -> Vec<&'a TierPolicy> {
-    let (side, subject, is_client) = match direction {
-        Direction::Egress => (&verdict.verdict.egress, client, true),
-        Direction::Ingress => (&verdict.verdict.ingress, server, false),
+    let (side, subject) = match direction {
+        Direction::Egress => (&verdict.verdict.egress, client),
+        Direction::Ingress => (&verdict.verdict.ingress, server),
     };
     let forms = evaluator.forms();
     match side {
         SideVerdict::DeniedBy(rules) => rules.iter().map(|rule| &forms[rule.policy as usize]).collect(),
         SideVerdict::Denied => {
-            let ends = evaluator.peer_ends(subject, is_client).unwrap_or_default();
-            let isolating: BTreeSet<u32> = ends.iter().flat_map(|end| evaluator.isolating(end, direction)).collect();
+            let isolating = evaluator.isolating_peer(subject, direction);
             isolating.into_iter().map(|policy| &forms[policy as usize]).collect()
         }
         _ => Vec::new(),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use guardrail_graph::{Peer, Snapshot, Timestamp};
+use guardrail_graph::{Snapshot, Timestamp};
 use guardrail_policy::{exception::PREFIX, generate::edge_name, model::Direction};
 use serde::Serialize;
 
@@ -108,17 +108,10 @@ fn policies(exception: &Exception) -> BTreeSet<(String, String)> {
 }
 
 fn used(exception: &Exception, snapshot: &Snapshot) -> ExceptionUse {
-    let is_end = |end: &ExceptionEnd, peer: &Peer| match (end, peer) {
-        (ExceptionEnd::Workload(workload), Peer::Workload(other)) => workload == other,
-        (ExceptionEnd::Range(range), Peer::External { address }) => {
-            address.parse::<std::net::IpAddr>().is_ok_and(|address| range.contains(&address.to_canonical()))
-        }
-        _ => false,
-    };
     let edges = snapshot.body.edges.iter().filter(|edge| {
         edge.supported
-            && is_end(&exception.from, &edge.client.peer)
-            && is_end(&exception.to, &edge.server.peer)
+            && exception.from.is(&edge.client.peer)
+            && exception.to.is(&edge.server.peer)
             && exception.ports.iter().any(|port| (port.protocol, port.port) == (edge.protocol, edge.port))
     });
     let mut found = ExceptionUse { connections: 0, last_seen: None, flows: BTreeSet::new() };

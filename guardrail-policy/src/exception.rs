@@ -13,8 +13,9 @@ mod proof;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 
-use guardrail_graph::{Snapshot, Timestamp, WorkloadRef, snapshot::LabelSelector};
+use guardrail_graph::{Peer, Snapshot, Timestamp, WorkloadRef, snapshot::LabelSelector};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -43,6 +44,20 @@ pub enum ExceptionEnd {
     Workload(WorkloadRef),
     /// Addresses outside of it.
     Range(IpNet),
+}
+
+impl ExceptionEnd {
+    /// Whether it stands for this end of an edge.
+    #[must_use]
+    pub fn is(&self, peer: &Peer) -> bool {
+        match (self, peer) {
+            (Self::Workload(workload), peer) => peer.workload() == Some(workload),
+            (Self::Range(range), Peer::External { address }) => {
+                address.parse().is_ok_and(|address: IpAddr| range.contains(&address.to_canonical()))
+            }
+            (Self::Range(_), _) => false,
+        }
+    }
 }
 
 impl fmt::Display for ExceptionEnd {

@@ -1,6 +1,8 @@
 //! Numbers and lists in words, as messages and reports say them.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
+
+use guardrail_graph::Timestamp;
 
 /// A duration in its two largest units, rounded down: `13 days 23 hours`.
 #[must_use]
@@ -43,6 +45,55 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
     let number: u64 = number.parse().map_err(|_| wrong())?;
     number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A point in time as people write it: RFC 3339, a date (UTC), or how long ago (`14d`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PointInTime {
+    /// An instant.
+    At(Timestamp),
+    /// The first instant of a day.
+    Day(Timestamp),
+    /// So long ago.
+    Ago(Duration),
+}
+
+impl PointInTime {
+    /// The instant at which a span begins that is said to begin then.
+    #[must_use]
+    pub fn begin(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(at) | Self::Day(at) => at,
+            Self::Ago(ago) => now.before(ago),
+        }
+    }
+
+    /// The instant at which a span ends that is said to end then: all of a day belongs to it.
+    #[must_use]
+    pub fn end(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Day(at) => at.after(DAY),
+            _ => self.begin(now),
+        }
+    }
+}
+
+impl FromStr for PointInTime {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(ago) = parse_duration(text) {
+            return Ok(Self::Ago(ago));
+        }
+        if let Ok(at) = text.parse() {
+            return Ok(Self::At(at));
+        }
+        format!("{text}T00:00:00Z").parse().map(Self::Day).map_err(|_| {
+            format!("`{text}` is no time: write one like 2026-11-29T10:00:00Z, a date like 2026-11-29, or 14d for 14 days ago")
+        })
+    }
 }
 
 /// The nearest of what is known, if it is near enough to be meant: a third of the letters may

@@ -74,38 +74,14 @@ fn the_cluster_says_what_its_objects_in_a_file_say() {
         names.next().unwrap()
     };
     let (from, to) = (pod("payments"), pod("data"));
+    let connection = |command| -> Vec<&str> {
+        let ends = ["--from", &from, "--to", &to, "--port", "5432", "-o", "json"];
+        [&[command, "--policies", "@", "--inventory", "@"][..], &ends].concat()
+    };
     for args in [
         &["check", "--all", "--allow-unproven", "--policies", "@", "--inventory", "@", "-o", "csv"][..],
-        &[
-            "explain",
-            "--policies",
-            "@",
-            "--inventory",
-            "@",
-            "--from",
-            &from,
-            "--to",
-            &to,
-            "--port",
-            "5432",
-            "-o",
-            "json",
-        ],
-        &[
-            "unblock",
-            "--policies",
-            "@",
-            "--inventory",
-            "@",
-            "--from",
-            &from,
-            "--to",
-            &to,
-            "--port",
-            "5432",
-            "-o",
-            "json",
-        ],
+        &connection("explain"),
+        &connection("unblock"),
         &["lint", "@", "--inventory", "@", "-o", "json"],
     ] {
         let with = |source: &str| -> Vec<String> {

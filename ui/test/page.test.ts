@@ -73,8 +73,8 @@ test("every edge is on the page, in the list and in the picture, and nothing els
   await page.close();
 });
 
-// `cargo xtask test` runs the demo before and names what it left.
-test("of the demo every true edge is on the page, and nothing else but failed attempts", async () => {
+// `cargo xtask test` runs the demo before and names what it left, or `none` where it is not root.
+test.skipIf(process.env.GUARDRAIL_DEMO === "none")("of the demo every true edge is on the page, and nothing else but failed attempts", async () => {
   const demo = process.env.GUARDRAIL_DEMO;
   if (!demo) throw new Error("GUARDRAIL_DEMO names no demo: `cargo xtask test` sets it");
   const truth = readFileSync(join(demo, "truth.txt"), "utf8").split("\n").filter(Boolean).sort();

@@ -107,8 +107,8 @@ impl Daemon {
     }
 
     /// What is asked of all epochs, given the document of the open one.
-    pub(super) fn answering(&self) -> impl Fn(&Arc<Document>) -> Answer + use<> {
+    pub(super) fn answering(&self) -> impl FnOnce(Arc<Document>) -> Answer + use<> {
         let (ended, kept) = self.turning.as_ref().map(|t| (t.ended(), t.kept().to_vec())).unwrap_or_default();
-        move |open| Answer { open: Arc::clone(open), ended: ended.clone(), kept: kept.clone() }
+        move |open| Answer { open, ended, kept }
     }
 }

@@ -1,16 +1,13 @@
 //! `--since` and `--until`: which time of the snapshots counts.
 
-use std::{
-    str::FromStr,
-    time::{Duration, SystemTime},
-};
+use std::time::SystemTime;
 
 use anyhow::bail;
 use guardrail_graph::{
     Snapshot, Timestamp,
     snapshot::{Interval, span::Span},
 };
-use guardrail_policy::words;
+use guardrail_policy::words::PointInTime;
 
 use super::tell;
 use crate::output::second;
@@ -21,44 +18,17 @@ use crate::output::second;
 pub(crate) struct SpanArgs {
     /// Only what was seen then or later: RFC 3339, a date (UTC), or a time ago, like 14d or 36h
     #[arg(long, value_name = "TIME")]
-    since: Option<Point>,
+    since: Option<PointInTime>,
 
     /// Only what was seen before then: RFC 3339, a date (UTC, all of that day counts), or a time
     /// ago
     #[arg(long, value_name = "TIME")]
-    until: Option<Point>,
+    until: Option<PointInTime>,
 
     /// The time that counts as now: RFC 3339
     #[arg(long, value_name = "TIME", hide = true)]
     now: Option<Timestamp>,
 }
-
-/// A point in time as people write it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Point {
-    At(Timestamp),
-    /// The first instant of a day.
-    Day(Timestamp),
-    Ago(Duration),
-}
-
-impl FromStr for Point {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(ago) = words::parse_duration(text) {
-            return Ok(Self::Ago(ago));
-        }
-        if let Ok(at) = text.parse() {
-            return Ok(Self::At(at));
-        }
-        format!("{text}T00:00:00Z").parse().map(Self::Day).map_err(|_| {
-            format!("`{text}` is no time: write one like 2026-11-29T10:00:00Z, a date like 2026-11-29, or 14d for 14 days ago")
-        })
-    }
-}
-
-const DAY: Duration = Duration::from_secs(86_400);
 
 impl SpanArgs {
     /// The time that counts as now.
@@ -72,15 +42,7 @@ impl SpanArgs {
     /// If there is no time in it.
     pub(super) fn span(&self) -> anyhow::Result<Span> {
         let now = self.now();
-        let begin = |point| match point {
-            Point::At(at) | Point::Day(at) => at,
-            Point::Ago(ago) => now.before(ago),
-        };
-        let end = |point| match point {
-            Point::Day(at) => at.after(DAY),
-            _ => begin(point),
-        };
-        let (since, until) = (self.since.map(begin), self.until.map(end));
+        let (since, until) = (self.since.map(|point| point.begin(now)), self.until.map(|point| point.end(now)));
         Span::new(since, until).map_err(|error| anyhow::anyhow!("--since and --until: {error}"))
     }
 }

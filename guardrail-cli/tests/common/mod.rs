@@ -41,3 +41,33 @@ pub(crate) fn file(directory: &tempfile::TempDir, name: &str, content: impl AsRe
     fs::write(&path, content).unwrap();
     path.to_str().unwrap().to_owned()
 }
+
+/// A directory for the files of a test.
+pub(crate) struct Scratch {
+    pub(crate) directory: tempfile::TempDir,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    /// Exports a snapshot of the shop to `out`, by this plan for production.
+    pub(crate) fn export_of(&self, snapshot: &str, plan: &str, more: &[&str]) -> (i32, String) {
+        fs::write(self.path("guardrail.yaml"), plan).unwrap();
+        let (plan, out) = (self.text("guardrail.yaml"), self.text("out"));
+        let args =
+            ["export", snapshot, "--plan", &plan, "--environment", "production", "--accept-inferred", "-d", &out];
+        let (code, stdout, stderr) = guardrail(&[&args[..], more].concat());
+        assert_eq!(stdout, "");
+        (code, stderr)
+    }
+}

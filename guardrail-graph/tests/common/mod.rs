@@ -34,6 +34,21 @@ spec: {podCIDR: 10.244.2.0/24}
 status: {addresses: [{type: InternalIP, address: 192.0.2.12}]}
 "#;
 
+/// A Service of shop with its only endpoint, a pod of node-b.
+pub(crate) const SERVICE: &str = "---
+kind: Service
+metadata: {name: api, namespace: shop}
+spec: {clusterIP: 10.96.0.7, selector: {app: api}, ports: [{name: http, port: 80, targetPort: http}]}
+---
+kind: EndpointSlice
+apiVersion: discovery.k8s.io/v1
+addressType: IPv4
+metadata: {name: api-1, namespace: shop, labels: {kubernetes.io/service-name: api}}
+ports: [{name: http, protocol: TCP, port: 8080}]
+endpoints:
+- {addresses: [10.244.2.4], nodeName: node-b, conditions: {ready: true}, targetRef: {kind: Pod, name: api-5d9c-0, namespace: shop}}
+";
+
 /// A pod of a Deployment, on a node, with an address and `ports` as `name:number/protocol`.
 pub(crate) fn pod(namespace: &str, deployment: &str, index: u32, node: &str, address: &str, ports: &[&str]) -> String {
     let ports: Vec<String> = ports

@@ -30,7 +30,7 @@ use super::{
     policies::{Policies, ReadPolicy},
     status::{ListState, Outcome, Status},
 };
-use crate::{Api, Failure, Resource, text::escaped};
+use crate::{Api, Failure, Resource, client::page_path, text::escaped};
 
 /// What the server is asked for.
 const JSON: &str = "application/json";
@@ -298,11 +298,8 @@ impl<P: Clone + Debug> Watcher<P> {
         let mut listing = Listing::default();
         let mut next: Option<String> = None;
         loop {
-            let mut path = format!("{}?limit={}{}", self.resource.path(), self.page, self.selector);
-            if let Some(next) = &next {
-                path += "&continue=";
-                path.extend(escaped(next));
-            }
+            let path = format!("{}?limit={}{}", self.resource.path(), self.page, self.selector);
+            let path = page_path(path, next.as_deref());
             let bytes = self.api.get(&path, self.accept(), self.timing.answer).await?.whole(self.timing.page).await?;
             let page = decode::page(&bytes)?;
             for item in page.items {

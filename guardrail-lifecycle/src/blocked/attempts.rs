@@ -48,18 +48,7 @@ impl Seen {
     }
 
     fn plus(self, other: Self) -> Self {
-        // Of the counts those that are asked for.
-        let (mut counts, more) = (self.counts, other.counts);
-        for (sum, more) in [
-            (&mut counts.opened, more.opened),
-            (&mut counts.found, more.found),
-            (&mut counts.refused, more.refused),
-            (&mut counts.unanswered, more.unanswered),
-            (&mut counts.unreachable, more.unreachable),
-            (&mut counts.bytes_received, more.bytes_received),
-        ] {
-            *sum = sum.saturating_add(more);
-        }
+        let counts = self.counts.plus(&other.counts);
         Self { counts, first: self.first.min(other.first), last: self.last.max(other.last) }
     }
 }

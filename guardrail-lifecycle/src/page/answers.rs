@@ -181,16 +181,12 @@ fn side(evaluator: &Evaluator, direction: Direction, side: &SideVerdict, peer: &
         SideVerdict::Unproven(_) => PageSideState::Unproven,
     };
     let by = match side {
-        SideVerdict::Denied => {
-            let ends = evaluator.peer_ends(peer, direction == Direction::Egress).unwrap_or_default();
-            let policies = ends.iter().flat_map(|end| names(evaluator, evaluator.isolating(end, direction)));
-            policies.collect::<BTreeSet<_>>().into_iter().collect()
-        }
+        SideVerdict::Denied => names(evaluator, evaluator.isolating_peer(peer, direction)).into_iter().collect(),
         _ => side.rules().iter().map(|rule| evaluator.rule_name(direction, *rule)).collect(),
     };
     PageSide { state, by }
 }
 
-fn names(evaluator: &Evaluator, policies: Vec<u32>) -> BTreeSet<String> {
+fn names(evaluator: &Evaluator, policies: impl IntoIterator<Item = u32>) -> BTreeSet<String> {
     policies.into_iter().map(|policy| evaluator.forms()[policy as usize].key()).collect()
 }

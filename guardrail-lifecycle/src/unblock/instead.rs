@@ -2,7 +2,7 @@
 //! to look.
 
 use guardrail_graph::{
-    Peer, Protocol, Snapshot,
+    Protocol, Snapshot,
     snapshot::{EdgeRecord, Side},
 };
 
@@ -11,21 +11,14 @@ use crate::plan::{ExceptionEnd, PlanPort};
 /// What was seen of the connection: sentences without a full stop, what matters first.
 #[must_use]
 pub fn instead(snapshot: &Snapshot, from: &ExceptionEnd, to: &ExceptionEnd, port: PlanPort) -> Vec<String> {
-    let is = |end: &ExceptionEnd, peer: &Peer| match (end, peer) {
-        (ExceptionEnd::Workload(workload), peer) => peer.workload() == Some(workload),
-        (ExceptionEnd::Range(range), Peer::External { address }) => {
-            address.parse().is_ok_and(|address: std::net::IpAddr| range.contains(&address.to_canonical()))
-        }
-        (ExceptionEnd::Range(_), _) => false,
-    };
     let at_port: Vec<&EdgeRecord> = snapshot
         .body
         .edges
         .iter()
-        .filter(|edge| edge.port == port.port && edge.protocol == port.protocol && is(to, &edge.server.peer))
+        .filter(|edge| edge.port == port.port && edge.protocol == port.protocol && to.is(&edge.server.peer))
         .collect();
     let (own, others): (Vec<&EdgeRecord>, Vec<&EdgeRecord>) =
-        at_port.into_iter().partition(|edge| is(from, &edge.client.peer));
+        at_port.into_iter().partition(|edge| from.is(&edge.client.peer));
     let through = own.iter().chain(&others).filter(|edge| edge.supported).count();
     let Some(edge) = own.iter().max_by_key(|edge| edge.last_seen) else {
         let others = match through {

@@ -16,7 +16,7 @@ use guardrail_graph::{
 };
 
 use super::{End, Evaluator, Exemption, RuleRef, SideVerdict, Verdict};
-use crate::model::Protocol;
+use crate::model::{Direction, Protocol};
 
 /// Addresses that stand for "many external clients": every one of them has to be allowed.
 /// (Documentation ranges and public resolvers.)
@@ -173,6 +173,14 @@ impl Evaluator {
             }
             Peer::External { address } => Ok(vec![self.end_of_address(address.parse().map_err(|_| unknown())?)]),
         }
+    }
+
+    /// Indices of the policies that isolate ends of a peer in this direction; none if nothing is
+    /// known about it.
+    #[must_use]
+    pub fn isolating_peer(&self, peer: &Peer, direction: Direction) -> BTreeSet<u32> {
+        let ends = self.peer_ends(peer, direction == Direction::Egress).unwrap_or_default();
+        ends.iter().flat_map(|end| self.isolating(end, direction)).collect()
     }
 
     fn judge(&self, clients: &[End], servers: &[End], protocol: Protocol, port: u16) -> EdgeVerdict {

@@ -31,9 +31,7 @@ pub(super) fn newly_judged(
 ) {
     let after = together.unwrap_or(alone);
     let isolates = |evaluator: &Evaluator, peer: &Peer, direction: Direction| {
-        evaluator
-            .peer_ends(peer, direction == Direction::Egress)
-            .is_ok_and(|ends| ends.iter().any(|e| !evaluator.isolating(e, direction).is_empty()))
+        !evaluator.isolating_peer(peer, direction).is_empty()
     };
     let mut newly: BTreeMap<(Direction, &WorkloadRef), bool> = BTreeMap::new();
     let mut found = BTreeSet::new();
