@@ -75,8 +75,6 @@ pub struct Observer {
     history: History,
     restored: Option<Restored>,
     last_expire: Timestamp,
-    /// When the open epoch began; `None`: a state that knows no epochs is continued.
-    epoch: Option<Timestamp>,
 }
 
 impl Observer {
@@ -92,7 +90,6 @@ impl Observer {
             graph: Graph::new(many, &config),
             waiting: Waiting::new(config.max_pending, config.started),
             last_expire: config.started,
-            epoch: Some(config.started),
             history: History::new(config.started),
             config,
             peers,

@@ -1,5 +1,7 @@
 //! When this node was observed, and since when the cluster is known.
 
+use std::time::Duration;
+
 use crate::{snapshot::Interval, time::Timestamp};
 
 /// Intervals of observation that a state may bring along. A node that restarts for ever keeps the
@@ -10,6 +12,8 @@ const MAX_INTERVALS: usize = 1_000;
 #[derive(Debug)]
 pub(super) struct History {
     started: Timestamp,
+    /// When the open epoch began; `None`: a state that knows no epochs is continued.
+    epoch: Option<Timestamp>,
     /// Those of the restored state.
     earlier: Vec<Interval>,
     saw_flow: bool,
@@ -21,7 +25,17 @@ pub(super) struct History {
 impl History {
     /// Observation begins.
     pub(super) fn new(started: Timestamp) -> Self {
-        Self { started, earlier: Vec::new(), saw_flow: false, heard_since: Timestamp::MIN }
+        Self { started, epoch: Some(started), earlier: Vec::new(), saw_flow: false, heard_since: Timestamp::MIN }
+    }
+
+    /// When the open epoch began; `None`: a state that knows no epochs is continued.
+    pub(super) fn epoch(&self) -> Option<Timestamp> {
+        self.epoch
+    }
+
+    /// The epoch of a state is continued.
+    pub(super) fn continue_epoch(&mut self, begun: Option<Timestamp>) {
+        self.epoch = begun;
     }
 
     /// Observation goes on after `earlier`; what the state holds was known at `ended`.
@@ -38,10 +52,12 @@ impl History {
         Some(self.started)
     }
 
-    /// Another epoch begins.
+    /// Another epoch begins; of one instance no two begin at the same instant.
     pub(super) fn turn(&mut self, at: Timestamp) {
         self.earlier.clear();
         self.started = at;
+        let is_taken = self.epoch == Some(at);
+        self.epoch = Some(if is_taken { at.after(Duration::from_nanos(1)) } else { at });
     }
 
     /// Traffic was seen.

@@ -36,7 +36,7 @@ impl Observer {
         self.settle_services(now);
         self.catalogue.refresh_workloads(&mut self.texts, now);
         let (node, instance) = (self.config.node.clone(), self.config.instance.clone());
-        let source = Arc::new(Source { node, instance, start: self.epoch });
+        let source = Arc::new(Source { node, instance, start: self.history.epoch() });
         let mut facts = Facts::default();
         facts.expected = self.expected_nodes();
         facts.sources.insert(Arc::clone(&source));

@@ -141,7 +141,7 @@ impl Observer {
             }
         };
         let mut observer = Self::new(config);
-        observer.epoch = epoch;
+        observer.history.continue_epoch(epoch);
         observer.load(&state.body, is_seamless);
         if is_seamless && let Some(started) = observer.history.join_last() {
             observer.config.started = started;

@@ -36,7 +36,7 @@ impl Observer {
     /// When the open epoch began; `None`: the state that was continued knows no epochs.
     #[must_use]
     pub fn epoch(&self) -> Option<Timestamp> {
-        self.epoch
+        self.history.epoch()
     }
 
     /// Ends the epoch and begins the next. Gives what was counted in the one that ended, and all
@@ -52,14 +52,9 @@ impl Observer {
         let since = now.before(ADDRESS_LEAD + self.config.pod_timeout + Duration::from_secs(1));
         let young = self.graph.take_young(since, &self.peers);
         let document = self.document(now);
-        let start = match self.epoch {
-            Some(begun) if begun == now => now.after(Duration::from_nanos(1)),
-            _ => now,
-        };
         let closed = self.graph.turn(&self.config);
         self.ledger.turn();
         self.history.turn(now);
-        self.epoch = Some(start);
         for (key, edge) in young {
             self.graph.restore_edge(key, edge, &self.peers);
         }
