@@ -56,6 +56,8 @@ export interface Edge {
   seen_by: string[];
   opened: number;
   found: number;
+  /** Connections of earlier days that were still open; absent: none. */
+  open?: number;
   refused: number;
   unanswered: number;
   unreachable: number;

@@ -73,6 +73,7 @@ function edgePanel(model: Model, line: Line, select: Select): Node[] {
     ["Port", port(edge)],
     [udp ? "Datagrams sent" : "Connections opened", count(edge.opened)],
     ["Open when watching began", count(edge.found)],
+    ...(edge.open ? [["Open since an earlier day", count(edge.open)] as [string, string]] : []),
     ["Failed", failed(edge) === 0 ? "none" : `${edge.refused} refused, ${edge.unanswered} unanswered, ${edge.unreachable} unreachable`],
     ["Sent, received", `${bytes(edge.bytes_sent)}, ${bytes(edge.bytes_received)}`],
     ["First seen", time(edge.first_seen)],

@@ -157,6 +157,16 @@ test("an edge shows its evidence, a workload its callers, by keyboard alone", as
   await page.close();
 });
 
+test("connections that are open since an earlier day are evidence that is shown", async () => {
+  const older = structuredClone(snapshot);
+  const edge = older.edges.find((one: any) => one.port === 5432 && one.client.name === "cart");
+  edge.sources.find((source: any) => source.side === "client").open = 2;
+  const { page } = await open(`${make("older", older)}#search=cart+5432`);
+  await page.locator("#list .lines button", { hasText: "shop/cart → data/postgres" }).first().click();
+  expect(await page.locator("#panel").textContent()).toContain("Open since an earlier day2");
+  await page.close();
+});
+
 test("the picture is walked through by keyboard", async () => {
   const { page } = await open(shop);
   const graph = page.locator("#graph");
