@@ -15,6 +15,7 @@ mod flows;
 mod graph;
 mod history;
 mod identity;
+mod inside;
 mod ledger;
 mod lookups;
 mod names;

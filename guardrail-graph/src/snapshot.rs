@@ -535,6 +535,14 @@ pub struct EdgeRecord {
     pub sources: Vec<SourceCounts>,
 }
 
+impl EdgeRecord {
+    /// Whether no policy judges it ([`marks::SET_ASIDE`]).
+    #[must_use]
+    pub fn is_set_aside(&self) -> bool {
+        marks::SET_ASIDE.iter().any(|mark| self.marks.contains(*mark))
+    }
+}
+
 /// A peer with what stands beside it in an edge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EdgePeer {

@@ -457,7 +457,7 @@ fn a_socket_of_a_node_proxy_in_a_pods_namespace_stands_for_that_pod() {
     );
     lab.pod_cgroup(8, "ztunnel", 0);
     lab.flow(tcp_client(8, "10.244.1.2", "10.244.1.3", 15008, t(5)));
-    assert_eq!(lab.edges(), ["web -> api TCP/15008 [proxied]"]);
+    assert_eq!(lab.edges(), ["web -> api TCP/15008 [proxied,tunnel]"]);
 }
 
 #[test]

@@ -459,6 +459,7 @@ fn unused(out: &mut String, unused: &[UnusedEdge<'_>]) {
         let why = match why {
             Unused::Failed => "failed attempts only",
             Unused::NotRoutable => "multicast, broadcast, or link-local without an answer",
+            Unused::NotJudged => "inside a tunnel, or on a secondary network: no policy judges it",
             Unused::Inferred => "backend inferred (--accept-inferred)",
             Unused::Ignored => "client ignored",
             Unused::Accepted => "accepted without a rule (--accept)",

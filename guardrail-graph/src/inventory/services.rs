@@ -94,6 +94,11 @@ impl Inventory {
         self.nodes_by_address.contains_key(&address)
     }
 
+    /// Whether the address is a Service's.
+    pub(crate) fn has_service_address(&self, address: IpAddr) -> bool {
+        self.services_by_address.contains_key(&address)
+    }
+
     /// The endpoints of a Service, sorted: from its EndpointSlices if it has any (ready ones, and
     /// those that still serve while terminating), else from its selector and the pods.
     #[must_use]

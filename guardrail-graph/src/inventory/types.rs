@@ -112,6 +112,9 @@ pub struct Pod {
     pub host_network: bool,
     /// `status.podIPs` (or `podIP`).
     pub addresses: Vec<IpAddr>,
+    /// Addresses on networks beside the first one, by the annotation
+    /// `k8s.v1.cni.cncf.io/network-status` (Multus): none of [`Pod::addresses`].
+    pub secondary_addresses: Box<[IpAddr]>,
     /// `status.startTime`: the pod had no address before.
     pub started: Option<Timestamp>,
     /// `status.phase` is `Succeeded` or `Failed` (docs/semantics.md A32).

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Observer, UnresolvedReason,
-    edge::{Key, side_index},
+    edge::{Key, is_set_aside, side_index},
     peers::PeerId,
 };
 use crate::{
@@ -38,6 +38,7 @@ impl Here<'_> {
             return false;
         };
         let edge = self.observer.graph.edges().get(&(client, server, *protocol, *port));
+        let edge = edge.filter(|edge| !is_set_aside(edge.marks));
         edge.and_then(|e| e.sides[side_index(side)].as_ref()).is_some_and(|seen| seen.counts.is_established())
     }
 }
@@ -109,8 +110,12 @@ impl Observer {
         let shown = |id: PeerId| if self.peers.is_external(id) { many } else { id };
         let shown = |(client, server, protocol, port): &Key| (shown(*client), shown(*server), *protocol, *port);
         for (key, edge) in self.graph.edges().iter() {
-            let [at_client, at_server] = &edge.sides;
-            let at_client = Seen::sum(at_client.as_deref().copied(), extra.remove(key));
+            let [mut at_client, mut at_server] = edge.sides.each_ref().map(Option::as_deref);
+            let more = extra.remove(key);
+            if more.is_some() && is_set_aside(edge.marks) {
+                (at_client, at_server) = (None, None);
+            }
+            let at_client = Seen::sum(at_client.copied(), more);
             let mut counts = at_client.map(|seen| seen.counts).unwrap_or_default();
             if let Some(at_server) = at_server {
                 counts = counts.max(&at_server.counts);

@@ -10,18 +10,27 @@ use crate::{
 };
 
 /// Marks as bits, in the order of [`MARKS`].
-pub(super) const MARKS: [&str; 6] = [
+pub(super) const MARKS: [&str; 8] = [
     crate::snapshot::marks::PROXIED,
     crate::snapshot::marks::MULTICAST,
     crate::snapshot::marks::BROADCAST,
     crate::snapshot::marks::LINK_LOCAL,
     crate::snapshot::marks::HOST_PORT,
     crate::snapshot::marks::TUNNEL,
+    crate::snapshot::marks::INSIDE,
+    crate::snapshot::marks::SECONDARY_NETWORK,
 ];
 
 /// The bit of a mark, 0 for those that are computed.
 pub(super) fn mark_bit(mark: &str) -> u8 {
     MARKS.iter().position(|m| *m == mark).map_or(0, |i| 1 << i)
+}
+
+/// Whether one of these marks sets what was seen aside ([`marks::SET_ASIDE`]).
+///
+/// [`marks::SET_ASIDE`]: crate::snapshot::marks::SET_ASIDE
+pub(super) fn is_set_aside(marks: u8) -> bool {
+    crate::snapshot::marks::SET_ASIDE.iter().any(|mark| marks & mark_bit(mark) != 0)
 }
 
 /// `(client, server, protocol, port)`.
@@ -154,7 +163,24 @@ impl FromIterator<Arc<str>> for NodeWorkloads {
 }
 
 impl Edge {
+    /// What is set aside gives way to anything else. False: nothing is to be added to this edge by
+    /// what has these marks.
+    fn gives_way(&mut self, marks: u8, opens: bool) -> bool {
+        let is_new = self.sides.iter().all(Option::is_none);
+        if is_new || is_set_aside(self.marks) == is_set_aside(marks) {
+            return true;
+        }
+        let gives_way = opens && is_set_aside(self.marks);
+        if gives_way {
+            *self = Self::default();
+        }
+        gives_way
+    }
+
     pub(super) fn gain(&mut self, gain: &Gain, earlier: Option<Timestamp>) {
+        if !self.gives_way(gain.marks, gain.seen.counts.is_seen()) {
+            return;
+        }
         let side = side_index(gain.side);
         add(&mut self.sides[side], &gain.seen, earlier);
         close(self.sides[side].as_mut(), &mut self.still_open[side], gain);
@@ -168,6 +194,9 @@ impl Edge {
     }
 
     pub(super) fn absorb(&mut self, other: Self) {
+        if !self.gives_way(other.marks, true) {
+            return;
+        }
         for (slot, seen) in self.sides.iter_mut().zip(other.sides) {
             if let Some(seen) = seen {
                 add(slot, &seen, None);

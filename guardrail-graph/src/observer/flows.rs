@@ -4,9 +4,11 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use super::{
     Observer, UnresolvedReason,
-    edge::{Gain, mark_bit},
+    edge::{Gain, is_set_aside, mark_bit},
     edges::Ref,
     identity::{LocalEnd, PodId, RemoteEnd, Resolution, address_class},
+    inside::HBONE,
+    lookups::is_beside_first_network,
     peers::PeerId,
 };
 use crate::{
@@ -69,7 +71,7 @@ fn weight(counts: &FlowCounts) -> u64 {
 }
 
 /// Counts as the client sees them.
-fn as_client(counts: &FlowCounts, role: Role) -> Counts {
+pub(super) fn as_client(counts: &FlowCounts, role: Role) -> Counts {
     let (bytes_sent, bytes_received) = match role {
         Role::Server => (counts.bytes_received, counts.bytes_sent),
         _ => (counts.bytes_sent, counts.bytes_received),
@@ -86,11 +88,12 @@ fn as_client(counts: &FlowCounts, role: Role) -> Counts {
     }
 }
 
-/// The mark of a connection that dialled the port of the proxy which took it.
-fn tunnel_mark(delta: &FlowDelta) -> u8 {
-    let is_dialled =
-        delta.protocol == Protocol::Tcp && delta.role == Role::Server && delta.local_port == Some(delta.server_port);
-    if is_dialled { mark_bit(marks::TUNNEL) } else { 0 }
+/// The mark of a connection that dialled the port of the proxy which took it: the proxy was told
+/// so, or it is one of the node's (ambient mesh), between two of which there is nothing to ask.
+fn tunnel_mark(delta: &FlowDelta, local: &LocalEnd) -> u8 {
+    let is_told = delta.role == Role::Server && delta.local_port == Some(delta.server_port);
+    let is_of_nodes = delta.server_port == HBONE && local.marks & mark_bit(marks::PROXIED) != 0;
+    if delta.protocol == Protocol::Tcp && (is_told || is_of_nodes) { mark_bit(marks::TUNNEL) } else { 0 }
 }
 
 /// Marks of the address that the client asked for, which is the local one at its server. Of a link
@@ -111,6 +114,9 @@ impl Observer {
             observe::Remote::Addr(address) if address.is_loopback() => return Step::Done,
             remote => remote,
         };
+        if let Some(step) = self.inside(delta, at, now, last) {
+            return step;
+        }
         let local = match self.local_end(delta.cgroup, delta.local, at, last.pod) {
             Resolution::Known(local) => local,
             Resolution::Wait => return Step::WaitPod,
@@ -149,7 +155,9 @@ impl Observer {
     /// `first_open` and `last_open` each prove an edge to the owner at that instant.
     fn instants(&mut self, flow: DecidedFlow<'_>, local: LocalEnd, at: Timestamp, last: Last) -> Step {
         let DecidedFlow { delta, role, port, address } = flow;
+        let beside = is_beside_first_network(local.marks);
         let end = |this: &mut Self, at| match role {
+            _ if beside => this.identity.peer_beside(address, at, last.pod),
             Role::Server => this.remote_peer(address, at, last.pod),
             _ => this.remote_server((address, port, delta.protocol), at, last.pod),
         };
@@ -245,7 +253,7 @@ impl Observer {
             side: if role == Role::Server { Side::Server } else { Side::Client },
             seen,
             closed: delta.counts.closed,
-            marks: local.marks | asked_marks(role, delta.local, address) | tunnel_mark(delta),
+            marks: local.marks | asked_marks(role, delta.local, address) | tunnel_mark(delta, local),
             node_workload: local.node_workload.clone(),
             port_name: None,
         };
@@ -268,6 +276,8 @@ impl Observer {
         let (remote_ref, port) = match remote {
             // A pod that reaches itself (through its Service, or by its own address) is no edge.
             RemoteEnd::Peer { pod: Some(pod), .. } if local.pod == Some(pod) => return,
+            // What `merge` would name takes part in what is judged.
+            RemoteEnd::RemotePod | RemoteEnd::Service { .. } if is_set_aside(gain.marks) => return,
             RemoteEnd::Peer { peer, pod } => {
                 if gain.side == Side::Client {
                     gain.port_name = pod.and_then(|id| self.port_name(id, port, protocol));

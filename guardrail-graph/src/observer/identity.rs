@@ -5,6 +5,7 @@
 //! cgroups.
 
 mod ends;
+mod networks;
 mod pods;
 mod sockets;
 
@@ -12,6 +13,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 pub(super) use ends::{Evidence, LocalEnd, RemoteEnd, Resolution, address_class};
 use ipnet::IpNet;
+use networks::Networks;
 use pods::Pods;
 pub(super) use pods::{AddressChanges, PodId, PodRecord};
 pub(super) use sockets::Sockets;
@@ -55,6 +57,7 @@ pub(super) struct Identity {
     addresses: AddressIndex<AddressOwner>,
     pods: Pods,
     sockets: Sockets,
+    networks: Networks,
     /// First lists that are still to come.
     awaited: Vec<Kind>,
     /// Addresses that nodes own by their pod range (network and first host address), unless a pod
@@ -79,6 +82,7 @@ impl Identity {
             addresses: AddressIndex::new(config.guard, ADDRESS_LEAD),
             pods: Pods::default(),
             sockets: Sockets::new(config.max_listeners),
+            networks: Networks::new(config.max_listeners),
             awaited: config.awaited.clone(),
             range_nodes: HashMap::new(),
             pod_ranges: Vec::new(),
@@ -226,6 +230,9 @@ impl Identity {
     /// Takes what a pod's change means for addresses, as of `since`.
     pub(super) fn change_addresses(&mut self, change: &AddressChanges, since: Timestamp, now: Timestamp) {
         let owner = AddressOwner::Pod(change.id);
+        if let Some(record) = self.pods.get(change.id).filter(|record| !record.pod.host_network) {
+            self.networks.claim(change.id, record.pod.secondary_addresses.iter().copied());
+        }
         for address in &change.released {
             self.addresses.release(*address, owner, now);
         }
@@ -277,6 +284,10 @@ impl Identity {
         match evidence {
             Evidence::Ended { address, owner, at } => {
                 self.addresses.end(address, owner, at);
+                None
+            }
+            Evidence::Beside { address, pod } => {
+                self.networks.claim(pod, [address]);
                 None
             }
             Evidence::Link { address, at } => {
@@ -366,6 +377,7 @@ impl Identity {
             owner == now_there
         });
         self.pods.expire(before);
+        self.networks.retain(|pod| self.pods.get(pod).is_some());
         self.addresses.expire(before);
         self.cgroups.expire(before, self.max_cgroups);
     }

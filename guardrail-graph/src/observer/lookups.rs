@@ -5,14 +5,21 @@ use std::net::IpAddr;
 
 use super::{
     Observer, UnresolvedReason,
+    edge::mark_bit,
     identity::{LocalEnd, RemoteEnd, Resolution, address_class},
 };
 use crate::{
     inventory::{Kind, VirtualTarget},
     observe::CgroupId,
     peer::Protocol,
+    snapshot::marks,
     time::Timestamp,
 };
+
+/// Whether a local end with these marks spoke on a network beside its pod's first one.
+pub(super) fn is_beside_first_network(marks: u8) -> bool {
+    marks & mark_bit(marks::SECONDARY_NETWORK) != 0
+}
 
 impl Observer {
     /// Who is behind the local socket. What that proves of its address is known from here on.
@@ -24,7 +31,15 @@ impl Observer {
         at: Timestamp,
         last: bool,
     ) -> Resolution<LocalEnd> {
-        let (found, evidence) = self.identity.local_end(cgroup, address, at, last);
+        let (mut found, evidence) = self.identity.local_end(cgroup, address, at, last);
+        if let Resolution::Known(LocalEnd { marks, .. }) = &mut found
+            && is_beside_first_network(*marks)
+            && self.catalogue.inventory().has_service_address(address)
+        {
+            // A backend that has its Service's address itself: packets come by the first network.
+            *marks &= !mark_bit(marks::SECONDARY_NETWORK);
+            return found;
+        }
         if let Some(owned) = evidence.and_then(|evidence| self.identity.learn(evidence)) {
             self.reclassify_later(owned);
         }

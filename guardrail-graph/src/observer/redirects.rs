@@ -27,7 +27,7 @@ use crate::{
 
 /// Ports on which proxies take what is redirected to them, as `guardrail_common::redirect` has them
 /// (this crate knows nothing of the kernel's side).
-const PROXY_PORTS: [u16; 5] = [15001, 15006, 4140, 4143, 20000];
+pub(super) const PROXY_PORTS: [u16; 5] = [15001, 15006, 4140, 4143, 20000];
 /// How long an answer may come after the connection: a proxy asks as soon as it accepts, and both
 /// are in the kernel's map at the next sweep but one.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -37,12 +37,12 @@ const MEMORY: Duration = Duration::from_secs(60);
 /// Which connections answers are taken off: those of one pod, one remote and one port (a server's:
 /// the proxy's).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    pod: PodId,
-    side: Side,
-    local: IpAddr,
-    remote: Remote,
-    port: u16,
+pub(super) struct Key {
+    pub(super) pod: PodId,
+    pub(super) side: Side,
+    pub(super) local: IpAddr,
+    pub(super) remote: Remote,
+    pub(super) port: u16,
 }
 
 /// Connections without an answer yet, oldest first, and answers without a connection.
@@ -89,6 +89,11 @@ impl Redirects {
         self.held
     }
 
+    /// Takes answers for so many connections. False: there is no room for another account.
+    pub(super) fn answer(&mut self, key: Key, connections: u64, now: Timestamp, max: usize) -> bool {
+        self.change(key, now, max, |account| account.answers += connections)
+    }
+
     /// False: there is no room for another account.
     fn change(&mut self, key: Key, now: Timestamp, max: usize, change: impl FnOnce(&mut Account)) -> bool {
         if self.accounts.len() >= max && !self.accounts.contains_key(&key) {
@@ -128,16 +133,14 @@ impl Observer {
         now: Timestamp,
         last: Last,
     ) -> bool {
-        let Some(pod) = local.pod.filter(|_| delta.protocol == Protocol::Tcp && self.config.redirects) else {
-            return false;
-        };
+        let Some(pod) = local.pod.filter(|_| delta.protocol == Protocol::Tcp) else { return false };
         let side = if role == Role::Server { Side::Server } else { Side::Client };
-        let proxy = delta.local_port.filter(|_| delta.role != Role::Undecided);
+        let proxy = delta.local_port.filter(|_| delta.role != Role::Undecided && self.config.redirects);
         let port = if side == Side::Server { proxy.unwrap_or(delta.server_port) } else { delta.server_port };
         let key = Key { pod, side, local: delta.local, remote: delta.remote, port };
         if proxy.is_some() {
             let max = self.config.max_pending;
-            if !self.waiting.redirects.change(key, now, max, |account| account.answers += delta.counts.opened) {
+            if !self.waiting.redirects.answer(key, delta.counts.opened, now, max) {
                 // What it would have been taken off is taken for what it was not.
                 self.ledger.count_loss(LossReason::PendingOverflow, 1);
                 self.ledger.incomplete_peer(local.peer, LossReason::PendingOverflow.as_str());
@@ -148,7 +151,8 @@ impl Observer {
             return side == Side::Client;
         }
         let may_be_told = delta.counts.opened > 0 || delta.counts.found > 0;
-        if !may_be_told || !self.is_at_a_proxy(delta, side) {
+        let is_at_a_proxy = self.is_at_a_proxy(delta, side);
+        if !may_be_told || !(is_at_a_proxy || self.may_be_inside(delta, local, side)) {
             return false;
         }
         let max = self.config.max_pending;
@@ -158,12 +162,13 @@ impl Observer {
         {
             return true;
         }
-        side == Side::Server && self.untold(delta, local, now)
+        is_at_a_proxy && side == Side::Server && self.untold(delta, local, now)
     }
 
     /// Whether a flow may be one that a proxy in its pod takes.
     pub(super) fn is_at_a_proxy(&self, delta: &FlowDelta, side: Side) -> bool {
         match side {
+            _ if !self.config.redirects => false,
             Side::Server => PROXY_PORTS.contains(&delta.server_port),
             Side::Client => delta.netns.is_some_and(|netns| {
                 let sockets = self.identity.sockets();

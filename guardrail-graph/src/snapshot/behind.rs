@@ -21,6 +21,9 @@ use crate::{
 /// server's word comes late, and a terminating endpoint still serves.
 pub(crate) const ENDPOINT_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
 
+/// Ports at which proxies take what other proxies tunnel to them (docs/data-planes.md).
+const TUNNELS: [u16; 3] = [4143, 15008, 20000];
+
 /// What the decision rests on.
 pub(crate) trait Evidence {
     /// Services and their endpoints over time.
@@ -103,6 +106,16 @@ pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> 
     }
     let on_node = resolved;
     for target in &targets {
+        if captured {
+            // Its proxy may have gone to the proxy of the server.
+            for port in TUNNELS {
+                let key = (client.into(), (&target.peer).into(), *protocol, port);
+                if evidence.client_saw(&key) {
+                    attach(key, None, &[]);
+                    resolved = true;
+                }
+            }
+        }
         let key = edge_key(target);
         let external = matches!(*target.peer, Peer::External { .. });
         if evidence.server_saw(&key) || (captured && evidence.client_saw(&key)) {

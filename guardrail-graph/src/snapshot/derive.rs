@@ -81,12 +81,12 @@ impl Evidence for Known<'_> {
     }
 
     fn server_saw(&self, key: &EdgeKey) -> bool {
-        let edge = self.facts.edges.get(key);
+        let edge = self.facts.edges.get(key).filter(|edge| !edge.is_set_aside());
         edge.is_some_and(|e| e.seen().any(|(_, side, seen)| side == Side::Server && seen.counts.is_established()))
     }
 
     fn client_saw(&self, key: &EdgeKey) -> bool {
-        let edge = self.facts.edges.get(key);
+        let edge = self.facts.edges.get(key).filter(|edge| !edge.is_set_aside());
         edge.is_some_and(|e| e.seen().any(|(_, side, seen)| side == Side::Client && seen.counts.is_established()))
     }
 
@@ -119,6 +119,8 @@ impl Facts {
     /// An edge with what follows for it.
     pub(super) fn edge(&self, key: &EdgeKey, facts: &EdgeFacts, derived: &Derived) -> EdgeRecord {
         let (client, server, protocol, port) = key;
+        let nothing = EdgeFacts::default();
+        let facts = if derived.extra.is_some() && facts.is_set_aside() { &nothing } else { facts };
         let rare = facts.rare();
         let own_client = facts.at(Side::Client);
         let at_server = facts.at(Side::Server);

@@ -2,12 +2,15 @@
 //! by the maximum per source: both are commutative, associative and idempotent, and so is
 //! everything that is computed from the joined facts.
 
+mod edge;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
 
+pub(crate) use edge::EdgeFacts;
 use indexmap::IndexMap;
 
 use super::{
@@ -234,78 +237,6 @@ impl Counts {
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.refused.saturating_add(self.unanswered).saturating_add(self.unreachable)
-    }
-}
-
-/// Facts of an edge. There may be 100,000 of them at once, so what few have stands apart.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct EdgeFacts {
-    pub(crate) sources: BySource,
-    pub(crate) port_name: Option<Arc<str>>,
-    rare: Option<Box<Rare>>,
-}
-
-/// What remote flows add to an edge.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct ByMerge {
-    pub(crate) sources: BySource,
-    pub(crate) port_name: Option<Arc<str>>,
-    pub(crate) marks: BTreeSet<String>,
-    pub(crate) node_workloads: BTreeSet<String>,
-}
-
-/// What few edges have.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Rare {
-    pub(crate) client_names: BTreeSet<String>,
-    pub(crate) server_names: BTreeSet<String>,
-    pub(crate) via: BTreeSet<String>,
-    pub(crate) marks: BTreeSet<String>,
-    pub(crate) node_workloads: BTreeSet<String>,
-    /// What remote flows add, computed anew each time.
-    pub(crate) by_merge: ByMerge,
-    /// An edge that came without counts per source: its numbers as they stood, who saw it, and
-    /// whether it was supported.
-    pub(crate) without_sources: Option<(Seen, BTreeSet<Side>, bool)>,
-}
-
-static NOTHING_RARE: Rare = Rare {
-    client_names: BTreeSet::new(),
-    server_names: BTreeSet::new(),
-    via: BTreeSet::new(),
-    marks: BTreeSet::new(),
-    node_workloads: BTreeSet::new(),
-    by_merge: ByMerge {
-        sources: BySource::Nothing,
-        port_name: None,
-        marks: BTreeSet::new(),
-        node_workloads: BTreeSet::new(),
-    },
-    without_sources: None,
-};
-
-impl EdgeFacts {
-    pub(crate) fn rare(&self) -> &Rare {
-        self.rare.as_deref().unwrap_or(&NOTHING_RARE)
-    }
-
-    pub(crate) fn rare_mut(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
-    }
-
-    /// Counts per source and side; one may come twice, of its own records and of remote flows.
-    pub(super) fn seen(&self) -> impl Iterator<Item = (&Arc<Source>, Side, &Seen)> {
-        self.sources.iter().chain(self.rare().by_merge.sources.iter())
-    }
-
-    /// The sum at one side.
-    pub(super) fn at(&self, side: Side) -> Option<Seen> {
-        Seen::sum(self.sources.at(side), self.rare().by_merge.sources.at(side))
-    }
-
-    /// No record shows it.
-    pub(super) fn is_unseen(&self) -> bool {
-        self.sources.is_empty() && self.rare().by_merge.sources.is_empty()
     }
 }
 
@@ -551,6 +482,9 @@ impl Facts {
         let [client, server] = [edge.client.peer, edge.server.peer].map(|peer| (&self.peers.intern(peer)).into());
         let key = (client, server, edge.protocol, edge.port);
         let facts = self.edges.entry(key).or_default();
+        if !facts.gives_way(marks::SET_ASIDE.iter().any(|mark| edge.marks.contains(*mark))) {
+            return;
+        }
         facts.port_name = facts.port_name.take().max(edge.port_name.map(Arc::from));
         let marks: BTreeSet<String> =
             edge.marks.into_iter().filter(|m| !marks::DERIVED.contains(&m.as_str())).collect();

@@ -32,7 +32,18 @@ pub const HOST_PORT: &str = "host-port";
 /// that node's.
 pub const UNLISTED_ADDRESS: &str = "unlisted-address";
 
+/// The connection was one of two sockets in the server's own network namespace: the proxy of a node
+/// (ambient mesh) handed on to the application what had come through a tunnel, or by redirection.
+/// The network sees the tunnel, or what the client dialled. Reported, never a rule.
+pub const INSIDE: &str = "inside";
+/// The pod spoke from an address that is none of its `podIPs`: on a network beside the first one,
+/// which alone NetworkPolicy judges. Reported, never a rule.
+pub const SECONDARY_NETWORK: &str = "secondary-network";
+
 /// Marks that are computed from other facts.
 pub const DERIVED: [&str; 6] = [INFERRED, VIA_SERVICE, MASQUERADED, ONE_WAY, FOUND_AT_START, UNLISTED_ADDRESS];
 /// Marks of traffic that never supports a rule.
-pub const NEVER_SUPPORTED: [&str; 2] = [MULTICAST, BROADCAST];
+pub const NEVER_SUPPORTED: [&str; 4] = [MULTICAST, BROADCAST, INSIDE, SECONDARY_NETWORK];
+/// Marks of traffic that NetworkPolicy does not judge, between peers that may have other traffic at
+/// the same port. An edge has one of them only as long as nothing else is known of it.
+pub const SET_ASIDE: [&str; 2] = [INSIDE, SECONDARY_NETWORK];

@@ -87,7 +87,9 @@ impl Facts {
         }
         for (edge, source, share, remote, unlisted) in named {
             // On another node it is never the same pod, so a workload's edge to itself is one.
-            let by_merge = &mut self.edges.entry(edge).or_default().rare_mut().by_merge;
+            let facts = self.edges.entry(edge).or_default();
+            facts.gives_way(false);
+            let by_merge = &mut facts.rare_mut().by_merge;
             by_merge.sources.plus(source, remote.1, &Arc::new(share));
             if unlisted {
                 by_merge.marks.insert(super::marks::UNLISTED_ADDRESS.to_owned());

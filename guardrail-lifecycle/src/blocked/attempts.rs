@@ -129,7 +129,7 @@ pub(super) fn all(snapshot: &Snapshot) -> Vec<Attempts<'_>> {
             all.entry(key).and_modify(|(_, seen)| *seen = seen.plus(more)).or_insert_with(|| (BTreeSet::new(), more));
         services.extend(via.map(str::to_owned));
     };
-    for edge in &snapshot.body.edges {
+    for edge in snapshot.body.edges.iter().filter(|edge| !edge.is_set_aside()) {
         if let Some(seen) = direct(snapshot, edge) {
             let target = Target { peer: edge.server.peer.clone(), port: edge.port };
             add((&edge.client.peer, None, vec![target], edge.protocol, edge.port), None, seen);

@@ -38,7 +38,7 @@ impl<'a> Others<'a> {
     pub(super) fn new(evidence: &'a BlockedEvidence<'a>) -> Self {
         let body = &evidence.snapshot.body;
         let mut edges: HashMap<&Peer, HashMap<_, Vec<&EdgeRecord>>> = HashMap::new();
-        for edge in &body.edges {
+        for edge in body.edges.iter().filter(|edge| !edge.is_set_aside()) {
             let ports = edges.entry(&edge.server.peer).or_default();
             ports.entry((edge.protocol, edge.port)).or_default().push(edge);
         }

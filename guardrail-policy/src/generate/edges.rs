@@ -26,6 +26,8 @@ pub enum Unused {
     Failed,
     /// Multicast and broadcast, and link-local attempts that nobody answered.
     NotRoutable,
+    /// Inside a tunnel of a mesh, or on a network beside the pods' first one: no policy judges it.
+    NotJudged,
     /// The backend was inferred and `--accept-inferred` was not given.
     Inferred,
     /// `--ignore-client` names the client (B36).
@@ -64,6 +66,9 @@ impl EdgeUse {
 /// Whether the evidence shows a conversation. Marks say how it was seen and have no say in this:
 /// without them, an edge is `supported` for the same reasons.
 pub(crate) fn is_established(edge: &EdgeRecord) -> bool {
+    if edge.is_set_aside() {
+        return false;
+    }
     let at_server = || edge.sources.iter().any(|s| s.side == Side::Server && s.counts.is_established());
     edge.supported
         || if edge.protocol.has_connections() {
@@ -78,6 +83,8 @@ pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
     let unused =
         if edge.client.peer.workload().is_some_and(|w| context.options.ignore_clients.iter().any(|p| p.matches(w))) {
             Unused::Ignored
+        } else if edge.is_set_aside() {
+            Unused::NotJudged
         } else if is_accepted(&FlowName::of(edge), context) {
             Unused::Accepted
         } else if is_stale(edge, context) {

@@ -1,8 +1,9 @@
 //! From raw fields to [`crate::inventory::types`].
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
+use serde::Deserialize;
 
 use super::fields::*;
 use crate::{
@@ -31,6 +32,11 @@ const NODE_ADDRESS_ANNOTATIONS: [&str; 14] = [
     "io.cilium.network.ipv4-cilium-host",
     "io.cilium.network.ipv4-health-ip",
 ];
+
+/// What Multus notes of a pod's networks.
+const NETWORK_STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
+/// A pod with more interfaces than this is none.
+const MAX_SECONDARY_ADDRESSES: usize = 64;
 
 /// The controller among the owners. The API server does not look at kind and name of a reference,
 /// and whoever may create a pod may write one: what cannot be the name of an object is none, so
@@ -100,6 +106,22 @@ fn container_ports(regular: Vec<Container>, init: Vec<Container>) -> Result<Arc<
     Ok(if ports.is_empty() { Arc::default() } else { ports.into() })
 }
 
+/// One network of a pod, as Multus notes it.
+#[derive(Deserialize)]
+struct NetworkStatus {
+    #[serde(default)]
+    ips: Vec<String>,
+}
+
+/// Addresses that the annotation of Multus tells beside `first`, those of the first network. It is
+/// nobody's contract: what does not parse is no address.
+fn secondary_addresses(annotation: Option<&str>, first: &[IpAddr]) -> Box<[IpAddr]> {
+    let networks: Vec<NetworkStatus> = annotation.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let all = networks.iter().flat_map(|network| &network.ips).filter_map(|ip| ip.parse::<IpAddr>().ok());
+    let own: BTreeSet<IpAddr> = all.map(canonical).filter(|address| !first.contains(address)).collect();
+    own.into_iter().take(MAX_SECONDARY_ADDRESSES).collect()
+}
+
 pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatus) -> Result<Pod, String> {
     let ports = container_ports(spec.containers, spec.init_containers)?;
     let mut addresses: Vec<IpAddr> = status.pod_ips.into_iter().filter_map(|i| i.ip?.0).collect();
@@ -121,6 +143,7 @@ pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatu
         controller: owner(meta.owner_references).map(Arc::new),
         node: spec.node_name.filter(|n| !n.is_empty()),
         host_network: spec.host_network,
+        secondary_addresses: secondary_addresses(meta.annotations.get(NETWORK_STATUS), &addresses),
         addresses,
         started: status.start_time.and_then(|at| at.parse().ok()),
         finished: matches!(status.phase.as_str(), "Succeeded" | "Failed"),

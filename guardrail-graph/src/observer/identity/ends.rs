@@ -6,6 +6,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use super::{
     super::{UnresolvedReason, edge::mark_bit, peers::PeerId},
     AddressOwner, Identity, PodId, PodRecord,
+    networks::{has_another_of_its_family, is_first},
 };
 use crate::{
     identity::{addresses::Lookup, cgroups::Resident},
@@ -65,6 +66,8 @@ pub(in crate::observer) enum Evidence {
     /// It is this node's end of a pod's link. As a client's address it can only be this node's, see
     /// [`Identity::remote_peer`].
     Link { address: IpAddr, at: Timestamp },
+    /// The pod has it on a network beside the first one.
+    Beside { address: IpAddr, pod: PodId },
     /// The owner had it no longer than that: another pod, not known yet, has it by now.
     Ended { address: IpAddr, owner: AddressOwner, at: Timestamp },
 }
@@ -134,10 +137,15 @@ impl Identity {
                     // A socket in another pod's namespace (a node proxy) stands for that pod.
                     // Without addresses of its own the pod is too new for the API server to know
                     // them, and its cgroup is the better word.
-                    let own = !usable
-                        || record.pod.addresses.contains(&address)
-                        || (record.pod.addresses.is_empty() && !record.pod.host_network);
+                    let own = !usable || is_first(&record.pod, address);
+                    let beside = !own
+                        && !record.pod.host_network
+                        && (record.pod.secondary_addresses.contains(&address)
+                            || (owner == Lookup::Unknown
+                                && !self.in_pod_range(address)
+                                && has_another_of_its_family(&record.pod, address)));
                     match (pod_at_address, &owner) {
+                        _ if beside => self.pod_local(id, record, mark_bit(marks::SECONDARY_NETWORK), last),
                         (Some((other, its)), _) if !own && other != id && its.deleted.is_none() => {
                             self.pod_local(other, its, proxied, last)
                         }
@@ -181,6 +189,11 @@ impl Identity {
             && address_class(address) == mark_bit(marks::LINK_LOCAL)
         {
             evidence = Some(Evidence::Link { address, at });
+        }
+        if let Resolution::Known(LocalEnd { pod: Some(pod), marks, .. }) = &found
+            && marks & mark_bit(marks::SECONDARY_NETWORK) != 0
+        {
+            return (found.clone(), Some(Evidence::Beside { address, pod: *pod }));
         }
         if let Resolution::Known(local) = &found
             && usable

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use guardrail_graph::{Peer, Protocol, WorkloadRef, snapshot::EdgeRecord};
+use guardrail_graph::{
+    Peer, Protocol, WorkloadRef,
+    snapshot::{EdgeRecord, marks},
+};
 
 use super::{Builder, Draft};
 use crate::generate::{
@@ -44,6 +47,14 @@ impl Builder<'_> {
                 Direction::Egress => callee(edge, namespace, self.context),
             };
             let ports = self.ports(edge);
+            if edge.marks.contains(marks::TUNNEL) {
+                let note = format!(
+                    "{} is a tunnel: which port is meant stands inside, so the rule opens every port of the server that its proxy serves",
+                    edge_name(edge)
+                );
+                self.warnings.insert(note.clone());
+                draft.notes.insert(note);
+            }
             if direction == Direction::Egress && !matches!(need, Need::Inexpressible(_)) {
                 self.allow_services(draft, index, &[index]);
             }
