@@ -158,9 +158,9 @@ fn drift(args: &mut Args) -> anyhow::Result<Outcome> {
             plan: &planned.plan,
             environment: &planned.name,
             status: &standing,
-            now,
         }),
         baseline: baseline.as_ref(),
+        now,
     });
     for reason in &report.not_looked_at {
         tell("note", &format!("not looked at: {reason}"));

@@ -150,9 +150,9 @@ fn answer(args: &mut Args, snapshot: &Snapshot, page: &mut Page<'_>) -> anyhow::
         plan: &planned.plan,
         environment: &planned.name,
         status: &standing,
-        now,
     });
-    let mut drift = drift::drift(&Evidence { snapshot, evaluator: &evaluator, policies: None, plan, baseline: None });
+    let mut drift =
+        drift::drift(&Evidence { snapshot, evaluator: &evaluator, policies: None, plan, baseline: None, now });
     // They are for baselines; the page has every flow already.
     drift.flows.clear();
     page.drift = Some(drift);

@@ -168,6 +168,65 @@ spec:
     assert_eq!(unused, ["GD024 shop/cart#2 ingress"], "only the rule that nobody ever used");
 }
 
+/// The exception of the plan in tests/exceptions.rs, as it is written.
+const EXCEPTION: &str = "apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: guardrail-exception-inc-1-20260304t000000z, namespace: data}
+spec:
+  podSelector: {matchLabels: {app: postgres}}
+  policyTypes: [Ingress]
+  ingress:
+  - from:
+    - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: shop}}
+      podSelector: {matchLabels: {app: mailer}}
+    ports: [{port: 5432}]
+";
+
+#[test]
+fn an_exception_that_alone_isolates_is_the_first_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let of = |more: &str| {
+        let path = file(&directory, "p.yaml", format!("{}\n---\n{EXCEPTION}{more}", policies()));
+        let args = ["drift", "shop.json", "--policies", &path, "--fail-on", "intent"];
+        let json = guardrail(&[&args[..], &["-o", "json"], &NOW].concat(), "").1;
+        (fingerprints(&json), guardrail(&[&args[..], &NOW].concat(), "").1)
+    };
+    let (found, table) = of("");
+    assert_eq!(found[0], "GD000 data/StatefulSet/postgres ingress", "{found:?}");
+    let told = table.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(told.starts_with("KIND RULE AT MESSAGE intent GD000 exception-isolates"), "{table}");
+    // Another exception does not help, and a policy that isolates does.
+    let second = EXCEPTION.replace("inc-1", "inc-2").replace("mailer", "cart");
+    let (found, _) = of(&format!("---\n{second}"));
+    assert_eq!(found.iter().filter(|print| print.starts_with("GD000")).count(), 1, "{found:?}");
+    let deny = "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: deny, namespace: data}\nspec: {podSelector: {}}\n";
+    let (found, _) = of(deny);
+    assert!(!found.iter().any(|print| print.starts_with("GD000")), "{found:?}");
+    // One that isolates the other direction only does not.
+    let (found, _) = of(&deny.replace("{podSelector: {}}", "{podSelector: {}, policyTypes: [Egress]}"));
+    assert_eq!(found[0], "GD000 data/StatefulSet/postgres ingress", "{found:?}");
+}
+
+#[test]
+fn an_exception_that_has_ended_and_is_still_in_force_needs_no_plan_to_be_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = file(&directory, "p.yaml", EXCEPTION);
+    let of = |now: &str| {
+        let args = ["drift", "shop.json", "--policies", "shop-policies.yaml", "--against", &path, "-o", "json"];
+        let (_, stdout, stderr) = guardrail(&[&args[..], &["--now", now]].concat(), "");
+        assert_eq!(stderr, "");
+        stdout
+    };
+    let left = "GD025 data/guardrail-exception-inc-1-20260304t000000z";
+    assert!(!fingerprints(&of("2026-03-03T23:59:59Z")).contains(&left.to_owned()));
+    let stdout = of("2026-03-04T01:00:00Z");
+    assert!(fingerprints(&stdout).contains(&left.to_owned()), "{stdout}");
+    assert!(
+        stdout.contains("data/guardrail-exception-inc-1-20260304t000000z of exception inc-1 is in force, and ended 1 hour ago"),
+        "{stdout}"
+    );
+}
+
 #[test]
 fn what_cannot_be_answered_is_exit_2() {
     let directory = tempfile::tempdir().unwrap();

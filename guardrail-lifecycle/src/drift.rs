@@ -6,12 +6,13 @@
 
 use std::collections::BTreeSet;
 
-use guardrail_graph::Snapshot;
+use guardrail_graph::{Snapshot, Timestamp};
 use guardrail_policy::{evaluate::Evaluator, generate::FlowName, model::Location, read::PolicySet};
 use serde::{Deserialize, Serialize};
 
 use crate::status::NamespaceStatus;
 
+mod exceptions;
 mod intent;
 mod policies;
 mod rules;
@@ -35,6 +36,8 @@ pub struct Evidence<'a> {
     pub plan: Option<PlanEvidence<'a>>,
     /// What was known before.
     pub baseline: Option<&'a Baseline>,
+    /// The time.
+    pub now: Timestamp,
 }
 
 /// What the plan says, and where everything stands by it.
@@ -48,8 +51,6 @@ pub struct PlanEvidence<'a> {
     pub environment: &'a str,
     /// Where each namespace stands.
     pub status: &'a [NamespaceStatus],
-    /// The time.
-    pub now: guardrail_graph::Timestamp,
 }
 
 /// Something that does not agree.
@@ -119,6 +120,7 @@ pub fn drift(evidence: &Evidence<'_>) -> Report {
     traffic::find(evidence, &mut report);
     policies::find(evidence, &mut report);
     intent::find(evidence, &mut report);
+    exceptions::find(evidence, &mut report);
     let known: BTreeSet<&str> =
         evidence.baseline.into_iter().flat_map(|b| &b.findings).map(|f| f.fingerprint.as_str()).collect();
     for finding in &mut report.findings {

@@ -36,6 +36,8 @@ pub const REASON: &str = "guardrail.dev/reason";
 pub const OWNER: &str = "guardrail.dev/owner";
 /// Beginning of the name of every exception.
 pub const PREFIX: &str = "guardrail-exception-";
+/// End of the name of one for egress, where the one for ingress lies in the same namespace.
+const EGRESS: &str = "-egress";
 
 /// One end of an exception.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,7 +116,7 @@ impl Opening {
             ExceptionEnd::Range(_) => None,
         };
         let both = namespace(&self.from) == namespace(&self.to);
-        let suffix = if both && direction == Direction::Egress { "-egress" } else { "" };
+        let suffix = if both && direction == Direction::Egress { EGRESS } else { "" };
         format!("{}{suffix}", policy_name(&self.mark.id, self.mark.expires))
     }
 }
@@ -133,6 +135,15 @@ pub fn policy_name(id: &str, expires: Timestamp) -> String {
     let end: String = end.chars().filter(char::is_ascii_alphanumeric).collect();
     let zone = if end.ends_with('z') { "" } else { "z" };
     format!("{PREFIX}{id}-{end}{zone}")
+}
+
+/// The id and the end in a name that [`policy_name`] or [`Opening::policy_name`] made.
+#[must_use]
+pub fn named(name: &str) -> Option<(&str, Timestamp)> {
+    let name = name.strip_prefix(PREFIX)?;
+    let (id, end) = name.strip_suffix(EGRESS).unwrap_or(name).rsplit_once('-')?;
+    let (date, time) = end.strip_suffix('z')?.split_once('t')?;
+    Some((id, format!("{date}T{time}Z").parse().ok()?))
 }
 
 /// What became of an exception at one of its ends.
@@ -343,4 +354,22 @@ fn peers(context: &Context<'_>, namespace: &str, end: &ExceptionEnd) -> Result<B
 pub fn text(policy: &PlannedPolicy, options: &Options) -> String {
     let plan = Plan { phase: policy.phase, format: options.format, policies: Vec::new() };
     emit::policy_file(policy, &plan, options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_says_its_id_and_its_end() {
+        let end: Timestamp = "2026-03-04T00:00:07Z".parse().unwrap();
+        for id in ["inc-1", "a", "egress", "7-egress", "x-20260304t000000z"] {
+            let name = policy_name(id, end);
+            assert_eq!(named(&name), Some((id, end)), "{name}");
+            assert_eq!(named(&format!("{name}{EGRESS}")), Some((id, end)), "{name}");
+        }
+        for other in ["guardrail-exception-a-b", "guardrail-exception-a-20261304t000000z", "inc-1-20260304t000000z"] {
+            assert_eq!(named(other), None, "{other}");
+        }
+    }
 }

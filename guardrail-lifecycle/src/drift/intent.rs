@@ -19,7 +19,7 @@ use crate::in_force;
 pub(super) fn find(evidence: &Evidence<'_>, report: &mut Report) {
     if let Some(plan) = &evidence.plan {
         standing(plan, report);
-        exceptions(plan, report);
+        exceptions(plan, evidence.now, report);
         unused(evidence, plan, report);
     }
     unselected(evidence, report);
@@ -49,12 +49,12 @@ fn standing(plan: &PlanEvidence<'_>, report: &mut Report) {
     }
 }
 
-fn exceptions(plan: &PlanEvidence<'_>, report: &mut Report) {
-    let over = plan.plan.exceptions.iter().filter(|e| e.applies_in(plan.environment) && e.is_over(plan.now));
+fn exceptions(plan: &PlanEvidence<'_>, now: Timestamp, report: &mut Report) {
+    let over = plan.plan.exceptions.iter().filter(|e| e.applies_in(plan.environment) && e.is_over(now));
     for exception in over {
         let location = Location { file: plan.file.into(), line: exception.line };
         let (id, owner) = (&exception.id, &exception.owner);
-        let ago = duration(plan.now.since(exception.expires));
+        let ago = duration(now.since(exception.expires));
         report.add(&OVER, id, format!("exception {id} of {owner} ended {ago} ago"), Some(location));
     }
 }
@@ -88,7 +88,7 @@ fn unselected(evidence: &Evidence<'_>, report: &mut Report) {
 /// Rules whose last use is too long ago. What was not observed for that long says nothing.
 fn unused(evidence: &Evidence<'_>, plan: &PlanEvidence<'_>, report: &mut Report) {
     let Some(limit) = plan.plan.unused else { return };
-    let since = plan.now.before(limit);
+    let since = evidence.now.before(limit);
     if evidence.snapshot.body.window.from.is_none_or(|from| from > since) {
         report.not_looked_at.push(format!("rules that nobody uses: that needs an observation of {}", duration(limit)));
         return;
@@ -112,7 +112,7 @@ fn unused(evidence: &Evidence<'_>, plan: &PlanEvidence<'_>, report: &mut Report)
         let name = evidence.evaluator.rule_name(direction, rule);
         let form = evidence.evaluator.form(rule);
         let told = match last {
-            Some(last) => format!("was last used {} ago", duration(plan.now.since(last))),
+            Some(last) => format!("was last used {} ago", duration(evidence.now.since(last))),
             None => format!("was never used in {}", duration(limit)),
         };
         let line = evidence.evaluator.rule(direction, rule).line;

@@ -51,6 +51,13 @@ const fn rule(
     DriftRule { id, kind, name, summary, fix }
 }
 
+pub(super) static ISOLATES: DriftRule = rule(
+    "GD000",
+    DriftKind::Intent,
+    "exception-isolates",
+    "Exceptions alone isolate a workload: they close it to everybody else.",
+    "Remove the exception, or export again: it is needed only beside policies that isolate.",
+);
 pub(super) static DENIED: DriftRule = rule(
     "GD001",
     DriftKind::Traffic,
@@ -121,7 +128,14 @@ pub(super) static UNUSED: DriftRule = rule(
     "Nobody used a rule for as long as the plan's `unused` says.",
     "Remove the rule, if what it was for is gone.",
 );
+pub(super) static LEFT: DriftRule = rule(
+    "GD025",
+    DriftKind::Intent,
+    "exception-left",
+    "A policy of an exception that has ended is still in force.",
+    "guardrail prune kube deletes it; where a GitOps tool applies it, remove its file: export does.",
+);
 
 /// All rules, by id.
-pub static DRIFT_RULES: [&DriftRule; 10] =
-    [&DENIED, &NEW, &MISSING, &EDITED, &UNMANAGED, &BELOW, &SENSITIVE, &UNSELECTED, &OVER, &UNUSED];
+pub static DRIFT_RULES: [&DriftRule; 12] =
+    [&ISOLATES, &DENIED, &NEW, &MISSING, &EDITED, &UNMANAGED, &BELOW, &SENSITIVE, &UNSELECTED, &OVER, &UNUSED, &LEFT];
