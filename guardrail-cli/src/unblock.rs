@@ -4,7 +4,7 @@
 mod exception;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io::{BufWriter, Write},
     path::PathBuf,
     process::ExitCode,
@@ -13,11 +13,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
-use guardrail_graph::{
-    Snapshot, WorkloadRef,
-    inventory::{Inventory, Object},
-    snapshot::LabelSelector,
-};
+use guardrail_graph::{WorkloadRef, inventory::Inventory};
 use guardrail_lifecycle::{
     plan::{ExceptionEnd, PlanPort},
     unblock::{self, Opening, Unblock, UnblockQuestion},
@@ -140,28 +136,29 @@ fn unblock(args: &mut Args) -> anyhow::Result<Outcome> {
         return Ok(Outcome::unproven());
     }
     let evaluator = &loaded.evaluator;
-    let asked = asked(args, evaluator, &Inventory::from_objects(loaded.objects.iter().cloned()))?;
-    let selectors = selectors(snapshot.as_ref(), &loaded.objects);
-    let id = match &exception {
-        Some(exception) => exception.id(&asked.from, &asked.to, asked.port),
-        None => exception::id_of(&asked.from, &asked.to, asked.port),
+    let mut asked = asked(args, evaluator, &Inventory::from_objects(loaded.objects.iter().cloned()))?;
+    let opening = match &exception {
+        Some(exception) => exception.opening(&asked.from, &asked.to, asked.port),
+        None => args.exception.opening(&asked.from, &asked.to, asked.port, args.cluster.now()),
     };
-    let answer = unblock::unblock(&UnblockQuestion {
-        evaluator,
-        from: &asked.from,
-        to: &asked.to,
-        port: asked.port,
-        selectors: &selectors,
-        id: &id,
-    });
+    let (known, is_new) = unblock::known(
+        snapshot.as_ref(),
+        evaluator.cluster(),
+        &unblock::selectors(&loaded.objects),
+        [&asked.from, &asked.to],
+    );
+    let answer = unblock::unblock(&UnblockQuestion { evaluator, snapshot: &known, opening: &opening });
+    if is_new && snapshot.is_some() && matches!(answer, Unblock::Exception(_)) {
+        asked.notes.push(
+            "the snapshots do not have both ends: export writes the exception once they were observed".to_owned(),
+        );
+    }
     let instead = match (&answer, &snapshot) {
         (Unblock::NotDenied, Some(snapshot)) => unblock::instead(snapshot, &asked.from, &asked.to, asked.port),
         _ => Vec::new(),
     };
     let written = match (&answer, &exception) {
-        (Unblock::Exception(_), Some(exception)) => {
-            Some(exception.write(&id, asked.from.clone(), asked.to.clone(), asked.port)?)
-        }
+        (Unblock::Exception(_), Some(exception)) => Some(exception.write(&opening)?),
         _ => None,
     };
     let sensitive = exception.as_ref().map_or_else(BTreeSet::new, |e| e.sensitive(&asked.to, &answer, evaluator));
@@ -252,27 +249,6 @@ fn end(
             few(&names.iter().map(String::as_str).collect::<Vec<_>>())
         ),
     }
-}
-
-/// The selectors of controllers: they hold for the pods that come, too.
-fn selectors(snapshot: Option<&Snapshot>, objects: &[Object]) -> BTreeMap<WorkloadRef, LabelSelector> {
-    let mut selectors = BTreeMap::new();
-    for object in objects {
-        if let Object::Controller(controller) = object
-            && controller.controller.is_none()
-            && let Some(selector) = &controller.selector
-        {
-            let workload = WorkloadRef {
-                namespace: controller.namespace.clone(),
-                owner: controller.kind.clone(),
-                name: controller.name.clone(),
-            };
-            selectors.insert(workload, selector.clone());
-        }
-    }
-    let entries = snapshot.into_iter().flat_map(|snapshot| &snapshot.body.workloads);
-    selectors.extend(entries.filter_map(|entry| Some((entry.workload.clone(), entry.selector.clone()?))));
-    selectors
 }
 
 /// What is printed for people.

@@ -222,7 +222,9 @@ fn an_exception_that_has_ended_and_is_still_in_force_needs_no_plan_to_be_found()
     let stdout = of("2026-03-04T01:00:00Z");
     assert!(fingerprints(&stdout).contains(&left.to_owned()), "{stdout}");
     assert!(
-        stdout.contains("data/guardrail-exception-inc-1-20260304t000000z of exception inc-1 is in force, and ended 1 hour ago"),
+        stdout.contains(
+            "data/guardrail-exception-inc-1-20260304t000000z of exception inc-1 is in force, and ended 1 hour ago"
+        ),
         "{stdout}"
     );
 }

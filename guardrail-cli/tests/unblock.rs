@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
 
 use common::{data, file, run};
 
@@ -37,6 +37,8 @@ spec:
   admission: {maxDuration: 720h}
 ";
 
+const NOW: &str = "2026-03-01T12:00:00.5Z";
+
 struct Files {
     directory: tempfile::TempDir,
     policies: String,
@@ -60,20 +62,12 @@ impl Files {
 
     /// The frontend, which may not.
     fn frontend(&self, more: &[&str]) -> (i32, String, String) {
-        self.ask("shop/Deployment/frontend", "data/StatefulSet/postgres", "5432", more)
+        let now = if more.contains(&"--now") { &[][..] } else { &["--now", NOW] };
+        self.ask("shop/Deployment/frontend", "data/StatefulSet/postgres", "5432", &[more, now].concat())
     }
 
     fn exception<'a>(&'a self, more: &[&'a str]) -> (i32, String, String) {
-        let args = [
-            "--plan",
-            &self.plan,
-            "--reason",
-            "INC-4711: old driver",
-            "--owner",
-            "team-shop",
-            "--now",
-            "2026-03-01T12:00:00.5Z",
-        ];
+        let args = ["--plan", &self.plan, "--reason", "INC-4711: old driver", "--owner", "team-shop"];
         self.frontend(&[&args[..], more].concat())
     }
 
@@ -129,6 +123,51 @@ fn the_exception_is_the_only_thing_that_changes_in_the_plan() {
     let (code, stdout, _) = files.frontend(&args);
     assert!(code == 0 && flat(&stdout).contains("frontend-postgres-5432-2 at"), "{stdout}");
     assert!(files.written().contains("expires: 2026-03-09T13:00:00Z"));
+}
+
+/// Every policy that was proposed, by its namespace and name.
+fn proposed(json: &str) -> BTreeMap<String, String> {
+    let json: serde_json::Value = serde_json::from_str(json).unwrap();
+    let rules = json["result"]["rules"].as_array().unwrap().iter();
+    let texts = rules.map(|rule| rule["yaml"].as_str().unwrap().to_owned());
+    let name = |text: &str| {
+        let of = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        format!("{}.{}", of("  namespace: "), of("  name: "))
+    };
+    texts.map(|text| (name(&text), text)).collect()
+}
+
+#[test]
+fn what_is_proposed_is_what_export_writes() {
+    // Egress of the frontend is closed, too: a policy at each side.
+    let closed = format!(
+        "{POLICY}---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: closed, namespace: shop}}\nspec: {{podSelector: {{}}, policyTypes: [Ingress, Egress], ingress: [{{}}]}}\n"
+    );
+    for (policies, count) in [(POLICY.to_owned(), 1), (closed, 2)] {
+        let files = Files::new();
+        fs::write(&files.policies, policies).unwrap();
+        let (code, json, stderr) = files.exception(&["--environment", "production", "-o", "json"]);
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        let proposed = proposed(&json);
+        assert_eq!(proposed.len(), count);
+        // Asked again, the plan's own exception is shown.
+        let (code, json, _) = files.exception(&["--environment", "production", "-o", "json", "--for", "1h"]);
+        assert_eq!((code, self::proposed(&json)), (1, proposed.clone()));
+        let out = files.directory.path().join("out");
+        let args = ["export", "shop.json", "--plan", &files.plan, "--environment", "production", "--now", NOW];
+        let to = ["--policies", &files.policies, "--accept-inferred", "--force", "-d", out.to_str().unwrap()];
+        let (code, _, stderr) = run(&data(), &[&args[..], &to].concat(), "");
+        assert!(code < 2, "{stderr}");
+        let entries = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path());
+        let written = entries.filter(|path| path.to_str().unwrap().contains(".guardrail-exception-"));
+        let written: BTreeMap<String, String> = written
+            .map(|path| {
+                let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+                (name, fs::read_to_string(path).unwrap())
+            })
+            .collect();
+        assert_eq!(written, proposed, "{stderr}");
+    }
 }
 
 #[test]

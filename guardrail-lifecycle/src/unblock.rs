@@ -1,51 +1,39 @@
-//! Opening one connection that policies deny: the smallest rule, and what else it would open.
+//! Opening one connection that policies deny: the exception that does it, and what else it would
+//! open.
 //!
-//! What opens it is an exception: a policy of its own for each side that denies, beside those that
-//! are there. A policy isolates what it selects, so it is written only where all that it selects is
-//! isolated already. What is printed is read back and judged, and nothing that it opens beside the
-//! connection stays unsaid.
+//! What is shown is what an export writes for the exception ([`exception::propose`]): a policy of
+//! its own at each side that policies isolate, beside those that are there. It is read back and
+//! judged, and nothing that it opens beside the connection stays unsaid.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use guardrail_graph::{
-    WorkloadRef,
-    inventory::{is_generated_label, is_release_label},
-    snapshot::LabelSelector,
-};
+use guardrail_graph::Snapshot;
 use guardrail_policy::{
-    emit,
-    evaluate::{End, Evaluator, SideVerdict},
-    generate::{Phase, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort},
-    model::{Direction, Labels, selector_matches},
+    evaluate::{ClusterPod, End, Evaluator, SideVerdict},
+    exception::{self, ExceptionOutcome, Exceptions},
+    generate::{PlannedPolicy, RulePeer},
+    model::{Direction, Protocol, selector_matches},
     read,
-    words::few,
 };
 use serde::Serialize;
 
-use crate::plan::{ExceptionEnd, PlanPort};
+use crate::plan::ExceptionEnd;
 
 mod instead;
+mod known;
 
 pub use instead::instead;
-
-/// Beginning of the name of the policies.
-const NAME: &str = "guardrail-exception";
+pub use known::{known, selectors};
 
 /// Which connection is to be opened.
 #[derive(Clone, Copy, Debug)]
 pub struct UnblockQuestion<'a> {
     /// The policies in force, over the cluster.
     pub evaluator: &'a Evaluator,
-    /// Who connects.
-    pub from: &'a ExceptionEnd,
-    /// Who accepts.
-    pub to: &'a ExceptionEnd,
-    /// The server's own port.
-    pub port: PlanPort,
-    /// The selectors of controllers, as far as known.
-    pub selectors: &'a BTreeMap<WorkloadRef, LabelSelector>,
-    /// What the exception is called.
-    pub id: &'a str,
+    /// Every workload that may be named ([`known`]).
+    pub snapshot: &'a Snapshot,
+    /// The exception that is to open it: both ends, and the ports.
+    pub opening: &'a exception::Opening,
 }
 
 /// What it takes to open a connection.
@@ -66,7 +54,7 @@ pub enum Unblock {
 /// What opens a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Opening {
-    /// One or two policies: for each side that denies.
+    /// One or two policies.
     pub rules: Vec<ExceptionRule>,
     /// What they open beside the connection: pods that the same selectors match.
     pub also: BTreeSet<AlsoOpened>,
@@ -77,7 +65,7 @@ pub struct Opening {
 pub struct ExceptionRule {
     /// Which side.
     pub direction: Direction,
-    /// The NetworkPolicy.
+    /// The file that an export writes.
     pub yaml: String,
 }
 
@@ -90,13 +78,9 @@ pub struct AlsoOpened {
     pub to: String,
 }
 
-/// One end, with the pods that a selector for it matches.
+/// One end: what is meant, and all that the written selectors match, with their names.
 struct Matched {
-    /// The pods that are meant, or the address.
     own: Vec<End>,
-    /// What a rule calls it; `None`: an address.
-    selector: Option<(String, LabelSelector)>,
-    /// All that the selector matches, with their names.
     all: Vec<(String, End, bool)>,
 }
 
@@ -110,46 +94,43 @@ pub fn unblock(question: &UnblockQuestion<'_>) -> Unblock {
 }
 
 fn open(question: &UnblockQuestion<'_>) -> Result<Unblock, String> {
-    let UnblockQuestion { evaluator, port, .. } = *question;
-    let (sources, targets) = (ends(evaluator, question.from)?, ends(evaluator, question.to)?);
-    let mut denied: BTreeSet<Direction> = BTreeSet::new();
-    for (_, source) in &sources {
-        for (_, target) in &targets {
-            let verdict = evaluator.evaluate(source, target, port.protocol, port.port);
-            for (direction, side) in [(Direction::Ingress, &verdict.ingress), (Direction::Egress, &verdict.egress)] {
-                if let SideVerdict::DeniedBy(rules) = side {
-                    let names: Vec<String> = rules.iter().map(|rule| evaluator.rule_name(direction, *rule)).collect();
-                    return Err(format!(
-                        "{} denies it, which no exception overrules: narrow that rule",
-                        names.join(" and ")
-                    ));
-                }
-                if side.denies() {
-                    denied.insert(direction);
-                }
-            }
-        }
-    }
+    let UnblockQuestion { evaluator, snapshot, opening } = *question;
+    let (sources, targets) = (ends(evaluator, &opening.from)?, ends(evaluator, &opening.to)?);
+    let denied = denied(question, &sources, &targets)?;
     if denied.is_empty() {
         return Ok(Unblock::NotDenied);
     }
-    let from = matched(question, question.from, &sources)?;
-    let to = matched(question, question.to, &targets)?;
-    let mut rules = Vec::new();
-    let mut policies = Vec::new();
+    let (Exceptions { policies, sides }, texts) = exception::propose(snapshot, opening, evaluator);
     for direction in denied {
-        let (subject, peer) = if direction == Direction::Ingress { (&to, &from) } else { (&from, &to) };
-        let planned = planned(question, direction, subject, peer)?;
-        // What is printed is what is judged.
-        let yaml = emit::network_policy(&planned);
-        let read = read::policies("exception", yaml.as_bytes());
-        policies.extend(read.map_err(|error| format!("its rule cannot be written: {error}"))?.policies);
-        rules.push(ExceptionRule { direction, yaml });
+        let end = if direction == Direction::Ingress { &opening.to } else { &opening.from };
+        let side = sides.iter().find(|side| side.direction == direction);
+        match side.map(|side| &side.outcome) {
+            Some(ExceptionOutcome::Written) => {}
+            Some(ExceptionOutcome::Impossible(why)) => return Err(why.clone()),
+            Some(ExceptionOutcome::SomeOpen { isolated, pods }) => {
+                return Err(format!(
+                    "only {isolated} of {pods} pods that a rule for {end} selects are isolated for {direction}, and it would close the others"
+                ));
+            }
+            Some(ExceptionOutcome::NotNeeded) | None => {
+                return Err(format!("{end} is no workload that a policy of its own could select"));
+            }
+        }
     }
-    let opened = evaluator.beside(policies, Vec::new());
+    // What is shown is what is judged.
+    let (mut network_policies, mut forms) = (Vec::new(), Vec::new());
+    for text in &texts {
+        let read = read::policies("exception", text.as_bytes());
+        let read = read.map_err(|error| format!("its rule cannot be written: {error}"))?;
+        network_policies.extend(read.policies);
+        forms.extend(read.forms);
+    }
+    let opened = evaluator.beside(network_policies, forms);
     let allows = |evaluator: &Evaluator, source: &End, target: &End| {
-        evaluator.evaluate(source, target, port.protocol, port.port).allowed()
+        opening.ports.iter().all(|(protocol, port)| evaluator.evaluate(source, target, *protocol, *port).allowed())
     };
+    let from = matched(evaluator, &opening.from, &sources, &policies);
+    let to = matched(evaluator, &opening.to, &targets, &policies);
     if from.own.iter().any(|source| to.own.iter().any(|target| !allows(&opened, source, target))) {
         return Err(
             "the data plane does not allow it with a NetworkPolicy of its own: change the policies that deny it"
@@ -165,7 +146,41 @@ fn open(question: &UnblockQuestion<'_>) -> Result<Unblock, String> {
             }
         }
     }
-    Ok(Unblock::Exception(Opening { rules, also }))
+    let direction = |policy: &PlannedPolicy| match policy.ingress {
+        Some(_) => Direction::Ingress,
+        None => Direction::Egress,
+    };
+    let rules = policies.iter().zip(texts).map(|(policy, yaml)| ExceptionRule { direction: direction(policy), yaml });
+    Ok(Unblock::Exception(Opening { rules: rules.collect(), also }))
+}
+
+/// The directions in which policies deny it, between some pods at least.
+fn denied(
+    question: &UnblockQuestion<'_>,
+    sources: &[(u32, End)],
+    targets: &[(u32, End)],
+) -> Result<BTreeSet<Direction>, String> {
+    let UnblockQuestion { evaluator, opening, .. } = *question;
+    let mut denied: BTreeSet<Direction> = BTreeSet::new();
+    let pairs = sources.iter().flat_map(|source| targets.iter().map(move |target| (&source.1, &target.1)));
+    let asked: Vec<((&End, &End), &(Protocol, u16))> =
+        pairs.flat_map(|pair| opening.ports.iter().map(move |port| (pair, port))).collect();
+    for ((source, target), (protocol, port)) in asked {
+        let verdict = evaluator.evaluate(source, target, *protocol, *port);
+        for (direction, side) in [(Direction::Ingress, &verdict.ingress), (Direction::Egress, &verdict.egress)] {
+            if let SideVerdict::DeniedBy(rules) = side {
+                let names: Vec<String> = rules.iter().map(|rule| evaluator.rule_name(direction, *rule)).collect();
+                return Err(format!(
+                    "{} denies it, which no exception overrules: narrow that rule",
+                    names.join(" and ")
+                ));
+            }
+            if side.denies() {
+                denied.insert(direction);
+            }
+        }
+    }
+    Ok(denied)
 }
 
 /// The ends that an end of an exception stands for, with their names.
@@ -187,95 +202,31 @@ fn ends(evaluator: &Evaluator, end: &ExceptionEnd) -> Result<Vec<(u32, End)>, St
     }
 }
 
-fn matched(question: &UnblockQuestion<'_>, end: &ExceptionEnd, own: &[(u32, End)]) -> Result<Matched, String> {
-    let evaluator = question.evaluator;
+/// The pods of an end, and all others of its namespace that what is written selects or names.
+fn matched(evaluator: &Evaluator, end: &ExceptionEnd, own: &[(u32, End)], policies: &[PlannedPolicy]) -> Matched {
     let ends: Vec<End> = own.iter().map(|(_, end)| *end).collect();
     let workload = match end {
         ExceptionEnd::Range(range) => {
             let all = ends.iter().map(|end| (range.addr().to_string(), *end, true)).collect();
-            return Ok(Matched { own: ends, selector: None, all });
+            return Matched { own: ends, all };
         }
         ExceptionEnd::Workload(workload) => workload,
     };
     let own: BTreeSet<u32> = own.iter().map(|(pod, _)| *pod).collect();
-    let pods = &evaluator.cluster().pods;
-    let selected = |selector: &LabelSelector| -> BTreeSet<u32> {
-        let live = pods.iter().zip(0..).filter(|(pod, _)| !pod.finished && !pod.host_network);
-        let here = live.filter(|(pod, _)| pod.namespace == workload.namespace);
-        here.filter(|(pod, _)| selector_matches(selector, &pod.labels)).map(|(_, index)| index).collect()
+    let is_named = |policy: &PlannedPolicy, pod: &ClusterPod| {
+        let rules = policy.ingress.iter().chain(&policy.egress).flatten();
+        let peers = rules.flat_map(|rule| &rule.peers).any(|peer| match peer {
+            RulePeer::Pods { namespace, selector } => {
+                pod.namespace == *namespace.as_ref().unwrap_or(&policy.namespace)
+                    && selector_matches(selector, &pod.labels)
+            }
+            _ => false,
+        });
+        peers || policy.namespace == pod.namespace && selector_matches(&policy.subject, &pod.labels)
     };
-    let mut common: Option<Labels> = None;
-    for pod in &own {
-        let labels = &pods[*pod as usize].labels;
-        match &mut common {
-            None => common = Some(labels.clone()),
-            Some(common) => common.retain(|key, value| labels.get(key) == Some(&*value)),
-        }
-    }
-    let mut common = common.unwrap_or_default();
-    common.retain(|key, _| !is_generated_label(key) && !is_release_label(key));
-    let of_labels = (!common.is_empty()).then(|| LabelSelector::of_labels(common));
-    let candidates = question.selectors.get(workload).cloned().into_iter().chain(of_labels);
-    let candidates = candidates.map(|selector| (selected(&selector), selector));
-    // The one that matches the fewest others; of equals the controller's own.
-    let best = candidates.filter(|(all, _)| own.is_subset(all)).min_by_key(|(all, _)| all.len());
-    let (all, selector) = best.ok_or_else(|| {
-        format!("{workload} has no label that stays the same, so no rule can name it: add one to its pod template")
-    })?;
-    let all =
-        all.into_iter().map(|pod| (pods[pod as usize].workload_name(), evaluator.end_of_pod(pod), own.contains(&pod)));
-    Ok(Matched { own: ends, selector: Some((workload.namespace.clone(), selector)), all: all.collect() })
-}
-
-/// The policy that opens one side.
-fn planned(
-    question: &UnblockQuestion<'_>,
-    direction: Direction,
-    subject: &Matched,
-    peer: &Matched,
-) -> Result<PlannedPolicy, String> {
-    let (own_end, other_end) = match direction {
-        Direction::Ingress => (question.to, question.from),
-        Direction::Egress => (question.from, question.to),
-    };
-    let (ExceptionEnd::Workload(workload), Some((namespace, selector))) = (own_end, &subject.selector) else {
-        return Err(format!("{own_end} is no workload, so no policy selects it"));
-    };
-    let open: BTreeSet<&str> = subject
-        .all
-        .iter()
-        .filter(|(_, end, _)| !question.evaluator.isolated(end, direction))
-        .map(|(name, ..)| name.as_str())
-        .collect();
-    if !open.is_empty() {
-        let names = few(&open.into_iter().collect::<Vec<_>>());
-        return Err(format!(
-            "a rule for {workload} also selects pods that no policy isolates for {direction} ({names}), and would close them: give {workload} a label of its own"
-        ));
-    }
-    let peer = match (&peer.selector, other_end) {
-        (Some((other, selector)), _) => {
-            RulePeer::Pods { namespace: (other != namespace).then(|| other.clone()), selector: selector.clone() }
-        }
-        (None, ExceptionEnd::Range(range)) => RulePeer::Block { cidr: *range, except: BTreeSet::new() },
-        (None, ExceptionEnd::Workload(other)) => return Err(format!("{other} has no label that a rule could name")),
-    };
-    let port = RulePort { protocol: question.port.protocol, port: PortRef::Number(question.port.port) };
-    let rules = vec![PlannedRule { peers: [peer].into(), ports: [port].into(), learns_names: false }];
-    let (ingress, egress) = match direction {
-        Direction::Ingress => (Some(rules), None),
-        Direction::Egress => (None, Some(rules)),
-    };
-    Ok(PlannedPolicy {
-        namespace: namespace.clone(),
-        name: format!("{NAME}-{}-{direction}", question.id),
-        phase: Phase::DefaultDeny,
-        purpose: Purpose::Workload(workload.clone()),
-        subject: selector.clone(),
-        ingress,
-        egress,
-        complete: true,
-        view: None,
-        notes: BTreeSet::new(),
-    })
+    let pods = evaluator.cluster().pods.iter().zip(0..);
+    let here = pods.filter(|(pod, _)| pod.namespace == workload.namespace && !pod.finished && !pod.host_network);
+    let all = here.filter(|(pod, index)| own.contains(index) || policies.iter().any(|policy| is_named(policy, pod)));
+    let all = all.map(|(pod, index)| (pod.workload_name(), evaluator.end_of_pod(index), own.contains(&index)));
+    Matched { own: ends, all: all.collect() }
 }

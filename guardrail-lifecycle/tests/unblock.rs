@@ -10,13 +10,17 @@ use std::{
     net::IpAddr,
 };
 
-use guardrail_graph::{WorkloadRef, snapshot::LabelSelector};
+use guardrail_graph::{
+    Timestamp, WorkloadRef,
+    snapshot::{LabelSelector, SelectorOperator},
+};
 use guardrail_lifecycle::{
-    plan::{ExceptionEnd, PlanPort},
-    unblock::{AlsoOpened, Opening, Unblock, UnblockQuestion, unblock},
+    plan::ExceptionEnd,
+    unblock::{self, AlsoOpened, Opening, Unblock, UnblockQuestion, unblock},
 };
 use guardrail_policy::{
     evaluate::{Cluster, ClusterPod, Evaluator},
+    exception::{self, ExceptionMark},
     model::{PeerKind, PortMatch, Protocol},
     read,
 };
@@ -127,6 +131,10 @@ fn compile(world: &World, owners: &[WorkloadRef]) -> Evaluator {
     Evaluator::new(cluster, policies)
 }
 
+fn end() -> Timestamp {
+    "2026-03-04T00:00:00Z".parse().unwrap()
+}
+
 fn leaked(text: &str) -> &'static str {
     String::leak(text.to_owned())
 }
@@ -135,12 +143,21 @@ fn leaked(text: &str) -> &'static str {
 fn read_back(yaml: &str) -> Policy {
     let read = read::policies("r.yaml", yaml.as_bytes()).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
     let [policy] = &read.policies[..] else { panic!("{yaml}") };
-    let selector = |selector: &LabelSelector| {
-        assert!(selector.match_expressions.is_empty());
-        Selector {
-            labels: selector.match_labels.iter().map(|(k, v)| (leaked(k), leaked(v))).collect(),
-            expressions: Vec::new(),
-        }
+    let selector = |selector: &LabelSelector| Selector {
+        labels: selector.match_labels.iter().map(|(k, v)| (leaked(k), leaked(v))).collect(),
+        expressions: selector
+            .match_expressions
+            .iter()
+            .map(|expression| {
+                let operator = match expression.operator {
+                    SelectorOperator::In => "In",
+                    SelectorOperator::NotIn => "NotIn",
+                    SelectorOperator::Exists => "Exists",
+                    SelectorOperator::DoesNotExist => "DoesNotExist",
+                };
+                (leaked(&expression.key), operator, expression.values.iter().map(|value| leaked(value)).collect())
+            })
+            .collect(),
     };
     let rule = |rule: &guardrail_policy::model::Rule| Rule {
         peers: Some(
@@ -229,8 +246,11 @@ proptest! {
                 (workload(namespace, index), LabelSelector { match_labels: first, match_expressions: Vec::new() })
             })
             .collect();
-        let asked = PlanPort { port, protocol: protocol.parse::<Protocol>().unwrap() };
-        let answer = unblock(&UnblockQuestion { evaluator: &evaluator, from, to, port: asked, selectors: &selectors, id: "x" });
+        let mark = ExceptionMark { id: "x".to_owned(), expires: end(), reason: "r".to_owned(), owner: "o".to_owned() };
+        let ports = [(protocol.parse::<Protocol>().unwrap(), port)].into();
+        let opening = exception::Opening { mark, from: from.clone(), to: to.clone(), ports };
+        let (snapshot, _) = unblock::known(None, evaluator.cluster(), &selectors, [from, to]);
+        let answer = unblock(&UnblockQuestion { evaluator: &evaluator, snapshot: &snapshot, opening: &opening });
         let ends = all_ends(&world, &owners);
         let name = |end: &ExceptionEnd| match end {
             ExceptionEnd::Workload(workload) => workload.to_string(),

@@ -235,6 +235,12 @@ impl Evaluator {
         &self.cluster
     }
 
+    /// The data plane that it judges for.
+    #[must_use]
+    pub fn dataplane(&self) -> &Dataplane {
+        &self.dataplane
+    }
+
     /// The NetworkPolicies, in the order given.
     #[must_use]
     pub fn policies(&self) -> &[NetworkPolicy] {

@@ -22,7 +22,10 @@ use serde::Serialize;
 use crate::{
     emit,
     evaluate::{ClusterPod, End, Evaluator},
-    generate::{Context, Options, Phase, Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort},
+    generate::{
+        Context, Options, Phase, Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort, identities,
+        stable,
+    },
     model::{Direction, Protocol, selector_matches},
 };
 
@@ -204,6 +207,19 @@ pub struct Exceptions {
     pub policies: Vec<PlannedPolicy>,
     /// By id and direction.
     pub sides: Vec<ExceptionSide>,
+}
+
+/// One exception with its texts, as an export writes them beside the policies that `in_force`
+/// judges: for whoever wants to see them before.
+#[must_use]
+pub fn propose(snapshot: &Snapshot, opening: &Opening, in_force: &Evaluator) -> (Exceptions, Vec<String>) {
+    let mut options = Options::new(Phase::Observe);
+    options.dataplane = in_force.dataplane().clone();
+    let snapshot = &*stable(snapshot);
+    let snapshot = &*identities(snapshot, &options.enforcer());
+    let exceptions = decide(snapshot, &options, std::slice::from_ref(opening), in_force);
+    let texts = exceptions.policies.iter().map(|policy| text(policy, &options)).collect();
+    (exceptions, texts)
 }
 
 /// Decides which exceptions get policies beside those that `in_force` judges.

@@ -12,10 +12,15 @@ use std::{
 use anyhow::{Context as _, bail};
 use guardrail_graph::{Timestamp, WorkloadRef};
 use guardrail_lifecycle::{
+    export as lifecycle,
     plan::{self, Exception, ExceptionEnd, MAX_ID, Plan, PlanPort},
     unblock::Unblock,
 };
-use guardrail_policy::{evaluate::Evaluator, words::duration};
+use guardrail_policy::{
+    evaluate::Evaluator,
+    exception::{ExceptionMark, Opening},
+    words::duration,
+};
 use serde::Serialize;
 
 use crate::{
@@ -132,19 +137,71 @@ impl ExceptionArgs {
             text,
             plan,
             environment: environment.clone(),
-            // Whole seconds: no longer than was asked for.
-            expires: Timestamp::from_unix_seconds(now.after(*length).as_unix_ns().div_euclid(1_000_000_000)),
+            expires: ends(now, *length),
             now,
             reason: reason.clone(),
             owner: owner.clone(),
             id: id.clone(),
         }))
     }
+
+    /// What it would be without a plan.
+    pub(super) fn opening(&self, from: &ExceptionEnd, to: &ExceptionEnd, port: PlanPort, now: Timestamp) -> Opening {
+        Opening {
+            mark: ExceptionMark {
+                id: self.id.clone().unwrap_or_else(|| id_of(from, to, port)),
+                expires: ends(now, self.length),
+                reason: self.reason.clone().unwrap_or_else(|| "(--reason)".to_owned()),
+                owner: self.owner.clone().unwrap_or_else(|| "(--owner)".to_owned()),
+            },
+            from: from.clone(),
+            to: to.clone(),
+            ports: [(port.protocol, port.port)].into(),
+        }
+    }
+}
+
+/// Whole seconds: no longer than was asked for.
+fn ends(now: Timestamp, length: Duration) -> Timestamp {
+    Timestamp::from_unix_seconds(now.after(length).as_unix_ns().div_euclid(1_000_000_000))
 }
 
 impl Draft {
+    /// The exception that the plan has for it already, or the one that it gets.
+    pub(super) fn opening(&self, from: &ExceptionEnd, to: &ExceptionEnd, port: PlanPort) -> Opening {
+        match self.known(from, to, port) {
+            Some(known) => lifecycle::opening(known),
+            None => Opening {
+                mark: ExceptionMark {
+                    id: self.id(from, to, port),
+                    expires: self.expires,
+                    reason: self.reason.clone(),
+                    owner: self.owner.clone(),
+                },
+                from: from.clone(),
+                to: to.clone(),
+                ports: [(port.protocol, port.port)].into(),
+            },
+        }
+    }
+
+    /// The exception of the plan that opens this, here, and has not ended.
+    fn known(&self, from: &ExceptionEnd, to: &ExceptionEnd, port: PlanPort) -> Option<&Exception> {
+        let applies = |exception: &&Exception| match &self.environment {
+            Some(name) => exception.applies_in(name),
+            None => exception.environments.is_empty(),
+        };
+        let same = |exception: &&Exception| {
+            exception.from == *from
+                && exception.to == *to
+                && exception.ports.contains(&port)
+                && !exception.is_over(self.now)
+        };
+        self.plan.exceptions.iter().filter(same).find(applies)
+    }
+
     /// What the exception is called: as was asked for, or by its ends, and like none that is there.
-    pub(super) fn id(&self, from: &ExceptionEnd, to: &ExceptionEnd, port: PlanPort) -> String {
+    fn id(&self, from: &ExceptionEnd, to: &ExceptionEnd, port: PlanPort) -> String {
         if let Some(id) = &self.id {
             return id.clone();
         }
@@ -175,44 +232,30 @@ impl Draft {
         names.filter(|name| opened.contains(name)).collect()
     }
 
-    /// Adds the exception to the file, unless it has one that opens the same.
-    pub(super) fn write(
-        &self,
-        id: &str,
-        from: ExceptionEnd,
-        to: ExceptionEnd,
-        port: PlanPort,
-    ) -> anyhow::Result<Written> {
-        let applies = |exception: &&Exception| match &self.environment {
-            Some(name) => exception.applies_in(name),
-            None => exception.environments.is_empty(),
-        };
-        let same = |exception: &&Exception| {
-            exception.from == from
-                && exception.to == to
-                && exception.ports.contains(&port)
-                && !exception.is_over(self.now)
-        };
-        if let Some(known) = self.plan.exceptions.iter().filter(same).find(applies) {
-            return Ok(self.written(known, false));
-        }
-        if let Some(other) = self.plan.exceptions.iter().find(|other| other.id == id) {
+    /// Adds the exception to the file, unless it has it.
+    pub(super) fn write(&self, opening: &Opening) -> anyhow::Result<Written> {
+        let Opening { mark, from, to, ports } = opening;
+        let id = &mark.id;
+        if let Some(other) = self.plan.exceptions.iter().find(|other| other.id == *id) {
+            if lifecycle::opening(other) == *opening {
+                return Ok(self.written(other, false));
+            }
             bail!("{}:{}: an exception is called {id} already; give --id another name", self.file, other.line);
         }
         let exception = Exception {
-            id: id.to_owned(),
-            from,
-            to,
-            ports: [port].into(),
-            expires: self.expires,
-            reason: self.reason.clone(),
-            owner: self.owner.clone(),
+            id: id.clone(),
+            from: from.clone(),
+            to: to.clone(),
+            ports: ports.iter().map(|(protocol, port)| PlanPort { port: *port, protocol: *protocol }).collect(),
+            expires: mark.expires,
+            reason: mark.reason.clone(),
+            owner: mark.owner.clone(),
             environments: self.environment.iter().cloned().collect(),
             line: 0,
         };
         let text = plan::with_exception(&self.file, &self.text, &exception)?;
         let plan = plan::read(&self.file, text.as_bytes())?;
-        let written = plan.exceptions.iter().find(|there| there.id == id);
+        let written = plan.exceptions.iter().find(|there| there.id == *id);
         let written = written.with_context(|| format!("{}: the exception is not in the new text", self.file))?;
         replace(&self.path, text.as_bytes()).with_context(|| format!("cannot write {}", self.file))?;
         Ok(self.written(written, true))
@@ -251,7 +294,7 @@ impl Written {
 }
 
 /// By its ends: `legacy-db-5432`.
-pub(super) fn id_of(from: &ExceptionEnd, to: &ExceptionEnd, port: PlanPort) -> String {
+fn id_of(from: &ExceptionEnd, to: &ExceptionEnd, port: PlanPort) -> String {
     let name = |end: &ExceptionEnd| match end {
         ExceptionEnd::Workload(workload) => workload.name.clone(),
         ExceptionEnd::Range(range) => range.addr().to_string(),
