@@ -146,7 +146,8 @@ pub(crate) fn options(objects: &[Object], evaluator: &Evaluator, planned: Option
     let mut options = Options::new(Phase::Observe);
     options.cluster = Cluster::from_objects(objects);
     options.existing = evaluator.policies().to_vec();
-    let Some(Planned { plan, .. }) = planned else { return options };
+    let Some(Planned { plan, name, .. }) = planned else { return options };
     lifecycle::export::declare(&mut options, plan, now);
+    lifecycle::export::open(&mut options, plan, name, now);
     options
 }

@@ -116,6 +116,57 @@ fn a_namespace_that_goes_back_loses_its_exceptions() {
     assert!(code == 2 && stderr.contains("exception inc-1 ends in 2 days"), "{stderr}");
 }
 
+/// Every flow to the database, and whether a file but for exceptions allows it.
+fn allows_mailer_by_evidence(scratch: &Scratch) -> bool {
+    let entries = fs::read_dir(scratch.path("out")).unwrap().map(|entry| entry.unwrap().path());
+    let of_database = |path: &std::path::PathBuf| path.to_str().unwrap().contains("data.guardrail-allow-");
+    entries.filter(of_database).any(|path| fs::read_to_string(path).unwrap().contains("app: mailer"))
+}
+
+#[test]
+fn what_an_exception_let_through_is_no_evidence_for_a_rule_that_stays() {
+    let scratch = Scratch::new();
+    // While it holds, the mailer connects: the same snapshot with one edge more.
+    let text = fs::read_to_string(common::data().join("shop.json")).unwrap();
+    let mut snapshot = guardrail_graph::Snapshot::from_json(&text, "shop.json").unwrap();
+    let is_known = |edge: &&guardrail_graph::snapshot::EdgeRecord| {
+        edge.port == 5432 && edge.client.peer.to_string().ends_with("cart") && edge.supported
+    };
+    let mut edge = snapshot.body.edges.iter().find(is_known).unwrap().clone();
+    let mailer = snapshot.body.edges.iter().find(|e| e.client.peer.to_string().ends_with("/mailer")).unwrap();
+    edge.client = mailer.client.clone();
+    snapshot.body.edges.push(edge);
+    let used = scratch.text("used.json");
+    fs::write(&used, snapshot.to_json()).unwrap();
+
+    // Without an exception it is a rule like any other.
+    let none = PLAN.split("  exceptions:").next().unwrap();
+    let (code, stderr) = scratch.export_of(&used, none, &["--now", BEFORE]);
+    assert!(code == 0 && allows_mailer_by_evidence(&scratch), "{stderr}");
+    fs::remove_dir_all(scratch.path("out")).unwrap();
+    // With one it is the exception's, as long as this stands in the plan: open or over.
+    let (code, stderr) = scratch.export_of(&used, PLAN, &["--now", BEFORE]);
+    assert_eq!((code, scratch.exceptions()), (0, BTreeSet::from([FILE.to_owned()])), "{stderr}");
+    assert!(!allows_mailer_by_evidence(&scratch));
+    let (code, stderr) = scratch.export_of(&used, PLAN, &["--now", AFTER]);
+    assert_eq!((code, scratch.exceptions()), (0, BTreeSet::new()), "{stderr}");
+    assert!(!allows_mailer_by_evidence(&scratch), "the end is an end");
+    let report = fs::read_to_string(scratch.path("out/REPORT.md")).unwrap();
+    assert!(
+        report.contains(
+            "| an exception of the plan is for it | shop/Deployment/mailer → data/StatefulSet/postgres 5432/TCP"
+        ),
+        "{report}"
+    );
+    // An exception that cannot be written keeps nobody out who was observed.
+    let both = PLAN.replace(
+        "id: inc-1, from: shop/Deployment/mailer, to: data/StatefulSet/postgres, ports: [5432]",
+        "id: inc-1, from: shop/Deployment/mailer, to: data/StatefulSet/postgres, ports: [5432], environments: [staging]",
+    );
+    let (code, stderr) = scratch.export_of(&used, &both, &["--now", BEFORE]);
+    assert!(code == 0 && allows_mailer_by_evidence(&scratch), "another environment's: {stderr}");
+}
+
 #[test]
 fn the_list_says_what_is_open_and_whether_anybody_uses_it() {
     let scratch = Scratch::new();

@@ -108,12 +108,8 @@ fn policies(exception: &Exception) -> BTreeSet<(String, String)> {
 }
 
 fn used(exception: &Exception, snapshot: &Snapshot) -> ExceptionUse {
-    let edges = snapshot.body.edges.iter().filter(|edge| {
-        edge.supported
-            && exception.from.is(&edge.client.peer)
-            && exception.to.is(&edge.server.peer)
-            && exception.ports.iter().any(|port| (port.protocol, port.port) == (edge.protocol, edge.port))
-    });
+    let opening = opening(exception);
+    let edges = snapshot.body.edges.iter().filter(|edge| edge.supported && opening.is_for(edge));
     let mut found = ExceptionUse { connections: 0, last_seen: None, flows: BTreeSet::new() };
     for edge in edges {
         found.connections = found.connections.saturating_add(edge.counts.established());

@@ -92,10 +92,12 @@ pub fn known_workloads(snapshot: &Snapshot, cluster: &Cluster) -> BTreeSet<Workl
     snapshot.body.workloads.iter().map(|entry| entry.workload.clone()).chain(pods).collect()
 }
 
-/// Sets what the plan allows for a while in this environment; what has ended is left out.
+/// Sets what the plan allows for a while in this environment; what has ended is allowed no more,
+/// and no reason for a rule either.
 pub fn open(options: &mut Options, plan: &Plan, environment: &str, now: Timestamp) {
-    let open = plan.exceptions.iter().filter(|exception| exception.applies_in(environment) && !exception.is_over(now));
-    options.exceptions = open.map(opening).collect();
+    let here = || plan.exceptions.iter().filter(|exception| exception.applies_in(environment));
+    options.excepted = here().map(opening).collect();
+    options.exceptions = here().filter(|exception| !exception.is_over(now)).map(opening).collect();
 }
 
 /// An exception of the plan as policies see it.

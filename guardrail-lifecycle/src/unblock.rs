@@ -12,7 +12,7 @@ use guardrail_policy::{
     evaluate::{ClusterPod, End, Evaluator, SideVerdict},
     exception::{self, ExceptionOutcome, Exceptions},
     generate::{PlannedPolicy, RulePeer},
-    model::{Direction, Protocol, selector_matches},
+    model::{Direction, selector_matches},
     read,
 };
 use serde::Serialize;
@@ -163,8 +163,7 @@ fn denied(
     let UnblockQuestion { evaluator, opening, .. } = *question;
     let mut denied: BTreeSet<Direction> = BTreeSet::new();
     let pairs = sources.iter().flat_map(|source| targets.iter().map(move |target| (&source.1, &target.1)));
-    let asked: Vec<((&End, &End), &(Protocol, u16))> =
-        pairs.flat_map(|pair| opening.ports.iter().map(move |port| (pair, port))).collect();
+    let asked = pairs.flat_map(|pair| opening.ports.iter().map(move |port| (pair, port)));
     for ((source, target), (protocol, port)) in asked {
         let verdict = evaluator.evaluate(source, target, *protocol, *port);
         for (direction, side) in [(Direction::Ingress, &verdict.ingress), (Direction::Egress, &verdict.egress)] {

@@ -15,7 +15,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use guardrail_graph::{Peer, Snapshot, Timestamp, WorkloadRef, snapshot::LabelSelector};
+use guardrail_graph::{
+    Peer, Snapshot, Timestamp, WorkloadRef,
+    snapshot::{EdgeRecord, LabelSelector},
+};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -108,6 +111,14 @@ impl Opening {
             ExceptionEnd::Workload(workload) => Some((direction, workload, other)),
             ExceptionEnd::Range(_) => None,
         })
+    }
+
+    /// Whether it is what allows this edge.
+    #[must_use]
+    pub fn is_for(&self, edge: &EdgeRecord) -> bool {
+        self.ports.contains(&(edge.protocol, edge.port))
+            && self.from.is(&edge.client.peer)
+            && self.to.is(&edge.server.peer)
     }
 
     /// The name of its policy in a direction: `guardrail-exception-ID-END`. Where both lie in one

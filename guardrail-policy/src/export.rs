@@ -12,7 +12,7 @@ use guardrail_graph::Snapshot;
 
 use crate::{
     emit::{self, REPORT_FILE},
-    exception::{self, ExceptionSide},
+    exception::{self, ExceptionOutcome, ExceptionSide, Opening},
     generate::{self, NamespaceVerdict, Options, Plan, Problem, identities, plan_for, stable},
     memory::{self, REMEMBERED},
     prove::{self, Proof},
@@ -47,8 +47,28 @@ pub struct Exported {
 /// A problem stops the namespaces that it names. What is left is proven anew without their
 /// policies, until the proof stops no other: so it holds for what is written, beside namespaces
 /// that stay as they are.
+///
+/// An exception stands for its connections, however often they were seen. One that cannot be
+/// written stands for none: who was observed is not cut off for it.
 #[must_use]
 pub fn export(snapshot: &Snapshot, options: &Options) -> Exported {
+    let exported = export_once(snapshot, options);
+    let is_unwritten = |side: &&ExceptionSide| {
+        matches!(side.outcome, ExceptionOutcome::SomeOpen { .. } | ExceptionOutcome::Impossible(_))
+    };
+    let unwritten: BTreeSet<&str> = exported.exceptions.iter().filter(is_unwritten).map(|s| s.id.as_str()).collect();
+    let concerns = |opening: &&Opening| {
+        unwritten.contains(opening.mark.id.as_str()) && snapshot.body.edges.iter().any(|edge| opening.is_for(edge))
+    };
+    if !options.excepted.iter().any(|opening| concerns(&opening)) {
+        return exported;
+    }
+    let mut options = options.clone();
+    options.excepted.retain(|opening| !unwritten.contains(opening.mark.id.as_str()));
+    export_once(snapshot, &options)
+}
+
+fn export_once(snapshot: &Snapshot, options: &Options) -> Exported {
     let (snapshot, forgotten) = memory::recall(snapshot, options);
     let snapshot = &*stable(&snapshot);
     let snapshot = &*identities(snapshot, &options.enforcer());

@@ -205,6 +205,9 @@ pub struct Options {
     pub external: BTreeMap<String, External>,
     /// What is to be allowed for a while and has not ended, wherever policies isolate.
     pub exceptions: Vec<Opening>,
+    /// All exceptions that stand in the plan, those that have ended, too. Their connections support
+    /// no rule: what is allowed for a while does not stay because it was used.
+    pub excepted: Vec<Opening>,
     /// An edge that was last seen so long before the end of the window supports no rule; `None`:
     /// each does, however old.
     pub drop_unused: Option<Duration>,
@@ -267,6 +270,7 @@ impl Options {
             callers: BTreeSet::new(),
             external: BTreeMap::new(),
             exceptions: Vec::new(),
+            excepted: Vec::new(),
             drop_unused: None,
             namespaces: BTreeSet::new(),
             accepted: BTreeSet::new(),

@@ -463,6 +463,7 @@ fn unused(out: &mut String, unused: &[UnusedEdge<'_>]) {
             Unused::Inferred => "backend inferred (--accept-inferred)",
             Unused::Ignored => "client ignored",
             Unused::Accepted => "accepted without a rule (--accept)",
+            Unused::Excepted => "an exception of the plan is for it",
             Unused::Stale => "not seen for longer than --drop-unused",
         };
         let c = edge.counts;

@@ -34,6 +34,8 @@ pub enum Unused {
     Ignored,
     /// `--accept` names the flow.
     Accepted,
+    /// An exception of the plan is for it, and says until when.
+    Excepted,
     /// It was last seen longer ago than `--drop-unused` says.
     Stale,
 }
@@ -93,6 +95,8 @@ pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
             Unused::NotRoutable
         } else if !is_established(edge) {
             Unused::Failed
+        } else if context.options.excepted.iter().any(|opening| opening.is_for(edge)) {
+            Unused::Excepted
         } else if edge.marks.contains("inferred") && !context.options.accept_inferred {
             Unused::Inferred
         } else {
