@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use guardrail_graph::{Snapshot, observe::LossClass, snapshot::InventoryState};
-use guardrail_policy::words::few;
+use guardrail_graph::{Snapshot, observe::LossClass, snapshot::{InventoryState, Starts}};
+use guardrail_policy::words::{few, percent};
 
 use crate::exit::Outcome;
 
@@ -31,6 +31,14 @@ pub(crate) fn incomplete(snapshot: &Snapshot) -> Vec<String> {
     let missing: Vec<&str> = coverage.nodes.expected.difference(&coverage.nodes.observed).map(String::as_str).collect();
     if !missing.is_empty() {
         reasons.push(format!("nodes not observed: {}", few(&missing)));
+    }
+    if let Some(share) = coverage.coverage.filter(|share| *share < 1.0) {
+        let least = coverage.by_workload.iter().min_by(|a, b| a.coverage.total_cmp(&b.coverage));
+        let least = least.map_or_else(String::new, |time| format!(", least of {}: {}", time.workload, percent(time.coverage)));
+        reasons.push(format!("{} of the time in which pods ran was observed{least}", percent(share)));
+    }
+    if let Some(Starts { covered, all }) = coverage.starts.filter(|starts| !starts.is_complete()) {
+        reasons.push(format!("the first minute of {covered} of {all} pods that started was observed"));
     }
     let losses: Vec<String> = coverage
         .losses

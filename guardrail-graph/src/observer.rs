@@ -20,6 +20,7 @@ mod ledger;
 mod lookups;
 mod names;
 mod peers;
+mod presence;
 mod publish;
 mod reclassify;
 mod redirects;
@@ -40,6 +41,7 @@ use history::History;
 use identity::{AddressOwner, Identity, Resolution};
 use ledger::Ledger;
 use peers::Peers;
+use presence::Presence;
 use reclassify::Reclassify;
 pub use restore::RestoreError;
 use restore::Restored;
@@ -74,6 +76,7 @@ pub struct Observer {
     waiting: Waiting,
     ledger: Ledger,
     history: History,
+    presence: Presence,
     restored: Option<Restored>,
     last_expire: Timestamp,
 }
@@ -92,6 +95,7 @@ impl Observer {
             waiting: Waiting::new(config.max_pending, config.started),
             last_expire: config.started,
             history: History::new(config.started),
+            presence: Presence::default(),
             config,
             peers,
             texts: Interner::default(),
@@ -115,6 +119,7 @@ impl Observer {
 
     /// Takes one observation. `now` is the time of the call; events carry their own time.
     pub fn observe(&mut self, observation: Observation, now: Timestamp) {
+        self.ledger.sweep(now.before(self.config.sweep_interval), now);
         match observation {
             Observation::Flow(_) | Observation::DnsAnswer { .. } => {
                 self.history.saw_flow();
@@ -134,6 +139,7 @@ impl Observer {
                 }
             }
             Observation::Lost { reason, cgroup, count, at } => {
+                self.ledger.sweep(self.history.lost_since(reason, at.before(self.config.sweep_interval)), at);
                 self.ledger.count_loss(reason, count);
                 if reason.class() == LossClass::Edge {
                     let local =
@@ -227,6 +233,7 @@ impl Observer {
 
     /// Ends waits that are over and forgets what is too old. Call it about once a second.
     pub fn tick(&mut self, now: Timestamp) {
+        self.ledger.sweep(now.before(self.config.sweep_interval), now);
         self.reclassify_due(now);
         self.reclassify_waiting(now);
         self.settle_services(now);

@@ -7,13 +7,16 @@
 
 pub(crate) mod behind;
 pub(crate) mod counters;
+mod coverage;
 pub(crate) mod derive;
 mod document;
 pub(crate) mod facts;
+pub(crate) mod intervals;
 pub mod marks;
 mod merge;
 mod owners;
 mod places;
+pub(crate) mod presence;
 mod read;
 mod remote;
 pub mod span;
@@ -24,8 +27,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 pub use counters::{EdgeCounter, EdgeCounters, OUTCOMES};
+pub use coverage::{NotRun, Starts, WorkloadTime};
 pub use document::{Chunks, Document};
 pub use merge::merge;
+pub use presence::{LossTime, PodPresence, Witness};
 pub use read::SnapshotError;
 use serde::{Deserialize, Serialize};
 pub use view::NodeView;
@@ -89,6 +94,12 @@ pub struct Body {
     /// every source knows all pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub own_pods_as_of: BTreeMap<String, Timestamp>,
+    /// Which sources say which pods were there. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub witnesses: Vec<Witness>,
+    /// Which pods were there when. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub presence: Vec<PodPresence>,
     /// The edges, sorted by key.
     pub edges: Vec<EdgeRecord>,
 }
@@ -127,13 +138,27 @@ pub struct SourceWindow {
 /// How complete the observation is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Coverage {
-    /// No loss of class `edge`, no gap, every expected node observed.
+    /// No loss of class `edge`, no gap, every expected node observed, and, where it is known which
+    /// pods were there, all of their time and their starts covered.
     pub complete: bool,
+    /// The share of pod-time that is covered, 0 to 1, rounded down: 1 if and only if all is. `None`:
+    /// it is not known which pods were there.
+    #[serde(default)]
+    pub coverage: Option<f64>,
+    /// Pods that started; `None` as `coverage`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts: Option<Starts>,
     /// Nodes observed and expected.
     pub nodes: NodeCoverage,
     /// What the agents heard of the cluster; `None` in snapshots of agents that did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inventory: Option<InventoryState>,
+    /// Workloads whose pods were there, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub by_workload: Vec<WorkloadTime>,
+    /// Workloads none of whose pods was there, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_run: Vec<NotRun>,
     /// Losses per source and reason, sorted; only reasons with a count.
     pub losses: Vec<LossEntry>,
     /// Unresolved flows per source and reason, sorted; only reasons with a count.
@@ -186,6 +211,9 @@ pub struct LossEntry {
     pub class: LossClass,
     /// How many.
     pub count: u64,
+    /// When, sorted; `None`: nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<Vec<LossTime>>,
 }
 
 /// Flows whose end or role could not be named.

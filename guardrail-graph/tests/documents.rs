@@ -8,9 +8,9 @@ use guardrail_graph::{
     observe::{CgroupId, FlowCounts, LossClass, LossReason, Role},
     observer::RestoreError,
     snapshot::{
-        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry, NodeView,
-        ServiceEntry, ServiceFlow, ServicePortEntry, Side, Source, SourceCounts, UnresolvedEntry, WorkloadCoverage,
-        WorkloadEntry, merge,
+        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry, LossTime, NodeView,
+        PodPresence, ServiceEntry, ServiceFlow, ServicePortEntry, Side, Source, SourceCounts, UnresolvedEntry, Witness,
+        WorkloadCoverage, WorkloadEntry, merge,
     },
 };
 use proptest::prelude::*;
@@ -380,12 +380,29 @@ fn document() -> impl Strategy<Value = Snapshot> {
         node_workloads: Default::default(),
         sources,
     });
-    let loss = (source(), 0u64..3).prop_map(|(source, count)| LossEntry {
+    let span = || (time(), time()).prop_map(|(a, b)| Interval { from: a.min(b), to: a.max(b) });
+    let times = prop::collection::vec((span(), prop::option::of(peer())), 0..3);
+    let loss = (source(), 0u64..3, prop::option::of(times)).prop_map(|(source, count, times)| LossEntry {
         source,
         reason: "map_full".into(),
         class: LossClass::Edge,
         count,
+        times: times.map(|times| times.into_iter().map(|(time, peer)| LossTime { time, peer }).collect()),
     });
+    let witness =
+        (source(), any::<bool>(), any::<bool>()).prop_map(|(source, tells, full)| Witness { source, tells, full });
+    let present = ("[ab]", "[pq]", "[xy]", span(), prop::option::of(time()), any::<bool>()).prop_map(
+        |(name, pod, node, Interval { from, to }, started, told)| PodPresence {
+            workload: WorkloadRef { namespace: "n".into(), owner: "Deployment".into(), name },
+            pod,
+            node,
+            from,
+            to,
+            started,
+            told,
+        },
+    );
+    let presence = (prop::collection::vec(witness, 0..3), prop::collection::vec(present, 0..4));
     let unresolved = (
         source(),
         prop_oneof![Just("ip_reuse"), Just("service_backend_unknown")],
@@ -448,7 +465,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
         prop::collection::vec(address, 0..3),
         prop::collection::vec(service(), 0..2),
         prop::collection::vec(edge(), 0..4),
-        prop::collection::btree_set(source(), 0..2),
+        (prop::collection::btree_set(source(), 0..2), presence),
         (
             prop::collection::btree_set("[xyz]", 0..3),
             prop::option::of(prop_oneof![
@@ -466,7 +483,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
                 addresses,
                 services,
                 edges,
-                sources,
+                (sources, (witnesses, presence)),
                 (expected, inventory),
             )| {
                 let mut snapshot = Snapshot::empty();
@@ -475,6 +492,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
                 (body.service_flows, body.coverage.losses, body.coverage.unresolved) = (flows, losses, unresolved);
                 (body.coverage.workloads, body.workloads, body.addresses) = (incomplete, workloads, addresses);
                 (body.services, body.edges, body.sources) = (services, edges, sources);
+                (body.witnesses, body.presence) = (witnesses, presence);
                 body.coverage.nodes.expected = expected;
                 body.coverage.inventory = inventory;
                 snapshot

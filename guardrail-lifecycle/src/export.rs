@@ -62,7 +62,7 @@ pub fn aim(options: &mut Options, snapshot: &Snapshot, environment: &Environment
     let known = known_workloads(snapshot, &options.cluster);
     let unmatched: Vec<_> = environment.unmatched(&known).into_iter().filter(|u| u.glob.is_exact()).collect();
     let mut goals = BTreeMap::new();
-    for (namespace, verdict) in verdicts(snapshot, options) {
+    for (namespace, verdict) in verdicts(snapshot, options, &environment.gates) {
         let wanted = environment.wanted(&namespace);
         let reached = if closed.contains(namespace.as_str()) { Phase::DefaultDeny } else { wanted.phase };
         let of_it = unmatched.iter().filter(|unmatched| unmatched.glob.is_of(&namespace));

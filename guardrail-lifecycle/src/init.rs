@@ -201,7 +201,7 @@ impl Found {
             "staging" => ("7d", "1d"),
             _ => ("14d", "3d"),
         };
-        writeln!(out, "      gates: {{window: {window}, coverage: 100, quiet: {quiet}}}")
+        writeln!(out, "      gates: {{window: {window}, coverage: 99.9, quiet: {quiet}}}")
     }
 }
 

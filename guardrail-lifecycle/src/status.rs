@@ -13,8 +13,8 @@ use guardrail_graph::{Peer, Snapshot, Timestamp, WorkloadRef};
 use guardrail_policy::{
     evaluate::Evaluator,
     export,
-    generate::{FlowName, NamespaceVerdict, Options, Phase, Problem, ProblemKind, plan_for},
-    words::duration,
+    generate::{FlowName, MIN_COVERAGE, NamespaceVerdict, Options, Phase, Problem, ProblemKind, plan_for},
+    words::{duration, percent},
 };
 use serde::Serialize;
 
@@ -187,7 +187,8 @@ pub fn standing(question: &Question<'_>) -> Vec<NamespaceStatus> {
 #[must_use]
 pub fn status(question: &Question<'_>) -> Vec<NamespaceStatus> {
     let mut all = by_namespace(question);
-    let verdicts = verdicts(question.snapshot, question.options);
+    let gates = question.plan.map_or_else(Gates::default, |(_, _, environment)| environment.gates);
+    let verdicts = verdicts(question.snapshot, question.options, &gates);
     let mut steps: BTreeMap<Wanted, BTreeSet<String>> = BTreeMap::new();
     for status in all.values() {
         if let Some(next) = status.next {
@@ -206,7 +207,6 @@ pub fn status(question: &Question<'_>) -> Vec<NamespaceStatus> {
             }
         }
     }
-    let gates = question.plan.map_or_else(Gates::default, |(_, _, environment)| environment.gates);
     for (namespace, status) in &mut all {
         let Some(verdict) = verdicts.get(namespace) else { continue };
         status.without_evidence.clone_from(&verdict.without_evidence);
@@ -323,8 +323,9 @@ fn exceptions(question: &Question<'_>, namespace: &str) -> Vec<ExceptionStatus> 
 }
 
 /// How good the evidence is, by namespace: the same for every step.
-pub(crate) fn verdicts(snapshot: &Snapshot, options: &Options) -> BTreeMap<String, NamespaceVerdict> {
+pub(crate) fn verdicts(snapshot: &Snapshot, options: &Options, gates: &Gates) -> BTreeMap<String, NamespaceVerdict> {
     let mut options = options.clone();
+    options.min_coverage = gates.coverage.unwrap_or(MIN_COVERAGE);
     (options.phase, options.egress, options.min_window) = (Phase::Observe, false, Duration::ZERO);
     let decision = plan_for(snapshot, &options);
     decision.verdicts.into_iter().map(|verdict| (verdict.namespace.clone(), verdict)).collect()
@@ -354,13 +355,22 @@ pub(crate) fn gates(gates: &Gates, phase: Phase, verdict: &NamespaceVerdict, wor
     // Both are small numbers.
     #[expect(clippy::cast_precision_loss, reason = "a share of workloads, for people")]
     let share = if workloads == 0 { 100.0 } else { complete as f64 * 100.0 / workloads as f64 };
-    let coverage = gates.coverage.unwrap_or(100.0);
     let of = |is: Duration, needed: Duration| is.as_secs_f64() / needed.as_secs_f64().max(1.0);
-    let is = format!("{complete} of {workloads} workloads complete");
-    let mut all = vec![
-        Gate::new("window", [duration(window), duration(needed)], of(window, needed), window >= needed),
-        Gate::new("coverage", [is, format!("{coverage} %")], share / coverage.max(1.0), share >= coverage),
-    ];
+    let complete = format!("{complete} of {workloads} workloads complete");
+    let coverage = match verdict.coverage {
+        Some(least) => {
+            let needed = gates.coverage.unwrap_or(MIN_COVERAGE);
+            let is = format!("{complete}, at least {} of the time of their pods was observed", percent(least));
+            Gate::new("coverage", [is, format!("{needed} %")], least * 100.0 / needed.max(1.0), verdict.complete)
+        }
+        // It is not known which pods were there.
+        None => {
+            let needed = gates.coverage.unwrap_or(100.0);
+            Gate::new("coverage", [complete, format!("{needed} %")], share / needed.max(1.0), share >= needed)
+        }
+    };
+    let long = Gate::new("window", [duration(window), duration(needed)], of(window, needed), window >= needed);
+    let mut all = vec![long, coverage];
     if let Some(needed) = gates.quiet.filter(|needed| !needed.is_zero()) {
         // Without any connection there was no new one for all of the window.
         let quiet = verdict.since_last_new_edge_seconds.map_or(window, Duration::from_secs);

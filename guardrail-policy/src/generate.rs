@@ -176,6 +176,10 @@ impl FromStr for WorkloadPattern {
     }
 }
 
+/// How much of the time of a workload's pods must have been observed, unless a person says
+/// otherwise, percent.
+pub const MIN_COVERAGE: f64 = 99.9;
+
 /// How to generate.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -232,6 +236,8 @@ pub struct Options {
     /// For how long the nodes of a namespace must have been observed together;
     /// [`Phase::min_window`] is what to ask for.
     pub min_window: Duration,
+    /// How much of the time of each workload's pods must have been observed, percent.
+    pub min_coverage: f64,
     /// Somebody accepted what can be forced: the files say so.
     pub forced: bool,
     /// Also make the files of stopped namespaces, for reading, with a mark. Gates stop none then:
@@ -281,6 +287,7 @@ impl Options {
             declared_ranges: BTreeMap::new(),
             node_ranges: BTreeSet::new(),
             min_window: Duration::ZERO,
+            min_coverage: MIN_COVERAGE,
             forced: false,
             stopped_too: false,
             cluster: Cluster::default(),

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use guardrail_graph::{
     Protocol, Snapshot, Timestamp, WorkloadRef,
     observe::LossClass,
-    snapshot::{Counts, EdgeRecord, LossEntry, NodeCoverage, Side, UnresolvedEntry, Window},
+    snapshot::{Counts, EdgeRecord, LossEntry, NodeCoverage, Side, Starts, UnresolvedEntry, Window},
 };
 use serde::Serialize;
 
@@ -21,6 +21,7 @@ use crate::generate::{
 use crate::memory::{self, Forgotten, REMEMBERED, Why};
 use crate::model::Direction;
 use crate::prove::{NewlyJudged, Proof};
+use crate::words::percent;
 
 use meant::Meant;
 pub use window::window_in_words;
@@ -328,6 +329,7 @@ fn markdown(evidence: &Evidence<'_>) -> String {
     section(out, "Losses", evidence.losses.iter().map(loss_text));
     section(out, "Flows that could not be named", evidence.unresolved.iter().map(unresolved_text));
     namespaces(out, evidence.namespaces);
+    section(out, "Pods and the time in which they were observed", evidence.namespaces.iter().filter_map(time_text));
     rules(out, evidence);
     let remembered = evidence.remembered.iter().map(edge_text);
     section(out, "Remembered: allowed as an earlier export did, the span does not show it", remembered);
@@ -402,6 +404,20 @@ fn namespaces(out: &mut String, verdicts: &[NamespaceVerdict]) {
             ],
         );
     }
+}
+
+/// How much of the time of its pods was observed, of a namespace of which that is known.
+fn time_text(verdict: &NamespaceVerdict) -> Option<String> {
+    let NamespaceVerdict { namespace, coverage, starts: Starts { covered, all }, not_run, .. } = verdict;
+    let mut said = coverage.map_or_else(Vec::new, |least| {
+        let starts = if *all == 1 { "pod" } else { "pods" };
+        let starts = format!("the first minute of {covered} of {all} {starts} that started");
+        vec![format!("{} of the time of each workload's pods at least, {starts}", percent(least))]
+    });
+    if !not_run.is_empty() {
+        said.push(format!("did not run: {}", list(not_run)));
+    }
+    (!said.is_empty()).then(|| format!("{namespace}: {}", said.join("; ")))
 }
 
 fn rules(out: &mut String, evidence: &Evidence<'_>) {

@@ -24,6 +24,14 @@ pub fn duration(duration: Duration) -> String {
     parts.join(" ")
 }
 
+/// A share as a percentage with at most four digits behind the point, rounded down: `99.97 %`.
+#[must_use]
+pub fn percent(share: f64) -> String {
+    // What was rounded down to six digits may be a little less as a binary fraction.
+    let digits = format!("{:.4}", (share * 1e6).round() / 1e4);
+    format!("{} %", digits.trim_end_matches('0').trim_end_matches('.'))
+}
+
 /// A duration as people write it: a whole number and a unit, `90s`, `30m`, `24h`, `7d`.
 ///
 /// # Errors

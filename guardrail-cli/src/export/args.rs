@@ -9,7 +9,7 @@ use guardrail_graph::Snapshot;
 use guardrail_lifecycle::export as lifecycle;
 use guardrail_policy::{
     evaluate::{Cluster, Dataplane, Enforcement, Evaluator},
-    generate::{FlowName, Format, Options, Phase, WorkloadPattern},
+    generate::{FlowName, Format, MIN_COVERAGE, Options, Phase, WorkloadPattern},
     model::{Location, NetworkPolicy, tier::TierPolicy},
     read::{PolicySet, Unevaluated},
     words,
@@ -119,11 +119,21 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DURATION", value_parser = words::parse_duration, conflicts_with = "plan")]
     min_window: Option<Duration>,
 
+    /// How much of the time in which each workload's pods ran must have been observed, like 99.5;
+    /// 99.9 by default. Of pods that started, the first minute of three, or of all, must have been
+    #[arg(long, value_name = "PERCENT", value_parser = percentage, conflicts_with = "plan")]
+    min_coverage: Option<f64>,
+
     #[command(flatten)]
     dataplane: DataplaneArgs,
 
     #[command(flatten)]
     cluster: KubeArgs,
+}
+
+fn percentage(text: &str) -> Result<f64, String> {
+    let percent = text.trim_end_matches('%').parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| format!("`{text}` is no percentage: write a number from 0 to 100, like 99.9"))
 }
 
 /// The formats by name, so that a shell can complete them.
@@ -189,6 +199,7 @@ impl Args {
         options.also_service_ports = self.also_service_ports;
         options.ignore_clients.extend(self.ignore_client.iter().cloned());
         options.min_window = self.min_window.unwrap_or_else(|| options.phase.min_window());
+        options.min_coverage = self.min_coverage.unwrap_or(MIN_COVERAGE);
         options.forced = self.force;
         options.drop_unused = self.drop_unused;
         options.memory = earlier::memory(self.directory.as_deref(), self.policies.iter().map(PathBuf::as_path))?;

@@ -88,6 +88,11 @@ impl Catalogue {
         self.heard.insert(kind);
     }
 
+    /// Whether any pod, or the list of pods, was heard of.
+    pub(super) fn knows_pods(&self) -> bool {
+        self.heard.contains(&Kind::Pod)
+    }
+
     /// Which lists were heard.
     pub(super) fn state(&self) -> InventoryState {
         let heard = [Kind::Node, Kind::Pod, Kind::Service].map(|kind| self.heard.contains(&kind));

@@ -18,7 +18,7 @@ use crate::{
         EdgeCounter, EdgeCounters, InventoryState, Side,
         behind::{Evidence, behind},
         counters::add_outcomes,
-        derive::joined,
+        intervals::joined,
         facts::{EdgeKey, Seen, Services},
     },
     time::Timestamp,

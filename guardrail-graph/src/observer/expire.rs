@@ -19,6 +19,7 @@ impl Observer {
         self.graph.forget_names(|client| used[client.index()]);
         self.peers.retain(|peer| used[peer.index()]);
         self.forget_workloads(before);
+        self.expire_presence(now);
         self.texts.expire();
     }
 

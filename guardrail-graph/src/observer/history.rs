@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{snapshot::Interval, time::Timestamp};
+use crate::{observe::LossReason, snapshot::Interval, time::Timestamp};
 
 /// Intervals of observation that a state may bring along. A node that restarts for ever keeps the
 /// latest.
@@ -31,6 +31,18 @@ impl History {
     /// When the open epoch began; `None`: a state that knows no epochs is continued.
     pub(super) fn epoch(&self) -> Option<Timestamp> {
         self.epoch
+    }
+
+    /// When this run of observation began.
+    pub(super) fn started(&self) -> Timestamp {
+        self.started
+    }
+
+    /// Since when something may have been lost that was noticed in a sweep which began then: an
+    /// agent that was killed had lost it since its last state.
+    pub(super) fn lost_since(&self, reason: LossReason, sweep: Timestamp) -> Timestamp {
+        let of_the_one_before = reason == LossReason::JournalFull && self.heard_since != Timestamp::MIN;
+        if of_the_one_before { sweep.min(self.heard_since) } else { sweep }
     }
 
     /// The epoch of a state is continued.

@@ -8,10 +8,18 @@ use std::{
     sync::Arc,
 };
 
-use super::{UnresolvedReason, peers::PeerId};
+mod times;
+
+use times::Times;
+
+use super::{
+    UnresolvedReason,
+    peers::{PeerId, Peers},
+};
 use crate::{
     observe::{LossClass, LossReason},
-    snapshot::facts::MAX_EXAMPLES,
+    snapshot::{Interval, facts::MAX_EXAMPLES, presence::LossTimes},
+    time::Timestamp,
 };
 
 /// Peers that are kept as incomplete, each with its reasons. If there are more, all of the node
@@ -36,6 +44,8 @@ pub(super) struct Ledger {
     incomplete: HashMap<PeerId, BTreeSet<Arc<str>>>,
     /// Losses that concern anyone on this node.
     node_wide: BTreeSet<Arc<str>>,
+    /// When was lost what.
+    times: Times,
 }
 
 impl Ledger {
@@ -50,6 +60,20 @@ impl Ledger {
         if let Some(index) = LossReason::ALL.iter().position(|r| *r == reason) {
             self.losses[index] = self.losses[index].saturating_add(count);
         }
+        if reason.class() == LossClass::Hint {
+            self.times.add(reason, None);
+        }
+    }
+
+    /// What is told from here on was noticed by the sweeps of this time.
+    pub(super) fn sweep(&mut self, from: Timestamp, to: Timestamp) {
+        self.times.sweep(from, to);
+    }
+
+    /// When was lost what for this reason, by whom it concerns.
+    pub(super) fn times(&self, reason: LossReason, peers: &Peers) -> Option<LossTimes> {
+        let of_reason = self.times.of(reason).map(|(peer, times)| (peer.map(|peer| peers.get(peer)), times));
+        Some(of_reason.collect())
     }
 
     /// Begins anew. Totals stay.
@@ -64,7 +88,8 @@ impl Ledger {
         let reported = LossReason::ALL.iter().zip(self.losses).find(|(reason, _)| **reason == LossReason::CoarseClient);
         let reported = reported.map_or(0, |(_, count)| count);
         let coarse_owed = self.coarse_owed.saturating_add(self.coarse_clients.saturating_sub(reported));
-        *self = Self { before: (unresolved, losses), coarse_owed, ..Self::default() };
+        let times = self.times.turned();
+        *self = Self { before: (unresolved, losses), coarse_owed, times, ..Self::default() };
     }
 
     /// Losses of this epoch and those before, in the order of [`LossReason::ALL`].
@@ -124,9 +149,17 @@ impl Ledger {
 
     /// Edges of this peer may be missing.
     pub(super) fn incomplete_peer(&mut self, peer: PeerId, reason: &str) {
+        if let Some(lost) = LossReason::ALL.into_iter().find(|lost| lost.as_str() == reason) {
+            self.times.add(lost, Some(peer));
+        }
+        self.mark_peer(peer, reason);
+    }
+
+    fn mark_peer(&mut self, peer: PeerId, reason: &str) {
         if self.incomplete.len() >= MAX_INCOMPLETE && !self.incomplete.contains_key(&peer) {
             // Nobody is complete rather than a peer forgotten.
-            return self.incomplete_node(reason);
+            self.node_wide.insert(reason.into());
+            return;
         }
         let reasons = self.incomplete.entry(peer).or_default();
         if !reasons.contains(reason) {
@@ -136,6 +169,9 @@ impl Ledger {
 
     /// Edges of anyone on this node may be missing.
     pub(super) fn incomplete_node(&mut self, reason: &str) {
+        if let Some(lost) = LossReason::ALL.into_iter().find(|lost| lost.as_str() == reason) {
+            self.times.add(lost, None);
+        }
         self.node_wide.insert(reason.into());
     }
 
@@ -165,6 +201,20 @@ impl Ledger {
         }
     }
 
+    /// Puts the times of a loss back; of one without, everything that was observed.
+    pub(super) fn restore_times(
+        &mut self,
+        reason: &str,
+        times: Option<Vec<(Option<PeerId>, Interval)>>,
+        whole: Option<Interval>,
+    ) {
+        let Some(reason) = LossReason::ALL.into_iter().find(|known| known.as_str() == reason) else { return };
+        for (peer, time) in times.unwrap_or_else(|| whole.into_iter().map(|whole| (None, whole)).collect()) {
+            self.times.sweep(time.from, time.to);
+            self.times.add(reason, peer);
+        }
+    }
+
     /// Puts unresolved flows back, as a stored state has them. Those that are computed are computed
     /// again.
     pub(super) fn restore_unresolved(&mut self, reason: &str, count: u64, examples: &BTreeSet<String>) {
@@ -178,7 +228,7 @@ impl Ledger {
     /// computed again.
     pub(super) fn restore_incomplete(&mut self, peer: PeerId, reason: &str) {
         if LossReason::ALL.iter().any(|r| r.as_str() == reason) || stored_reason(reason).is_some() {
-            self.incomplete_peer(peer, reason);
+            self.mark_peer(peer, reason);
         }
     }
 }

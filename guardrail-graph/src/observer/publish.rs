@@ -43,8 +43,11 @@ impl Observer {
         facts.observed.insert(self.config.node.clone());
         facts.window.insert(self.config.node.clone(), self.history.intervals(now));
         for (reason, count) in self.ledger.losses().filter(|(_, count)| *count > 0) {
-            facts.losses.insert((Arc::clone(&source), reason.as_str().to_owned()), (reason.class(), count));
+            let key = (Arc::clone(&source), reason.as_str().to_owned());
+            facts.loss_times.insert(key.clone(), self.ledger.times(reason, &self.peers));
+            facts.losses.insert(key, (reason.class(), count));
         }
+        self.presence_facts(&mut facts, &source, now);
         for (reason, count, examples) in self.ledger.unresolved() {
             if count > 0 {
                 let key = (Arc::clone(&source), reason.as_str().to_owned());

@@ -54,6 +54,7 @@ impl Observer {
         let document = self.document(now);
         let closed = self.graph.turn(&self.config);
         self.ledger.turn();
+        self.presence.turn();
         self.history.turn(now);
         for (key, edge) in young {
             self.graph.restore_edge(key, edge, &self.peers);

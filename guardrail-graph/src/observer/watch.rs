@@ -26,6 +26,9 @@ impl Observer {
                 for object in objects {
                     self.apply_object(object, now);
                 }
+                if kind == Kind::Pod {
+                    self.pods_are_listed(now);
+                }
                 self.settle_restored(&kind, now);
                 self.stop_awaiting(&kind);
             }
@@ -71,6 +74,7 @@ impl Observer {
 
     fn apply_pod(&mut self, pod: Arc<Pod>, now: Timestamp) {
         let (pod, before) = self.catalogue.apply_pod(pod, now);
+        self.pod_is_there(&pod, before.as_deref(), now);
         let first_heard_finished = pod.finished && before.is_none();
         for change in self.identity.apply_pod(&pod, self.catalogue.inventory(), &mut self.peers, now) {
             if first_heard_finished && !pod.host_network {
@@ -105,6 +109,7 @@ impl Observer {
         match &key.kind {
             Kind::Pod => {
                 let Some(pod) = self.catalogue.delete_pod(key, now) else { return };
+                self.pod_is_gone(&pod, now);
                 if let Some(change) = self.identity.delete_pod(&key.namespace, &key.name, now) {
                     self.address_changes(&change, now, now);
                 }

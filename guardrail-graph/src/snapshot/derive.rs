@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Counts, Coverage, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry, NodeCoverage, Side, Source,
+    Counts, Coverage, EdgePeer, EdgeRecord, InventoryState, LossEntry, NodeCoverage, Side, Source,
     UnresolvedEntry, WorkloadCoverage,
     behind::{Evidence, behind},
     facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, MAX_EXAMPLES, Seen, Services, source_counts},
@@ -273,23 +273,30 @@ impl Facts {
     ) -> Coverage {
         let lost = self.losses.values().any(|(class, count)| *class == LossClass::Edge && *count > 0);
         let gap = self.window.values().any(|intervals| intervals.len() > 1);
+        let judged = self.judged();
         Coverage {
             complete: !lost
                 && !gap
+                && judged.is_complete()
                 && self.inventory != Some(InventoryState::Missing)
                 && self.expected.is_subset(&self.observed)
                 && incomplete.is_empty(),
+            coverage: judged.coverage,
+            starts: judged.coverage.map(|_| judged.starts),
             inventory: self.inventory,
+            by_workload: judged.by_workload,
+            not_run: judged.not_run,
             nodes: NodeCoverage { observed: self.observed.clone(), expected: self.expected.clone() },
             losses: self
                 .losses
                 .iter()
                 .filter(|(_, (_, count))| *count > 0)
-                .map(|((source, reason), (class, count))| LossEntry {
-                    source: Source::clone(source),
-                    reason: reason.clone(),
+                .map(|(key, (class, count))| LossEntry {
+                    source: Source::clone(&key.0),
+                    reason: key.1.clone(),
                     class: *class,
                     count: *count,
+                    times: self.loss_times_of(key),
                 })
                 .collect(),
             unresolved: unresolved
@@ -320,19 +327,6 @@ enum Support {
     Yes,
     OneWay,
     No,
-}
-
-/// Sorted, disjoint intervals; those that overlap or touch become one.
-pub(crate) fn joined(mut intervals: Vec<Interval>) -> Vec<Interval> {
-    intervals.sort_unstable();
-    let mut out: Vec<Interval> = Vec::with_capacity(intervals.len());
-    for next in intervals {
-        match out.last_mut() {
-            Some(last) if next.from <= last.to => last.to = last.to.max(next.to),
-            _ => out.push(next),
-        }
-    }
-    out
 }
 
 impl Deriver {

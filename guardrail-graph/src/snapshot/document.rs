@@ -7,17 +7,19 @@ use std::{
     sync::Arc,
 };
 
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::{
     API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, Interval, KIND, LabelChanges, ServiceEntry,
     ServiceFlow, ServicePortEntry, Snapshot, Source, SourceWindow, Window,
-    derive::{Derived, Deriver, joined},
+    derive::{Derived, Deriver},
     facts::{
         EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, hull,
         source_counts,
     },
+    intervals::joined,
     owners::Owners,
+    presence::{PodKey, pod_presence},
     remote::remote_entry,
 };
 use crate::{
@@ -96,6 +98,7 @@ impl Facts {
         for intervals in self.window.values_mut() {
             *intervals = joined(std::mem::take(intervals));
         }
+        self.settle_losses();
         self.place_own_pods();
         self.settle_places();
         self.name_remote_flows();
@@ -175,6 +178,8 @@ impl Document {
             service_flows: self.facts.service_flows.iter().map(|(key, flow)| service_flow(key, flow)).collect(),
             remote_flows: self.facts.remote_flows.iter().map(|(key, flow)| remote_entry(key, flow)).collect(),
             own_pods_as_of: self.own_pods_as_of(),
+            witnesses: self.facts.witness_list(),
+            presence: self.facts.pods.iter().map(|(key, pod)| pod_presence(key, pod)).collect(),
             edges: self.edges(None).map(|(_, edge)| edge).collect(),
         };
         snapshot
@@ -229,6 +234,7 @@ enum At {
     ServiceFlows(Option<FlowKey>),
     RemoteFlows(Option<RemoteKey>),
     OwnPods,
+    Presence(Option<PodKey>),
     Edges(Option<EdgeKey>),
     Done,
 }
@@ -266,6 +272,35 @@ fn list<'a, K: Clone + 'a, T: Serialize>(
     None
 }
 
+/// What stands in a snapshot's coverage before the workloads.
+struct Judgement<'a>(&'a Coverage);
+
+impl Serialize for Judgement<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Coverage { complete, coverage, starts, nodes, inventory, by_workload, not_run, losses, unresolved, .. } =
+            self.0;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("complete", complete)?;
+        map.serialize_entry("coverage", coverage)?;
+        if let Some(starts) = starts {
+            map.serialize_entry("starts", starts)?;
+        }
+        map.serialize_entry("nodes", nodes)?;
+        if let Some(inventory) = inventory {
+            map.serialize_entry("inventory", inventory)?;
+        }
+        if !by_workload.is_empty() {
+            map.serialize_entry("by_workload", by_workload)?;
+        }
+        if !not_run.is_empty() {
+            map.serialize_entry("not_run", not_run)?;
+        }
+        map.serialize_entry("losses", losses)?;
+        map.serialize_entry("unresolved", unresolved)?;
+        map.end()
+    }
+}
+
 /// Writing to memory cannot fail, and neither can what a snapshot consists of: no map in it has
 /// keys that are not text.
 fn json(out: &mut Vec<u8>, value: &impl Serialize) {
@@ -295,19 +330,10 @@ impl Iterator for Chunks {
                         out.extend_from_slice(b",\"source_windows\":");
                         json(&mut out, source_windows);
                     }
-                    let Coverage { complete, nodes, inventory, losses, unresolved, workloads: _ } = coverage;
-                    out.extend_from_slice(b",\"coverage\":{\"complete\":");
-                    json(&mut out, complete);
-                    out.extend_from_slice(b",\"nodes\":");
-                    json(&mut out, nodes);
-                    if let Some(inventory) = inventory {
-                        out.extend_from_slice(b",\"inventory\":");
-                        json(&mut out, inventory);
-                    }
-                    out.extend_from_slice(b",\"losses\":");
-                    json(&mut out, losses);
-                    out.extend_from_slice(b",\"unresolved\":");
-                    json(&mut out, unresolved);
+                    out.extend_from_slice(b",\"coverage\":");
+                    json(&mut out, &Judgement(coverage));
+                    // What is left of it is long, and written piece by piece.
+                    out.pop();
                     At::Incomplete(None)
                 }
                 At::Incomplete(last) => {
@@ -366,7 +392,18 @@ impl Iterator for Chunks {
                         out.extend_from_slice(b",\"own_pods_as_of\":");
                         json(&mut out, &own_pods);
                     }
-                    At::Edges(None)
+                    let witnesses = facts.witness_list();
+                    if !witnesses.is_empty() {
+                        out.extend_from_slice(b",\"witnesses\":");
+                        json(&mut out, &witnesses);
+                    }
+                    At::Presence(None)
+                }
+                At::Presence(_) if facts.pods.is_empty() => At::Edges(None),
+                At::Presence(last) => {
+                    let rest = facts.pods.range(after(last.as_ref())).map(|(key, pod)| (key, pod_presence(key, pod)));
+                    let last = list(&mut out, bytes, "presence", last, rest);
+                    last.map_or(At::Edges(None), |last| At::Presence(Some(last)))
                 }
                 At::Edges(last) => {
                     let rest = self.document.edges(last.as_ref());

@@ -16,6 +16,7 @@ use indexmap::IndexMap;
 use super::{
     AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, InventoryState, PodEntry, ServiceEntry, Side,
     Snapshot, Source, SourceCounts, marks,
+    presence::{LossTimes, Pods, Witnesses},
     span::Span,
     workloads::{ChangedLabels, WorkloadFacts},
 };
@@ -315,6 +316,10 @@ pub(crate) struct Facts {
     pub(crate) observed: BTreeSet<String>,
     pub(crate) expected: BTreeSet<String>,
     pub(crate) losses: BTreeMap<(Arc<Source>, String), (LossClass, u64)>,
+    /// When those were; `None`: nobody knows.
+    pub(crate) loss_times: BTreeMap<(Arc<Source>, String), Option<LossTimes>>,
+    pub(crate) witnesses: Witnesses,
+    pub(crate) pods: Pods,
     pub(crate) unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
     pub(crate) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
     pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
@@ -332,8 +337,10 @@ pub(crate) struct Facts {
     pub(crate) host_network: BTreeSet<WorkloadRef>,
     /// In no order before [`Facts::document`].
     pub(crate) edges: IndexMap<EdgeKey, EdgeFacts>,
-    peers: Interner<Peer>,
-    counters: Interner<Source>,
+    pub(super) peers: Interner<Peer>,
+    pub(super) counters: Interner<Source>,
+    pub(super) words: Interner<str>,
+    pub(super) workload_names: Interner<WorkloadRef>,
 }
 
 /// What adds nothing to a [`hull`].
@@ -380,8 +387,11 @@ impl Facts {
             service_flows,
             remote_flows,
             own_pods_as_of,
+            witnesses,
+            presence,
             edges,
         } = snapshot.body;
+        self.add_presence(witnesses, presence);
         self.take_own_pods(own_pods_as_of, &mut workloads);
         self.observed.extend(coverage.nodes.observed);
         self.expected.extend(coverage.nodes.expected);
@@ -391,6 +401,7 @@ impl Facts {
             self.window.entry(node).or_default().extend(intervals);
         }
         for loss in coverage.losses.into_iter().filter(|l| l.count > 0) {
+            self.add_loss_times(&loss.source, &loss.reason, loss.times);
             let kept = self.losses.entry((loss.source.into(), loss.reason)).or_insert((loss.class, 0));
             *kept = (kept.0.max(loss.class), kept.1.max(loss.count));
         }

@@ -8,7 +8,8 @@
 //! Windows are cut to the span, and with them the nodes observed, losses and unresolved flows, so
 //! that completeness is judged over the span.
 //!
-//! A loss, an unresolved flow and an incomplete workload have no times of their own: they count if
+//! An unresolved flow and an incomplete workload have no times of their own, and that there was a
+//! loss at all stands beside the times of losses: they count if
 //! their source observed in the span ([`SourceWindow`]). The shorter the observations of a source,
 //! the sharper the answer.
 
@@ -22,6 +23,7 @@ use super::{
     AddressEntry, Body, Interval, Side, Snapshot, Source, SourceCounts, SourceWindow, Window, WorkloadEntry,
     facts::{Facts, hull},
     merge,
+    presence::cut_presence,
 };
 use crate::{
     peer::{Peer, Protocol},
@@ -94,7 +96,7 @@ impl Span {
     }
 
     /// The part of an interval inside; `None` if there is none.
-    fn cut(&self, interval: Interval) -> Option<Interval> {
+    pub(super) fn cut(&self, interval: Interval) -> Option<Interval> {
         let from = self.since.map_or(interval.from, |since| interval.from.max(since));
         let to = self.until.map_or(interval.to, |until| interval.to.min(until));
         let instant = interval.from == interval.to && self.meets(from, to);
@@ -189,6 +191,7 @@ impl Body {
 fn cut(body: &mut Body, span: &Span) {
     let all_of_it = body.window.whole();
     cut_coverage(body, span, all_of_it);
+    cut_presence(body, span);
     // Whoever said so of all of the window said so of all of it, not of the part that is left.
     if let Some(whole) = all_of_it {
         body.addresses.iter_mut().for_each(|tenure| tenure.heard = tenure.heard.or(Some(whole)));

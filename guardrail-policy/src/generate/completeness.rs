@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use guardrail_graph::{
-    Peer, Timestamp,
-    snapshot::{EdgeRecord, Interval, PodEntry, Side, WorkloadEntry},
+    Peer, Timestamp, WorkloadRef,
+    observe::{LossClass, LossReason},
+    snapshot::{EdgeRecord, Interval, PodEntry, Side, Starts, WorkloadEntry, WorkloadTime},
 };
 use serde::Serialize;
+
+use crate::words::percent;
 
 use super::{context::Context, edges::EdgeUse, edges::Unused, window::NamespaceWindow};
 
@@ -20,6 +23,16 @@ pub struct NamespaceVerdict {
     pub complete: bool,
     /// Why not: `workload: reason`, sorted.
     pub reasons: BTreeSet<String>,
+    /// The least share of the time of a workload's pods that was observed, 0 to 1; `None`: it is not
+    /// known which pods were there, or none was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<f64>,
+    /// Pods of its workloads that started, and those of them whose first minute was observed.
+    #[serde(skip_serializing_if = "Starts::is_none")]
+    pub starts: Starts,
+    /// Workloads none of whose pods was there.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub not_run: BTreeSet<String>,
     /// Workloads whose pods were seen neither as client nor as server of a supported edge.
     pub without_evidence: BTreeSet<String>,
     /// Supported edges of the namespace that only one of two observed ends saw.
@@ -45,9 +58,28 @@ pub(crate) struct WorkloadCompleteness {
     pub(crate) hosted: bool,
 }
 
+/// Starts of a workload's pods that have to be observed, if there were more: an autoscaled node
+/// starts pods before its agent.
+const ENOUGH_STARTS: u64 = 3;
+
+/// Why a workload's evidence is not complete, where that is judged over the time of its pods: it
+/// says the same, less exactly.
+fn is_told_by_time(reason: &str, told: &BTreeSet<&str>) -> bool {
+    let of_node = ["window_gap:", "window_apart:", "losses:"];
+    let is_loss = |lost: &LossReason| lost.class() == LossClass::Edge && lost.as_str() == reason;
+    of_node.iter().any(|prefix| reason.starts_with(prefix))
+        || reason.strip_prefix("node_unobserved:").is_some_and(|node| told.contains(node))
+        || LossReason::ALL.iter().any(is_loss)
+}
+
 /// Judges workloads.
 pub(crate) struct Completeness<'a> {
     context: &'a Context<'a>,
+    /// How much of the time of workloads' pods was observed; `None`: it is not known which pods were
+    /// there.
+    times: Option<BTreeMap<&'a WorkloadRef, &'a WorkloadTime>>,
+    /// Nodes of whose pods others told.
+    told: BTreeSet<&'a str>,
     listed: BTreeMap<&'a Peer, &'a BTreeSet<String>>,
     missing: BTreeSet<&'a str>,
     gaps: BTreeMap<&'a str, Duration>,
@@ -69,8 +101,39 @@ impl<'a> Completeness<'a> {
             .map(|(node, intervals)| (node.as_str(), gap(intervals)))
             .filter(|(_, g)| !g.is_zero())
             .collect();
-        let unattributed = !coverage.complete && listed.is_empty() && missing.is_empty() && gaps.is_empty();
-        Self { context, listed, missing, gaps, unattributed }
+        let times = coverage.coverage.map(|_| coverage.by_workload.iter().map(|time| (&time.workload, time)).collect());
+        let told = context.body.presence.iter().filter(|pod| pod.told).map(|pod| pod.node.as_str()).collect();
+        let unattributed =
+            !coverage.complete && times.is_none() && listed.is_empty() && missing.is_empty() && gaps.is_empty();
+        Self { context, times, told, listed, missing, gaps, unattributed }
+    }
+
+    /// Whether it is known which pods were there.
+    pub(crate) fn is_over_time(&self) -> bool {
+        self.times.is_some()
+    }
+
+    /// How much of the time of a workload's pods was observed, if any was there.
+    pub(crate) fn time(&self, workload: &WorkloadRef) -> Option<&'a WorkloadTime> {
+        self.times.as_ref()?.get(workload).copied()
+    }
+
+    /// What of the time of a workload's pods was not observed and should have been: what there is,
+    /// and what is needed.
+    fn uncovered(&self, workload: &WorkloadRef) -> Vec<String> {
+        let Some(time) = self.time(workload) else { return Vec::new() };
+        let needed = self.context.options.min_coverage;
+        let mut short = Vec::new();
+        if time.coverage * 100.0 < needed {
+            let is = percent(time.coverage);
+            short.push(format!("{is} of its pods' time was observed, and {needed} % is needed (--min-coverage {needed})"));
+        }
+        let Starts { covered, all } = time.starts;
+        if covered < all.min(ENOUGH_STARTS) {
+            let needed = if all > ENOUGH_STARTS { format!("{ENOUGH_STARTS} of them") } else { "all".to_owned() };
+            short.push(format!("the first minute of {covered} of {all} pods that started was observed, and {needed} is needed"));
+        }
+        short
     }
 
     pub(crate) fn of(&self, entry: &WorkloadEntry) -> WorkloadCompleteness {
@@ -105,6 +168,10 @@ impl<'a> Completeness<'a> {
         if self.unattributed {
             reasons.insert("unattributed".to_owned());
         }
+        if self.is_over_time() {
+            reasons.retain(|reason| !is_told_by_time(reason, &self.told));
+            reasons.extend(self.uncovered(&entry.workload));
+        }
         WorkloadCompleteness { reasons, hosted }
     }
 
@@ -112,13 +179,24 @@ impl<'a> Completeness<'a> {
     pub(crate) fn verdicts(&self, uses: &[EdgeUse]) -> Vec<NamespaceVerdict> {
         let window = &self.context.body.window;
         let mut verdicts: BTreeMap<&str, NamespaceVerdict> = BTreeMap::new();
-        let mut seen: BTreeSet<&guardrail_graph::WorkloadRef> = BTreeSet::new();
+        let mut seen: BTreeSet<&WorkloadRef> = BTreeSet::new();
         let mut newest: BTreeMap<&str, Timestamp> = BTreeMap::new();
         for namespace in self.context.namespaces() {
             let mut reasons = BTreeSet::new();
+            let (mut coverage, mut starts, mut not_run) = (None::<f64>, Starts::default(), BTreeSet::new());
             for entry in self.context.covered(namespace) {
                 let found = self.of(entry).reasons;
                 reasons.extend(found.iter().map(|r| format!("{}: {r}", entry.workload)));
+                match self.time(&entry.workload) {
+                    Some(time) => {
+                        coverage = Some(coverage.map_or(time.coverage, |least| least.min(time.coverage)));
+                        starts = starts.plus(time.starts);
+                    }
+                    None if self.is_over_time() => {
+                        not_run.insert(entry.workload.to_string());
+                    }
+                    None => {}
+                }
             }
             let window_seconds = window.from.zip(window.to).map(|(from, to)| to.since(from).as_secs());
             verdicts.insert(
@@ -127,6 +205,9 @@ impl<'a> Completeness<'a> {
                     namespace: namespace.to_owned(),
                     complete: reasons.is_empty(),
                     reasons,
+                    coverage,
+                    starts,
+                    not_run,
                     without_evidence: BTreeSet::new(),
                     one_sided: BTreeSet::new(),
                     inferred: 0,

@@ -24,7 +24,7 @@ use super::{
     unmatched,
     window::{self, NamespaceWindow},
 };
-use crate::model::Direction;
+use crate::{model::Direction, words::percent};
 use meant::Meant;
 
 /// Which edges a rule rests on.
@@ -194,6 +194,13 @@ impl<'a> Builder<'a> {
         }
         let verdicts: Vec<&NamespaceVerdict> =
             verdicts.iter().filter(|v| !options.goals.contains_key(&v.namespace)).collect();
+        // Nodes that know their own pods only cannot say what ran on the others.
+        let advice = match coverage.coverage {
+            None if !self.context.body.own_pods_as_of.is_empty() => {
+                "which pods ran on other nodes is not known from these snapshots: give those of every node, or ask the collector"
+            }
+            _ => "observe longer or on every node",
+        };
         for verdict in verdicts.iter().filter(|v| !v.complete) {
             let shown: Vec<&str> = verdict.reasons.iter().take(5).map(String::as_str).collect();
             let more = verdict.reasons.len().saturating_sub(shown.len());
@@ -202,7 +209,7 @@ impl<'a> Builder<'a> {
                 ProblemKind::Incomplete,
                 [verdict.namespace.as_str()],
                 format!(
-                    "the evidence for namespace {} is incomplete ({}{more}): observe longer or on every node, or accept it with --force",
+                    "the evidence for namespace {} is incomplete ({}{more}): {advice}, or accept it with --force",
                     verdict.namespace,
                     shown.join(", ")
                 ),
@@ -215,7 +222,8 @@ impl<'a> Builder<'a> {
                 self.short.insert(namespace.clone());
             }
         }
-        if !coverage.complete && options.namespaces.is_empty() && options.goals.is_empty() {
+        let is_over_time = self.completeness.is_over_time();
+        if !coverage.complete && !is_over_time && options.namespaces.is_empty() && options.goals.is_empty() {
             let missing: Vec<&str> =
                 coverage.nodes.expected.difference(&coverage.nodes.observed).map(String::as_str).collect();
             let why = if missing.is_empty() {
@@ -458,6 +466,7 @@ impl<'a> Builder<'a> {
                 "short window: all nodes of the namespace at once were observed for less than {needed}"
             ));
         }
+        notes.extend(self.observed_in_part(selects));
         let mut split = |draft: Option<Draft>| match draft {
             None => (None, Vec::new()),
             Some(Draft { rules, support, notes: said, .. }) => {
@@ -480,6 +489,14 @@ impl<'a> Builder<'a> {
             notes,
         };
         self.policies.push((policy, ingress_support, egress_support));
+    }
+
+    /// How much of the time of these workloads' pods was observed, if that was enough and not all.
+    fn observed_in_part(&self, selects: &[&WorkloadEntry]) -> Option<String> {
+        let times = || selects.iter().filter_map(|entry| self.completeness.time(&entry.workload));
+        let least = times().min_by(|a, b| a.coverage.total_cmp(&b.coverage)).filter(|time| time.coverage < 1.0)?;
+        let whom = if selects.len() == 1 { "its".to_owned() } else { format!("{}'s", least.workload) };
+        Some(format!("{} of the time of {whom} pods was observed", percent(least.coverage)))
     }
 
     fn finish(self, verdicts: Vec<NamespaceVerdict>) -> Decision {

@@ -385,6 +385,10 @@ impl Scenario {
         let expected: BTreeSet<String> = self.nodes.keys().cloned().collect();
         let coverage = Coverage {
             complete: expected == observed && self.incomplete.is_empty() && self.gaps.is_empty(),
+            coverage: None,
+            starts: None,
+            by_workload: Vec::new(),
+            not_run: Vec::new(),
             nodes: NodeCoverage { observed: observed.clone(), expected },
             losses: self
                 .incomplete
@@ -395,6 +399,7 @@ impl Scenario {
                     reason: reason.clone(),
                     class: LossClass::Edge,
                     count: 7,
+                    times: None,
                 })
                 .collect(),
             inventory: None,
@@ -420,6 +425,8 @@ impl Scenario {
                 service_flows: Vec::new(),
                 remote_flows: Vec::new(),
                 own_pods_as_of: BTreeMap::new(),
+                witnesses: Vec::new(),
+                presence: Vec::new(),
                 edges,
             },
         }

@@ -1,0 +1,256 @@
+//! Completeness over pod-time: which pods were there, where somebody watched, and when events were
+//! lost.
+
+mod common;
+
+use common::{CLUSTER, apply_text, t};
+use guardrail_graph::{
+    Observation, Observer, ObserverConfig, Snapshot,
+    inventory::{Change, Kind, ObjectKey, read},
+    observe::{CgroupId, LossReason},
+    snapshot::{Coverage, Starts, WorkloadTime, merge, span::Span, span::merge_within},
+};
+
+const HOUR: i64 = 3_600;
+const DAY: i64 = 24 * HOUR;
+
+/// A pod that started then.
+fn pod(name: &str, node: &str, address: &str, started: i64) -> String {
+    let labels = format!("{{app: {name}}}");
+    format!(
+        "---\nkind: Pod\nmetadata: {{name: {name}-1, namespace: shop, uid: {name}-00000000-0001, labels: {labels}, \
+         ownerReferences: [{{kind: StatefulSet, name: {name}, uid: s, controller: true}}]}}\nspec: {{nodeName: {node}}}\n\
+         status: {{phase: Running, podIP: {address}, startTime: \"{}\"}}\n",
+        t(started)
+    )
+}
+
+/// The agent's own pod on a node.
+fn agent(node: &str, ready: bool) -> String {
+    format!(
+        "---\nkind: Pod\nmetadata: {{name: agent-{node}, namespace: guardrail, uid: agent-{node}, \
+         labels: {{app.kubernetes.io/name: guardrail-agent}}, \
+         ownerReferences: [{{kind: DaemonSet, name: guardrail-agent, uid: d, controller: true}}]}}\n\
+         spec: {{nodeName: {node}, hostNetwork: true}}\n\
+         status: {{phase: Running, podIP: 192.0.2.1, startTime: \"{}\", conditions: [{{type: Ready, status: \"{}\"}}]}}\n",
+        t(-DAY),
+        if ready { "True" } else { "False" }
+    )
+}
+
+/// An agent that heard these pods when it began.
+fn observer(node: &str, from: i64, pods: &[String]) -> Observer {
+    let mut observer = Observer::new(ObserverConfig::new(node, format!("instance-{node}-{from}"), t(from)));
+    apply_text(&mut observer, CLUSTER, t(from));
+    let objects = match pods {
+        [] => Vec::new(),
+        pods => read::objects(&pods.concat(), "pods").unwrap().objects,
+    };
+    observer.apply(Change::Replace { kind: Kind::Pod, objects }, t(from));
+    observer
+}
+
+/// The same on the only node of a cluster.
+fn alone(from: i64, pods: &[String]) -> Observer {
+    let mut observer = observer("node-a", from, pods);
+    let key = ObjectKey { kind: Kind::Node, namespace: String::new(), name: "node-b".into() };
+    observer.apply(Change::Delete(key), t(from));
+    observer
+}
+
+fn delete(observer: &mut Observer, name: &str, at: i64) {
+    let key = ObjectKey { kind: Kind::Pod, namespace: "shop".into(), name: format!("{name}-1") };
+    observer.apply(Change::Delete(key), t(at));
+}
+
+fn lose(observer: &mut Observer, cgroup: Option<u64>, at: i64) {
+    let lost = Observation::Lost { reason: LossReason::MapFull, cgroup: cgroup.map(CgroupId), count: 3, at: t(at) };
+    observer.observe(lost, t(at));
+}
+
+fn time<'a>(coverage: &'a Coverage, name: &str) -> &'a WorkloadTime {
+    coverage.by_workload.iter().find(|time| time.workload.name == name).unwrap_or_else(|| panic!("{name}: {coverage:#?}"))
+}
+
+fn share(snapshot: &Snapshot, name: &str) -> f64 {
+    time(&snapshot.body.coverage, name).coverage
+}
+
+fn is_near(share: f64, expected: f64) -> bool {
+    (share - expected).abs() < 1e-5
+}
+
+#[test]
+fn a_gap_is_uncovered_for_the_pods_that_were_there_and_leaves_the_span() {
+    let pods = [pod("web", "node-a", "10.244.1.2", -DAY)];
+    let before = alone(0, &pods).snapshot(t(9 * HOUR));
+    let mut after = alone(10 * HOUR, &pods);
+    let whole = merge(vec![before.clone(), after.snapshot(t(100 * HOUR))]);
+    let coverage = &whole.body.coverage;
+    assert_eq!((coverage.coverage, coverage.complete), (Some(0.99), false), "{coverage:#?}");
+    assert_eq!(time(coverage, "web").starts, Starts::default(), "it started before anybody watched");
+    // Much later the gap's share is small, and a span without it knows none.
+    let long = merge(vec![before.clone(), after.snapshot(t(10_000 * HOUR))]);
+    assert_eq!(long.body.coverage.coverage, Some(0.9999));
+    let later = merge_within(vec![before, after.snapshot(t(100 * HOUR))], &Span::new(Some(t(11 * HOUR)), None).unwrap());
+    assert_eq!((later.body.coverage.coverage, later.body.coverage.complete), (Some(1.0), true));
+}
+
+#[test]
+fn a_gap_is_none_of_a_pod_that_was_not_there() {
+    let first = alone(0, &[pod("web", "node-a", "10.244.1.2", -DAY)]).snapshot(t(10));
+    let late = [pod("web", "node-a", "10.244.1.2", -DAY), pod("api", "node-a", "10.244.1.3", 2 * HOUR)];
+    let both = merge(vec![first, alone(HOUR, &late).snapshot(t(3 * HOUR))]);
+    assert!(share(&both, "web") < 0.67, "{:#?}", both.body.coverage);
+    assert_eq!(time(&both.body.coverage, "api").coverage.to_bits(), 1f64.to_bits());
+    assert_eq!(time(&both.body.coverage, "api").starts, Starts { covered: 1, all: 1 });
+}
+
+#[test]
+fn an_agent_that_comes_after_its_node_s_pods_missed_their_start() {
+    let pods = [pod("web", "node-a", "10.244.1.2", -DAY), pod("api", "node-b", "10.244.2.3", HOUR)];
+    let a = observer("node-a", 0, &pods[..1]).snapshot(t(10 * HOUR));
+    let b = observer("node-b", 6 * HOUR, &pods).snapshot(t(10 * HOUR));
+    let both = merge(vec![a, b]).body.coverage;
+    assert!(is_near(time(&both, "api").coverage, 4.0 / 9.0), "{both:#?}");
+    assert_eq!(time(&both, "api").starts, Starts { covered: 0, all: 1 });
+    assert_eq!(time(&both, "web").coverage.to_bits(), 1f64.to_bits());
+    assert!(is_near(both.coverage.unwrap(), 14.0 / 19.0) && !both.complete);
+    assert_eq!(both.starts, Some(Starts { covered: 0, all: 1 }));
+}
+
+#[test]
+fn a_pod_that_lived_for_seconds_was_seen_if_all_of_it_was() {
+    let mut a = alone(0, &[]);
+    for (at, name) in [(100, "one"), (200, "two")] {
+        apply_text(&mut a, &pod(name, "node-a", "10.244.1.2", at), t(at));
+        delete(&mut a, name, at + 5);
+    }
+    let coverage = a.snapshot(t(300)).body.coverage;
+    assert_eq!((coverage.coverage, coverage.starts), (Some(1.0), Some(Starts { covered: 2, all: 2 })), "{coverage:#?}");
+    // The next epoch knows nothing of them.
+    a.turn(&[], t(301));
+    let next = a.snapshot(t(400)).body;
+    assert!(next.presence.is_empty() && next.coverage.by_workload.is_empty(), "{:#?}", next.presence);
+}
+
+#[test]
+fn pods_of_a_node_without_a_ready_agent_are_told_and_uncovered() {
+    let api = pod("api", "node-b", "10.244.2.3", -DAY);
+    let pods = |ready| [agent("node-a", true), agent("node-b", ready), api.clone()];
+    // node-b's agent is away from the beginning, and comes after nine hours.
+    let mut a = observer("node-a", 0, &pods(false));
+    let alone = a.snapshot(t(HOUR)).body.coverage;
+    assert_eq!(time(&alone, "api").coverage.to_bits(), 0f64.to_bits(), "{alone:#?}");
+    assert!(!alone.complete && alone.coverage.is_some_and(|share| share < 1.0));
+    apply_text(&mut a, &agent("node-b", true), t(9 * HOUR));
+    let b = observer("node-b", 9 * HOUR, &pods(true)).snapshot(t(10 * HOUR));
+    let both = merge(vec![a.snapshot(t(10 * HOUR)), b]).body.coverage;
+    assert!(is_near(time(&both, "api").coverage, 0.1), "{both:#?}");
+    // Where both agents are Ready, nobody tells.
+    let mut a = observer("node-a", 0, &pods(true));
+    assert!(a.snapshot(t(10 * HOUR)).body.presence.iter().all(|pod| !pod.told));
+    // A pod that came and went on a node whose agent is away is told, too.
+    apply_text(&mut a, &agent("node-b", false), t(11 * HOUR));
+    apply_text(&mut a, &pod("job", "node-b", "10.244.2.9", 12 * HOUR), t(12 * HOUR));
+    delete(&mut a, "job", 12 * HOUR + 30);
+    let told = a.snapshot(t(13 * HOUR)).body;
+    assert!(told.presence.iter().any(|pod| pod.told && pod.pod == "job-1"), "{:#?}", told.presence);
+    assert_eq!(time(&told.coverage, "job").starts, Starts { covered: 0, all: 1 });
+}
+
+#[test]
+fn agents_that_restart_or_begin_moments_apart_uncover_nothing() {
+    let api = pod("api", "node-b", "10.244.2.3", HOUR);
+    let pods = |ready| [agent("node-a", true), agent("node-b", ready), api.clone()];
+    let mut a = observer("node-a", 0, &pods(true)[..2]);
+    let mut b = observer("node-b", 2, &pods(true)[..2]);
+    for observer in [&mut a, &mut b] {
+        apply_text(observer, &api, t(HOUR));
+    }
+    // The agent of node-b restarts with its hooks attached.
+    apply_text(&mut a, &agent("node-b", false), t(2 * HOUR));
+    apply_text(&mut a, &agent("node-b", true), t(2 * HOUR + 40));
+    // Nobody is asked at one instant.
+    let both = merge(vec![a.snapshot(t(3 * HOUR + 4)), b.snapshot(t(3 * HOUR))]).body;
+    assert!(both.presence.iter().all(|pod| !pod.told), "{:#?}", both.presence);
+    assert_eq!(time(&both.coverage, "api").coverage.to_bits(), 1f64.to_bits(), "{:#?}", both.coverage);
+    assert_eq!(time(&both.coverage, "api").starts, Starts { covered: 1, all: 1 });
+}
+
+#[test]
+fn it_is_not_known_which_pods_were_there_where_a_node_has_no_word_of_them() {
+    let pods = [pod("web", "node-a", "10.244.1.2", -DAY)];
+    // Without pods of agents nobody knows that node-b has none.
+    let one = observer("node-a", 0, &pods).snapshot(t(HOUR));
+    assert_eq!((one.body.coverage.coverage, one.body.coverage.starts), (None, None), "{:#?}", one.body.coverage);
+    let both = merge(vec![one.clone(), observer("node-b", 0, &pods).snapshot(t(HOUR))]);
+    assert_eq!(both.body.coverage.coverage, Some(1.0));
+    // An agent that does not say which pods were there is one of those that nobody knows of.
+    let mut old = both.clone();
+    old.body.witnesses.pop();
+    assert_eq!(merge(vec![old]).body.coverage.coverage, None);
+}
+
+#[test]
+fn a_loss_uncovers_its_minutes_for_whom_it_concerns() {
+    let pods = [pod("web", "node-a", "10.244.1.2", -DAY), pod("api", "node-a", "10.244.1.3", -DAY)];
+    let mut a = alone(0, &pods);
+    let path = "/kubepods/burstable/podweb-00000000-0001/0123456789abcdef";
+    a.observe(Observation::CgroupCreated { id: CgroupId(7), path: path.into(), at: t(0) }, t(0));
+    let minute = t(0).as_unix_ns() / 1_000_000_000 % 60;
+    // Sweeps of one minute are one time.
+    for at in [1_800 + 60 - minute + 20, 1_800 + 60 - minute + 35] {
+        lose(&mut a, Some(7), at);
+    }
+    let snapshot = a.snapshot(t(HOUR));
+    let times = snapshot.body.coverage.losses[0].times.clone().unwrap();
+    assert_eq!(times.len(), 1, "{times:?}");
+    assert_eq!(times[0].time.to.since(times[0].time.from).as_secs(), 60);
+    assert!(is_near(share(&snapshot, "web"), 59.0 / 60.0), "{:#?}", snapshot.body.coverage);
+    assert_eq!(share(&snapshot, "api").to_bits(), 1f64.to_bits());
+    // Nobody knows whose: anyone's.
+    lose(&mut a, None, 3 * 60);
+    assert!(share(&a.snapshot(t(HOUR)), "api") < 1.0);
+    // A span after it is covered.
+    let later = merge_within(vec![a.snapshot(t(3 * HOUR))], &Span::new(Some(t(HOUR)), None).unwrap());
+    assert_eq!(later.body.coverage.coverage, Some(1.0), "{:#?}", later.body.coverage);
+    // Without times it was all of the time.
+    let mut bare = a.snapshot(t(3 * HOUR));
+    bare.body.coverage.losses.iter_mut().for_each(|loss| loss.times = None);
+    assert_eq!(merge(vec![bare]).body.coverage.coverage, Some(0.0));
+    // Hints uncover nothing, and say when.
+    let mut hint = alone(0, &pods);
+    hint.observe(Observation::Lost { reason: LossReason::RingFull, cgroup: None, count: 1, at: t(90) }, t(90));
+    let hint = hint.snapshot(t(HOUR)).body.coverage;
+    assert_eq!((hint.coverage, hint.losses[0].times.as_ref().map(Vec::len)), (Some(1.0), Some(1)));
+}
+
+#[test]
+fn a_restart_keeps_who_was_there_and_when_was_lost_what() {
+    let mut a = alone(0, &[pod("web", "node-a", "10.244.1.2", -DAY)]);
+    apply_text(&mut a, &pod("job", "node-a", "10.244.1.9", HOUR), t(HOUR));
+    delete(&mut a, "job", 2 * HOUR);
+    lose(&mut a, None, 3 * HOUR);
+    let state = a.snapshot(t(4 * HOUR));
+    let mut restored = Observer::restore(ObserverConfig::new("node-a", "x", t(4 * HOUR)), &state, true).unwrap();
+    assert_eq!(restored.snapshot(t(4 * HOUR)).body.presence, state.body.presence);
+    let objects = read::objects(&pod("web", "node-a", "10.244.1.2", -DAY), "pods").unwrap().objects;
+    restored.apply(Change::Replace { kind: Kind::Pod, objects }, t(4 * HOUR));
+    let now = restored.snapshot(t(8 * HOUR));
+    assert_eq!(now.body.presence.len(), 2, "{:#?}", now.body.presence);
+    assert_eq!(now.body.coverage.losses, state.body.coverage.losses);
+    assert_eq!(time(&now.body.coverage, "job").starts, Starts { covered: 1, all: 1 });
+    assert!(share(&now, "web") < 1.0 && share(&now, "web") > 0.99);
+}
+
+#[test]
+fn a_workload_without_pods_in_the_span_did_not_run() {
+    let mut a = alone(0, &[pod("web", "node-a", "10.244.1.2", -DAY)]);
+    let cron = "kind: CronJob\nmetadata: {name: report, namespace: shop}\nspec: {schedule: \"0 3 1 * *\", jobTemplate: {spec: {template: {metadata: {labels: {app: report}}}}}}\n";
+    apply_text(&mut a, cron, t(0));
+    let coverage = a.snapshot(t(HOUR)).body.coverage;
+    let names: Vec<&str> = coverage.not_run.iter().map(|idle| &*idle.workload.name).collect();
+    assert_eq!(names, ["report"], "{coverage:#?}");
+    assert!(coverage.by_workload.iter().all(|time| time.workload.name != "report"));
+}
