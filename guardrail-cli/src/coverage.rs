@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use guardrail_graph::{Snapshot, observe::LossClass, snapshot::{InventoryState, Starts}};
+use guardrail_graph::{
+    Snapshot,
+    observe::LossClass,
+    snapshot::{InventoryState, Starts},
+};
 use guardrail_policy::words::{few, percent};
 
 use crate::exit::Outcome;
@@ -34,7 +38,8 @@ pub(crate) fn incomplete(snapshot: &Snapshot) -> Vec<String> {
     }
     if let Some(share) = coverage.coverage.filter(|share| *share < 1.0) {
         let least = coverage.by_workload.iter().min_by(|a, b| a.coverage.total_cmp(&b.coverage));
-        let least = least.map_or_else(String::new, |time| format!(", least of {}: {}", time.workload, percent(time.coverage)));
+        let least =
+            least.map_or_else(String::new, |time| format!(", least of {}: {}", time.workload, percent(time.coverage)));
         reasons.push(format!("{} of the time in which pods ran was observed{least}", percent(share)));
     }
     if let Some(Starts { covered, all }) = coverage.starts.filter(|starts| !starts.is_complete()) {

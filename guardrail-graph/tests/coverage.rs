@@ -69,7 +69,11 @@ fn lose(observer: &mut Observer, cgroup: Option<u64>, at: i64) {
 }
 
 fn time<'a>(coverage: &'a Coverage, name: &str) -> &'a WorkloadTime {
-    coverage.by_workload.iter().find(|time| time.workload.name == name).unwrap_or_else(|| panic!("{name}: {coverage:#?}"))
+    coverage
+        .by_workload
+        .iter()
+        .find(|time| time.workload.name == name)
+        .unwrap_or_else(|| panic!("{name}: {coverage:#?}"))
 }
 
 fn share(snapshot: &Snapshot, name: &str) -> f64 {
@@ -92,7 +96,8 @@ fn a_gap_is_uncovered_for_the_pods_that_were_there_and_leaves_the_span() {
     // Much later the gap's share is small, and a span without it knows none.
     let long = merge(vec![before.clone(), after.snapshot(t(10_000 * HOUR))]);
     assert_eq!(long.body.coverage.coverage, Some(0.9999));
-    let later = merge_within(vec![before, after.snapshot(t(100 * HOUR))], &Span::new(Some(t(11 * HOUR)), None).unwrap());
+    let later =
+        merge_within(vec![before, after.snapshot(t(100 * HOUR))], &Span::new(Some(t(11 * HOUR)), None).unwrap());
     assert_eq!((later.body.coverage.coverage, later.body.coverage.complete), (Some(1.0), true));
 }
 

@@ -8,9 +8,9 @@ use guardrail_graph::{
     observe::{CgroupId, FlowCounts, LossClass, LossReason, Role},
     observer::RestoreError,
     snapshot::{
-        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry, LossTime, NodeView,
-        PodPresence, ServiceEntry, ServiceFlow, ServicePortEntry, Side, Source, SourceCounts, UnresolvedEntry, Witness,
-        WorkloadCoverage, WorkloadEntry, merge,
+        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry, LossTime,
+        NodeView, PodPresence, ServiceEntry, ServiceFlow, ServicePortEntry, Side, Source, SourceCounts,
+        UnresolvedEntry, Witness, WorkloadCoverage, WorkloadEntry, merge,
     },
 };
 use proptest::prelude::*;

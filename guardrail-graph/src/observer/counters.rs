@@ -18,8 +18,8 @@ use crate::{
         EdgeCounter, EdgeCounters, InventoryState, Side,
         behind::{Evidence, behind},
         counters::add_outcomes,
-        intervals::joined,
         facts::{EdgeKey, Seen, Services},
+        intervals::joined,
     },
     time::Timestamp,
 };

@@ -175,7 +175,8 @@ impl Observer {
         let name = self.presence.name(pod);
         let first_heard = if self.presence.listed.is_some() { now } else { self.history.started() };
         let restored = self.presence.restored.remove(&name);
-        let since = self.presence.own.entry(name).or_insert(Since { from: restored.unwrap_or(first_heard), started: None });
+        let since =
+            self.presence.own.entry(name).or_insert(Since { from: restored.unwrap_or(first_heard), started: None });
         if let Some(started) = pod.started {
             *since = Since { from: started, started: Some(started) };
         }
@@ -218,7 +219,8 @@ impl Observer {
         let Some(node) = pod.node.as_deref().filter(|_| is_agent(pod)) else { return };
         let (name, node) = (self.presence.name(pod), self.presence.texts.intern(node));
         let is_ready = pod.ready && !pod.finished;
-        let was_ready = self.presence.agents.insert(name, (Arc::clone(&node), is_ready)).is_some_and(|(_, ready)| ready);
+        let was_ready =
+            self.presence.agents.insert(name, (Arc::clone(&node), is_ready)).is_some_and(|(_, ready)| ready);
         if is_ready == was_ready {
             return;
         }

@@ -166,7 +166,8 @@ impl Observer {
         for loss in &body.coverage.losses {
             self.ledger.restore_loss(&loss.reason, loss.count);
             let times = loss.times.as_deref().unwrap_or_default();
-            let times = times.iter().map(|loss| (loss.peer.as_ref().map(|peer| self.peers.id(peer.clone())), loss.time));
+            let times =
+                times.iter().map(|loss| (loss.peer.as_ref().map(|peer| self.peers.id(peer.clone())), loss.time));
             self.ledger.restore_times(&loss.reason, loss.times.is_some().then(|| times.collect()), unknown);
         }
         for entry in &body.coverage.unresolved {

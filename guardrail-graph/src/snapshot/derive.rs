@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Counts, Coverage, EdgePeer, EdgeRecord, InventoryState, LossEntry, NodeCoverage, Side, Source,
-    UnresolvedEntry, WorkloadCoverage,
+    Counts, Coverage, EdgePeer, EdgeRecord, InventoryState, LossEntry, NodeCoverage, Side, Source, UnresolvedEntry,
+    WorkloadCoverage,
     behind::{Evidence, behind},
     facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, MAX_EXAMPLES, Seen, Services, source_counts},
     marks,

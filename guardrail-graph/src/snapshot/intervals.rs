@@ -25,7 +25,11 @@ pub(super) fn common(a: &[Interval], b: &[Interval]) -> Vec<Interval> {
         if both.from < both.to {
             out.push(both);
         }
-        if left.to < right.to { a.next() } else { b.next() };
+        if left.to < right.to {
+            a.next()
+        } else {
+            b.next()
+        };
     }
     out
 }
@@ -70,7 +74,8 @@ mod tests {
 
     fn set() -> impl Strategy<Value = Vec<Interval>> {
         let t = Timestamp::from_unix_ns;
-        let interval = (0i64..40, 0i64..12).prop_map(move |(from, long)| Interval { from: t(from), to: t(from + long) });
+        let interval =
+            (0i64..40, 0i64..12).prop_map(move |(from, long)| Interval { from: t(from), to: t(from + long) });
         prop::collection::vec(interval, 0..6).prop_map(joined)
     }
 

@@ -139,7 +139,9 @@ impl Facts {
     /// Who says which pods were there.
     pub(super) fn witness_list(&self) -> Vec<Witness> {
         let known = self.witnesses.iter();
-        known.map(|(source, (tells, full))| Witness { source: Source::clone(source), tells: *tells, full: *full }).collect()
+        known
+            .map(|(source, (tells, full))| Witness { source: Source::clone(source), tells: *tells, full: *full })
+            .collect()
     }
 }
 

@@ -135,7 +135,11 @@ pub(super) static GATES: Fields = Fields {
             Kind::Duration,
             "for how long all its nodes were observed at once; 1h for constrain and 24h for default-deny without this",
         ),
-        optional("coverage", Kind::Percent, "how much of the time of each workload's pods must have been observed, percent; 99.9 without this"),
+        optional(
+            "coverage",
+            Kind::Percent,
+            "how much of the time of each workload's pods must have been observed, percent; 99.9 without this",
+        ),
         optional("quiet", Kind::Duration, "for how long no new connection appeared; 0s without this"),
     ],
 };

@@ -126,12 +126,16 @@ impl<'a> Completeness<'a> {
         let mut short = Vec::new();
         if time.coverage * 100.0 < needed {
             let is = percent(time.coverage);
-            short.push(format!("{is} of its pods' time was observed, and {needed} % is needed (--min-coverage {needed})"));
+            short.push(format!(
+                "{is} of its pods' time was observed, and {needed} % is needed (--min-coverage {needed})"
+            ));
         }
         let Starts { covered, all } = time.starts;
         if covered < all.min(ENOUGH_STARTS) {
             let needed = if all > ENOUGH_STARTS { format!("{ENOUGH_STARTS} of them") } else { "all".to_owned() };
-            short.push(format!("the first minute of {covered} of {all} pods that started was observed, and {needed} is needed"));
+            short.push(format!(
+                "the first minute of {covered} of {all} pods that started was observed, and {needed} is needed"
+            ));
         }
         short
     }
