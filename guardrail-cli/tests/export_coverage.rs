@@ -119,7 +119,7 @@ fn a_namespace_of_whose_pods_too_little_was_observed_is_stopped_and_says_what_it
         assert!(accepted.wrote("ops") && accepted.wrote("shop"));
     }
     let accepted = export(&gap, &["--min-coverage", "97"]);
-    let policy = accepted.text("shop.api.yaml");
+    let policy = accepted.text("shop.guardrail-allow-deployment-api.yaml");
     assert!(policy.contains("Evidence: complete.") && policy.contains("97.5 % of the time of its pods"), "{policy}");
     let report = accepted.text("REPORT.md");
     assert!(report.contains("shop: 97.5 % of the time of each workload's pods at least"), "{report}");
@@ -143,7 +143,7 @@ fn time_heals_a_gap_by_its_share_and_by_leaving_the_span() {
     // What is not in the span stops nothing.
     let later = export(&cluster(Some((6, 12))), &["--since", "2026-11-02"]);
     assert_eq!(later.code, Some(0), "{}", later.said);
-    assert!(later.text("shop.api.yaml").contains("Evidence: complete."));
+    assert!(later.text("shop.guardrail-allow-deployment-api.yaml").contains("Evidence: complete."));
 }
 
 #[test]
