@@ -125,8 +125,7 @@ pub fn merge_within(snapshots: Vec<Snapshot>, span: &Span) -> Snapshot {
     if span.is_all() {
         return merge(snapshots);
     }
-    let mut joined = Facts::default();
-    joined.span = *span;
+    let mut joined = Facts { span: *span, ..Facts::default() };
     for mut snapshot in snapshots {
         cut(&mut snapshot.body, span);
         joined.add(snapshot);
