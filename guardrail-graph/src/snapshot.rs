@@ -141,8 +141,8 @@ pub struct Coverage {
     /// No loss of class `edge`, no gap, every expected node observed, and, where it is known which
     /// pods were there, all of their time and their starts covered.
     pub complete: bool,
-    /// The share of pod-time that is covered, 0 to 1, rounded down: 1 if and only if all is. `None`:
-    /// it is not known which pods were there.
+    /// The share of pod-time that is covered, 0 to 1, rounded down: 1 if and only if all is.
+    /// `None`: it is not known which pods were there.
     #[serde(default)]
     pub coverage: Option<f64>,
     /// Pods that started; `None` as `coverage`.

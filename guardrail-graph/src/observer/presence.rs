@@ -22,7 +22,8 @@ use crate::{
 
 /// Pods kept of one epoch that are no more. If there are more, nobody knows all who were there.
 const MAX_ENDED: usize = 20_000;
-/// Epochs end daily. In one that lasts longer, pods that ended so long ago are no longer told apart.
+/// Epochs end daily. In one that lasts longer, pods that ended so long ago are no longer told
+/// apart.
 const APART: Duration = Duration::from_secs(25 * 3_600);
 /// A node whose agent has been away for less is none without one: agents restart.
 const AWAY: Duration = Duration::from_secs(60);

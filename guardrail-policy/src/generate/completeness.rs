@@ -23,8 +23,8 @@ pub struct NamespaceVerdict {
     pub complete: bool,
     /// Why not: `workload: reason`, sorted.
     pub reasons: BTreeSet<String>,
-    /// The least share of the time of a workload's pods that was observed, 0 to 1; `None`: it is not
-    /// known which pods were there, or none was.
+    /// The least share of the time of a workload's pods that was observed, 0 to 1; `None`: it is
+    /// not known which pods were there, or none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coverage: Option<f64>,
     /// Pods of its workloads that started, and those of them whose first minute was observed.
