@@ -75,8 +75,8 @@ fn is_told_by_time(reason: &str, told: &BTreeSet<&str>) -> bool {
 /// Judges workloads.
 pub(crate) struct Completeness<'a> {
     context: &'a Context<'a>,
-    /// How much of the time of workloads' pods was observed; `None`: it is not known which pods were
-    /// there.
+    /// How much of the time of workloads' pods was observed; `None`: it is not known which pods
+    /// were there.
     times: Option<BTreeMap<&'a WorkloadRef, &'a WorkloadTime>>,
     /// Nodes of whose pods others told.
     told: BTreeSet<&'a str>,
