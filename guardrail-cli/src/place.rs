@@ -4,6 +4,7 @@
 //! crate that both may use writes files.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
@@ -11,6 +12,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use tempfile::TempPath;
 
 /// Most links that are followed, as the kernel has it.
 const MAX_LINKS: usize = 40;
@@ -66,13 +68,13 @@ pub(crate) fn place(path: &Path) -> io::Result<Place> {
 /// If a step fails; then a file is as it was before.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match place(path)? {
-        Place::File(file) => persist(stage(&file, bytes, 0o666)?, &file),
+        Place::File(file) => persist(vec![(stage(&file, bytes, 0o666)?, file)]),
         Place::Stream(stream) => pour(&stream, bytes),
     }
 }
 
-/// Writes a new file beside `file`, to be renamed over it. `mode` is subject to the umask.
-pub(crate) fn stage(file: &Path, bytes: &[u8], mode: u32) -> io::Result<tempfile::NamedTempFile> {
+/// Writes a new file beside `file`, for [`persist`]. `mode` is subject to the umask.
+pub(crate) fn stage(file: &Path, bytes: &[u8], mode: u32) -> io::Result<TempPath> {
     let staged = tempfile::Builder::new()
         .prefix(".guardrail-")
         .permissions(fs::Permissions::from_mode(mode))
@@ -83,14 +85,28 @@ pub(crate) fn stage(file: &Path, bytes: &[u8], mode: u32) -> io::Result<tempfile
         None => error,
     })?;
     staged.write_all(bytes)?;
-    staged.as_file().sync_all()?;
-    Ok(staged)
+    // Closed: a set may have more files than a process may have open.
+    Ok(staged.into_temp_path())
 }
 
-/// Renames a staged file into its place.
-pub(crate) fn persist(staged: tempfile::NamedTempFile, file: &Path) -> io::Result<()> {
-    staged.persist(file).map_err(|e| e.error)?;
-    fs::File::open(directory(file))?.sync_all()
+/// Renames staged files over these, once the bytes of all are on disk: whatever ends the program,
+/// a file is as before or whole. A disk takes many files at once much faster than one by one.
+///
+/// # Errors
+/// If a step fails; the message names the file.
+pub(crate) fn persist(staged: Vec<(TempPath, PathBuf)>) -> io::Result<()> {
+    let cannot = |file: &Path, error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot replace {}: {error}", file.display()))
+    };
+    for (new, file) in &staged {
+        fs::File::open(new).and_then(|new| new.sync_all()).map_err(|error| cannot(file, error))?;
+    }
+    let mut directories = BTreeSet::new();
+    for (new, file) in staged {
+        new.persist(&file).map_err(|failed| cannot(&file, failed.error))?;
+        directories.insert(directory(&file).to_owned());
+    }
+    directories.iter().try_for_each(|directory| fs::File::open(directory)?.sync_all())
 }
 
 /// Writes to the file that `--output` names, as [`write`] does, or to stdout.

@@ -249,3 +249,25 @@ fn a_typo_in_an_option_that_names_something_is_said_on_stderr_and_in_the_report(
         assert!(report.contains(expected), "{report}");
     }
 }
+
+#[test]
+fn an_export_may_have_more_files_than_a_process_may_have_open() {
+    let run = Run::new();
+    let snapshot = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/shop.json");
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            "ulimit -n 12; exec \"$@\"",
+            "sh",
+            env!("CARGO_BIN_EXE_guardrail"),
+            "export",
+            "--egress",
+            "--force",
+        ])
+        .args(["--phase", "default-deny", "--directory"])
+        .args([&run.path("policies"), &snapshot])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(read_all(&run.path("policies")).len() > 12);
+}

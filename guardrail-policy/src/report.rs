@@ -258,6 +258,9 @@ fn wide_clients(edges: &[EdgeRecord]) -> Vec<WideClient> {
         .collect()
 }
 
+/// In a table: as in the row above.
+const DITTO: &str = "″";
+
 /// Fewer servers than this are never remarkable.
 const WIDE_MIN: usize = 20;
 
@@ -426,7 +429,9 @@ fn rules(out: &mut String, evidence: &Evidence<'_>) {
     let _ = writeln!(out, "|---|---|---|---|---|---|---|---|---|");
     for policy in &evidence.policies {
         for rule in &policy.rules {
-            for edge in &rule.edges {
+            for (place, edge) in rule.edges.iter().enumerate() {
+                // A rule of many peers has as many edges: what it allows stands once.
+                let allows = if place == 0 { rule.allows.clone() } else { DITTO.to_owned() };
                 row(
                     out,
                     &[
@@ -436,7 +441,7 @@ fn rules(out: &mut String, evidence: &Evidence<'_>) {
                             if rule.direction == Direction::Ingress { "ingress" } else { "egress" },
                             rule.rule
                         ),
-                        rule.allows.clone(),
+                        allows,
                         edge_text(edge),
                         edge.counts.established().to_string(),
                         edge.first_seen.to_string(),

@@ -110,7 +110,8 @@ enum Bench {
     /// The agent under load: highest connection rate, 10,000 and 100,000 edges, time to a visible
     /// edge, start, a workload with and without it, a cluster of 10,000 pods (needs root).
     Load,
-    /// Policy evaluation: 1,000,000 flows against 500 policies; export and proof of 10,000 edges.
+    /// Policy evaluation: 1,000,000 flows against 500 policies; export and proof of 10,000 edges;
+    /// the commands on 100,000 edges.
     Policy,
 }
 
@@ -152,7 +153,8 @@ fn main() -> Result<()> {
                 }
                 Bench::Policy => {
                     run::cargo(["run", "--release", "--package", "guardrail-policy", "--example", "bench-policy"])?;
-                    run::cargo(["run", "--release", "--package", "guardrail-policy", "--example", "bench-export"])
+                    run::cargo(["run", "--release", "--package", "guardrail-cli", "--example", "bench-export"])?;
+                    run::cargo(["run", "--release", "--package", "guardrail-cli", "--example", "bench-commands"])
                 }
             }
         }

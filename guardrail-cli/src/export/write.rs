@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context as _;
 use guardrail_policy::emit::{self, KUSTOMIZATION_FILE};
+use tempfile::TempPath;
 
 use crate::place::{self, Place};
 
@@ -54,9 +55,7 @@ pub(crate) fn replace_set(
     }
     // Listed first, so that a crash forgets none.
     write_manifest(directory, before.iter().map(String::as_str).chain(now.iter().copied()).collect())?;
-    for (file, path) in staged {
-        place::persist(file, &path).with_context(|| format!("cannot replace {}", path.display()))?;
-    }
+    place::persist(staged)?;
     for (path, content) in streams {
         place::pour(&path, content.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -92,7 +91,7 @@ pub(crate) fn policy_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(policies.map(|name| directory.join(name)).collect())
 }
 
-fn stage(path: &Path, content: &str) -> io::Result<tempfile::NamedTempFile> {
+fn stage(path: &Path, content: &str) -> io::Result<TempPath> {
     place::stage(path, content.as_bytes(), 0o644)
 }
 
@@ -108,7 +107,7 @@ fn read_manifest(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
 fn write_manifest(directory: &Path, names: BTreeSet<&str>) -> anyhow::Result<()> {
     let text: String = names.iter().map(|name| format!("{name}\n")).collect();
     let path = manifest(directory)?;
-    place::persist(stage(&path, &text)?, &path)?;
+    place::persist(vec![(stage(&path, &text)?, path)])?;
     Ok(())
 }
 

@@ -317,6 +317,6 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let permissions = fs::metadata(&file)?.permissions();
     let staged = place::stage(&file, bytes, permissions.mode())?;
     // What the umask took away.
-    staged.as_file().set_permissions(permissions)?;
-    place::persist(staged, &file)
+    fs::set_permissions(&staged, permissions)?;
+    place::persist(vec![(staged, file)])
 }

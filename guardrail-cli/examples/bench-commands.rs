@@ -1,0 +1,91 @@
+//! What the commands cost on large graphs, from files to files: 100,000 edges over 5,000 workloads,
+//! and thirty graphs of 10,000 edges. Prints one line of figures a command; started by
+//! `cargo xtask bench policy`.
+//!
+//! Each command runs in a process of its own, this program again, which prints its most memory.
+
+use std::{
+    collections::BTreeSet,
+    env,
+    ffi::OsStr,
+    fs::{self, File},
+    io::BufWriter,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use guardrail_graph::snapshot::Side;
+
+mod synthetic;
+
+use synthetic::{Size, peak_memory_mib};
+
+/// The first argument of a process that is the command.
+const COMMAND: &str = "guardrail";
+/// Of each command; the fastest run counts.
+const RUNS: usize = 3;
+
+fn main() -> ExitCode {
+    let mut args = env::args_os().skip(1).peekable();
+    if args.peek().is_some_and(|first| first == COMMAND) {
+        let code = guardrail_cli::run(args);
+        eprintln!("peak {}", peak_memory_mib().unwrap_or_default());
+        return code;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name);
+    let large = Size { workloads: 5_000, namespaces: 250, edges: 100_000, nodes: 30 };
+    let [client, server, merged] = ["client.json", "server.json", "merged.json"].map(path);
+    write(&client, large, &[Side::Client]);
+    write(&server, large, &[Side::Server]);
+    measure("graph of 100,000 edges", large.edges, &["graph", "-o", "json"], [&client], &merged);
+    measure("merge of two", large.edges, &["merge"], [&client, &server], &merged);
+    let policies = path("policies");
+    for (what, mode) in [("export", &[][..]), ("export --egress", &["--egress"])] {
+        let mut args =
+            vec!["export", "--phase", "default-deny", "--force", "--directory", policies.to_str().expect("text")];
+        args.extend(mode);
+        measure(what, large.edges, &args, [&merged], &path("report"));
+    }
+    let day = Size { workloads: 1_000, namespaces: 50, edges: 10_000, nodes: 20 };
+    let days: Vec<PathBuf> = (0..30).map(|day| path(&format!("day-{day}.json"))).collect();
+    for file in &days {
+        write(file, day, &[Side::Client, Side::Server]);
+    }
+    for count in [3, 10, 30] {
+        let what = format!("merge of {count} times 10,000");
+        measure(&what, count * day.edges, &["merge"], &days[..count], &merged);
+    }
+    ExitCode::SUCCESS
+}
+
+fn write(path: &Path, size: Size, sides: &[Side]) {
+    let file = BufWriter::new(File::create(path).expect("a file"));
+    serde_json::to_writer(file, &size.snapshot(&sides.iter().copied().collect::<BTreeSet<_>>())).expect("written");
+}
+
+/// Runs a command and prints what it took.
+fn measure(what: &str, edges: usize, args: &[&str], files: impl IntoIterator<Item = impl AsRef<OsStr>>, out: &Path) {
+    let files: Vec<_> = files.into_iter().collect();
+    let mut runs = Vec::new();
+    for _ in 0..RUNS {
+        let mut command = Command::new(env::current_exe().expect("this program"));
+        command.arg(COMMAND).args(args).args(&files);
+        command.stdout(File::create(out).expect("a file")).stderr(Stdio::piped());
+        let before = Instant::now();
+        let ended = command.output().expect("started");
+        let took = before.elapsed();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        let peak = said.lines().find_map(|line| line.strip_prefix("peak ")?.parse::<u64>().ok());
+        let peak = peak.unwrap_or_else(|| panic!("{what}: {said}"));
+        assert!(ended.status.success(), "{what}: {said}");
+        runs.push((took, peak));
+    }
+    let (took, peak) = runs.into_iter().min().expect("a run");
+    let [written, bytes] = [fs::metadata(out).map_or(0, |m| m.len()), peak * 1024 * 1024].map(|b| b / edges as u64);
+    println!(
+        "{what}: {} ms; peak {peak} MiB, {bytes} bytes an edge; {written} bytes an edge written",
+        took.as_millis()
+    );
+}
