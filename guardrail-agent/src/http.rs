@@ -18,7 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use guardrail_graph::snapshot::Chunks;
+use guardrail_graph::snapshot::{API_VERSION, Chunks};
 use guardrail_kernel::clock::now;
 use hyper::body::{Bytes, Frame};
 use tokio::{
@@ -189,7 +189,7 @@ async fn epochs(State(surface): State<Arc<Surface>>) -> Response {
     match ask(&surface.queries, Query::Epochs).await {
         Ok(kept) => {
             let epochs: Vec<_> = kept.iter().map(Kept::entry).collect();
-            let list = serde_json::json!({"apiVersion": "guardrail.dev/v1", "kind": "EpochList", "epochs": epochs});
+            let list = serde_json::json!({"apiVersion": API_VERSION, "kind": "EpochList", "epochs": epochs});
             ([(header::CONTENT_TYPE, "application/json")], format!("{list}\n")).into_response()
         }
         Err(refusal) => refusal,

@@ -348,7 +348,7 @@ fn bad_flows_snapshots_and_arguments_exit_2() {
     check("a,b\n");
     check("src,dst,protocol,port\nshop/cart-1,shop/cart-1,TCP,80000\n");
 
-    let truncated = file(&directory, "t.json", "{\"apiVersion\": \"guardrail.dev/v1\",\n");
+    let truncated = file(&directory, "t.json", "{\"apiVersion\": \"guardrail.dev/v2\",\n");
     for bad in [truncated.as_str(), "cluster.yaml", "nowhere.json", "http://127.0.0.1:1/v1/graph"] {
         for command in [&["graph", bad][..], &["merge", bad], &["check", bad, "--policies", "shop-policies.yaml"]] {
             let answer = guardrail(command);

@@ -144,7 +144,7 @@ fn bad_input_exits_2_says_what_and_where_and_writes_nothing() {
     let run = Run::new();
     run.snapshot("all.json", "node-a, node-b")
         .write("empty.json", "")
-        .write("cut.json", "{\"apiVersion\": \"guardrail.dev/v1\", ")
+        .write("cut.json", "{\"apiVersion\": \"guardrail.dev/v2\", ")
         .write("pod.json", "{\"apiVersion\": \"v1\", \"kind\": \"Pod\"}")
         .write("broken.yaml", "kind: [")
         .write("policy.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  ingress:\n  - ports: [{port: 70000}]\n")

@@ -222,7 +222,7 @@ fn a_deeply_nested_or_huge_document_is_one_sentence() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("deep.json");
     let path = path.to_str().unwrap();
-    let head = "{\"apiVersion\": \"guardrail.dev/v1\", \"kind\": \"GraphSnapshot\", \"edges\": ";
+    let head = "{\"apiVersion\": \"guardrail.dev/v2\", \"kind\": \"GraphSnapshot\", \"edges\": ";
     for text in [head.to_owned() + &"[".repeat(200_000), "[".repeat(1_000_000), "{\"a\":".repeat(500_000)] {
         fs::write(path, text).unwrap();
         let output = guardrail(&["graph", path]);

@@ -165,7 +165,8 @@ fn snapshots(good: &str) -> Vec<(&'static str, Vec<u8>)> {
         ("YAML", "apiVersion: v1\n".to_owned()),
         ("a list", "[]".to_owned()),
         ("another kind", r#"{"apiVersion": "v1", "kind": "List", "items": []}"#.to_owned()),
-        ("another version", good.replacen("guardrail.dev/v1", "guardrail.dev/v9", 1)),
+        ("another version", good.replacen("guardrail.dev/v2", "guardrail.dev/v9", 1)),
+        ("an earlier version", good.replacen("guardrail.dev/v2", "guardrail.dev/v1", 1)),
         ("cut off", cut.to_owned()),
         ("a time", good.replacen("2026-03-01T10:00:00Z", "yesterday", 1)),
     ];

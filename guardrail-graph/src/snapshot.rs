@@ -1,6 +1,6 @@
 //! The observed graph as a document: what `/v1/graph` serves, what files hold, what `merge` joins.
 //!
-//! `apiVersion: guardrail.dev/v1`, `kind: GraphSnapshot`. Everything is sorted, so equal graphs are
+//! `apiVersion: guardrail.dev/v2`, `kind: GraphSnapshot`. Everything is sorted, so equal graphs are
 //! equal bytes. Fields are added freely and renamed never. Numbers are kept per source and side;
 //! the numbers that stand directly in an edge are computed from those ([`EdgeRecord::sources`]) so
 //! that `merge` can take the maximum per source and stay commutative, associative and idempotent.
@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// `apiVersion` of a snapshot.
-pub const API_VERSION: &str = "guardrail.dev/v1";
+pub const API_VERSION: &str = "guardrail.dev/v2";
 /// `kind` of a snapshot.
 pub const KIND: &str = "GraphSnapshot";
 

@@ -22,9 +22,13 @@ fn a_text_that_is_no_snapshot_gives_one_sentence() {
         (" \n", "s.json: the file is empty"),
         (&good[..good.len() / 2], "s.json: the file ends in the middle (line "),
         ("nonsense", "s.json: line 1: this is no JSON; give a file"),
-        (r#"{"kind":"Pod","apiVersion":"v1"}"#, "s.json: this is v1 Pod, not guardrail.dev/v1 GraphSnapshot"),
-        ("{}", "this is a document without apiVersion and kind, not guardrail.dev/v1"),
-        (r#"{"kind":"GraphSnapshot","apiVersion":"guardrail.dev/v1"}"#, "missing field"),
+        (r#"{"kind":"Pod","apiVersion":"v1"}"#, "s.json: this is v1 Pod, not guardrail.dev/v2 GraphSnapshot"),
+        (
+            r#"{"kind":"GraphSnapshot","apiVersion":"guardrail.dev/v1"}"#,
+            "s.json: this is a snapshot of an earlier guardrail (guardrail.dev/v1)",
+        ),
+        ("{}", "this is a document without apiVersion and kind, not guardrail.dev/v2"),
+        (r#"{"kind":"GraphSnapshot","apiVersion":"guardrail.dev/v2"}"#, "missing field"),
         (&good.replace("\"edges\": []", "\"edges\": 5"), "invalid type: integer `5`"),
     ] {
         let message = Snapshot::from_json(text, "s.json").expect_err(text).to_string();

@@ -4,6 +4,9 @@ use thiserror::Error;
 
 use super::{API_VERSION, KIND, Snapshot};
 
+/// The format before epochs: one sum without times.
+const FORMER_VERSION: &str = "guardrail.dev/v1";
+
 /// Characters of the text that an error shows.
 const MAX_SHOWN: usize = 200;
 
@@ -34,6 +37,14 @@ pub enum SnapshotError {
         /// What is wrong.
         message: String,
     },
+    /// A snapshot of a format that is not read any more: it holds no time of pods.
+    #[error(
+        "{file}: this is a snapshot of an earlier guardrail ({FORMER_VERSION}), which cannot say when it saw what: fetch it again from agents of this version; their evidence begins anew"
+    )]
+    Former {
+        /// The file.
+        file: String,
+    },
     /// Another document.
     #[error(
         "{file}: this is {found}, not {API_VERSION} {KIND}: give a file that `/v1/graph`, --state-dir or `guardrail merge` wrote"
@@ -60,7 +71,7 @@ impl Snapshot {
     /// Reads a snapshot. `file` is how errors call it.
     ///
     /// # Errors
-    /// If the text is empty, cut off, not JSON, or another kind of document.
+    /// If the text is empty, cut off, not JSON, of an earlier format, or another kind of document.
     pub fn from_json(text: &str, file: &str) -> Result<Self, SnapshotError> {
         #[derive(serde::Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -88,6 +99,9 @@ impl Snapshot {
             SnapshotError::Invalid { file: file(), line: e.line(), message }
         };
         let head: Head = serde_json::from_str(text).map_err(|e| error(&e))?;
+        if head.api_version == FORMER_VERSION && head.kind == KIND {
+            return Err(SnapshotError::Former { file: file() });
+        }
         if head.api_version != API_VERSION || head.kind != KIND {
             let found = match (head.api_version.as_str(), head.kind.as_str()) {
                 (Some(version), Some(kind)) => format!("{} {}", shown(version), shown(kind)),

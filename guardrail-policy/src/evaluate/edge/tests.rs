@@ -24,7 +24,7 @@ fn snapshot() -> Snapshot {
         workload("a", "StatefulSet", "db", &db),
     ];
     let text = format!(
-        r#"{{"apiVersion":"guardrail.dev/v1","kind":"GraphSnapshot","window":{{"from":null,"to":null,"nodes":{{}}}},
+        r#"{{"apiVersion":"guardrail.dev/v2","kind":"GraphSnapshot","window":{{"from":null,"to":null,"nodes":{{}}}},
         "coverage":{{"complete":true,"nodes":{{"observed":[],"expected":[]}},"losses":[],"unresolved":[],"workloads":[]}},
         "workloads":[{}],"services":[],"addresses":[{{"address":"192.168.0.1","from":null,"to":null,"peer":{{"kind":"Node","name":"n1"}}}}],
         "service_flows":[],"edges":[]}}"#,
