@@ -11,12 +11,13 @@ use std::{
     thread::JoinHandle,
 };
 
-use guardrail_graph::observe::Observation;
+use guardrail_graph::{Timestamp, observe::Observation};
 use tokio::sync::mpsc;
 
 use crate::{
     batch::{Batch, Mark},
     checkpoint::Checkpoint,
+    clock,
     config::{BpfLogLevel, CHANNEL_BATCHES, KernelConfig},
     error::{KernelError, ReaderDied},
     pin::Pins,
@@ -52,6 +53,7 @@ pub struct Kernel {
     abandoned: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     is_seamless: bool,
+    attached_at: Timestamp,
     sees_redirects: bool,
     /// Held until the thread has ended.
     _pins: Option<Pins>,
@@ -106,6 +108,7 @@ impl Kernel {
             },
         };
         let sees_redirects = config.redirects;
+        let attached_at = clock::line().at(begin.listed_at);
         let wake = Arc::new(
             sys::eventfd()
                 .map_err(|source| KernelError::System { what: "making an event counter".to_owned(), source })?,
@@ -140,6 +143,7 @@ impl Kernel {
             abandoned,
             thread: Some(thread),
             is_seamless,
+            attached_at,
             sees_redirects,
             _pins: pins,
         };
@@ -151,6 +155,13 @@ impl Kernel {
     #[must_use]
     pub fn is_seamless(&self) -> bool {
         self.is_seamless
+    }
+
+    /// When every hook was attached, or those that an earlier agent left were taken over: what
+    /// happened before may have been missed.
+    #[must_use]
+    pub fn attached_at(&self) -> Timestamp {
+        self.attached_at
     }
 
     /// Whether it is seen what redirected connections dialled, once a proxy listens.

@@ -117,7 +117,7 @@ pub(crate) struct Reader {
 pub(crate) struct Begin {
     /// Sockets that were open; of maps that were taken over only the listening ones.
     pub(crate) sockets: OpenSockets,
-    /// When they were listed, boot time, ns.
+    /// When they were listed, boot time, ns: the programs had just been attached.
     pub(crate) listed_at: u64,
     /// When the list was whole, boot time, ns.
     pub(crate) listed_until: u64,

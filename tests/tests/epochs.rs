@@ -5,9 +5,10 @@ use std::{
     collections::BTreeMap,
     fs,
     path::Path,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use guardrail_graph::Timestamp;
 use guardrail_tests::{
     agent::Agent,
     app::scenario::{Call, How, Scenario, Serve},
@@ -112,4 +113,25 @@ fn an_agent_that_is_killed_around_the_ends_of_epochs_loses_nothing_and_counts_no
     assert_eq!(agent.get("/v1/graph?since=1h&until=2h").unwrap().0, 400);
     assert_eq!(agent.get("/v1/graph?until=2001-01-01").unwrap().0, 404);
     assert_eq!(agent.terminate().unwrap().code(), Some(0), "{}", agent.said());
+}
+
+/// What happens while programs are loaded and attached may be missed: it is not observed yet. A
+/// link's name in the BPF file system is as old as the link.
+#[test]
+fn the_window_begins_when_the_last_hook_is_attached() {
+    if !bins::can_run("the beginning of the window") {
+        return;
+    }
+    let lab = lab(cluster(&["node-a"])).unwrap();
+    let pins = BpfFs::mount(&lab.directory).unwrap().pins();
+    let agent = Agent::start(&lab, 0, &["--pin", pins.to_str().unwrap()]).unwrap();
+    let generation = fs::read_dir(&pins).unwrap().flatten().find(|entry| entry.path().join("links").is_dir()).unwrap();
+    let links = fs::read_dir(generation.path().join("links")).unwrap().flatten();
+    let attached: Vec<SystemTime> = links.map(|link| link.metadata().unwrap().modified().unwrap()).collect();
+    assert!(attached.len() > 3, "{attached:?}");
+    let last = attached.into_iter().max().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let last = Timestamp::from_unix_ns(i64::try_from(last.as_nanos()).unwrap());
+    let window = &agent.snapshot().unwrap()["window"];
+    let from: Timestamp = window["from"].as_str().unwrap().parse().unwrap();
+    assert!(from >= last, "{window} begins before {last}");
 }

@@ -156,10 +156,9 @@ impl Daemon {
             bpf_log_level: config.bpf_log_level,
             ..KernelConfig::new(cgroup_root)
         };
-        let started = now();
         let epochs = state.as_ref().map(|state| Epochs::open(state.dir(), &node)).unwrap_or_default();
         let stored = match &state {
-            Some(state) => state.load(&epochs, started).map_err(StartError::StateDir)?,
+            Some(state) => state.load(&epochs, now()).map_err(StartError::StateDir)?,
             None => Stored::default(),
         };
         let pinned = config.pin.clone().map(|dir| Pinned {
@@ -169,6 +168,8 @@ impl Daemon {
         let (kernel, batches) = spawn_blocking(move || Kernel::start(kernel_config, pinned))
             .await
             .map_err(|e| StartError::Runtime(io::Error::other(e)))??;
+        // Not before: what happens while programs are loaded is seen by nobody.
+        let started = kernel.attached_at();
         // The type information of the kernel took some tens of megabytes while the programs were
         // loaded.
         memory::trim();
