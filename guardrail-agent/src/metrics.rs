@@ -76,9 +76,9 @@ const MAX_IDLE: u8 = 7;
 /// What a series has shown.
 #[derive(Clone, Copy, Debug, Default)]
 struct Series {
-    shown: [u64; 4],
+    shown: [u64; OUTCOMES.len()],
     /// As the epoch began, which counts from zero.
-    before: [u64; 4],
+    before: [u64; OUTCOMES.len()],
     /// Epochs since it grew.
     idle: u8,
     /// The last scrape that had its edge.
@@ -87,7 +87,7 @@ struct Series {
 
 impl Series {
     /// What to show of these counts of the epoch.
-    fn show(&mut self, counts: &mut [u64; 4]) {
+    fn show(&mut self, counts: &mut [u64; OUTCOMES.len()]) {
         for ((shown, before), count) in self.shown.iter_mut().zip(self.before).zip(counts) {
             *shown = (*shown).max(before.saturating_add(*count));
             *count = *shown;
@@ -109,7 +109,7 @@ pub struct BoundedEdges {
     /// Those with a series of their own.
     pub shown: Vec<EdgeCounter>,
     /// The sums of all others per protocol, in the order of [`OUTCOMES`].
-    pub other: BTreeMap<Protocol, [u64; 4]>,
+    pub other: BTreeMap<Protocol, [u64; OUTCOMES.len()]>,
     /// How many edges all others have been so far.
     pub suppressed: u64,
 }
@@ -132,7 +132,8 @@ impl EdgeSeries {
     pub fn bound(&mut self, mut edges: Vec<EdgeCounter>) -> BoundedEdges {
         use std::hash::BuildHasher as _;
         self.scrape += 1;
-        let mut other: BTreeMap<Protocol, [u64; 4]> = self.other.keys().map(|protocol| (*protocol, [0; 4])).collect();
+        let mut other: BTreeMap<Protocol, [u64; OUTCOMES.len()]> =
+            self.other.keys().map(|protocol| (*protocol, [0; OUTCOMES.len()])).collect();
         edges.retain_mut(|edge| {
             let name = (Arc::clone(&edge.client), Arc::clone(&edge.server), edge.protocol, edge.port);
             let is_full = self.admitted.len() >= self.max;
@@ -153,7 +154,7 @@ impl EdgeSeries {
             self.other.entry(*protocol).or_default().show(sums);
         }
         // What the epoch has not seen yet stays as it was.
-        let is_quiet = |series: &Series| series.scrape != self.scrape && series.before != [0; 4];
+        let is_quiet = |series: &Series| series.scrape != self.scrape && series.before != [0; OUTCOMES.len()];
         let before = self.admitted.iter().filter(|(_, series)| is_quiet(series));
         edges.extend(before.map(|((client, server, protocol, port), series)| EdgeCounter {
             client: Arc::clone(client),
@@ -239,7 +240,7 @@ fn edge_series(e: &mut DescriptorEncoder<'_>, edges: &BoundedEdges) -> fmt::Resu
         None,
         MetricType::Counter,
     )?;
-    let mut series = |ends: [(&str, &str); 2], protocol: Protocol, port: u16, counts: &[u64; 4]| {
+    let mut series = |ends: [(&str, &str); 2], protocol: Protocol, port: u16, counts: &[u64; OUTCOMES.len()]| {
         let (protocol, port) = (protocol.to_string(), port.to_string());
         let [client, server] = ends;
         OUTCOMES.iter().zip(counts).try_for_each(|(outcome, count)| {
@@ -426,7 +427,7 @@ mod tests {
             server: Arc::new(Peer::many()),
             protocol: Protocol::Tcp,
             port,
-            outcomes: [opened, 0, 0, 0],
+            outcomes: [opened, 0, 0, 0, 0],
         }
     }
 
@@ -450,7 +451,7 @@ mod tests {
         let bounded = series.bound(vec![edge(1, 5), edge(2, 2), edge(3, 2), edge(4, 6), datagrams]);
         let ports: Vec<_> = bounded.shown.iter().map(|e| (e.port, e.outcomes[0])).collect();
         assert_eq!(ports, [(2, 2), (3, 2)]);
-        assert_eq!(bounded.other, [(Protocol::Tcp, [11, 0, 0, 0]), (Protocol::Udp, [7, 0, 0, 0])].into());
+        assert_eq!(bounded.other, [(Protocol::Tcp, [11, 0, 0, 0, 0]), (Protocol::Udp, [7, 0, 0, 0, 0])].into());
         assert_eq!(bounded.suppressed, 3);
         let page = encode(Scrape { edges: bounded, ..scrape(Vec::new()) }).unwrap();
         let other = r#"client_workload="other",server_namespace="other",server_workload="other",protocol="TCP",port="0",outcome="opened"} 11"#;
@@ -462,9 +463,9 @@ mod tests {
         let mut series = EdgeSeries::new(1);
         series.bound(vec![edge(1, 5), edge(2, 5)]);
         let bounded = series.bound(vec![edge(1, 3), edge(2, 4)]);
-        assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([5, 0, 0, 0], [5, 0, 0, 0]));
+        assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([5, 0, 0, 0, 0], [5, 0, 0, 0, 0]));
         let bounded = series.bound(vec![edge(1, 6), edge(2, 6)]);
-        assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([6, 0, 0, 0], [6, 0, 0, 0]));
+        assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([6, 0, 0, 0, 0], [6, 0, 0, 0, 0]));
     }
 
     #[test]
@@ -473,12 +474,12 @@ mod tests {
         series.turn(vec![edge(1, 5), edge(2, 5)]);
         for _ in 0..2 {
             let bounded = series.bound(vec![edge(1, 1), edge(2, 2)]);
-            assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([6, 0, 0, 0], [7, 0, 0, 0]));
+            assert_eq!((bounded.shown[0].outcomes, bounded.other[&Protocol::Tcp]), ([6, 0, 0, 0, 0], [7, 0, 0, 0, 0]));
         }
         for _ in 0..2 {
             let bounded = series.bound(Vec::new());
             let shown: Vec<_> = bounded.shown.iter().map(|edge| (edge.port, edge.outcomes[0])).collect();
-            assert_eq!((shown, bounded.other[&Protocol::Tcp]), (vec![(1, 6)], [7, 0, 0, 0]));
+            assert_eq!((shown, bounded.other[&Protocol::Tcp]), (vec![(1, 6)], [7, 0, 0, 0, 0]));
         }
     }
 

@@ -108,6 +108,23 @@ impl StateFile {
         }
     }
 
+    /// The number of this run of the agent on this state, higher than any before it, and on disk
+    /// when this returns: what is served next replaces what an earlier run served of the same
+    /// epoch.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn raise_run(&self, stored: &Stored, epochs: &Epochs) -> Result<u32, FileError> {
+        let path = self.path.with_extension("run");
+        let noted = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+        // Somebody may have removed the one and not the other.
+        let of_state = stored.snapshot.iter().flat_map(|snapshot| &snapshot.body.revisions).map(|r| r.revision.run);
+        let of_epochs = epochs.kept().iter().map(|kept| kept.header.revision.0);
+        let run = of_state.chain(of_epochs).chain(noted).max().unwrap_or(0).saturating_add(1);
+        files::replace(&path, [format!("{run}\n")])?;
+        Ok(run)
+    }
+
     /// Where the next epoch's state waits until the file of the one that ended is written.
     fn next(&self) -> PathBuf {
         self.path.with_extension("next.json")

@@ -172,6 +172,7 @@ fn table(out: &mut impl Write, found: &[BlockedAttempts]) -> anyhow::Result<()> 
 fn failed(attempts: &BlockedAttempts) -> String {
     let word = match attempts.outcome {
         Failed::Refused => "refused",
+        Failed::Broken => "broken off",
         _ => "unanswered",
     };
     format!("{} {word}", attempts.attempts)

@@ -17,7 +17,7 @@ use anyhow::{Context as _, bail};
 use guardrail_graph::{
     Snapshot,
     inventory::{self, Object, ObjectKey},
-    snapshot::span::merge_within,
+    snapshot::{check_revisions, span::merge_within},
 };
 use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader, decode, may_concern_policies};
 
@@ -58,6 +58,7 @@ pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs) -> anyhow::Result<
 pub(crate) fn joined(all: Vec<Snapshot>, cluster: &KubeArgs) -> anyhow::Result<Snapshot> {
     let span = cluster.span.span()?;
     span::check(&span, &all)?;
+    check_revisions(&all)?;
     // One snapshot is merged too, so that what is printed does not depend on how it was written.
     Ok(merge_within(all, &span))
 }

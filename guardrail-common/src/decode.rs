@@ -207,7 +207,7 @@ pub fn value(bytes: &[u8]) -> Result<FlowValue, DecodeError> {
         last_open: c.u64()?,
         unreachable: c.u64()?,
         jiffies: c.u32()?,
-        flags: c.u32()?,
+        by_protocol: c.u32()?,
         netns: c.u32()?,
         found: c.u32()?,
     })

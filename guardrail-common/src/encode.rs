@@ -32,7 +32,7 @@ pub fn value(value: &FlowValue) -> [u8; size_of::<FlowValue>()] {
         last_open,
         unreachable,
         jiffies,
-        flags,
+        by_protocol,
         netns,
         found,
     } = value;
@@ -53,7 +53,7 @@ pub fn value(value: &FlowValue) -> [u8; size_of::<FlowValue>()] {
     for (at, word) in long.chunks_exact_mut(8).zip(words) {
         at.copy_from_slice(&word.to_ne_bytes());
     }
-    for (at, half) in short.chunks_exact_mut(4).zip([jiffies, flags, netns, found]) {
+    for (at, half) in short.chunks_exact_mut(4).zip([jiffies, by_protocol, netns, found]) {
         at.copy_from_slice(&half.to_ne_bytes());
     }
     bytes
@@ -68,7 +68,7 @@ mod tests {
     fn keys_and_values_come_back_from_their_bytes() {
         let all = FlowValue {
             netns: 1,
-            flags: 2,
+            by_protocol: 2,
             jiffies: 3,
             first_open: 4,
             last_open: 5,

@@ -85,8 +85,8 @@ impl FlowKey {
     }
 }
 
-/// [`FlowValue::flags`]: the bind of this UDP socket was seen, so nothing it received before is
-/// unknown.
+/// [`FlowValue::by_protocol`] of UDP: the bind of this UDP socket was seen, so nothing it received
+/// before is unknown.
 pub const FLAG_BIND_SEEN: u32 = 1;
 
 /// Value of FLOWS. Counters only grow; user space folds differences.
@@ -121,8 +121,8 @@ pub struct FlowValue {
     /// Kernel's own: the low half of `jiffies` when `last_open` was last set, so that the clock is
     /// read once a tick.
     pub jiffies: u32,
-    /// `FLAG_*`.
-    pub flags: u32,
+    /// UDP: `FLAG_*`. TCP: how many of `closed` broke off ([`FlowValue::broken`]).
+    pub by_protocol: u32,
     /// Inode of the network namespace; 0 if unknown (UDP).
     pub netns: u32,
     /// Connections that were established before they could be seen (open at the start, or found at
@@ -144,6 +144,18 @@ impl FlowValue {
         } else {
             0
         }
+    }
+
+    /// Established connections that ended because nobody answered any more. UDP has none.
+    #[must_use]
+    pub const fn broken(&self, protocol: u8) -> u64 {
+        if protocol == PROTOCOL_TCP { self.by_protocol as u64 } else { 0 }
+    }
+
+    /// Whether the bind of this socket was seen. TCP's never is.
+    #[must_use]
+    pub const fn bind_seen(&self, protocol: u8) -> bool {
+        protocol == PROTOCOL_UDP && self.by_protocol & FLAG_BIND_SEEN != 0
     }
 }
 
@@ -180,6 +192,13 @@ mod tests {
         assert_eq!(value.open_connections(PROTOCOL_UDP), 0);
         let more_closed = FlowValue { opened: 1, closed: 4, ..FlowValue::default() };
         assert_eq!(more_closed.open_connections(PROTOCOL_TCP), 0);
+    }
+
+    #[test]
+    fn what_one_word_says_depends_on_the_protocol() {
+        let value = FlowValue { by_protocol: FLAG_BIND_SEEN, ..FlowValue::default() };
+        assert_eq!((value.broken(PROTOCOL_TCP), value.broken(PROTOCOL_UDP)), (1, 0));
+        assert!(value.bind_seen(PROTOCOL_UDP) && !value.bind_seen(PROTOCOL_TCP));
     }
 
     #[test]

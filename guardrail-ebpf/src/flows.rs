@@ -12,7 +12,7 @@ use guardrail_common::{
 };
 
 use crate::{
-    maps::{CGROUP_LOSSES, COUNTERS, FLOW_RING, FLOWS, KEYS_INSERTED, KEYS_REMOVED, ZERO, add, count},
+    maps::{CGROUP_LOSSES, COUNTERS, FLOW_RING, FLOWS, KEYS_INSERTED, KEYS_REMOVED, ZERO, add, add_half, count},
     offsets as o,
 };
 
@@ -56,6 +56,24 @@ pub(crate) unsafe fn stamp(value: *mut FlowValue) {
                 (*value).first_open = now;
             }
         }
+    }
+}
+
+/// Counts an end, what belongs to it first: who sees the end has that.
+///
+/// # Safety
+/// `value` comes from FLOWS in this run, and is TCP's.
+#[inline(always)]
+pub(crate) unsafe fn close(value: *mut FlowValue, sent: u64, received: u64, broken: bool) {
+    // SAFETY: the caller's.
+    unsafe {
+        add(&raw mut (*value).bytes_sent, sent);
+        add(&raw mut (*value).bytes_received, received);
+        if broken {
+            core::hint::cold_path();
+            add_half(&raw mut (*value).by_protocol, 1);
+        }
+        add(&raw mut (*value).closed, 1);
     }
 }
 

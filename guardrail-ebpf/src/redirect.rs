@@ -23,7 +23,7 @@ use guardrail_common::{
 
 use crate::{
     flows,
-    maps::{DIALLED, add},
+    maps::DIALLED,
     offsets as o,
     socket::{AF_INET, AF_INET6, Memory as _, Raw, address, addresses, cgroup_id, map_v4, netns},
 };
@@ -163,11 +163,12 @@ fn try_answered(sk: Raw, dialled: &Address, port: u16) -> Option<()> {
 }
 
 /// Counts an end where the answer was counted, and at the `raw` key of its establishment without
-/// bytes. 0: nobody asked about this connection.
+/// bytes. `ports`: whether it broke off, the local port, the remote port, each in 16 bits. 0:
+/// nobody asked about this connection.
 #[cold]
 #[inline(never)]
-pub(crate) fn close(raw: &mut FlowKey, netns: u32, ports: u32, sent: u64, received: u64) -> i32 {
-    let (local_port, remote_port) = ((ports >> 16) as u16, ports as u16);
+pub(crate) fn close(raw: &mut FlowKey, netns: u32, ports: u64, sent: u64, received: u64) -> i32 {
+    let (broken, local_port, remote_port) = (ports >> 32 != 0, (ports >> 16) as u16, ports as u16);
     let connection = Connection { netns, local_port, remote_port, local: raw.local, remote: raw.remote };
     let Some(known) = DIALLED.get_ptr(&connection) else { return 0 };
     // SAFETY: a value of the map, which this run reads once.
@@ -176,16 +177,16 @@ pub(crate) fn close(raw: &mut FlowKey, netns: u32, ports: u32, sent: u64, receiv
     let own = raw.cgroup_id;
     raw.role = known.role;
     (raw.cgroup_id, raw.server_port, raw.local_port) = (known.cgroup_id, known.port, known.proxy_port);
-    end(raw, sent, received);
+    end(raw, sent, received, broken);
     raw.cgroup_id = own;
     raw.server_port = if known.role == FlowRole::Server as u8 { local_port } else { remote_port };
     raw.local_port = 0;
-    end(raw, 0, 0);
+    end(raw, 0, 0, broken);
     1
 }
 
 #[inline(always)]
-fn end(key: &FlowKey, sent: u64, received: u64) {
+fn end(key: &FlowKey, sent: u64, received: u64, broken: bool) {
     let entry = match flows::find(key) {
         Some(entry) => entry,
         None => match flows::find(&key.coarse()) {
@@ -195,8 +196,6 @@ fn end(key: &FlowKey, sent: u64, received: u64) {
     };
     // SAFETY: from FLOWS, in this run.
     unsafe {
-        add(&raw mut (*entry).bytes_sent, sent);
-        add(&raw mut (*entry).bytes_received, received);
-        add(&raw mut (*entry).closed, 1);
+        flows::close(entry, sent, received, broken);
     }
 }

@@ -15,7 +15,7 @@ use aya_log_ebpf::{debug, info};
 use guardrail_common::{
     address::{is_local_talk, is_loopback},
     counter,
-    flow::{FlowKey, FlowRole, FlowValue, PROTOCOL_TCP},
+    flow::{FlowKey, FlowRole, PROTOCOL_TCP},
     record::{ListenRecord, RecordKind},
 };
 
@@ -33,10 +33,12 @@ const TCP_SYN_RECV: i32 = 3;
 const TCP_CLOSE: i32 = 7;
 const TCP_LISTEN: i32 = 10;
 
+const ENETUNREACH: i32 = 101;
 const ECONNABORTED: i32 = 103;
 const ECONNRESET: i32 = 104;
 const ETIMEDOUT: i32 = 110;
 const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
 
 /// `RCV_SHUTDOWN` in `sk_shutdown`: the peer's FIN arrived, and was counted as a received byte.
 const RCV_SHUTDOWN: u8 = 1;
@@ -226,15 +228,14 @@ fn try_closed(ctx: *mut c_void) -> Option<()> {
     let fin = u64::from(sk.read::<u8>(o::SK_SHUTDOWN.load()) & RCV_SHUTDOWN);
     let received = tcp.read::<u64>(o::TCP_BYTES_RECEIVED.load()).saturating_sub(fin);
 
+    let broken = is_broken(sk);
+    let ports = u64::from(broken) << 32 | u64::from(local_port) << 16 | u64::from(remote_port);
     if flows::counter(counter::REDIRECTS) != 0 {
-        let ports = u32::from(local_port) << 16 | u32::from(remote_port);
         if redirect::close(&mut key, netns(sk), ports, sent, received) != 0 {
             return Some(());
         }
     }
-    if flows::counter(counter::UNDECIDED) != 0
-        && close_undecided(&mut key, local_port, remote_port, sent, received) != 0
-    {
+    if flows::counter(counter::UNDECIDED) != 0 && close_undecided(&mut key, ports, sent, received) != 0 {
         return Some(());
     }
     // An accepted child mostly inherits its listener's backlog: a hint where to look first, no
@@ -246,18 +247,26 @@ fn try_closed(ctx: *mut c_void) -> Option<()> {
         key.server_port = if role as u8 == FlowRole::Server as u8 { local_port } else { remote_port };
         if let Some(value) = flows::find(&key) {
             // SAFETY: from FLOWS, in this run.
-            unsafe { close(value, sent, received) };
+            unsafe { flows::close(value, sent, received, broken) };
             return Some(());
         }
     }
-    closed_late(ctx, &mut key, &AtClose { local_port, remote_port, backlog, sent, received });
+    closed_late(ctx, &mut key, &AtClose { ports, backlog, sent, received });
     Some(())
+}
+
+/// Whether an established connection that ends now broke off: what was sent, or asked to keep it
+/// alive, was never answered. An error that ICMP had told meanwhile then stands for the time-out
+/// (`tcp_write_err`).
+#[inline(always)]
+fn is_broken(sk: Typed) -> bool {
+    matches!(sk.read::<i32>(o::SK_ERR.load()), ETIMEDOUT | EHOSTUNREACH | ENETUNREACH)
 }
 
 /// What a connection shows when it ends.
 struct AtClose {
-    local_port: u16,
-    remote_port: u16,
+    /// Whether it broke off, the local port, the remote port, each in 16 bits.
+    ports: u64,
     backlog: u32,
     sent: u64,
     received: u64,
@@ -268,7 +277,8 @@ struct AtClose {
 /// entry for the same server beside it.
 #[cold]
 #[inline(never)]
-fn close_undecided(key: &mut FlowKey, local_port: u16, remote_port: u16, sent: u64, received: u64) -> i32 {
+fn close_undecided(key: &mut FlowKey, ports: u64, sent: u64, received: u64) -> i32 {
+    let (broken, local_port, remote_port) = (ports >> 32 != 0, (ports >> 16) as u16, ports as u16);
     key.role = FlowRole::Undecided as u8;
     (key.server_port, key.local_port) = (remote_port, local_port);
     let value = flows::find(key);
@@ -280,7 +290,7 @@ fn close_undecided(key: &mut FlowKey, local_port: u16, remote_port: u16, sent: u
         if (*value).closed >= u64::from((*value).found) {
             return 0;
         }
-        close(value, sent, received);
+        flows::close(value, sent, received, broken);
     }
     1
 }
@@ -292,13 +302,14 @@ fn close_undecided(key: &mut FlowKey, local_port: u16, remote_port: u16, sent: u
 fn closed_late(ctx: *mut c_void, key: &mut FlowKey, end: &AtClose) -> i32 {
     let ctx = BtfTracePointContext::new(ctx);
     let sk = socket(&ctx);
-    let AtClose { local_port, remote_port, backlog, sent, received } = *end;
+    let AtClose { ports, backlog, sent, received } = *end;
+    let (broken, local_port, remote_port) = (ports >> 32 != 0, (ports >> 16) as u16, ports as u16);
     for role in [FlowRole::Client, FlowRole::Server] {
         key.role = role as u8;
         key.server_port = if role as u8 == FlowRole::Server as u8 { local_port } else { remote_port };
         if let Some(value) = flows::find(&key.coarse()) {
             // SAFETY: from FLOWS, in this run.
-            unsafe { close(value, sent, received) };
+            unsafe { flows::close(value, sent, received, broken) };
             return 0;
         }
     }
@@ -327,24 +338,10 @@ fn closed_late(ctx: *mut c_void, key: &mut FlowKey, end: &AtClose) -> i32 {
             (*value).netns = netns(sk);
             flows::stamp(value);
             add_half(&raw mut (*value).found, 1);
-            close(value, sent, received);
+            flows::close(value, sent, received, broken);
         }
     }
     0
-}
-
-/// Counts an end, the bytes first: who sees the end has them.
-///
-/// # Safety
-/// `value` comes from FLOWS in this run.
-#[inline(always)]
-unsafe fn close(value: *mut FlowValue, sent: u64, received: u64) {
-    // SAFETY: the caller's.
-    unsafe {
-        add(&raw mut (*value).bytes_sent, sent);
-        add(&raw mut (*value).bytes_received, received);
-        add(&raw mut (*value).closed, 1);
-    }
 }
 
 #[inline(always)]

@@ -214,7 +214,7 @@ fn begin(skb: *mut __sk_buff, key: &FlowKey, flags: u32, bytes_sent: u32, bytes_
     }
     // SAFETY: from FLOWS, in this run.
     unsafe {
-        (*value).flags |= flags / UDP_BIND_SEEN & FLAG_BIND_SEEN;
+        (*value).by_protocol |= flags / UDP_BIND_SEEN & FLAG_BIND_SEEN;
         flows::open(value);
         // Never an addition of a constant zero: it would become an atomic or, which 5.10 has not.
         if bytes_sent != 0 {

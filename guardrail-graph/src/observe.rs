@@ -57,6 +57,9 @@ pub struct FlowCounts {
     pub unreachable: u64,
     /// Established connections that ended.
     pub closed: u64,
+    /// Of these, those that broke off: what was sent was never answered any more (ETIMEDOUT).
+    #[serde(default)]
+    pub broken: u64,
     /// Payload bytes sent by the local socket.
     pub bytes_sent: u64,
     /// Payload bytes received by the local socket.

@@ -28,6 +28,7 @@ mod restore;
 mod settle;
 mod stats;
 mod turn;
+mod unnamed;
 mod waiting;
 mod watch;
 
@@ -46,6 +47,7 @@ use reclassify::Reclassify;
 pub use restore::RestoreError;
 use restore::Restored;
 pub use stats::Stats;
+use unnamed::Unnamed;
 use waiting::{Pending, Waiting};
 
 use crate::{
@@ -74,10 +76,13 @@ pub struct Observer {
     texts: Interner<str>,
     reclassify: Reclassify,
     waiting: Waiting,
+    unnamed: Unnamed,
     ledger: Ledger,
     history: History,
     presence: Presence,
     restored: Option<Restored>,
+    /// Documents made so far.
+    documents: u32,
     last_expire: Timestamp,
 }
 
@@ -93,6 +98,7 @@ impl Observer {
             catalogue: Catalogue::new(&config),
             graph: Graph::new(many, &config),
             waiting: Waiting::new(config.max_pending, config.started),
+            unnamed: Unnamed::default(),
             last_expire: config.started,
             history: History::new(config.started),
             presence: Presence::default(),
@@ -102,6 +108,7 @@ impl Observer {
             reclassify: Reclassify::default(),
             ledger: Ledger::default(),
             restored: None,
+            documents: 0,
         }
     }
 
@@ -239,6 +246,7 @@ impl Observer {
         self.settle_services(now);
         self.retry(now);
         self.settle_redirects(now, false);
+        self.name_unnamed(now);
         if now.since(self.last_expire) >= EXPIRE_INTERVAL {
             self.last_expire = now;
             self.expire(now);

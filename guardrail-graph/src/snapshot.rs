@@ -19,6 +19,7 @@ mod places;
 pub(crate) mod presence;
 mod read;
 mod remote;
+mod revisions;
 pub mod span;
 mod view;
 pub(crate) mod workloads;
@@ -32,6 +33,7 @@ pub use document::{Chunks, Document};
 pub use merge::merge;
 pub use presence::{LossTime, PodPresence, Witness};
 pub use read::SnapshotError;
+pub use revisions::{Revision, RevisionError, SourceRevision, check_revisions};
 use serde::{Deserialize, Serialize};
 pub use view::NodeView;
 
@@ -72,6 +74,9 @@ pub struct Body {
     /// on that node. Sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source_windows: Vec<SourceWindow>,
+    /// Revisions of the sources that have one, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revisions: Vec<SourceRevision>,
     /// How complete it is.
     pub coverage: Coverage,
     /// Workloads known in the window, sorted.
@@ -509,13 +514,17 @@ pub struct Counts {
     /// one: evidence of this one, too. Never added up over the epochs of a node, of which the
     /// greatest counts.
     #[serde(default, skip_serializing_if = "is_zero")]
-    pub open: u64,
+    pub open: u32,
     /// Attempts refused.
     pub refused: u64,
     /// Attempts never answered.
     pub unanswered: u64,
     /// Attempts that failed with "unreachable".
     pub unreachable: u64,
+    /// Connections that came about and then broke off: what was sent was never answered any more
+    /// (ETIMEDOUT). They stand in `opened` or `found`, too, if they began in this epoch.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub broken: u32,
     /// Payload bytes from client to server.
     pub bytes_sent: u64,
     /// Payload bytes from server to client.
@@ -523,7 +532,7 @@ pub struct Counts {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(count: &u64) -> bool {
+fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 

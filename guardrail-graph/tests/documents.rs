@@ -171,7 +171,7 @@ fn edge_counters_bound_external_addresses() {
     let counters = lab.snapshot().edge_counters();
     assert_eq!(counters.len(), 1);
     assert_eq!((counters[0].client.to_string().as_str(), &*counters[0].server), ("shop/Deployment/web", &Peer::many()));
-    assert_eq!(counters[0].outcomes, [2, 0, 0, 0]);
+    assert_eq!(counters[0].outcomes, [2, 0, 0, 0, 0]);
 }
 
 // ---- laws, over snapshots that observers made ----
@@ -275,7 +275,7 @@ fn source() -> impl Strategy<Value = Source> {
 }
 
 fn counts() -> impl Strategy<Value = Counts> {
-    (0u64..4, 0u64..2, 0u64..2, 0u64..3, 0u64..2, 0u64..9, 0u64..9).prop_map(
+    (0u64..4, 0u64..2, 0u32..2, 0u64..3, 0u64..2, 0u64..9, 0u64..9).prop_map(
         |(opened, found, open, refused, unanswered, bytes_sent, bytes_received)| Counts {
             opened,
             found,
@@ -283,6 +283,7 @@ fn counts() -> impl Strategy<Value = Counts> {
             refused,
             unanswered,
             unreachable: 0,
+            broken: 0,
             bytes_sent,
             bytes_received,
         },

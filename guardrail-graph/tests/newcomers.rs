@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Lab, edges, pod, t, tcp_client, tcp_server};
+use guardrail_graph::{Snapshot, snapshot::merge};
 
 /// Where pods have addresses outside their nodes' `spec.podCIDR`, nothing tells at first that they
 /// are no external peers.
@@ -90,4 +91,102 @@ fn pods_that_were_taken_for_external_peers_at_first_leave_nothing_behind() {
     let snapshot = lab.snapshot();
     assert_eq!(edges(&snapshot), ["api -> web TCP/9090", "web -> api TCP/8080"]);
     assert!(snapshot.body.edges.iter().all(|edge| edge.counts.opened == 200));
+}
+
+/// How many flows a snapshot says have no name, and why whose edges are incomplete for it.
+fn without_a_name(snapshot: &Snapshot) -> (u64, Vec<String>) {
+    let coverage = &snapshot.body.coverage;
+    let reason = "pod_range_no_owner";
+    let count = coverage.unresolved.iter().filter(|entry| entry.reason == reason).map(|entry| entry.count).sum();
+    let incomplete = coverage.workloads.iter().filter(|entry| entry.reasons.contains(reason));
+    (count, incomplete.map(|entry| entry.peer.to_string()).collect())
+}
+
+const API: &str = "shop/Deployment/api";
+
+/// A pod whose address is not published yet has called, and been called.
+fn before_its_address_is_published() -> Lab {
+    let api = pod("shop", "api", 0, "node-a", "10.244.1.3", &["http:8080"]);
+    let mut lab = Lab::new("node-a", &[api, pod("shop", "web", 0, "node-b", "", &[])]);
+    lab.pod_cgroup(2, "api", 0);
+    lab.at(100).flow(tcp_server(2, "10.244.1.3", "10.244.2.9", 8080, t(100)));
+    lab.flow(tcp_client(2, "10.244.1.3", "10.244.2.9", 9090, t(100)));
+    lab.at(105).flow(tcp_server(2, "10.244.1.3", "10.244.2.9", 8080, t(104)));
+    lab
+}
+
+#[test]
+fn a_client_whose_address_is_published_40_s_after_its_first_connection_keeps_its_edge() {
+    let mut lab = before_its_address_is_published();
+    lab.at(120);
+    let early = lab.snapshot();
+    assert_eq!(edges(&early), [""; 0]);
+    assert_eq!(without_a_name(&early), (3, vec![API.to_owned()]), "it is not hidden that they have no name yet");
+    assert_eq!(early.body.coverage.unresolved[0].examples.len(), 2, "{:?}", early.body.coverage.unresolved);
+    lab.at(140).apply(&pod("shop", "web", 0, "node-b", "10.244.2.9", &[]));
+    lab.at(141);
+    let late = lab.snapshot();
+    assert_eq!(edges(&late), ["api -> web TCP/9090", "web -> api TCP/8080"]);
+    let (opened, first) = (late.body.edges[1].counts.opened, late.body.edges[1].first_seen);
+    assert_eq!((opened, first), (2, t(100)));
+    assert_eq!(without_a_name(&late), (0, vec![]));
+    assert_eq!(late.body.coverage.unresolved, []);
+    assert_eq!(lab.unresolved("pod_range_no_owner"), 3, "a counter of /metrics never goes back");
+    // Nothing of it is left to be counted again.
+    lab.at(2_000);
+    assert_eq!(edges(&lab.snapshot()), edges(&late));
+    assert_eq!(without_a_name(&lab.snapshot()), (0, vec![]));
+}
+
+#[test]
+fn a_flow_that_nobody_can_name_stays_unresolved_and_what_others_had_before_is_not_the_newcomer_s() {
+    let mut lab = before_its_address_is_published();
+    lab.at(120);
+    // Somebody who came to be long after.
+    lab.at(400).apply(&pod("shop", "web", 0, "node-b", "10.244.2.9", &[]));
+    lab.at(401);
+    assert_eq!(lab.edges(), [""; 0]);
+    for second in [700, 1_000] {
+        lab.at(second);
+        assert_eq!(without_a_name(&lab.snapshot()), (3, vec![API.to_owned()]), "after {second} s");
+    }
+    // Given up: a later flow that does get its name does not make the workload complete.
+    lab.flow(tcp_server(2, "10.244.1.3", "10.244.2.10", 8080, t(1_000)));
+    lab.at(1_015);
+    assert_eq!(without_a_name(&lab.snapshot()).0, 4);
+    lab.apply(&pod("shop", "late", 0, "node-b", "10.244.2.10", &[]));
+    lab.at(1_016);
+    assert_eq!(lab.edges(), ["late -> api TCP/8080"]);
+    assert_eq!(without_a_name(&lab.snapshot()), (3, vec![API.to_owned()]));
+}
+
+#[test]
+fn a_flow_without_a_name_moves_to_the_next_epoch_and_stands_in_one_of_them() {
+    let mut lab = before_its_address_is_published();
+    lab.at(120);
+    let document = lab.observer.turn(&[], t(120));
+    let closed = document.snapshot();
+    assert_eq!((edges(&closed), without_a_name(&closed)), (vec![], (0, vec![])));
+    let open = lab.at(121).snapshot();
+    assert_eq!(without_a_name(&open), (3, vec![API.to_owned()]));
+    lab.apply(&pod("shop", "web", 0, "node-b", "10.244.2.9", &[]));
+    let open = lab.at(122).snapshot();
+    let both = merge(vec![closed, open]);
+    assert_eq!(edges(&both), ["api -> web TCP/9090", "web -> api TCP/8080"]);
+    assert_eq!((both.body.edges[1].counts.opened, without_a_name(&both)), (2, (0, vec![])));
+}
+
+#[test]
+fn flows_without_a_name_have_bounded_room_and_more_of_them_are_counted_at_once() {
+    let mut lab = before_its_address_is_published();
+    for port in 0..2_000 {
+        lab.flow(tcp_client(2, "10.244.1.3", "10.244.2.11", 10_000 + port, t(105)));
+    }
+    lab.at(120);
+    assert_eq!(without_a_name(&lab.snapshot()).0, 2_003);
+    lab.apply(&pod("shop", "web", 0, "node-b", "10.244.2.11", &[]));
+    lab.at(121);
+    let named = lab.edges().len();
+    assert!((400..=512).contains(&named), "{named}");
+    assert_eq!(without_a_name(&lab.snapshot()), (2_003 - named as u64, vec![API.to_owned()]));
 }

@@ -127,3 +127,34 @@ fn whose_word_it_is_stands_where_it_is_not_all_of_the_window() {
     assert_eq!(heard(&b), None);
     assert_eq!(heard(&merge(vec![a, b])), Some(Interval { from: t(40), to: t(200) }));
 }
+
+/// Within one flow of one node: what was seen in between may have been the other's.
+#[test]
+fn an_address_that_comes_back_to_its_first_owner_proves_two_connections_and_no_more() {
+    let mut lab = Lab::new("node-a", &[pod("shop", "web", 0, "node-a", "10.244.1.2", &[]), owner("billing")]);
+    lab.pod_cgroup(1, "web", 0);
+    lab.flow(tcp_client(1, "10.244.1.2", ADDRESS, 80, t(2)));
+    lab.at(100).delete_pod("shop", "billing-5d9c-0");
+    lab.at(110).apply(&owner("admin"));
+    lab.at(200).delete_pod("shop", "admin-5d9c-0");
+    lab.at(210).apply(&pod("shop", "billing", 1, "node-b", ADDRESS, &[]));
+    let mut calls = tcp_client(1, "10.244.1.2", ADDRESS, 8080, t(50));
+    (calls.last_open, calls.counts.opened) = (Some(t(400)), 5);
+    lab.at(401).flow(calls);
+    assert_eq!(lab.edges(), ["web -> billing TCP/80", "web -> billing TCP/8080"]);
+    assert_eq!(lab.snapshot().body.edges[1].counts.opened, 2);
+    assert_eq!(lab.unresolved("ip_reuse"), 3);
+    // Replicas of one workload may pass an address among themselves.
+    let mut lab = Lab::new("node-a", &[pod("shop", "web", 0, "node-a", "10.244.1.2", &[]), owner("billing")]);
+    lab.pod_cgroup(1, "web", 0);
+    lab.flow(tcp_client(1, "10.244.1.2", ADDRESS, 80, t(2)));
+    for (replica, second) in [(1, 100), (2, 200)] {
+        lab.at(second).delete_pod("shop", &format!("billing-5d9c-{}", replica - 1));
+        lab.at(second + 10).apply(&pod("shop", "billing", replica, "node-b", ADDRESS, &[]));
+    }
+    let mut calls = tcp_client(1, "10.244.1.2", ADDRESS, 8080, t(50));
+    (calls.last_open, calls.counts.opened) = (Some(t(400)), 5);
+    lab.at(401).flow(calls);
+    assert_eq!(lab.snapshot().body.edges[1].counts.opened, 5);
+    assert_eq!(lab.unresolved("ip_reuse"), 0);
+}

@@ -8,7 +8,7 @@ use std::{
 
 use guardrail_common::{
     address::{Address, UNSPECIFIED},
-    flow::{FLAG_BIND_SEEN, FlowKey, FlowRole, FlowValue, PROTOCOL_TCP},
+    flow::{FlowKey, FlowRole, FlowValue, PROTOCOL_TCP},
 };
 use guardrail_graph::{
     observe::{CgroupId, FlowCounts, FlowDelta, NetnsId, OpenFlow, Remote, Role},
@@ -82,7 +82,7 @@ impl Fold {
             // Another life of the key than the one that an earlier agent reported.
             *reported = new;
         }
-        let counted = counts(value);
+        let counted = counts(key.protocol, value);
         let gain = difference(&counted, &reported.counts);
         if gain == FlowCounts::default() {
             return Duration::from_millis(now.wrapping_sub(reported.gained_at).into());
@@ -115,16 +115,29 @@ impl Fold {
 
     /// Takes an entry's value for reported.
     pub(crate) fn mark_reported(&mut self, key: FlowKey, value: &FlowValue) {
-        let reported =
-            Reported { counts: counts(value), first_open: value.first_open, gained_at: self.now, found_in: self.sweep };
+        let reported = Reported {
+            counts: counts(key.protocol, value),
+            first_open: value.first_open,
+            gained_at: self.now,
+            found_in: self.sweep,
+        };
         self.reported.insert(key, reported);
     }
 
     /// Every live entry as it was reported, for [`Fold::mark_reported`].
     pub(crate) fn reported(&self) -> Vec<(FlowKey, FlowValue)> {
         let entry = |(key, reported): (&FlowKey, &Reported)| {
-            let FlowCounts { opened, found, refused, unanswered, unreachable, closed, bytes_sent, bytes_received } =
-                reported.counts;
+            let FlowCounts {
+                opened,
+                found,
+                refused,
+                unanswered,
+                unreachable,
+                closed,
+                broken,
+                bytes_sent,
+                bytes_received,
+            } = reported.counts;
             let value = FlowValue {
                 first_open: reported.first_open,
                 opened,
@@ -133,6 +146,7 @@ impl Fold {
                 unanswered,
                 unreachable,
                 closed,
+                by_protocol: u32::try_from(broken).unwrap_or(u32::MAX),
                 bytes_sent,
                 bytes_received,
                 ..FlowValue::default()
@@ -189,7 +203,7 @@ fn delta(key: &FlowKey, value: &FlowValue, gain: Gain) -> FlowDelta {
         role,
         server_port: key.server_port,
         local_port: (key.local_port != 0).then_some(key.local_port),
-        bind_seen: value.flags & FLAG_BIND_SEEN != 0,
+        bind_seen: value.bind_seen(key.protocol),
         first_open: gain.first_open,
         last_open: gain.last_open,
         counts: gain.counts,
@@ -211,7 +225,7 @@ pub(crate) fn address(ip: IpAddr) -> Address {
 }
 
 /// What the programs have counted.
-pub(crate) fn counts(value: &FlowValue) -> FlowCounts {
+pub(crate) fn counts(protocol: u8, value: &FlowValue) -> FlowCounts {
     FlowCounts {
         opened: value.opened,
         found: u64::from(value.found),
@@ -219,6 +233,7 @@ pub(crate) fn counts(value: &FlowValue) -> FlowCounts {
         unanswered: value.unanswered,
         unreachable: value.unreachable,
         closed: value.closed,
+        broken: value.broken(protocol),
         bytes_sent: value.bytes_sent,
         bytes_received: value.bytes_received,
     }
@@ -233,6 +248,7 @@ fn difference(now: &FlowCounts, before: &FlowCounts) -> FlowCounts {
         unanswered: now.unanswered.saturating_sub(before.unanswered),
         unreachable: now.unreachable.saturating_sub(before.unreachable),
         closed: now.closed.saturating_sub(before.closed),
+        broken: now.broken.saturating_sub(before.broken),
         bytes_sent: now.bytes_sent.saturating_sub(before.bytes_sent),
         bytes_received: now.bytes_received.saturating_sub(before.bytes_received),
     }

@@ -498,7 +498,7 @@ impl Reader {
         // A value of the map's size always decodes.
         let Ok(value) = decode::value(&bytes) else { return };
         self.emit(&key, &value);
-        if counts(&value) == FlowCounts::default() && since.elapsed() < EARLY {
+        if counts(key.protocol, &value) == FlowCounts::default() && since.elapsed() < EARLY {
             self.state.early.push((key, since));
         }
     }

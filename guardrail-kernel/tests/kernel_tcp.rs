@@ -8,6 +8,7 @@ mod kernel;
 use std::{
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -176,6 +177,58 @@ fn failed_attempts_are_told_by_how_they_failed_and_are_never_opens() {
             "a failure has a time, but opens nothing: {delta:?}"
         );
     }
+}
+
+/// Sends a byte on a connection that gives up after half a second without an answer.
+fn say_something(connection: &TcpStream) {
+    set_option(connection, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 500);
+    (&*connection).write_all(b"?").expect("written");
+}
+
+#[test]
+fn a_connection_that_nobody_answers_any_more_is_broken_and_one_that_is_reset_or_closed_is_not() {
+    let Some(lab) = Pair::new() else { return };
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
+    let listener = db.listen(at(RIGHT, 7050));
+    let connected = || {
+        let connection = web.connect(at(RIGHT, 7050)).expect("connected");
+        (connection, listener.accept().expect("accepted").0)
+    };
+    let drop_what_arrives = |how: &str| {
+        let iptables = || Command::new("iptables").args([how, "INPUT", "-p", "tcp", "-j", "DROP"]).status();
+        assert!(lab.netns(Half::Right).run(iptables).expect("iptables runs").success());
+    };
+    // As in the test above: how long the kernel tries, and whose time its timers take.
+    let before = connected();
+    let agent = Agent::start(&lab);
+    let cut = connected();
+    drop_what_arrives("-A");
+    let begun = Instant::now();
+    say_something(&before.0);
+    let error = with_cpus_held(|| error_of(&before.0, LIMIT));
+    assert_eq!(error, Some(libc::ETIMEDOUT), "after {:?}", begun.elapsed());
+    say_something(&cut.0);
+    let error = with_cpus_held(|| error_of(&cut.0, LIMIT));
+    assert_eq!(error, Some(libc::ETIMEDOUT), "after {:?}", begun.elapsed());
+    drop_what_arrives("-D");
+    // The other ends say something, and hear that there is no such connection.
+    for end in [&before.1, &cut.1] {
+        (&*end).write_all(b"!").expect("written");
+        assert_eq!(error_of(end, LIMIT), Some(libc::ECONNRESET));
+    }
+    talk(&web, at(RIGHT, 7050), &listener, 1, 2);
+    let (asking, asked) = (client(&web, Tcp, LEFT, RIGHT, 7050), server(&db, Tcp, RIGHT, LEFT, 7050));
+    let all = |broken, bytes_sent, bytes_received| FlowCounts {
+        found: 1,
+        opened: 2,
+        closed: 3,
+        broken,
+        bytes_sent,
+        bytes_received,
+        ..FlowCounts::default()
+    };
+    let seen = agent.finish(&[(asking, all(2, 3, 2)), (asked, all(0, 4, 1))]);
+    assert!(seen.deltas().all(|(_, delta)| delta.counts.broken <= delta.counts.closed));
 }
 
 #[test]

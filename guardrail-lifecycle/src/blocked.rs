@@ -4,9 +4,8 @@
 //! rejected one was refused. Both have other reasons, too, so each finding says how sure it is and
 //! what speaks against it. Attempts count that are later than the last change of a policy that
 //! denies them, and that no success of the same pair and port followed. Attempts on a Service are
-//! judged at the pods behind it.
-//!
-//! Established connections that broke off will be a third way to fail ([`Outcome`]).
+//! judged at the pods behind it. Where no attempt failed, established connections that broke off
+//! count, at the time at which they did.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -80,6 +79,9 @@ pub enum Outcome {
     Unanswered,
     /// Refused, or reported unreachable: what a data plane does that rejects.
     Refused,
+    /// They came about and broke off: what was sent was never answered any more, as where a data
+    /// plane that judges by packet drops from one moment on.
+    Broken,
 }
 
 /// Attempts of one client at one port of a server, or of a Service.
@@ -103,7 +105,7 @@ pub struct BlockedAttempts {
     pub namespaces: BTreeSet<String>,
     /// How they failed.
     pub outcome: Outcome,
-    /// How many failed; over UDP datagrams. Some may be older than the policies.
+    /// How many failed or broke off; over UDP datagrams. Some may be older than the policies.
     pub attempts: u64,
     /// The last of them.
     pub last_attempt: Timestamp,
@@ -177,7 +179,9 @@ fn judge(evidence: &BlockedEvidence<'_>, others: &Others<'_>, attempts: &Attempt
         (refused && !seen.passes, "nobody is known to listen there"),
         (!attempts.protocol.has_connections() && !watched, "over UDP some servers never answer"),
     ];
+    let broken = failure.outcome == Outcome::Broken;
     let likely = [
+        (broken, "connections also break off where a server vanishes or a network fails"),
         (refused, "they were refused, as a server does where nobody listens"),
         (!watched, "nobody watched the server's side"),
         (!seen.passes, "nobody else was seen to get through there"),

@@ -266,6 +266,26 @@ fn a_refusal_counts_only_where_nobody_is_known_to_refuse() {
 }
 
 #[test]
+fn connections_that_broke_off_after_the_policy_came_are_blocked_ones_until_another_comes_through() {
+    let broken = |last| (Counts { opened: 5, broken: 2, ..Counts::default() }, 0, last);
+    // All were opened before; two broke off at 800.
+    let found = since_100(vec![used_by_web(), from_api(broken(800), Some(opened(5, 0, 95)))]);
+    assert_eq!(
+        (only(&found).confidence, found[0].outcome, found[0].attempts),
+        (Confidence::Likely, Outcome::Broken, 2)
+    );
+    assert!(found[0].because[0].contains("break off"), "{:?}", found[0].because);
+    assert_eq!(found[0].last_attempt, at(800));
+    // Before the policy, and with a connection that came through later.
+    assert_eq!(since_100(vec![used_by_web(), from_api(broken(95), Some(opened(5, 0, 90)))]), []);
+    assert_eq!(since_100(vec![used_by_web(), from_api(broken(800), Some(opened(6, 0, 800)))]), []);
+    // An attempt that failed says more.
+    let both = (Counts { opened: 5, broken: 2, unanswered: 1, ..Counts::default() }, 0, 800);
+    let found = since_100(vec![used_by_web(), from_api(both, Some(opened(5, 0, 95)))]);
+    assert_eq!((only(&found).outcome, found[0].attempts), (Outcome::Unanswered, 1));
+}
+
+#[test]
 fn a_server_that_answers_nobody_makes_it_possible_only() {
     let web = edge(&workload("web"), &workload("db"), Protocol::Tcp, 5432, Some(unanswered(1, 0, 700)), None);
     let found = since_100(vec![web, from_api(unanswered(4, 200, 800), None)]);

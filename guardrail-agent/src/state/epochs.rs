@@ -54,9 +54,9 @@ impl Kept {
     /// Its entry in a list.
     #[must_use]
     pub fn entry(&self) -> serde_json::Value {
-        let Header { key, revision: _, from, to, end } = &self.header;
+        let Header { key, revision: (run, n), from, to, end } = &self.header;
         serde_json::json!({
-            "id": self.id, "node": key.node, "instance": key.instance, "start": key.start,
+            "id": self.id, "node": key.node, "instance": key.instance, "start": key.start, "run": run, "n": n,
             "from": from, "to": to, "ended": end.as_str(), "bytes": self.bytes,
         })
     }

@@ -22,7 +22,7 @@ use ruzstd::{decoding::StreamingDecoder, encoding::CompressionLevel};
 
 use super::End;
 use crate::{
-    snapshot::{Document, Snapshot, SnapshotError, Source, Window},
+    snapshot::{Document, Revision, Snapshot, SnapshotError, Source, Window},
     time::Timestamp,
 };
 
@@ -110,7 +110,8 @@ impl Header {
     pub fn of(document: &Document, end: End) -> Option<Self> {
         let window = document.window();
         let key = key(document.sources(), window)?;
-        Some(Self { key, revision: (0, 0), from: window.from?, to: window.to?, end })
+        let Revision { run, n } = document.revision();
+        Some(Self { key, revision: (run, n), from: window.from?, to: window.to?, end })
     }
 
     /// The header, the length of the document, and the body.

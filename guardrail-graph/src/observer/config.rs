@@ -11,6 +11,9 @@ pub struct ObserverConfig {
     pub node: String,
     /// This agent's instance: random per state; a restored state keeps its own.
     pub instance: String,
+    /// Run of the agent, raised with each start: first half of the revision of each document. 0:
+    /// its documents have none.
+    pub run: u32,
     /// Only the pods of this node are known (`--inventory-scope node`): what goes to or comes from
     /// another node's pod range is kept by its address, and `merge` names it.
     pub own_pods_only: bool,
@@ -68,6 +71,7 @@ impl ObserverConfig {
             node: node.into(),
             instance: instance.into(),
             started,
+            run: 0,
             own_pods_only: false,
             awaited: Vec::new(),
             pod_timeout: Duration::from_secs(10),

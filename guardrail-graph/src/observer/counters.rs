@@ -17,7 +17,7 @@ use crate::{
     snapshot::{
         EdgeCounter, EdgeCounters, InventoryState, Side,
         behind::{Evidence, behind},
-        counters::add_outcomes,
+        counters::{OUTCOMES, add_outcomes},
         facts::{EdgeKey, Seen, Services},
         intervals::joined,
     },
@@ -98,7 +98,7 @@ impl Observer {
         let all_observed = nodes.len() == 1;
         let (attached, backends_known) = self.behind_services(nodes);
 
-        let mut counters: HashMap<Key, [u64; 4]> = HashMap::new();
+        let mut counters: HashMap<Key, [u64; OUTCOMES.len()]> = HashMap::new();
         let mut extra: HashMap<Key, Seen> = HashMap::new();
         for ((client, server, protocol, port), seen) in attached {
             let server = self.peers.id(Arc::unwrap_or_clone(server));

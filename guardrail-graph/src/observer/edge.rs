@@ -102,8 +102,14 @@ fn add(slot: &mut Option<Arc<Seen>>, seen: &Seen, earlier: Option<Timestamp>) {
     let opens = seen.counts.is_seen();
     match slot.as_mut().map(Arc::make_mut) {
         Some(kept) if opens => kept.add(seen),
-        // First and last seen are times of opens and attempts, not of bytes.
-        Some(kept) => kept.counts = kept.counts.plus(&seen.counts),
+        // First and last seen are times of opens and attempts, not of bytes; a connection that
+        // broke off was there until it did.
+        Some(kept) => {
+            kept.counts = kept.counts.plus(&seen.counts);
+            if seen.counts.broken > 0 {
+                kept.last = kept.last.max(seen.last);
+            }
+        }
         None if opens => *slot = Some(Arc::new(*seen)),
         None => *slot = earlier.map(|last| Arc::new(Seen { first: last, last, ..*seen })),
     }
@@ -132,7 +138,7 @@ fn until<'a>(seen: Option<&'a Arc<Seen>>, still_open: u32, now: Timestamp) -> Op
 
 /// Connections that are open as an epoch begins.
 fn open_since(count: u32, start: Timestamp) -> Arc<Seen> {
-    Arc::new(Seen { counts: Counts { open: count.into(), ..Counts::default() }, first: start, last: start })
+    Arc::new(Seen { counts: Counts { open: count, ..Counts::default() }, first: start, last: start })
 }
 
 /// Names of workloads on a node, each once. Few edges have any, so there is no room for

@@ -32,6 +32,7 @@ impl Observer {
             .chain(self.identity.peers())
             .chain(restored)
             .chain(self.reclassify.peers())
+            .chain(self.unnamed.peers())
             .chain(self.ledger.incomplete().map(|(peer, _)| peer));
         let mut used = vec![false; self.peers.numbers()];
         peers.for_each(|peer: PeerId| used[peer.index()] = true);

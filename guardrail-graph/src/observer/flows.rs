@@ -52,16 +52,16 @@ pub(super) enum Decided {
 
 /// A flow whose local end has a role.
 #[derive(Clone, Copy)]
-struct DecidedFlow<'a> {
-    delta: &'a FlowDelta,
-    role: Role,
+pub(super) struct DecidedFlow<'a> {
+    pub(super) delta: &'a FlowDelta,
+    pub(super) role: Role,
     /// The server's port.
-    port: u16,
+    pub(super) port: u16,
     /// The remote address.
-    address: IpAddr,
+    pub(super) address: IpAddr,
 }
 
-fn weight(counts: &FlowCounts) -> u64 {
+pub(super) fn weight(counts: &FlowCounts) -> u64 {
     counts
         .opened
         .saturating_add(counts.found)
@@ -83,6 +83,7 @@ pub(super) fn as_client(counts: &FlowCounts, role: Role) -> Counts {
         refused: counts.refused,
         unanswered: counts.unanswered,
         unreachable: counts.unreachable,
+        broken: u32::try_from(counts.broken).unwrap_or(u32::MAX),
         bytes_sent,
         bytes_received,
     }
@@ -104,6 +105,16 @@ fn asked_marks(role: Role, local: IpAddr, remote: IpAddr) -> u8 {
     let of_link = if asked.is_ipv4() { address_class(asked) & link_local } else { 0 };
     // A group's address is the local one at its receivers.
     (address_class(local) & !link_local) | of_link
+}
+
+/// Whether two remote ends make one edge: replicas of a workload do.
+fn is_same(a: &Resolution<RemoteEnd>, b: &Resolution<RemoteEnd>) -> bool {
+    match (a, b) {
+        (Resolution::Known(RemoteEnd::Peer { peer: a, .. }), Resolution::Known(RemoteEnd::Peer { peer: b, .. })) => {
+            a == b
+        }
+        _ => a == b,
+    }
 }
 
 impl Observer {
@@ -149,11 +160,18 @@ impl Observer {
                 return Step::Done;
             }
         };
-        self.instants(DecidedFlow { delta, role, port, address }, local, at, last)
+        self.instants(DecidedFlow { delta, role, port, address }, local, at, now, last)
     }
 
     /// `first_open` and `last_open` each prove an edge to the owner at that instant.
-    fn instants(&mut self, flow: DecidedFlow<'_>, local: LocalEnd, at: Timestamp, last: Last) -> Step {
+    pub(super) fn instants(
+        &mut self,
+        flow: DecidedFlow<'_>,
+        local: LocalEnd,
+        at: Timestamp,
+        now: Timestamp,
+        last: Last,
+    ) -> Step {
         let DecidedFlow { delta, role, port, address } = flow;
         let beside = is_beside_first_network(local.marks);
         let end = |this: &mut Self, at| match role {
@@ -180,7 +198,9 @@ impl Observer {
             if first_remote == Resolution::Wait {
                 return Step::WaitPod;
             }
-            if first_remote != remote || first_local.peer != local.peer {
+            // It may have come back to its first owner.
+            let others = || self.identity.other_peers_between(address, first, at);
+            if !is_same(&first_remote, &remote) || first_local.peer != local.peer || others() {
                 self.split(flow, [(first_local, first_remote, first), (local, remote, at)], counts);
                 return Step::Done;
             }
@@ -201,6 +221,10 @@ impl Observer {
                 self.record(flow, &local, remote, Seen { counts: one, first: at, last: at });
                 return Step::Done;
             }
+        }
+        if remote == Resolution::Unresolved(UnresolvedReason::PodRangeNoOwner) {
+            self.keep_unnamed(flow, &local, now);
+            return Step::Done;
         }
         let first = delta.first_open.unwrap_or(at).min(at);
         self.record(flow, &local, remote, Seen { counts, first, last: at });
@@ -499,13 +523,20 @@ impl Observer {
         self.ledger.count_unresolved(reason, count, || example(peers.get(peer), role, remote));
         if established {
             self.ledger.incomplete_peer(peer, reason.as_str());
+            if reason == UnresolvedReason::PodRangeNoOwner {
+                self.unnamed.give_up(peer);
+            }
         }
     }
 }
 
 /// `client -> server:port/protocol`, whichever of them is the local end. `port` is the server's.
 /// Where the role could not be told, the local end stands first.
-fn example(local: impl fmt::Display, role: Role, (remote, port, protocol): (observe::Remote, u16, Protocol)) -> String {
+pub(super) fn example(
+    local: impl fmt::Display,
+    role: Role,
+    (remote, port, protocol): (observe::Remote, u16, Protocol),
+) -> String {
     match (role, remote) {
         (Role::Server, observe::Remote::Addr(client)) => format!("{client} -> {local}:{port}/{protocol}"),
         (Role::Server, observe::Remote::Many) => format!("many -> {local}:{port}/{protocol}"),

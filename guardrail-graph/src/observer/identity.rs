@@ -159,6 +159,13 @@ impl Identity {
         self.addresses.others_between(address, first, last, owners)
     }
 
+    /// Whether another peer than those at two instants had the address between them.
+    pub(super) fn other_peers_between(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> bool {
+        let ends = [first, last].map(|at| self.owner(address, at).and_then(|owner| self.peer_of(owner)));
+        let mut between = self.addresses.of(address).filter(|tenure| tenure.from < last && first < tenure.to);
+        between.any(|tenure| !ends.contains(&self.peer_of(tenure.owner)))
+    }
+
     /// Whether an address was the same peer's at two instants, and known to be.
     pub(super) fn is_same_peer(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> bool {
         let peer = |at| self.owner(address, at).and_then(|owner| self.peer_of(owner));

@@ -127,6 +127,15 @@ impl Ledger {
         }
     }
 
+    /// Flows have a name after all, or are no part of this epoch. Totals stay.
+    pub(super) fn take_back(&mut self, reason: UnresolvedReason, count: u64, example: &str) {
+        let index = reason as usize;
+        let taken = count.min(self.unresolved[index]);
+        self.unresolved[index] -= taken;
+        self.before.0[index] = self.before.0[index].saturating_add(taken);
+        self.examples[index].remove(example);
+    }
+
     /// Sets a count that is computed with each document or scrape.
     pub(super) fn set_derived(&mut self, reason: UnresolvedReason, count: u64) {
         self.derived[reason as usize] = count;
@@ -164,6 +173,16 @@ impl Ledger {
         let reasons = self.incomplete.entry(peer).or_default();
         if !reasons.contains(reason) {
             reasons.insert(reason.into());
+        }
+    }
+
+    /// Nothing of this peer is missing for this reason any more.
+    pub(super) fn complete_peer(&mut self, peer: PeerId, reason: &str) {
+        if let Some(reasons) = self.incomplete.get_mut(&peer) {
+            reasons.remove(reason);
+            if reasons.is_empty() {
+                self.incomplete.remove(&peer);
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use super::{AddressOwner, Observer, UnresolvedReason, edge::MARKS, identity::Pod
 use crate::{
     peer::Peer,
     snapshot::{
-        Document, InventoryState, Side, Snapshot, Source,
+        Document, InventoryState, Revision, Side, Snapshot, Source,
         facts::{EdgeFacts, Facts, FlowFacts, KnownTenure, RemoteFacts, hull},
         workloads::WorkloadFacts,
     },
@@ -40,6 +40,10 @@ impl Observer {
         let mut facts = Facts::default();
         facts.expected = self.expected_nodes();
         facts.sources.insert(Arc::clone(&source));
+        if self.config.run > 0 {
+            self.documents = self.documents.saturating_add(1);
+            facts.revisions.insert(Arc::clone(&source), Revision { run: self.config.run, n: self.documents });
+        }
         facts.observed.insert(self.config.node.clone());
         facts.window.insert(self.config.node.clone(), self.history.intervals(now));
         for (reason, count) in self.ledger.losses().filter(|(_, count)| *count > 0) {

@@ -176,6 +176,7 @@ impl Observer {
         for entry in &body.coverage.workloads {
             let peer = self.peers.id(entry.peer.clone());
             entry.reasons.iter().for_each(|reason| self.ledger.restore_incomplete(peer, reason));
+            self.unnamed.give_up(peer);
         }
         self.catalogue.restore_workloads(&body.workloads);
         self.catalogue.restore_services(&body.services);
@@ -214,7 +215,7 @@ impl Observer {
         // Without pins nobody knows which of them ended in between; those that did not are found
         // again.
         let still_open = |counts: &SourceCounts| match is_seamless {
-            true => u32::try_from(counts.counts.open).unwrap_or(u32::MAX),
+            true => counts.counts.open,
             false => 0,
         };
         for flow in &body.service_flows {

@@ -44,13 +44,14 @@ impl Observer {
     ///
     /// `open`: every connection that is open now. Each is evidence of the next epoch, if both ends
     /// are known now and the epoch that ended has it. An edge with an address that may turn out to
-    /// be the cluster's own moves to the next epoch whole.
+    /// be the cluster's own moves to the next epoch whole, and so does a flow that has no name yet.
     pub fn turn(&mut self, open: &[OpenFlow], now: Timestamp) -> Document {
         self.reclassify_due(now);
         let open = self.standings(open, now);
         self.graph.set_open(&open);
         let since = now.before(ADDRESS_LEAD + self.config.pod_timeout + Duration::from_secs(1));
         let young = self.graph.take_young(since, &self.peers);
+        let unnamed = self.take_unnamed();
         let document = self.document(now);
         let closed = self.graph.turn(&self.config);
         self.ledger.turn();
@@ -59,6 +60,7 @@ impl Observer {
         for (key, edge) in young {
             self.graph.restore_edge(key, edge, &self.peers);
         }
+        self.put_unnamed(unnamed);
         for (at, count) in open {
             self.graph.open(at, count, now, &closed, &self.peers);
         }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::Counts;
 use crate::peer::{Peer, Protocol};
 
-/// Outcomes that [`EdgeCounter::outcomes`] counts: `opened` has those found at start in it.
-pub const OUTCOMES: [&str; 4] = ["opened", "refused", "unanswered", "unreachable"];
+/// Outcomes that [`EdgeCounter::outcomes`] counts: `opened` has those found at start in it, and
+/// those that broke off later on, which `broken` counts once more.
+pub const OUTCOMES: [&str; 5] = ["opened", "refused", "unanswered", "unreachable", "broken"];
 
 /// Series of `guardrail_flow_connections_total`: an edge whose external ends are one, and its
 /// counts by outcome.
@@ -21,7 +22,7 @@ pub struct EdgeCounter {
     /// Pod port.
     pub port: u16,
     /// In the order of [`OUTCOMES`].
-    pub outcomes: [u64; 4],
+    pub outcomes: [u64; OUTCOMES.len()],
 }
 
 /// What `/metrics` shows of the edges.
@@ -34,8 +35,8 @@ pub struct EdgeCounters {
 }
 
 /// Adds the counts of an edge.
-pub(crate) fn add_outcomes(sums: &mut [u64; 4], counts: &Counts) {
-    let gains = [counts.established(), counts.refused, counts.unanswered, counts.unreachable];
+pub(crate) fn add_outcomes(sums: &mut [u64; OUTCOMES.len()], counts: &Counts) {
+    let gains = [counts.established(), counts.refused, counts.unanswered, counts.unreachable, counts.broken.into()];
     for (sum, gain) in sums.iter_mut().zip(gains) {
         *sum = sum.saturating_add(gain);
     }

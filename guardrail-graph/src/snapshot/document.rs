@@ -10,8 +10,8 @@ use std::{
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::{
-    API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, Interval, KIND, LabelChanges, ServiceEntry,
-    ServiceFlow, ServicePortEntry, Snapshot, Source, SourceWindow, Window,
+    API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, Interval, KIND, LabelChanges, Revision,
+    ServiceEntry, ServiceFlow, ServicePortEntry, Snapshot, Source, SourceRevision, SourceWindow, Window,
     derive::{Derived, Deriver},
     facts::{
         EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, hull,
@@ -95,6 +95,9 @@ impl Facts {
     pub(crate) fn document(mut self) -> Document {
         self.observed.extend(self.sources.iter().map(|s| s.node.clone()));
         self.expected.extend(self.observed.iter().cloned());
+        for (source, intervals) in std::mem::take(&mut self.observed_by) {
+            self.window.entry(source.node.clone()).or_default().extend(intervals);
+        }
         for intervals in self.window.values_mut() {
             *intervals = joined(std::mem::take(intervals));
         }
@@ -170,6 +173,7 @@ impl Document {
             sources: self.facts.sources.iter().map(|s| Source::clone(s)).collect(),
             window: self.window.clone(),
             source_windows: self.source_windows.clone(),
+            revisions: self.revisions(),
             coverage: self.coverage.clone(),
             workloads: self.facts.workloads.iter().map(|(name, w)| self.facts.workload(name, w)).collect(),
             label_changes: self.label_changes(),
@@ -183,6 +187,18 @@ impl Document {
             edges: self.edges(None).map(|(_, edge)| edge).collect(),
         };
         snapshot
+    }
+
+    /// The revision of its epoch, if it is of one alone.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        let mut known = self.facts.revisions.values();
+        known.next().copied().filter(|_| known.next().is_none()).unwrap_or_default()
+    }
+
+    fn revisions(&self) -> Vec<SourceRevision> {
+        let known = self.facts.revisions.iter();
+        known.map(|(source, revision)| SourceRevision { source: Source::clone(source), revision: *revision }).collect()
     }
 
     fn label_changes(&self) -> Vec<LabelChanges> {
@@ -329,6 +345,11 @@ impl Iterator for Chunks {
                     if !source_windows.is_empty() {
                         out.extend_from_slice(b",\"source_windows\":");
                         json(&mut out, source_windows);
+                    }
+                    let revisions = self.document.revisions();
+                    if !revisions.is_empty() {
+                        out.extend_from_slice(b",\"revisions\":");
+                        json(&mut out, &revisions);
                     }
                     out.extend_from_slice(b",\"coverage\":");
                     json(&mut out, &Judgement(coverage));

@@ -14,8 +14,8 @@ pub(crate) use edge::EdgeFacts;
 use indexmap::IndexMap;
 
 use super::{
-    AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, InventoryState, PodEntry, ServiceEntry, Side,
-    Snapshot, Source, SourceCounts, marks,
+    AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, InventoryState, PodEntry, Revision, ServiceEntry,
+    Side, Snapshot, Source, SourceCounts, marks,
     presence::{LossTimes, Pods, Witnesses},
     span::Span,
     workloads::{ChangedLabels, WorkloadFacts},
@@ -144,6 +144,15 @@ impl BySource {
         }
     }
 
+    /// Takes out what a source counted.
+    pub(crate) fn forget(&mut self, source: &Arc<Source>) {
+        if self.iter().any(|(of, ..)| of == source) {
+            let mut all = self.take();
+            all.retain(|((of, _), _)| of != source);
+            *self = all.into();
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, Self::Nothing)
     }
@@ -172,8 +181,8 @@ impl BySource {
 /// is one.
 fn sum<'a>(counted: impl Iterator<Item = (&'a Arc<Source>, Side, &'a Seen)>) -> Option<Seen> {
     let mut total: Option<Seen> = None;
-    let mut open = 0u64;
-    let mut of_agent: Option<((&str, &str, Side), u64)> = None;
+    let mut open = 0u32;
+    let mut of_agent: Option<((&str, &str, Side), u32)> = None;
     for (source, side, seen) in counted {
         total = Seen::sum(total, Some(*seen));
         let agent = (source.node.as_str(), source.instance.as_str(), side);
@@ -193,13 +202,15 @@ fn sum<'a>(counted: impl Iterator<Item = (&'a Arc<Source>, Side, &'a Seen)>) -> 
 
 impl Counts {
     fn zip(&self, other: &Self, f: impl Fn(u64, u64) -> u64) -> Self {
+        let short = |a: u32, b: u32| u32::try_from(f(a.into(), b.into())).unwrap_or(u32::MAX);
         Self {
             opened: f(self.opened, other.opened),
             found: f(self.found, other.found),
-            open: f(self.open, other.open),
+            open: short(self.open, other.open),
             refused: f(self.refused, other.refused),
             unanswered: f(self.unanswered, other.unanswered),
             unreachable: f(self.unreachable, other.unreachable),
+            broken: short(self.broken, other.broken),
             bytes_sent: f(self.bytes_sent, other.bytes_sent),
             bytes_received: f(self.bytes_received, other.bytes_received),
         }
@@ -313,6 +324,9 @@ pub(crate) struct Facts {
     /// When each source observed; without an entry, in all of its node's window.
     pub(crate) source_windows: BTreeMap<Arc<Source>, Interval>,
     pub(crate) window: BTreeMap<String, Vec<Interval>>,
+    /// The same of sources that came alone: it goes with them.
+    pub(crate) observed_by: BTreeMap<Arc<Source>, Vec<Interval>>,
+    pub(crate) revisions: BTreeMap<Arc<Source>, Revision>,
     pub(crate) observed: BTreeSet<String>,
     pub(crate) expected: BTreeSet<String>,
     pub(crate) losses: BTreeMap<(Arc<Source>, String), (LossClass, u64)>,
@@ -370,7 +384,8 @@ pub(super) fn keep_later<T: serde::Serialize + PartialEq>(kept: &mut T, other: T
 
 impl Facts {
     /// Joins the facts of a snapshot.
-    pub(crate) fn add(&mut self, snapshot: Snapshot) {
+    pub(crate) fn add(&mut self, mut snapshot: Snapshot) {
+        self.settle_revisions(&mut snapshot.body);
         for (source, window) in snapshot.body.windows_of_sources() {
             let known = self.source_windows.entry(self.counters.intern(source)).or_insert(window);
             *known = hull([*known, window]);
@@ -379,6 +394,7 @@ impl Facts {
             sources,
             window,
             source_windows: _,
+            revisions: _,
             coverage,
             mut workloads,
             label_changes,
@@ -395,10 +411,14 @@ impl Facts {
         self.take_own_pods(own_pods_as_of, &mut workloads);
         self.observed.extend(coverage.nodes.observed);
         self.expected.extend(coverage.nodes.expected);
+        let mut own = sources.first().cloned().filter(|_| sources.len() == 1);
         self.sources.extend(sources.into_iter().map(|source| self.counters.intern(source)));
         let all_of_it = hull(window.nodes.values().flatten().copied());
         for (node, intervals) in window.nodes {
-            self.window.entry(node).or_default().extend(intervals);
+            match own.take_if(|source| source.node == node) {
+                Some(own) => self.observed_by.entry(self.counters.intern(own)).or_default().extend(intervals),
+                None => self.window.entry(node).or_default().extend(intervals),
+            }
         }
         for loss in coverage.losses.into_iter().filter(|l| l.count > 0) {
             self.add_loss_times(&loss.source, &loss.reason, loss.times);

@@ -94,7 +94,7 @@ impl<'a> Owners<'a> {
 
     /// Whose a flow is: parts of it with their owner, and how many connections nobody can be given.
     pub(super) fn shares(&self, address: IpAddr, seen: &Seen) -> (Vec<(&'a Arc<Peer>, Seen)>, u64) {
-        let weight = |c: &Counts| c.established().max(c.open).saturating_add(c.failed());
+        let weight = |c: &Counts| c.established().max(c.open.into()).saturating_add(c.failed());
         let all = self.between(address, seen.first, seen.last);
         let ends = (self.at(address, seen.first), self.at(address, seen.last));
         if let (1, (Some(owner), Some(_))) = (all.len(), ends)

@@ -239,6 +239,7 @@ fn cut_coverage(body: &mut Body, span: &Span, all_of_it: Option<Interval>) {
         coverage.inventory = None;
     }
     body.sources.retain(observed_in);
+    body.revisions.retain(|known| observed_in(&known.source));
 }
 
 /// Nodes whose addresses nobody had in the span: they were gone before it, or came after it.

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Snapshot,
-    counters::{EdgeCounter, add_outcomes},
+    counters::{EdgeCounter, OUTCOMES, add_outcomes},
 };
 use crate::peer::{Peer, WorkloadRef};
 
@@ -60,7 +60,7 @@ impl Snapshot {
             Peer::External { .. } => Arc::clone(&many),
             _ => Arc::new(peer.clone()),
         };
-        let mut counters: BTreeMap<_, [u64; 4]> = BTreeMap::new();
+        let mut counters: BTreeMap<_, [u64; OUTCOMES.len()]> = BTreeMap::new();
         for edge in &self.body.edges {
             let key = (shown(&edge.client.peer), shown(&edge.server.peer), edge.protocol, edge.port);
             add_outcomes(counters.entry(key).or_default(), &edge.counts);

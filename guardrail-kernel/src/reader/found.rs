@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use guardrail_common::{
     decode, encode,
-    flow::{FlowKey, FlowValue},
+    flow::{FlowKey, FlowValue, PROTOCOL_TCP},
 };
 use guardrail_graph::observe::FlowCounts;
 
@@ -56,8 +56,9 @@ impl Reader {
         // Ends are counted at those entries now, but for programs that had looked for them before.
         std::thread::sleep(LOOKING);
         for found in sockets.connections.values() {
-            for FlowValue { closed, bytes_sent, bytes_received, .. } in self.take_ended(found) {
-                self.report(&found.key, &FlowValue { closed, bytes_sent, bytes_received, ..FlowValue::default() });
+            for FlowValue { closed, by_protocol, bytes_sent, bytes_received, .. } in self.take_ended(found) {
+                let ended = FlowValue { closed, by_protocol, bytes_sent, bytes_received, ..FlowValue::default() };
+                self.report(&found.key, &ended);
             }
         }
     }
@@ -73,6 +74,7 @@ impl Reader {
         // Those that ended after the iterator had passed: the end belongs to this find.
         for ended in self.take_ended(found) {
             value.closed += ended.closed;
+            value.by_protocol += ended.by_protocol;
             value.bytes_sent += ended.bytes_sent;
             value.bytes_received += ended.bytes_received;
         }
@@ -83,7 +85,8 @@ impl Reader {
                 self.emit(&found.key, &value);
             }
             Err(_) => {
-                let live = self.maps.flows.counted(&found.key, |live| counts(live) != FlowCounts::default());
+                let live =
+                    self.maps.flows.counted(&found.key, |live| counts(PROTOCOL_TCP, live) != FlowCounts::default());
                 let live = live.unwrap_or_default();
                 // What the hook found at its end is reported by the entry itself; so is what it saw
                 // open and is open still. An entry whose first open is newer than the list has

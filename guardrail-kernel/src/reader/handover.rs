@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use guardrail_common::{
     counter, decode, encode,
-    flow::{FlowKey, FlowValue},
+    flow::{FlowKey, FlowValue, PROTOCOL_UDP},
 };
 use guardrail_graph::observe::LossReason;
 use tracing::{info, warn};
@@ -72,8 +72,10 @@ pub(crate) fn carry(older: &mut Flows, new: &Flows, list: &Flows) -> HashMap<Flo
             Ok(found) if key.is_undecided() => (0, found),
             _ => (open, 0),
         };
-        let FlowValue { netns, flags, first_open, last_open, .. } = *value;
-        let kept = FlowValue { netns, flags, first_open, last_open, opened, found, ..FlowValue::default() };
+        let FlowValue { netns, first_open, last_open, .. } = *value;
+        // Of what broke off only the older maps tell.
+        let by_protocol = if key.protocol == PROTOCOL_UDP { value.by_protocol } else { 0 };
+        let kept = FlowValue { netns, by_protocol, first_open, last_open, opened, found, ..FlowValue::default() };
         // On the list first: an agent that finds an entry and not its like there would tell it.
         if list.set(&encode::key(key), &encode::value(&kept), bpf::NOEXIST).is_err() {
             // Carried before.
@@ -149,6 +151,7 @@ impl Reader {
                 && live.refused >= noted.refused
                 && live.unanswered >= noted.unanswered
                 && live.unreachable >= noted.unreachable
+                && live.by_protocol >= noted.by_protocol
         })
     }
 

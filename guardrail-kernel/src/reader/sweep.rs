@@ -79,8 +79,9 @@ impl Reader {
                 open.extend(fold::open(key, value, |boot| line.at(boot)));
             }
             // Not while the program that puts it in has not counted on it yet.
-            let is_evicted =
-                !evicted.is_empty() && evicted.contains(&ip(&key.remote)) && counts(value) != FlowCounts::default();
+            let is_evicted = !evicted.is_empty()
+                && evicted.contains(&ip(&key.remote))
+                && counts(key.protocol, value) != FlowCounts::default();
             if (idle >= longest || is_evicted) && value.open_connections(key.protocol) == 0 {
                 doomed.push(*key);
             }

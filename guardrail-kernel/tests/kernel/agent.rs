@@ -90,6 +90,7 @@ impl Observed {
                 (&mut sum.unanswered, gain.unanswered),
                 (&mut sum.unreachable, gain.unreachable),
                 (&mut sum.closed, gain.closed),
+                (&mut sum.broken, gain.broken),
                 (&mut sum.bytes_sent, gain.bytes_sent),
                 (&mut sum.bytes_received, gain.bytes_received),
             ] {

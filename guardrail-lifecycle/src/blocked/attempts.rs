@@ -89,7 +89,9 @@ impl Attempts<'_> {
         let Seen { counts, first, last } = self.seen;
         let rejected = counts.refused.saturating_add(counts.unreachable);
         let has_connections = self.protocol.has_connections();
-        if has_connections && counts.failed() == 0 || !has_connections && counts.bytes_received > 0 {
+        if has_connections && counts.failed() == 0 && counts.broken == 0
+            || !has_connections && counts.bytes_received > 0
+        {
             return None;
         }
         let arrived = others.arrived(self.client, &self.targets, self.protocol);
@@ -102,7 +104,11 @@ impl Attempts<'_> {
             return (arrived.is_none() && found.count > 0).then_some(found);
         }
         // Dropped ones decide: a data plane that rejects drops none.
-        let outcome = if counts.unanswered > 0 { Outcome::Unanswered } else { Outcome::Refused };
+        let outcome = match (counts.unanswered, counts.failed()) {
+            (1.., _) => Outcome::Unanswered,
+            (0, 1..) => Outcome::Refused,
+            (0, 0) => Outcome::Broken,
+        };
         let mixed = counts.established() > 0 || arrived.is_some();
         let mut order_unknown = false;
         if let Some((connections, last_success)) = arrived {
@@ -114,7 +120,8 @@ impl Attempts<'_> {
         } else if counts.established() > 0 {
             order_unknown = true;
         }
-        Some(Failure { outcome, count: counts.failed(), first, last, mixed, order_unknown })
+        let count = if outcome == Outcome::Broken { counts.broken.into() } else { counts.failed() };
+        Some(Failure { outcome, count, first, last, mixed, order_unknown })
     }
 }
 

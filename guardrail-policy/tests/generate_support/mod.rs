@@ -417,6 +417,7 @@ impl Scenario {
                 sources: observed.iter().map(|n| source(n)).collect(),
                 window: Window { from: Some(at(0)), to: Some(at(100)), nodes: window_nodes },
                 source_windows: Vec::new(),
+                revisions: Vec::new(),
                 coverage,
                 workloads,
                 label_changes: Vec::new(),
