@@ -1,6 +1,6 @@
 //! What the commands cost on large graphs, from files to files: 100,000 edges over 5,000 workloads,
-//! and thirty graphs of 10,000 edges. Prints one line of figures a command; started by
-//! `cargo xtask bench policy`.
+//! and thirty graphs of 10,000 edges; those of a plan on 500 namespaces and 50,000 edges. Prints
+//! one line of figures a command; started by `cargo xtask bench policy`.
 //!
 //! Each command runs in a process of its own, this program again, which prints its most memory.
 
@@ -57,7 +57,50 @@ fn main() -> ExitCode {
         let what = format!("merge of {count} times 10,000");
         measure(&what, count * day.edges, &["merge"], &days[..count], &merged);
     }
+    planned(directory.path());
     ExitCode::SUCCESS
+}
+
+/// The commands that read a plan.
+fn planned(directory: &Path) {
+    let path = |name: &str| directory.join(name).to_str().expect("text").to_owned();
+    let size = Size { workloads: 5_000, namespaces: 500, edges: 50_000, nodes: 30 };
+    let [file, plan, policies, out] = ["planned.json", "guardrail.yaml", "planned", "out"].map(path);
+    write(Path::new(&file), size, &[Side::Client, Side::Server]);
+    fs::write(&plan, plan_of_all_kinds()).expect("written");
+    let here = ["--plan", &plan, "--environment", "production"];
+    let export = [&["export", "--directory", &policies][..], &here].concat();
+    let status = [&["status", "--policies", &policies][..], &here].concat();
+    let drift = [&["drift", "--policies", &policies, "--against", &policies][..], &here].concat();
+    let out = Path::new(&out);
+    measure("export --plan", size.edges, &export, [&file], out);
+    measure("status with a plan", size.edges, &status, [&file], out);
+    measure("drift with a plan", size.edges, &drift, [&file], out);
+}
+
+/// Namespaces of every phase, sensitive workloads in some of them, a shared service, exceptions.
+fn plan_of_all_kinds() -> String {
+    let mut text = "apiVersion: guardrail.dev/v1alpha1
+kind: Plan
+spec:
+  environments:
+    production:
+      phase: constrain
+      namespaces: {team-1*: {phase: default-deny, egress: true}, team-2*: {phase: default-deny}}
+      sensitive: [team-3/*, team-33/*, team-100/*]
+      gates: {window: 0s}
+  shared:
+  - {workload: team-0/Deployment/service-0, ports: [8000]}
+  exceptions:
+"
+    .to_owned();
+    for index in 0..20 {
+        let (from, to) = (index * 7 + 1, index * 11 + 2);
+        text += &format!(
+            "  - {{id: inc-{index}, from: team-{from}/Deployment/service-{from}, to: team-{to}/Deployment/service-{to}, ports: [9999], expires: 2100-01-01, reason: bench, owner: bench}}\n"
+        );
+    }
+    text
 }
 
 fn write(path: &Path, size: Size, sides: &[Side]) {

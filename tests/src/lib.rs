@@ -19,6 +19,7 @@
 //! - [`agent`]: runs `guardrail-agent` on a node of the lab and compares what it says with the
 //!   truth.
 //! - [`shop`]: the scenario that the end-to-end test and the demo share.
+//! - [`way`]: the whole way from a plan to the end of an exception, which they share, too.
 //!
 //! The lab judges guardrail through its files, sockets and exit codes only: nothing here uses its
 //! crates, but [`bpf`], which loads programs by the wrapper of bpf(2) in guardrail-kernel.
@@ -41,3 +42,4 @@ pub mod small;
 pub mod tries;
 pub mod trouble;
 pub mod truth;
+pub mod way;

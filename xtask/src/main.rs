@@ -33,11 +33,11 @@ enum Command {
     Setup,
     /// Build the kernel programs and the agent that carries them.
     BuildEbpf,
-    /// Run the lab's shop under the agent and a real Prometheus, and print its dependency graph
-    /// (needs root).
+    /// Run the lab's shop under the agent and a real Prometheus, print its dependency graph, and go
+    /// the whole way from a plan to the end of an exception (needs root).
     Demo {
         /// How long the shop runs under observation, in seconds.
-        #[arg(long, default_value_t = 12)]
+        #[arg(long, default_value_t = 5)]
         seconds: u64,
         /// Open the demo's graph in a browser at the end.
         #[arg(long)]
@@ -111,7 +111,7 @@ enum Bench {
     /// edge, start, a workload with and without it, a cluster of 10,000 pods (needs root).
     Load,
     /// Policy evaluation: 1,000,000 flows against 500 policies; export and proof of 10,000 edges;
-    /// the commands on 100,000 edges.
+    /// the commands on 100,000 edges; those of a plan on 500 namespaces and 50,000 edges.
     Policy,
 }
 

@@ -269,7 +269,8 @@ impl Draft {
             line: exception.line,
             environments: exception.environments.clone(),
             is_new,
-            told: duration(exception.expires.since(self.now)),
+            // The end is whole seconds, so the beginning is.
+            told: duration(exception.expires.since(ends(self.now, Duration::ZERO))),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The demo: the shop under the agent and a real Prometheus, and what guardrail makes of it.
 //!
 //! Usage: `guardrail-demo [--seconds N] [--output DIR] [--open]`. Leaves `graph.json`,
-//! `graph.html`, `policies/*.yaml`, `metrics.txt` and `truth.txt` in DIR (`target/demo`).
+//! `graph.html`, `policies/*.yaml`, `metrics.txt` and `truth.txt` in DIR (`target/demo`), and in
+//! `way/` the files of the whole way from a plan to the end of an exception.
 
 use std::{
     fs,
@@ -20,6 +21,7 @@ use guardrail_tests::{
     prometheus::Prometheus,
     shop::Shop,
     small,
+    way::{self, Ends, Step},
 };
 
 fn main() -> ExitCode {
@@ -41,7 +43,7 @@ struct Options {
 
 impl Options {
     fn from_args() -> Result<Self> {
-        let mut options = Self { seconds: 12, output: "target/demo".into(), open: false };
+        let mut options = Self { seconds: 5, output: "target/demo".into(), open: false };
         let mut args = std::env::args().skip(1);
         while let Some(option) = args.next() {
             if option == "--open" {
@@ -97,6 +99,14 @@ fn run(options: &Options) -> Result<()> {
     })?;
     let metrics = agent.get("/metrics")?.1;
     let graph = agent.get("/v1/graph")?.1;
+    let mut way = Vec::new();
+    let directory = shop.lab.directory.join("way");
+    steps.take("closing the database, and meeting somebody who wants in", || {
+        way::walk(&shop.lab, &agent, &directory, &Ends::of_shop(&shop), &mut |step| {
+            way.push(step.clone());
+            Ok(())
+        })
+    })?;
     steps.take("closing", || {
         prometheus.stop()?;
         shop.stop()?;
@@ -105,7 +115,7 @@ fn run(options: &Options) -> Result<()> {
     })?;
     let logged: String = truth.edges.keys().map(|edge| format!("{edge}\n")).collect();
     let texts = [("graph.json", graph), ("metrics.txt", metrics), ("truth.txt", logged)];
-    leave(&options.output, &texts, &agent.export_dir)?;
+    leave(&options.output, &texts, &[("policies", &agent.export_dir), ("way", &directory)])?;
     steps.clear();
 
     println!("{}", summary(&shop.lab.cluster, rounds));
@@ -133,6 +143,8 @@ fn run(options: &Options) -> Result<()> {
         truth.failed.len()
     );
     println!();
+    told(&way);
+    println!();
     let shown = options.output.display();
     println!("  {shown}/graph.html    the same as a page: open it in a browser");
     println!("  {shown}/graph.json    the graph; try: guardrail graph {shown}/graph.json -o mermaid");
@@ -140,6 +152,7 @@ fn run(options: &Options) -> Result<()> {
         "  {shown}/policies/     {} NetworkPolicies that allow what was seen, and nothing else",
         policies::network_policies(&policies).count()
     );
+    println!("  {shown}/way/          plan, snapshots and policies of the way; try its commands there");
     println!("  {shown}/metrics.txt   what Prometheus scraped");
     println!("  {shown}/truth.txt     the true edges, from the applications' own logs");
     drop(shop);
@@ -152,6 +165,36 @@ fn run(options: &Options) -> Result<()> {
     }
     eprintln!("\nDone in {:.0} s; nothing is left running.", begin.elapsed().as_secs_f32());
     Ok(())
+}
+
+/// The way, step by step.
+fn told(way: &[Step]) {
+    println!("The whole way, on the shop's own packets:");
+    for step in way {
+        match step {
+            Step::Edit(lines) => {
+                println!("\n# in guardrail.yaml, by hand, for production:");
+                print!("{lines}");
+            }
+            Step::Applied(name) => println!("\n# {name}/ is in force now"),
+            Step::Called { who, passed } => {
+                println!("\n# {who}: {}", if *passed { "connected" } else { "no answer, its packets are dropped" });
+            }
+            Step::Command { line, code, stdout, .. } => {
+                println!("\n$ {line}");
+                // `unblock` explains why, and shows the rule: the demo leaves that out.
+                match stdout.split_once('\n').zip(stdout.find("\nIt opens ")) {
+                    Some(((first, _), rest)) if line.starts_with("guardrail unblock") => {
+                        print!("{first}\n…\n{}", &stdout[rest..]);
+                    }
+                    _ => print!("{stdout}"),
+                }
+                if *code != 0 {
+                    println!("# exit code {code}");
+                }
+            }
+        }
+    }
 }
 
 fn summary(cluster: &Cluster, rounds: usize) -> String {
@@ -167,7 +210,7 @@ fn summary(cluster: &Cluster, rounds: usize) -> String {
 }
 
 /// Puts the files in place as a whole: an interrupted demo leaves those of the one before.
-fn leave(output: &Path, texts: &[(&str, String)], policies: &Path) -> Result<()> {
+fn leave(output: &Path, texts: &[(&str, String)], directories: &[(&str, &Path)]) -> Result<()> {
     let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = output.file_name().context("--output names no directory")?;
     let next = parent.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
@@ -180,7 +223,9 @@ fn leave(output: &Path, texts: &[(&str, String)], policies: &Path) -> Result<()>
         bail!("guardrail graph --output=html: {}: {}", page.status, String::from_utf8_lossy(&page.stderr));
     }
     fs::write(next.join("graph.html"), page.stdout)?;
-    copy_tree(policies, &next.join("policies"))?;
+    for (name, directory) in directories {
+        copy_tree(directory, &next.join(name))?;
+    }
     if output.exists() {
         fs::remove_dir_all(output).with_context(|| format!("cannot replace {}", output.display()))?;
     }
