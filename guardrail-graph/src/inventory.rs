@@ -15,10 +15,10 @@ mod store;
 pub mod types;
 mod workloads;
 
-pub use complaint::complaint;
+pub use complaint::{complaint, is_duplicate};
 pub use error::InventoryError;
 pub use raw::parse_sloppy;
-pub use selectors::{is_generated_label, is_release_label, stable_labels};
+pub use selectors::{is_generated_label, is_release, is_release_label, is_replica_label, release_keys, stable_labels};
 pub use services::{Backend, VirtualTarget};
 pub use store::Inventory;
 pub use types::*;

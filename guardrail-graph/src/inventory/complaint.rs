@@ -8,6 +8,13 @@ pub fn complaint(message: &str, text: &str, line: u32, deepest: Option<usize>) -
     if let Some(key) = message.strip_prefix("duplicate mapping key: ") {
         let key = key.split(", set ").next().unwrap_or(key);
         let lines = earlier(text, key, line).map_or_else(String::new, |first| format!(" (lines {first} and {line})"));
+        let outermost =
+            line.checked_sub(1).and_then(|at| text.lines().nth(at as usize)).is_some_and(|l| l.starts_with(key));
+        if outermost && matches!(key, "apiVersion" | "kind" | "metadata" | "spec") {
+            return format!(
+                "the key {key} stands twice in this object{lines}; separate two objects by a line `---`, or keep one of them"
+            );
+        }
         return format!("the key {key} stands twice in this mapping{lines}; keep one of them");
     }
     let budget = if message == "recursion limit exceeded" { Some("Depth") } else { budget };
@@ -19,6 +26,12 @@ pub fn complaint(message: &str, text: &str, line: u32, deepest: Option<usize>) -
         Some(_) => "more values than a file of this kind has; split the file".to_owned(),
         None => format!("not valid YAML: {message}"),
     }
+}
+
+/// Whether a sentence of [`complaint`] is about a key that stands twice.
+#[must_use]
+pub fn is_duplicate(complaint: &str) -> bool {
+    complaint.starts_with("the key ") && complaint.contains(" stands twice in this mapping")
 }
 
 /// The line of the same key, with the same indentation, before this one.
@@ -47,6 +60,11 @@ mod tests {
             "the key b stands twice in this mapping (lines 4 and 5); keep one of them"
         );
         assert_eq!(complaint(said, "b: 1", 1, None), "the key b stands twice in this mapping; keep one of them");
+        let two = "kind: A\nspec: {}\nkind: B\n";
+        assert_eq!(
+            complaint("duplicate mapping key: kind", two, 3, None),
+            "the key kind stands twice in this object (lines 1 and 3); separate two objects by a line `---`, or keep one of them"
+        );
         let deep = "budget breached: Depth { depth: 49 }";
         assert_eq!(complaint(deep, "", 1, Some(48)), "nested deeper than 48 levels; no Kubernetes object is");
         assert_eq!(complaint("did not find expected key", "", 1, None), "not valid YAML: did not find expected key");

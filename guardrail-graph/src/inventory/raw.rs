@@ -74,6 +74,8 @@ fn line(location: Location) -> usize {
 /// An object or a `List`, read as far as its kind allowed.
 #[derive(Debug)]
 pub(super) struct Item {
+    /// Of its apiVersion; `None` where that is missing.
+    group: Option<String>,
     kind: Option<String>,
     meta: Meta,
     spec: Spec,
@@ -147,6 +149,7 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Item, A::Error> {
         let mut item = Item {
+            group: None,
             kind: self.kind.map(str::to_owned),
             meta: Meta::default(),
             spec: Spec::Absent,
@@ -157,8 +160,14 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
             line: 0,
         };
         while let Some(key) = map.next_key::<String>()? {
-            let kind = item.kind.as_deref().map(|k| (Kind::from_name(k), k));
+            let kind = item.kind.as_deref().map(|k| (Kind::from_name(item.group.as_deref(), k), k));
             match (key.as_str(), kind) {
+                ("apiVersion", _) => {
+                    let version: serde_json::Value = map.next_value()?;
+                    let group = version.as_str().map(|v| v.split_once('/').map_or("", |(group, _)| group));
+                    // Metadata alone says nothing of the group that it is from.
+                    item.group = group.filter(|g| *g != "meta.k8s.io").map(str::to_owned);
+                }
                 ("kind", _) => {
                     let kind: Option<Spanned<String>> = map.next_value()?;
                     item.line = kind.as_ref().map_or(0, |k| line(k.referenced));
@@ -246,8 +255,9 @@ impl Item {
     fn check(&self) -> Result<(), String> {
         if let Some(kind) = self.kind.as_deref()
             && self.items.is_none()
-            && Kind::from_name(kind).is_some()
+            && Kind::from_name(self.group.as_deref(), kind).is_some()
             && self.meta.name.is_empty()
+            && self.meta.generate_name.is_empty()
         {
             return Err(format!("a {kind} without metadata.name: give it its name"));
         }
@@ -269,9 +279,17 @@ impl Item {
         if name == "List" {
             return Ok(Converted::List(Vec::new()));
         }
-        let Some(kind) = Kind::from_name(&name) else { return Ok(Converted::Ignored(name)) };
+        let Some(kind) = Kind::from_name(self.group.as_deref(), &name) else {
+            // As kubectl tells kinds of one name apart: `Service.serving.knative.dev`.
+            let group = self.group.filter(|_| Kind::from_name(None, &name).is_some());
+            return Ok(Converted::Ignored(group.map_or(name.clone(), |group| format!("{name}.{group}"))));
+        };
         self.kind = Some(name.clone());
         self.check()?;
+        if self.meta.name.is_empty() {
+            // `kubectl create` takes it; the API server puts five letters in place of the star.
+            self.meta.name = format!("{}*", self.meta.generate_name);
+        }
         let subject = match &self.meta.namespace {
             Some(namespace) => format!("{name} {namespace}/{}", self.meta.name),
             None => format!("{name} {}", self.meta.name),
@@ -299,7 +317,12 @@ impl Item {
                 Object::EndpointSlice(Arc::new(slice(namespace, meta, endpoints.resolve()?, ports.resolve()?)?))
             }
             Kind::Controller(kind) => {
-                Object::Controller(Arc::new(controller(kind, namespace, meta, controller_spec(spec)?)?))
+                let spec = controller_spec(spec)?;
+                // A Rollout may borrow the template of a Deployment (`workloadRef`).
+                if kind == "Rollout" && spec.template.is_none() {
+                    return Ok(None);
+                }
+                Object::Controller(Arc::new(controller(kind, namespace, meta, spec)?))
             }
             Kind::NetworkPolicy => return Ok(None),
         }))

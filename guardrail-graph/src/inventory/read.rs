@@ -5,13 +5,16 @@
 //! aliases and expansion stay on, so no text can exhaust the machine; limits on plain size grow
 //! with the text, because a large cluster is not an attack.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, btree_map::Entry},
+};
 
 use serde::de::DeserializeSeed;
-use serde_saphyr::{Budget, Options};
+use serde_saphyr::{Budget, Options, options::DuplicateKeyPolicy};
 
 use super::{
-    InventoryError, Object, ObjectKey, complaint,
+    InventoryError, Object, ObjectKey, complaint, is_duplicate,
     raw::{Converted, Item, ItemSeed},
 };
 
@@ -43,21 +46,29 @@ pub fn objects(text: &str, file: &str) -> Result<ReadObjects, InventoryError> {
     if text.len() > MAX_BYTES {
         return Err(InventoryError::TooLarge { file: file.to_owned(), bytes: text.len(), limit: MAX_BYTES });
     }
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let items = if is_json(text) { json_items(text, file)? } else { yaml_items(text, file)? };
+    let text = &*without_marks(text);
+    let mut warnings = Vec::new();
+    let items = if is_json(text) { json_items(text, file)? } else { yaml_items(text, file, &mut warnings)? };
     if items.is_empty() {
         return Err(InventoryError::Empty { file: file.to_owned() });
     }
-    let mut collected = Collected { file, objects: Vec::new(), by_key: BTreeMap::new(), ignored: BTreeMap::new() };
+    let mut collected =
+        Collected { file, objects: Vec::new(), by_key: BTreeMap::new(), ignored: BTreeMap::new(), warnings };
     for (document, item) in items {
         collected.take(document, item, None, 0)?;
     }
-    let warnings = collected
-        .ignored
-        .into_iter()
-        .map(|(kind, count)| format!("{file}: {count} {kind} ignored: this kind is not read"))
-        .collect();
-    Ok(ReadObjects { objects: collected.objects, warnings })
+    let Collected { objects, ignored, mut warnings, .. } = collected;
+    let told = |(kind, count)| format!("{file}: {count} {kind} ignored: this kind is not read");
+    warnings.extend(ignored.into_iter().map(told));
+    Ok(ReadObjects { objects, warnings })
+}
+
+/// The text without byte order marks at the begin of lines: files from Windows one behind the other
+/// have one in the middle, which kubectl reads as well.
+#[must_use]
+pub fn without_marks(text: &str) -> Cow<'_, str> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.contains("\n\u{feff}") { Cow::Owned(text.replace("\n\u{feff}", "\n")) } else { Cow::Borrowed(text) }
 }
 
 /// Reads one object as a watch event or a list item carries it. `kind` is what the list or watch is
@@ -81,6 +92,7 @@ struct Collected<'a> {
     objects: Vec<Object>,
     by_key: BTreeMap<ObjectKey, usize>,
     ignored: BTreeMap<String, usize>,
+    warnings: Vec<String>,
 }
 
 impl Collected<'_> {
@@ -97,6 +109,15 @@ impl Collected<'_> {
                         self.objects.push(object);
                     }
                     Entry::Occupied(occupied) if self.objects[*occupied.get()] == object => {}
+                    Entry::Occupied(occupied) if occupied.key().name.ends_with('*') => {
+                        let ObjectKey { kind, .. } = occupied.key();
+                        self.warnings.push(format!(
+                            "{}: {} {} (generateName) is there twice with different contents: the first is used",
+                            self.file,
+                            kind.as_str(),
+                            occupied.key().full_name()
+                        ));
+                    }
                     Entry::Occupied(occupied) => {
                         let key = occupied.key();
                         return Err(InventoryError::Conflict {
@@ -155,12 +176,24 @@ fn json_items(text: &str, file: &str) -> Result<Vec<(usize, Item)>, InventoryErr
     Ok(items)
 }
 
-fn yaml_items(text: &str, file: &str) -> Result<Vec<(usize, Item)>, InventoryError> {
-    let items: Vec<Item> = serde_saphyr::from_multiple_with_options(text, options(text.len())).map_err(|error| {
+fn yaml_items(text: &str, file: &str, warnings: &mut Vec<String>) -> Result<Vec<(usize, Item)>, InventoryError> {
+    let read = |keys| serde_saphyr::from_multiple_with_options(text, options(text.len(), keys));
+    let refused = |error: serde_saphyr::Error| {
         let line = error.location().map_or(0, |l| usize::try_from(l.line()).unwrap_or(0));
         let message = yaml_message(&error, text, line);
         InventoryError::Invalid { file: file.to_owned(), document: document_at(text, line), line, message }
-    })?;
+    };
+    let items: Vec<Item> = match read(DuplicateKeyPolicy::Error).map_err(refused) {
+        // kubectl and Helm take the last one and say nothing; the rest of a chart is not to blame.
+        Err(InventoryError::Invalid { line, message, .. }) if is_duplicate(&message) => {
+            let items = read(DuplicateKeyPolicy::LastWins).map_err(refused)?;
+            let message =
+                message.replace("; keep one of them", ": the last one counts, as for kubectl; keep one of them");
+            warnings.push(format!("{file}:{line}: {message}"));
+            items
+        }
+        read => read?,
+    };
     Ok(items.into_iter().enumerate().map(|(i, item)| (i + 1, item)).collect())
 }
 
@@ -194,7 +227,7 @@ fn document_at(text: &str, line: usize) -> usize {
     document
 }
 
-fn options(bytes: usize) -> Options {
+fn options(bytes: usize, keys: DuplicateKeyPolicy) -> Options {
     let mut budget = Budget::default();
     // Every event and every scalar byte of the text itself takes at least a byte of text; what
     // aliases add is limited on its own.
@@ -206,6 +239,7 @@ fn options(bytes: usize) -> Options {
     options.budget = Some(budget);
     options.alias_limits.max_total_replayed_events = bytes.clamp(ALIASED_EVENTS.0, ALIASED_EVENTS.1);
     options.with_snippet = false;
+    options.duplicate_keys = keys;
     // YAML 1.2, as kubectl prints it: `n`, `yes` and `off` are words.
     options.strict_booleans = true;
     options
@@ -252,6 +286,83 @@ mod tests {
             assert!(message.contains(expected), "{text:?}\n gave {message:?}\n not {expected:?}");
             assert!(!message.contains('\n'), "one sentence: {message:?}");
         }
+    }
+
+    #[test]
+    fn kinds_of_other_groups_are_not_those_of_kubernetes() {
+        let core =
+            "apiVersion: v1\nkind: Service\nmetadata: {name: hello, namespace: a}\nspec: {ports: [{port: 80}]}\n";
+        let others = [
+            "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: hello, namespace: a}\nspec: {template: {}}\n",
+            "apiVersion: batch.volcano.sh/v1alpha1\nkind: Job\nmetadata: {name: j, namespace: a}\nspec: {template: [], tasks: []}\n",
+            "apiVersion: metal.example/v1\nkind: Node\nmetadata: {name: n}\nspec: {podCIDR: {a: b}}\n",
+        ];
+        let read = objects(&format!("{core}---\n{}", others.join("---\n")), "f").unwrap();
+        assert_eq!(read.objects.len(), 1, "{:?}", read.objects);
+        assert_eq!(read.warnings.len(), 3, "{:?}", read.warnings);
+    }
+
+    #[test]
+    fn workloads_of_openshift_argo_and_kruise_have_templates() {
+        let of = |version: &str, kind: &str, selector: &str, template: &str| {
+            format!(
+                "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: {}, namespace: a}}\nspec: {{selector: {selector}{template}}}\n",
+                kind.to_lowercase()
+            )
+        };
+        let template =
+            ", template: {metadata: {labels: {app: x}}, spec: {containers: [{ports: [{containerPort: 8080}]}]}}";
+        let labels = "{matchLabels: {app: x}}";
+        let text = [
+            of("apps.openshift.io/v1", "DeploymentConfig", "{app: x}", template),
+            of("argoproj.io/v1alpha1", "Rollout", labels, template),
+            of("apps.kruise.io/v1alpha1", "CloneSet", labels, template),
+        ];
+        let read = objects(&text.join("---\n"), "f").unwrap();
+        for object in &read.objects {
+            let Object::Controller(controller) = object else { panic!("{object:?}") };
+            assert_eq!(controller.template_labels.get("app"), Some("x"), "{controller:?}");
+            assert_eq!(controller.selector.as_ref().unwrap().match_labels["app"], "x", "{controller:?}");
+            assert_eq!(controller.template_ports[0].port, 8080);
+        }
+        assert_eq!(read.objects.len(), 3);
+        let borrowed = of("argoproj.io/v1alpha1", "Rollout", labels, ", workloadRef: {kind: Deployment, name: x}");
+        assert!(objects(&borrowed, "f").unwrap().objects.is_empty(), "the Deployment has the template");
+    }
+
+    #[test]
+    fn a_generated_name_is_told_by_a_star() {
+        let job = |app: &str| {
+            format!(
+                "apiVersion: batch/v1\nkind: Job\nmetadata: {{generateName: run-, namespace: a}}\nspec: {{template: {{metadata: {{labels: {{app: {app}}}}}}}}}\n"
+            )
+        };
+        let read = objects(&format!("{}---\n{}", job("x"), job("y")), "f").unwrap();
+        let [Object::Controller(controller)] = &read.objects[..] else { panic!("{:?}", read.objects) };
+        assert_eq!((controller.name.as_str(), controller.template_labels.get("app")), ("run-*", Some("x")));
+        assert!(read.warnings[0].contains("Job a/run-*"), "{:?}", read.warnings);
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_read_as_kubectl_reads_it_and_told() {
+        let text = "kind: ConfigMap\nmetadata: {name: c}\ndata:\n  a: 1\n  a: 2\n---\nkind: Pod\nmetadata:\n  name: p\n  labels:\n    app: old\n    app: new\n";
+        let read = objects(text, "f").unwrap();
+        let [Object::Pod(pod)] = &read.objects[..] else { panic!("{:?}", read.objects) };
+        assert_eq!(pod.labels.get("app"), Some("new"));
+        assert!(
+            read.warnings[0].contains("the key a stands twice") && read.warnings[0].contains("f:5"),
+            "{:?}",
+            read.warnings
+        );
+        let lost = error("kind: Pod\nmetadata: {name: p}\nkind: Pod\nmetadata: {name: q}\n");
+        assert!(lost.contains("`---`"), "{lost}");
+    }
+
+    #[test]
+    fn byte_order_marks_between_files_are_none_of_the_text() {
+        let one = "\u{feff}kind: Namespace\nmetadata: {name: a}\n";
+        let text = format!("{one}---\n{}", one.replace("name: a", "name: b"));
+        assert_eq!(objects(&text, "f").unwrap().objects.len(), 2);
     }
 
     #[test]

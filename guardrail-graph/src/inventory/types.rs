@@ -264,8 +264,18 @@ pub struct EndpointPort {
 
 impl Kind {
     /// Kinds of workload controllers that are read.
-    pub const CONTROLLERS: [&'static str; 7] =
-        ["CronJob", "DaemonSet", "Deployment", "Job", "ReplicaSet", "ReplicationController", "StatefulSet"];
+    pub const CONTROLLERS: [&'static str; 10] = [
+        "CloneSet",
+        "CronJob",
+        "DaemonSet",
+        "Deployment",
+        "DeploymentConfig",
+        "Job",
+        "ReplicaSet",
+        "ReplicationController",
+        "Rollout",
+        "StatefulSet",
+    ];
 
     /// The kind's name in the API.
     #[must_use]
@@ -281,9 +291,26 @@ impl Kind {
         }
     }
 
-    /// The kind of that name, if it is understood.
+    /// The kind of that name in an API group, if it is understood; without a group, as in the items
+    /// of a list, by the name alone. Others use the names too: Knative's Service, Volcano's Job.
     #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub fn from_name(group: Option<&str>, name: &str) -> Option<Self> {
+        let groups: &[&str] = match name {
+            "Namespace" | "Node" | "Pod" | "ReplicationController" | "Service" => &[""],
+            "EndpointSlice" => &["discovery.k8s.io"],
+            "NetworkPolicy" => &["networking.k8s.io", "extensions"],
+            "CronJob" | "Job" => &["batch"],
+            "Deployment" | "ReplicaSet" => &["apps", "extensions"],
+            // OpenKruise's have templates like those of Kubernetes.
+            "DaemonSet" | "StatefulSet" => &["apps", "extensions", "apps.kruise.io"],
+            "CloneSet" => &["apps.kruise.io"],
+            "DeploymentConfig" => &["apps.openshift.io", ""],
+            "Rollout" => &["argoproj.io"],
+            _ => return None,
+        };
+        if group.is_some_and(|group| !groups.contains(&group)) {
+            return None;
+        }
         Some(match name {
             "Namespace" => Self::Namespace,
             "Node" => Self::Node,
@@ -291,8 +318,7 @@ impl Kind {
             "Service" => Self::Service,
             "EndpointSlice" => Self::EndpointSlice,
             "NetworkPolicy" => Self::NetworkPolicy,
-            _ if Self::CONTROLLERS.contains(&name) => Self::Controller(name.to_owned()),
-            _ => return None,
+            _ => Self::Controller(name.to_owned()),
         })
     }
 }

@@ -237,17 +237,17 @@ pub(super) fn controller(
     meta: Meta,
     spec: ControllerSpec,
 ) -> Result<Controller, String> {
-    // A Job's selector names its uid. A ReplicationController's is a plain map of labels.
+    // A Job's selector names its uid. Those of the older kinds are plain maps of labels.
     let selector = match (kind, spec.selector) {
         ("Job" | "CronJob", _) | (_, None) => None,
-        ("ReplicationController", Some(value)) => {
+        ("ReplicationController" | "DeploymentConfig", Some(value)) => {
             Some(LabelSelector::of_labels(serde_json::from_value(value).map_err(|e| format!("spec.selector: {e}"))?))
         }
         (_, Some(value)) => {
             Some(serde_json::from_value::<LabelSelector>(value).map_err(|e| format!("spec.selector: {e}"))?)
         }
     };
-    let template = if kind == "CronJob" { spec.job_template.spec.template } else { spec.template };
+    let template = if kind == "CronJob" { spec.job_template.spec.template } else { spec.template.unwrap_or_default() };
     let outer = owner(meta.owner_references);
     let template_ports = match &outer {
         // Ten old ReplicaSets of each Deployment would repeat them.

@@ -108,6 +108,7 @@ macro_rules! raw {
 
 raw!(Meta {
     name: String,
+    generate_name: String,
     namespace: Option<String>,
     uid: String,
     labels: Labels,
@@ -146,7 +147,7 @@ raw!(RawServicePort { name: Option<String>, port: Option<Port>, protocol: Option
 raw!(ServiceStatus { load_balancer: LoadBalancer });
 raw!(LoadBalancer { ingress: Vec<Ingress> });
 raw!(Ingress { ip: Option<MaybeIp> });
-raw!(ControllerSpec { selector: Option<serde_json::Value>, template: Template, job_template: JobTemplate });
+raw!(ControllerSpec { selector: Option<serde_json::Value>, template: Option<Template>, job_template: JobTemplate });
 raw!(Template { metadata: Meta, spec: PodSpec });
 raw!(JobTemplate { spec: JobSpec });
 raw!(JobSpec { template: Template });
