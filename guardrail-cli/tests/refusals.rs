@@ -49,6 +49,15 @@ fn policies() -> Vec<(&'static str, Vec<u8>)> {
         ("a bad label value", peer("{podSelector: {matchLabels: {a: \"b c\"}}}")),
         ("port 0", rule("{ports: [{port: 0}]}")),
         ("a quoted port", rule("{ports: [{port: \"80\"}]}")),
+        ("a range for a port", rule("{ports: [{port: 8000-9000}]}")),
+        ("a map for a port", rule("{ports: [{port: 'map[containerPort:80]'}]}")),
+        ("a quoted endPort", rule("{ports: [{port: 80, endPort: \"90\"}]}")),
+        ("a name for a range", peer("{ipBlock: {cidr: example.com}}")),
+        ("a blank behind a range", peer("{ipBlock: {cidr: \"10.0.0.0/8 \"}}")),
+        ("two addresses for a range", peer("{ipBlock: {cidr: 10.0.0.1-10.0.0.9}}")),
+        ("a mapping for a list", spec("{ingress: {from: []}}")),
+        ("a word for a list", spec("{policyTypes: Ingress}")),
+        ("a list for a mapping", spec("{podSelector: [{matchLabels: {a: b}}]}")),
         ("a bad port name", rule("{ports: [{port: Web_Port}]}")),
         ("a protocol", rule("{ports: [{port: 80, protocol: tcp}]}")),
         ("endPort before port", rule("{ports: [{port: 80, endPort: 79}]}")),
@@ -61,6 +70,9 @@ fn policies() -> Vec<(&'static str, Vec<u8>)> {
         ("too deep", format!("a: {}{}\n", "[".repeat(300), "]".repeat(300)).into_bytes()),
         ("binary", b"\x7fELF\x02\x01\x01".to_vec()),
         ("neither UTF-8 nor UTF-16", b"a: b\nc: \xff\n".to_vec()),
+        ("UTF-16 without its mark", b"k\0i\0n\0d\0".to_vec()),
+        ("compressed", b"\x1f\x8b\x08\xff".to_vec()),
+        ("no line between two policies", format!("{OK}{{}}\n{OK}{{}}\n").into_bytes()),
     ]
 }
 
@@ -74,7 +86,7 @@ fn inventories() -> Vec<(&'static str, Vec<u8>)> {
         ("a port", b"kind: Service\nmetadata: {name: x}\nspec: {ports: [{port: 70000}]}\n".to_vec()),
         ("a range", b"kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/64}\n".to_vec()),
         ("an object twice", format!("{POD}---\n{POD}spec: {{nodeName: n}}\n").into_bytes()),
-        ("a key twice", b"kind: Namespace\nmetadata:\n  name: a\n  labels: {}\n  name: b\n".to_vec()),
+        ("no line between two objects", b"kind: Namespace\nmetadata: {name: a}\nkind: Namespace\n".to_vec()),
         ("half of a JSON file", b"{\"kind\": \"Pod\", \"metadata\": {\"name\"".to_vec()),
         ("binary", b"\x7fELF\xff\x01\x01".to_vec()),
     ]

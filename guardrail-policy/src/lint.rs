@@ -118,6 +118,8 @@ rules! {
     LABEL_OUTSIDE_IDENTITY = "GR033" "label-outside-identity" Warning "A Cilium selector asks for a label that is not part of identities by default: it matches nobody." "Select by a label that is part of identities";
     PRIORITY_TIE = "GR034" "priority-tie" Warning "Two policies of one tier have the same priority and do different things: which one wins is undefined." "Give them different priorities";
     EVERY_PORT = "GR035" "every-port" Note "Port 0 of a Cilium rule, or no port, is every port." "Name the ports";
+    EMPTY_FIELD = "GR036" "empty-field" Warning "A list of peers or ports, or a port, is there and empty: that means everybody, or every port." "Name them, or remove the rule";
+    OTHER_PROTOCOL = "GR037" "other-protocol" Warning "No pod that the rule can concern declares the port with this protocol, and one does with another." "Write the protocol; without one it is TCP";
 }
 
 /// One finding.
@@ -144,7 +146,7 @@ impl Finding {
     #[must_use]
     pub fn text(&self) -> String {
         let policy = self.policy.as_ref().map_or_else(String::new, |p| format!("{p}: "));
-        let told = [INVALID, QUOTED_PORT, CONFLICT, UNKNOWN_FIELD, UNREAD_POLICY, AMBIGUOUS_CIDR]
+        let told = [INVALID, QUOTED_PORT, CONFLICT, UNKNOWN_FIELD, UNREAD_POLICY, AMBIGUOUS_CIDR, EMPTY_FIELD]
             .iter()
             .any(|r| r.id == self.rule);
         if told {
@@ -235,6 +237,7 @@ fn of_problem(problem: &ObjectProblem) -> Finding {
         ObjectProblemKind::Conflict => &CONFLICT,
         ObjectProblemKind::UnknownField => &UNKNOWN_FIELD,
         ObjectProblemKind::AmbiguousCidr => &AMBIGUOUS_CIDR,
+        ObjectProblemKind::EmptyField => &EMPTY_FIELD,
         ObjectProblemKind::Syntax | ObjectProblemKind::WrongKind | ObjectProblemKind::Invalid => &INVALID,
     };
     finding(rule, Some(problem.location.clone()), problem.policy.clone(), problem.message.clone())

@@ -24,6 +24,7 @@ use crate::{
 };
 
 mod changed;
+mod cidr;
 mod cilium;
 mod facts;
 mod flow;
@@ -90,6 +91,8 @@ pub enum ObjectProblemKind {
     /// A range with host bits, leading zeros or an IPv4-mapped address: read as older API servers
     /// do.
     AmbiguousCidr,
+    /// A field that is there and empty, and so means everything.
+    EmptyField,
 }
 
 /// The input cannot be used. All problems, in the order in which they stand in the files.
@@ -335,7 +338,11 @@ impl Reader {
     /// once.
     pub fn add(&mut self, file: &str, bytes: &[u8], expect: Expect) {
         let file: Arc<str> = file.into();
-        let documents = match yaml::documents(&file, bytes) {
+        let documents = match expect {
+            Expect::Policies => yaml::documents(&file, bytes),
+            Expect::Anything | Expect::Inventory => yaml::documents_beside(&file, bytes),
+        };
+        let documents = match documents {
             Ok(documents) => documents,
             Err(_) if expect != Expect::Policies && is_helm_template(bytes) => return self.leave_out(&file, bytes),
             Err(problem) => return self.problems.push(problem),
@@ -462,7 +469,15 @@ impl Reader {
         }
     }
 
-    fn insert(&mut self, policy: NetworkPolicy) {
+    fn insert(&mut self, mut policy: NetworkPolicy) {
+        let is_other = |known: &usize| !self.set.policies[*known].same_spec(&policy);
+        if policy.name.ends_with('*')
+            && self.known.get(&(policy.namespace.clone(), policy.name.clone())).is_some_and(is_other)
+        {
+            // Each gets a name of its own when it is created.
+            policy.name.push('*');
+            return self.insert(policy);
+        }
         match self.known.entry((policy.namespace.clone(), policy.name.clone())) {
             Entry::Vacant(entry) => {
                 entry.insert(self.set.policies.len());

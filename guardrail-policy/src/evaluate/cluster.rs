@@ -101,6 +101,8 @@ pub struct Cluster {
     pub pod_ranges: BTreeSet<IpNet>,
     /// Which pods (indices) belong to a workload of the snapshot.
     pub workloads: BTreeMap<WorkloadRef, Vec<u32>>,
+    /// Selectors of controllers, where they are labels alone.
+    pub selectors: BTreeMap<WorkloadRef, Labels>,
     /// Services by namespace and name.
     pub services: BTreeMap<(String, String), ClusterService>,
     /// `CiliumCIDRGroup`s: labels and ranges by name.
@@ -205,7 +207,7 @@ impl Cluster {
     }
 
     /// Whether the labels of this namespace are known.
-    pub(super) fn has_namespace(&self, namespace: &str) -> bool {
+    pub(crate) fn has_namespace(&self, namespace: &str) -> bool {
         self.namespaces.get(namespace).is_some_and(Option::is_some)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, net::IpAddr};
 
-use guardrail_graph::inventory::{is_generated_label, is_release_label};
+use guardrail_graph::inventory::{is_generated_label, release_keys};
 
 use super::{Question, Smallest};
 use crate::{
@@ -46,15 +46,31 @@ impl Evaluator {
         })
     }
 
-    /// Labels of a pod that stay the same and that selectors match by.
+    /// Labels of a pod that stay the same and that selectors match by: those of its controller's own
+    /// selector, else those that every live pod of its workload has.
     fn stable_labels(&self, pod: &ClusterPod) -> Labels {
         let filter = self.label_filter();
-        let mut labels = pod.labels.clone();
-        labels.retain(|key, _| {
+        let passing = release_keys(pod.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+        let stable = |key: &str| {
             let known = !self.is_cilium() || !filter.leaves_out(key);
-            known && !is_generated_label(key) && !is_release_label(key)
-        });
-        labels
+            known && !is_generated_label(key) && !passing.contains(key)
+        };
+        let own = pod.workload.as_ref().and_then(|workload| self.cluster().selectors.get(workload));
+        if let Some(own) = own
+            && !own.is_empty()
+            && own.iter().all(|(key, value)| stable(key) && pod.labels.get(key) == Some(value))
+        {
+            return own.clone();
+        }
+        let of_workload = |other: &&ClusterPod| !other.finished && other.workload == pod.workload;
+        let siblings: Vec<&ClusterPod> = match &pod.workload {
+            Some(_) => self.cluster().pods.iter().filter(of_workload).collect(),
+            None => Vec::new(),
+        };
+        let shared =
+            |key: &str, value: &str| siblings.iter().all(|other| other.labels.get(key).is_some_and(|v| v == value));
+        let kept = pod.labels.iter().filter(|(key, value)| stable(key) && shared(key, value));
+        kept.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     fn network_rule(&self, direction: Direction, namespace: &str, question: &Question<'_>) -> Option<Draft> {

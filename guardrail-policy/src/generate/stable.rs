@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use guardrail_graph::{
     Snapshot, WorkloadRef,
-    inventory::is_release_label,
+    inventory::release_keys,
     snapshot::{LabelChanges, LabelSelector, WorkloadEntry},
 };
 
@@ -35,7 +35,8 @@ pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
         }
         let Some(selector) = entry.selector.as_ref().filter(|_| own.is_none()) else { continue };
         let mut kept = selector.without_release_labels();
-        kept.match_labels.retain(|key, _| !changes(key));
+        let passing = passing_keys(entry);
+        kept.match_labels.retain(|key, _| !changes(key) && !passing.contains(key));
         kept.match_expressions.retain(|requirement| !changes(&requirement.key));
         if kept == *selector && kept.tells_who() {
             continue;
@@ -66,7 +67,8 @@ pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
         }
         // A rule for it as a peer is made of these where no selector is. Its pods have them all the
         // same.
-        let passing = entry.labels.extract_if(.., |key, _| is_release_label(key));
+        let keys = passing_keys(entry);
+        let passing = entry.labels.extract_if(.., |key, _| keys.contains(key));
         let passing: BTreeMap<_, _> = passing.map(|(key, value)| (key, BTreeSet::from([value]))).collect();
         if !passing.is_empty() {
             let workload = entry.workload.clone();
@@ -79,6 +81,11 @@ pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
     }
     snapshot.body.label_changes.append(&mut had);
     Cow::Owned(snapshot)
+}
+
+/// The labels of a workload's pods that a release or a run changes.
+fn passing_keys(entry: &WorkloadEntry) -> BTreeSet<String> {
+    release_keys(entry.labels.iter().map(|(k, v)| (k.as_str(), v.as_str()))).into_iter().map(str::to_owned).collect()
 }
 
 #[cfg(test)]

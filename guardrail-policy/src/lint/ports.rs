@@ -1,9 +1,11 @@
 //! The rules about ports.
 
-use super::{ANY_PEER, Linter, NODE_PORT, Policy, SERVICE_PORT, SPLIT_RULE, Severity, UNKNOWN_PORT_NAME, dns};
+use super::{
+    ANY_PEER, Linter, NODE_PORT, OTHER_PROTOCOL, Policy, SERVICE_PORT, SPLIT_RULE, Severity, UNKNOWN_PORT_NAME, dns,
+};
 use crate::{
     evaluate::ClusterPod,
-    model::{Direction, NetworkPolicy, PeerKind, PolicyPort, PortMatch, Protocol, Rule},
+    model::{Direction, IpBlock, NetworkPolicy, PeerKind, PolicyPeer, PolicyPort, PortMatch, Protocol, Rule},
 };
 
 /// The API server's default for `--service-node-port-range`.
@@ -25,6 +27,10 @@ impl<'a> Linter<'a> {
             match &port.port {
                 PortMatch::Range { first, last } if first == last => {
                     self.number(policy, direction, port, *first, concerned.as_deref(), name);
+                    self.protocol(policy, rule, port, *first, concerned.as_deref().unwrap_or_default(), name);
+                    if direction == Direction::Egress {
+                        self.endpoint_port(policy, rule, port, *first, name);
+                    }
                 }
                 PortMatch::Named(wanted) => self.port_name(policy, direction, port, wanted, concerned.as_deref(), name),
                 PortMatch::Any | PortMatch::Range { .. } => {}
@@ -50,6 +56,76 @@ impl<'a> Linter<'a> {
             Direction::Egress => {
                 Some(rule.peers.iter().flat_map(|p| self.peer_pods(policy, &p.kind).selectable).collect())
             }
+        }
+    }
+
+    /// A forgotten `protocol: UDP`, mostly.
+    fn protocol(
+        &mut self,
+        policy: &NetworkPolicy,
+        rule: &Rule,
+        port: &PolicyPort,
+        number: u16,
+        concerned: &[&ClusterPod],
+        name: &str,
+    ) {
+        let declared = |pod: &&ClusterPod| pod.declared_ports.iter().find(|d| d.port == number).map(|d| d.protocol);
+        let with = |wanted: Protocol| {
+            concerned.iter().any(|pod| pod.declared_ports.iter().any(|d| d.port == number && d.protocol == wanted))
+        };
+        let Some(other) = concerned.iter().find_map(declared).filter(|_| !with(port.protocol)) else { return };
+        // Both protocols of one number are often opened together.
+        let is = |p: &PolicyPort| p.protocol == other && p.port == port.port;
+        if !rule.ports.iter().any(is) {
+            let message = format!("{name}: {}/{number}, and the pods declare {other}/{number}", port.protocol);
+            self.add_with(&OTHER_PROTOCOL, policy, port.line, message, format!("Write protocol: {other}"));
+        }
+    }
+
+    /// The port of a Service without selector beside the addresses of its endpoints, which listen
+    /// on another one: 443 of the API server, mostly.
+    fn endpoint_port(&mut self, policy: &NetworkPolicy, rule: &Rule, port: &PolicyPort, number: u16, name: &str) {
+        let narrow = |peer: &PolicyPeer| match &peer.kind {
+            PeerKind::IpBlock(block) if block.cidr.max_prefix_len() - block.cidr.prefix_len() <= 8 => {
+                Some(block.clone())
+            }
+            _ => None,
+        };
+        let blocks: Vec<IpBlock> = rule.peers.iter().filter_map(narrow).collect();
+        if blocks.is_empty() || blocks.len() < rule.peers.len() {
+            return;
+        }
+        let inventory = &self.context.inventory;
+        let mut found = None;
+        for service in inventory.services().filter(|s| s.selector.is_empty()) {
+            for backend in inventory.backends(service) {
+                if !blocks.iter().any(|block| block.contains(backend.address)) {
+                    continue;
+                }
+                let of = &service.ports[backend.service_port];
+                if backend.port == number {
+                    return;
+                }
+                if of.port == number && port.protocol.is_named(&of.protocol) {
+                    found.get_or_insert((format!("{}/{}", service.namespace, service.name), backend));
+                }
+            }
+        }
+        let Some((service, backend)) = found else { return };
+        // `10.0.0.1:443` and `:6443` stand beside each other in rules that are to hold everywhere.
+        let is = |p: &PolicyPort| matches!(&p.port, PortMatch::Range { first, last } if (first..=last).contains(&&backend.port));
+        if !rule.ports.iter().any(is) {
+            let message = format!(
+                "{name}: {number} is the port of Service {service}, its endpoint {} listens on {}",
+                backend.address, backend.port
+            );
+            self.add_with(
+                &SERVICE_PORT,
+                policy,
+                port.line,
+                message,
+                format!("Write the endpoint's port, {}", backend.port),
+            );
         }
     }
 

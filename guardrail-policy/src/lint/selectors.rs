@@ -1,7 +1,7 @@
 //! The rules about what selectors match, and by which labels.
 
 use guardrail_graph::{
-    inventory::{is_generated_label, is_release_label},
+    inventory::{is_generated_label, is_release, is_replica_label, release_keys},
     snapshot::LabelSelector,
 };
 
@@ -132,7 +132,11 @@ impl<'a> Linter<'a> {
         let any_pod = pods.is_none() || every(pods);
         if every(namespaces) && any_pod {
             let message = format!("{name}: `namespaceSelector: {{}}` means every pod of every namespace");
-            if rule.ports.is_empty() {
+            let pods = |p: &PolicyPeer| matches!(p.kind, PeerKind::Pods { .. });
+            if rule.peers.iter().filter(|p| pods(p)).count() > 1 {
+                let message = format!("{message}, and the other peers that are pods do nothing");
+                self.add(&WIDE_PEER, policy, peer.line, message);
+            } else if rule.ports.is_empty() {
                 self.add(&WIDE_PEER, policy, peer.line, message);
             } else if !dns::is_only_dns(&rule.ports) {
                 // Metrics and webhooks for the whole cluster are mostly meant.
@@ -195,6 +199,14 @@ impl<'a> Linter<'a> {
             Some(selector) => cluster.is_some_and(|c| selector_matches(selector, &c.namespace_labels(namespace))),
         };
         let own_is_empty = namespaces.is_none() && !all.iter().any(|pod| pod.namespace == policy.namespace);
+        let by_others = pods.is_some_and(|selector| self.is_made_by_others(within, selector));
+        if !self.is_out_of_sight(within)
+            && !by_others
+            && let Some((why, fix)) = self.misplaced(namespaces, pods)
+        {
+            let message = format!("{name}: {what} matches nothing: {why}");
+            return self.add_with(&PEER_MATCHES_NOTHING, policy, peer.line, message, fix);
+        }
         match elsewhere {
             None if own_is_empty && pods.is_some_and(LabelSelector::is_empty) => {}
             None if self.is_out_of_sight(within) => {
@@ -205,7 +217,7 @@ impl<'a> Linter<'a> {
                     last.severity = Severity::Note;
                 }
             }
-            None if pods.is_some_and(|selector| self.is_made_by_others(within, selector)) => {}
+            None if by_others => {}
             Some(pod) => {
                 let message = format!(
                     "{name}: {what} matches pods of {}, and without a namespaceSelector it means pods of {}",
@@ -221,18 +233,65 @@ impl<'a> Linter<'a> {
         }
     }
 
+    /// Labels that are right and stand in the wrong place: why, and what to do.
+    fn misplaced(&self, namespaces: Option<&LabelSelector>, pods: Option<&LabelSelector>) -> Option<(String, String)> {
+        let cluster = self.evaluator?.cluster();
+        if let Some(name) = pods.and_then(|selector| selector.match_labels.get(NAMESPACE_NAME_LABEL)) {
+            let why = format!("{NAMESPACE_NAME_LABEL} is a label of namespaces, pods do not have it");
+            return Some((why, format!("Write it under namespaceSelector ({NAMESPACE_NAME_LABEL}: {name})")));
+        }
+        let selector = namespaces.filter(|s| !s.is_empty() && s.match_expressions.is_empty())?;
+        let matches = |name: &&str| selector_matches(selector, &cluster.namespace_labels(name));
+        if cluster.namespaces().any(|name| matches(&name)) {
+            // The namespace is right, and the labels of its pods are not, or the other way round.
+            let labels = pods.filter(|labels| !labels.is_empty())?;
+            let found = cluster.pods.iter().find(|p| !p.finished && selector_matches(labels, &p.labels))?;
+            let why = format!(
+                "pods with these labels are in {}, which the namespaceSelector does not match",
+                found.namespace
+            );
+            let fix = format!(
+                "Correct the labels, or the namespaceSelector if those are meant ({NAMESPACE_NAME_LABEL}: {})",
+                found.namespace
+            );
+            return Some((why, fix));
+        }
+        if let Some(pod) = cluster.pods.iter().find(|p| !p.finished && selector_matches(selector, &p.labels)) {
+            let why = format!("these are labels of pods ({}), namespaces do not have them", pod.full_name());
+            let fix = format!(
+                "Write them under podSelector, in one item with a namespaceSelector ({NAMESPACE_NAME_LABEL}: {})",
+                pod.namespace
+            );
+            return Some((why, fix));
+        }
+        let called = |(key, value): (&String, &String)| {
+            (key != NAMESPACE_NAME_LABEL && cluster.has_namespace(value)).then(|| (key.clone(), value.clone()))
+        };
+        if let Some((key, value)) = selector.match_labels.iter().find_map(called) {
+            let why = format!("namespace {value} has no label {key}={value}");
+            return Some((why, format!("Write {NAMESPACE_NAME_LABEL}: {value}, which every namespace has")));
+        }
+        if let Some(name) = selector.match_labels.get(NAMESPACE_NAME_LABEL) {
+            return Some((format!("no namespace is called {name}"), "Correct the name of the namespace".to_owned()));
+        }
+        None
+    }
+
     pub(super) fn labels(&mut self, policy: &impl super::Policy, selector: &LabelSelector, line: u32, field: &str) {
         let equal = selector.match_labels.iter().map(|(k, v)| (k.as_str(), vec![v.as_str()]));
         let listed = selector
             .match_expressions
             .iter()
             .map(|e| (e.key.as_str(), e.values.iter().map(String::as_str).collect::<Vec<_>>()));
-        let all: Vec<(&str, Vec<&str>)> = equal.chain(listed).collect();
+        let passing = release_keys(selector.match_labels.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+        // `Exists` and `DoesNotExist` name no value that could change.
+        let all: Vec<(&str, Vec<&str>)> = equal.chain(listed).filter(|(_, values)| !values.is_empty()).collect();
         for (key, values) in all {
-            // One replica of a StatefulSet keeps its name.
-            if matches!(key, "statefulset.kubernetes.io/pod-name" | "apps.kubernetes.io/pod-index") {
+            // One replica keeps its name.
+            if is_replica_label(key) {
                 continue;
             }
+            let released = passing.contains(key) || values.iter().any(|value| is_release(key, value));
             if matches!(key, "job-name" | "batch.kubernetes.io/job-name") {
                 if values.iter().any(|job| self.is_made_job(job)) {
                     let message = format!("{field} names the run {}, the next one has another name", values.join(", "));
@@ -240,7 +299,7 @@ impl<'a> Linter<'a> {
                 }
             } else if is_generated_label(key) {
                 self.add(&GENERATED_LABEL, policy, line, format!("{field} names the generated label {key}"));
-            } else if is_release_label(key) && !values.is_empty() && !is_name_of_revisions(key, &values) {
+            } else if released && !is_name_of_revisions(key, &values) {
                 let message =
                     format!("{field} names {key}={}, which the next release or run changes", values.join(", "));
                 self.add(&RELEASE_LABEL, policy, line, message);
@@ -262,7 +321,6 @@ impl<'a> Linter<'a> {
 /// (`injection-template.yaml` of its charts) and Linkerd (`pkg/k8s/labels.go`).
 fn is_added_label(key: &str) -> bool {
     is_generated_label(key)
-        || matches!(key, "statefulset.kubernetes.io/pod-name" | "apps.kubernetes.io/pod-index")
         || ["service.istio.io/", "security.istio.io/", "linkerd.io/"].iter().any(|prefix| key.starts_with(prefix))
 }
 

@@ -304,3 +304,135 @@ spec: {clusterIP: 10.96.0.1, selector: {app: prometheus, instance: k8s}, ports: 
         assert_eq!(told(&all, inventory), [(nothing, Severity::Note)]);
     }
 }
+
+/// What the one finding that is no note says and advises.
+#[track_caller]
+fn said(spec: &str, context: &Context) -> String {
+    let text =
+        format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: a}}\n{spec}\n");
+    let (set, problems) = {
+        let mut reader = Reader::new();
+        reader.add("p.yaml", text.as_bytes(), crate::read::Expect::Policies);
+        reader.finish_lenient()
+    };
+    let mut findings = lint(&set, &problems, context);
+    findings.retain(|f| f.severity != Severity::Note);
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    findings[0].text()
+}
+
+#[test]
+fn labels_in_the_wrong_place_are_told_as_that() {
+    let text = "
+kind: Namespace
+metadata: {name: a}
+---
+kind: Namespace
+metadata: {name: front}
+---
+kind: Namespace
+metadata: {name: other}
+---
+kind: Pod
+metadata: {name: web, namespace: a, labels: {app: web}}
+---
+kind: Pod
+metadata: {name: in, namespace: front, labels: {app: entry, name: entry}}
+";
+    let context =
+        Context::from_objects(&guardrail_graph::inventory::read::objects(text, "inventory.yaml").unwrap().objects);
+    let peer = |peer: &str| ingress(&format!("{{from: [{peer}], ports: [{{port: 80}}]}}"));
+    for (selectors, words) in [
+        (
+            "{namespaceSelector: {matchLabels: {name: front}}}",
+            "namespace front has no label name=front. Write kubernetes.io/metadata.name: front",
+        ),
+        (
+            "{podSelector: {matchLabels: {kubernetes.io/metadata.name: front}}}",
+            "is a label of namespaces, pods do not have it. Write it under namespaceSelector",
+        ),
+        (
+            "{namespaceSelector: {matchLabels: {app: entry}}}",
+            "these are labels of pods (front/in), namespaces do not have them. Write them under podSelector",
+        ),
+        ("{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: frnot}}}", "no namespace is called frnot"),
+        (
+            "{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: other}}, podSelector: {matchLabels: {app: entry}}}",
+            "pods with these labels are in front, which the namespaceSelector does not match",
+        ),
+    ] {
+        let said = said(&peer(selectors), &context);
+        assert!(said.contains(words), "{selectors}: {said}");
+    }
+}
+
+#[test]
+fn an_empty_list_means_everybody_and_an_absent_one_is_meant() {
+    check(
+        &EMPTY_FIELD,
+        &[
+            &ingress("{from: [], ports: [{port: 8080}]}"),
+            &ingress("{from: null, ports: [{port: 8080}]}"),
+            &ingress("{from: [{podSelector: {matchLabels: {app: web}}}], ports: []}"),
+            &ingress("{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: null}]}"),
+        ],
+        &[&ingress("{ports: [{port: 8080}]}"), &ingress("{ports: [{protocol: UDP}]}"), &ingress("{}")],
+    );
+}
+
+#[test]
+fn a_port_with_another_protocol_than_the_pods_declare_is_told() {
+    let from =
+        |ports: &str| ingress(&format!("{{from: [{{podSelector: {{matchLabels: {{app: web}}}}}}], ports: [{ports}]}}"));
+    check(
+        &OTHER_PROTOCOL,
+        &[&from("{port: 8080, protocol: UDP}")],
+        &[&from("{port: 8080, protocol: UDP}, {port: 8080}"), &from("{port: 9, protocol: UDP}"), &from("{port: 8080}")],
+    );
+}
+
+#[test]
+fn the_service_port_beside_the_addresses_of_endpoints_is_told() {
+    let text = "
+kind: Pod
+metadata: {name: web, namespace: a, labels: {app: web}}
+---
+kind: Service
+metadata: {name: kubernetes, namespace: default}
+spec: {clusterIP: 10.96.0.1, ports: [{port: 443, targetPort: 6443}]}
+---
+kind: EndpointSlice
+metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}
+addressType: IPv4
+endpoints: [{addresses: [192.168.1.11]}]
+ports: [{port: 6443}]
+";
+    let context =
+        Context::from_objects(&guardrail_graph::inventory::read::objects(text, "inventory.yaml").unwrap().objects);
+    let rules = |cidr: &str, ports: &str| {
+        let dns = "{ports: [{port: 53, protocol: UDP}]}";
+        rules_of(&egress(&format!("{{to: [{{ipBlock: {{cidr: {cidr}}}}}], ports: [{ports}]}}, {dns}")), &context)
+    };
+    assert_eq!(rules("192.168.1.11/32", "{port: 443}"), [SERVICE_PORT.id]);
+    assert_eq!(rules("192.168.1.0/24", "{port: 443}"), [SERVICE_PORT.id]);
+    for (cidr, ports) in [
+        ("192.168.1.11/32", "{port: 6443}"),
+        ("192.168.1.11/32", "{port: 443}, {port: 6443}"),
+        ("192.168.2.0/24", "{port: 443}"),
+        ("192.0.0.0/8", "{port: 443}"),
+    ] {
+        assert_eq!(rules(cidr, ports), [""; 0], "{cidr} {ports}");
+    }
+}
+
+#[test]
+fn a_label_that_only_has_to_be_there_names_no_value() {
+    let of = |selector: &str| {
+        rules_of(&format!("spec: {{podSelector: {selector}, policyTypes: [Ingress]}}"), &Context::default())
+    };
+    assert_eq!(of("{matchExpressions: [{key: pod-template-hash, operator: Exists}]}"), [""; 0]);
+    assert_eq!(of("{matchExpressions: [{key: pod-template-hash, operator: In, values: [x]}]}"), [GENERATED_LABEL.id]);
+    assert_eq!(of("{matchLabels: {app: web, version: 1.4.2}}"), [RELEASE_LABEL.id]);
+    assert_eq!(of("{matchLabels: {app: web, version: v1}}"), [""; 0]);
+    assert_eq!(of("{matchLabels: {strimzi.io/pod-name: a-0}}"), [""; 0]);
+}

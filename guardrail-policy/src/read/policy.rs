@@ -1,9 +1,8 @@
 //! One NetworkPolicy object: decoded, validated as the API server does, defaulted.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
-use guardrail_graph::{inventory::parse_sloppy, snapshot::LabelSelector};
-use ipnet::IpNet;
+use guardrail_graph::snapshot::LabelSelector;
 
 use super::{
     ObjectProblem, ObjectProblemKind, Refused,
@@ -47,7 +46,7 @@ pub(super) struct Decoder<'a> {
     file: &'a Arc<str>,
     policy: Option<String>,
     problems: Vec<ObjectProblem>,
-    warnings: Vec<ObjectProblem>,
+    pub(super) warnings: Vec<ObjectProblem>,
 }
 
 pub(super) fn decode(file: &Arc<str>, node: &Node) -> Decoded {
@@ -204,8 +203,13 @@ impl Decoder<'_> {
         if !self.mapping(metadata, "metadata", METADATA) {
             return None;
         }
-        let name = self.string(metadata, "name", "metadata")?;
-        if !is_dns_subdomain(&name) {
+        // `kubectl create` takes it; the API server puts five letters in place of the star.
+        let generated = metadata.get("generateName").filter(|_| metadata.get("name").is_none());
+        let name = match generated.and_then(Node::as_str) {
+            Some(first) => format!("{first}*"),
+            None => self.string(metadata, "name", "metadata")?,
+        };
+        if !is_dns_subdomain(&name.replace('*', "0")) || generated.is_none() && name.contains('*') {
             self.invalid(
                 metadata.line,
                 format!("`{name}` is no valid name: at most 253 lower case letters, digits, `-` and `.`"),
@@ -248,6 +252,18 @@ impl Decoder<'_> {
         // A null item is a zero value for the API server: a rule that allows everything.
         if node.is_null() || !self.mapping(node, field, &[direction.peers_field(), "ports"]) {
             return rule;
+        }
+        let peers = direction.peers_field();
+        if node.has_empty(peers) {
+            let message = format!(
+                "`{field}.{peers}` is empty, which means everybody; name the peers, or remove the rule to allow nobody"
+            );
+            self.warnings.push(self.make(ObjectProblemKind::EmptyField, node.line, message));
+        }
+        if node.has_empty("ports") {
+            let message =
+                format!("`{field}.ports` is empty, which means every port; name the ports, or remove the field");
+            self.warnings.push(self.make(ObjectProblemKind::EmptyField, node.line, message));
         }
         if let Some(peers) = node.get(direction.peers_field()) {
             let field = format!("{field}.{}", direction.peers_field());
@@ -297,6 +313,10 @@ impl Decoder<'_> {
         if !self.mapping(node, field, &["cidr", "except"]) {
             return None;
         }
+        if let Some(Node { value: Value::Seq(_), line }) = node.get("cidr") {
+            self.invalid(*line, format!("`{field}.cidr` is one range, this is a list; write one ipBlock for each"));
+            return None;
+        }
         let text = self.string(node, "cidr", field)?;
         let line = node.get("cidr").map_or(node.line, |n| n.line);
         let cidr = self.cidr(&text, line)?;
@@ -324,28 +344,6 @@ impl Decoder<'_> {
         Some(IpBlock { cidr, except })
     }
 
-    pub(super) fn cidr(&mut self, text: &str, line: u32) -> Option<IpNet> {
-        // Older API servers take host bits (`10.0.0.1/24`) and mean the network.
-        match parse_cidr(text) {
-            Some(net) => {
-                let net = net.trunc();
-                if net.to_string() != text && is_ambiguous(text, net) {
-                    let message = format!("`{text}` is ambiguous and newer API servers reject it; write {net}");
-                    self.warnings.push(self.make(ObjectProblemKind::AmbiguousCidr, line, message));
-                }
-                Some(net)
-            }
-            None => {
-                let hint = text.parse::<IpAddr>().map_or_else(
-                    |_| String::new(),
-                    |a| format!("; for one address write {a}/{}", if a.is_ipv4() { 32 } else { 128 }),
-                );
-                self.invalid(line, format!("`{text}` is no valid CIDR{hint}"));
-                None
-            }
-        }
-    }
-
     /// A23–A25.
     fn port(&mut self, node: &Node, field: &str) -> Option<PolicyPort> {
         let mut port = PolicyPort { protocol: Protocol::Tcp, port: PortMatch::Any, line: node.line };
@@ -367,19 +365,31 @@ impl Decoder<'_> {
         }
         let end = node.get("endPort");
         let Some(wanted) = node.get("port") else {
+            if node.has_empty("port") {
+                let message = format!(
+                    "`{field}.port` is empty, which means every {} port; write its number, or remove the field",
+                    port.protocol
+                );
+                self.warnings.push(self.make(ObjectProblemKind::EmptyField, node.line, message));
+            }
             if let Some(end) = end {
                 self.invalid(end.line, format!("`{field}` has endPort without port; add port"));
             }
             return Some(port);
         };
         port.port = match &wanted.value {
-            Value::Int(number) => {
-                let first = self.number(*number, wanted.line, &format!("{field}.port"))?;
-                let last = match end.map(|e| (&e.value, e.line)) {
+            Value::Int(_) | Value::Float(_) if wanted.as_whole().is_some() => {
+                let first = self.number(wanted.as_whole()?, wanted.line, &format!("{field}.port"))?;
+                let last = match end.map(|e| (e, e.as_whole())) {
                     None => first,
-                    Some((Value::Int(number), line)) => self.number(*number, line, &format!("{field}.endPort"))?,
-                    Some((_, line)) => {
-                        self.invalid(line, format!("`{field}.endPort` is a number from 1 to 65535"));
+                    Some((end, Some(number))) => self.number(number, end.line, &format!("{field}.endPort"))?,
+                    Some((end, None)) => {
+                        let quotes = if end.as_str().is_some() { "; remove the quotes" } else { "" };
+                        let said = end.describe();
+                        self.invalid(
+                            end.line,
+                            format!("`{field}.endPort` is a number from 1 to 65535, this is {said}{quotes}"),
+                        );
                         return None;
                     }
                 };
@@ -433,26 +443,49 @@ impl Decoder<'_> {
             self.problem(ObjectProblemKind::QuotedPort, line, message);
             return Some(());
         }
-        self.invalid(
-            line,
-            format!(
+        let range =
+            name.split_once(['-', ':']).and_then(|(a, b)| Some((a.parse::<u16>().ok()?, b.parse::<u16>().ok()?)));
+        let message = match range {
+            Some((first, last)) => {
+                format!("`{name}` is no port; a range is written `port: {first}` and `endPort: {last}`")
+            }
+            None if name.starts_with("map[") => format!(
+                "`{name}` is what a template prints for a whole mapping; let it print the port alone, or all of the item (toYaml)"
+            ),
+            None => format!(
                 "`{name}` is no valid port name: at most 15 lower case letters, digits and `-`, one letter at least"
             ),
-        );
+        };
+        self.invalid(line, message);
         None
     }
 
     /// Whether it is a mapping; warns of fields that the API does not have.
     pub(super) fn mapping(&mut self, node: &Node, field: &str, known: &[&str]) -> bool {
         let Value::Map(entries) = &node.value else {
-            self.invalid(node.line, format!("`{field}` is a mapping, this is {}", node.describe()));
+            let remedy = match &node.value {
+                Value::Str(text) if text.contains('\u{a0}') => {
+                    "; it holds a non-breaking space where a plain one belongs"
+                }
+                Value::Seq(items) if items.len() == 1 => "; remove the `-`",
+                _ => "",
+            };
+            self.invalid(node.line, format!("`{field}` is a mapping, this is {}{remedy}", node.describe()));
             return false;
         };
         for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&key.name.as_str())) {
-            let hint = known
-                .iter()
-                .find(|k| k.eq_ignore_ascii_case(&key.name) || is_close(k, &key.name))
-                .map_or_else(String::new, |k| format!("; did you mean `{k}`?"));
+            let hint = match (key.name.as_str(), known) {
+                ("to", ["from", ..]) => "; did you mean `from`?".to_owned(),
+                ("from", ["to", ..]) => "; did you mean `to`?".to_owned(),
+                ("matchLabels" | "matchExpressions", ["podSelector", ..]) => {
+                    "; it belongs under podSelector or namespaceSelector, indented further".to_owned()
+                }
+                (name, _) => match known.iter().find(|k| k.eq_ignore_ascii_case(name) || is_close(k, name)) {
+                    Some(k) => format!("; did you mean `{k}`?"),
+                    None if known.first() == Some(&"matchLabels") => "; labels belong under `matchLabels`".to_owned(),
+                    None => String::new(),
+                },
+            };
             let message = format!("`{field}` has no field `{}`, the API server drops it{hint}", key.name);
             self.warnings.push(self.make(ObjectProblemKind::UnknownField, key.line, message));
         }
@@ -464,7 +497,12 @@ impl Decoder<'_> {
         match &node.value {
             Value::Seq(items) => items,
             _ => {
-                self.invalid(node.line, format!("`{field}` is a list, this is {}", node.describe()));
+                let remedy = match &node.value {
+                    Value::Map(_) => "; begin its first line with `- `".to_owned(),
+                    Value::Str(text) if text.len() <= 63 => format!("; write [{text}]"),
+                    _ => String::new(),
+                };
+                self.invalid(node.line, format!("`{field}` is a list, this is {}{remedy}", node.describe()));
                 &[]
             }
         }
@@ -475,10 +513,11 @@ impl Decoder<'_> {
         match node.get(name) {
             Some(Node { value: Value::Str(s), .. }) => Some(s.clone()),
             Some(other) => {
-                self.invalid(
-                    other.line,
-                    format!("`{field}.{name}` is a string, this is {}; put it in quotes", other.describe()),
-                );
+                let remedy = match other.value {
+                    Value::Seq(_) | Value::Map(_) => "",
+                    _ => "; put it in quotes",
+                };
+                self.invalid(other.line, format!("`{field}.{name}` is a string, this is {}{remedy}", other.describe()));
                 None
             }
             None => {
@@ -497,7 +536,7 @@ impl Decoder<'_> {
         self.problems.push(problem);
     }
 
-    fn make(&self, kind: ObjectProblemKind, line: u32, message: String) -> ObjectProblem {
+    pub(super) fn make(&self, kind: ObjectProblemKind, line: u32, message: String) -> ObjectProblem {
         ObjectProblem {
             location: Location { file: self.file.clone(), line },
             kind,
@@ -505,23 +544,6 @@ impl Decoder<'_> {
             message,
         }
     }
-}
-
-/// As Go's ParseCIDRSloppy, which the API server uses: leading zeros mean nothing.
-fn parse_cidr(text: &str) -> Option<IpNet> {
-    text.parse().ok().or_else(|| {
-        let (address, length) = text.split_once('/')?;
-        format!("{}/{length}", parse_sloppy(address)?).parse().ok()
-    })
-}
-
-/// Beyond spelling (`2001:DB8::/32`): host bits, leading zeros, an IPv4 address in IPv6 form.
-fn is_ambiguous(text: &str, net: IpNet) -> bool {
-    let written = text.split_once('/').and_then(|(address, _)| address.parse::<IpAddr>().ok());
-    let mapped = matches!(net, IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some());
-    written != Some(net.addr())
-        || mapped
-        || text.split(['.', '/']).any(|part| part.len() > 1 && part.starts_with('0') && net.addr().is_ipv4())
 }
 
 /// One letter too many, too few, or wrong.

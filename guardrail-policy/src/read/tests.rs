@@ -352,3 +352,95 @@ fn when_a_policy_was_changed_is_what_the_api_server_says() {
     let default = "creationTimestamp: \"2026-03-01T10:00:00Z\", generation: 1";
     assert_eq!(changed(default).as_deref(), Some("2026-03-01T10:00:00Z"));
 }
+
+#[test]
+fn a_refusal_says_what_to_write_instead() {
+    let cases = [
+        ("ingress: [{ports: [{port: 8000-9000}]}]", "`port: 8000` and `endPort: 9000`"),
+        ("ingress: [{ports: [{port: \"8000:9000\"}]}]", "`port: 8000` and `endPort: 9000`"),
+        ("ingress: [{ports: [{port: 'map[containerPort:80 name:a]'}]}]", "a template prints"),
+        ("ingress: [{ports: [{port: 90, endPort: \"91\"}]}]", "remove the quotes"),
+        ("ingress: {from: []}", "begin its first line with `- `"),
+        ("policyTypes: Ingress", "write [Ingress]"),
+        ("podSelector: [{matchLabels: {a: b}}]", "remove the `-`"),
+        ("egress: [{to: [{ipBlock: {cidr: example.com}}]}]", "knows no names"),
+        ("egress: [{to: [{ipBlock: {cidr: \"10.0.0.0/8 \"}}]}]", "remove the blank"),
+        ("egress: [{to: [{ipBlock: {cidr: 10.0.0.1-10.0.0.9}}]}]", "one or more CIDRs"),
+        ("egress: [{to: [{ipBlock: {cidr: \"10.0.0.0/8,11.0.0.0/8\"}}]}]", "one ipBlock for each"),
+        ("egress: [{to: [{ipBlock: {cidr: [10.0.0.0/8]}}]}]", "one ipBlock for each"),
+        ("egress: [{to: [{ipBlock: {cidr: 010.0.0.1}}]}]", "write 10.0.0.1/32"),
+        ("podSelector:\u{a0}{}", "non-breaking space"),
+    ];
+    for (text, expected) in cases {
+        let problem = refused(&spec(text));
+        assert!(problem.message.contains(expected), "{text}: {problem}");
+    }
+    let twice = format!("{0}{0}", spec("podSelector: {}"));
+    assert!(refused(&twice).message.contains("separate two objects by a line `---`"));
+}
+
+#[test]
+fn numbers_are_read_as_kubectl_reads_them() {
+    for (text, port) in
+        [("80.0", 80), ("1e3", 1000), ("0120", 80), ("0o120", 80), ("0x50", 80), ("8_080", 8080), ("08080", 8080)]
+    {
+        let set = policies("f", spec(&format!("ingress: [{{ports: [{{port: {text}}}]}}]")).as_bytes()).unwrap();
+        let read = &set.policies[0].ingress[0].ports[0].port;
+        assert_eq!(*read, crate::model::PortMatch::Range { first: port, last: port }, "{text}");
+    }
+    let json = r#"{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "p"}, "spec": {"ingress": [{"ports": [{"port": 8e1}]}]}}"#;
+    assert_eq!(policies("f", json.as_bytes()).unwrap().policies.len(), 1);
+}
+
+#[test]
+fn a_generated_name_is_told_by_a_star_and_conflicts_with_none() {
+    let with = |name: &str, rest: &str| spec(rest).replace("name: p", name);
+    let one = with("generateName: p-", "podSelector: {}");
+    let other = with("generateName: p-", "policyTypes: [Egress]");
+    let set = policies("f", format!("{one}---\n{other}---\n{one}").as_bytes()).unwrap();
+    let names: Vec<&str> = set.policies.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["p-*", "p-**"]);
+    assert!(refused(&with("generateName: P_", "podSelector: {}")).message.contains("no valid name"));
+    assert!(refused(&with("name: p*", "podSelector: {}")).message.contains("no valid name"));
+}
+
+#[test]
+fn a_key_twice_stops_the_policies_that_have_it_and_no_others() {
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata:\n  a: 1\n  a: 2\n";
+    let text = format!("{map}---\n{}", spec("podSelector: {}"));
+    assert!(refused(&text).message.contains("the key a stands twice"), "a file that was named as policies");
+    let read = |text: &str| {
+        let mut reader = Reader::new();
+        reader.add("f", text.as_bytes(), Expect::Anything);
+        reader.finish()
+    };
+    let set = read(&text).unwrap();
+    assert_eq!((set.policies[0].location.as_ref().unwrap().line, set.others["ConfigMap"]), (8, 1));
+    let twice = format!("{text}---\n{}  podSelector: {{}}\n", spec("podSelector: {}"));
+    let problem = read(&twice).unwrap_err().problems.remove(0);
+    assert_eq!((problem.location.line, problem.kind), (19, ObjectProblemKind::Syntax));
+    assert!(problem.message.contains("(lines 18 and 19)"), "{problem}");
+}
+
+#[test]
+fn files_one_behind_the_other_may_each_have_a_byte_order_mark() {
+    let text =
+        format!("\u{feff}{}---\n\u{feff}{}", spec("podSelector: {}"), spec("podSelector: {}").replace(": p", ": q"));
+    assert_eq!(policies("f", text.as_bytes()).unwrap().policies.len(), 2);
+}
+
+#[test]
+fn what_a_misplaced_field_means_is_told() {
+    let cases = [
+        ("egress: [{from: [{podSelector: {}}]}]", "did you mean `to`?"),
+        ("ingress: [{to: [{podSelector: {}}]}]", "did you mean `from`?"),
+        ("podSelector: {app: web}", "labels belong under `matchLabels`"),
+        ("ingress: [{from: [{podSelector: {}, matchLabels: {a: b}}]}]", "indented further"),
+        ("ingress: [{from: [{ipBlock: {cidr: \"::ffff:10.0.0.0/104\"}}]}]", "write 10.0.0.0/8"),
+        ("ingress: [{from: [{ipBlock: {cidr: \"::FFFF:10.0.0.0/104\"}}]}]", "write 10.0.0.0/8"),
+    ];
+    for (text, expected) in cases {
+        let set = policies("f", spec(text).as_bytes()).unwrap();
+        assert!(set.warnings.iter().any(|w| w.message.contains(expected)), "{text}: {:?}", set.warnings);
+    }
+}

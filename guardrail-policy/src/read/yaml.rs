@@ -2,14 +2,17 @@
 
 use std::{fmt, sync::Arc, thread};
 
-use guardrail_graph::inventory::complaint;
+use guardrail_graph::inventory::{complaint, is_duplicate};
 use serde::{
     Deserialize, Deserializer,
     de::{self, MapAccess, SeqAccess, Visitor},
 };
-use serde_saphyr::{Error, Spanned, options::AliasLimits};
+use serde_saphyr::{
+    Error, Spanned,
+    options::{AliasLimits, DuplicateKeyPolicy},
+};
 
-use super::{MAX_FILE_BYTES, ObjectProblem, ObjectProblemKind, text};
+use super::{MAX_FILE_BYTES, ObjectProblem, ObjectProblemKind, may_concern_policies, text};
 use crate::model::Location;
 
 /// Deepest nesting that is read; a NetworkPolicy in a List needs 11, a schema in a
@@ -98,15 +101,38 @@ impl Node {
         matches!(self.value, Value::Null)
     }
 
-    /// The field of a mapping; null counts as absent.
+    /// The whole number, however it is written: `80.0` and `1e3` are numbers for the API server.
+    #[must_use]
+    pub fn as_whole(&self) -> Option<i128> {
+        match self.value {
+            Value::Int(number) => Some(number),
+            #[expect(clippy::cast_possible_truncation, reason = "it has no fraction and is small")]
+            Value::Float(number) if number.fract() == 0.0 && number.abs() < 1e15 => Some(number as i128),
+            _ => None,
+        }
+    }
+
+    /// The field of a mapping; null counts as absent, and of two the last one counts.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Self> {
         match &self.value {
             Value::Map(entries) => {
-                entries.iter().find(|(k, _)| k.name == name).map(|(_, v)| v).filter(|v| !v.is_null())
+                entries.iter().rfind(|(k, _)| k.name == name).map(|(_, v)| v).filter(|v| !v.is_null())
             }
             _ => None,
         }
+    }
+
+    /// Whether the mapping has the field, and it is null or an empty list.
+    #[must_use]
+    pub fn has_empty(&self, name: &str) -> bool {
+        let Value::Map(entries) = &self.value else { return false };
+        let empty = |value: &Value| match value {
+            Value::Null => true,
+            Value::Seq(items) => items.is_empty(),
+            _ => false,
+        };
+        entries.iter().rfind(|(k, _)| k.name == name).is_some_and(|(_, node)| empty(&node.value))
     }
 
     /// The string, if it is one.
@@ -224,10 +250,22 @@ impl<'de> Visitor<'de> for ValueVisitor {
 /// # Errors
 /// It is no YAML or JSON, or larger or deeper than any file that a person writes.
 pub fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, ObjectProblem> {
+    in_a_thread(file, bytes, DuplicateKeyPolicy::Error)
+}
+
+/// As [`documents`], of a file that was not named as policies: where a key stands twice kubectl
+/// takes the last, and what has nothing to do with policies must not stop the reading of those
+/// beside it.
+pub(super) fn documents_beside(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, ObjectProblem> {
+    in_a_thread(file, bytes, DuplicateKeyPolicy::LastWins)
+}
+
+/// `keys`: in documents that hold no policy.
+fn in_a_thread(file: &Arc<str>, bytes: &[u8], keys: DuplicateKeyPolicy) -> Result<Vec<Node>, ObjectProblem> {
     // The YAML reader calls itself for each level, and the stack of the caller may be small.
     thread::scope(|scope| {
         let reader = thread::Builder::new().stack_size(STACK_BYTES);
-        let read = reader.spawn_scoped(scope, || read(file, bytes)).ok().and_then(|thread| thread.join().ok());
+        let read = reader.spawn_scoped(scope, || read(file, bytes, keys)).ok().and_then(|thread| thread.join().ok());
         read.unwrap_or_else(|| {
             let location = Location { file: file.clone(), line: 1 };
             let message = "there is no memory left to read it; end something else".to_owned();
@@ -236,7 +274,7 @@ pub fn documents(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, ObjectProbl
     })
 }
 
-fn read(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, ObjectProblem> {
+fn read(file: &Arc<str>, bytes: &[u8], keys: DuplicateKeyPolicy) -> Result<Vec<Node>, ObjectProblem> {
     let problem = |line: u32, message: String| ObjectProblem {
         location: Location { file: file.clone(), line },
         kind: ObjectProblemKind::Syntax,
@@ -250,29 +288,69 @@ fn read(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node>, ObjectProblem> {
         );
         return Err(problem(1, message));
     }
-    let text = text::decode(bytes).map_err(|offset| {
-        problem(
-            line_of(bytes, offset),
-            "this is no text (neither UTF-8 nor UTF-16); name a YAML or JSON file".to_owned(),
-        )
-    })?;
+    let text = text::decode(bytes)
+        .map_err(|offset| problem(line_of(bytes, offset), text::remedy(bytes, offset).to_owned()))?;
     let control = text.bytes().position(|b| matches!(b, 0..=8 | 11..=12 | 14..=31 | 127));
     if let Some(at) = control {
         return Err(problem(
             line_of(text.as_bytes(), at),
-            "this is no text (a control character); name a YAML or JSON file".to_owned(),
+            match text::remedy(bytes, 0) {
+                wide if wide.contains("UTF-16 without") => wide.to_owned(),
+                _ => "this is no text (a control character); name a YAML or JSON file".to_owned(),
+            },
         ));
     }
-    let mut documents = Vec::new();
-    for (part, skipped) in json_parts(&text).unwrap_or_else(|| vec![(&text, 0)]) {
-        let read = serde_saphyr::from_multiple_with_options::<Node>(part, options()).map_err(|error| {
-            let error = error.without_snippet();
-            let at = error.location().map_or(1, |l| line(l.line()));
-            problem(at + skipped, complaint(&one_line(error), part, at, Some(MAX_DEPTH)))
-        })?;
-        documents.extend(read.into_iter().map(|node| node.below(skipped)));
+    let mut nodes = Vec::new();
+    for (part, before) in json_parts(&text).unwrap_or_else(|| vec![(&text, 0)]) {
+        let read = parse(part, &text, before, DuplicateKeyPolicy::Error);
+        let read = match read {
+            Err((_, said)) if is_duplicate(&said) => one_by_one(part, &text, before, keys),
+            read => read,
+        };
+        nodes.extend(read.map_err(|(at, said)| problem(at, said))?);
     }
-    Ok(documents)
+    Ok(nodes)
+}
+
+/// The documents of a part of a text that begins behind so many lines; else the line and what is
+/// wrong.
+fn parse(part: &str, text: &str, before: u32, keys: DuplicateKeyPolicy) -> Result<Vec<Node>, (u32, String)> {
+    let read = serde_saphyr::from_multiple_with_options::<Node>(part, options(keys)).map_err(|error| {
+        let error = error.without_snippet();
+        let at = before + error.location().map_or(1, |l| line(l.line()));
+        (at, complaint(&one_line(error), text, at, Some(MAX_DEPTH)))
+    })?;
+    Ok(read.into_iter().map(|node| node.below(before)).collect())
+}
+
+/// As [`parse`], document by document.
+fn one_by_one(part: &str, text: &str, before: u32, keys: DuplicateKeyPolicy) -> Result<Vec<Node>, (u32, String)> {
+    let mut nodes = Vec::new();
+    let (mut start, mut skipped) = (0, 0);
+    for (end, lines) in document_ends(part) {
+        let document = &part[start..end];
+        let other = document.contains("kind") && !may_concern_policies(document);
+        let keys = if other { keys } else { DuplicateKeyPolicy::Error };
+        nodes.extend(parse(document, text, before + skipped, keys)?);
+        (start, skipped) = (end, lines);
+    }
+    Ok(nodes)
+}
+
+/// Where each document ends, and how many lines stand before that.
+fn document_ends(text: &str) -> Vec<(usize, u32)> {
+    let mut ends = Vec::new();
+    let mut offset = 0;
+    for (line, number) in text.split_inclusive('\n').zip(0..) {
+        let marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if marker && offset > 0 {
+            ends.push((offset, number));
+        }
+        offset += line.len();
+    }
+    ends.push((text.len(), 0));
+    ends
 }
 
 /// JSON objects one behind the other, which kubectl reads as well: each with the number of lines
@@ -311,7 +389,7 @@ fn one_line(error: &Error) -> String {
     }
 }
 
-fn options() -> serde_saphyr::Options {
+fn options(keys: DuplicateKeyPolicy) -> serde_saphyr::Options {
     let mut limits = AliasLimits::default();
     limits.max_total_replayed_events = MAX_ALIASED;
     let mut budget = serde_saphyr::Budget::default();
@@ -325,5 +403,8 @@ fn options() -> serde_saphyr::Options {
     options.with_snippet = false;
     options.emit_comments = false;
     options.strict_booleans = true;
+    options.duplicate_keys = keys;
+    // As kubectl's reader of YAML 1.1: 0120 is 80.
+    options.legacy_octal_numbers = true;
     options
 }
