@@ -1,22 +1,23 @@
 //! All connections that policies allow: who may reach whom, on which ports, and what the world
 //! outside may reach.
 //!
-//! Every pair of workloads is judged at one port of each interval between the ports that the
-//! policies of either side name, so the answer holds for all ports. Pods that no policy tells apart
-//! are judged once.
+//! Of every pair of workloads the rules that may be about both are found once, and judged at one port
+//! of each interval between the ports that they name, so the answer holds for all ports. Pods that
+//! no policy tells apart are judged once, and servers on several threads.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
     sync::Arc,
+    thread,
 };
 
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::{End, Evaluator, difference::spans::Spans};
-use crate::model::{Direction, IpBlock, PortMatch, Protocol};
+use super::{Asked, End, Evaluator, Narrowed, difference::spans::Spans};
+use crate::model::{IpBlock, Protocol};
 
 mod ports;
 
@@ -73,47 +74,8 @@ pub struct Connection {
     pub ports: Ports,
 }
 
-/// Pods that no policy tells apart.
-pub(super) struct Group {
-    end: End,
-    /// Ports by name: they decide where a rule with a name begins and ends.
-    names: Vec<(String, Protocol, u16)>,
-    /// Where the ports begin that the policies about it as a server name; `None`: there is none,
-    /// and nothing isolates it.
-    ingress: Option<Starts>,
-    /// Likewise as a client.
-    egress: Option<Starts>,
-}
-
-/// One end of the pairs that are judged.
-#[derive(Clone, Copy)]
-pub(super) struct Side<'a> {
-    pub(super) end: End,
-    /// `None`: an end that policies do not select.
-    group: Option<&'a Group>,
-}
-
-impl<'a> Side<'a> {
-    pub(super) fn of(group: &'a Group) -> Self {
-        Self { end: group.end, group: Some(group) }
-    }
-
-    pub(super) fn address(end: End) -> Self {
-        Self { end, group: None }
-    }
-}
-
-/// Ports at which what policies say may change: where a range that they name begins, and where
-/// what follows it does.
-struct Starts {
-    /// Per protocol, ascending, 1 first.
-    numbers: [Vec<u16>; PROTOCOLS.len()],
-    /// Ports by name, which each server gives a number of its own.
-    names: BTreeSet<(Protocol, String)>,
-}
-
-fn slot(protocol: Protocol) -> usize {
-    PROTOCOLS.iter().position(|own| *own == protocol).unwrap_or_default()
+fn slot(protocol: Protocol) -> Option<usize> {
+    PROTOCOLS.iter().position(|own| *own == protocol)
 }
 
 fn in_order(starts: &mut Vec<u16>) {
@@ -121,29 +83,47 @@ fn in_order(starts: &mut Vec<u16>) {
     starts.dedup();
 }
 
-/// Adds where a range begins, and what follows it.
+/// Adds where a range begins, and what follows it: at these ports what rules say may change.
 fn bound(starts: &mut Vec<u16>, first: u16, last: u16) {
     starts.push(first);
     starts.extend(last.checked_add(1));
 }
 
-/// Adds where the ports with this name begin and end.
-fn bound_by_name(starts: &mut Vec<u16>, names: &[(String, Protocol, u16)], name: &str, protocol: Protocol) {
-    names.iter().filter(|(n, p, _)| n == name && *p == protocol).for_each(|(.., n)| bound(starts, *n, *n));
+/// Fewer are not worth a thread.
+const FEW_WORKLOADS: usize = 64;
+
+/// Who may be an end of a connection. Parties are numbers in their order: of a thousand workloads
+/// there are a million pairs.
+struct World {
+    /// Pods that no policy tells apart.
+    groups: Vec<End>,
+    /// Addresses that stand for the world.
+    outside: Vec<End>,
+    /// Those that stand for a block.
+    blocks: Vec<(u32, End)>,
+    /// The groups of each workload.
+    workloads: Vec<(u32, Vec<usize>)>,
+    everywhere: u32,
+    outside_party: u32,
+    every_pod: u32,
 }
 
-/// What is listed so far. Parties are numbers in their order: of a thousand workloads there are a
-/// million pairs.
+/// What is listed so far.
 struct Listing<'a> {
     evaluator: &'a Evaluator,
+    world: &'a World,
     known: Known,
     ranges: Vec<PortRange>,
     rows: Vec<(u32, u32, Ports)>,
 }
 
-impl Listing<'_> {
+impl<'a> Listing<'a> {
+    fn new(evaluator: &'a Evaluator, world: &'a World) -> Self {
+        Self { evaluator, world, known: Known::default(), ranges: Vec::new(), rows: Vec::new() }
+    }
+
     /// The ports on which some of the servers accept connections from some of the clients.
-    fn between(&mut self, clients: &[Side<'_>], servers: &[Side<'_>]) -> Ports {
+    fn between(&mut self, clients: &[End], servers: &[End]) -> Ports {
         let mut all: Option<Ports> = None;
         for (client, server) in clients.iter().flat_map(|client| servers.iter().map(move |server| (client, server))) {
             self.evaluator.allowed_ranges(client, server, &mut self.ranges);
@@ -160,12 +140,53 @@ impl Listing<'_> {
         self.rows.push((src, dst, ports.clone()));
     }
 
-    /// The connections, sorted, given the parties by number.
-    fn connections(mut self, parties: &[Party]) -> Vec<Connection> {
-        self.rows.sort_unstable();
-        let party = |number: u32| parties[number as usize].clone();
-        let connection = |(src, dst, ports)| Connection { src: party(src), dst: party(dst), ports };
-        self.rows.into_iter().map(connection).collect()
+    /// The connections to and from each of these workloads and the outside, and from the others to
+    /// it. Server by server, so that no more than one row of the table of all pairs is held.
+    fn rows_of(mut self, servers: &[(u32, Vec<usize>)]) -> Vec<(u32, u32, Ports)> {
+        let World { groups, outside, blocks, workloads, everywhere, outside_party, every_pod } = self.world;
+        for (to, own) in servers {
+            let own: Vec<End> = own.iter().map(|group| groups[*group]).collect();
+            let world = self.between(outside, &own);
+            let from: Vec<Ports> = groups.iter().map(|client| self.between(&[*client], &own)).collect();
+            let clients: Vec<(u32, Ports)> = workloads
+                .iter()
+                .map(|(client, theirs)| {
+                    let ports = theirs.iter().map(|group| from[*group].clone());
+                    (*client, ports.reduce(|all, some| self.known.union(all, some)).unwrap_or_default())
+                })
+                .collect();
+            let everywhere_in = !world.is_empty() && clients.iter().all(|(_, ports)| ports.holds(&world));
+            if !world.is_empty() {
+                self.add(if everywhere_in { *everywhere } else { *outside_party }, *to, &world);
+            }
+            let more = |ports: &Ports| !(ports.is_empty() || everywhere_in && world.holds(ports));
+            let first = clients.first().map(|(_, ports)| ports);
+            if let Some(ports) = first.filter(|f| clients.len() > 1 && clients.iter().all(|(_, p)| p == *f) && more(f))
+            {
+                self.add(*every_pod, *to, ports);
+            } else {
+                for (client, ports) in clients.iter().filter(|(_, ports)| more(ports)) {
+                    self.add(*client, *to, ports);
+                }
+            }
+            for (block, there) in blocks {
+                let ports = self.between(&[*there], &own);
+                if !ports.is_empty() && !world.holds(&ports) {
+                    self.add(*block, *to, &ports);
+                }
+            }
+            let out = self.between(&own, outside);
+            if !out.is_empty() {
+                self.add(*to, *outside_party, &out);
+            }
+            for (block, there) in blocks {
+                let ports = self.between(&own, &[*there]);
+                if !ports.is_empty() && !out.holds(&ports) {
+                    self.add(*to, *block, &ports);
+                }
+            }
+        }
+        self.rows
     }
 }
 
@@ -175,12 +196,10 @@ impl Evaluator {
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
         let (groups, workloads) = self.groups();
-        let sides: Vec<Side<'_>> = groups.iter().map(Side::of).collect();
-        let outside: Vec<Side<'_>> = self.outside().into_iter().map(Side::address).collect();
-        let blocks: Vec<(Party, Side<'_>)> = self
+        let blocks: Vec<(Party, End)> = self
             .blocks()
             .into_iter()
-            .map(|(block, address)| (Party::Block(block), Side::address(self.end_of_address(address))))
+            .map(|(block, address)| (Party::Block(block), self.end_of_address(address)))
             .collect();
         let mut parties = vec![Party::Everywhere, Party::Outside, Party::EveryPod];
         parties.extend(blocks.iter().map(|(party, _)| party.clone()));
@@ -189,76 +208,44 @@ impl Evaluator {
         parties.dedup();
         let number =
             |party: &Party| u32::try_from(parties.binary_search(party).unwrap_or_default()).unwrap_or(u32::MAX);
-        let [everywhere, outside_party, every_pod] =
-            [Party::Everywhere, Party::Outside, Party::EveryPod].map(|party| number(&party));
-        let blocks: Vec<(u32, Side<'_>)> = blocks.into_iter().map(|(party, side)| (number(&party), side)).collect();
-        let workloads: Vec<(u32, Vec<usize>)> = workloads
-            .into_iter()
-            .map(|(name, groups)| (number(&Party::Workload(name.into())), groups.into_iter().collect()))
-            .collect();
-        let mut listing = Listing { evaluator: self, known: Known::default(), ranges: Vec::new(), rows: Vec::new() };
-        // Server by server, so that no more than one row of the table of all pairs is held.
-        for (to, own) in &workloads {
-            let own: Vec<Side<'_>> = own.iter().map(|group| sides[*group]).collect();
-            let world = listing.between(&outside, &own);
-            let from: Vec<Ports> = sides.iter().map(|client| listing.between(&[*client], &own)).collect();
-            let clients: Vec<(u32, Ports)> = workloads
-                .iter()
-                .map(|(client, theirs)| {
-                    let ports = theirs.iter().map(|group| from[*group].clone());
-                    (*client, ports.reduce(|all, some| listing.known.union(all, some)).unwrap_or_default())
-                })
-                .collect();
-            let everywhere_in = !world.is_empty() && clients.iter().all(|(_, ports)| ports.holds(&world));
-            if !world.is_empty() {
-                listing.add(if everywhere_in { everywhere } else { outside_party }, *to, &world);
+        let world = World {
+            groups,
+            outside: self.outside(),
+            blocks: blocks.into_iter().map(|(party, end)| (number(&party), end)).collect(),
+            workloads: workloads
+                .into_iter()
+                .map(|(name, groups)| (number(&Party::Workload(name.into())), groups.into_iter().collect()))
+                .collect(),
+            everywhere: number(&Party::Everywhere),
+            outside_party: number(&Party::Outside),
+            every_pod: number(&Party::EveryPod),
+        };
+        // Servers are independent of each other; sorted in the end, the rows are the same whoever
+        // found them.
+        let threads = match world.workloads.len() {
+            ..FEW_WORKLOADS => 1,
+            many => thread::available_parallelism().map_or(1, usize::from).min(many / FEW_WORKLOADS + 1),
+        };
+        let share = world.workloads.len().div_ceil(threads).max(1);
+        let mut rows: Vec<(u32, u32, Ports)> = thread::scope(|scope| {
+            let list = |servers| Listing::new(self, &world).rows_of(servers);
+            let mut shares = world.workloads.chunks(share);
+            let own = shares.next().unwrap_or_default();
+            let others: Vec<_> = shares.map(|servers| scope.spawn(move || list(servers))).collect();
+            let mut rows = list(own);
+            for other in others {
+                rows.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             }
-            let more = |ports: &Ports| !(ports.is_empty() || everywhere_in && world.holds(ports));
-            let first = clients.first().map(|(_, ports)| ports);
-            if let Some(ports) = first.filter(|f| clients.len() > 1 && clients.iter().all(|(_, p)| p == *f) && more(f))
-            {
-                listing.add(every_pod, *to, ports);
-            } else {
-                for (client, ports) in clients.iter().filter(|(_, ports)| more(ports)) {
-                    listing.add(*client, *to, ports);
-                }
-            }
-            for (block, there) in &blocks {
-                let ports = listing.between(&[*there], &own);
-                if !ports.is_empty() && !world.holds(&ports) {
-                    listing.add(*block, *to, &ports);
-                }
-            }
-            let out = listing.between(&own, &outside);
-            if !out.is_empty() {
-                listing.add(*to, outside_party, &out);
-            }
-            for (block, there) in &blocks {
-                let ports = listing.between(&own, &[*there]);
-                if !ports.is_empty() && !out.holds(&ports) {
-                    listing.add(*to, *block, &ports);
-                }
-            }
-        }
-        listing.connections(&parties)
-    }
-
-    /// The pod as any replica like it, with what decides its ports.
-    pub(super) fn group(&self, pod: u32) -> Group {
-        let end = self.end_of_pod(pod).any_replica();
-        let names = self.cluster().pods[pod as usize].ports.clone();
-        let mut ingress = self.starts(&end, Direction::Ingress);
-        if let Some(starts) = &mut ingress {
-            for (protocol, name) in std::mem::take(&mut starts.names) {
-                bound_by_name(&mut starts.numbers[slot(protocol)], &names, &name, protocol);
-            }
-            starts.numbers.iter_mut().for_each(in_order);
-        }
-        Group { end, names, ingress, egress: self.starts(&end, Direction::Egress) }
+            rows
+        });
+        rows.sort_unstable();
+        let party = |number: u32| parties[number as usize].clone();
+        let connection = |(src, dst, ports)| Connection { src: party(src), dst: party(dst), ports };
+        rows.into_iter().map(connection).collect()
     }
 
     /// Groups of live pods that policies can select, and which of them each workload has.
-    fn groups(&self) -> (Vec<Group>, BTreeMap<String, BTreeSet<usize>>) {
+    fn groups(&self) -> (Vec<End>, BTreeMap<String, BTreeSet<usize>>) {
         let blocks = self.ip_blocks();
         let mut known = BTreeMap::new();
         let mut groups = Vec::new();
@@ -271,7 +258,7 @@ impl Evaluator {
             // first.
             let families: Vec<bool> = end.addresses().map(|address| address.is_ipv6()).collect();
             let group = *known.entry((end.class, families, within)).or_insert_with(|| {
-                groups.push(self.group(index));
+                groups.push(end);
                 groups.len() - 1
             });
             workloads.entry(pod.workload_name()).or_default().insert(group);
@@ -279,62 +266,37 @@ impl Evaluator {
         (groups, workloads)
     }
 
-    /// Where the ports begin that the policies about this end name; `None`: there is none, and
-    /// nothing isolates it.
-    fn starts(&self, end: &End, direction: Direction) -> Option<Starts> {
-        let asked = self.asked(end, direction);
-        if asked.is_empty() && !self.isolated(end, direction) {
-            return None;
-        }
-        let mut starts = Starts { numbers: [(); PROTOCOLS.len()].map(|()| vec![1]), names: BTreeSet::new() };
-        let rules = asked.iter().flat_map(|p| self.forms()[*p as usize].rules(direction));
-        for port in rules.flat_map(|rule| &rule.ports) {
-            match &port.port {
-                PortMatch::Any => {}
-                PortMatch::Range { first, last } => bound(&mut starts.numbers[slot(port.protocol)], *first, *last),
-                PortMatch::Named(name) => drop(starts.names.insert((port.protocol, name.clone()))),
-            }
-        }
-        starts.numbers.iter_mut().for_each(in_order);
-        Some(starts)
-    }
-
     /// The ports that `server` accepts from `client`.
-    pub(super) fn allowed(&self, client: &Side<'_>, server: &Side<'_>) -> Ports {
+    pub(super) fn allowed(&self, client: &End, server: &End) -> Ports {
         let mut ranges = Vec::new();
         self.allowed_ranges(client, server, &mut ranges);
         Ports::of(&ranges)
     }
 
-    /// Likewise, in place of what is in `ranges`.
-    fn allowed_ranges(&self, client: &Side<'_>, server: &Side<'_>, ranges: &mut Vec<PortRange>) {
+    /// Likewise, in place of what is in `ranges`. Whom the rules are about is asked once, and of
+    /// those that are about the other end one port of each interval between the ports that they
+    /// name.
+    fn allowed_ranges(&self, client: &End, server: &End, ranges: &mut Vec<PortRange>) {
         ranges.clear();
-        let egress = client.group.and_then(|group| group.egress.as_ref());
-        let ingress = server.group.and_then(|group| group.ingress.as_ref());
-        if egress.is_none() && ingress.is_none() {
+        let sides = self.sides(client, server);
+        if sides.is_empty() {
             ranges.extend(ports::ALL);
             return;
         }
-        let mut both = Vec::new();
-        for protocol in PROTOCOLS {
-            let starts = match (egress, ingress) {
-                (None, Some(only)) => &only.numbers[slot(protocol)],
-                (Some(only), None) if only.names.is_empty() => &only.numbers[slot(protocol)],
-                _ => {
-                    both.clear();
-                    for starts in [egress, ingress].into_iter().flatten() {
-                        both.extend(&starts.numbers[slot(protocol)]);
-                    }
-                    let names = server.group.map_or(&[][..], |group| &group.names);
-                    for (_, name) in egress.iter().flat_map(|e| &e.names).filter(|(p, _)| *p == protocol) {
-                        bound_by_name(&mut both, names, name, protocol);
-                    }
-                    in_order(&mut both);
-                    &both
+        let rules = &self.compiled.rules;
+        let mut starts = [(); PROTOCOLS.len()].map(|()| vec![1]);
+        for rule in sides.iter().flat_map(Narrowed::rules) {
+            rules.for_each_range(rule, server.class, |protocol, first, last| {
+                if let Some(slot) = slot(protocol) {
+                    bound(&mut starts[slot], first, last);
                 }
-            };
+            });
+        }
+        for (protocol, mut starts) in PROTOCOLS.into_iter().zip(starts) {
+            in_order(&mut starts);
             for (at, first) in starts.iter().enumerate() {
-                if self.allows(&client.end, &server.end, protocol, *first) {
+                let asked = |direction| Asked { direction, protocol, port: *first, server: server.class };
+                if sides.iter().all(|side| self.compiled.lets_pass(side, &asked(side.direction))) {
                     ports::push(ranges, protocol, *first, starts.get(at + 1).map_or(u16::MAX, |next| next - 1));
                 }
             }

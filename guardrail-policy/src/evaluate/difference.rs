@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::{
     End, Evaluator,
-    connections::{Group, Party, Ports, Side},
+    connections::{Party, Ports},
 };
 use crate::model::{Direction, tier::TierPeer};
 
@@ -83,15 +83,9 @@ impl Sum {
 /// Pods that neither set of policies tells apart.
 struct Kind {
     /// As each set sees them.
-    groups: [Group; 2],
+    ends: [End; 2],
     /// Whether the policies about them differ, per direction: ingress, egress.
     differs: [bool; 2],
-}
-
-impl Kind {
-    fn sides(&self) -> [Side<'_>; 2] {
-        self.groups.each_ref().map(Side::of)
-    }
 }
 
 /// Compares what two evaluators over the same pods say.
@@ -144,7 +138,7 @@ impl<'a> Comparison<'a> {
                     let [a, b] = [0, 1].map(|set| specs.of(sets[set], &ends[set], direction));
                     !same_facts || a != b
                 });
-                kinds.push(Kind { groups: sets.map(|set| set.group(index)), differs });
+                kinds.push(Kind { ends, differs });
                 kinds.len() - 1
             });
             workloads.entry(pod.workload_name()).or_default().insert(kind);
@@ -159,7 +153,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// What changes between two ends, each as both sets see it.
-    fn delta(&self, client: &[Side<'_>; 2], server: &[Side<'_>; 2]) -> Delta {
+    fn delta(&self, client: &[End; 2], server: &[End; 2]) -> Delta {
         let [before, after] = [0, 1].map(|set| self.sets[set].allowed(&client[set], &server[set]));
         Delta::new(&before, &after)
     }
@@ -198,7 +192,7 @@ impl<'a> Comparison<'a> {
     fn deltas(&self, client: &Kind, servers: &BTreeSet<usize>) -> Vec<Delta> {
         let servers = servers.iter().map(|server| &self.kinds[*server]);
         let differing = servers.filter(|server| client.differs[1] || server.differs[0]);
-        let delta = |server: &Kind| self.delta(&client.sides(), &server.sides());
+        let delta = |server: &Kind| self.delta(&client.ends, &server.ends);
         differing.map(delta).filter(|delta| !delta.is_empty()).collect()
     }
 
@@ -241,8 +235,7 @@ impl<'a> Comparison<'a> {
             .map(|kind| {
                 kind.differs[usize::from(!into)].then(|| {
                     let delta = |there: &[End; 2]| {
-                        let (there, own) = (there.map(Side::address), kind.sides());
-                        if into { self.delta(&there, &own) } else { self.delta(&own, &there) }
+                        if into { self.delta(there, &kind.ends) } else { self.delta(&kind.ends, there) }
                     };
                     self.spans.ends().map(delta).collect()
                 })

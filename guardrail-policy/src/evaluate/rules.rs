@@ -157,6 +157,37 @@ impl Rules {
         if maybe { Match::Maybe } else { Match::No }
     }
 
+    /// Whether the rule may match on some port, as far as its peers go.
+    #[inline]
+    pub(super) fn may_concern(&self, rule: &CompiledRule, other: &Other) -> bool {
+        rule.any_peer
+            || other.class.is_some_and(|class| self.sets.contains(rule.set, class))
+            || rule.others != 0 && (self.others(rule).meet(other) || self.others(rule).may_meet(other))
+    }
+
+    /// Calls `bound` with each range of ports of the rule, its names as this server has them;
+    /// nothing is said of a rule for all ports.
+    pub(super) fn for_each_range(
+        &self,
+        rule: &CompiledRule,
+        server: Option<u32>,
+        mut bound: impl FnMut(Protocol, u16, u16),
+    ) {
+        let mut of = |port: Port| match port {
+            Port::Range(protocol, first, last) => bound(protocol, first, last),
+            Port::Named(protocol, id) => {
+                server.into_iter().flat_map(|class| self.named.of(id, class)).for_each(|n| bound(protocol, n, n));
+            }
+        };
+        match rule.ports {
+            Ports::All => {}
+            Ports::One(port) => of(port),
+            Ports::Several { first, len } => {
+                self.ports[first as usize..(first + len) as usize].iter().for_each(|port| of(*port));
+            }
+        }
+    }
+
     /// What the rule names apart from pods.
     pub(super) fn others(&self, rule: &CompiledRule) -> &Others {
         &self.others[rule.others as usize]
@@ -240,6 +271,11 @@ impl Named {
     fn is(&self, name: u32, class: u32, port: u16) -> bool {
         self.first[name as usize * self.classes + class as usize] == Some(port)
             || (!self.further.is_empty() && self.further.get(&(name, class)).is_some_and(|more| more.contains(&port)))
+    }
+
+    fn of(&self, name: u32, class: u32) -> impl Iterator<Item = u16> + '_ {
+        let first = self.first[name as usize * self.classes + class as usize];
+        first.into_iter().chain(self.further.get(&(name, class)).into_iter().flatten().copied())
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     compile::Compiled,
     ends::Relation,
     kinds::Kinds,
-    rules::{Match, Others},
+    rules::{CompiledRule, Match, Others},
     stages::Stages,
 };
 use crate::model::{
@@ -56,6 +56,25 @@ impl Deciders for AnyRule {
 impl FromIterator<RuleRef> for AnyRule {
     fn from_iter<T: IntoIterator<Item = RuleRef>>(rules: T) -> Self {
         Self(rules.into_iter().next().is_some())
+    }
+}
+
+/// One side of a pair of ends, of which only the port is open: its rules that may be about the
+/// other end.
+pub(super) struct Narrowed<'a> {
+    stages: &'a Stages,
+    other: Other,
+    pub(super) direction: Direction,
+    union: Vec<&'a CompiledRule>,
+    /// Policies before and after the union tier, by priority; those without such a rule are left
+    /// out.
+    ordered: [Vec<(u32, Vec<&'a CompiledRule>)>; 2],
+}
+
+impl<'a> Narrowed<'a> {
+    /// Its rules, whatever their tier.
+    pub(super) fn rules(&self) -> impl Iterator<Item = &'a CompiledRule> + '_ {
+        self.union.iter().chain(self.ordered.iter().flatten().flat_map(|(_, rules)| rules)).copied()
     }
 }
 
@@ -115,24 +134,63 @@ impl Compiled {
 
     #[inline(never)]
     fn tiers<R: Deciders>(&self, stages: &Stages, other: &Other, asked: &Asked) -> SideVerdict<R> {
-        self.ordered(stages, Tier::Admin, other, asked)
-            .or_else(|| self.union(stages, other, asked))
-            .or_else(|| self.ordered(stages, Tier::Baseline, other, asked))
+        let rules = || stages.places.iter().flat_map(|place| self.rules.at(place, asked.direction));
+        let ordered = |tier| {
+            let of = |policy: &u32| self.rules.of(*policy, asked.direction).iter();
+            self.ordered(stages.policies(tier), |policy| *policy, of, other, asked)
+        };
+        ordered(Tier::Admin)
+            .or_else(|| self.union(stages, rules(), other, asked))
+            .or_else(|| ordered(Tier::Baseline))
             .unwrap_or(SideVerdict::NotIsolated)
     }
 
+    /// Whom the rules about `own` name on some port, if that may be `other`; `None`: no policy has
+    /// a say.
+    pub(super) fn narrowed(&self, own: Option<u32>, other: Other, direction: Direction) -> Option<Narrowed<'_>> {
+        let stages = self.stages(own, direction)?;
+        let concerns = |rule: &&CompiledRule| self.rules.may_concern(rule, &other);
+        let union = stages.places.iter().flat_map(|place| self.rules.at(place, direction)).filter(concerns).collect();
+        let ordered = [Tier::Admin, Tier::Baseline].map(|tier| {
+            let of = |policy: &u32| (*policy, self.rules.of(*policy, direction).iter().filter(concerns).collect());
+            let policies = stages.policies(tier).iter().map(of);
+            policies.filter(|(_, rules): &(u32, Vec<&CompiledRule>)| !rules.is_empty()).collect()
+        });
+        Some(Narrowed { stages, other, direction, union, ordered })
+    }
+
+    /// Whether such a side lets the connection pass, as [`Self::side`] says.
+    pub(super) fn lets_pass(&self, side: &Narrowed<'_>, asked: &Asked) -> bool {
+        let Narrowed { stages, other, union, ordered, .. } = side;
+        if stages.plain && !other.is_anywhere() {
+            return union.iter().any(|rule| self.rules.meets(rule, None, other, asked));
+        }
+        let [admin, baseline] = ordered;
+        let verdict = self
+            .ordered::<AnyRule, _, _>(admin, |(policy, _)| *policy, |(_, rules)| rules.iter().copied(), other, asked)
+            .or_else(|| self.union(stages, union.iter().copied(), other, asked))
+            .or_else(|| {
+                self.ordered(baseline, |(policy, _)| *policy, |(_, rules)| rules.iter().copied(), other, asked)
+            });
+        verdict.is_none_or(|verdict| verdict.allows())
+    }
+
     /// `None`: the next tier decides.
-    fn union<R: Deciders>(&self, stages: &Stages, other: &Other, asked: &Asked) -> Option<SideVerdict<R>> {
+    fn union<'r, R: Deciders>(
+        &self,
+        stages: &Stages,
+        rules: impl Iterator<Item = &'r CompiledRule>,
+        other: &Other,
+        asked: &Asked,
+    ) -> Option<SideVerdict<R>> {
         let (mut accepts, mut denies, mut maybe) = (R::default(), R::default(), [R::default(), R::default()]);
-        for place in &stages.places {
-            for rule in self.rules.at(place, asked.direction) {
-                let deny = rule.action == Action::Deny;
-                match self.rules.matches(rule, stages.requires[usize::from(deny)].as_ref(), other, asked) {
-                    Match::No => {}
-                    Match::Yes if deny => denies.add(rule.name),
-                    Match::Yes => accepts.add(rule.name),
-                    Match::Maybe => maybe[usize::from(deny)].add(rule.name),
-                }
+        for rule in rules {
+            let deny = rule.action == Action::Deny;
+            match self.rules.matches(rule, stages.requires[usize::from(deny)].as_ref(), other, asked) {
+                Match::No => {}
+                Match::Yes if deny => denies.add(rule.name),
+                Match::Yes => accepts.add(rule.name),
+                Match::Maybe => maybe[usize::from(deny)].add(rule.name),
             }
         }
         let [maybe_accepts, maybe_denies] = maybe;
@@ -157,20 +215,22 @@ impl Compiled {
         Some(SideVerdict::AllowedBy(accepts))
     }
 
-    /// `None`: nothing matched, or a rule passed; the next tier decides.
-    fn ordered<R: Deciders>(
+    /// Policies of one tier in the order in which they are asked: `index` is the place of one among
+    /// all, `rules_of` gives its rules. `None`: nothing matched, or a rule passed; the next tier
+    /// decides.
+    fn ordered<'r, R: Deciders, P, I: Iterator<Item = &'r CompiledRule>>(
         &self,
-        stages: &Stages,
-        tier: Tier,
+        policies: &'r [P],
+        index: impl Fn(&P) -> u32,
+        rules_of: impl Fn(&'r P) -> I,
         other: &Other,
         asked: &Asked,
     ) -> Option<SideVerdict<R>> {
-        let policies = stages.policies(tier);
-        let priority = |policy: u32| self.priorities[policy as usize];
+        let priority = |policy: &P| self.priorities[index(policy) as usize];
         let mut maybe: Vec<(Action, RuleRef)> = Vec::new();
-        for (place, &policy) in policies.iter().enumerate() {
-            let first = |policy: u32, maybe: &mut Vec<(Action, RuleRef)>| {
-                for rule in self.rules.of(policy, asked.direction) {
+        for (place, policy) in policies.iter().enumerate() {
+            let first = |policy: &'r P, maybe: &mut Vec<(Action, RuleRef)>| {
+                for rule in rules_of(policy) {
                     let found = (rule.action, rule.name);
                     match self.rules.matches(rule, None, other, asked) {
                         Match::No => {}
@@ -183,8 +243,8 @@ impl Compiled {
             let Some((action, decides)) = first(policy, &mut maybe) else { continue };
             // Policies of one priority that disagree: which one wins is undefined.
             let mut rivals = Vec::new();
-            let equal = |rival: &&u32| priority(**rival) == priority(policy);
-            for &rival in policies[place + 1..].iter().take_while(equal) {
+            let equal = |rival: &&P| priority(rival) == priority(policy);
+            for rival in policies[place + 1..].iter().take_while(equal) {
                 rivals.extend(first(rival, &mut maybe));
             }
             let mut against: Vec<RuleRef> =
