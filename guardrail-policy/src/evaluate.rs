@@ -53,7 +53,7 @@ pub use virtuals::DeclaredPort;
 use asked::{Asked, Other};
 use compile::Compiled;
 use ends::Relation;
-use tiers::{AnyRule, Deciders, Narrowed};
+use tiers::{AnyRule, Deciders};
 
 /// Names one rule: index of the policy in [`Evaluator::forms`] and index of the rule in its
 /// direction's list.
@@ -456,38 +456,6 @@ impl Evaluator {
             }
             relation => (None, egress(relation), ingress(relation)),
         }
-    }
-
-    /// The sides that have a say in a connection between these ends, on whichever port: it is
-    /// allowed where all of them let it pass, as [`Self::allows`] says.
-    fn sides(&self, src: &End, dst: &End) -> Vec<Narrowed<'_>> {
-        let (src_address, dst_address) = common_addresses(src, dst);
-        let mut sides = Vec::new();
-        let mut add = |direction, relation| {
-            let (own, end, address) = match direction {
-                Direction::Egress => (src, dst, dst_address),
-                Direction::Ingress => (dst, src, src_address),
-            };
-            let other = Other { class: end.class, address, kinds: end.kinds(relation), node: end.node_index() };
-            sides.extend(self.compiled.narrowed(self.compiled.subject(own), other, direction));
-        };
-        let both = |relation, add: &mut dyn FnMut(Direction, Relation)| {
-            add(Direction::Egress, relation);
-            add(Direction::Ingress, relation);
-        };
-        match (ends::exemption(src, dst), &self.compiled.cilium) {
-            (Some(_), None) | (Some(Exemption::Itself), _) => {}
-            (None, None) => both(Relation::Remote, &mut add),
-            (_, Some(options)) => match ends::relation(src, dst) {
-                Relation::Own if src.is_node() && options.allow_localhost => add(Direction::Egress, Relation::Own),
-                Relation::Unknown => {
-                    both(Relation::Remote, &mut add);
-                    both(Relation::Own, &mut add);
-                }
-                relation => both(relation, &mut add),
-            },
-        }
-        sides
     }
 
     /// The name of the cluster, as Cilium's identities have it.

@@ -1,9 +1,9 @@
 //! All connections that policies allow: who may reach whom, on which ports, and what the world
 //! outside may reach.
 //!
-//! Of every pair of workloads the rules that may be about both are found once, and judged at one port
-//! of each interval between the ports that they name, so the answer holds for all ports. Pods that
-//! no policy tells apart are judged once, and servers on several threads.
+//! Of every pair of workloads the rules that may be about both are found once, and judged at one
+//! port of each interval between the ports that they name, so the answer holds for all ports. Pods
+//! that no policy tells apart are judged once, and servers on several threads.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +16,15 @@ use std::{
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
-use super::{Asked, End, Evaluator, Narrowed, difference::spans::Spans};
-use crate::model::{IpBlock, Protocol};
+use super::{
+    End, Evaluator, Exemption,
+    asked::{Asked, Other},
+    common_addresses,
+    difference::spans::Spans,
+    ends::{self, Relation},
+    tiers::Narrowed,
+};
+use crate::model::{Direction, IpBlock, Protocol};
 
 mod ports;
 
@@ -264,6 +271,38 @@ impl Evaluator {
             workloads.entry(pod.workload_name()).or_default().insert(group);
         }
         (groups, workloads)
+    }
+
+    /// The sides that have a say in a connection between these ends, on whichever port: it is
+    /// allowed where all of them let it pass, as [`Self::allows`] says.
+    fn sides(&self, src: &End, dst: &End) -> Vec<Narrowed<'_>> {
+        let (src_address, dst_address) = common_addresses(src, dst);
+        let mut sides = Vec::new();
+        let mut add = |direction, relation| {
+            let (own, end, address) = match direction {
+                Direction::Egress => (src, dst, dst_address),
+                Direction::Ingress => (dst, src, src_address),
+            };
+            let other = Other { class: end.class, address, kinds: end.kinds(relation), node: end.node_index() };
+            sides.extend(self.compiled.narrowed(self.compiled.subject(own), other, direction));
+        };
+        let both = |relation, add: &mut dyn FnMut(Direction, Relation)| {
+            add(Direction::Egress, relation);
+            add(Direction::Ingress, relation);
+        };
+        match (ends::exemption(src, dst), &self.compiled.cilium) {
+            (Some(_), None) | (Some(Exemption::Itself), _) => {}
+            (None, None) => both(Relation::Remote, &mut add),
+            (_, Some(options)) => match ends::relation(src, dst) {
+                Relation::Own if src.is_node() && options.allow_localhost => add(Direction::Egress, Relation::Own),
+                Relation::Unknown => {
+                    both(Relation::Remote, &mut add);
+                    both(Relation::Own, &mut add);
+                }
+                relation => both(relation, &mut add),
+            },
+        }
+        sides
     }
 
     /// The ports that `server` accepts from `client`.

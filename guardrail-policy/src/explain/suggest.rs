@@ -46,8 +46,8 @@ impl Evaluator {
         })
     }
 
-    /// Labels of a pod that stay the same and that selectors match by: those of its controller's own
-    /// selector, else those that every live pod of its workload has.
+    /// Labels of a pod that stay the same and that selectors match by: those of its controller's
+    /// own selector, else those that every live pod of its workload has.
     fn stable_labels(&self, pod: &ClusterPod) -> Labels {
         let filter = self.label_filter();
         let passing = release_keys(pod.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())));
