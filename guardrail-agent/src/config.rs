@@ -5,6 +5,7 @@ use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, str::FromStr, time::D
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use guardrail_graph::snapshot::LabelSelector;
 use guardrail_kernel::BpfLogLevel;
 
 /// Watches pod connections in the kernel, names both ends, and serves the observed dependency
@@ -42,6 +43,12 @@ pub struct Config {
     /// `guardrail merge` names remote ends.
     #[arg(long, env = "GUARDRAIL_INVENTORY_SCOPE", value_enum, default_value_t)]
     pub inventory_scope: Scope,
+
+    /// Nodes with these labels cannot have an agent, beside those of another operating system, of
+    /// virtual kubelets and of Fargate: nobody waits for what runs there (repeatable, as in
+    /// `kubectl get -l`).
+    #[arg(long, env = "GUARDRAIL_UNOBSERVABLE_NODES", value_name = "SELECTOR")]
+    pub unobservable_nodes: Vec<LabelSelector>,
 
     /// Watch the cgroups below this directory [default: the root of the cgroup v2 mount].
     #[arg(long, env = "GUARDRAIL_CGROUP_ROOT", value_name = "DIR")]

@@ -12,9 +12,12 @@ use std::{
 
 use generate_support::Scenario;
 use guardrail_graph::{
-    Snapshot, Timestamp, WorkloadRef,
+    Peer, Protocol, Snapshot, Timestamp, WorkloadRef,
     observe::LossClass,
-    snapshot::{Interval, LossEntry, LossTime, PodPresence, Witness},
+    snapshot::{
+        FlowTime, Interval, LossEntry, LossTime, PodPresence, UnresolvedEntry, UnresolvedFlow, Witness,
+        WorkloadCoverage,
+    },
 };
 
 /// Day of the month and hour.
@@ -153,7 +156,7 @@ fn a_loss_stops_whom_it_concerns_until_its_share_is_small() {
     let source = snapshot.body.sources.iter().find(|source| source.node == "node-a").unwrap().clone();
     let mut loss = |to: &str| {
         let time = Interval { from: t(3, 0), to: to.parse().unwrap() };
-        let times = Some(vec![LossTime { time, peer: Some(guardrail_graph::Peer::Workload(web.clone())) }]);
+        let times = Some(vec![LossTime { time, peer: Some(Peer::Workload(web.clone())) }]);
         snapshot.body.coverage.losses = vec![LossEntry {
             source: source.clone(),
             reason: "map_full".into(),
@@ -216,4 +219,144 @@ fn where_it_is_not_known_which_pods_ran_the_nodes_are_judged() {
     let one = export(&one, &[]);
     assert_eq!(one.code, Some(2), "{}", one.said);
     assert!(one.said.contains("which pods ran on other nodes is not known from these snapshots"), "{}", one.said);
+}
+
+/// The same with a CronJob in `ops` that did not run, beside a workload that nothing selects if `stranded`.
+fn with_cronjob(schedule: &str, stranded: bool) -> Snapshot {
+    let mut snapshot = cluster(None);
+    let body = &mut snapshot.body;
+    let ui = body.workloads.iter().find(|entry| entry.workload.name == "ui").unwrap().clone();
+    let mut cron = ui.clone();
+    cron.workload = WorkloadRef { namespace: "ops".into(), owner: "CronJob".into(), name: "report".into() };
+    cron.labels = [("app".to_owned(), "report".to_owned())].into();
+    cron.selector = None;
+    cron.schedule = Some(schedule.to_owned());
+    cron.pods.clear();
+    body.workloads.push(cron);
+    if stranded {
+        let mut bare = ui;
+        bare.workload = WorkloadRef { namespace: "ops".into(), owner: "Pod".into(), name: "bare".into() };
+        (bare.labels, bare.selector) = (Default::default(), None);
+        // It is called, so closing it as a whole would cut its caller off.
+        let mut called = body.edges[0].clone();
+        called.server.peer = Peer::Workload(bare.workload.clone());
+        body.edges.push(called);
+        body.workloads.push(bare);
+    }
+    body.workloads.sort_by(|a, b| a.workload.cmp(&b.workload));
+    snapshot
+}
+
+#[test]
+fn a_workload_that_did_not_run_is_named_with_its_schedule_and_blocks_nothing_but_its_own_policy() {
+    let monthly = export(&with_cronjob("0 3 1 * *", false), &[]);
+    assert_eq!(monthly.code, Some(0), "{}", monthly.said);
+    let warned = "up to 31 days pass between two runs of ops/CronJob/report (0 3 1 * *), and 10 days were observed";
+    assert!(monthly.said.contains(warned), "{}", monthly.said);
+    let closed = monthly.text("ops.guardrail-default-deny-ingress.yaml");
+    let listed = "it isolates pods that did not run in the span: ops/CronJob/report (0 3 1 * *)";
+    assert!(closed.contains(listed) && closed.contains("Evidence: incomplete."), "{closed}");
+    assert!(monthly.text("REPORT.md").contains("did not run: ops/CronJob/report (0 3 1 * *)"));
+    // One that should have run is named, too, and its period is no reason.
+    let daily = export(&with_cronjob("@daily", false), &[]);
+    assert!(!daily.said.contains("pass between two runs"), "{}", daily.said);
+
+    // Where the namespace is closed workload by workload, its own policy waits for a person.
+    let own = "ops.guardrail-allow-cronjob-report.yaml";
+    let held = export(&with_cronjob("0 3 1 * *", true), &[]);
+    assert_eq!(held.code, Some(0), "{}", held.said);
+    let way_out = "no policy of its own is written: --accept ops/CronJob/report writes it";
+    assert!(
+        held.said.contains(way_out) && !held.files.iter().any(|file| file == own),
+        "{} {:?}",
+        held.said,
+        held.files
+    );
+    let accepted = export(&with_cronjob("0 3 1 * *", true), &["--accept", "ops/CronJob/report"]);
+    assert_eq!(accepted.code, Some(0), "{}", accepted.said);
+    assert!(accepted.files.iter().any(|file| file == own), "{:?}", accepted.files);
+    let useless = export(&cluster(None), &["--accept", "shop/Deployment/web"]);
+    assert!(useless.said.contains("--accept shop/Deployment/web has no effect"), "{}", useless.said);
+}
+
+#[test]
+fn a_node_that_nobody_can_observe_stops_nothing_and_is_named() {
+    let mut snapshot = cluster(None);
+    let body = &mut snapshot.body;
+    let drop_b = |node: &str| node != "node-b";
+    body.window.nodes.retain(|node, _| drop_b(node));
+    body.sources.retain(|source| drop_b(&source.node));
+    body.witnesses.retain(|witness| drop_b(&witness.source.node));
+    body.coverage.nodes.observed.remove("node-b");
+    body.presence.iter_mut().filter(|pod| pod.node == "node-b").for_each(|pod| pod.told = true);
+    for edge in &mut body.edges {
+        edge.sources.retain(|counts| drop_b(&counts.source.node));
+    }
+    let missing = export(&snapshot, &[]);
+    assert_eq!(missing.code, Some(1), "{}", missing.said);
+    assert!(missing.said.contains("shop/Deployment/api: 0 % of its pods' time was observed"), "{}", missing.said);
+    snapshot.body.coverage.nodes.unobservable = [("node-b".to_owned(), "windows node".to_owned())].into();
+    let named = export(&snapshot, &[]);
+    assert_eq!(named.code, Some(0), "{}", named.said);
+    assert!(named.wrote("shop"));
+    let warned = "shop/Deployment/api has pods on node-b, which nobody can observe (windows node)";
+    assert!(named.said.contains(warned), "{}", named.said);
+}
+
+#[test]
+fn a_flow_without_a_name_is_a_problem_of_its_own_that_a_person_accepts_by_name() {
+    let workload = |name: &str| {
+        Peer::Workload(WorkloadRef { namespace: "shop".into(), owner: "Deployment".into(), name: name.into() })
+    };
+    let address = || Peer::External { address: "10.244.9.9".into() };
+    let mut snapshot = cluster(None);
+    let source = snapshot.body.sources.first().unwrap().clone();
+    let entry = |reason: &str, [client, server]: [Peer; 2], more: bool| UnresolvedEntry {
+        source: source.clone(),
+        reason: reason.into(),
+        count: 3,
+        examples: ["example".to_owned()].into(),
+        flows: Some(vec![UnresolvedFlow {
+            client,
+            server,
+            protocol: Protocol::Tcp,
+            port: 8080,
+            time: FlowTime { first_seen: t(2, 0), last_seen: t(9, 0) },
+        }]),
+        more,
+    };
+    let mark = |name: &str, reason: &str| WorkloadCoverage {
+        peer: workload(name),
+        complete: false,
+        reasons: [reason.to_owned()].into(),
+    };
+    let body = &mut snapshot.body.coverage;
+    body.unresolved = vec![
+        entry("ip_reuse", [workload("web"), address()], false),
+        entry("pod_unknown", [address(), workload("api")], false),
+    ];
+    body.workloads = vec![mark("api", "pod_unknown"), mark("web", "ip_reuse")];
+    let inbound = "--accept '10.244.9.9->shop/Deployment/api:8080/TCP'";
+    let outbound = "--accept 'shop/Deployment/web->10.244.9.9:8080/TCP'";
+    // Nothing that stays open denies a flow.
+    for (args, expected) in [(&[][..], [true, false]), (&["--egress"], [true, true])] {
+        let stopped = export(&snapshot, args);
+        assert_eq!(stopped.code, Some(1), "{}", stopped.said);
+        assert_eq!([inbound, outbound].map(|flow| stopped.said.contains(flow)), expected, "{}", stopped.said);
+        assert!(!stopped.said.contains("is incomplete"), "{}", stopped.said);
+        assert!(stopped.wrote("ops") && !stopped.wrote("shop"));
+        let forced = export(&snapshot, &[args, &["--force"]].concat());
+        assert_eq!(forced.code, Some(1), "{}", forced.said);
+    }
+    let pasted = [inbound, outbound].map(|flow| flow.strip_prefix("--accept '").unwrap().trim_end_matches('\''));
+    let accepted = export(&snapshot, &["--egress", "--accept", pasted[0], "--accept", pasted[1]]);
+    assert_eq!(accepted.code, Some(0), "{}", accepted.said);
+    // What nobody kept can be accepted by no name.
+    snapshot.body.coverage.unresolved[1].more = true;
+    let more = export(&snapshot, &["--accept", pasted[0]]);
+    assert_eq!(more.code, Some(1), "{}", more.said);
+    assert!(more.said.contains("shop/Deployment/api: pod_unknown"), "{}", more.said);
+    // A span without them knows none.
+    let later = export(&snapshot, &["--since", "2026-11-10"]);
+    assert!(!later.said.contains("10.244.9.9"), "{}", later.said);
 }

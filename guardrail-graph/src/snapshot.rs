@@ -21,6 +21,7 @@ mod read;
 mod remote;
 mod revisions;
 pub mod span;
+pub(crate) mod unresolved;
 mod view;
 pub(crate) mod workloads;
 
@@ -35,9 +36,10 @@ pub use presence::{LossTime, PodPresence, Witness};
 pub use read::SnapshotError;
 pub use revisions::{Revision, RevisionError, SourceRevision, check_revisions};
 use serde::{Deserialize, Serialize};
+pub use unresolved::{FlowTime, UnresolvedEntry, UnresolvedFlow};
 pub use view::NodeView;
 
-pub use crate::selector::{LabelSelector, SelectorOperator, SelectorRequirement};
+pub use crate::selector::{BadSelector, LabelSelector, SelectorOperator, SelectorRequirement};
 use crate::{
     observe::LossClass,
     peer::{Peer, Protocol, WorkloadRef},
@@ -201,8 +203,12 @@ impl InventoryState {
 pub struct NodeCoverage {
     /// Nodes whose agent contributed.
     pub observed: BTreeSet<String>,
-    /// Nodes of the inventory (and those observed).
+    /// Nodes of the inventory (and those observed), without those that nobody can observe.
     pub expected: BTreeSet<String>,
+    /// Nodes that nobody can observe, and why: another operating system, a virtual kubelet, Fargate,
+    /// or a person says so.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unobservable: BTreeMap<String, String>,
 }
 
 /// A number of losses of one kind at one source.
@@ -219,21 +225,6 @@ pub struct LossEntry {
     /// When, sorted; `None`: nobody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<Vec<LossTime>>,
-}
-
-/// Flows whose end or role could not be named.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct UnresolvedEntry {
-    /// Who counted.
-    pub source: Source,
-    /// `ip_reuse`, `pod_range_no_owner`, `role_unknown`, `pod_unknown`, `service_backend_unknown`,
-    /// …
-    pub reason: String,
-    /// How many.
-    pub count: u64,
-    /// A few examples (`client -> server:port/protocol`; the port is the server's), sorted, at most
-    /// 8.
-    pub examples: BTreeSet<String>,
 }
 
 /// Why a workload's edges may be incomplete.
@@ -278,6 +269,9 @@ pub struct WorkloadEntry {
     pub selector_advice: Option<String>,
     /// Labels that all its pods share, without generated ones.
     pub labels: BTreeMap<String, String>,
+    /// When a CronJob runs: `spec.schedule`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
     /// Host-network workload: policies do not apply to it (docs/semantics.md A30).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub host_network: bool,

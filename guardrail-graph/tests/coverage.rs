@@ -257,5 +257,58 @@ fn a_workload_without_pods_in_the_span_did_not_run() {
     let coverage = a.snapshot(t(HOUR)).body.coverage;
     let names: Vec<&str> = coverage.not_run.iter().map(|idle| &*idle.workload.name).collect();
     assert_eq!(names, ["report"], "{coverage:#?}");
+    assert_eq!(coverage.not_run[0].schedule.as_deref(), Some("0 3 1 * *"));
     assert!(coverage.by_workload.iter().all(|time| time.workload.name != "report"));
+}
+
+#[test]
+fn nodes_that_nobody_can_observe_are_named_and_not_waited_for() {
+    let nodes = "---\nkind: Node\nmetadata: {name: win, labels: {kubernetes.io/os: windows}}\n\
+                 ---\nkind: Node\nmetadata: {name: burst, labels: {type: virtual-kubelet}}\n\
+                 ---\nkind: Node\nmetadata: {name: told, labels: {pool: gpu}}\n";
+    let pods = [pod("web", "node-a", "10.244.1.2", -DAY), pod("iis", "win", "10.244.5.2", -DAY)];
+    let mut config = ObserverConfig::new("node-a", "i", t(0));
+    config.unobservable.push("pool=gpu".parse().unwrap());
+    let mut a = Observer::new(config);
+    let only_a = CLUSTER.split("---").take(2).collect::<Vec<_>>().join("---");
+    apply_text(&mut a, &format!("{only_a}{nodes}"), t(0));
+    let objects = read::objects(&pods.concat(), "pods").unwrap().objects;
+    a.apply(Change::Replace { kind: Kind::Pod, objects }, t(0));
+    let snapshot = a.snapshot(t(HOUR));
+    let coverage = &snapshot.body.coverage;
+    assert_eq!(coverage.nodes.expected.iter().collect::<Vec<_>>(), ["node-a"], "{coverage:#?}");
+    let named: Vec<(&str, &str)> = coverage.nodes.unobservable.iter().map(|(node, why)| (&**node, &**why)).collect();
+    assert_eq!(named, [("burst", "virtual kubelet"), ("told", "as told"), ("win", "windows node")]);
+    assert_eq!((coverage.coverage, coverage.complete), (Some(1.0), true), "{coverage:#?}");
+    assert!(coverage.not_run.iter().all(|idle| idle.workload.name != "iis"), "it runs where nobody looks");
+    assert_eq!(merge(vec![snapshot.clone()]), snapshot);
+}
+
+#[test]
+fn established_flows_without_a_name_are_kept_by_their_ends_and_leave_the_span() {
+    let mut a = alone(0, &[pod("web", "node-a", "10.244.1.2", -DAY)]);
+    let path = "/kubepods/burstable/podweb-00000000-0001/0123456789abcdef";
+    a.observe(Observation::CgroupCreated { id: CgroupId(7), path: path.into(), at: t(0) }, t(0));
+    for list in [Kind::Node, Kind::Service] {
+        a.list_unavailable(&list);
+    }
+    // An address of a pod range that nobody ever had.
+    let flow = common::tcp_client(7, "10.244.1.2", "10.244.1.77", 5432, t(HOUR));
+    a.observe(Observation::Flow(flow), t(HOUR));
+    for at in [HOUR + 11, HOUR + 700] {
+        a.tick(t(at));
+    }
+    let snapshot = a.snapshot(t(2 * HOUR));
+    let unresolved = &snapshot.body.coverage.unresolved;
+    let [entry] = &unresolved[..] else { panic!("{unresolved:#?}") };
+    let flows = entry.flows.as_ref().unwrap();
+    assert_eq!((entry.reason.as_str(), flows.len(), entry.more), ("pod_range_no_owner", 1, false), "{entry:#?}");
+    assert_eq!(flows[0].client.to_string(), "shop/StatefulSet/web");
+    assert_eq!((flows[0].server.to_string(), flows[0].port), ("external/10.244.1.77".to_owned(), 5432));
+    assert!(flows[0].time.first_seen <= t(HOUR) && t(HOUR) <= flows[0].time.last_seen, "{entry:#?}");
+    assert_eq!(snapshot.body.coverage.coverage, Some(1.0), "it is no part of the time");
+    let restored = Observer::restore(ObserverConfig::new("node-a", "x", t(2 * HOUR)), &snapshot, true);
+    assert_eq!(restored.unwrap().snapshot(t(2 * HOUR)).body.coverage.unresolved, *unresolved);
+    let later = merge_within(vec![snapshot], &Span::new(Some(t(HOUR + 800)), None).unwrap());
+    assert!(later.body.coverage.unresolved.iter().all(|entry| entry.flows.as_ref().is_some_and(Vec::is_empty)));
 }

@@ -8,9 +8,9 @@ use guardrail_graph::{
     observe::{CgroupId, FlowCounts, LossClass, LossReason, Role},
     observer::RestoreError,
     snapshot::{
-        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry, LossTime,
-        NodeView, PodPresence, ServiceEntry, ServiceFlow, ServicePortEntry, Side, Source, SourceCounts,
-        UnresolvedEntry, Witness, WorkloadCoverage, WorkloadEntry, merge,
+        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, FlowTime, Interval, InventoryState, LossEntry,
+        LossTime, NodeView, PodPresence, ServiceEntry, ServiceFlow, ServicePortEntry, Side, Source, SourceCounts,
+        UnresolvedEntry, UnresolvedFlow, Witness, WorkloadCoverage, WorkloadEntry, merge,
     },
 };
 use proptest::prelude::*;
@@ -413,12 +413,19 @@ fn document() -> impl Strategy<Value = Snapshot> {
         prop_oneof![Just("ip_reuse"), Just("service_backend_unknown")],
         0u64..4,
         prop::collection::btree_set("[a-z]{1,2}", 0..9),
+        prop::option::of(prop::collection::vec((peer(), peer(), span()), 0..3)),
+        any::<bool>(),
     )
-        .prop_map(|(source, reason, count, examples)| UnresolvedEntry {
-            source,
-            reason: reason.into(),
-            count,
-            examples,
+        .prop_map(|(source, reason, count, examples, flows, more)| {
+            let flow = |(client, server, Interval { from, to })| UnresolvedFlow {
+                client,
+                server,
+                protocol: Protocol::Tcp,
+                port: 80,
+                time: FlowTime { first_seen: from, last_seen: to },
+            };
+            let flows = flows.map(|flows| flows.into_iter().map(flow).collect());
+            UnresolvedEntry { source, reason: reason.into(), count, examples, flows, more }
         });
     let incomplete = (
         peer(),
@@ -439,6 +446,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
             selector: None,
             selector_advice: None,
             labels: Default::default(),
+            schedule: None,
             host_network: false,
             pods: nodes.into_iter().map(|n| (n, Vec::new())).collect(),
             ran_on,
@@ -472,7 +480,10 @@ fn document() -> impl Strategy<Value = Snapshot> {
         prop::collection::vec(edge(), 0..4),
         (prop::collection::btree_set(source(), 0..2), presence),
         (
-            prop::collection::btree_set("[xyz]", 0..3),
+            (
+                prop::collection::btree_set("[xyz]", 0..3),
+                prop::collection::btree_map("[xyz]", "as told|windows node", 0..2),
+            ),
             prop::option::of(prop_oneof![
                 Just(InventoryState::Missing),
                 Just(InventoryState::Partial),
@@ -489,7 +500,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
                 services,
                 edges,
                 (sources, (witnesses, presence)),
-                (expected, inventory),
+                ((expected, unobservable), inventory),
             )| {
                 let mut snapshot = Snapshot::empty();
                 let body = &mut snapshot.body;
@@ -498,7 +509,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
                 (body.coverage.workloads, body.workloads, body.addresses) = (incomplete, workloads, addresses);
                 (body.services, body.edges, body.sources) = (services, edges, sources);
                 (body.witnesses, body.presence) = (witnesses, presence);
-                body.coverage.nodes.expected = expected;
+                (body.coverage.nodes.expected, body.coverage.nodes.unobservable) = (expected, unobservable);
                 body.coverage.inventory = inventory;
                 snapshot
             },

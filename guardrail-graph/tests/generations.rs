@@ -16,6 +16,7 @@ fn generation(day: i64, labels: &[(&str, &str)]) -> Snapshot {
         selector: Some(LabelSelector::of_labels(labels.clone())),
         selector_advice: None,
         labels,
+        schedule: None,
         host_network: false,
         pods: BTreeMap::new(),
         ran_on: BTreeMap::new(),

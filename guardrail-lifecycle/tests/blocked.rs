@@ -99,6 +99,7 @@ fn snapshot(edges: Vec<EdgeRecord>) -> Snapshot {
             }),
             selector_advice: None,
             labels,
+            schedule: None,
             host_network: false,
             pods: BTreeMap::from([(node.to_owned(), vec![pod])]),
             ran_on: BTreeMap::new(),

@@ -45,7 +45,7 @@ pub use completeness::{NamespaceVerdict, edge_name};
 pub(crate) use context::Context;
 pub(crate) use edges::is_established;
 pub use edges::{EdgeUse, Unused};
-pub use flow::{BadFlowName, FlowName};
+pub use flow::{Accepted, BadFlowName, FlowName};
 pub use format::{Format, UnknownFormat};
 pub(crate) use identity::identities;
 pub use phases::RuleEvidence;
@@ -219,6 +219,8 @@ pub struct Options {
     pub namespaces: BTreeSet<String>,
     /// Flows that a person leaves without a rule, by name.
     pub accepted: BTreeSet<FlowName>,
+    /// Workloads that did not run, and whose policies a person accepts all the same.
+    pub accepted_workloads: BTreeSet<WorkloadRef>,
     /// Edges marked `inferred` support rules.
     pub accept_inferred: bool,
     /// Also allow the Service's port, for networks that judge before address translation (B1).
@@ -280,6 +282,7 @@ impl Options {
             drop_unused: None,
             namespaces: BTreeSet::new(),
             accepted: BTreeSet::new(),
+            accepted_workloads: BTreeSet::new(),
             accept_inferred: false,
             also_service_ports: false,
             ignore_clients: BTreeSet::new(),

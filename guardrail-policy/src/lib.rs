@@ -16,4 +16,5 @@ pub mod model;
 pub mod prove;
 pub mod read;
 pub mod report;
+mod schedule;
 pub mod words;

@@ -149,6 +149,7 @@ impl Memory {
                 selector: selector.map(Cow::into_owned),
                 selector_advice: None,
                 labels: labels.into_owned(),
+                schedule: None,
                 host_network,
                 pods: BTreeMap::new(),
                 ran_on: BTreeMap::new(),

@@ -368,7 +368,7 @@ fn loss_text(loss: &LossEntry) -> String {
 }
 
 fn unresolved_text(unresolved: &UnresolvedEntry) -> String {
-    let UnresolvedEntry { source, reason, count, examples } = unresolved;
+    let UnresolvedEntry { source, reason, count, examples, flows: _, more: _ } = unresolved;
     let examples = if examples.is_empty() { String::new() } else { format!(", for example {}", list(examples)) };
     format!("{}: {count} × {reason}{examples}", source.node)
 }

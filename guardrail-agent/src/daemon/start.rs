@@ -182,6 +182,7 @@ impl Daemon {
         let mut observer_config = ObserverConfig::new(node, instance_id(), started);
         observer_config.run = run;
         observer_config.own_pods_only = matches!(source, Feed::Kube(_)) && config.inventory_scope == Scope::Node;
+        observer_config.unobservable.clone_from(&config.unobservable_nodes);
         observer_config.redirects = kernel.sees_redirects();
         if matches!(source, Feed::Kube(_)) {
             observer_config.awaited = vec![Kind::Node, Kind::Service, Kind::Pod];

@@ -9,7 +9,7 @@ use guardrail_graph::Snapshot;
 use guardrail_lifecycle::export as lifecycle;
 use guardrail_policy::{
     evaluate::{Cluster, Dataplane, Enforcement, Evaluator},
-    generate::{FlowName, Format, MIN_COVERAGE, Options, Phase, WorkloadPattern},
+    generate::{Accepted, Format, MIN_COVERAGE, Options, Phase, WorkloadPattern},
     model::{Location, NetworkPolicy, tier::TierPolicy},
     read::{PolicySet, Unevaluated},
     words,
@@ -87,9 +87,9 @@ pub(crate) struct Args {
     accept_inferred: bool,
 
     /// Leave this observed flow without a rule: CLIENT->SERVER:PORT/PROTOCOL, as the problem prints
-    /// it (repeatable)
+    /// it; or write the policy of this workload although it did not run: NS/KIND/NAME (repeatable)
     #[arg(long, value_name = "FLOW")]
-    accept: Vec<FlowName>,
+    accept: Vec<Accepted>,
 
     /// Also allow the Service's port, for networks that judge before address translation
     #[arg(long)]
@@ -195,7 +195,12 @@ impl Args {
         options.egress = self.egress;
         options.namespaces.extend(self.namespaces.iter().cloned());
         options.accept_inferred = self.accept_inferred;
-        options.accepted.extend(self.accept.iter().cloned());
+        for accepted in &self.accept {
+            match accepted.clone() {
+                Accepted::Flow(flow) => _ = options.accepted.insert(flow),
+                Accepted::Workload(workload) => _ = options.accepted_workloads.insert(workload),
+            }
+        }
         options.also_service_ports = self.also_service_ports;
         options.ignore_clients.extend(self.ignore_client.iter().cloned());
         options.min_window = self.min_window.unwrap_or_else(|| options.phase.min_window());

@@ -174,6 +174,8 @@ pub struct Controller {
     pub template_ports: Arc<[ContainerPort]>,
     /// `spec.template.spec.hostNetwork`.
     pub template_host_network: bool,
+    /// `spec.schedule` of a CronJob.
+    pub schedule: Option<String>,
 }
 
 /// core/v1 Service.
@@ -340,6 +342,21 @@ impl Object {
             Self::EndpointSlice(o) => key(Kind::EndpointSlice, &o.namespace, &o.name),
             Self::Controller(o) => key(Kind::Controller(o.kind.clone()), &o.namespace, &o.name),
         }
+    }
+}
+
+impl Node {
+    /// Why no agent can run on it, if so: another operating system, a virtual kubelet, Fargate.
+    #[must_use]
+    pub fn unobservable(&self) -> Option<String> {
+        if self.labels.get("type") == Some("virtual-kubelet") {
+            return Some("virtual kubelet".to_owned());
+        }
+        if self.labels.get("eks.amazonaws.com/compute-type") == Some("fargate") {
+            return Some("Fargate".to_owned());
+        }
+        let os = self.labels.get("kubernetes.io/os").filter(|os| !os.is_empty() && *os != "linux")?;
+        Some(format!("{os} node"))
     }
 }
 

@@ -113,6 +113,12 @@ impl Inventory {
         sets.iter().map(|(workload, own)| (workload.clone(), self.select(workload, own, &sets))).collect()
     }
 
+    /// When a CronJob runs.
+    #[must_use]
+    pub fn schedule(&self, workload: &WorkloadRef) -> Option<&str> {
+        self.controller(&workload.namespace, &workload.owner, &workload.name)?.schedule.as_deref()
+    }
+
     fn select(
         &self,
         workload: &WorkloadRef,

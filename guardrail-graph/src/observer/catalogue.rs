@@ -20,6 +20,7 @@ use super::ObserverConfig;
 use crate::{
     inventory::{Inventory, Kind, Node, Object, ObjectKey, Pod, Service, VirtualTarget},
     peer::{Protocol, WorkloadRef},
+    selector::LabelSelector,
     snapshot::{InventoryState, ServiceEntry, facts::Services, workloads::WorkloadFacts},
     time::Timestamp,
 };
@@ -107,6 +108,15 @@ impl Catalogue {
     pub(super) fn expected_nodes(&self) -> BTreeSet<String> {
         let of_pods = self.inventory.pods().filter(|p| !p.finished).filter_map(|p| p.node.clone());
         self.inventory.nodes().map(|n| n.name.clone()).chain(of_pods).collect()
+    }
+
+    /// Nodes that nobody can observe, and why. `told`: a person says so of those with these labels.
+    pub(super) fn unobservable_nodes(&self, told: &[LabelSelector]) -> BTreeMap<String, String> {
+        let why = |node: &Node| {
+            let told = || told.iter().any(|selector| selector.matches(&node.labels)).then(|| "as told".to_owned());
+            node.unobservable().or_else(told)
+        };
+        self.inventory.nodes().filter_map(|node| Some((node.name.clone(), why(node)?))).collect()
     }
 
     /// A pod was added or changed. Returns it as it is kept, and as it was before.

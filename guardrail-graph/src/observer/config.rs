@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{inventory::Kind, time::Timestamp};
+use crate::{inventory::Kind, selector::LabelSelector, time::Timestamp};
 
 /// Who observes, since when, and the bounds of everything that could grow.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub struct ObserverConfig {
     /// Only the pods of this node are known (`--inventory-scope node`): what goes to or comes from
     /// another node's pod range is kept by its address, and `merge` names it.
     pub own_pods_only: bool,
+    /// Nodes with labels that one of these selects have no agent, as a person says.
+    pub unobservable: Vec<LabelSelector>,
     /// Kinds whose first lists ([`crate::inventory::Change::Replace`]) are still to come. Until
     /// each is in or unavailable ([`super::Observer::list_unavailable`]), an address that nobody is
     /// known to own may be anybody's, and none passes for an external peer.
@@ -73,6 +75,7 @@ impl ObserverConfig {
             started,
             run: 0,
             own_pods_only: false,
+            unobservable: Vec::new(),
             awaited: Vec::new(),
             pod_timeout: Duration::from_secs(10),
             role_timeout: Duration::from_secs(60),

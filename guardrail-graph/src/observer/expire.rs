@@ -33,7 +33,8 @@ impl Observer {
             .chain(restored)
             .chain(self.reclassify.peers())
             .chain(self.unnamed.peers())
-            .chain(self.ledger.incomplete().map(|(peer, _)| peer));
+            .chain(self.ledger.incomplete().map(|(peer, _)| peer))
+            .chain(self.ledger.flow_peers());
         let mut used = vec![false; self.peers.numbers()];
         peers.for_each(|peer: PeerId| used[peer.index()] = true);
         used

@@ -8,6 +8,7 @@ use super::{
     edges::Ref,
     identity::{LocalEnd, PodId, RemoteEnd, Resolution, address_class},
     inside::HBONE,
+    ledger::{End, Ends},
     lookups::is_beside_first_network,
     peers::PeerId,
 };
@@ -486,6 +487,24 @@ impl Observer {
             example(format_args!("cgroup {} ({})", delta.cgroup.0, delta.local), delta.role, remote)
         });
         self.ledger.incomplete_peer(self.identity.this_node(), reason.as_str());
+        if delta.counts.opened > 0 || delta.counts.found > 0 {
+            let known = match delta.remote {
+                observe::Remote::Addr(address) => match self.remote_peer(address, at, true) {
+                    Resolution::Known(RemoteEnd::Peer { peer, .. }) => Some(End::Peer(peer)),
+                    _ => None,
+                },
+                observe::Remote::Many => None,
+            };
+            let ends =
+                ends(End::Address(delta.local), delta.role, remote).map(|(client, server, protocol, port)| {
+                    match (delta.role, known) {
+                        (_, None) => (client, server, protocol, port),
+                        (Role::Server, Some(known)) => (known, server, protocol, port),
+                        (_, Some(known)) => (client, known, protocol, port),
+                    }
+                });
+            self.ledger.keep_unresolved(reason, ends);
+        }
         if let observe::Remote::Addr(address) = delta.remote
             && let Resolution::Known(RemoteEnd::Peer { peer, .. }) = self.remote_peer(address, at, true)
         {
@@ -526,8 +545,20 @@ impl Observer {
             if reason == UnresolvedReason::PodRangeNoOwner {
                 self.unnamed.give_up(peer);
             }
+            self.ledger.keep_unresolved(reason, ends(End::Peer(peer), role, remote));
         }
     }
+}
+
+/// The ends of a flow, whichever of them is the local one; `None` if the other is not one. Where the
+/// role could not be told, the local end stands first.
+pub(super) fn ends(local: End, role: Role, (remote, port, protocol): (observe::Remote, u16, Protocol)) -> Option<Ends> {
+    let observe::Remote::Addr(address) = remote else { return None };
+    let remote = End::Address(address);
+    Some(match role {
+        Role::Server => (remote, local, protocol, port),
+        Role::Client | Role::Undecided => (local, remote, protocol, port),
+    })
 }
 
 /// `client -> server:port/protocol`, whichever of them is the local end. `port` is the server's.

@@ -4,12 +4,15 @@
 //! It only counts. Who a loss concerns is decided before it gets here.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
+mod flows;
 mod times;
 
+use flows::Flows;
+pub(super) use flows::{End, Ends};
 use times::Times;
 
 use super::{
@@ -18,7 +21,8 @@ use super::{
 };
 use crate::{
     observe::{LossClass, LossReason},
-    snapshot::{Interval, facts::MAX_EXAMPLES, presence::LossTimes},
+    peer::Peer,
+    snapshot::{Interval, facts::MAX_EXAMPLES, presence::LossTimes, unresolved::FlowEnds},
     time::Timestamp,
 };
 
@@ -46,6 +50,8 @@ pub(super) struct Ledger {
     node_wide: BTreeSet<Arc<str>>,
     /// When was lost what.
     times: Times,
+    /// Established flows without a name or role, by their ends.
+    flows: Flows,
 }
 
 impl Ledger {
@@ -128,12 +134,51 @@ impl Ledger {
     }
 
     /// Flows have a name after all, or are no part of this epoch. Totals stay.
-    pub(super) fn take_back(&mut self, reason: UnresolvedReason, count: u64, example: &str) {
+    pub(super) fn take_back(&mut self, reason: UnresolvedReason, count: u64, example: &str, ends: Option<Ends>) {
+        if let Some(ends) = ends {
+            self.flows.take_back(reason, ends);
+        }
         let index = reason as usize;
         let taken = count.min(self.unresolved[index]);
         self.unresolved[index] -= taken;
         self.before.0[index] = self.before.0[index].saturating_add(taken);
         self.examples[index].remove(example);
+    }
+
+    /// Notes an established flow without a name or role. `None`: nobody can say between whom.
+    pub(super) fn keep_unresolved(&mut self, reason: UnresolvedReason, ends: Option<Ends>) {
+        self.flows.add(reason, ends, self.times.now());
+    }
+
+    /// Established flows without a name or role, and whether there were more.
+    pub(super) fn unresolved_flows(
+        &self,
+        reason: UnresolvedReason,
+        peers: &Peers,
+    ) -> (BTreeMap<FlowEnds, Interval>, bool) {
+        let peer = |end: &End| match end {
+            End::Peer(peer) => peers.get(*peer),
+            End::Address(address) => Arc::new(Peer::External { address: address.to_string() }),
+        };
+        let flows = self
+            .flows
+            .of(reason)
+            .map(|((client, server, protocol, port), time)| ((peer(client), peer(server), *protocol, *port), *time));
+        (flows.collect(), self.flows.has_more(reason))
+    }
+
+    /// Peers that stand in flows without a name or role.
+    pub(super) fn flow_peers(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.flows.peers()
+    }
+
+    /// Puts established flows back, as a stored state has them.
+    pub(super) fn restore_flows(&mut self, reason: &str, flows: Option<Vec<(Ends, Interval)>>, more: bool) {
+        let Some(reason) = stored_reason(reason) else { return };
+        if more || flows.is_none() {
+            self.flows.set_more(reason);
+        }
+        flows.into_iter().flatten().for_each(|(ends, time)| self.flows.restore(reason, ends, time));
     }
 
     /// Sets a count that is computed with each document or scrape.
@@ -260,7 +305,6 @@ fn stored_reason(text: &str) -> Option<UnresolvedReason> {
 #[cfg(test)]
 mod tests {
     use super::{super::peers::Peers, *};
-    use crate::peer::Peer;
 
     fn count(ledger: &Ledger, reason: LossReason) -> u64 {
         ledger.losses().find(|(r, _)| *r == reason).unwrap().1

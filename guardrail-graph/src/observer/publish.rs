@@ -12,6 +12,7 @@ use crate::{
     snapshot::{
         Document, InventoryState, Revision, Side, Snapshot, Source,
         facts::{EdgeFacts, Facts, FlowFacts, KnownTenure, RemoteFacts, hull},
+        unresolved::Unresolved,
         workloads::WorkloadFacts,
     },
     time::Timestamp,
@@ -39,6 +40,7 @@ impl Observer {
         let source = Arc::new(Source { node, instance, start: self.history.epoch() });
         let mut facts = Facts::default();
         facts.expected = self.expected_nodes();
+        facts.unobservable = self.catalogue.unobservable_nodes(&self.config.unobservable);
         facts.sources.insert(Arc::clone(&source));
         if self.config.run > 0 {
             self.documents = self.documents.saturating_add(1);
@@ -55,7 +57,9 @@ impl Observer {
         for (reason, count, examples) in self.ledger.unresolved() {
             if count > 0 {
                 let key = (Arc::clone(&source), reason.as_str().to_owned());
-                facts.unresolved.insert(key, (count, examples.clone()));
+                let (flows, more) = self.ledger.unresolved_flows(reason, &self.peers);
+                let unresolved = Unresolved { count, examples: examples.clone(), flows: Some(flows), more };
+                facts.unresolved.insert(key, unresolved);
             }
         }
         for (peer, reasons) in self.ledger.incomplete() {

@@ -11,13 +11,14 @@ use thiserror::Error;
 use super::{
     AddressOwner, Observer, ObserverConfig,
     edge::{Edge, Flow, mark_bit, side_index},
+    ledger::{End, Ends},
     peers::PeerId,
 };
 use crate::{
     identity::addresses::Tenure,
     inventory::{Kind, Labels, Service, ServicePort, TargetPort},
     peer::Peer,
-    snapshot::{Body, ServiceEntry, Snapshot, SourceCounts, facts::Seen},
+    snapshot::{Body, Interval, ServiceEntry, Snapshot, SourceCounts, UnresolvedFlow, facts::Seen},
     time::Timestamp,
 };
 
@@ -172,6 +173,8 @@ impl Observer {
         }
         for entry in &body.coverage.unresolved {
             self.ledger.restore_unresolved(&entry.reason, entry.count, &entry.examples);
+            let flows = entry.flows.as_ref().map(|flows| flows.iter().map(|flow| self.restored_flow(flow)).collect());
+            self.ledger.restore_flows(&entry.reason, flows, entry.more);
         }
         for entry in &body.coverage.workloads {
             let peer = self.peers.id(entry.peer.clone());
@@ -325,6 +328,18 @@ impl Observer {
             restored.owners.remove(&address);
             self.identity.release(address, before, restored.end(now));
         }
+    }
+
+    fn restored_flow(&mut self, flow: &UnresolvedFlow) -> (Ends, Interval) {
+        let [client, server] = [&flow.client, &flow.server].map(|peer| match peer {
+            Peer::External { address } => match address.parse() {
+                Ok(address) => End::Address(address),
+                Err(_) => End::Peer(self.peers.id(peer.clone())),
+            },
+            named => End::Peer(self.peers.id(named.clone())),
+        });
+        let time = Interval { from: flow.time.first_seen, to: flow.time.last_seen };
+        ((client, server, flow.protocol, flow.port), time)
     }
 
     fn restored_peer(&mut self, peer: &Peer) -> PeerId {

@@ -14,8 +14,9 @@ use std::{
 
 use super::{
     Observer, UnresolvedReason,
-    flows::{DecidedFlow, Last, example, weight},
+    flows::{DecidedFlow, Last, ends, example, weight},
     identity::{LocalEnd, Resolution},
+    ledger::End,
     peers::PeerId,
 };
 use crate::{
@@ -105,6 +106,7 @@ impl Observer {
         let peers = &self.peers;
         self.ledger.count_unresolved(REASON, weight(&delta.counts), || example(peers.get(local.peer), *role, remote));
         self.ledger.incomplete_peer(local.peer, REASON.as_str());
+        self.ledger.keep_unresolved(REASON, ends(End::Peer(local.peer), *role, remote));
     }
 
     /// It is no longer without a name, or not in this epoch.
@@ -113,7 +115,8 @@ impl Observer {
         let remote = (delta.remote, delta.server_port, delta.protocol);
         self.unnamed.let_go(local.peer);
         let text = example(self.peers.get(local.peer), *role, remote);
-        self.ledger.take_back(REASON, weight(&delta.counts), &text);
+        let ends = ends(End::Peer(local.peer), *role, remote);
+        self.ledger.take_back(REASON, weight(&delta.counts), &text, ends);
         if !self.unnamed.held.contains_key(&local.peer) && !self.unnamed.given_up.contains(&local.peer) {
             self.ledger.complete_peer(local.peer, REASON.as_str());
         }

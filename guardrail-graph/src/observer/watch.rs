@@ -144,6 +144,8 @@ impl Observer {
     pub(super) fn expected_nodes(&self) -> BTreeSet<String> {
         let mut expected = self.catalogue.expected_nodes();
         expected.extend(self.restored.iter().flat_map(|restored| restored.expected.iter().cloned()));
+        let unobservable = self.catalogue.unobservable_nodes(&self.config.unobservable);
+        expected.retain(|node| !unobservable.contains_key(node));
         expected
     }
 }

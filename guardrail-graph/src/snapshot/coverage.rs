@@ -3,7 +3,8 @@
 //!
 //! Pod-time is the union of what nodes say of their own pods and of what others tell of pods on
 //! nodes without a Ready agent, from the first instant at which any node was observed. Covered is
-//! the part in which the pod's node was observed and no event of it was lost. Beside time, starts
+//! the part in which the pod's node was observed and no event of it was lost. Nodes that nobody can
+//! observe are left out: what is known there rests on the other end. Beside time, starts
 //! are counted: a pod whose first minute is covered was seen as it began.
 
 use std::{
@@ -18,6 +19,7 @@ use super::{
     facts::{Facts, hull},
     intervals::{common, holds, joined, length_ns, without},
     presence::Present,
+    workloads::WorkloadFacts,
 };
 use crate::{
     observe::LossClass,
@@ -81,6 +83,9 @@ pub struct NotRun {
     /// The workload.
     #[serde(flatten)]
     pub workload: WorkloadRef,
+    /// When a CronJob runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
 }
 
 /// Completeness as it is judged over pod-time.
@@ -190,6 +195,12 @@ impl Facts {
         !self.sources.is_empty() && all_say && (self.expected.is_subset(&self.observed) || told())
     }
 
+    /// Whether all pods of a workload are on nodes that nobody can observe.
+    fn is_only_unobservable(&self, workload: &WorkloadRef) -> bool {
+        let mut nodes = self.workloads.get(workload).into_iter().flat_map(WorkloadFacts::nodes).peekable();
+        nodes.peek().is_some() && nodes.all(|node| self.unobservable.contains_key(node))
+    }
+
     /// Judges completeness over pod-time.
     pub(super) fn judged(&self) -> Judged {
         let clip = hull(self.window.values().flatten().copied());
@@ -198,7 +209,8 @@ impl Facts {
         }
         let watch = Watch::new(self);
         let mut workloads: BTreeMap<&WorkloadRef, HashMap<(&str, &str), OnePod>> = BTreeMap::new();
-        for ((_, pod, node, from, told), Present { to, started, workload }) in &self.pods {
+        let pods = self.pods.iter().filter(|((_, _, node, ..), _)| !self.unobservable.contains_key(&**node));
+        for ((_, pod, node, from, told), Present { to, started, workload }) in pods {
             let of_pod = workloads.entry(workload).or_default().entry((pod, node)).or_default();
             if *told { &mut of_pod.told } else { &mut of_pod.own }.push(Interval { from: *from, to: *to });
             of_pod.started.extend(started.filter(|at| clip.from <= *at && *at < clip.to));
@@ -222,8 +234,9 @@ impl Facts {
         let ran: BTreeSet<&WorkloadRef> = by_workload.iter().map(|time| &time.workload).collect();
         // What was gone before the end of the window is described as of then.
         let there = self.workloads.iter().filter(|(_, facts)| facts.as_of >= clip.to.before(NEAR));
-        let idle = there.map(|(name, _)| name).filter(|name| !ran.contains(name));
-        let not_run = idle.map(|name| NotRun { workload: name.clone() }).collect();
+        let idle = there.filter(|(name, _)| !ran.contains(name));
+        let idle = idle.map(|(name, facts)| NotRun { workload: name.clone(), schedule: facts.schedule() });
+        let not_run = idle.filter(|idle| !self.is_only_unobservable(&idle.workload)).collect();
         Judged { coverage: total.share(), starts, by_workload, not_run }
     }
 }

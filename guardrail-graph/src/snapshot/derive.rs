@@ -7,12 +7,12 @@ use std::{
 };
 
 use super::{
-    Counts, Coverage, EdgePeer, EdgeRecord, InventoryState, LossEntry, NodeCoverage, Side, Source, UnresolvedEntry,
-    WorkloadCoverage,
+    Counts, Coverage, EdgePeer, EdgeRecord, InventoryState, LossEntry, NodeCoverage, Side, Source, WorkloadCoverage,
     behind::{Evidence, behind},
-    facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, MAX_EXAMPLES, Seen, Services, source_counts},
+    facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, Seen, Services, source_counts},
     marks,
     owners::Owners,
+    unresolved::Unresolved,
 };
 use crate::{
     observe::LossClass,
@@ -48,7 +48,7 @@ struct Inherited {
 #[derive(Default)]
 pub(super) struct Deriver {
     pub(super) derived: BTreeMap<EdgeKey, Derived>,
-    pub(super) unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
+    pub(super) unresolved: BTreeMap<(Arc<Source>, String), Unresolved>,
     pub(super) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
 }
 
@@ -268,7 +268,7 @@ impl Facts {
 
     pub(super) fn coverage(
         &self,
-        unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
+        unresolved: BTreeMap<(Arc<Source>, String), Unresolved>,
         incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
     ) -> Coverage {
         let lost = self.losses.values().any(|(class, count)| *class == LossClass::Edge && *count > 0);
@@ -286,7 +286,11 @@ impl Facts {
             inventory: self.inventory,
             by_workload: judged.by_workload,
             not_run: judged.not_run,
-            nodes: NodeCoverage { observed: self.observed.clone(), expected: self.expected.clone() },
+            nodes: NodeCoverage {
+                observed: self.observed.clone(),
+                expected: self.expected.clone(),
+                unobservable: self.unobservable.clone(),
+            },
             losses: self
                 .losses
                 .iter()
@@ -301,13 +305,8 @@ impl Facts {
                 .collect(),
             unresolved: unresolved
                 .into_iter()
-                .filter(|(_, (count, _))| *count > 0)
-                .map(|((source, reason), (count, examples))| UnresolvedEntry {
-                    source: Arc::unwrap_or_clone(source),
-                    reason,
-                    count,
-                    examples,
-                })
+                .filter(|(_, unresolved)| unresolved.count > 0)
+                .map(|((source, reason), unresolved)| unresolved.entry(source, reason))
                 .collect(),
             workloads: incomplete
                 .into_iter()
@@ -362,10 +361,7 @@ impl Deriver {
 
     pub(super) fn count_at(&mut self, source: &Arc<Source>, reason: UnresolvedReason, number: u64, example: String) {
         let entry = self.unresolved.entry((Arc::clone(source), reason.as_str().to_owned())).or_default();
-        entry.0 = entry.0.saturating_add(number);
-        entry.1.insert(example);
-        while entry.1.len() > MAX_EXAMPLES {
-            entry.1.pop_last();
-        }
+        entry.count = entry.count.saturating_add(number);
+        entry.add_example(example);
     }
 }

@@ -94,6 +94,8 @@ impl Facts {
     /// The document that follows from these facts.
     pub(crate) fn document(mut self) -> Document {
         self.observed.extend(self.sources.iter().map(|s| s.node.clone()));
+        self.unobservable.retain(|node, _| !self.observed.contains(node));
+        self.expected.retain(|node| !self.unobservable.contains_key(node));
         self.expected.extend(self.observed.iter().cloned());
         for (source, intervals) in std::mem::take(&mut self.observed_by) {
             self.window.entry(source.node.clone()).or_default().extend(intervals);

@@ -18,6 +18,7 @@ use super::{
     Side, Snapshot, Source, SourceCounts, marks,
     presence::{LossTimes, Pods, Witnesses},
     span::Span,
+    unresolved::Unresolved,
     workloads::{ChangedLabels, WorkloadFacts},
 };
 use crate::{
@@ -329,12 +330,13 @@ pub(crate) struct Facts {
     pub(crate) revisions: BTreeMap<Arc<Source>, Revision>,
     pub(crate) observed: BTreeSet<String>,
     pub(crate) expected: BTreeSet<String>,
+    pub(crate) unobservable: BTreeMap<String, String>,
     pub(crate) losses: BTreeMap<(Arc<Source>, String), (LossClass, u64)>,
     /// When those were; `None`: nobody knows.
     pub(crate) loss_times: BTreeMap<(Arc<Source>, String), Option<LossTimes>>,
     pub(crate) witnesses: Witnesses,
     pub(crate) pods: Pods,
-    pub(crate) unresolved: BTreeMap<(Arc<Source>, String), (u64, BTreeSet<String>)>,
+    pub(crate) unresolved: BTreeMap<(Arc<Source>, String), Unresolved>,
     pub(crate) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
     pub(crate) workloads: BTreeMap<WorkloadRef, WorkloadFacts>,
     pub(crate) label_changes: BTreeMap<WorkloadRef, ChangedLabels>,
@@ -412,6 +414,10 @@ impl Facts {
         self.observed.extend(coverage.nodes.observed);
         self.expected.extend(coverage.nodes.expected);
         let mut own = sources.first().cloned().filter(|_| sources.len() == 1);
+        for (node, why) in coverage.nodes.unobservable {
+            let known = self.unobservable.entry(node).or_default();
+            *known = std::mem::take(known).max(why);
+        }
         self.sources.extend(sources.into_iter().map(|source| self.counters.intern(source)));
         let all_of_it = hull(window.nodes.values().flatten().copied());
         for (node, intervals) in window.nodes {
@@ -426,14 +432,7 @@ impl Facts {
             *kept = (kept.0.max(loss.class), kept.1.max(loss.count));
         }
         let derived = UnresolvedReason::DERIVED.map(UnresolvedReason::as_str);
-        for entry in coverage.unresolved.into_iter().filter(|u| u.count > 0 && !derived.contains(&u.reason.as_str())) {
-            let kept = self.unresolved.entry((entry.source.into(), entry.reason)).or_default();
-            kept.0 = kept.0.max(entry.count);
-            kept.1.extend(entry.examples);
-            while kept.1.len() > MAX_EXAMPLES {
-                kept.1.pop_last();
-            }
-        }
+        self.add_unresolved(coverage.unresolved);
         for entry in coverage.workloads {
             let reasons = entry.reasons.into_iter();
             let raw: Vec<_> = reasons

@@ -148,6 +148,9 @@ impl Deriver {
             all.extend(&now);
             let mut reasons = BTreeSet::new();
             for node in &all {
+                if facts.unobservable.contains_key(*node) {
+                    continue;
+                }
                 if !facts.observed.contains(*node) {
                     reasons.insert(format!("{NODE_UNOBSERVED}{node}"));
                     continue;

@@ -221,7 +221,10 @@ fn cut_coverage(body: &mut Body, span: &Span, all_of_it: Option<Interval>) {
         if observed_in(source) { &mut here } else { &mut gone }.insert(reason.clone());
     }
     coverage.losses.retain(|loss| observed_in(&loss.source));
-    coverage.unresolved.retain(|unresolved| observed_in(&unresolved.source));
+    coverage.unresolved.retain_mut(|unresolved| {
+        unresolved.cut(span);
+        observed_in(&unresolved.source)
+    });
     let of_the_span = all_of_it.is_none_or(|whole| span.cut(whole).is_some());
     for workload in &mut coverage.workloads {
         workload.reasons.retain(|reason| of_the_span && (here.contains(reason) || !gone.contains(reason)));

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Snapshot,
+    NodeCoverage, Snapshot,
     counters::{EdgeCounter, OUTCOMES, add_outcomes},
 };
 use crate::peer::{Peer, WorkloadRef};
@@ -33,14 +33,16 @@ impl Snapshot {
     /// workload that is not in the snapshot has no pods.
     #[must_use]
     pub fn node_view(&self, workload: &WorkloadRef) -> NodeView {
-        let observed = &self.body.coverage.nodes.observed;
+        let NodeCoverage { observed, unobservable, .. } = &self.body.coverage.nodes;
         let Some(entry) = self.body.workloads.iter().find(|w| w.workload == *workload) else { return NodeView::Whole };
         // A pod without node that has no address does not run yet.
         let mut missing: BTreeSet<String> = entry
             .pods
             .iter()
             .filter(|(node, pods)| {
-                !observed.contains(*node) && (!node.is_empty() || pods.iter().any(|p| !p.addresses.is_empty()))
+                !observed.contains(*node)
+                    && !unobservable.contains_key(*node)
+                    && (!node.is_empty() || pods.iter().any(|p| !p.addresses.is_empty()))
             })
             .map(|(node, _)| node.clone())
             .collect();

@@ -183,6 +183,11 @@ impl WorkloadFacts {
         Self { base: Arc::clone(&self.base), as_of, hosted }
     }
 
+    /// When a CronJob runs.
+    pub(super) fn schedule(&self) -> Option<String> {
+        self.base.schedule.clone()
+    }
+
     /// Nodes that host a pod of it (`""`: not scheduled), one perhaps several times.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &str> {
         self.hosted.iter().map(Hosted::node)

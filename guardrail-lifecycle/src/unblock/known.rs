@@ -44,6 +44,7 @@ pub fn known(
         selector: selectors.get(workload).cloned(),
         selector_advice: None,
         labels,
+        schedule: None,
         host_network,
         pods: BTreeMap::new(),
         ran_on: BTreeMap::new(),

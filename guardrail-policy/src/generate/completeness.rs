@@ -6,7 +6,8 @@ use std::time::Duration;
 use guardrail_graph::{
     Peer, Timestamp, WorkloadRef,
     observe::{LossClass, LossReason},
-    snapshot::{EdgeRecord, Interval, PodEntry, Side, Starts, WorkloadEntry, WorkloadTime},
+    observer::UnresolvedReason,
+    snapshot::{Body, EdgeRecord, Interval, NotRun, PodEntry, Side, Starts, WorkloadEntry, WorkloadTime},
 };
 use serde::Serialize;
 
@@ -30,7 +31,7 @@ pub struct NamespaceVerdict {
     /// Pods of its workloads that started, and those of them whose first minute was observed.
     #[serde(skip_serializing_if = "Starts::is_none")]
     pub starts: Starts,
-    /// Workloads none of whose pods was there.
+    /// Workloads none of whose pods was there, with their schedules.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub not_run: BTreeSet<String>,
     /// Workloads whose pods were seen neither as client nor as server of a supported edge.
@@ -64,12 +65,23 @@ const ENOUGH_STARTS: u64 = 3;
 
 /// Why a workload's evidence is not complete, where that is judged over the time of its pods: it
 /// says the same, less exactly.
-fn is_told_by_time(reason: &str, told: &BTreeSet<&str>) -> bool {
+fn is_told_by_time(reason: &str, told: &BTreeSet<&str>, body: &Body) -> bool {
     let of_node = ["window_gap:", "window_apart:", "losses:"];
     let is_loss = |lost: &LossReason| lost.class() == LossClass::Edge && lost.as_str() == reason;
     of_node.iter().any(|prefix| reason.starts_with(prefix))
         || reason.strip_prefix("node_unobserved:").is_some_and(|node| told.contains(node))
         || LossReason::ALL.iter().any(is_loss)
+        || is_named_by_flow(reason, body)
+}
+
+/// Whether every flow behind this reason is judged by itself, and so a problem if it would be
+/// denied.
+fn is_named_by_flow(reason: &str, body: &Body) -> bool {
+    if UnresolvedReason::DERIVED.iter().any(|derived| derived.as_str() == reason) {
+        return true;
+    }
+    let mut entries = body.coverage.unresolved.iter().filter(|entry| entry.reason == reason).peekable();
+    entries.peek().is_some() && entries.all(|entry| entry.flows.is_some() && !entry.more)
 }
 
 /// Judges workloads.
@@ -80,6 +92,8 @@ pub(crate) struct Completeness<'a> {
     times: Option<BTreeMap<&'a WorkloadRef, &'a WorkloadTime>>,
     /// Nodes of whose pods others told.
     told: BTreeSet<&'a str>,
+    /// Workloads none of whose pods was there.
+    not_run: BTreeMap<&'a WorkloadRef, &'a NotRun>,
     listed: BTreeMap<&'a Peer, &'a BTreeSet<String>>,
     missing: BTreeSet<&'a str>,
     gaps: BTreeMap<&'a str, Duration>,
@@ -105,7 +119,8 @@ impl<'a> Completeness<'a> {
         let told = context.body.presence.iter().filter(|pod| pod.told).map(|pod| pod.node.as_str()).collect();
         let unattributed =
             !coverage.complete && times.is_none() && listed.is_empty() && missing.is_empty() && gaps.is_empty();
-        Self { context, times, told, listed, missing, gaps, unattributed }
+        let not_run = coverage.not_run.iter().map(|idle| (&idle.workload, idle)).collect();
+        Self { context, times, told, not_run, listed, missing, gaps, unattributed }
     }
 
     /// Whether it is known which pods were there.
@@ -116,6 +131,15 @@ impl<'a> Completeness<'a> {
     /// How much of the time of a workload's pods was observed, if any was there.
     pub(crate) fn time(&self, workload: &WorkloadRef) -> Option<&'a WorkloadTime> {
         self.times.as_ref()?.get(workload).copied()
+    }
+
+    /// A workload none of whose pods was there, with its schedule; `None`: it ran, or nobody knows.
+    pub(crate) fn not_run(&self, workload: &WorkloadRef) -> Option<String> {
+        let NotRun { workload, schedule } = self.not_run.get(workload)?;
+        Some(match schedule {
+            Some(schedule) => format!("{workload} ({schedule})"),
+            None => workload.to_string(),
+        })
     }
 
     /// What of the time of a workload's pods was not observed and should have been: what there is,
@@ -154,7 +178,7 @@ impl<'a> Completeness<'a> {
             |(node, pods): &(&String, &Vec<PodEntry>)| pods.iter().any(|p| !node.is_empty() || !p.addresses.is_empty());
         let hosts: BTreeSet<&str> = entry.pods.iter().filter(runs).map(|(node, _)| node.as_str()).collect();
         let mut hosted = true;
-        for node in &hosts {
+        for node in hosts.iter().filter(|node| !self.context.body.coverage.nodes.unobservable.contains_key(**node)) {
             if !observed.contains(*node) {
                 hosted = false;
                 reasons.insert(format!("node_unobserved:{node}"));
@@ -173,7 +197,7 @@ impl<'a> Completeness<'a> {
             reasons.insert("unattributed".to_owned());
         }
         if self.is_over_time() {
-            reasons.retain(|reason| !is_told_by_time(reason, &self.told));
+            reasons.retain(|reason| !is_told_by_time(reason, &self.told, self.context.body));
             reasons.extend(self.uncovered(&entry.workload));
         }
         WorkloadCompleteness { reasons, hosted }
@@ -191,16 +215,11 @@ impl<'a> Completeness<'a> {
             for entry in self.context.covered(namespace) {
                 let found = self.of(entry).reasons;
                 reasons.extend(found.iter().map(|r| format!("{}: {r}", entry.workload)));
-                match self.time(&entry.workload) {
-                    Some(time) => {
-                        coverage = Some(coverage.map_or(time.coverage, |least| least.min(time.coverage)));
-                        starts = starts.plus(time.starts);
-                    }
-                    None if self.is_over_time() => {
-                        not_run.insert(entry.workload.to_string());
-                    }
-                    None => {}
+                if let Some(time) = self.time(&entry.workload) {
+                    coverage = Some(coverage.map_or(time.coverage, |least| least.min(time.coverage)));
+                    starts = starts.plus(time.starts);
                 }
+                not_run.extend(self.not_run(&entry.workload));
             }
             let window_seconds = window.from.zip(window.to).map(|(from, to)| to.since(from).as_secs());
             verdicts.insert(

@@ -111,6 +111,27 @@ fn end(text: &str) -> Option<Option<Peer>> {
     }
 }
 
+/// What a person accepts by name: a flow without a rule, or the policy of a workload that did not
+/// run.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Accepted {
+    /// `CLIENT->SERVER:PORT/PROTOCOL`.
+    Flow(FlowName),
+    /// `NS/KIND/NAME`.
+    Workload(WorkloadRef),
+}
+
+impl FromStr for Accepted {
+    type Err = BadFlowName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match end(text) {
+            Some(Some(Peer::Workload(workload))) => Ok(Self::Workload(workload)),
+            _ => text.parse().map(Self::Flow),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +153,17 @@ mod tests {
             ["", "a->b:1/TCP", "a/b/c->d/e/f:0/TCP", "a/b/c->d/e/f:80", "a/b/c->d/e/f:80/tcp", "a//c->1.2.3.4:1/TCP"]
         {
             assert!(text.parse::<FlowName>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_person_accepts_a_flow_or_a_workload() {
+        let workload =
+            |text: &str| matches!(text.parse::<Accepted>(), Ok(Accepted::Workload(w)) if w.to_string() == text);
+        assert!(workload("shop/CronJob/report"));
+        assert!(matches!("shop/Deployment/a->shop/Deployment/b:80/TCP".parse::<Accepted>(), Ok(Accepted::Flow(_))));
+        for wrong in ["web", "shop/web", "node/a", "external", "shop/Deployment/"] {
+            assert!(wrong.parse::<Accepted>().is_err(), "{wrong}");
         }
     }
 

@@ -62,6 +62,7 @@ mod tests {
             labels: selector(text).match_labels,
             selector: Some(selector(text)),
             selector_advice: None,
+            schedule: None,
             host_network: false,
             pods: Default::default(),
             ran_on: Default::default(),

@@ -4,6 +4,7 @@ mod left_out;
 mod meant;
 mod rules;
 mod sensitive;
+mod unseen;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +25,7 @@ use super::{
     unmatched,
     window::{self, NamespaceWindow},
 };
-use crate::{model::Direction, words::percent};
+use crate::model::Direction;
 use meant::Meant;
 
 /// Which edges a rule rests on.
@@ -240,6 +241,7 @@ impl<'a> Builder<'a> {
                 );
             }
         }
+        self.warn_unseen();
         for namespace in &self.context.options.namespaces {
             if !verdicts.iter().any(|v| v.namespace == *namespace) {
                 self.warnings.insert(format!(
@@ -434,7 +436,7 @@ impl<'a> Builder<'a> {
             let left_open = !sensitive && subject.members.iter().any(|member| agents.contains(member));
             let inbound = (ingress && !left_open && (!denied || !inbound.rules.is_empty())).then_some(inbound);
             let outbound = (egress && (close_each_egress || !outbound.rules.is_empty())).then_some(outbound);
-            if inbound.is_none() && outbound.is_none() {
+            if inbound.is_none() && outbound.is_none() || !sensitive && self.holds_back(&subject) {
                 continue;
             }
             let members: Vec<&WorkloadEntry> =
@@ -467,6 +469,9 @@ impl<'a> Builder<'a> {
             ));
         }
         notes.extend(self.observed_in_part(selects));
+        let idle = self.isolates_idle(selects, ingress.is_some() || egress.is_some());
+        let complete = complete && idle.is_none();
+        notes.extend(idle);
         let mut split = |draft: Option<Draft>| match draft {
             None => (None, Vec::new()),
             Some(Draft { rules, support, notes: said, .. }) => {
@@ -489,14 +494,6 @@ impl<'a> Builder<'a> {
             notes,
         };
         self.policies.push((policy, ingress_support, egress_support));
-    }
-
-    /// How much of the time of these workloads' pods was observed, if that was enough and not all.
-    fn observed_in_part(&self, selects: &[&WorkloadEntry]) -> Option<String> {
-        let times = || selects.iter().filter_map(|entry| self.completeness.time(&entry.workload));
-        let least = times().min_by(|a, b| a.coverage.total_cmp(&b.coverage)).filter(|time| time.coverage < 1.0)?;
-        let whom = if selects.len() == 1 { "its".to_owned() } else { format!("{}'s", least.workload) };
-        Some(format!("{} of the time of {whom} pods was observed", percent(least.coverage)))
     }
 
     fn finish(self, verdicts: Vec<NamespaceVerdict>) -> Decision {

@@ -103,6 +103,7 @@ mod tests {
             selector: Some(LabelSelector::of_labels(map(own.unwrap_or(labels)))),
             selector_advice: None,
             labels: map(labels),
+            schedule: None,
             host_network: false,
             pods: BTreeMap::new(),
             ran_on: BTreeMap::new(),

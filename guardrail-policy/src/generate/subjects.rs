@@ -183,6 +183,7 @@ mod tests {
             selector: selector.map(|s| LabelSelector::of_labels(map(s))),
             selector_advice: None,
             labels: map(labels),
+            schedule: None,
             host_network: false,
             pods: BTreeMap::new(),
             ran_on: BTreeMap::new(),

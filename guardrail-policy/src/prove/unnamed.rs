@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, WorkloadRef,
-    snapshot::{Body, RemoteFlow, ServiceFlow, Side, SourceCounts},
+    snapshot::{Body, RemoteFlow, ServiceFlow, Side, SourceCounts, UnresolvedFlow},
 };
 
 use super::{Evaluator, Proof, denied_sides};
@@ -22,9 +22,13 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
     let via: BTreeSet<(&Peer, &str)> =
         body.edges.iter().flat_map(|e| e.via.iter().map(|via| (&e.client.peer, via.as_str()))).collect();
     let mut owners: BTreeMap<IpAddr, BTreeSet<&Peer>> = BTreeMap::new();
+    let kept =
+        || body.coverage.unresolved.iter().flat_map(|entry| entry.flows.iter().flatten().map(move |f| (entry, f)));
     let mut edges: BTreeSet<(&Peer, &Peer, Protocol, u16)> = BTreeSet::new();
     if !body.remote_flows.is_empty() {
         edges.extend(body.edges.iter().map(|e| (&e.client.peer, &e.server.peer, e.protocol, e.port)));
+    }
+    if !body.remote_flows.is_empty() || kept().next().is_some() {
         for entry in &body.addresses {
             owners.entry(entry.address).or_default().insert(&entry.peer);
         }
@@ -67,6 +71,39 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
         let why = "nobody knows whose address that is: merge the snapshot of its node";
         let judge = Judge { options, alone, name, client, what, why };
         judge.pair([client, server], (flow.protocol, flow.port), proof);
+    }
+    for (entry, UnresolvedFlow { client, server, protocol, port, .. }) in kept() {
+        let name = FlowName::new(client, server, *port, *protocol);
+        let what = format!("{client} -> {server} {port}/{protocol}");
+        let judge = Judge { options, alone, name, client, what, why: why(&entry.reason) };
+        for client in candidates(client, &owners) {
+            for server in candidates(server, &owners) {
+                judge.pair([client, server], (*protocol, *port), proof);
+            }
+        }
+    }
+}
+
+/// Whoever an end may have been: the address itself, and all who had it at some time.
+fn candidates<'a>(end: &'a Peer, owners: &BTreeMap<IpAddr, BTreeSet<&'a Peer>>) -> Vec<&'a Peer> {
+    let address = match end {
+        Peer::External { address } => address.parse::<IpAddr>().ok(),
+        _ => None,
+    };
+    let known = address.and_then(|address| owners.get(&address)).into_iter().flatten().copied();
+    known.chain([end]).collect()
+}
+
+/// Why a flow has no edge.
+fn why(reason: &str) -> &'static str {
+    match reason {
+        "ip_reuse" => "its address had changed hands",
+        "pod_range_no_owner" => "nobody is known to have had that address",
+        "pod_unknown" => "its pod never became known",
+        "role_unknown" => "nobody knows who called whom",
+        "redirected" => "nobody knows which port was dialled",
+        "cluster_unknown" => "nothing was known of the cluster yet",
+        _ => "one end of it has no name",
     }
 }
 

@@ -389,7 +389,7 @@ impl Scenario {
             starts: None,
             by_workload: Vec::new(),
             not_run: Vec::new(),
-            nodes: NodeCoverage { observed: observed.clone(), expected },
+            nodes: NodeCoverage { observed: observed.clone(), expected, ..NodeCoverage::default() },
             losses: self
                 .incomplete
                 .values()
@@ -485,6 +485,7 @@ fn workload(name: &str, w: &Workload) -> WorkloadEntry {
         selector: if w.host_network { None } else { selector },
         selector_advice: w.no_selector.clone(),
         labels: w.labels.clone(),
+        schedule: None,
         host_network: w.host_network,
         pods,
         ran_on: BTreeMap::new(),

@@ -247,6 +247,9 @@ pub(super) fn controller(
             Some(serde_json::from_value::<LabelSelector>(value).map_err(|e| format!("spec.selector: {e}"))?)
         }
     };
+    // It is shown to people: what is longer, or steers a terminal, is no schedule.
+    let is_schedule = |text: &String| text.len() <= 200 && !text.chars().any(char::is_control);
+    let schedule = spec.schedule.filter(|text| kind == "CronJob" && is_schedule(text));
     let template = if kind == "CronJob" { spec.job_template.spec.template } else { spec.template.unwrap_or_default() };
     let outer = owner(meta.owner_references);
     let template_ports = match &outer {
@@ -264,5 +267,6 @@ pub(super) fn controller(
         template_labels: template.metadata.labels,
         template_ports,
         template_host_network: template.spec.host_network,
+        schedule,
     })
 }

@@ -147,7 +147,7 @@ raw!(RawServicePort { name: Option<String>, port: Option<Port>, protocol: Option
 raw!(ServiceStatus { load_balancer: LoadBalancer });
 raw!(LoadBalancer { ingress: Vec<Ingress> });
 raw!(Ingress { ip: Option<MaybeIp> });
-raw!(ControllerSpec { selector: Option<serde_json::Value>, template: Option<Template>, job_template: JobTemplate });
+raw!(ControllerSpec { selector: Option<serde_json::Value>, template: Option<Template>, job_template: JobTemplate, schedule: Option<String> });
 raw!(Template { metadata: Meta, spec: PodSpec });
 raw!(JobTemplate { spec: JobSpec });
 raw!(JobSpec { template: Template });

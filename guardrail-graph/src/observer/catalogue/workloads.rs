@@ -83,6 +83,7 @@ impl Catalogue {
                 selector: selector.selector,
                 selector_advice: selector.advice,
                 labels: selector.labels.to_map(),
+                schedule: self.inventory.schedule(&workload).map(str::to_owned),
                 host_network: host_network.contains(&workload),
                 pods: BTreeMap::new(),
                 ran_on: BTreeMap::new(),

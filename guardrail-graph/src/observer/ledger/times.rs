@@ -30,6 +30,11 @@ impl Times {
         self.sweep = Interval { from, to };
     }
 
+    /// Those sweeps.
+    pub(super) fn now(&self) -> Interval {
+        self.sweep
+    }
+
     /// Nothing is lost yet in another epoch.
     pub(super) fn turned(&self) -> Self {
         Self { sweep: self.sweep, ..Self::default() }
