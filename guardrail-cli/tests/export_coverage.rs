@@ -221,7 +221,8 @@ fn where_it_is_not_known_which_pods_ran_the_nodes_are_judged() {
     assert!(one.said.contains("which pods ran on other nodes is not known from these snapshots"), "{}", one.said);
 }
 
-/// The same with a CronJob in `ops` that did not run, beside a workload that nothing selects if `stranded`.
+/// The same with a CronJob in `ops` that did not run; `stranded`: beside a workload that nothing
+/// selects.
 fn with_cronjob(schedule: &str, stranded: bool) -> Snapshot {
     let mut snapshot = cluster(None);
     let body = &mut snapshot.body;

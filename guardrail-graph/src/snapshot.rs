@@ -205,8 +205,8 @@ pub struct NodeCoverage {
     pub observed: BTreeSet<String>,
     /// Nodes of the inventory (and those observed), without those that nobody can observe.
     pub expected: BTreeSet<String>,
-    /// Nodes that nobody can observe, and why: another operating system, a virtual kubelet, Fargate,
-    /// or a person says so.
+    /// Nodes that nobody can observe, and why: another operating system, a virtual kubelet,
+    /// Fargate, or a person says so.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unobservable: BTreeMap<String, String>,
 }

@@ -550,8 +550,8 @@ impl Observer {
     }
 }
 
-/// The ends of a flow, whichever of them is the local one; `None` if the other is not one. Where the
-/// role could not be told, the local end stands first.
+/// The ends of a flow, whichever of them is the local one; `None` if the other is not one. Where
+/// the role could not be told, the local end stands first.
 pub(super) fn ends(local: End, role: Role, (remote, port, protocol): (observe::Remote, u16, Protocol)) -> Option<Ends> {
     let observe::Remote::Addr(address) = remote else { return None };
     let remote = End::Address(address);

@@ -157,7 +157,11 @@ impl Judge<'_> {
     fn pair(&self, [client, server]: [&Peer; 2], (protocol, port): (Protocol, u16), proof: &mut Proof) {
         let Ok(verdict) = self.alone.evaluate_peers(client, server, protocol, port) else { return };
         if !verdict.allowed() && !self.is_accepted() {
-            let (side, namespaces) = denied_sides(client, server, &verdict.verdict);
+            let (side, mut namespaces) = denied_sides(client, server, &verdict.verdict);
+            if namespaces.is_empty() {
+                // The end that denies is known by its address alone.
+                namespaces.extend([client, server].into_iter().filter_map(|end| Some(&*end.workload()?.namespace)));
+            }
             self.problem(side, namespaces, proof);
         }
     }

@@ -58,7 +58,8 @@ impl Flows {
         let index = reason as usize;
         if let Some(known) = self.flows.get_mut(&(reason, ends)) {
             let Interval { from, to } = known.time;
-            *known = Known { time: Interval { from: from.min(time.from), to: to.max(time.to) }, times: known.times + 1 };
+            *known =
+                Known { time: Interval { from: from.min(time.from), to: to.max(time.to) }, times: known.times + 1 };
         } else if self.kept[index] < MAX_FLOWS {
             self.kept[index] += 1;
             self.flows.insert((reason, ends), Known { time, times: 1 });
