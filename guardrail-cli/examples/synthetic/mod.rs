@@ -59,6 +59,7 @@ impl Size {
                     selector: Some(LabelSelector { match_labels: labels.clone(), match_expressions: Vec::new() }),
                     selector_advice: None,
                     labels,
+                    schedule: None,
                     host_network: false,
                     pods: (1..4).map(pod).collect(),
                     ran_on: BTreeMap::new(),
@@ -124,7 +125,7 @@ impl Size {
                 source_windows: Vec::new(),
                 coverage: Coverage {
                     complete: true,
-                    nodes: NodeCoverage { observed: nodes.clone(), expected: nodes },
+                    nodes: NodeCoverage { observed: nodes.clone(), expected: nodes, ..NodeCoverage::default() },
                     ..Coverage::default()
                 },
                 workloads,
