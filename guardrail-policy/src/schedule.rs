@@ -15,7 +15,7 @@ const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 
 /// The longest time between two runs; `None` if the schedule is not understood, or never comes.
 #[must_use]
-pub fn longest_pause(schedule: &str) -> Option<Duration> {
+pub(crate) fn longest_pause(schedule: &str) -> Option<Duration> {
     let named = match schedule.trim() {
         "@yearly" | "@annually" => "0 0 1 1 *",
         "@monthly" => "0 0 1 * *",

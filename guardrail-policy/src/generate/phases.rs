@@ -436,7 +436,7 @@ impl<'a> Builder<'a> {
             let left_open = !sensitive && subject.members.iter().any(|member| agents.contains(member));
             let inbound = (ingress && !left_open && (!denied || !inbound.rules.is_empty())).then_some(inbound);
             let outbound = (egress && (close_each_egress || !outbound.rules.is_empty())).then_some(outbound);
-            if inbound.is_none() && outbound.is_none() || !sensitive && self.holds_back(&subject) {
+            if inbound.is_none() && outbound.is_none() || !sensitive && self.holds_back(subject) {
                 continue;
             }
             let members: Vec<&WorkloadEntry> =
