@@ -30,6 +30,7 @@ use crate::{
 };
 
 pub(crate) mod ends;
+mod names;
 
 use ends::Named;
 
@@ -128,7 +129,9 @@ fn port(text: &str) -> Result<u16, &'static str> {
 }
 
 fn protocol(text: &str) -> Result<Protocol, &'static str> {
-    Protocol::of_flow(text).ok_or("a protocol is TCP, UDP, SCTP, ICMP or ICMPv6")
+    let upper = text.to_ascii_uppercase();
+    let known = Protocol::of_flow(text).or_else(|| Protocol::of_flow(&upper));
+    known.ok_or("a protocol is TCP, UDP, SCTP, ICMP or ICMPv6")
 }
 
 fn explain(args: &Args) -> anyhow::Result<Outcome> {

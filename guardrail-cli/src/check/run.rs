@@ -9,7 +9,7 @@ use anyhow::bail;
 use guardrail_graph::{Peer, Snapshot};
 use guardrail_policy::{
     check::{Check, Findings},
-    evaluate::{End, Evaluator, RuleRef, SideVerdict, UnknownEnd, Verdict},
+    evaluate::{End, Evaluator, RuleRef, SideVerdict, UnknownEnd, Verdict, common_addresses, families},
     model::{Direction, PortMatch, logged::LoggedEnd, tier::TierPolicy},
     read::{self, Flow, Flows, PassedOver},
 };
@@ -195,6 +195,7 @@ impl Judge<'_> {
                 }
                 (Ok(src), Ok(dst)) => {
                     let verdict = self.check.flow(&src, &dst, flow.protocol, flow.port);
+                    self.other_family(&row, &src, &dst, verdict.allowed());
                     let namespaces = [&src, &dst].map(|end| namespace(self.evaluator, end));
                     self.fill(&mut row, &verdict, !verdict.allowed() && !verdict.denied(), namespaces);
                 }
@@ -206,6 +207,29 @@ impl Judge<'_> {
             bail!("{}", wrong.join("\n"));
         }
         Ok(rows)
+    }
+
+    /// Tells of dual-stack ends whose families are judged differently: which one is used is the
+    /// client's choice, and one line has one verdict.
+    fn other_family(&self, row: &Row<'_>, src: &End, dst: &End, allowed: bool) {
+        let word = |allowed| if allowed { "allowed" } else { "denied" };
+        for (src, dst) in families(src, dst) {
+            if self.evaluator.allows(&src, &dst, row.protocol, row.port) != allowed
+                && let (Some(from), Some(to)) = common_addresses(&src, &dst)
+            {
+                let family = if to.is_ipv4() { "IPv4" } else { "IPv6" };
+                let said = format!(
+                    "{} -> {} {}/{}: {} over the first address; over {family} ({from} -> {to}) it is {}, and the client chooses",
+                    row.src,
+                    row.dst,
+                    row.protocol,
+                    row.port,
+                    word(allowed),
+                    word(!allowed)
+                );
+                tell("warning", &said);
+            }
+        }
     }
 
     fn edges(&mut self, snapshot: &Snapshot) -> Vec<Row<'static>> {

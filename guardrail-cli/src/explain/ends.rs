@@ -11,6 +11,8 @@ use guardrail_policy::{
 };
 use ipnet::IpNet;
 
+use super::names;
+
 /// One end that can be judged.
 #[derive(Clone)]
 pub(crate) struct Named {
@@ -32,6 +34,7 @@ pub(crate) struct Ends {
 
 /// The ends of a connection's initiator.
 pub(crate) fn from(evaluator: &Evaluator, inventory: &Inventory, text: &str) -> anyhow::Result<Ends> {
+    let text = &*names::canonical(text);
     if let Some(pods) = pods_of_workload(evaluator, text) {
         return Ok(of_workload(evaluator, text, &pods, 0));
     }
@@ -54,7 +57,7 @@ pub(crate) fn from(evaluator: &Evaluator, inventory: &Inventory, text: &str) -> 
         UnknownEnd::Virtual { address, service } => anyhow!(
             "--from: {address} is an address of Service {service} for clients outside, from which nothing opens connections: ask --from {service} for the pods behind it"
         ),
-        other => nobody("--from", &other),
+        other => nobody("--from", &other, evaluator, inventory),
     });
     let end = end?;
     Ok(Ends { ends: vec![Named { end, name: text.to_owned(), port: 0 }], note: None })
@@ -68,6 +71,7 @@ pub(crate) fn to(
     text: &str,
     (protocol, port): (Protocol, u16),
 ) -> anyhow::Result<Ends> {
+    let text = &*names::canonical(text);
     if let Some(pods) = pods_of_workload(evaluator, text) {
         return Ok(of_workload(evaluator, text, &pods, port));
     }
@@ -171,12 +175,12 @@ fn elsewhere(
             let end = evaluator.end_of_pod(index);
             Ok(Ends { ends: vec![Named { end, name: pod.clone(), port: declared.port }], note: Some(note) })
         }
-        unknown => bail!(nobody("--to", unknown)),
+        unknown => bail!(nobody("--to", unknown, evaluator, inventory)),
     }
 }
 
 /// An end that nobody is called, or that cannot be judged: what to write instead.
-fn nobody(option: &str, unknown: &UnknownEnd) -> anyhow::Error {
+fn nobody(option: &str, unknown: &UnknownEnd, evaluator: &Evaluator, inventory: &Inventory) -> anyhow::Error {
     match unknown {
         UnknownEnd::NoSuchPod(text) if text.parse::<IpNet>().is_ok() => {
             anyhow!("{option}: `{text}` is a range of addresses: name one of them")
@@ -188,7 +192,8 @@ fn nobody(option: &str, unknown: &UnknownEnd) -> anyhow::Error {
         }
         UnknownEnd::Malformed(text) => {
             anyhow!(
-                "{option}: `{text}` is neither namespace/pod nor an IP address; write it like shop/web or 10.244.1.7"
+                "{option}: `{text}` is neither namespace/pod nor an IP address; {}",
+                names::instead(text, evaluator, inventory)
             )
         }
         UnknownEnd::Finished(_) => anyhow!("{option}: {unknown}; name a pod that runs, or its workload"),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use guardrail_graph::{
     Snapshot, WorkloadRef,
-    inventory::{Object, is_generated_label, is_release_label},
+    inventory::{Object, is_generated_label, release_keys},
     snapshot::{LabelSelector, WorkloadEntry},
 };
 use guardrail_policy::{evaluate::Cluster, model::Labels};
@@ -32,7 +32,9 @@ pub fn known(
         let Some(workload) = pod.workload.as_ref().filter(|workload| !has(workload)) else { continue };
         match labels.get_mut(workload) {
             None => {
-                let own = pod.labels.iter().filter(|(key, _)| !is_generated_label(key) && !is_release_label(key));
+                let passing = release_keys(pod.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+                let stable = |key: &str| !is_generated_label(key) && !passing.contains(key);
+                let own = pod.labels.iter().filter(|(key, _)| stable(key));
                 let own = own.map(|(key, value)| (key.clone(), value.clone())).collect();
                 labels.insert(workload, (own, pod.host_network));
             }

@@ -158,6 +158,9 @@ impl<'a> Linter<'a> {
         name: &str,
     ) {
         let Some(all) = self.pods() else { return };
+        if namespaces.is_some_and(is_host_network_of_openshift) {
+            return;
+        }
         let matched = self.peer_pods(policy, &peer.kind);
         let shown = |field: &str, s: Option<&LabelSelector>| s.map(|s| format!("{field} {}", words(s)));
         let parts = [shown("namespaceSelector", namespaces), shown("podSelector", pods)];
@@ -315,6 +318,15 @@ impl<'a> Linter<'a> {
         let minute = job.rsplit_once('-').is_some_and(|(_, n)| n.len() >= 8 && n.bytes().all(|b| b.is_ascii_digit()));
         owned || minute
     }
+}
+
+/// OpenShift's way to name what is on the network of nodes: a namespace without pods, which its
+/// network plugin fills with the addresses of nodes (its documentation of policy groups).
+fn is_host_network_of_openshift(namespaces: &LabelSelector) -> bool {
+    namespaces.match_labels.iter().any(|(key, value)| {
+        key == "policy-group.network.openshift.io/host-network"
+            || key == NAMESPACE_NAME_LABEL && value == "openshift-host-network"
+    })
 }
 
 /// Labels that running pods have and no template: of controllers, and of the injectors of Istio

@@ -367,6 +367,21 @@ metadata: {name: in, namespace: front, labels: {app: entry, name: entry}}
 }
 
 #[test]
+fn the_policy_group_of_openshift_for_host_networks_is_no_mistake() {
+    let context = context();
+    let peer = |labels: &str| {
+        ingress(&format!("{{from: [{{namespaceSelector: {{matchLabels: {{{labels}}}}}}}], ports: [{{port: 8080}}]}}"))
+    };
+    for (labels, found) in [
+        ("policy-group.network.openshift.io/host-network: \"\"", &[][..]),
+        ("kubernetes.io/metadata.name: openshift-host-network", &[]),
+        ("policy-group.network.openshift.io/ingress: \"\"", &[PEER_MATCHES_NOTHING.id]),
+    ] {
+        assert_eq!(rules_of(&peer(labels), &context), found, "{labels}");
+    }
+}
+
+#[test]
 fn an_empty_list_means_everybody_and_an_absent_one_is_meant() {
     check(
         &EMPTY_FIELD,
