@@ -26,6 +26,7 @@ use crate::{
     maps::DIALLED,
     offsets as o,
     socket::{AF_INET, AF_INET6, Memory as _, Raw, address, addresses, cgroup_id, map_v4, netns},
+    tcp,
 };
 
 /// `SOL_IP`.
@@ -163,12 +164,13 @@ fn try_answered(sk: Raw, dialled: &Address, port: u16) -> Option<()> {
 }
 
 /// Counts an end where the answer was counted, and at the `raw` key of its establishment without
-/// bytes. `ports`: whether it broke off, the local port, the remote port, each in 16 bits. 0:
-/// nobody asked about this connection.
+/// bytes. `ports`: the socket's error in the upper half; the local port, the remote port. 0: nobody
+/// asked about this connection.
 #[cold]
 #[inline(never)]
 pub(crate) fn close(raw: &mut FlowKey, netns: u32, ports: u64, sent: u64, received: u64) -> i32 {
-    let (broken, local_port, remote_port) = (ports >> 32 != 0, (ports >> 16) as u16, ports as u16);
+    let (local_port, remote_port) = ((ports >> 16) as u16, ports as u16);
+    let broken = tcp::is_broken(((ports >> 32) as u32).cast_signed());
     let connection = Connection { netns, local_port, remote_port, local: raw.local, remote: raw.remote };
     let Some(known) = DIALLED.get_ptr(&connection) else { return 0 };
     // SAFETY: a value of the map, which this run reads once.

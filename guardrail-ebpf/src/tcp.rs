@@ -228,8 +228,10 @@ fn try_closed(ctx: *mut c_void) -> Option<()> {
     let fin = u64::from(sk.read::<u8>(o::SK_SHUTDOWN.load()) & RCV_SHUTDOWN);
     let received = tcp.read::<u64>(o::TCP_BYTES_RECEIVED.load()).saturating_sub(fin);
 
-    let broken = is_broken(sk);
-    let ports = u64::from(broken) << 32 | u64::from(local_port) << 16 | u64::from(remote_port);
+    // The error as it is, not what follows from it: for the reason given at `begin` in `udp.rs` no
+    // constant of one way or the other may go into the functions below.
+    let error: i32 = sk.read(o::SK_ERR.load());
+    let ports = u64::from(error.cast_unsigned()) << 32 | u64::from(local_port) << 16 | u64::from(remote_port);
     if flows::counter(counter::REDIRECTS) != 0 {
         if redirect::close(&mut key, netns(sk), ports, sent, received) != 0 {
             return Some(());
@@ -247,7 +249,7 @@ fn try_closed(ctx: *mut c_void) -> Option<()> {
         key.server_port = if role as u8 == FlowRole::Server as u8 { local_port } else { remote_port };
         if let Some(value) = flows::find(&key) {
             // SAFETY: from FLOWS, in this run.
-            unsafe { flows::close(value, sent, received, broken) };
+            unsafe { flows::close(value, sent, received, is_broken(error)) };
             return Some(());
         }
     }
@@ -255,17 +257,17 @@ fn try_closed(ctx: *mut c_void) -> Option<()> {
     Some(())
 }
 
-/// Whether an established connection that ends now broke off: what was sent, or asked to keep it
-/// alive, was never answered. An error that ICMP had told meanwhile then stands for the time-out
-/// (`tcp_write_err`).
+/// Whether an established connection that ends with this error broke off: what was sent, or asked
+/// to keep it alive, was never answered. An error that ICMP had told meanwhile then stands for the
+/// time-out (`tcp_write_err`).
 #[inline(always)]
-fn is_broken(sk: Typed) -> bool {
-    matches!(sk.read::<i32>(o::SK_ERR.load()), ETIMEDOUT | EHOSTUNREACH | ENETUNREACH)
+pub(crate) fn is_broken(error: i32) -> bool {
+    matches!(error, ETIMEDOUT | EHOSTUNREACH | ENETUNREACH)
 }
 
 /// What a connection shows when it ends.
 struct AtClose {
-    /// Whether it broke off, the local port, the remote port, each in 16 bits.
+    /// The socket's error in the upper half; the local port, the remote port.
     ports: u64,
     backlog: u32,
     sent: u64,
@@ -278,7 +280,8 @@ struct AtClose {
 #[cold]
 #[inline(never)]
 fn close_undecided(key: &mut FlowKey, ports: u64, sent: u64, received: u64) -> i32 {
-    let (broken, local_port, remote_port) = (ports >> 32 != 0, (ports >> 16) as u16, ports as u16);
+    let (local_port, remote_port) = ((ports >> 16) as u16, ports as u16);
+    let broken = is_broken(((ports >> 32) as u32).cast_signed());
     key.role = FlowRole::Undecided as u8;
     (key.server_port, key.local_port) = (remote_port, local_port);
     let value = flows::find(key);
@@ -303,7 +306,8 @@ fn closed_late(ctx: *mut c_void, key: &mut FlowKey, end: &AtClose) -> i32 {
     let ctx = BtfTracePointContext::new(ctx);
     let sk = socket(&ctx);
     let AtClose { ports, backlog, sent, received } = *end;
-    let (broken, local_port, remote_port) = (ports >> 32 != 0, (ports >> 16) as u16, ports as u16);
+    let (local_port, remote_port) = ((ports >> 16) as u16, ports as u16);
+    let broken = is_broken(((ports >> 32) as u32).cast_signed());
     for role in [FlowRole::Client, FlowRole::Server] {
         key.role = role as u8;
         key.server_port = if role as u8 == FlowRole::Server as u8 { local_port } else { remote_port };
