@@ -43,7 +43,7 @@ use crate::{
     memory,
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
     serve::thread::ServerThread,
-    state::{Kept, Progress, StateFile},
+    state::{Kept, Progress, Rest, StateFile},
 };
 
 /// Entries of a graph, or changes of it or of the inventory, whose memory is worth giving back to
@@ -272,7 +272,7 @@ impl Daemon {
             match batch {
                 Batch::Observations(batch) => batch.into_iter().for_each(|o| observer.observe(o, now)),
                 Batch::Checkpoint(checkpoint, _) => {
-                    progress = Some(Progress { checkpoint: *checkpoint, waiting: observer.waiting() });
+                    progress = Some(Progress { checkpoint: *checkpoint, rest: Rest::of(&observer) });
                 }
                 // The epoch ends with the next agent.
                 Batch::Turn { .. } => {}
@@ -472,7 +472,7 @@ impl Daemon {
         } else if let Some(state) = self.state.clone() {
             let now = now();
             let (checkpoint, mark) = checkpoint.unzip();
-            let progress = checkpoint.map(|checkpoint| Progress { checkpoint, waiting: self.observer.waiting() });
+            let progress = checkpoint.map(|checkpoint| Progress { checkpoint, rest: Rest::of(&self.observer) });
             let document = Arc::new(self.observer.document(now));
             let ended = self.turning.as_ref().and_then(Turning::ended);
             self.writes.spawn_blocking(move || {

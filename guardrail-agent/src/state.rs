@@ -13,7 +13,7 @@ pub use epochs::{Ended, Epochs, Kept, remove};
 use guardrail_graph::{
     Observation, Observer, ObserverConfig, Snapshot, Timestamp, epoch::file::key_of, snapshot::Document,
 };
-pub use progress::Progress;
+pub use progress::{Progress, Rest};
 
 use crate::files::{self, FileError};
 
@@ -95,7 +95,9 @@ impl StateFile {
         let name = self.path.display().to_string();
         match Observer::restore(config.clone(), &snapshot, is_seamless) {
             Ok(mut observer) => {
-                for waiting in progress.into_iter().flat_map(|progress| progress.waiting) {
+                let Rest { waiting, pods } = progress.unwrap_or_default().rest;
+                observer.know_pods(pods);
+                for waiting in waiting {
                     observer.observe(Observation::Flow(waiting), config.started);
                 }
                 tracing::info!(file = name, edges = observer.stats().edges, "continuing the graph of an earlier run");

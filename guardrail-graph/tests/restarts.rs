@@ -4,9 +4,9 @@ mod common;
 
 use common::{CLUSTER, Lab, delta, edges, ip, lists, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{
-    Observer, ObserverConfig, Peer, Protocol, Snapshot, Timestamp,
+    Observation, Observer, ObserverConfig, Peer, Protocol, Snapshot, Timestamp,
     inventory::Kind,
-    observe::{FlowDelta, Role},
+    observe::{CgroupId, FlowDelta, Role},
     snapshot::AddressEntry,
 };
 
@@ -219,4 +219,67 @@ fn link_local_addresses_of_pods_links_go_with_them() {
         lab.at(i * 100).flow(link(i));
     }
     assert!(lab.entries("address") < 60, "{}", lab.entries("address"));
+}
+
+/// What the kernel's own list of recent cgroups tells the next agent of a pod that came and went.
+fn vanished(lab: &mut Lab, id: u64, deployment: &str, index: u32, ended: i64) {
+    let (id, path) = (CgroupId(id), common::cgroup_path(deployment, index));
+    lab.observer.observe(Observation::CgroupCreated { id, path, at: t(1) }, lab.now);
+    lab.observer.observe(Observation::CgroupRemoved { id, at: t(ended) }, lab.now);
+}
+
+/// With pins the kernel counts on while no agent is there; the API server has forgotten these pods
+/// when the next one asks.
+#[test]
+fn what_pods_did_that_vanished_during_an_agent_s_rollout_is_theirs() {
+    let job = pod("shop", "job", 0, "node-a", "10.244.1.7", &[]);
+    // Its address was not published yet.
+    let young = pod("shop", "young", 0, "node-a", "", &[]);
+    let host =
+        pod("kube-system", "proxy", 0, "node-a", "192.0.2.11", &[]).replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    let mut lab = Lab::new("node-a", &[&pods()[..], &[job, young, host]].concat());
+    for (id, deployment) in [(2, "api"), (5, "job"), (6, "young"), (7, "proxy")] {
+        lab.pod_cgroup(id, deployment, 0);
+    }
+    lab.flow(tcp_client(2, "10.244.1.3", "203.0.113.9", 443, t(5)));
+    lab.at(50);
+    let (state, known) = (Snapshot::from_json(&lab.snapshot().to_json(), "state").unwrap(), lab.observer.own_pods());
+    assert_eq!(known.iter().map(|pod| pod.name.as_str()).collect::<Vec<_>>().len(), 5, "{known:?}");
+    let config = ObserverConfig {
+        awaited: vec![Kind::Node, Kind::Service, Kind::Pod],
+        ..ObserverConfig::new("node-a", "next", t(100))
+    };
+    let mut observer = Observer::restore(config, &state, true).unwrap();
+    observer.know_pods(known);
+    let mut lab = Lab { observer, now: t(100) };
+    for (id, deployment) in [(5, "job"), (6, "young"), (7, "proxy")] {
+        vanished(&mut lab, id, deployment, 0, 80);
+    }
+    lab.pod_cgroup(2, "api", 0);
+    for (id, local) in [(5, "10.244.1.7"), (6, "10.244.1.8"), (7, "192.0.2.11")] {
+        lab.flow(tcp_client(id, local, "10.244.1.3", 8080, t(70)));
+        lab.flow(tcp_server(2, "10.244.1.3", local, 8080, t(70)));
+    }
+    hear(&mut lab, &pods());
+    lab.at(130);
+    let snapshot = lab.snapshot();
+    let expected = [
+        "job -> api TCP/8080",
+        "young -> api TCP/8080",
+        "node/node-a -> api TCP/8080",
+        "api -> external/203.0.113.9 TCP/443",
+    ];
+    let mut expected = expected.to_vec();
+    expected.sort_unstable();
+    let mut seen = edges(&snapshot);
+    seen.sort_unstable();
+    assert_eq!(seen, expected);
+    assert!(snapshot.body.edges.iter().any(|e| e.node_workloads.contains("kube-system/Deployment/proxy")));
+    for reason in ["pod_unknown", "pod_range_no_owner"] {
+        assert_eq!(lab.unresolved(reason), 0, "{reason}");
+    }
+    // After an hour nothing of them is left.
+    lab.at(130 + 3_700);
+    lab.at(130 + 3_800);
+    assert_eq!(lab.entries("pod"), 3);
 }

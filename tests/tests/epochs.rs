@@ -13,8 +13,9 @@ use guardrail_tests::{
     agent::Agent,
     app::scenario::{Call, How, Scenario, Serve},
     bins,
+    compare::number,
     lab::{Lab, bpffs::BpfFs, process::AppProcess, wait_until},
-    small::{cluster, deployment, eventually_true, lab, start, state, truth},
+    small::{cluster, deployment, eventually, eventually_true, go_again, lab, pair_edge, start, state, truth},
     trouble::WallClock,
 };
 
@@ -113,6 +114,112 @@ fn an_agent_that_is_killed_around_the_ends_of_epochs_loses_nothing_and_counts_no
     assert_eq!(agent.get("/v1/graph?since=1h&until=2h").unwrap().0, 400);
     assert_eq!(agent.get("/v1/graph?until=2001-01-01").unwrap().0, 404);
     assert_eq!(agent.terminate().unwrap().code(), Some(0), "{}", agent.said());
+}
+
+/// Calls of the client each time it is told to go.
+const CALLS: u32 = 10;
+
+/// A client that calls a server when it is told to, and holds nothing.
+fn calling() -> (Lab, Vec<AppProcess>) {
+    let mut c = cluster(&["node-a"]);
+    let server = deployment(&mut c, "server", 8080, 0);
+    let client = deployment(&mut c, "client", 8080, 0);
+    let to = format!("{}:8080", c.pod(&server).addresses.0);
+    let lab = lab(c).unwrap();
+    let serve = Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() };
+    let mut processes = start(&lab, vec![(&server, serve)]).unwrap();
+    let calls = Scenario { after: vec![Call::new(&to, How::Tcp, CALLS)], ..Scenario::default() };
+    processes.extend(start(&lab, vec![(&client, calls)]).unwrap());
+    (lab, processes)
+}
+
+/// How far the end of an epoch is, as the agent's words and files show it.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Said,
+    NextBegun,
+    Next,
+    FileBegun,
+    File,
+    State,
+}
+
+impl Step {
+    const ALL: [Self; 6] = [Self::Said, Self::NextBegun, Self::Next, Self::FileBegun, Self::File, Self::State];
+
+    /// Whether it is this far, or further; `before`: files of epochs before this one ended.
+    fn is_reached(self, agent: &Agent, before: usize) -> bool {
+        let begun = |dir: &Path| {
+            let mut names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+            names.any(|name| name.to_string_lossy().starts_with(".guardrail-"))
+        };
+        let dir = &agent.state_dir;
+        let next = || dir.join("state.next.json").exists();
+        let file = || {
+            let entries = fs::read_dir(dir.join("epochs")).into_iter().flatten().flatten();
+            entries.filter(|entry| entry.path().extension().is_some_and(|suffix| suffix == "epoch")).count() > before
+        };
+        match self {
+            Self::Said => agent.said().contains("the epoch ends"),
+            Self::NextBegun => begun(dir) || next() || file(),
+            Self::Next => next() || file(),
+            Self::FileBegun => begun(&dir.join("epochs")) || file(),
+            Self::File => file(),
+            Self::State => file() && !next(),
+        }
+    }
+}
+
+/// Kills the agent at each step of an epoch's end. Everything was on disk before.
+fn is_killed_at_every_step(lab: &Lab, processes: &mut [AppProcess], arguments: &[&str]) {
+    let (mut agent, mut clock) = start_at(lab, 0, arguments);
+    for (hours, step) in (1..).zip(Step::ALL) {
+        go_again(&mut processes[1..], hours as usize).unwrap();
+        let counted = |snapshot: &serde_json::Value| {
+            let opened = number(&pair_edge(snapshot)?, "opened");
+            let all = u64::from(CALLS * hours);
+            if opened == all { Ok(()) } else { Err(format!("{step:?}: {opened} of {all}")) }
+        };
+        eventually(LIMIT, || agent.snapshot(), counted).unwrap();
+        // Of two writes that end from here on the second began here.
+        let written = || agent.metric("guardrail_state_last_success_timestamp_seconds").unwrap_or_default();
+        let mut last = written();
+        for _ in 0..2 {
+            last = wait_until(LIMIT, "a state", || Some(written()).filter(|at| *at > last)).unwrap();
+        }
+        let before = files(&agent.state_dir).len();
+        clock.set(&format!("+{}", hours * 3_600)).unwrap();
+        let deadline = Instant::now() + LIMIT;
+        // At once: what a step leaves may be there for a moment only.
+        while !step.is_reached(&agent, before) {
+            assert!(Instant::now() < deadline, "{step:?}");
+        }
+        agent.crash().unwrap();
+        drop(agent);
+        (agent, clock) = start_at(lab, hours, arguments);
+        eventually(LIMIT, || agent.snapshot(), counted).unwrap();
+    }
+    assert!(files(&agent.state_dir).len() >= 2, "epochs ended");
+    assert_eq!(agent.terminate().unwrap().code(), Some(0), "{}", agent.said());
+}
+
+#[test]
+fn an_agent_without_pins_that_is_killed_at_any_step_of_an_epoch_s_end_keeps_what_was_on_disk_once() {
+    if !bins::can_run("crashes around the ends of epochs without pins") {
+        return;
+    }
+    let (lab, mut processes) = calling();
+    is_killed_at_every_step(&lab, &mut processes, &["--state-interval", "1"]);
+}
+
+#[test]
+fn an_agent_with_pins_that_is_killed_at_any_step_of_an_epoch_s_end_counts_everything_once() {
+    if !bins::can_run("crashes around the ends of epochs with pins") {
+        return;
+    }
+    let (lab, mut processes) = calling();
+    let pins = BpfFs::mount(&lab.directory).unwrap().pins();
+    is_killed_at_every_step(&lab, &mut processes, &["--state-interval", "1", "--pin", pins.to_str().unwrap()]);
 }
 
 /// What happens while programs are loaded and attached may be missed: it is not observed yet. A

@@ -195,7 +195,10 @@ impl Daemon {
             observer.apply(change, started);
         }
 
-        // Before anybody is served: who is told that the agent is ready may tell it to end.
+        // Before anybody is served: who is told that the agent is ready may tell it to end, or set
+        // the clock, which ends the epoch.
+        let begun = observer.epoch().unwrap_or(started);
+        let turning = state.is_some().then(|| Turning::new(epochs, &observer.config().node, begun));
         let signals = Signals::new().map_err(StartError::Runtime)?;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -240,8 +243,6 @@ impl Daemon {
             udp = ?config.udp,
             "observing"
         );
-        let begun = observer.epoch().unwrap_or(started);
-        let turning = state.is_some().then(|| Turning::new(epochs, &observer.config().node, begun));
         let daemon = Self {
             turning,
             series: EdgeSeries::new(config.metrics_max_edges),

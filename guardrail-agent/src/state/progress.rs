@@ -1,5 +1,6 @@
-//! With `--pin`, what belongs to a stored graph: how much of the kernel's counters it holds, and
-//! the flows that still waited for their pod.
+//! With `--pin`, what belongs to a stored graph: how much of the kernel's counters it holds, the
+//! flows that still waited for their pod, and the pods that were there, which may be gone before
+//! another agent asks for them.
 //!
 //! A file of its own beside the state, named by the end of the graph's window: it is written before
 //! the state and found by what the state says, so that the two always belong together, also after a
@@ -10,9 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use guardrail_graph::{Timestamp, observe::FlowDelta};
+use guardrail_graph::{Observer, Timestamp, observe::FlowDelta, observer::OwnPod};
 
 use guardrail_kernel::Checkpoint;
+use serde::{Deserialize, Serialize};
 
 use crate::files::{self, FileError};
 
@@ -23,8 +25,25 @@ const PREFIX: &str = "state.progress-";
 pub struct Progress {
     /// Of the kernel's counters.
     pub checkpoint: Checkpoint,
-    /// Counted there, but not in the graph yet.
+    /// What else the next agent has to know.
+    pub rest: Rest,
+}
+
+/// What an observer knows that its graph does not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest {
+    /// Counted by the kernel, but not in the graph yet.
     pub waiting: Vec<FlowDelta>,
+    /// Pods of this node, with those that went within the last hour.
+    pub pods: Vec<OwnPod>,
+}
+
+impl Rest {
+    /// What this one knows now.
+    #[must_use]
+    pub fn of(observer: &Observer) -> Self {
+        Self { waiting: observer.waiting(), pods: observer.own_pods() }
+    }
 }
 
 fn path(dir: &Path, at: Timestamp) -> PathBuf {
@@ -37,9 +56,9 @@ impl Progress {
     /// # Errors
     /// If it cannot be written; then nothing changed.
     pub fn write(&self, dir: &Path, at: Timestamp) -> Result<(), FileError> {
-        let waiting = serde_json::to_vec(&self.waiting).unwrap_or_default();
-        let mut bytes = (waiting.len() as u64).to_ne_bytes().to_vec();
-        bytes.extend(waiting);
+        let rest = serde_json::to_vec(&self.rest).unwrap_or_default();
+        let mut bytes = (rest.len() as u64).to_ne_bytes().to_vec();
+        bytes.extend(rest);
         // Into memory: it does not fail.
         let _ = self.checkpoint.write(&mut bytes);
         files::replace(&path(dir, at), [bytes])
@@ -60,10 +79,10 @@ impl Progress {
         let cut = || format!("{name} is cut short");
         let (length, rest) = bytes.split_first_chunk().ok_or_else(cut)?;
         let length = usize::try_from(u64::from_ne_bytes(*length)).unwrap_or(usize::MAX);
-        let (waiting, checkpoint) = rest.split_at_checked(length).ok_or_else(cut)?;
+        let (rest, checkpoint) = rest.split_at_checked(length).ok_or_else(cut)?;
         Ok(Some(Self {
             checkpoint: Checkpoint::from_bytes(checkpoint).map_err(|error| format!("{name}: {error}"))?,
-            waiting: serde_json::from_slice(waiting).map_err(|error| format!("{name}: {error}"))?,
+            rest: serde_json::from_slice(rest).map_err(|error| format!("{name}: {error}"))?,
         }))
     }
 
@@ -84,6 +103,7 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use guardrail_graph::{
+        Peer,
         observe::{CgroupId, FlowCounts, Remote, Role},
         peer::Protocol,
     };
@@ -106,7 +126,18 @@ mod tests {
             counts: FlowCounts { opened: 3, ..FlowCounts::default() },
         };
         let many = FlowDelta { remote: Remote::Many, ..waiting.clone() };
-        Progress { checkpoint: Checkpoint::default(), waiting: vec![waiting, many] }
+        let pod = OwnPod {
+            uid: "u-1".to_owned(),
+            config_hash: None,
+            namespace: "shop".to_owned(),
+            name: "web".to_owned(),
+            peer: Peer::Node { name: "node-a".to_owned() },
+            node_workload: Some("shop/DaemonSet/web".to_owned()),
+            host_network: true,
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+        };
+        let rest = Rest { waiting: vec![waiting, many], pods: vec![pod] };
+        Progress { checkpoint: Checkpoint::default(), rest }
     }
 
     #[test]

@@ -416,6 +416,18 @@ impl Identity {
         self.addresses.restore(address, tenure);
     }
 
+    /// Pods of this node, deleted ones included, with their peer and a host-network pod's workload.
+    pub(super) fn own_pods(&self) -> impl Iterator<Item = (&Arc<Pod>, PeerId, Option<&Arc<str>>)> {
+        let records = self.pods.iter().map(|(_, record)| record);
+        let own = records.filter(|r| r.pod.node.as_ref() == Some(&self.node) && !r.pod.uid.is_empty());
+        own.map(|record| (&record.pod, record.peer, record.node_workload.as_ref()))
+    }
+
+    /// A pod that an earlier agent knew.
+    pub(super) fn know_pod(&mut self, pod: Arc<Pod>, peer: PeerId, node_workload: Option<Arc<str>>, at: Timestamp) {
+        self.pods.know(pod, peer, node_workload, at);
+    }
+
     /// A pod of a stored state, of which only name and peer are known.
     pub(super) fn restore_pod(&mut self, namespace: &str, name: &str, peer: PeerId, at: Timestamp) -> PodId {
         self.pods.restore(namespace, name, peer, at)

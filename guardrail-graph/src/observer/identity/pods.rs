@@ -195,6 +195,35 @@ impl Pods {
         id
     }
 
+    /// A pod that an earlier agent knew. One that is known already stays as it is.
+    pub(in crate::observer) fn know(
+        &mut self,
+        pod: Arc<Pod>,
+        peer: PeerId,
+        node_workload: Option<Arc<str>>,
+        at: Timestamp,
+    ) {
+        if self.by_uid.contains_key(pod.uid.as_str()) {
+            return;
+        }
+        // The state has the name of one with the same name: the last that had it.
+        let of_name = self.by_name(&pod.namespace, &pod.name).map(|(id, record)| (id, record.pod.uid.is_empty()));
+        let id = match of_name {
+            Some((id, true)) => id,
+            Some((_, false)) => {
+                let id = PodId(self.next);
+                self.next += 1;
+                id
+            }
+            None => self.restore(&pod.namespace, &pod.name, peer, at),
+        };
+        self.by_uid.insert(pod.uid.as_str().into(), id);
+        if let Some(hash) = pod.config_hash.as_deref().filter(|hash| !hash.is_empty()) {
+            self.by_hash.entry(hash.into()).or_default().push(id);
+        }
+        self.records.insert(id, PodRecord { pod, peer, node_workload, provisional: false, deleted: Some(at) });
+    }
+
     /// Forgets pods deleted before `before`.
     pub(in crate::observer) fn expire(&mut self, before: Timestamp) {
         let records = &mut self.records;
