@@ -3,10 +3,13 @@
 
 mod common;
 
-use std::{net::Ipv4Addr, time::Instant};
+use std::{net::Ipv4Addr, sync::Arc, time::Instant};
 
 use common::{Lab, pod, t, tcp_client, tcp_server};
-use guardrail_graph::inventory::{Inventory, read};
+use guardrail_graph::{
+    epoch::{End, file},
+    inventory::{Inventory, read},
+};
 
 /// Resident set in bytes.
 fn resident() -> u64 {
@@ -56,6 +59,22 @@ fn ten_thousand_edges_cost_a_few_mebibytes() {
         text.len() / 1024
     );
     assert!(grown < 32 << 20, "{grown} bytes for 9,900 edges and their deltas");
+    on_disk(&mut lab);
+}
+
+/// What a state and a closed epoch take on disk. The state is written whole, every time.
+fn on_disk(lab: &mut Lab) {
+    let state: usize = Arc::new(lab.observer.document(lab.now)).chunks(1 << 18).map(|piece| piece.len()).sum();
+    let document = lab.observer.turn(&[], lab.now);
+    let header = file::Header::of(&document, End::Day).unwrap();
+    let epoch = file::encode(&header, document.into()).len();
+    println!(
+        "on disk: state {} bytes an edge, closed epoch {}; a state a minute {} MiB a day",
+        state / 9_900,
+        epoch / 9_900,
+        (state * 1_440) >> 20
+    );
+    assert!(epoch < 9_900 * 64, "{epoch} bytes");
 }
 
 #[test]
