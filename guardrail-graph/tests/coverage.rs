@@ -5,11 +5,15 @@ mod common;
 
 use common::{CLUSTER, apply_text, t};
 use guardrail_graph::{
-    Observation, Observer, ObserverConfig, Snapshot,
+    Observation, Observer, ObserverConfig, Peer, Snapshot, WorkloadRef,
     inventory::{Change, Kind, ObjectKey, read},
-    observe::{CgroupId, LossReason},
-    snapshot::{Coverage, Starts, WorkloadTime, merge, span::Span, span::merge_within},
+    observe::{CgroupId, LossClass, LossReason},
+    snapshot::{
+        Coverage, Interval, LossEntry, LossTime, PodPresence, Source, Starts, Witness, WorkloadTime, merge,
+        span::{Span, merge_within},
+    },
 };
+use proptest::prelude::*;
 
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
@@ -311,4 +315,116 @@ fn established_flows_without_a_name_are_kept_by_their_ends_and_leave_the_span() 
     assert_eq!(restored.unwrap().snapshot(t(2 * HOUR)).body.coverage.unresolved, *unresolved);
     let later = merge_within(vec![snapshot], &Span::new(Some(t(HOUR + 800)), None).unwrap());
     assert!(later.body.coverage.unresolved.iter().all(|entry| entry.flows.as_ref().is_some_and(Vec::is_empty)));
+}
+
+/// Minutes, half open.
+type Minutes = (i64, i64);
+
+#[derive(Clone, Debug)]
+struct World {
+    windows: [Vec<Minutes>; 2],
+    /// Workload, node, when, and whether it started then.
+    pods: Vec<(usize, usize, Minutes, bool)>,
+    /// Workload (2: anyone), node, when.
+    losses: Vec<(usize, usize, Minutes)>,
+}
+
+fn world() -> impl Strategy<Value = World> {
+    let span = || (0i64..200, 1i64..80).prop_map(|(from, long)| (from, from + long));
+    let windows = || prop::collection::vec(span(), 1..4);
+    let pod = (0usize..2, 0usize..2, span(), any::<bool>());
+    (
+        [windows(), windows()],
+        prop::collection::vec(pod, 1..6),
+        prop::collection::vec((0usize..3, 0usize..2, span()), 0..3),
+    )
+        .prop_map(|(windows, pods, losses)| World { windows, pods, losses })
+}
+
+impl World {
+    fn workload(index: usize) -> WorkloadRef {
+        WorkloadRef { namespace: "shop".into(), owner: "Deployment".into(), name: ["web", "api"][index].into() }
+    }
+
+    /// One snapshot for each node, as its agent would say it.
+    fn snapshots(&self) -> Vec<Snapshot> {
+        let minutes = |(from, to): Minutes| Interval { from: t(60 * from), to: t(60 * to) };
+        let of_node = |node: usize| {
+            let name = ["node-a", "node-b"][node];
+            let source = Source { node: name.into(), instance: "i".into(), start: Some(t(0)) };
+            let mut snapshot = Snapshot::empty();
+            let body = &mut snapshot.body;
+            body.sources.insert(source.clone());
+            body.window.nodes.insert(name.into(), self.windows[node].iter().map(|span| minutes(*span)).collect());
+            body.witnesses.push(Witness { source: source.clone(), tells: false, full: false });
+            for (number, (workload, _, span, started)) in self.pods.iter().enumerate().filter(|(_, pod)| pod.1 == node)
+            {
+                let Interval { from, to } = minutes(*span);
+                let (workload, pod) = (Self::workload(*workload), format!("p{number}"));
+                let started = started.then_some(from);
+                body.presence.push(PodPresence { workload, pod, node: name.into(), from, to, started, told: false });
+            }
+            let whom = |of: usize| (of < 2).then(|| Peer::Workload(Self::workload(of)));
+            let here = self.losses.iter().filter(|loss| loss.1 == node);
+            let times: Vec<_> = here.map(|loss| LossTime { time: minutes(loss.2), peer: whom(loss.0) }).collect();
+            if !times.is_empty() {
+                let (reason, class, times) = ("map_full".into(), LossClass::Edge, Some(times));
+                body.coverage.losses.push(LossEntry { source, reason, class, count: 1, times });
+            }
+            snapshot
+        };
+        vec![of_node(0), of_node(1)]
+    }
+
+    /// By counting minutes: those of pods, those covered, starts and those covered.
+    fn counted(&self, workload: usize) -> [u64; 4] {
+        let within = |spans: &[Minutes], at: i64| spans.iter().any(|(from, to)| (*from..*to).contains(&at));
+        let first = self.windows.iter().flatten().map(|span| span.0).min().unwrap();
+        let last = self.windows.iter().flatten().map(|span| span.1).max().unwrap();
+        let covered = |node: usize, at: i64| {
+            let concerns = |(whom, on, span): &&(usize, usize, Minutes)| {
+                *on == node && (*whom == workload || *whom == 2) && within(&[*span], at)
+            };
+            within(&self.windows[node], at) && !self.losses.iter().any(|loss| concerns(&loss))
+        };
+        let mut sums = [0; 4];
+        for (_, node, (from, to), started) in self.pods.iter().filter(|pod| pod.0 == workload) {
+            for at in (*from).max(first)..(*to).min(last) {
+                sums[0] += 1;
+                sums[1] += u64::from(covered(*node, at));
+            }
+            if *started && (first..last).contains(from) {
+                sums[2] += 1;
+                sums[3] += u64::from(covered(*node, *from));
+            }
+        }
+        sums
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_covered_is_what_counting_minutes_says(world in world()) {
+        let snapshots = world.snapshots();
+        let merged = merge(snapshots.clone());
+        let coverage = &merged.body.coverage;
+        let mut all_whole = true;
+        for workload in 0..2 {
+            let [all, covered, starts, seen] = world.counted(workload);
+            let name = World::workload(workload);
+            let found = coverage.by_workload.iter().find(|time| time.workload == name);
+            prop_assert_eq!(found.is_some(), all > 0, "{:#?}", coverage);
+            let Some(found) = found else { continue };
+            let share = f64::from(u32::try_from(covered * 1_000_000 / all).unwrap()) / 1e6;
+            prop_assert_eq!(found.coverage.to_bits(), share.to_bits(), "{} {:#?}", name, coverage);
+            prop_assert_eq!(found.starts, Starts { covered: seen, all: starts }, "{}", name);
+            all_whole &= covered == all && seen == starts;
+        }
+        prop_assert!(!coverage.complete || all_whole);
+        // In any order, and as often as one likes.
+        let again = merge(vec![snapshots[1].clone(), merged.clone(), snapshots[0].clone()]);
+        prop_assert_eq!(again.to_json(), merged.to_json());
+    }
 }
