@@ -205,6 +205,22 @@ fn plans() -> Vec<(&'static str, Vec<u8>)> {
             ),
         ),
         ("a key twice", "apiVersion: guardrail.dev/v1alpha1\nkind: Plan\nkind: Plan\n".to_owned()),
+        (
+            "patterns of equal rank",
+            environment("{phase: observe, namespaces: {s*: {phase: constrain}, s*p: {phase: observe}}}"),
+        ),
+        (
+            "an exception beyond the longest life",
+            plan(
+                "{environments: {prod: {phase: observe}}, admission: {maxDuration: 24h}, exceptions: [{id: x, from: a/Deployment/b, to: a/Deployment/c, ports: [1/TCP], expires: 2026-03-04, reason: x, owner: y}]}",
+            ),
+        ),
+        (
+            "an exception of an environment that is not there",
+            plan(
+                "{environments: {prod: {phase: observe}}, exceptions: [{id: x, from: a/Deployment/b, to: a/Deployment/c, ports: [1/TCP], expires: 2026-03-04, reason: x, owner: y, environments: [prd]}]}",
+            ),
+        ),
     ];
     cases.into_iter().map(|(name, text)| (name, text.into_bytes())).collect()
 }
@@ -248,6 +264,7 @@ fn every_refusal_is_a_sentence_about_the_file() {
         ("shop.json", shop.clone().into_bytes()),
         ("several.csv", b"src,dst,protocol,port\nshop/web-a,10.0.0.1,TCP,1\n".to_vec()),
         ("ends.yaml", questions::ENDS.as_bytes().to_vec()),
+        ("other.yaml", questions::PLAN.as_bytes().to_vec()),
         ("config.yaml", b"kind: ConfigMap\napiVersion: v1\nmetadata: {name: cilium-config}\ndata: {}\n".to_vec()),
     ];
     for (name, content) in good {
@@ -269,7 +286,12 @@ fn every_refusal_is_a_sentence_about_the_file() {
         ("inventory", "i.yaml", "lint good.yaml --inventory i.yaml", inventories()),
         ("flows", "f.csv", "check --flows f.csv --policies good.yaml --inventory pods.yaml", flows()),
         ("snapshot", "s.json", "graph s.json", snapshots(&shop)),
-        ("plan", "plan.yaml", "status shop.json --plan plan.yaml --environment prod", plans()),
+        (
+            "plan",
+            "plan.yaml",
+            "status shop.json --plan plan.yaml --environment prod --now 2026-03-01T12:00:00Z",
+            plans(),
+        ),
     ] {
         for (name, content) in cases {
             fs::write(directory.path().join(file), content).unwrap();
@@ -277,7 +299,12 @@ fn every_refusal_is_a_sentence_about_the_file() {
             ask(&format!("{what}, {name}"), args, if name == "a quoted port" { 1 } else { 2 });
         }
     }
-    for line in questions::COMMANDS.lines().chain(questions::EXPLAIN.lines()).filter(|line| !line.is_empty()) {
+    for line in questions::COMMANDS
+        .lines()
+        .chain(questions::PLANNED.lines())
+        .chain(questions::EXPLAIN.lines())
+        .filter(|line| !line.is_empty())
+    {
         ask(&format!("$ {line}"), line, 2);
     }
     assert!(failures.is_empty(), "{failures}");

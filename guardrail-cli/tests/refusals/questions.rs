@@ -58,6 +58,35 @@ init shop.json --output good.yaml
 completions tcl
 ";
 
+/// Commands that read a plan.
+pub(crate) const PLANNED: &str = "
+status shop.json --plan other.yaml --environment prod --context staging
+drift shop.json --policies good.yaml --plan other.yaml --environment prod --context staging
+export shop.json --plan other.yaml --environment prod --context staging
+admission shop.json --policies good.yaml --plan other.yaml --environment prod --context staging
+status shop.json --plan other.yaml --environment prd
+export shop.json --plan other.yaml --environment stagging
+export shop.json --plan other.yaml --environment slip
+export shop.json --plan other.yaml --environment prod --phase constrain
+export shop.json --plan other.yaml
+exceptions --plan other.yaml --environment prd
+admission
+unblock shop.json --policies good.yaml --from shop/Deployment/cart --to shop/Deployment/nobody --port 80
+unblock shop.json --policies good.yaml --from shop/Deployment/cart --to shop/Deployment/mailer --port http
+blocked shop.json --policies good.yaml --policies-since yesterday
+prune all
+";
+
+/// Of which one environment names a sensitive workload that is nearly somebody's name.
+pub(crate) const PLAN: &str = "apiVersion: guardrail.dev/v1alpha1
+kind: Plan
+spec:
+  environments:
+    prod: {context: prod-eu, phase: constrain}
+    staging: {phase: observe}
+    slip: {phase: observe, sensitive: [data/StatefulSet/postgre]}
+";
+
 /// Ends that cannot be judged.
 pub(crate) const EXPLAIN: &str = "
 explain --policies good.yaml --inventory ends.yaml --from web --to shop/web-2 --port 80
