@@ -161,11 +161,6 @@ impl Daemon {
             Some(state) => state.load(&epochs, now()).map_err(StartError::StateDir)?,
             None => Stored::default(),
         };
-        let run = match &state {
-            Some(state) => state.raise_run(&stored, &epochs).map_err(StartError::StateDir)?,
-            // Nobody served anything under the name of this instance.
-            None => 1,
-        };
         let pinned = config.pin.clone().map(|dir| Pinned {
             dir,
             checkpoint: stored.progress.as_ref().map(|progress| progress.checkpoint.clone()),
@@ -179,6 +174,11 @@ impl Daemon {
         // loaded.
         memory::trim();
 
+        let run = match &state {
+            Some(state) => state.raise_run(&stored, &epochs).map_err(StartError::StateDir)?,
+            // Nobody served anything under the name of this instance.
+            None => 1,
+        };
         let mut observer_config = ObserverConfig::new(node, instance_id(), started);
         observer_config.run = run;
         observer_config.own_pods_only = matches!(source, Feed::Kube(_)) && config.inventory_scope == Scope::Node;
