@@ -81,7 +81,8 @@ fn the_cluster_says_what_its_objects_in_a_file_say() {
     for args in [
         &["check", "--all", "--allow-unproven", "--policies", "@", "--inventory", "@", "-o", "csv"][..],
         &connection("explain"),
-        &connection("unblock"),
+        // What it writes ends some time from now.
+        &[connection("unblock"), vec!["--now", "2026-11-01T12:00:00Z"]].concat(),
         &["lint", "@", "--inventory", "@", "-o", "json"],
     ] {
         let with = |source: &str| -> Vec<String> {
