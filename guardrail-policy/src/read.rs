@@ -345,7 +345,12 @@ impl Reader {
         let documents = match documents {
             Ok(documents) => documents,
             Err(_) if expect != Expect::Policies && is_helm_template(bytes) => return self.leave_out(&file, bytes),
-            Err(problem) => return self.problems.push(problem),
+            Err(mut problem) => {
+                if is_helm_template(bytes) {
+                    problem.message.push_str("; a template of a chart has to be rendered first (helm template)");
+                }
+                return self.problems.push(problem);
+            }
         };
         if let Ok(text) = decode(bytes)
             && text.contains("guardrail: ignore")
@@ -421,6 +426,14 @@ impl Reader {
     /// What is valid, and beside it all problems: for the linter.
     #[must_use]
     pub fn finish_lenient(mut self) -> (PolicySet, Vec<ObjectProblem>) {
+        // A patch has the name of what it changes.
+        let is_kustomization =
+            |file: &String| file.ends_with("kustomization.yaml") || file.ends_with("kustomization.yml");
+        if self.set.others.contains_key("Kustomization") || self.set.left_out.iter().any(is_kustomization) {
+            for problem in self.problems.iter_mut().filter(|p| p.kind == ObjectProblemKind::Conflict) {
+                problem.message.push_str(", or render the kustomization first (kubectl kustomize)");
+            }
+        }
         self.set.unevaluated.sort();
         self.set.unevaluated.dedup_by(|a, b| {
             (&a.kind, &a.namespace, &a.name, &a.inside) == (&b.kind, &b.namespace, &b.name, &b.inside)
@@ -434,15 +447,7 @@ impl Reader {
         let text = decode(bytes).unwrap_or_default();
         let line = text.lines().position(|line| line.trim_start().starts_with("kind:") && may_concern_policies(line));
         if let Some(at) = line.and_then(|at| u32::try_from(at + 1).ok()) {
-            self.set.unevaluated.push(Unevaluated {
-                kind: "NetworkPolicy".to_owned(),
-                namespace: String::new(),
-                name: String::new(),
-                inside: Some("a chart's template".to_owned()),
-                touches: Touches::Everything,
-                restricts_only: false,
-                location: Location { file: file.clone(), line: at },
-            });
+            self.set.unevaluated.push(foreign::in_a_chart(file, at));
         }
     }
 

@@ -145,21 +145,38 @@ pub(super) fn changes_connections(node: &Node) -> bool {
     kind == "NetworkPolicy" && group == GROUP || is_policy(kind, group) || is_restricting(kind, group)
 }
 
-/// Whether a template's parameter stands in what decides a policy's verdicts: anywhere but in its
-/// labels and annotations.
-pub(super) fn has_parameter(policy: &Node) -> bool {
-    fn any(node: &Node, ignored: &[&str]) -> bool {
+/// How a parameter of an OpenShift Template begins, and what Helm puts a value for.
+pub(super) const PARAMETER: &str = "${";
+pub(super) const PLACEHOLDER: &str = "{{";
+
+/// Whether something that begins with `mark` stands in what decides a policy's verdicts: anywhere
+/// but in its labels and annotations.
+pub(super) fn has_parameter(policy: &Node, mark: &str) -> bool {
+    fn any(node: &Node, ignored: &[&str], mark: &str) -> bool {
         match &node.value {
-            Value::Str(text) => text.contains("${"),
-            Value::Seq(items) => items.iter().any(|item| any(item, &[])),
+            Value::Str(text) => text.contains(mark),
+            Value::Seq(items) => items.iter().any(|item| any(item, &[], mark)),
             Value::Map(entries) => entries
                 .iter()
                 .filter(|(key, _)| !ignored.contains(&key.name.as_str()))
-                .any(|(key, value)| key.name.contains("${") || any(value, &[])),
+                .any(|(key, value)| key.name.contains(mark) || any(value, &[], mark)),
             _ => false,
         }
     }
-    any(policy, &["metadata"]) || policy.get("metadata").is_some_and(|m| any(m, &["labels", "annotations"]))
+    any(policy, &["metadata"], mark) || policy.get("metadata").is_some_and(|m| any(m, &["labels", "annotations"], mark))
+}
+
+/// A policy in a template of a chart, which is no policy before it is rendered.
+pub(super) fn in_a_chart(file: &Arc<str>, line: u32) -> Unevaluated {
+    Unevaluated {
+        kind: "NetworkPolicy".to_owned(),
+        namespace: String::new(),
+        name: String::new(),
+        inside: Some("a chart's template".to_owned()),
+        touches: Touches::Everything,
+        restricts_only: false,
+        location: Location { file: file.clone(), line },
+    }
 }
 
 pub(super) fn metadata(node: &Node, field: &str) -> String {

@@ -105,6 +105,18 @@ fn object(file: &Arc<str>, node: &Node, expect: Expect, implied: Implied<'_>, fo
     {
         found.changed.insert((known, changed::namespace(node, known), foreign::metadata(node, "name")), at);
     }
+    // Valid YAML where each `{{ … }}` stands in quotes, and no policy before it is rendered.
+    if foreign::changes_connections(node) && foreign::has_parameter(node, foreign::PLACEHOLDER) {
+        match expect {
+            Expect::Policies => wrong(
+                node.line,
+                "this is a template of a chart, no policy before it is rendered; render the chart first (helm template)"
+                    .to_owned(),
+            ),
+            Expect::Anything | Expect::Inventory => found.unevaluated.push(foreign::in_a_chart(file, node.line)),
+        }
+        return;
+    }
     match kind {
         "NetworkPolicy" if api_version == "networking.k8s.io/v1" => found.policies.push(policy::decode(file, node)),
         "NetworkPolicy" if group.is_empty() || group == GROUP || group == "extensions" => {
@@ -152,7 +164,8 @@ fn template(file: &Arc<str>, node: &Node, expect: Expect, found: &mut Found) {
         if !foreign::changes_connections(inner) {
             let kind = inner.get("kind").and_then(Node::as_str).unwrap_or("object").to_owned();
             found.others.push((kind, inner.line));
-        } else if foreign::has_parameter(inner) || foreign::metadata(inner, "namespace").is_empty() {
+        } else if foreign::has_parameter(inner, foreign::PARAMETER) || foreign::metadata(inner, "namespace").is_empty()
+        {
             found.unevaluated.push(foreign::hidden(file, inner, "Template", &foreign::metadata(node, "name")));
         } else {
             object(file, inner, expect, Implied::default(), found);
