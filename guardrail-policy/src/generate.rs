@@ -235,6 +235,9 @@ pub struct Options {
     pub declared_ranges: BTreeMap<String, BTreeSet<IpNet>>,
     /// Ranges of node addresses, declared by a person: a range stands for every node address in it.
     pub node_ranges: BTreeSet<IpNet>,
+    /// Ranges of the control plane's addresses, declared by a person: whoever calls the API server
+    /// may reach all of them, and where it was seen to call a pod (a webhook) all of them may.
+    pub control_plane_ranges: BTreeSet<IpNet>,
     /// For how long the nodes of a namespace must have been observed together;
     /// [`Phase::min_window`] is what to ask for.
     pub min_window: Duration,
@@ -289,6 +292,7 @@ impl Options {
             max_external_addresses: 8,
             declared_ranges: BTreeMap::new(),
             node_ranges: BTreeSet::new(),
+            control_plane_ranges: BTreeSet::new(),
             min_window: Duration::ZERO,
             min_coverage: MIN_COVERAGE,
             forced: false,

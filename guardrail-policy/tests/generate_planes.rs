@@ -4,11 +4,11 @@
 #[path = "../../guardrail-graph/tests/common/mod.rs"]
 mod common;
 
-use common::{Lab, ip, pod, t, tcp_client, tcp_server};
+use common::{Lab, delta, ip, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{
-    Observation,
+    Observation, Protocol,
     inventory::read,
-    observe::{CgroupId, FlowDelta, NetnsId},
+    observe::{CgroupId, FlowDelta, NetnsId, Role},
     snapshot::merge,
 };
 use guardrail_policy::{
@@ -36,11 +36,16 @@ fn lab() -> Lab {
     lab
 }
 
-/// What is exported when the other node has seen nothing.
-fn exported(lab: &mut Lab) -> Exported {
+fn options() -> Options {
     let mut options = Options::new(Phase::DefaultDeny);
     options.egress = true;
     options.cluster = Cluster::from_objects(&read::objects(common::CLUSTER, "cluster").unwrap().objects);
+    options
+}
+
+/// What is exported when the other node has seen nothing.
+fn exported(lab: &mut Lab) -> Exported {
+    let options = options();
     let mut other = Lab::new("node-b", &pods());
     other.now = lab.now;
     export(&merge(vec![lab.snapshot(), other.snapshot()]), &options)
@@ -97,4 +102,99 @@ fn on_a_network_beside_the_first_nothing_is_written_nothing_stops_and_the_report
     assert_eq!([opened(&exported, "api"), opened(&exported, "web")], [[""; 0]; 2]);
     let report = exported.files.values().map(String::as_str).collect::<String>();
     assert!(report.contains("| inside a tunnel, or on a secondary network: no policy judges it |"), "{report}");
+}
+
+#[test]
+fn masqueraded_calls_stop_their_namespace_until_somebody_accepts_that_nodes_may_call() {
+    let service = "---\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {clusterIP: 10.96.0.7, selector: {app: api}, ports: [{port: 80, targetPort: 8080}]}\n";
+    let inventory = [
+        pod("shop", "web", 0, "node-a", WEB, &[]),
+        pod("shop", "web", 1, "node-b", "10.244.2.2", &[]),
+        pod("shop", "api", 0, "node-b", "10.244.2.3", &["http:8080"]),
+        service.to_owned(),
+    ];
+    let [mut a, mut b] = ["node-a", "node-b"].map(|node| Lab::new(node, &inventory));
+    a.pod_cgroup(1, "web", 0);
+    b.pod_cgroup(2, "api", 0);
+    a.flow(tcp_client(1, WEB, "10.96.0.7", 80, t(5)));
+    b.flow(tcp_server(2, "10.244.2.3", "192.0.2.11", 8080, t(5)));
+    let snapshot = merge(vec![a.snapshot(), b.snapshot()]);
+    let mut options = options();
+    let stopped = export(&snapshot, &options);
+    assert!(stopped.stopped.contains("shop"), "{:?}", stopped.problems);
+    let named = |p: &guardrail_policy::generate::Problem| {
+        p.message.contains("masqueraded")
+            && p.message.contains("--accept 'shop/Deployment/web->shop/Deployment/api:8080/TCP'")
+    };
+    assert!(stopped.problems.iter().any(named), "{:?}", stopped.problems);
+    options.accept_inferred = true;
+    let accepted = export(&snapshot, &options);
+    assert!(accepted.stopped.is_empty(), "{:?}", accepted.problems);
+    let of_nodes =
+        ["10.244.1.0/32", "10.244.1.1/32", "10.244.2.0/32", "10.244.2.1/32", "192.0.2.11/32", "192.0.2.12/32"];
+    let mut expected = of_nodes.map(str::to_owned).to_vec();
+    expected.push("8080".to_owned());
+    assert_eq!(opened(&accepted, "api"), expected, "where one replica ran the next may call, too");
+    assert_eq!(opened(&accepted, "web"), ["8080"], "egress is to the pods");
+    assert!(
+        accepted.warnings.iter().any(|w| w.contains("identity of shop/Deployment/web was lost")),
+        "{:?}",
+        accepted.warnings
+    );
+}
+
+/// `default/kubernetes` with two API servers: one on a node, one outside.
+const KUBERNETES: &str = "---\nkind: Service\nmetadata: {name: kubernetes, namespace: default}\nspec: {clusterIP: 10.96.0.1, ports: [{name: https, port: 443, targetPort: 6443}]}\n---\n\
+    kind: EndpointSlice\napiVersion: discovery.k8s.io/v1\naddressType: IPv4\nmetadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}\n\
+    ports: [{name: https, protocol: TCP, port: 6443}]\nendpoints: [{addresses: [192.0.2.12]}, {addresses: [203.0.113.5]}]\n";
+
+#[test]
+fn whoever_calls_the_api_server_may_call_all_of_them_and_all_of_them_may_call_its_webhooks() {
+    for (reached, caller) in
+        [("203.0.113.5", "192.0.2.12"), ("192.0.2.12", "203.0.113.5"), ("203.0.113.5", "203.0.113.77")]
+    {
+        let inventory = [pods().concat(), KUBERNETES.to_owned()];
+        let [mut a, mut b] = ["node-a", "node-b"].map(|node| Lab::new(node, &inventory));
+        a.pod_cgroup(1, "web", 0);
+        a.pod_cgroup(2, "api", 0);
+        b.cgroup(9, "/system.slice/apiserver.service");
+        a.flow(tcp_client(1, WEB, "10.96.0.1", 443, t(5)));
+        if reached == "192.0.2.12" {
+            b.flow(tcp_server(9, reached, WEB, 6443, t(5)));
+        }
+        a.flow(tcp_server(2, API, caller, 8080, t(5)));
+        let snapshot = merge(vec![a.snapshot(), b.snapshot()]);
+        let mut options = options();
+        options.accept_inferred = true;
+        options.control_plane_ranges = ["203.0.113.64/28".parse().unwrap()].into();
+        let exported = export(&snapshot, &options);
+        assert!(exported.stopped.is_empty(), "{:?}", exported.problems);
+        let servers = ["192.0.2.12/32", "203.0.113.5/32", "203.0.113.64/28"];
+        assert_eq!(opened(&exported, "web"), [&servers[..], &["6443"]].concat(), "{reached}");
+        let callers: Vec<String> =
+            opened(&exported, "api").into_iter().filter(|one| !one.starts_with("10.244.")).collect();
+        assert_eq!(callers, [&servers[..], &["8080"]].concat(), "{caller}");
+    }
+}
+
+#[test]
+fn where_nodes_answer_for_dns_its_pods_are_open_to_everybody_for_when_the_cache_is_down() {
+    let dns = "---\nkind: Service\nmetadata: {name: dns, namespace: kube-system}\nspec: {clusterIP: 10.96.0.10, selector: {app: coredns}, ports: [{port: 53, protocol: UDP}]}\n";
+    let coredns = pod("kube-system", "coredns", 0, "node-b", "10.244.2.9", &["dns:53/UDP"]);
+    let inventory = [pods().concat(), coredns, dns.to_owned()];
+    let [mut a, mut b] = ["node-a", "node-b"].map(|node| Lab::new(node, &inventory));
+    a.cgroup(5, "/system.slice/node-cache.service");
+    a.pod_cgroup(1, "web", 0);
+    a.at(2);
+    a.flow(delta(1, Role::Client, WEB, "169.254.20.10", Protocol::Udp, 53, t(3)));
+    a.flow(delta(5, Role::Server, "169.254.20.10", WEB, Protocol::Udp, 53, t(3)));
+    a.at(5);
+    for phase in [Phase::DefaultDeny, Phase::Constrain] {
+        let options = Options { phase, ..options() };
+        let exported = export(&merge(vec![a.snapshot(), b.snapshot()]), &options);
+        assert!(exported.stopped.is_empty(), "{:?}", exported.problems);
+        let ingress = &exported.files["kube-system.guardrail-allow-deployment-coredns.yaml"];
+        assert!(ingress.contains("namespaceSelector: {}") && ingress.contains("port: 53"), "{ingress}");
+        assert!(exported.warnings.iter().any(|w| w.contains("when their caches are down")), "{:?}", exported.warnings);
+    }
 }

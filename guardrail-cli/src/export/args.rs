@@ -108,6 +108,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "CIDR", value_parser = range)]
     node_range: Vec<IpNet>,
 
+    /// A range of the control plane's addresses: pods that call the API server may reach it, and it
+    /// may call the pods that the API server calls, like webhooks (repeatable)
+    #[arg(long, value_name = "CIDR", value_parser = range)]
+    control_plane_range: Vec<IpNet>,
+
     /// Write no rule for what was last seen so long before the end of the window, like 90d, and
     /// forget what an earlier export in DIR allowed and nobody used for so long; without it, what
     /// was allowed stays allowed until one of its ends is gone
@@ -213,6 +218,7 @@ impl Args {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);
         }
         options.node_ranges.extend(&self.node_range);
+        options.control_plane_ranges.extend(&self.control_plane_range);
         let unknown = refused(&mut inventory.policies, &options.enforcer());
         let mut unevaluated: Vec<Unevaluated> = unknown.iter().map(Unevaluated::from).collect();
         // What Cilium may refuse stands there for somebody else, if Cilium is not the data plane.

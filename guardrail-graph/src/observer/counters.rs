@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Observer, UnresolvedReason,
-    edge::{Key, is_set_aside, side_index},
+    edge::{Key, is_set_aside},
     peers::PeerId,
 };
 use crate::{
@@ -28,32 +28,12 @@ use crate::{
 struct Here<'a> {
     observer: &'a Observer,
     nodes: BTreeSet<String>,
-}
-
-impl Here<'_> {
-    /// Whether one side recorded a connection of this edge.
-    fn saw(&self, side: Side, (client, server, protocol, port): &EdgeKey) -> bool {
-        let peers = &self.observer.peers;
-        let (Some(client), Some(server)) = (peers.find_compact(client), peers.find_compact(server)) else {
-            return false;
-        };
-        let edge = self.observer.graph.edges().get(&(client, server, *protocol, *port));
-        let edge = edge.filter(|edge| !is_set_aside(edge.marks));
-        edge.and_then(|e| e.sides[side_index(side)].as_ref()).is_some_and(|seen| seen.counts.is_established())
-    }
+    now: Timestamp,
 }
 
 impl Evidence for Here<'_> {
     fn services(&self) -> &Services {
         self.observer.catalogue.services()
-    }
-
-    fn server_saw(&self, key: &EdgeKey) -> bool {
-        self.saw(Side::Server, key)
-    }
-
-    fn client_saw(&self, key: &EdgeKey) -> bool {
-        self.saw(Side::Client, key)
     }
 
     fn is_node_observed(&self, node: &str) -> bool {
@@ -76,6 +56,19 @@ impl Evidence for Here<'_> {
         self.observer.identity.nodes_with(address).map(|node| self.observer.peers.get(node)).collect()
     }
 
+    fn seen_at(&self, (client, server, protocol, port): &EdgeKey, side: Side) -> Option<Seen> {
+        let peers = &self.observer.peers;
+        let key = (peers.find_compact(client)?, peers.find_compact(server)?, *protocol, *port);
+        let edge = self.observer.graph.edges().get(&key).filter(|edge| !is_set_aside(edge.marks))?;
+        edge.until(side, self.now).map(|seen| **seen)
+    }
+
+    fn services_used_by(&self, node: &Arc<Peer>) -> Vec<(Arc<str>, Seen)> {
+        let Some(node) = self.observer.peers.find(node) else { return Vec::new() };
+        let own = self.observer.graph.service_flows().iter().filter(|((client, ..), _)| *client == node);
+        own.filter_map(|((_, service, ..), flow)| Some((Arc::clone(service), *flow.seen.as_deref()?))).collect()
+    }
+
     fn any_node(&self, wanted: impl FnMut(&str) -> bool) -> bool {
         self.nodes.iter().map(String::as_str).any(wanted)
     }
@@ -96,7 +89,7 @@ impl Observer {
         let mut nodes = self.expected_nodes();
         nodes.insert(self.config.node.clone());
         let all_observed = nodes.len() == 1;
-        let (attached, backends_known) = self.behind_services(nodes);
+        let (attached, backends_known) = self.behind_services(nodes, now);
 
         let mut counters: HashMap<Key, [u64; OUTCOMES.len()]> = HashMap::new();
         let mut extra: HashMap<Key, Seen> = HashMap::new();
@@ -152,8 +145,9 @@ impl Observer {
     fn behind_services(
         &mut self,
         nodes: BTreeSet<String>,
+        now: Timestamp,
     ) -> (Vec<((PeerId, Arc<Peer>, crate::peer::Protocol, u16), Seen)>, bool) {
-        let here = Here { observer: self, nodes };
+        let here = Here { observer: self, nodes, now };
         let mut attached = Vec::new();
         let (mut backends_unknown, mut attempts_unknown) = (0u64, 0u64);
         let mut backends_known = true;

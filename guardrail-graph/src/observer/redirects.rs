@@ -242,6 +242,10 @@ impl Observer {
             _ => {
                 let remote = (delta.remote, delta.server_port, delta.protocol);
                 self.unresolved(UnresolvedReason::Redirected, (Role::Server, local.peer), remote, count, true);
+                if let Some(client) = client {
+                    // The rule of its egress needs the port as well.
+                    self.ledger.incomplete_peer(client, UnresolvedReason::Redirected.as_str());
+                }
             }
         }
         true

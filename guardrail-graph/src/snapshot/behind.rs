@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Counts,
+    Counts, Side,
     facts::{EdgeKey, FlowKey, Seen, ServiceFacts, Services},
     marks,
 };
@@ -29,9 +29,13 @@ pub(crate) trait Evidence {
     /// Services and their endpoints over time.
     fn services(&self) -> &Services;
     /// Whether the server's own node recorded a connection of this edge.
-    fn server_saw(&self, key: &EdgeKey) -> bool;
+    fn server_saw(&self, key: &EdgeKey) -> bool {
+        self.seen_at(key, Side::Server).is_some_and(|seen| seen.counts.is_established())
+    }
     /// Whether the client's own node recorded a connection of this edge.
-    fn client_saw(&self, key: &EdgeKey) -> bool;
+    fn client_saw(&self, key: &EdgeKey) -> bool {
+        self.seen_at(key, Side::Client).is_some_and(|seen| seen.counts.is_established())
+    }
     /// Whether that node's agent contributed.
     fn is_node_observed(&self, node: &str) -> bool;
     /// Whether a server's own side would have been seen.
@@ -40,6 +44,10 @@ pub(crate) trait Evidence {
     fn nodes_at(&self, address: IpAddr) -> Vec<Arc<Peer>>;
     /// Whether `wanted` holds for a node that is known to exist.
     fn any_node(&self, wanted: impl FnMut(&str) -> bool) -> bool;
+    /// What a side recorded of this edge, and policies judge.
+    fn seen_at(&self, key: &EdgeKey, side: Side) -> Option<Seen>;
+    /// The uses of Services by processes of this node: which Service, and what was counted.
+    fn services_used_by(&self, node: &Arc<Peer>) -> Vec<(Arc<str>, Seen)>;
     /// Who may have been an endpoint at the time of the flow: the peer that it is known as, unless
     /// more is known of its address.
     fn backend(&self, _address: IpAddr, peer: &Arc<Peer>, _has_node: bool, _flow: &Seen) -> BTreeSet<Arc<Peer>> {
@@ -131,7 +139,7 @@ pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> 
     if !resolved && answered {
         // The server's node may have seen a node's address in the client's place.
         let mut masqueraded = false;
-        for target in targets.iter().filter(|t| a_node_reached(evidence, t, *protocol)) {
+        for target in targets.iter().filter(|t| a_node_stands_in(evidence, t, *protocol, total)) {
             attach(edge_key(target), Some(*total), &[marks::INFERRED, marks::MASQUERADED]);
             masqueraded = true;
         }
@@ -165,11 +173,32 @@ fn facts_of<'a>(evidence: &'a impl Evidence, service: &str) -> Option<&'a Servic
     evidence.services().get(&(namespace.to_owned(), name.to_owned())).map(|facts| &**facts)
 }
 
-fn a_node_reached(evidence: &impl Evidence, target: &Target, protocol: Protocol) -> bool {
+/// Whether a node's address was seen at this server at the time of the flow, for connections that
+/// the node's own sockets do not explain: they may be anybody's whose address was translated.
+fn a_node_stands_in(evidence: &impl Evidence, target: &Target, protocol: Protocol, flow: &Seen) -> bool {
     evidence.any_node(|node| {
         let node = Arc::new(Peer::Node { name: node.to_owned() });
-        evidence.server_saw(&((&node).into(), (&target.peer).into(), protocol, target.port))
+        let key = ((&node).into(), (&target.peer).into(), protocol, target.port);
+        let Some(arrived) = evidence.seen_at(&key, Side::Server).filter(|seen| seen.counts.is_established()) else {
+            return false;
+        };
+        if arrived.first.before(ENDPOINT_SLACK) > flow.last || arrived.last.after(ENDPOINT_SLACK) < flow.first {
+            return false;
+        }
+        // Of those that are open as an epoch begins, both sides tell.
+        let connections = |seen: &Seen| seen.counts.established().saturating_add(seen.counts.open.into());
+        let direct = evidence.seen_at(&key, Side::Client).map_or(0, |seen| connections(&seen));
+        let used = evidence.services_used_by(&node).into_iter();
+        let through =
+            used.filter(|(service, _)| leads_to(evidence, service, target)).map(|(_, seen)| connections(&seen));
+        connections(&arrived) > through.fold(direct, u64::saturating_add)
     })
+}
+
+/// Whether this workload and port are behind a Service.
+fn leads_to(evidence: &impl Evidence, service: &str, target: &Target) -> bool {
+    let ports = facts_of(evidence, service).into_iter().flat_map(|facts| facts.ports.values());
+    ports.flat_map(|backends| backends.keys()).any(|(_, port, peer, ..)| *port == target.port && *peer == target.peer)
 }
 
 fn targets(evidence: &impl Evidence, service: &str, protocol: Protocol, port: u16, flow: &Seen) -> Vec<Target> {

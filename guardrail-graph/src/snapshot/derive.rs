@@ -80,16 +80,6 @@ impl Evidence for Known<'_> {
         &self.facts.services
     }
 
-    fn server_saw(&self, key: &EdgeKey) -> bool {
-        let edge = self.facts.edges.get(key).filter(|edge| !edge.is_set_aside());
-        edge.is_some_and(|e| e.seen().any(|(_, side, seen)| side == Side::Server && seen.counts.is_established()))
-    }
-
-    fn client_saw(&self, key: &EdgeKey) -> bool {
-        let edge = self.facts.edges.get(key).filter(|edge| !edge.is_set_aside());
-        edge.is_some_and(|e| e.seen().any(|(_, side, seen)| side == Side::Client && seen.counts.is_established()))
-    }
-
     fn is_node_observed(&self, node: &str) -> bool {
         self.facts.observed.contains(node)
     }
@@ -100,6 +90,16 @@ impl Evidence for Known<'_> {
 
     fn nodes_at(&self, address: IpAddr) -> Vec<Arc<Peer>> {
         self.on_nodes.get(&address).cloned().unwrap_or_default()
+    }
+
+    fn seen_at(&self, key: &EdgeKey, side: Side) -> Option<Seen> {
+        self.facts.edges.get(key).filter(|edge| !edge.is_set_aside())?.at(side)
+    }
+
+    fn services_used_by(&self, node: &Arc<Peer>) -> Vec<(Arc<str>, Seen)> {
+        let first = (Arc::clone(node), Arc::from(""), Protocol::Tcp, 0);
+        let own = self.facts.service_flows.range(first..).take_while(|((client, ..), _)| client == node);
+        own.filter_map(|((_, service, ..), flow)| Some((Arc::clone(service), flow.sources.total()?))).collect()
     }
 
     fn any_node(&self, wanted: impl FnMut(&str) -> bool) -> bool {

@@ -39,6 +39,7 @@ pub(crate) struct Context<'a> {
     /// Nodes of each host-network workload (`namespace/Owner/name`).
     host_workloads: BTreeMap<String, BTreeSet<&'a str>>,
     node_ranges: BTreeMap<IpNet, DeclaredRange>,
+    control_plane_ranges: BTreeMap<IpNet, DeclaredRange>,
     /// Addresses of nodes that the API does not list, and whose they are.
     unlisted: BTreeMap<IpAddr, &'a str>,
     /// Addresses that an `ipBlock` must never name: live pods and Services.
@@ -184,6 +185,7 @@ impl<'a> Context<'a> {
             ranges.iter().map(IpNet::trunc).map(|range| (range, declared(range))).collect()
         };
         let node_ranges = declare(&options.node_ranges);
+        let control_plane_ranges = declare(&options.control_plane_ranges);
         let declared = options.declared_ranges.iter().map(|(name, ranges)| (name.as_str(), declare(ranges))).collect();
         let external = options.external.iter().map(|(label, all)| (label.as_str(), declare(&all.ranges))).collect();
         Self {
@@ -198,6 +200,7 @@ impl<'a> Context<'a> {
             nodes,
             host_workloads,
             node_ranges,
+            control_plane_ranges,
             unlisted,
             inside,
             reachable_from_outside,
@@ -322,6 +325,12 @@ impl<'a> Context<'a> {
         peers
     }
 
+    /// What a rule names for the nodes on which pods of a workload are.
+    pub(crate) fn peers_of_its_nodes(&self, workload: &WorkloadRef) -> BTreeSet<RulePeer> {
+        let nodes = self.workloads.get(workload).into_iter().flat_map(|entry| entry.pods.keys());
+        nodes.flat_map(|node| self.peers_of_node(node, false)).collect()
+    }
+
     /// The declared ranges that cover addresses of a node which the API does not list: an entity
     /// stands for the listed ones alone.
     pub(crate) fn ranges_of_unlisted(&self, name: &str) -> BTreeSet<RulePeer> {
@@ -337,6 +346,24 @@ impl<'a> Context<'a> {
     /// Whether the API server runs on this node.
     pub(crate) fn hosts_api_server(&self, node: &str) -> bool {
         self.nodes.get(node).is_some_and(|node| node.listed.iter().any(|a| self.is_api_server(*a)))
+    }
+
+    /// The API server's own addresses, and the declared ranges of the control plane.
+    pub(crate) fn api_server_peers(&self) -> BTreeSet<RulePeer> {
+        let ranges = self.control_plane_ranges.values().map(|range| range.peer.clone());
+        self.api_servers.iter().copied().map(single).chain(ranges).collect()
+    }
+
+    /// All addresses from which an API server may call: its own, those of the nodes on which one
+    /// runs, and the declared ranges.
+    pub(crate) fn control_plane_peers(&self) -> BTreeSet<RulePeer> {
+        let hosts = self.nodes.keys().filter(|name| self.hosts_api_server(name));
+        self.api_server_peers().into_iter().chain(hosts.flat_map(|name| self.peers_of_node(name, false))).collect()
+    }
+
+    /// Whether an address is the control plane's: one of an API server, or in a declared range.
+    pub(crate) fn is_control_plane(&self, address: IpAddr) -> bool {
+        self.is_api_server(address) || self.control_plane_ranges.values().any(|range| range.contains(address))
     }
 
     /// The declared range of node addresses that covers this one.

@@ -19,6 +19,9 @@ pub(crate) struct Dns {
     pods: BTreeMap<WorkloadRef, BTreeSet<u16>>,
     /// NodeLocal addresses.
     node_local: BTreeSet<std::net::IpAddr>,
+    /// Pods' questions are answered on their nodes, and go on to the DNS pods without a word of
+    /// whose they are.
+    answered_on_nodes: bool,
 }
 
 impl Dns {
@@ -50,7 +53,8 @@ impl Dns {
             // No rule can name it: flows to it are judged like others.
             dns.node_local.retain(|address| !is_node_cache(*address));
         }
-        if through_nodes || !dns.node_local.is_empty() {
+        dns.answered_on_nodes = through_nodes || !dns.node_local.is_empty();
+        if dns.answered_on_nodes {
             // The node's cache forwards to the cluster's DNS pods, and pods fall back to them.
             for port in context.body.services.iter().flat_map(|s| &s.ports).filter(|p| p.port == 53) {
                 for backend in &port.backends {
@@ -61,6 +65,11 @@ impl Dns {
             }
         }
         dns
+    }
+
+    /// Whether pods ask a cache on their node. When that is down they ask the DNS pods themselves.
+    pub(crate) fn is_answered_on_nodes(&self) -> bool {
+        self.answered_on_nodes
     }
 
     /// Nothing was seen.

@@ -166,15 +166,78 @@ pub(crate) enum Need {
 /// Who calls: the peer of an ingress rule of the server, which is a workload.
 pub(crate) fn caller(edge: &EdgeRecord, policy_namespace: &str, context: &Context<'_>) -> Need {
     match &edge.client.peer {
+        Peer::Workload(client) if edge.marks.contains(marks::MASQUERADED) => {
+            masqueraded(pods(client, policy_namespace, context), client, context)
+        }
         Peer::Workload(client) => pods(client, policy_namespace, context),
         Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
         Peer::External { address } => external_caller(address, context),
+        Peer::Node { name } if context.hosts_api_server(name) => {
+            from_control_plane(node_caller(edge, name, context), context)
+        }
         Peer::Node { name } => node_caller(edge, name, context),
     }
 }
 
+/// A client for which a node's address stood in: where ingress is judged after that, the network
+/// sees a node, and any on which the client's pods are.
+fn masqueraded(seen: Need, client: &guardrail_graph::WorkloadRef, context: &Context<'_>) -> Need {
+    let Need::Peers { mut peers, hosts, note } = seen else { return seen };
+    peers.extend(match context.reach.nodes {
+        Nodes::Addresses => context.peers_of_its_nodes(client),
+        Nodes::Entities => every_node(),
+        Nodes::Nothing => BTreeSet::new(),
+    });
+    let lost = format!(
+        "the identity of {client} was lost behind a node's address (masquerading): the nodes of its pods may call, and whoever they stand for"
+    );
+    let note = note.into_iter().chain([lost]).collect::<Vec<_>>().join("; ");
+    Need::Peers { peers, hosts, note: Some(note) }
+}
+
+/// The API server calls pods (webhooks), and any of its replicas may: all of their addresses beside
+/// the one that was seen.
+fn from_control_plane(seen: Need, context: &Context<'_>) -> Need {
+    let mut more = context.control_plane_peers();
+    let (peers, hosts, note) = match seen {
+        Need::ExternalAddress(_) => (BTreeSet::new(), BTreeSet::new(), None),
+        Need::Peers { peers, hosts, note } => (peers, hosts, note),
+        other => return other,
+    };
+    if context.reach.by_entity() {
+        more.insert(RulePeer::Entity(Entity::KubeApiserver));
+    }
+    more.extend(peers);
+    let note =
+        note.into_iter().chain(["the control plane: every address from which an API server may call".to_owned()]);
+    Need::Peers { peers: more, hosts, note: Some(note.collect::<Vec<_>>().join("; ")) }
+}
+
+/// The API server, of which the network sees one address of many.
+fn api_server(edge: &EdgeRecord, context: &Context<'_>) -> Option<Need> {
+    let (asked, node) = match &edge.server.peer {
+        Peer::External { address } => {
+            (address.parse().is_ok_and(|a: std::net::IpAddr| context.is_api_server(a.to_canonical())), None)
+        }
+        Peer::Node { name } => (uses_api_server(edge) && context.reach.nodes == Nodes::Addresses, Some(name)),
+        Peer::Workload(_) => return None,
+    };
+    let mut peers = context.api_server_peers();
+    if !asked || peers.is_empty() || context.reach.by_entity() {
+        return None;
+    }
+    if let Some(name) = node.filter(|name| !context.hosts_api_server(name)) {
+        peers.extend(context.peers_of_node(name, true));
+    }
+    let note = Some("the API server by all of its addresses: export again when one is added".to_owned());
+    Some(Need::Peers { peers, hosts: BTreeSet::new(), note })
+}
+
 /// Who is called: the peer of an egress rule of the client, which is a workload.
 pub(crate) fn callee(edge: &EdgeRecord, policy_namespace: &str, context: &Context<'_>) -> Need {
+    if let Some(need) = api_server(edge, context) {
+        return need;
+    }
     match &edge.server.peer {
         Peer::Workload(server) => pods(server, policy_namespace, context),
         Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
@@ -253,6 +316,9 @@ fn node_cache(address: std::net::IpAddr, enters: bool, context: &Context<'_>) ->
 fn external_caller(address: &str, context: &Context<'_>) -> Need {
     let need = external(address, context);
     let Need::ExternalAddress(address) = need else { return need };
+    if context.is_control_plane(address) {
+        return from_control_plane(need, context);
+    }
     match context.node_range(address) {
         Some(range) => {
             let mut peers = BTreeSet::from([range.peer.clone()]);

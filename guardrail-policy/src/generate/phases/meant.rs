@@ -47,9 +47,14 @@ impl Meant {
                 meant.shared.insert(workload.clone(), ports.clone());
             }
         }
-        for (workload, protocol, port) in dns.servers().filter(|_| options.share_dns) {
+        let mut fallbacks = BTreeSet::new();
+        let by_nodes = dns.is_answered_on_nodes() && !options.share_dns;
+        for (workload, protocol, port) in dns.servers().filter(|_| options.share_dns || by_nodes) {
             let said = options.shared.contains_key(workload) || options.sensitive.contains(workload);
             if !said && context.selector(workload).is_some() {
+                if by_nodes {
+                    fallbacks.insert(workload);
+                }
                 meant.shared.entry(workload.clone()).or_default().insert((protocol, port));
             }
         }
@@ -63,6 +68,11 @@ impl Meant {
                 ports.insert((edge.protocol, edge.port));
             }
         }
+        warnings.extend(fallbacks.into_iter().map(|workload| {
+            format!(
+                "{workload} is open to every pod on its DNS ports: nodes answer for it, and when their caches are down pods ask it themselves"
+            )
+        }));
         meant.callers.retain(|caller, ports| {
             if ports.is_empty() {
                 warnings.insert(format!("caller {caller} was seen to call no pod: it gets no rule"));
