@@ -258,7 +258,7 @@ fn passes(flow: &Flow, evaluator: &Evaluator) -> bool {
     let sent = evaluator.evaluate(&client, &server, Protocol::Tcp, flow.way.port());
     let seen_as = if flow.way == Way::Masqueraded { end(NODES[flow.client.1].1) } else { client };
     let arrived = evaluator.evaluate(&seen_as, &server, Protocol::Tcp, flow.way.port());
-    // The node enters its own pods; and that it was a node that arrived, only the server's node saw.
+    // The node enters its own pods; and that a node arrived, only the server's node saw.
     let not_judged = flow.way == Way::Masqueraded && (flow.client.1 == flow.server.1 || !flow.seen.1);
     sent.egress.allows() && (not_judged || arrived.ingress.allows())
 }

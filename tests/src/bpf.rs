@@ -1,7 +1,9 @@
-//! Somebody else's BPF programs: each counts how often it ran and lets everything pass.
+//! Somebody else's BPF programs: most count how often they ran and let everything pass, one gives a
+//! Service's connections to a pod.
 
 use std::{
     fs::File,
+    net::SocketAddrV4,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::Path,
 };
@@ -113,5 +115,54 @@ impl Drop for Program {
     fn drop(&mut self) {
         // A cgroup that is gone has detached it already.
         let _ = bpf::detach(self.program.as_fd(), self.cgroup.as_fd(), self.hook.types().1);
+    }
+}
+
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR` and `BPF_CGROUP_INET4_CONNECT`.
+const CONNECT: (u32, u32) = (18, 10);
+
+/// A program at `connect(2)` that puts a pod in a Service's place, as socket load balancing does:
+/// the socket knows the pod alone. Dropping it detaches it.
+#[derive(Debug)]
+pub struct SocketBalancer {
+    cgroup: File,
+    program: OwnedFd,
+}
+
+impl SocketBalancer {
+    /// Attaches it to a cgroup.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn attach(cgroup: &Path, asked: SocketAddrV4, backend: SocketAddrV4) -> Result<Self> {
+        // As `struct bpf_sock_addr` has them: network byte order.
+        let address = |at: SocketAddrV4| u32::from_ne_bytes(at.ip().octets()).cast_signed();
+        let port = |at: SocketAddrV4| i32::from(at.port().to_be());
+        let code: [u64; 11] = [
+            insn(0xbf, 6, 1, 0, 0),                // r6 = r1, the context
+            insn(0x61, 2, 6, 4, 0),                // r2 = user_ip4
+            insn(0x56, 2, 0, 6, address(asked)),   // if it is another, to the end
+            insn(0x61, 2, 6, 24, 0),               // r2 = user_port
+            insn(0x56, 2, 0, 4, port(asked)),      // if it is another, to the end
+            insn(0xb4, 3, 0, 0, address(backend)), // w3 = the pod's
+            insn(0x63, 6, 3, 4, 0),                // user_ip4 = w3
+            insn(0xb4, 3, 0, 0, port(backend)),    // w3 = its port
+            insn(0x63, 6, 3, 24, 0),               // user_port = w3
+            insn(0xb7, 0, 0, 0, 1),                // r0 = 1: go on
+            insn(0x95, 0, 0, 0, 0),                // return r0
+        ];
+        let name = *b"socket_balancer\0";
+        let (program_type, attach_type) = CONNECT;
+        let program = bpf::load(&bpf::Code { program_type, attach_type, name, instructions: &code })
+            .context("cannot load a program")?;
+        let cgroup = File::open(cgroup).with_context(|| format!("cannot open {}", cgroup.display()))?;
+        bpf::attach(program.as_fd(), cgroup.as_fd(), attach_type, 2).context("cannot attach to connect(2)")?;
+        Ok(Self { cgroup, program })
+    }
+}
+
+impl Drop for SocketBalancer {
+    fn drop(&mut self) {
+        let _ = bpf::detach(self.program.as_fd(), self.cgroup.as_fd(), CONNECT.1);
     }
 }

@@ -91,6 +91,8 @@ pub struct Pod {
     pub node: usize,
     /// `status.podIPs`: IPv4, then IPv6.
     pub addresses: (Ipv4Addr, Ipv6Addr),
+    /// `metadata.annotations`.
+    pub annotations: BTreeMap<String, String>,
     /// It exists now: the inventory shows it, and the lab gives it a namespace.
     pub present: bool,
 }
@@ -231,6 +233,7 @@ impl Cluster {
                 workload,
                 node,
                 addresses,
+                annotations: BTreeMap::new(),
                 present: true,
             };
             keys.push(pod.key());

@@ -196,7 +196,7 @@ impl Lab {
     fn build_pod(&mut self, pod: &Pod) -> Result<()> {
         let netns = Netns::new(false)?;
         self.attach(pod, &netns)?;
-        self.plane.pod(&self.cluster, pod, &netns)?;
+        self.plane.pod(&self.cluster, pod, &netns, &self.nodes[pod.node].netns)?;
         self.pods.insert(pod.key(), netns);
         Ok(())
     }
@@ -271,6 +271,18 @@ impl Lab {
         fs::create_dir_all(&cgroup)?;
         let netns = self.pods.get(key).unwrap_or(&self.nodes[pod.node].netns);
         self.start_app(&format!("{key}{suffix}"), scenario, netns, &cgroup)
+    }
+
+    /// Starts a process of a pod that has its sockets in another pod's network namespace, as the
+    /// proxy of a node does.
+    ///
+    /// # Errors
+    /// As [`Lab::start_in_pod`]; the other pod has no namespace of its own.
+    pub fn start_in_namespace_of(&self, pod: &str, key: &str, scenario: Scenario) -> Result<AppProcess> {
+        let cgroup = self.pod_cgroup(self.cluster.pod(key));
+        fs::create_dir_all(&cgroup)?;
+        let netns = self.pods.get(pod).with_context(|| format!("{pod} has no namespace of its own"))?;
+        self.start_app(&format!("{key}:in:{pod}"), scenario, netns, &cgroup)
     }
 
     /// Removes the cgroup of a pod whose processes have ended.

@@ -12,6 +12,7 @@
 //!   YAML, its Services as address translation.
 //! - [`enforce`]: NetworkPolicies as packet filters at the pods' ends of their links, so that what
 //!   was exported is tried on real packets.
+//! - [`held`]: observe, export, enforce, and again: everything that happened works.
 //! - [`lab`]: makes such a cluster real on this machine, and removes it again whatever happens.
 //! - [`tries`]: single connections, and what `guardrail check` says of them.
 //! - [`truth`]: the edges that must be found, from the applications' logs and the lab's own table
@@ -34,6 +35,7 @@ pub mod compare;
 pub mod container;
 pub mod deployed;
 pub mod enforce;
+pub mod held;
 pub mod lab;
 pub mod policies;
 pub mod prometheus;

@@ -2,7 +2,7 @@
 //! (docs/data-planes.md).
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     time::{Duration, Instant},
 };
 
@@ -10,6 +10,7 @@ use guardrail_tests::{
     agent::Agent,
     app::scenario::{Call, How, Scenario, Serve},
     bins,
+    bpf::SocketBalancer,
     cluster::{Kind, Port, ServicePort, Target},
     compare::edges,
     lab::{Lab, plane::NodeAnswers, process::AppProcess},
@@ -88,4 +89,30 @@ fn names_that_the_node_answers_make_an_edge_to_the_node_and_none_to_the_pods_beh
     let snapshot = eventually_true(&agent, &truth).unwrap();
     let all: Vec<_> = edges(&snapshot).into_keys().map(|edge| edge.to_string()).collect();
     assert_eq!(all, ["lab/Deployment/client -> node/node-a 53/UDP"], "node-b, where CoreDNS runs, has no agent");
+}
+
+#[test]
+fn what_a_socket_was_given_in_a_services_place_is_an_edge_to_the_pod_that_asks_for_no_service() {
+    if !bins::can_run("socket load balancing") {
+        return;
+    }
+    let mut c = cluster(&["node-a"]);
+    let (server, client) = (deployment(&mut c, "server", 8080, 0), deployment(&mut c, "client", 8080, 0));
+    let http = ServicePort { name: "http", protocol: "TCP", port: 80, target: Target::Number(8080), node_port: None };
+    let asked = SocketAddrV4::new(c.service("lab", "asked", "server", &[http]).addresses.0, 80);
+    let backend = SocketAddrV4::new(c.pod(&server).addresses.0, 8080);
+    let lab = Lab::start(c, &bins::find("guardrail-lab-app")).unwrap();
+    let agent = Agent::start(&lab, 0, &[]).unwrap();
+    let _server = start(&lab, vec![(&server, Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() })]);
+    let after = vec![Call::new(&asked.to_string(), How::Tcp, 12)];
+    let mut client_process = start(&lab, vec![(&client, Scenario { after, ..Scenario::default() })]).unwrap();
+    let _balancer = SocketBalancer::attach(&lab.pod_cgroup(lab.cluster.pod(&client)), asked, backend).unwrap();
+    go(&mut client_process).unwrap();
+    let mut truth = truth(&lab).unwrap();
+    assert_eq!(truth.edges.len(), 1);
+    // The log has what the application asked for, of which its socket knows nothing.
+    truth.edges.values_mut().for_each(|evidence| evidence.via.clear());
+    let snapshot = eventually_true(&agent, &truth).unwrap();
+    assert_eq!(snapshot["coverage"]["complete"], true, "{}", snapshot["coverage"]);
+    assert_eq!(snapshot["service_flows"], serde_json::json!([]));
 }

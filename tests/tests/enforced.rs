@@ -3,15 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::Result;
 use guardrail_tests::{
-    agent::{self, Agent, guardrail},
+    agent::Agent,
     app::{
         log::now_ns,
         scenario::{Call, How, Onward, Scenario, Serve},
@@ -19,138 +16,21 @@ use guardrail_tests::{
     bins,
     cluster::{Cluster, Kind, Pod, Port, ServicePort, Target, node_addresses},
     compare::{compare, edges},
-    enforce::{AskedPlace, Judge, Memory, enforce},
+    enforce::{AskedPlace, Judge, enforce},
+    held::{AWS, MEMORIES, export, happened_again, hold_under_every_judge, merge, ready, tried, truth_since, try_all},
     lab::{
         EXTERNAL_CLIENT, EXTERNAL_SERVER, Lab,
         plane::{DataPlane, NodeAnswers, Sidecar, Transparent},
-        process::AppProcess,
-        wait_until,
     },
     shop::{Shop, WEB_NODE_PORT},
     small::{cluster, deployment, eventually, eventually_true, go, go_again, same, start, truth},
-    tries::{self, Trier, Try},
-    truth::{Edge, Truth},
+    tries::{Trier, Try},
 };
-use serde_json::Value;
 
-const MEMORIES: [Memory; 2] = [Memory::Connection, Memory::Packet];
-const AWS: [&str; 2] = ["--dataplane", "aws-vpc-cni"];
-/// In the names of processes that make tries.
-const TRY: &str = "try-";
 /// Somebody on the internet who never called.
 const STRANGER: &str = "100.64.0.7";
 /// A server on the internet that nobody called.
 const UNKNOWN_SERVER: &str = "100.64.0.8";
-
-/// Merges what the agents have.
-fn merge(lab: &Lab, agents: &[Agent], into: &Path) -> Result<Value> {
-    let mut files = Vec::new();
-    for (index, agent) in agents.iter().enumerate() {
-        let file = lab.directory.join(format!("graph-{index}.json"));
-        fs::write(&file, agent.get("/v1/graph")?.1)?;
-        files.push(file);
-    }
-    agent::merge(&files, into)
-}
-
-fn ready(processes: &[AppProcess]) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    processes.iter().for_each(|process| process.wait_for("ready", deadline).unwrap());
-}
-
-/// Exports policies from a snapshot and gives their directory.
-fn export(lab: &Lab, snapshot: &Path, name: &str, extra: &[&str]) -> PathBuf {
-    let to = lab.directory.join(name);
-    let inventory = lab.inventory();
-    let mut args = vec!["export".as_ref(), snapshot.as_os_str(), "--min-window=0s".as_ref(), "-d".as_ref()];
-    args.extend([to.as_os_str(), "--inventory".as_ref(), inventory.as_os_str()]);
-    args.extend(extra.iter().map(std::ffi::OsStr::new));
-    let output = guardrail(args).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-    to
-}
-
-/// What happened since a time, once both ends' logs agree.
-fn truth_since(lab: &Lab, since_ns: u64) -> Truth {
-    let mut last = String::new();
-    let truth = wait_until(Duration::from_secs(10), "the logs of both ends agree", || {
-        let mut records = lab.records().ok()?;
-        // A try that its server took after all, too late for its client, is no part of it.
-        let of_try = |name: &str| name.contains(TRY);
-        records.retain(|r| r.at_ns >= since_ns && !of_try(&r.process) && !r.id.as_deref().is_some_and(of_try));
-        Truth::from_records(&lab.cluster, &records).inspect_err(|error| last = format!("{error:#}")).ok()
-    });
-    truth.unwrap_or_else(|error| panic!("{error}: {last}"))
-}
-
-/// Every edge that was opened before was opened again, and no other attempt failed.
-fn happened_again(before: &Truth, again: &Truth, what: &str) {
-    let opened = |truth: &Truth| -> BTreeSet<Edge> {
-        truth.edges.iter().filter(|(_, evidence)| evidence.opened > 0).map(|(edge, _)| edge.clone()).collect()
-    };
-    let show = |edges: Vec<&Edge>| edges.iter().map(|e| format!("\n  {e}")).collect::<String>();
-    let (before_edges, edges) = (opened(before), opened(again));
-    let missing: Vec<_> = before_edges.difference(&edges).collect();
-    let more: Vec<_> = edges.difference(&before_edges).collect();
-    assert!(missing.is_empty() && more.is_empty(), "{what}: cut:{}\nnew:{}", show(missing), show(more));
-    let failed: Vec<_> = again.failed.keys().filter(|edge| !before.failed.contains_key(edge)).collect();
-    assert!(failed.is_empty(), "{what}: failed, and did not before:{}", show(failed));
-}
-
-/// How often a try that was dropped and should have passed is made by itself.
-const AGAIN: usize = 3;
-
-/// Makes the tries, which must end as expected. A server with a short backlog drops, too, when many
-/// call at once: what was dropped and should have passed is tried again, one after the other.
-fn try_all(lab: &Lab, what: &str, tries: &[Try], expected: &[bool]) {
-    let mut reached = tries::run(lab, &format!("{TRY}{what}"), tries).unwrap();
-    let lost: Vec<usize> = (0..tries.len()).filter(|&index| expected[index] && !reached[index]).collect();
-    for index in lost {
-        let alone = std::slice::from_ref(&tries[index]);
-        reached[index] =
-            (0..AGAIN).any(|round| tries::run(lab, &format!("{TRY}{what}-{index}-{round}"), alone).unwrap()[0]);
-    }
-    let different = tries::differences(tries, &reached, expected);
-    assert!(different.is_empty(), "{what}: packets against what is expected:\n{different}");
-}
-
-/// Makes the tries under a policy, holds them against `guardrail check`, and gives its verdicts.
-fn tried(lab: &Lab, what: &str, directory: &Path, tries: &[Try], extra: &[&str]) -> Vec<bool> {
-    let verdicts = tries::verdicts(lab, directory, tries, extra).unwrap();
-    try_all(lab, what, tries, &verdicts);
-    verdicts
-}
-
-/// Exports default-deny with egress from an agent's graph, and holds it under every judge: by
-/// connection and by packet, after address translation and before it. Each try comes with whether
-/// it must pass then; that all pass without policies is tried first.
-fn hold_under_every_judge(
-    lab: &Lab,
-    (snapshot, before): (&Value, &Truth),
-    tries: &[(Try, bool)],
-    mut again: impl FnMut(usize),
-) {
-    let file = lab.directory.join("observed.json");
-    fs::write(&file, snapshot.to_string()).unwrap();
-    let (tries, passes): (Vec<_>, Vec<_>) = tries.iter().cloned().unzip();
-    try_all(lab, "open", &tries, &vec![true; tries.len()]);
-    let deny = ["--phase=default-deny", "--egress"];
-    let plain = export(lab, &file, "default-deny", &deny);
-    let aws = export(lab, &file, "default-deny-aws", &[deny, AWS].concat());
-    let mut rounds = 0;
-    for (directory, egress, extra) in [(&plain, AskedPlace::Backend, &[][..]), (&aws, AskedPlace::Asked, &AWS)] {
-        for memory in MEMORIES {
-            rounds += 1;
-            let judge = Judge { egress, memory };
-            enforce(lab, judge, directory).unwrap();
-            let since = now_ns();
-            again(rounds);
-            happened_again(before, &truth_since(lab, since), &format!("{} {judge:?}", directory.display()));
-            let verdicts = tried(lab, &rounds.to_string(), directory, &tries, extra);
-            assert_eq!(tries::differences(&tries, &verdicts, &passes), "", "{judge:?}");
-        }
-    }
-}
 
 /// The first pod of each workload that has a network of its own.
 fn one_of_each(cluster: &Cluster) -> Vec<&Pod> {

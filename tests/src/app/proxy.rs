@@ -1,7 +1,7 @@
 //! A small transparent proxy, as sidecars have one.
 
 use std::{
-    io,
+    io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     sync::Arc,
@@ -14,6 +14,8 @@ use super::scenario::Onward;
 
 /// `SO_MARK` of a proxy's own connections, which are not redirected.
 pub const MARK: u32 = 0x539;
+/// Where the proxies of an ambient mesh take tunnels. Inside stands the port that is meant.
+const TUNNELS: u16 = 15008;
 /// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST`.
 const ORIGINAL_DST: libc::c_int = 80;
 
@@ -56,6 +58,9 @@ fn carry(client: TcpStream, on: &Onward) -> io::Result<()> {
         };
         SocketAddr::new(address, port)
     };
+    let peer = client.peer_addr()?.ip().to_canonical();
+    let mut preface = Vec::new();
+    let mut source = None;
     let target = match on {
         Onward::Unasked { port } => loopback(*port),
         Onward::Transparent => loopback(local.port()),
@@ -67,11 +72,36 @@ fn carry(client: TcpStream, on: &Onward) -> io::Result<()> {
             let dialled = original(&client, local)?;
             endpoints.get(&dialled).copied().unwrap_or(dialled)
         }
+        Onward::Tunnel { ends } => {
+            let dialled = original(&client, local)?;
+            match ends.get(&dialled) {
+                Some(end) => {
+                    preface.extend(end.port().to_be_bytes());
+                    SocketAddr::new(end.ip(), TUNNELS)
+                }
+                None => dialled,
+            }
+        }
+        Onward::Unpack => {
+            let mut port = [0; 2];
+            (&client).read_exact(&mut port)?;
+            source = Some(peer);
+            SocketAddr::new(local.ip().to_canonical(), u16::from_be_bytes(port))
+        }
+        Onward::InTheNameOf => {
+            source = Some(peer);
+            original(&client, local)?
+        }
     };
     let server = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
     server.set_mark(MARK)?;
+    if let Some(source) = source {
+        server.set_ip_transparent_v4(true)?;
+        server.bind(&SocketAddr::new(source, 0).into())?;
+    }
     server.connect(&target.into())?;
     let server: TcpStream = server.into();
+    (&server).write_all(&preface)?;
     let (from, to) = (client.try_clone()?, server.try_clone()?);
     let back = thread::spawn(move || copy(&server, &client));
     copy(&from, &to);

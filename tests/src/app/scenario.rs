@@ -107,6 +107,16 @@ pub enum Onward {
     /// The port of its own end, over loopback, without a question to the kernel: the proxy has what
     /// was dialled as its own address (`TPROXY`).
     Transparent,
+    /// The pod behind what was dialled, through a tunnel to the proxy of its node; what leads
+    /// nowhere here is dialled itself (the outbound half of an ambient mesh's proxy).
+    Tunnel {
+        /// Ends of tunnels by what was dialled.
+        ends: BTreeMap<SocketAddr, SocketAddr>,
+    },
+    /// What stands inside of a tunnel, in the name of whoever opened it (where tunnels end).
+    Unpack,
+    /// What was dialled, in the name of whoever called (the inbound half for who has no tunnel).
+    InTheNameOf,
     /// A fixed port over loopback, without a question to the kernel.
     Unasked {
         /// The port.

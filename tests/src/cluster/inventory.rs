@@ -134,7 +134,7 @@ fn pod(cluster: &Cluster, pod: &Pod) -> Value {
     }
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid, "labels": labels, "ownerReferences": [owner]},
+        "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid, "labels": labels, "annotations": pod.annotations, "ownerReferences": [owner]},
         "spec": spec,
         "status": {"phase": "Running", "hostIP": node_addresses(pod.node).0, "podIP": v4, "podIPs": [{"ip": v4}, {"ip": v6}],
             "conditions": [{"type": "Ready", "status": "True"}],

@@ -1,9 +1,17 @@
 //! Data planes: what a node's kernel does to a packet between the pod that sent it and the one that
 //! takes it. All else of a lab is the same on each.
 
+mod ambient;
+mod beside;
+mod translated;
+
 use std::{fmt, net::IpAddr, process::Command};
 
 use anyhow::Result;
+
+pub use ambient::Ambient;
+pub use beside::SecondNetwork;
+pub use translated::{Ipvs, Masquerade};
 
 use super::netns::Netns;
 use crate::{
@@ -19,11 +27,11 @@ pub trait DataPlane: fmt::Debug {
     /// The kernel refuses.
     fn node(&self, cluster: &Cluster, node: usize, netns: &Netns) -> Result<()>;
 
-    /// Sets up the namespace of a pod, which has its addresses and routes.
+    /// Sets up the namespace of a pod, which has its addresses and routes, on its node.
     ///
     /// # Errors
     /// The kernel refuses.
-    fn pod(&self, _cluster: &Cluster, _pod: &Pod, _netns: &Netns) -> Result<()> {
+    fn pod(&self, _cluster: &Cluster, _pod: &Pod, _netns: &Netns, _node: &Netns) -> Result<()> {
         Ok(())
     }
 }
@@ -82,7 +90,7 @@ impl DataPlane for Sidecar {
         KubeProxy.node(cluster, node, netns)
     }
 
-    fn pod(&self, cluster: &Cluster, pod: &Pod, netns: &Netns) -> Result<()> {
+    fn pod(&self, cluster: &Cluster, pod: &Pod, netns: &Netns, _: &Netns) -> Result<()> {
         if cluster.workloads[pod.workload].labels.contains_key(Self::OUTSIDE) {
             return Ok(());
         }
@@ -116,7 +124,7 @@ impl DataPlane for Transparent {
         KubeProxy.node(cluster, node, netns)
     }
 
-    fn pod(&self, _: &Cluster, _: &Pod, netns: &Netns) -> Result<()> {
+    fn pod(&self, _: &Cluster, _: &Pod, netns: &Netns, _: &Netns) -> Result<()> {
         let Self { inbound, port } = self;
         netns.ip("rule add fwmark 1 lookup 100\nroute add local 0.0.0.0/0 dev lo table 100\n")?;
         let rules = format!(
