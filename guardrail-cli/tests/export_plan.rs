@@ -211,3 +211,36 @@ fn what_contradicts_itself_is_one_sentence_and_exit_2() {
         assert!(!args.contains(&"--environment") || !stderr.contains("  --phase <PHASE>\n"), "{stderr}");
     }
 }
+
+#[test]
+fn webhooks_are_open_to_the_whole_control_plane_of_the_plan() {
+    let scratch = Scratch::new();
+    let scenario: Scenario = serde_json::from_value(serde_json::json!({
+        "about": "a webhook that one address of the control plane called",
+        "export": {"phase": "default-deny"},
+        "nodes": {"node-a": ["192.0.2.1"]},
+        "observed": ["node-a"],
+        "workloads": {
+            "hooks/Deployment/hook": {
+                "labels": {"app": "hook"}, "pods": {"hook-1": {"node": "node-a", "addresses": ["10.244.0.5"]}},
+            },
+        },
+        "edges": [{"edge": "203.0.113.70 -> hooks/Deployment/hook 9443"}],
+    }))
+    .unwrap();
+    fs::write(scratch.path("hooks.json"), scenario.snapshot().to_json()).unwrap();
+    let plan = "apiVersion: guardrail.dev/v1alpha1
+kind: Plan
+spec:
+  environments: {production: {phase: default-deny, gates: {window: 1m}}}
+";
+    let callers = |plan: &str| {
+        let (code, stderr) = scratch.export_of(&scratch.text("hooks.json"), plan, &[]);
+        assert_eq!(code, 0, "{stderr}");
+        let hook = &scratch.written()["hooks.guardrail-allow-deployment-hook.yaml"];
+        let cidrs = hook.lines().filter_map(|line| line.trim().strip_prefix("cidr: ").map(str::to_owned));
+        cidrs.collect::<Vec<_>>()
+    };
+    assert_eq!(callers(plan), ["203.0.113.70/32"]);
+    assert_eq!(callers(&format!("{plan}  controlPlaneRanges: [203.0.113.64/28]\n")), ["203.0.113.64/28"]);
+}

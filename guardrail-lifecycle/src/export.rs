@@ -22,6 +22,7 @@ pub fn declare(options: &mut Options, plan: &Plan, now: Timestamp) {
     let accepted = plan.accepted.iter().filter(|flow| flow.until.is_none_or(|until| until > now));
     options.accepted.extend(accepted.map(|accepted| accepted.flow.clone()));
     options.node_ranges.extend(&plan.node_ranges);
+    options.control_plane_ranges.extend(&plan.control_plane_ranges);
     for (label, external) in &plan.external {
         let external = External {
             names: external.names.clone(),
