@@ -19,7 +19,11 @@ use guardrail_graph::{
     inventory::{self, Object, ObjectKey},
     snapshot::{check_revisions, span::merge_within},
 };
-use guardrail_policy::read::{Expect, MAX_FILE_BYTES, PolicySet, Reader, decode, may_concern_policies};
+use guardrail_policy::{
+    emit::EVIDENCE_FILE,
+    memory::KIND,
+    read::{Expect, MAX_FILE_BYTES, PolicySet, Reader, decode, may_concern_policies},
+};
 
 use guardrail_kube::objects::ClusterText;
 use kube::Wanted;
@@ -34,6 +38,9 @@ const MAX_DOCUMENT_BYTES: usize = 1 << 30;
 const HTTP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Deepest directory below a policy directory.
 const MAX_DIRECTORY_DEPTH: usize = 32;
+
+/// Of the evidence of an export: so much holds what kind of document it is, bytes.
+const EVIDENCE_HEAD: u64 = 4 << 10;
 
 /// Kubernetes objects from `--inventory`.
 #[derive(Debug, Default)]
@@ -208,7 +215,8 @@ pub(crate) fn policy_reader(paths: &[PathBuf], cluster: &KubeArgs) -> anyhow::Re
 }
 
 /// The file itself, or the YAML and JSON files below a directory, sorted; hidden files and
-/// directories are left out.
+/// directories are left out, and so is the evidence of an export, which may be large and is no
+/// policy.
 fn files(path: &Path) -> anyhow::Result<Vec<(PathBuf, Expect)>> {
     if path.as_os_str() == "-" || !path.is_dir() {
         return Ok(vec![(path.to_path_buf(), Expect::Policies)]);
@@ -219,6 +227,13 @@ fn files(path: &Path) -> anyhow::Result<Vec<(PathBuf, Expect)>> {
     Ok(found.into_iter().map(|file| (file, Expect::Anything)).collect())
 }
 
+/// Whether an export wrote this file: it says so at its beginning.
+fn is_evidence(path: &Path) -> bool {
+    let mut head = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(EVIDENCE_HEAD).read_to_end(&mut head));
+    read.is_ok() && String::from_utf8_lossy(&head).contains(&format!("\"kind\": \"{KIND}\""))
+}
+
 fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     if depth > MAX_DIRECTORY_DEPTH {
         bail!("{}: more than {MAX_DIRECTORY_DEPTH} directories deep; is there a loop of links?", directory.display());
@@ -227,10 +242,11 @@ fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> anyhow::Res
         std::fs::read_dir(directory).with_context(|| format!("cannot read directory {}", directory.display()))?;
     for entry in entries {
         let entry = entry.with_context(|| format!("cannot read directory {}", directory.display()))?;
-        if entry.file_name().to_string_lossy().starts_with('.') {
+        let name = entry.file_name();
+        let path = entry.path();
+        if name.to_string_lossy().starts_with('.') || name == EVIDENCE_FILE && is_evidence(&path) {
             continue;
         }
-        let path = entry.path();
         if path.is_dir() {
             walk(&path, depth + 1, found)?;
         } else if path

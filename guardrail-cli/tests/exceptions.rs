@@ -168,6 +168,21 @@ fn what_an_exception_let_through_is_no_evidence_for_a_rule_that_stays() {
 }
 
 #[test]
+fn a_directory_of_an_export_is_policies_however_large_its_evidence_is() {
+    let scratch = Scratch::new();
+    assert_eq!(scratch.export(PLAN, BEFORE).0, 0);
+    let evidence = fs::OpenOptions::new().append(true).open(scratch.path("out/evidence.json")).unwrap();
+    evidence.set_len(65 << 20).unwrap();
+    let out = scratch.text("out");
+    let (code, _, stderr) = scratch.list(BEFORE, &["--policies", &out]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    // A file of that name that no export wrote is read.
+    fs::write(scratch.path("out/evidence.json"), "{\"kind\": \"NetworkPolicy\"}").unwrap();
+    let (code, _, stderr) = scratch.list(BEFORE, &["--policies", &out]);
+    assert!(code == 0 && stderr.contains("1 file holds no Kubernetes object"), "{stderr}");
+}
+
+#[test]
 fn the_list_says_what_is_open_and_whether_anybody_uses_it() {
     let scratch = Scratch::new();
     assert_eq!(scratch.export(PLAN, BEFORE).0, 0);

@@ -20,7 +20,7 @@ use crate::generate::{Decision, EdgeUse, Options, is_established};
 /// Mark of an edge that an earlier export allowed and the snapshot does not show.
 pub const REMEMBERED: &str = "remembered";
 /// `kind` of `evidence.json`.
-pub(crate) const KIND: &str = "ExportEvidence";
+pub const KIND: &str = "ExportEvidence";
 
 /// Kinds of controllers that the API server lists to agents, beside pods themselves: one that is in
 /// no list is gone.
