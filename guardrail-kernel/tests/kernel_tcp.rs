@@ -8,7 +8,6 @@ mod kernel;
 use std::{
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -19,7 +18,7 @@ use guardrail_graph::{
 
 use self::kernel::{
     Agent, Forked, Half, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod, at, cgroup_of, client, cpus, mapped, pin,
-    server, set_option, until, wait_until, with_cpus_held,
+    server, set_deaf, set_option, until, wait_until, with_cpus_held,
 };
 
 /// Connects, accepts, and talks: `asked` bytes one way, `answered` the other; both ends read to the
@@ -194,15 +193,13 @@ fn a_connection_that_nobody_answers_any_more_is_broken_and_one_that_is_reset_or_
         let connection = web.connect(at(RIGHT, 7050)).expect("connected");
         (connection, listener.accept().expect("accepted").0)
     };
-    let drop_what_arrives = |how: &str| {
-        let iptables = || Command::new("iptables").args([how, "INPUT", "-p", "tcp", "-j", "DROP"]).status();
-        assert!(lab.netns(Half::Right).run(iptables).expect("iptables runs").success());
-    };
     // As in the test above: how long the kernel tries, and whose time its timers take.
     let before = connected();
     let agent = Agent::start(&lab);
     let cut = connected();
-    drop_what_arrives("-A");
+    for end in [&before.1, &cut.1] {
+        set_deaf(end, true);
+    }
     let begun = Instant::now();
     say_something(&before.0);
     let error = with_cpus_held(|| error_of(&before.0, LIMIT));
@@ -210,9 +207,9 @@ fn a_connection_that_nobody_answers_any_more_is_broken_and_one_that_is_reset_or_
     say_something(&cut.0);
     let error = with_cpus_held(|| error_of(&cut.0, LIMIT));
     assert_eq!(error, Some(libc::ETIMEDOUT), "after {:?}", begun.elapsed());
-    drop_what_arrives("-D");
     // The other ends say something, and hear that there is no such connection.
     for end in [&before.1, &cut.1] {
+        set_deaf(end, false);
         (&*end).write_all(b"!").expect("written");
         assert_eq!(error_of(end, LIMIT), Some(libc::ECONNRESET));
     }

@@ -8,7 +8,7 @@ pub(crate) use guardrail_tests::lab::{
     fork::Forked,
     machine::{cpus, descriptors, is_linux_before, pin, with_cpus_held},
     pair::{Half, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod},
-    socket::{at, connect, mapped, set_option, set_option_bytes},
+    socket::{at, connect, mapped, set_deaf, set_option, set_option_bytes},
     until, wait_until,
 };
 

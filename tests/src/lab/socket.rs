@@ -80,6 +80,29 @@ pub fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, v
     check(result).expect("the option is set");
 }
 
+/// Makes a connection deaf or lets it hear again: a socket filter drops every packet that arrives,
+/// before TCP looks at it, so nothing is acknowledged.
+pub fn set_deaf(socket: &impl AsFd, is_deaf: bool) {
+    if !is_deaf {
+        return set_option(socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0);
+    }
+    // Return 0: keep no byte of it.
+    let mut code = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 }];
+    let program = libc::sock_fprog { len: 1, filter: code.as_mut_ptr() };
+    let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the program is as long as said, and lives until the kernel has copied it.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            length,
+        )
+    };
+    check(result).expect("the filter is attached");
+}
+
 /// setsockopt(2) with bytes.
 pub fn set_option_bytes(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: &[u8]) {
     let length = value.len() as libc::socklen_t;
