@@ -69,6 +69,19 @@ pub(crate) unsafe fn close(value: *mut FlowValue, sent: u64, received: u64, brok
     unsafe {
         add(&raw mut (*value).bytes_sent, sent);
         add(&raw mut (*value).bytes_received, received);
+        close_without_bytes(value, broken);
+    }
+}
+
+/// Counts an end whose bytes stand elsewhere. Never an addition of a constant zero: it would become
+/// an atomic or, which 5.10 has not.
+///
+/// # Safety
+/// `value` comes from FLOWS in this run, and is TCP's.
+#[inline(always)]
+pub(crate) unsafe fn close_without_bytes(value: *mut FlowValue, broken: bool) {
+    // SAFETY: the caller's.
+    unsafe {
         if broken {
             core::hint::cold_path();
             add_half(&raw mut (*value).by_protocol, 1);

@@ -179,16 +179,16 @@ pub(crate) fn close(raw: &mut FlowKey, netns: u32, ports: u64, sent: u64, receiv
     let own = raw.cgroup_id;
     raw.role = known.role;
     (raw.cgroup_id, raw.server_port, raw.local_port) = (known.cgroup_id, known.port, known.proxy_port);
-    end(raw, sent, received, broken);
+    end(raw, Some((sent, received)), broken);
     raw.cgroup_id = own;
     raw.server_port = if known.role == FlowRole::Server as u8 { local_port } else { remote_port };
     raw.local_port = 0;
-    end(raw, 0, 0, broken);
+    end(raw, None, broken);
     1
 }
 
 #[inline(always)]
-fn end(key: &FlowKey, sent: u64, received: u64, broken: bool) {
+fn end(key: &FlowKey, bytes: Option<(u64, u64)>, broken: bool) {
     let entry = match flows::find(key) {
         Some(entry) => entry,
         None => match flows::find(&key.coarse()) {
@@ -198,6 +198,9 @@ fn end(key: &FlowKey, sent: u64, received: u64, broken: bool) {
     };
     // SAFETY: from FLOWS, in this run.
     unsafe {
-        flows::close(entry, sent, received, broken);
+        match bytes {
+            Some((sent, received)) => flows::close(entry, sent, received, broken),
+            None => flows::close_without_bytes(entry, broken),
+        }
     }
 }
