@@ -16,6 +16,9 @@ use crate::{
     offsets as o,
 };
 
+const ENETUNREACH: i32 = 101;
+pub(crate) const ETIMEDOUT: i32 = 110;
+const EHOSTUNREACH: i32 = 113;
 /// `EEXIST`, as map helpers return it.
 const EEXIST: i32 = -17;
 
@@ -57,6 +60,14 @@ pub(crate) unsafe fn stamp(value: *mut FlowValue) {
             }
         }
     }
+}
+
+/// Whether an established connection that ends with this error broke off: what was sent, or asked
+/// to keep it alive, was never answered. An error that ICMP had told meanwhile then stands for the
+/// time-out (`tcp_write_err`).
+#[inline(always)]
+pub(crate) fn is_broken(error: i32) -> bool {
+    matches!(error, ETIMEDOUT | EHOSTUNREACH | ENETUNREACH)
 }
 
 /// Counts an end, what belongs to it first: who sees the end has that.

@@ -26,7 +26,6 @@ use crate::{
     maps::DIALLED,
     offsets as o,
     socket::{AF_INET, AF_INET6, Memory as _, Raw, address, addresses, cgroup_id, map_v4, netns},
-    tcp,
 };
 
 /// `SOL_IP`.
@@ -170,7 +169,7 @@ fn try_answered(sk: Raw, dialled: &Address, port: u16) -> Option<()> {
 #[inline(never)]
 pub(crate) fn close(raw: &mut FlowKey, netns: u32, ports: u64, sent: u64, received: u64) -> i32 {
     let (local_port, remote_port) = ((ports >> 16) as u16, ports as u16);
-    let broken = tcp::is_broken(((ports >> 32) as u32).cast_signed());
+    let broken = flows::is_broken(((ports >> 32) as u32).cast_signed());
     let connection = Connection { netns, local_port, remote_port, local: raw.local, remote: raw.remote };
     let Some(known) = DIALLED.get_ptr(&connection) else { return 0 };
     // SAFETY: a value of the map, which this run reads once.

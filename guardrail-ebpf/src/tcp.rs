@@ -20,7 +20,7 @@ use guardrail_common::{
 };
 
 use crate::{
-    flows,
+    flows::{self, ETIMEDOUT, is_broken},
     maps::{CGROUP_RING, add, add_half, count},
     offsets as o, redirect,
     socket::{Memory as _, SOCK_BINDPORT_LOCK, Typed, addresses, cgroup_id, is_foreign, netns, userlocks},
@@ -33,12 +33,9 @@ const TCP_SYN_RECV: i32 = 3;
 const TCP_CLOSE: i32 = 7;
 const TCP_LISTEN: i32 = 10;
 
-const ENETUNREACH: i32 = 101;
 const ECONNABORTED: i32 = 103;
 const ECONNRESET: i32 = 104;
-const ETIMEDOUT: i32 = 110;
 const ECONNREFUSED: i32 = 111;
-const EHOSTUNREACH: i32 = 113;
 
 /// `RCV_SHUTDOWN` in `sk_shutdown`: the peer's FIN arrived, and was counted as a received byte.
 const RCV_SHUTDOWN: u8 = 1;
@@ -255,14 +252,6 @@ fn try_closed(ctx: *mut c_void) -> Option<()> {
     }
     closed_late(ctx, &mut key, &AtClose { ports, backlog, sent, received });
     Some(())
-}
-
-/// Whether an established connection that ends with this error broke off: what was sent, or asked
-/// to keep it alive, was never answered. An error that ICMP had told meanwhile then stands for the
-/// time-out (`tcp_write_err`).
-#[inline(always)]
-pub(crate) fn is_broken(error: i32) -> bool {
-    matches!(error, ETIMEDOUT | EHOSTUNREACH | ENETUNREACH)
 }
 
 /// What a connection shows when it ends.
