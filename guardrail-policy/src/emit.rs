@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::{
-    exception::{self, ExceptionMark},
+    exception::opening::{self, ExceptionMark},
     generate::{Format, Options, Phase, Plan, PlannedPolicy, Purpose},
 };
 
@@ -53,7 +53,7 @@ pub(crate) fn is_written(policy: &PlannedPolicy, stopped: &BTreeSet<String>) -> 
 /// Whether this is the file of an exception.
 #[must_use]
 pub fn is_exception_file(name: &str) -> bool {
-    name.split_once('.').is_some_and(|(_, policy)| policy.starts_with(exception::PREFIX))
+    name.split_once('.').is_some_and(|(_, policy)| policy.starts_with(opening::PREFIX))
 }
 
 /// The namespace of a policy's file.
@@ -109,10 +109,10 @@ impl Metadata {
         let mut labels = BTreeMap::from([(MANAGED_BY.0, MANAGED_BY.1.to_owned())]);
         let mut annotations = BTreeMap::new();
         if let Purpose::Exception(ExceptionMark { id, expires, reason, owner }) = &policy.purpose {
-            labels.insert(exception::LABEL, id.clone());
-            annotations.insert(exception::EXPIRES, expires.to_string());
-            annotations.insert(exception::REASON, reason.clone());
-            annotations.insert(exception::OWNER, owner.clone());
+            labels.insert(opening::LABEL, id.clone());
+            annotations.insert(opening::EXPIRES, expires.to_string());
+            annotations.insert(opening::REASON, reason.clone());
+            annotations.insert(opening::OWNER, owner.clone());
         }
         Self { name: policy.name.clone(), namespace: policy.namespace.clone(), labels, annotations }
     }

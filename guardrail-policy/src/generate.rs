@@ -36,7 +36,7 @@ use serde::Serialize;
 
 use crate::{
     evaluate::{CiliumOptions, Cluster, Dataplane},
-    exception::{ExceptionSide, Opening},
+    exception::opening::{ExceptionSide, Opening},
     memory::Memory,
     model::{NetworkPolicy, Protocol, tier::TierPolicy},
 };

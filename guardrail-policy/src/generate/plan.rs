@@ -10,7 +10,7 @@ use guardrail_graph::{Protocol, WorkloadRef, snapshot::LabelSelector};
 use ipnet::IpNet;
 
 use super::{Format, Phase};
-use crate::{exception::ExceptionMark, model::tier::Entity};
+use crate::{exception::opening::ExceptionMark, model::tier::Entity};
 
 /// Policies of one export.
 #[derive(Clone, Debug, PartialEq, Eq)]
