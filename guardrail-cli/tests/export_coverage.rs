@@ -28,20 +28,7 @@ fn t(day: u32, hour: u32) -> Timestamp {
 /// Namespace `shop` on both nodes, `ops` on node-a alone; observed from the first to the eleventh,
 /// but node-b not in these hours of the first day.
 fn cluster(gap: Option<(u32, u32)>) -> Snapshot {
-    let pod = |node: &str, address: &str| serde_json::json!({"node": node, "addresses": [address]});
-    let scenario: Scenario = serde_json::from_value(serde_json::json!({
-        "about": "two namespaces on two nodes",
-        "export": {"phase": "default-deny"},
-        "nodes": {"node-a": ["192.0.2.1"], "node-b": ["192.0.2.2"]},
-        "workloads": {
-            "shop/Deployment/web": {"labels": {"app": "web"}, "pods": {"web-1": pod("node-a", "10.244.0.5")}},
-            "shop/Deployment/api": {"labels": {"app": "api"}, "pods": {"api-1": pod("node-b", "10.244.1.6")}},
-            "ops/Deployment/ui": {"labels": {"app": "ui"}, "pods": {"ui-1": pod("node-a", "10.244.0.7")}},
-        },
-        "edges": [{"edge": "shop/Deployment/web -> shop/Deployment/api 8080"}],
-    }))
-    .unwrap();
-    let mut snapshot = scenario.snapshot();
+    let mut snapshot = Scenario::on_two_nodes().snapshot();
     let body = &mut snapshot.body;
     let whole = vec![Interval { from: t(1, 0), to: t(11, 0) }];
     let of_b = gap.map_or_else(

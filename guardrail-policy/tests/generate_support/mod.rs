@@ -238,6 +238,23 @@ pub fn at(seconds: i64) -> Timestamp {
 }
 
 impl Scenario {
+    /// Namespace `shop` with a client on node-a and its server on node-b, `ops` on node-a alone.
+    pub fn on_two_nodes() -> Self {
+        let pod = |node: &str, address: &str| serde_json::json!({"node": node, "addresses": [address]});
+        serde_json::from_value(serde_json::json!({
+            "about": "two namespaces on two nodes",
+            "export": {"phase": "default-deny"},
+            "nodes": {"node-a": ["192.0.2.1"], "node-b": ["192.0.2.2"]},
+            "workloads": {
+                "shop/Deployment/web": {"labels": {"app": "web"}, "pods": {"web-1": pod("node-a", "10.244.0.5")}},
+                "shop/Deployment/api": {"labels": {"app": "api"}, "pods": {"api-1": pod("node-b", "10.244.1.6")}},
+                "ops/Deployment/ui": {"labels": {"app": "ui"}, "pods": {"ui-1": pod("node-a", "10.244.0.7")}},
+            },
+            "edges": [{"edge": "shop/Deployment/web -> shop/Deployment/api 8080"}],
+        }))
+        .unwrap()
+    }
+
     /// How to export.
     pub fn options(&self) -> Options {
         let e = &self.export;
