@@ -17,7 +17,7 @@ use anyhow::{Context as _, bail};
 use guardrail_graph::{
     Snapshot,
     inventory::{self, Object, ObjectKey},
-    snapshot::{check_revisions, span::merge_within},
+    snapshot::{check_revisions, merge_within},
 };
 use guardrail_policy::{
     emit::EVIDENCE_FILE,

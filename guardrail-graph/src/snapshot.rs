@@ -31,7 +31,7 @@ use std::net::IpAddr;
 pub use counters::{EdgeCounter, EdgeCounters, OUTCOMES};
 pub use coverage::{NotRun, Starts, WorkloadTime};
 pub use document::{Chunks, Document};
-pub use merge::merge;
+pub use merge::{merge, merge_within};
 pub use presence::{LossTime, PodPresence, Witness};
 pub use read::SnapshotError;
 pub use revisions::{Revision, RevisionError, SourceRevision, check_revisions};
@@ -570,7 +570,7 @@ impl EdgeRecord {
     /// Whether no policy judges it ([`marks::SET_ASIDE`]).
     #[must_use]
     pub fn is_set_aside(&self) -> bool {
-        marks::SET_ASIDE.iter().any(|mark| self.marks.contains(*mark))
+        marks::set_aside(&self.marks)
     }
 }
 

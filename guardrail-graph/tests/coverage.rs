@@ -10,7 +10,7 @@ use guardrail_graph::{
     observe::{CgroupId, LossClass, LossReason},
     snapshot::{
         Coverage, Interval, LossEntry, LossTime, PodPresence, Source, Starts, Witness, WorkloadTime, merge,
-        span::{Span, merge_within},
+        merge_within, span::Span,
     },
 };
 use proptest::prelude::*;

@@ -8,8 +8,8 @@ use guardrail_graph::{
     inventory::{Change, Kind, ObjectKey},
     observe::LossReason,
     snapshot::{
-        Interval, merge,
-        span::{Span, SpanError, merge_within},
+        Interval, merge, merge_within,
+        span::{Span, SpanError},
     },
 };
 

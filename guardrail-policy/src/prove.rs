@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use guardrail_graph::{
     Peer, Snapshot, WorkloadRef,
-    snapshot::{EdgeRecord, LabelSelector, WorkloadEntry},
+    snapshot::{EdgeRecord, LabelSelector, WorkloadEntry, marks::HBONE},
 };
 
 use crate::{
@@ -321,7 +321,7 @@ impl<'a> Pairs<'a> {
             ports.extend([(Protocol::Tcp, edge.port), (Protocol::Udp, edge.port)]);
         }
         if edge.marks.contains("proxied") {
-            ports.insert((Protocol::Tcp, 15008));
+            ports.insert((Protocol::Tcp, HBONE));
         }
         ports
     }

@@ -8,10 +8,7 @@ use std::time::Duration;
 use generate_support::Scenario;
 use guardrail_graph::{
     Snapshot, Timestamp, WorkloadRef,
-    snapshot::{
-        InventoryState,
-        span::{Span, merge_within},
-    },
+    snapshot::{InventoryState, merge_within, span::Span},
 };
 use guardrail_policy::{
     emit::{EVIDENCE_FILE, REPORT_FILE},

@@ -7,7 +7,6 @@ use super::{
     edge::{Gain, is_set_aside, mark_bit},
     edges::Ref,
     identity::{LocalEnd, PodId, RemoteEnd, Resolution, address_class},
-    inside::HBONE,
     ledger::{End, Ends},
     lookups::is_beside_first_network,
     peers::PeerId,
@@ -94,7 +93,7 @@ pub(super) fn as_client(counts: &FlowCounts, role: Role) -> Counts {
 /// so, or it is one of the node's (ambient mesh), between two of which there is nothing to ask.
 fn tunnel_mark(delta: &FlowDelta, local: &LocalEnd) -> u8 {
     let is_told = delta.role == Role::Server && delta.local_port == Some(delta.server_port);
-    let is_of_nodes = delta.server_port == HBONE && local.marks & mark_bit(marks::PROXIED) != 0;
+    let is_of_nodes = delta.server_port == marks::HBONE && local.marks & mark_bit(marks::PROXIED) != 0;
     if delta.protocol == Protocol::Tcp && (is_told || is_of_nodes) { mark_bit(marks::TUNNEL) } else { 0 }
 }
 

@@ -19,12 +19,13 @@ use super::{
 use crate::{
     observe::{FlowDelta, LossReason, Remote, Role},
     peer::Protocol,
-    snapshot::{Side, facts::Seen, marks},
+    snapshot::{
+        Side,
+        facts::Seen,
+        marks::{self, HBONE},
+    },
     time::Timestamp,
 };
-
-/// The port at which proxies of an ambient mesh take tunnels.
-pub(super) const HBONE: u16 = 15008;
 
 impl Observer {
     /// Whether the flow is in a network namespace in which an ambient mesh's proxy listens.

@@ -22,7 +22,11 @@ use super::{
 use crate::{
     observe::{LossClass, LossReason},
     peer::Peer,
-    snapshot::{Interval, facts::MAX_EXAMPLES, presence::LossTimes, unresolved::FlowEnds},
+    snapshot::{
+        Interval,
+        presence::LossTimes,
+        unresolved::{FlowEnds, MAX_EXAMPLES},
+    },
     time::Timestamp,
 };
 

@@ -11,7 +11,8 @@ use crate::{
     peer::Peer,
     snapshot::{
         Document, InventoryState, Revision, Side, Snapshot, Source,
-        facts::{EdgeFacts, Facts, FlowFacts, KnownTenure, RemoteFacts, hull},
+        facts::{EdgeFacts, Facts, FlowFacts, KnownTenure, RemoteFacts},
+        intervals::hull,
         unresolved::Unresolved,
         workloads::WorkloadFacts,
     },

@@ -22,7 +22,7 @@ use crate::{
 pub(crate) const ENDPOINT_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Ports at which proxies take what other proxies tunnel to them (docs/data-planes.md).
-const TUNNELS: [u16; 3] = [4143, 15008, 20000];
+const TUNNELS: [u16; 3] = [4143, marks::HBONE, 20000];
 
 /// What the decision rests on.
 pub(crate) trait Evidence {

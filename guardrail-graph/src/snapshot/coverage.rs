@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Interval, Source,
-    facts::{Facts, hull},
-    intervals::{common, holds, joined, length_ns, without},
+    facts::Facts,
+    intervals::{common, holds, hull, joined, length_ns, without},
     presence::Present,
     workloads::WorkloadFacts,
 };

@@ -14,10 +14,9 @@ use super::{
     ServiceEntry, ServiceFlow, ServicePortEntry, Snapshot, Source, SourceRevision, SourceWindow, Window,
     derive::{Derived, Deriver},
     facts::{
-        EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, hull,
-        source_counts,
+        EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, source_counts,
     },
-    intervals::joined,
+    intervals::{hull, joined},
     owners::Owners,
     presence::{PodKey, pod_presence},
     remote::remote_entry,

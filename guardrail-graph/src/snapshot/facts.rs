@@ -3,6 +3,9 @@
 //! everything that is computed from the joined facts.
 
 mod edge;
+mod presence;
+mod unresolved;
+mod workloads;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +18,9 @@ use indexmap::IndexMap;
 
 use super::{
     AddressEntry, BackendEntry, Body, Counts, EdgeRecord, Interval, InventoryState, PodEntry, Revision, ServiceEntry,
-    Side, Snapshot, Source, SourceCounts, marks,
+    Side, Snapshot, Source, SourceCounts,
+    intervals::hull,
+    marks,
     presence::{LossTimes, Pods, Witnesses},
     span::Span,
     unresolved::Unresolved,
@@ -29,8 +34,6 @@ use crate::{
     unresolved::UnresolvedReason,
 };
 
-/// Examples kept per reason.
-pub(crate) const MAX_EXAMPLES: usize = 8;
 /// Reasons of incompleteness that are computed.
 pub(super) const NODE_UNOBSERVED: &str = "node_unobserved:";
 pub(super) const WINDOW_GAP: &str = "window_gap:";
@@ -359,14 +362,6 @@ pub(crate) struct Facts {
     pub(super) workload_names: Interner<WorkloadRef>,
 }
 
-/// What adds nothing to a [`hull`].
-const NEVER: Interval = Interval { from: Timestamp::MAX, to: Timestamp::MIN };
-
-/// From the first beginning to the last end; of nothing, [`NEVER`].
-pub(crate) fn hull(intervals: impl IntoIterator<Item = Interval>) -> Interval {
-    intervals.into_iter().fold(NEVER, |a, b| Interval { from: a.from.min(b.from), to: a.to.max(b.to) })
-}
-
 /// A known end wins over an open one.
 fn earlier_end(a: Option<Timestamp>, b: Option<Timestamp>) -> Option<Timestamp> {
     match (a, b) {
@@ -512,7 +507,7 @@ impl Facts {
         let [client, server] = [edge.client.peer, edge.server.peer].map(|peer| (&self.peers.intern(peer)).into());
         let key = (client, server, edge.protocol, edge.port);
         let facts = self.edges.entry(key).or_default();
-        if !facts.gives_way(marks::SET_ASIDE.iter().any(|mark| edge.marks.contains(*mark))) {
+        if !facts.gives_way(marks::set_aside(&edge.marks)) {
             return;
         }
         facts.port_name = facts.port_name.take().max(edge.port_name.map(Arc::from));

@@ -16,6 +16,14 @@ pub(crate) fn joined(mut intervals: Vec<Interval>) -> Vec<Interval> {
     out
 }
 
+/// What adds nothing to a [`hull`].
+const NEVER: Interval = Interval { from: Timestamp::MAX, to: Timestamp::MIN };
+
+/// From the first beginning to the last end; of nothing, [`NEVER`].
+pub(crate) fn hull(intervals: impl IntoIterator<Item = Interval>) -> Interval {
+    intervals.into_iter().fold(NEVER, |a, b| Interval { from: a.from.min(b.from), to: a.to.max(b.to) })
+}
+
 /// What two sets have in common.
 pub(super) fn common(a: &[Interval], b: &[Interval]) -> Vec<Interval> {
     let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());

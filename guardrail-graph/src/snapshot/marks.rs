@@ -1,6 +1,8 @@
 //! Marks of edges. Those of [`DERIVED`] follow from the other facts of a snapshot and are computed
 //! anew by `merge`.
 
+use std::collections::BTreeSet;
+
 /// The edge follows from a client's use of a Service and the endpoints behind it; no server-side
 /// record names the client.
 pub const INFERRED: &str = "inferred";
@@ -40,6 +42,9 @@ pub const INSIDE: &str = "inside";
 /// which alone NetworkPolicy judges. Reported, never a rule.
 pub const SECONDARY_NETWORK: &str = "secondary-network";
 
+/// The port at which proxies of an ambient mesh take tunnels.
+pub const HBONE: u16 = 15008;
+
 /// Marks that are computed from other facts.
 pub const DERIVED: [&str; 6] = [INFERRED, VIA_SERVICE, MASQUERADED, ONE_WAY, FOUND_AT_START, UNLISTED_ADDRESS];
 /// Marks of traffic that never supports a rule.
@@ -47,3 +52,9 @@ pub const NEVER_SUPPORTED: [&str; 4] = [MULTICAST, BROADCAST, INSIDE, SECONDARY_
 /// Marks of traffic that NetworkPolicy does not judge, between peers that may have other traffic at
 /// the same port. An edge has one of them only as long as nothing else is known of it.
 pub const SET_ASIDE: [&str; 2] = [INSIDE, SECONDARY_NETWORK];
+
+/// Whether one of these marks is of [`SET_ASIDE`].
+#[must_use]
+pub fn set_aside(marks: &BTreeSet<String>) -> bool {
+    SET_ASIDE.iter().any(|mark| marks.contains(*mark))
+}

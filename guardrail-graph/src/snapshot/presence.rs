@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Interval, Source, facts::Facts, intervals::joined, span::Span};
+use super::{Interval, Source};
 use crate::{
     peer::{Peer, WorkloadRef},
     time::Timestamp,
@@ -90,61 +90,6 @@ pub(crate) type Witnesses = BTreeMap<Arc<Source>, (bool, bool)>;
 /// When events of one source and reason were lost, by whom they concern.
 pub(crate) type LossTimes = BTreeMap<Option<Arc<Peer>>, Vec<Interval>>;
 
-impl Facts {
-    /// Joins who was there.
-    pub(super) fn add_presence(&mut self, witnesses: Vec<Witness>, pods: Vec<PodPresence>) {
-        for Witness { source, tells, full } in witnesses {
-            let known = self.witnesses.entry(self.counters.intern(source)).or_default();
-            *known = (known.0 | tells, known.1 | full);
-        }
-        for PodPresence { workload, pod, node, from, to, started, told } in pods {
-            let key = (self.words.intern(&*workload.namespace), pod.into(), self.words.intern(&*node), from, told);
-            let present = Present { to, started, workload: self.workload_names.intern(workload) };
-            add_pod(&mut self.pods, key, present);
-        }
-    }
-
-    /// Joins when a source lost events for a reason. `None`: nobody knows when, so all of the time.
-    pub(super) fn add_loss_times(&mut self, source: &Source, reason: &str, times: Option<Vec<LossTime>>) {
-        let key = (Arc::new(source.clone()), reason.to_owned());
-        let known = self.loss_times.entry(key).or_insert_with(|| Some(LossTimes::new()));
-        match (known, times) {
-            (Some(known), Some(times)) => {
-                for LossTime { time, peer } in times {
-                    let peer = peer.map(|peer| self.peers.intern(peer));
-                    known.entry(peer).or_default().push(time);
-                }
-            }
-            (known, _) => *known = None,
-        }
-    }
-
-    /// Joins intervals that touch.
-    pub(super) fn settle_losses(&mut self) {
-        for intervals in self.loss_times.values_mut().flatten().flat_map(BTreeMap::values_mut) {
-            *intervals = joined(std::mem::take(intervals));
-        }
-    }
-
-    /// When a source lost events for a reason, as it stands in a snapshot.
-    pub(super) fn loss_times_of(&self, key: &(Arc<Source>, String)) -> Option<Vec<LossTime>> {
-        let times = self.loss_times.get(key)?.as_ref()?;
-        let of_peer = |(peer, intervals): (&Option<Arc<Peer>>, &Vec<Interval>)| {
-            let peer = peer.as_deref().cloned();
-            intervals.iter().map(move |time| LossTime { time: *time, peer: peer.clone() }).collect::<Vec<_>>()
-        };
-        Some(times.iter().flat_map(of_peer).collect())
-    }
-
-    /// Who says which pods were there.
-    pub(super) fn witness_list(&self) -> Vec<Witness> {
-        let known = self.witnesses.iter();
-        known
-            .map(|(source, (tells, full))| Witness { source: Source::clone(source), tells: *tells, full: *full })
-            .collect()
-    }
-}
-
 /// A pod that was there as it stands in a snapshot.
 pub(super) fn pod_presence((_, pod, node, from, told): &PodKey, present: &Present) -> PodPresence {
     PodPresence {
@@ -155,23 +100,5 @@ pub(super) fn pod_presence((_, pod, node, from, told): &PodKey, present: &Presen
         to: present.to,
         started: present.started,
         told: *told,
-    }
-}
-
-/// Leaves what was in the span.
-pub(super) fn cut_presence(body: &mut Body, span: &Span) {
-    body.witnesses.retain(|witness| body.sources.contains(&witness.source));
-    body.presence.retain_mut(|pod| match span.cut(Interval { from: pod.from, to: pod.to }) {
-        Some(part) => {
-            (pod.from, pod.to) = (part.from, part.to);
-            pod.started = pod.started.filter(|at| span.meets(*at, *at));
-            true
-        }
-        None => false,
-    });
-    for loss in &mut body.coverage.losses {
-        if let Some(times) = &mut loss.times {
-            times.retain_mut(|loss| span.cut(loss.time).map(|part| loss.time = part).is_some());
-        }
     }
 }

@@ -21,9 +21,7 @@ use thiserror::Error;
 
 use super::{
     AddressEntry, Body, Interval, Side, Snapshot, Source, SourceCounts, SourceWindow, Window, WorkloadEntry,
-    facts::{Facts, hull},
-    merge,
-    presence::cut_presence,
+    intervals::hull,
 };
 use crate::{
     peer::{Peer, Protocol},
@@ -119,20 +117,6 @@ impl fmt::Display for Span {
     }
 }
 
-/// Joins what snapshots say of a span.
-#[must_use]
-pub fn merge_within(snapshots: Vec<Snapshot>, span: &Span) -> Snapshot {
-    if span.is_all() {
-        return merge(snapshots);
-    }
-    let mut joined = Facts { span: *span, ..Facts::default() };
-    for mut snapshot in snapshots {
-        cut(&mut snapshot.body, span);
-        joined.add(snapshot);
-    }
-    joined.document().snapshot()
-}
-
 impl Window {
     /// From the first to the last moment at which anybody observed; `None` if nobody did.
     #[must_use]
@@ -187,7 +171,7 @@ impl Body {
 }
 
 /// Cuts facts to a span that has an end. What follows from them is not: it is derived anew.
-fn cut(body: &mut Body, span: &Span) {
+pub(super) fn cut(body: &mut Body, span: &Span) {
     let all_of_it = body.window.whole();
     cut_coverage(body, span, all_of_it);
     cut_presence(body, span);
@@ -309,4 +293,22 @@ fn cut_flows(body: &mut Body, span: &Span) {
         });
         !edge.sources.is_empty()
     });
+}
+
+/// Leaves the pods that were there in the span, and when something was lost in it.
+fn cut_presence(body: &mut Body, span: &Span) {
+    body.witnesses.retain(|witness| body.sources.contains(&witness.source));
+    body.presence.retain_mut(|pod| match span.cut(Interval { from: pod.from, to: pod.to }) {
+        Some(part) => {
+            (pod.from, pod.to) = (part.from, part.to);
+            pod.started = pod.started.filter(|at| span.meets(*at, *at));
+            true
+        }
+        None => false,
+    });
+    for loss in &mut body.coverage.losses {
+        if let Some(times) = &mut loss.times {
+            times.retain_mut(|loss| span.cut(loss.time).map(|part| loss.time = part).is_some());
+        }
+    }
 }

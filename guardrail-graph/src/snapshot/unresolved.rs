@@ -7,17 +7,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Interval, Source,
-    facts::{Facts, MAX_EXAMPLES},
-    span::Span,
-};
+use super::{Interval, Source, intervals::hull, span::Span};
 use crate::{
     peer::{Peer, Protocol},
     time::Timestamp,
-    unresolved::UnresolvedReason,
 };
 
+/// Examples kept per reason.
+pub(crate) const MAX_EXAMPLES: usize = 8;
 /// Established flows kept for each reason: those that come first by their ends.
 pub(crate) const MAX_FLOWS: usize = 1_000;
 
@@ -93,7 +90,7 @@ impl Unresolved {
 
     /// What another snapshot says of the same source and reason. What comes first is kept, so that
     /// the order of joining plays no part.
-    fn join(&mut self, other: Self, is_new: bool) {
+    pub(super) fn join(&mut self, other: Self, is_new: bool) {
         self.count = self.count.max(other.count);
         other.examples.into_iter().for_each(|example| self.add_example(example));
         self.more |= other.more;
@@ -102,7 +99,7 @@ impl Unresolved {
             (Some(mut known), Some(flows)) => {
                 for (ends, time) in flows {
                     let joined = known.entry(ends).or_insert(time);
-                    *joined = Interval { from: joined.from.min(time.from), to: joined.to.max(time.to) };
+                    *joined = hull([*joined, time]);
                 }
                 Some(known)
             }
@@ -130,30 +127,6 @@ impl Unresolved {
             examples: self.examples,
             flows: self.flows.map(|flows| flows.into_iter().map(flow).collect()),
             more: self.more,
-        }
-    }
-}
-
-impl Facts {
-    /// Joins unresolved flows but for those that follow from other facts.
-    pub(super) fn add_unresolved(&mut self, entries: Vec<UnresolvedEntry>) {
-        let derived = UnresolvedReason::DERIVED.map(UnresolvedReason::as_str);
-        for entry in entries.into_iter().filter(|u| u.count > 0 && !derived.contains(&u.reason.as_str())) {
-            let UnresolvedEntry { source, reason, count, examples, flows, more } = entry;
-            let flows = flows.map(|flows| {
-                let mut all = BTreeMap::new();
-                for UnresolvedFlow { client, server, protocol, port, time } in flows {
-                    let ends = (self.peers.intern(client), self.peers.intern(server), protocol, port);
-                    let time = Interval { from: time.first_seen, to: time.last_seen };
-                    let joined: &mut Interval = all.entry(ends).or_insert(time);
-                    *joined = Interval { from: joined.from.min(time.from), to: joined.to.max(time.to) };
-                }
-                all
-            });
-            let key = (Arc::new(source), reason);
-            let is_new = !self.unresolved.contains_key(&key);
-            let known = self.unresolved.entry(key).or_default();
-            known.join(Unresolved { count, examples, flows, more }, is_new);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use crate::{
     observer::{UnresolvedReason, peers::PeerId},
     peer::Protocol,
-    snapshot::{Interval, unresolved::MAX_FLOWS},
+    snapshot::{Interval, intervals::hull, unresolved::MAX_FLOWS},
 };
 
 /// How long before it is counted a flow may have been.
@@ -57,9 +57,7 @@ impl Flows {
     pub(super) fn restore(&mut self, reason: UnresolvedReason, ends: Ends, time: Interval) {
         let index = reason as usize;
         if let Some(known) = self.flows.get_mut(&(reason, ends)) {
-            let Interval { from, to } = known.time;
-            *known =
-                Known { time: Interval { from: from.min(time.from), to: to.max(time.to) }, times: known.times + 1 };
+            *known = Known { time: hull([known.time, time]), times: known.times + 1 };
         } else if self.kept[index] < MAX_FLOWS {
             self.kept[index] += 1;
             self.flows.insert((reason, ends), Known { time, times: 1 });

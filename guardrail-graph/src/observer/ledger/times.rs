@@ -2,7 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::{observe::LossReason, observer::peers::PeerId, snapshot::Interval, time::Timestamp};
+use crate::{
+    observe::LossReason,
+    observer::peers::PeerId,
+    snapshot::{Interval, intervals::hull},
+    time::Timestamp,
+};
 
 /// Grid of times, seconds.
 const GRID: i64 = 60;
@@ -50,7 +55,7 @@ impl Times {
         let times = self.times.entry((reason, whom)).or_default();
         match times.last_mut() {
             Some(last) if from <= last.to || self.kept >= MAX_TIMES => {
-                *last = Interval { from: last.from.min(from), to: last.to.max(to) };
+                *last = hull([*last, Interval { from, to }]);
             }
             _ => {
                 times.push(Interval { from, to });

@@ -73,7 +73,7 @@ impl EdgeFacts {
 
     /// Whether what was seen is set aside ([`marks::SET_ASIDE`]).
     pub(in crate::snapshot) fn is_set_aside(&self) -> bool {
-        marks::SET_ASIDE.iter().any(|mark| self.rare().marks.contains(*mark))
+        marks::set_aside(&self.rare().marks)
     }
 
     /// What is set aside gives way to anything else. False: nothing is to be added.

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 
 use guardrail_graph::{
     Peer, Protocol, WorkloadRef,
-    snapshot::{EdgeRecord, marks},
+    snapshot::{
+        EdgeRecord,
+        marks::{self, HBONE},
+    },
 };
 
 use super::{Builder, Draft};
@@ -307,7 +310,7 @@ impl Builder<'_> {
         }
         if edge.marks.contains("proxied") {
             // An ambient mesh carries the connection to the same pod inside HBONE.
-            ports.insert(RulePort { protocol: Protocol::Tcp, port: PortRef::Number(15008) });
+            ports.insert(RulePort { protocol: Protocol::Tcp, port: PortRef::Number(HBONE) });
         }
         ports
     }
