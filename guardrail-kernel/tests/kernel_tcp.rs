@@ -17,8 +17,8 @@ use guardrail_graph::{
 };
 
 use self::kernel::{
-    Agent, Forked, Half, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod, at, cgroup_of, client, cpus, mapped, pin,
-    server, set_deaf, set_option, until, wait_until, with_cpus_held,
+    Agent, Forked, Half, HoldCpus, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod, at, cgroup_of, client, cpus,
+    mapped, pin, server, set_deaf, set_option, until, wait_until,
 };
 
 /// Connects, accepts, and talks: `asked` bytes one way, `answered` the other; both ends read to the
@@ -124,6 +124,10 @@ const EARLY: Duration = Duration::from_millis(400);
 /// When it has, however slow the machine is that is emulated here.
 const LIMIT: Duration = Duration::from_secs(20);
 
+fn sleep_until_nearly(then: Instant) {
+    std::thread::sleep(then.saturating_duration_since(Instant::now()).saturating_sub(EARLY));
+}
+
 /// Begins a connection that nobody answers and of which the kernel sends one more SYN.
 fn begin_to_connect_unanswered(from: &SocketPod) -> TcpStream {
     let socket = from.begin_to_connect(at("10.98.0.1", 7003));
@@ -155,11 +159,12 @@ fn failed_attempts_are_told_by_how_they_failed_and_are_never_opens() {
     // The kernel gives up in a timer, in the time of whatever process runs there. A kernel may run
     // no programs in some process's time (process 1 of a virtual machine with a supervisor in it:
     // the tracepoint fires, no program runs): threads of this test hold the CPUs at that instant.
+    let cpus = HoldCpus::wait();
     let begun = Instant::now();
     let unanswered = begin_to_connect_unanswered(&web);
     // Not for luck: no sooner may the CPUs be held, and no longer.
-    std::thread::sleep((begun + patience).saturating_duration_since(Instant::now()) - EARLY);
-    let error = with_cpus_held(|| error_of(&unanswered, LIMIT));
+    sleep_until_nearly(begun + patience);
+    let error = cpus.during(|| error_of(&unanswered, LIMIT));
     assert_eq!(error, Some(libc::ETIMEDOUT), "within {LIMIT:?} after {patience:?}");
     // Given up by the application.
     drop(web.begin_to_connect(at("10.98.0.2", 7004)));
@@ -194,19 +199,28 @@ fn a_connection_that_nobody_answers_any_more_is_broken_and_one_that_is_reset_or_
         (connection, listener.accept().expect("accepted").0)
     };
     // As in the test above: how long the kernel tries, and whose time its timers take.
+    let measured = connected();
+    let patience = {
+        set_deaf(&measured.1, true);
+        let begun = Instant::now();
+        say_something(&measured.0);
+        assert_eq!(error_of(&measured.0, LIMIT), Some(libc::ETIMEDOUT));
+        begun.elapsed()
+    };
+    drop(measured);
     let before = connected();
     let agent = Agent::start(&lab);
     let cut = connected();
     for end in [&before.1, &cut.1] {
         set_deaf(end, true);
     }
+    let cpus = HoldCpus::wait();
     let begun = Instant::now();
     say_something(&before.0);
-    let error = with_cpus_held(|| error_of(&before.0, LIMIT));
-    assert_eq!(error, Some(libc::ETIMEDOUT), "after {:?}", begun.elapsed());
     say_something(&cut.0);
-    let error = with_cpus_held(|| error_of(&cut.0, LIMIT));
-    assert_eq!(error, Some(libc::ETIMEDOUT), "after {:?}", begun.elapsed());
+    sleep_until_nearly(begun + patience);
+    let errors = cpus.during(|| [&before.0, &cut.0].map(|connection| error_of(connection, LIMIT)));
+    assert_eq!(errors, [Some(libc::ETIMEDOUT); 2], "after {:?}", begun.elapsed());
     // The other ends say something, and hear that there is no such connection.
     for end in [&before.1, &cut.1] {
         set_deaf(end, false);

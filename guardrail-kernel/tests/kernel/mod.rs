@@ -6,7 +6,7 @@ mod agent;
 pub(crate) use guardrail_tests::lab::{
     bpffs::BpfFs,
     fork::Forked,
-    machine::{cpus, descriptors, is_linux_before, pin, with_cpus_held},
+    machine::{HoldCpus, cpus, descriptors, is_linux_before, pin},
     pair::{Half, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod},
     socket::{at, connect, mapped, set_deaf, set_option, set_option_bytes},
     until, wait_until,

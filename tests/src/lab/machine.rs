@@ -1,6 +1,13 @@
 //! This machine and this process, as the kernel tells of them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
 /// Whether the running kernel is older than this version.
 pub fn is_linux_before(major: u32, minor: u32) -> bool {
@@ -25,34 +32,53 @@ pub fn cpus() -> usize {
     usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).expect("there are CPUs")
 }
 
-/// Runs something while a real-time thread holds each CPU of this machine, so that no other process
-/// of ordinary priority does: what a timer does meanwhile, it does in the time of one of these
-/// threads. Keep it shorter than the second after which the kernel lets others run regardless
-/// (`sched_rt_runtime_us`).
-pub fn with_cpus_held<T: Send>(run: impl FnOnce() -> T + Send) -> T {
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for cpu in 0..cpus() {
-            let is_over = &is_over;
-            scope.spawn(move || {
-                pin(cpu);
-                be_real_time(1);
-                while !is_over.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
+/// When the CPUs were held last.
+static HELD_LAST: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// Leave to hold the CPUs of this machine. One test of a process has it at a time, and none sooner
+/// than a second after the one before: the kernel lets others run regardless after a second
+/// (`sched_rt_runtime_us`; the fair server since Linux 6.12).
+pub struct HoldCpus(MutexGuard<'static, Option<Instant>>);
+
+impl HoldCpus {
+    /// Waits for its turn.
+    pub fn wait() -> Self {
+        let last = HELD_LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = *last {
+            thread::sleep((last + Duration::from_secs(1)).saturating_duration_since(Instant::now()));
         }
-        // Above the others, or it would never come to its end.
-        let result = scope
-            .spawn(|| {
-                be_real_time(2);
-                run()
-            })
-            .join();
-        is_over.store(true, Ordering::Relaxed);
-        result
-    })
-    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        Self(last)
+    }
+
+    /// Runs something while a real-time thread holds each CPU, so that no other process of ordinary
+    /// priority does: what a timer does meanwhile, it does in the time of one of these threads.
+    /// Keep it well below a second.
+    pub fn during<T: Send>(mut self, run: impl FnOnce() -> T + Send) -> T {
+        let is_over = AtomicBool::new(false);
+        let result = thread::scope(|scope| {
+            for cpu in 0..cpus() {
+                let is_over = &is_over;
+                scope.spawn(move || {
+                    pin(cpu);
+                    be_real_time(1);
+                    while !is_over.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            // Above the others, or it would never come to its end.
+            let result = scope
+                .spawn(|| {
+                    be_real_time(2);
+                    run()
+                })
+                .join();
+            is_over.store(true, Ordering::Relaxed);
+            result
+        });
+        *self.0 = Some(Instant::now());
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
 }
 
 /// Gives the calling thread this real-time priority (`SCHED_FIFO`).
