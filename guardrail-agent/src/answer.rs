@@ -1,6 +1,6 @@
 //! What the agent answers for a span of time: the epochs that meet it, joined.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
 use guardrail_graph::{
@@ -11,7 +11,11 @@ use guardrail_policy::words::PointInTime;
 
 use crate::state::{Ended, Kept};
 
-/// The span that the query of an URL asks for (`since=14d&until=2026-11-01`).
+/// How far an answer reaches back for whoever names no span.
+const UNASKED: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The span that the query of an URL asks for (`since=14d&until=2026-11-01`): without one, the last
+/// 24 hours.
 ///
 /// # Errors
 /// One sentence.
@@ -27,6 +31,9 @@ pub fn span_of(query: &str, now: Timestamp) -> Result<Span, String> {
             "until" => until = Some(point()?.end(now)),
             _ => return Err(format!("there is no parameter `{name}`: there are since and until")),
         }
+    }
+    if since.is_none() && until.is_none() {
+        since = Some(now.before(UNASKED));
     }
     Span::new(since, until).map_err(|error| error.to_string())
 }
@@ -102,7 +109,7 @@ mod tests {
         let now: Timestamp = "2026-11-29T10:00:00Z".parse().unwrap();
         let at = |text: &str| Some(text.parse::<Timestamp>().unwrap());
         for (query, since, until) in [
-            ("", None, None),
+            ("", at("2026-11-28T10:00:00Z"), None),
             ("since=14d", at("2026-11-15T10:00:00Z"), None),
             ("since=2026-11-01&until=2026-11-08", at("2026-11-01T00:00:00Z"), at("2026-11-09T00:00:00Z")),
             ("&until=2026-11-08T12%3A00%3A00Z", None, at("2026-11-08T12:00:00Z")),

@@ -17,7 +17,7 @@ use anyhow::{Context as _, bail};
 use guardrail_graph::{
     Snapshot,
     inventory::{self, Object, ObjectKey},
-    snapshot::{check_revisions, merge_within},
+    snapshot::{EVERYTHING, check_revisions, merge_within},
 };
 use guardrail_policy::{
     emit::EVIDENCE_FILE,
@@ -283,8 +283,12 @@ pub(crate) fn bytes(name: &str, limit: usize) -> anyhow::Result<Vec<u8>> {
         std::io::stdin().lock().take(limit).read_to_end(&mut bytes).context("cannot read stdin")?;
     } else if name.starts_with("http://") || name.starts_with("https://") {
         let config = ureq::Agent::config_builder().timeout_global(Some(HTTP_TIMEOUT)).user_agent("guardrail").build();
+        let url = match name.strip_suffix("/v1/graph") {
+            Some(agent) => format!("{agent}{EVERYTHING}"),
+            None => name.to_owned(),
+        };
         let response =
-            ureq::Agent::new_with_config(config).get(name).call().with_context(|| format!("cannot get {name}"))?;
+            ureq::Agent::new_with_config(config).get(url).call().with_context(|| format!("cannot get {name}"))?;
         response
             .into_body()
             .into_reader()

@@ -6,7 +6,7 @@
 
 use std::{fmt, time::Duration};
 
-use guardrail_graph::Snapshot;
+use guardrail_graph::{Snapshot, snapshot::EVERYTHING};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{
     Request, Response, StatusCode,
@@ -119,7 +119,7 @@ async fn exchange(pods: &kube::Api<Pod>, pod: &str) -> Result<Reply, Miss> {
     let request = async {
         let (mut sender, http) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         connection.spawn(http);
-        let request = Request::get("/v1/graph")
+        let request = Request::get(EVERYTHING)
             .header(header::HOST, "localhost")
             .header(header::USER_AGENT, concat!("guardrail/", env!("CARGO_PKG_VERSION")))
             .header(header::CONNECTION, "close")

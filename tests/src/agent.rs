@@ -201,12 +201,12 @@ impl Agent {
         Ok(Forward::To(Box::new(connect)))
     }
 
-    /// The current graph.
+    /// The graph of everything that the agent keeps, as commands ask for it.
     ///
     /// # Errors
     /// As [`Agent::get`], or no JSON.
     pub fn snapshot(&self) -> Result<Value> {
-        let (status, body) = self.get("/v1/graph")?;
+        let (status, body) = self.get("/v1/graph?since=1970-01-01")?;
         if status != 200 {
             bail!("/v1/graph answers {status}: {body}");
         }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use guardrail_graph::Timestamp;
+use guardrail_graph::{Timestamp, snapshot::EVERYTHING};
 use guardrail_tests::{
     agent::Agent,
     app::scenario::{Call, How, Scenario, Serve},
@@ -113,6 +113,14 @@ fn an_agent_that_is_killed_around_the_ends_of_epochs_loses_nothing_and_counts_no
     assert_eq!(ids.collect::<std::collections::BTreeSet<_>>(), now.into_keys().collect());
     assert_eq!(agent.get("/v1/graph?since=1h&until=2h").unwrap().0, 400);
     assert_eq!(agent.get("/v1/graph?until=2001-01-01").unwrap().0, 404);
+    // Three days later: the last 24 hours, unless asked.
+    clock.set("+96h").unwrap();
+    let epochs = |path| {
+        let snapshot: serde_json::Value = serde_json::from_str(&agent.get(path).ok()?.1).ok()?;
+        Some(snapshot["sources"].as_array()?.len())
+    };
+    wait_until(LIMIT, "a day without yesterday's epochs", || (epochs("/v1/graph")? == 1).then_some(())).unwrap();
+    assert!(epochs(EVERYTHING).unwrap() > known.len());
     assert_eq!(agent.terminate().unwrap().code(), Some(0), "{}", agent.said());
 }
 
