@@ -10,7 +10,7 @@ use guardrail_policy::emit;
 use crate::{
     dataplane::DataplaneArgs,
     exit::{Outcome, finish},
-    input::{self, KubeArgs, tell},
+    input::{self, KubeArgs, SpanArgs, tell},
     place,
     plan::PlanArgs,
     policies,
@@ -55,6 +55,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Runs `guardrail admission`.
@@ -68,7 +71,7 @@ fn admission(args: &mut Args) -> anyhow::Result<Outcome> {
     };
     let snapshot = match &args.snapshots[..] {
         [] => None,
-        names => Some(input::snapshots(names, &args.cluster)?),
+        names => Some(input::snapshots(names, &args.cluster, &args.span)?),
     };
     if !args.policies.is_empty() && args.inventory.is_empty() && snapshot.is_none() {
         bail!("whose the labels are is not known: add --inventory, or a snapshot");

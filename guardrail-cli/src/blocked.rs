@@ -15,7 +15,7 @@ use crate::{
     coverage,
     dataplane::DataplaneArgs,
     exit::{Outcome, finish},
-    input::{self, KubeArgs, tell},
+    input::{self, KubeArgs, SpanArgs, tell},
     output::{self, Cell, Paint, Table},
     plan::PlanArgs,
     policies,
@@ -70,6 +70,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Output formats.
@@ -95,7 +98,7 @@ pub(crate) fn run(mut args: Args) -> ExitCode {
 fn blocked(args: &mut Args) -> anyhow::Result<Outcome> {
     // The plan says which cluster `kube` means.
     args.plan.read(&mut args.cluster)?;
-    let snapshot = input::snapshots(&args.snapshots, &args.cluster)?;
+    let snapshot = input::snapshots(&args.snapshots, &args.cluster, &args.span)?;
     let loaded = policies::load(&args.policies, &args.inventory, Some(&snapshot), &args.dataplane, &args.cluster)?;
     let doubts = loaded.doubts();
     for because in &doubts {

@@ -9,7 +9,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::ValueEnum;
 
-use crate::{dataplane::DataplaneArgs, exit::finish, input::KubeArgs};
+use crate::{dataplane::DataplaneArgs, exit::finish, input::{KubeArgs, SpanArgs}};
 
 /// Options of `guardrail check`.
 #[derive(Debug, clap::Args)]
@@ -55,6 +55,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Output formats.

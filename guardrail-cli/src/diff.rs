@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::ValueEnum;
 
-use crate::{dataplane::DataplaneArgs, exit::finish, input::KubeArgs};
+use crate::{dataplane::DataplaneArgs, exit::finish, input::{KubeArgs, SpanArgs}};
 
 /// Options of `guardrail diff`.
 #[derive(Debug, clap::Args)]
@@ -52,6 +52,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Output formats.

@@ -19,7 +19,7 @@ use crate::{
     coverage,
     dataplane::DataplaneArgs,
     exit::{Outcome, finish},
-    input::{self, KubeArgs, tell},
+    input::{self, KubeArgs, SpanArgs, tell},
     output,
     plan::PlanArgs,
     policies::{self, Loaded},
@@ -83,6 +83,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// The kinds by name.
@@ -125,7 +128,7 @@ fn drift(args: &mut Args) -> anyhow::Result<Outcome> {
     let planned = args.plan.read(&mut args.cluster)?;
     let baseline = args.baseline.as_ref().map(|path| baseline(path)).transpose()?;
     let now = args.cluster.now();
-    let snapshot = input::snapshots(&args.snapshots, &args.cluster)?;
+    let snapshot = input::snapshots(&args.snapshots, &args.cluster, &args.span)?;
     let files = input::policies(&args.policies, &args.cluster)?;
     let cluster = if args.against.is_empty() { None } else { Some(input::policies(&args.against, &args.cluster)?) };
     let in_force = cluster.clone().unwrap_or_else(|| files.clone());

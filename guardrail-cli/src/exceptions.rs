@@ -12,7 +12,7 @@ use guardrail_lifecycle::exceptions::{self, ExceptionList, ExceptionRow};
 
 use crate::{
     exit::{Outcome, finish},
-    input::{self, KubeArgs},
+    input::{self, KubeArgs, SpanArgs},
     output::{self, Cell, Paint, Table},
     plan,
 };
@@ -44,6 +44,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Output formats.
@@ -66,7 +69,7 @@ fn exceptions(args: &Args) -> anyhow::Result<Outcome> {
         plan.environment(name).map_err(|error| anyhow::anyhow!("{file}: {error}"))?;
     }
     let snapshot =
-        if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster)?) };
+        if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?) };
     let in_force = if args.policies.is_empty() {
         None
     } else {

@@ -17,6 +17,7 @@ use guardrail_policy::{
     export::{self, Exported},
     generate::{Options, Phase},
     report::window_in_words,
+    words,
 };
 
 use crate::exit::{Outcome, finish};
@@ -56,10 +57,13 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
     let policies = generated.files.keys().filter(|name| !SIDECARS.contains(&name.as_str())).count();
     if let Some(planned) = &planned {
         let earlier = args.directory.as_deref().map(write::earlier).transpose()?.unwrap_or_default();
-        keep_unseen(&earlier, planned.environment()?, &mut generated);
-        if !generated.stopped.is_empty() && changes_nothing(&earlier, &generated, args.directory.as_deref()) {
-            tell("error", &format_args!("nothing was written: {} are not ready", namespaces(&generated.stopped)));
-            let all = generated.verdicts.iter().all(|verdict| generated.stopped.contains(&verdict.namespace));
+        are_known(&options, &earlier, &generated)?;
+        keep_unseen(&earlier, planned.environment()?, &options, &mut generated);
+        let stopped = stopped(&generated, &options);
+        if !stopped.is_empty() && changes_nothing(&earlier, (&generated, &options), args.directory.as_deref()) {
+            tell("error", &format_args!("nothing was written: {} are not ready", namespaces(&stopped)));
+            let asked = generated.verdicts.iter().filter(|verdict| !options.leaves(&verdict.namespace));
+            let all = asked.into_iter().all(|verdict| stopped.contains(&*verdict.namespace));
             return Ok(if all { Outcome::Unanswered } else { Outcome::Findings });
         }
     } else if policies == 0 && !generated.problems.iter().all(|problem| !problem.stops(options.forced)) {
@@ -68,7 +72,7 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
     }
     match &args.directory {
         Some(directory) => {
-            write::replace_set(directory, &generated.files, &generated.stopped)
+            write::replace_set(directory, &generated.files, |name| stays(name, &generated, &options))
                 .with_context(|| format!("cannot write the export to {}", directory.display()))?;
             anstream::eprintln!(
                 "{policies} policies, {KUSTOMIZATION_FILE}, {EVIDENCE_FILE} and {REPORT_FILE} in {}",
@@ -77,35 +81,63 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
         }
         None => print(&generated)?,
     }
-    if generated.stopped.is_empty() {
+    let stopped = stopped(&generated, &options);
+    if stopped.is_empty() {
         return Ok(if all_said && sensitive_are_known { Outcome::Fine } else { Outcome::Findings });
     }
     let kept = if args.directory.is_some() { ": their files stay as they were" } else { "" };
-    tell("error", &format_args!("not written: {}{kept}", namespaces(&generated.stopped)));
+    tell("error", &format_args!("not written: {}{kept}", namespaces(&stopped)));
     Ok(Outcome::Findings)
 }
 
-fn namespaces(stopped: &BTreeSet<String>) -> String {
-    let stopped: Vec<&str> = stopped.iter().map(String::as_str).collect();
+/// The namespaces that were asked for and are not written.
+fn stopped<'a>(generated: &'a Exported, options: &Options) -> BTreeSet<&'a str> {
+    generated.stopped.iter().map(String::as_str).filter(|namespace| !options.leaves(namespace)).collect()
+}
+
+fn namespaces(stopped: &BTreeSet<&str>) -> String {
+    let stopped: Vec<&str> = stopped.iter().copied().collect();
     format!("namespaces {}", stopped.join(", "))
+}
+
+/// Whether a policy's file that an earlier export wrote stays, whatever this one says: exceptions
+/// are decided for every namespace that was asked for.
+fn stays(name: &str, generated: &Exported, options: &Options) -> bool {
+    namespace_of_file(name).is_some_and(|namespace| {
+        options.leaves(namespace) || generated.stopped.contains(namespace) && !is_exception_file(name)
+    })
+}
+
+/// With a plan: refuses a namespace that was asked for and of which there is neither a workload nor
+/// a file.
+fn are_known(options: &Options, earlier: &BTreeSet<String>, generated: &Exported) -> anyhow::Result<()> {
+    let seen = generated.verdicts.iter().map(|verdict| verdict.namespace.as_str());
+    let known: BTreeSet<&str> = seen.chain(earlier.iter().filter_map(|name| namespace_of_file(name))).collect();
+    let Some(unknown) = options.namespaces.iter().find(|namespace| !known.contains(namespace.as_str())) else {
+        return Ok(());
+    };
+    let nearest = words::nearest(unknown, known.iter().copied());
+    let nearest = nearest.map_or_else(String::new, |near| format!("; did you mean {near}?"));
+    anyhow::bail!("-n {unknown}: neither the snapshots nor the directory have anything of this namespace{nearest}")
 }
 
 /// Whether no policy would be written, changed or removed: everything that has files stays as it
 /// is, and so do the exceptions. A namespace that stays at observe is ready, too, and its earlier
 /// files go.
-fn changes_nothing(earlier: &BTreeSet<String>, generated: &Exported, directory: Option<&Path>) -> bool {
+fn changes_nothing(
+    earlier: &BTreeSet<String>,
+    (generated, options): (&Exported, &Options),
+    directory: Option<&Path>,
+) -> bool {
     let policies = || generated.files.iter().filter(|(name, _)| !SIDECARS.contains(&name.as_str()));
     let is_there = |(name, text): (&String, &String)| {
         is_exception_file(name)
             && directory.is_some_and(|to| std::fs::read(to.join(name)).is_ok_and(|old| old == text.as_bytes()))
     };
-    let stays = |name: &String| {
-        if is_exception_file(name) {
-            return generated.files.contains_key(name);
-        }
-        namespace_of_file(name).is_some_and(|namespace| generated.stopped.contains(namespace))
+    let remains = |name: &String| {
+        stays(name, generated, options) || is_exception_file(name) && generated.files.contains_key(name)
     };
-    policies().all(is_there) && earlier.iter().all(stays)
+    policies().all(is_there) && earlier.iter().all(remains)
 }
 
 /// Says what became of exceptions. Returns whether each is written, or needs no policy.
@@ -127,9 +159,14 @@ fn tell_exceptions(generated: &Exported) -> bool {
 
 /// A namespace that is meant to be closed and of which nothing was observed stays as it is: without
 /// its files it would be open.
-fn keep_unseen(earlier: &BTreeSet<String>, environment: &Environment, generated: &mut Exported) {
+fn keep_unseen(
+    earlier: &BTreeSet<String>,
+    environment: &Environment,
+    options: &Options,
+    generated: &mut Exported,
+) {
     let namespaces: BTreeSet<&str> = earlier.iter().filter_map(|name| namespace_of_file(name)).collect();
-    for namespace in namespaces {
+    for namespace in namespaces.into_iter().filter(|namespace| !options.leaves(namespace)) {
         let seen = generated.verdicts.iter().any(|verdict| verdict.namespace == namespace);
         let closed = environment.wanted(namespace).phase != Phase::Observe
             || environment.sensitive.iter().any(|glob| glob.is_of(namespace));
@@ -146,7 +183,12 @@ const SIDECARS: [&str; 3] = [KUSTOMIZATION_FILE, EVIDENCE_FILE, REPORT_FILE];
 /// Says what stops which namespace, and what `--force` has accepted.
 fn tell_problems(generated: &Exported, options: &Options) {
     for problem in &generated.problems {
-        let namespaces: Vec<&str> = problem.namespaces.iter().map(String::as_str).collect();
+        let namespaces: Vec<&str> =
+            problem.namespaces.iter().map(String::as_str).filter(|namespace| !options.leaves(namespace)).collect();
+        // What concerns only namespaces that nobody asked for stands in the report.
+        if namespaces.is_empty() && !problem.namespaces.is_empty() {
+            continue;
+        }
         let severity = if problem.stops(options.forced) { "error" } else { "warning" };
         match namespaces.as_slice() {
             [] => tell(severity, &problem.message),

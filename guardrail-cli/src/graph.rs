@@ -17,7 +17,7 @@ use guardrail_graph::{
 use crate::{
     coverage,
     exit::{Outcome, finish},
-    input::{self, KubeArgs, tell},
+    input::{self, KubeArgs, SpanArgs, tell},
     output::{self, Cell, Paint, Table, second},
     page,
 };
@@ -41,6 +41,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Output formats.
@@ -64,8 +67,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn graph(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { snapshots, namespaces, output, cluster } = args;
-    let mut snapshot = input::snapshots(snapshots, cluster)?;
+    let Args { snapshots, namespaces, output, cluster, span } = args;
+    let mut snapshot = input::snapshots(snapshots, cluster, span)?;
     if !namespaces.is_empty() {
         restrict(&mut snapshot, namespaces);
     }

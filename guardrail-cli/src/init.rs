@@ -8,7 +8,7 @@ use guardrail_lifecycle::{init, plan};
 use crate::{
     coverage,
     exit::{Outcome, finish},
-    input::{self, KubeArgs, tell},
+    input::{self, KubeArgs, SpanArgs, tell},
     place,
 };
 
@@ -30,6 +30,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Runs `guardrail init`.
@@ -38,14 +41,14 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn init(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { snapshots, output, cluster } = args;
+    let Args { snapshots, output, cluster, span } = args;
     // Before anything takes time.
     if let Some(file) = output
         && file.symlink_metadata().is_ok()
     {
         bail!("{} is there already: remove it, or name another file with --output", file.display());
     }
-    let snapshot = input::snapshots(snapshots, cluster)?;
+    let snapshot = input::snapshots(snapshots, cluster, span)?;
     let text = init::first_plan(&snapshot, cluster.context());
     plan::read("the first plan", text.as_bytes()).context("the plan that was made is not valid, please report it")?;
     for reason in coverage::incomplete(&snapshot) {

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use guardrail_graph::{
-    Snapshot,
+    Snapshot, Timestamp,
     inventory::{self, Object, ObjectKey},
     snapshot::{EVERYTHING, check_revisions, merge_within},
 };
@@ -28,7 +28,7 @@ use guardrail_policy::{
 use guardrail_kube::objects::ClusterText;
 use kube::Wanted;
 pub(crate) use kube::{KubeArgs, with_api};
-pub(crate) use span::clock;
+pub(crate) use span::{SpanArgs, clock};
 
 use crate::output;
 
@@ -51,19 +51,19 @@ pub(crate) struct Inventory {
     pub(crate) policies: PolicySet,
 }
 
-/// Reads and merges snapshots. `cluster` says how to reach the cluster of a `kube[:NAMESPACE]`, and
-/// which time counts.
-pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs) -> anyhow::Result<Snapshot> {
+/// Reads and merges snapshots. `cluster` says how to reach the cluster of a `kube[:NAMESPACE]`,
+/// `span` which time counts.
+pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs, span: &SpanArgs) -> anyhow::Result<Snapshot> {
     let mut all = Vec::new();
     for name in names {
         all.extend(source(name, cluster)?);
     }
-    joined(all, cluster)
+    joined(all, span, cluster.now())
 }
 
 /// Snapshots as one, within the span that is asked about.
-pub(crate) fn joined(all: Vec<Snapshot>, cluster: &KubeArgs) -> anyhow::Result<Snapshot> {
-    let span = cluster.span.span()?;
+pub(crate) fn joined(all: Vec<Snapshot>, span: &SpanArgs, now: Timestamp) -> anyhow::Result<Snapshot> {
+    let span = span.span(now)?;
     span::check(&span, &all)?;
     check_revisions(&all)?;
     // One snapshot is merged too, so that what is printed does not depend on how it was written.

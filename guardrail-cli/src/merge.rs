@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use crate::{
     coverage,
     exit::{Outcome, finish},
-    input::{self, KubeArgs, tell},
+    input::{self, KubeArgs, SpanArgs, tell},
     place,
 };
 
@@ -23,6 +23,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Runs `guardrail merge`.
@@ -31,8 +34,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn merge(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { snapshots, output, cluster } = args;
-    let snapshot = input::snapshots(snapshots, cluster)?;
+    let Args { snapshots, output, cluster, span } = args;
+    let snapshot = input::snapshots(snapshots, cluster, span)?;
     let text = snapshot.to_json();
     place::deliver(output.as_deref(), text.as_bytes())?;
     for reason in coverage::incomplete(&snapshot) {

@@ -25,7 +25,7 @@ use crate::{
     coverage,
     dataplane::DataplaneArgs,
     exit::{Outcome, finish},
-    input::{self, KubeArgs, tell},
+    input::{self, KubeArgs, SpanArgs, tell},
     output,
     plan::{PlanArgs, Planned},
     policies::{self, Loaded},
@@ -71,6 +71,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Output formats.
@@ -88,9 +91,9 @@ pub(crate) fn run(mut args: Args) -> ExitCode {
 
 fn status(args: &mut Args) -> anyhow::Result<Outcome> {
     let planned = args.plan.read(&mut args.cluster)?;
-    let Args { snapshots, plan: _, policies, inventory, namespaces, output, allow_unproven, dataplane, cluster } = args;
+    let Args { snapshots, plan: _, policies, inventory, namespaces, output, allow_unproven, dataplane, cluster, span } = args;
     let now = cluster.now();
-    let snapshot = input::snapshots(snapshots, cluster)?;
+    let snapshot = input::snapshots(snapshots, cluster, span)?;
     let loaded = policies::load(policies, inventory, Some(&snapshot), dataplane, cluster)?;
     let doubts = loaded.doubts();
     let Loaded { evaluator, objects, .. } = loaded;

@@ -22,7 +22,7 @@ use crate::{
     coverage,
     dataplane::DataplaneArgs,
     exit::{Outcome, finish},
-    input::{self, KubeArgs, tell},
+    input::{self, KubeArgs, SpanArgs, tell},
     plan::PlanArgs,
     policies::{self, Loaded},
     status::options,
@@ -72,6 +72,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Runs `guardrail ui`.
@@ -113,7 +116,7 @@ fn ui(mut args: Args) -> anyhow::Result<Outcome> {
 /// The document of what the sources give now.
 fn read(args: &mut Args, sources: &mut Sources) -> anyhow::Result<String> {
     sources.read(&args.cluster, input::clock());
-    let snapshot = input::joined(sources.last(), &args.cluster)?;
+    let snapshot = input::joined(sources.last(), &args.span, args.cluster.now())?;
     let mut page = Page::new(&snapshot, coverage::incomplete(&snapshot));
     page.sources = sources.told();
     answer(args, &snapshot, &mut page)?;

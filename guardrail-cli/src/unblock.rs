@@ -31,7 +31,7 @@ use crate::{
         self,
         ends::{self, Named},
     },
-    input::{self, KubeArgs, tell},
+    input::{self, KubeArgs, SpanArgs, tell},
     output, policies,
 };
 use exception::{ExceptionArgs, Written};
@@ -88,6 +88,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 /// Output formats.
@@ -126,7 +129,7 @@ struct Asked {
 fn unblock(args: &mut Args) -> anyhow::Result<Outcome> {
     let exception = args.exception.read(&mut args.cluster)?;
     let snapshot =
-        if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster)?) };
+        if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?) };
     let loaded = policies::load(&args.policies, &args.inventory, snapshot.as_ref(), &args.dataplane, &args.cluster)?;
     let doubts = loaded.doubts();
     for because in &doubts {

@@ -74,6 +74,28 @@ fn an_exception_is_written_where_its_pods_are_isolated_and_goes_when_it_ends() {
 }
 
 #[test]
+fn an_exception_that_is_taken_out_of_the_plan_goes_with_the_next_export_of_its_namespace() {
+    let scratch = Scratch::new();
+    let none = PLAN.split("  exceptions:").next().unwrap();
+    assert_eq!(scratch.export(PLAN, BEFORE).0, 0);
+    let kustomization = || fs::read_to_string(scratch.path("out/kustomization.yaml")).unwrap();
+    // Another namespace's export leaves it, its end or not.
+    for (plan, now) in [(none, BEFORE), (PLAN, AFTER)] {
+        let (code, stderr) = scratch.export_of("shop.json", plan, &["--now", now, "-n", "shop"]);
+        assert_eq!((code, scratch.exceptions()), (0, BTreeSet::from([FILE.to_owned()])), "{stderr}");
+        assert!(kustomization().contains(FILE));
+    }
+    let (code, stderr) = scratch.export_of("shop.json", none, &["--now", BEFORE, "-n", "data"]);
+    assert_eq!((code, scratch.exceptions()), (0, BTreeSet::new()), "{stderr}");
+    assert!(!kustomization().contains(FILE));
+    // It comes alone, too, beside what its namespace has.
+    let (code, stderr) = scratch.export_of("shop.json", PLAN, &["--now", BEFORE, "-n", "shop"]);
+    assert_eq!((code, scratch.exceptions()), (0, BTreeSet::new()), "{stderr}");
+    assert_eq!((scratch.export(PLAN, BEFORE).0, scratch.exceptions()), (0, BTreeSet::from([FILE.to_owned()])));
+    assert_eq!((scratch.export(none, BEFORE).0, scratch.exceptions()), (0, BTreeSet::new()));
+}
+
+#[test]
 fn the_end_comes_in_a_namespace_that_is_not_ready_too() {
     let scratch = Scratch::new();
     let none = PLAN.split("  exceptions:").next().unwrap();

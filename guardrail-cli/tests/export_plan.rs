@@ -100,6 +100,67 @@ fn a_namespace_that_is_not_ready_stays_byte_for_byte_and_is_named() {
 }
 
 #[test]
+fn one_namespace_of_an_environment_is_exported_and_all_others_stay_byte_for_byte() {
+    // Step by step, in any order, gives what all at once gives.
+    let whole = Scratch::new();
+    assert_eq!(whole.export(PLAN, &[]).0, 0);
+    let policies = |scratch: &Scratch| -> BTreeMap<String, String> {
+        scratch.written().into_iter().filter(|(name, _)| name != "REPORT.md" && name != "evidence.json").collect()
+    };
+    for order in [["data", "shop"], ["shop", "data"]] {
+        let steps = Scratch::new();
+        let (code, stderr) = steps.export(PLAN, &["-n", order[0]]);
+        assert_eq!((code, stderr.contains("not written")), (0, false), "{stderr}");
+        let first = steps.written();
+        let of = |namespace: &str, name: &str| name.starts_with(&format!("{namespace}."));
+        assert!(first.keys().any(|name| of(order[0], name)), "{:?}", first.keys());
+        assert!(!first.keys().any(|name| of(order[1], name)), "{:?}", first.keys());
+        assert!(
+            first["REPORT.md"].contains(&format!("namespace {} stays as it is: others were asked for", order[1])),
+            "{}",
+            first["REPORT.md"]
+        );
+        // What somebody did to the files of the first is nobody's business now, nor is its gate.
+        let name = first.keys().find(|name| of(order[0], name)).unwrap();
+        fs::write(steps.path("out").join(name), format!("# by hand\n{}", first[name])).unwrap();
+        let before = steps.written();
+        assert_eq!(steps.export(PLAN, &["-n", order[1]]).0, 0);
+        let after = steps.written();
+        for (name, text) in before.iter().filter(|(name, _)| of(order[0], name)) {
+            assert_eq!(after.get(name), Some(text), "{name}");
+        }
+        assert!(after["kustomization.yaml"].contains(&format!("- {name}\n")), "{}", after["kustomization.yaml"]);
+        assert_eq!(steps.export(PLAN, &["-n", order[0], "-n", order[1]]).0, 0);
+        let different = policies(&steps).into_iter().filter(|(name, text)| policies(&whole).get(name) != Some(text));
+        assert_eq!(different.map(|(name, _)| name).collect::<Vec<_>>(), [""; 0]);
+        assert_eq!(policies(&steps).len(), policies(&whole).len());
+    }
+}
+
+#[test]
+fn what_holds_another_namespace_is_no_matter_and_what_holds_this_one_is() {
+    let scratch = Scratch::new();
+    let late = PLAN.replace("data: {phase: default-deny}", "data: {phase: observe}\n        shop: {phase: default-deny}");
+    let data_only = late.replace("[shop/Deployment/cart]", "[data/Job/ledger-of-2019]");
+    let (code, stderr) = scratch.export(&data_only, &["-n", "shop"]);
+    // That nobody knows a sensitive workload is said in any case.
+    assert_eq!(code, 1, "{stderr}");
+    assert!(!stderr.contains("not written") && stderr.contains("ledger-of-2019"), "{stderr}");
+    let before = scratch.written();
+    let (code, stderr) = scratch.export(&data_only, &["-n", "data"]);
+    assert!(code == 2 && scratch.written() == before, "{code}: {stderr}");
+    assert!(stderr.contains("nothing was written: namespaces data are not ready"), "{stderr}");
+    let (code, stderr) = scratch.export(PLAN, &["-n", "shp"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(
+        stderr.ends_with(
+            "error: -n shp: neither the snapshots nor the directory have anything of this namespace; did you mean shop?\n"
+        ),
+        "{stderr}"
+    );
+}
+
+#[test]
 fn when_every_namespace_is_held_nothing_is_written_at_all() {
     let scratch = Scratch::new();
     assert_eq!(scratch.export(PLAN, &[]).0, 0);

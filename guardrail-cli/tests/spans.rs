@@ -103,3 +103,21 @@ fn every_command_that_reads_snapshots_takes_a_span() {
         assert!(help.contains("--since <TIME>") && help.contains("--until <TIME>"), "{command}: {help}");
     }
 }
+
+#[test]
+fn only_commands_that_read_snapshots_take_a_span() {
+    let asks_of = |command: &str| {
+        let (code, stdout, stderr) = guardrail(&[command, "--help"]);
+        assert_eq!(code, 0, "{command}: {stderr}");
+        (stdout.contains("--since") && stdout.contains("--until"), stdout.contains("SNAPSHOT"))
+    };
+    let all = guardrail(&["--help"]).1;
+    let commands = all.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let mut seen = 0;
+    for command in commands.lines().filter_map(|line| line.split_whitespace().next()) {
+        let (span, snapshots) = asks_of(command);
+        assert_eq!(span, snapshots || command == "diff", "{command}");
+        seen += usize::from(!span);
+    }
+    assert!(seen >= 4, "explain, lint, prune, completions");
+}

@@ -112,8 +112,9 @@ fn export_once(snapshot: &Snapshot, options: &Options) -> Exported {
         let in_force = prove::in_force(snapshot, options, &decision, texts);
         let exceptions = exception::decide(snapshot, options, &options.exceptions, &in_force);
         // After the others: what rests on evidence is known by its place.
-        decision.plan.policies.extend(exceptions.policies);
+        decision.plan.policies.extend(exceptions.policies.into_iter().filter(|p| !options.leaves(&p.namespace)));
         decision.exceptions = exceptions.sides;
+        decision.exceptions.retain(|side| !options.leaves(&side.workload.namespace));
     }
     let files = if options.stopped_too {
         for policy in decision.plan.policies.iter_mut().filter(|p| decision.stopped.contains(&p.namespace)) {

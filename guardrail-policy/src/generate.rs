@@ -215,7 +215,8 @@ pub struct Options {
     /// An edge that was last seen so long before the end of the window supports no rule; `None`:
     /// each does, however old.
     pub drop_unused: Option<Duration>,
-    /// Only these namespaces; empty means all that have workloads.
+    /// Only these namespaces; empty means all that have workloads. With goals the others are decided
+    /// too, and stay as they are ([`Options::leaves`]).
     pub namespaces: BTreeSet<String>,
     /// Flows that a person leaves without a rule, by name.
     pub accepted: BTreeSet<FlowName>,
@@ -304,6 +305,13 @@ impl Options {
             existing: Vec::new(),
             existing_forms: Vec::new(),
         }
+    }
+
+    /// Whether this namespace stays as it is, whatever the plan wants of it: a person asked for
+    /// others only.
+    #[must_use]
+    pub fn leaves(&self, namespace: &str) -> bool {
+        !self.goals.is_empty() && !self.namespaces.is_empty() && !self.namespaces.contains(namespace)
     }
 
     /// How far this namespace goes.

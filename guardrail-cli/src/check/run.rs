@@ -40,12 +40,13 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         allow_unproven,
         dataplane,
         cluster,
+        span,
         all: _,
     } = args;
     if matches!(output, Format::Dot | Format::Markdown) {
         bail!("-o dot and -o markdown are for --all");
     }
-    let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots, cluster)?) };
+    let snapshot = if snapshots.is_empty() { None } else { Some(input::snapshots(snapshots, cluster, span)?) };
     let bytes = match flows {
         Some(file) => input::bytes(file, MAX_FLOWS_BYTES + 1)?,
         None => Vec::new(),

@@ -21,7 +21,7 @@ pub(super) fn diff(args: &Args) -> anyhow::Result<Outcome> {
         );
     };
     let [old, new] = [("old", old), ("new", new)].map(|(which, name)| {
-        let snapshot = input::snapshots(std::slice::from_ref(name), &args.cluster)?;
+        let snapshot = input::snapshots(std::slice::from_ref(name), &args.cluster, &args.span)?;
         for reason in coverage::incomplete(&snapshot) {
             tell("warning", &format!("the {which} graph is incomplete: {reason}"));
         }

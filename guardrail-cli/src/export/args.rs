@@ -20,7 +20,7 @@ use super::earlier;
 use crate::{
     dataplane::{DataplaneArgs, not_enforced, refusals},
     export::write,
-    input::{self, Inventory, KubeArgs, tell},
+    input::{self, Inventory, KubeArgs, SpanArgs, tell},
     plan::{PlanArgs, Planned},
     policies::refused,
 };
@@ -60,8 +60,8 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "plan")]
     egress: bool,
 
-    /// Only this namespace (repeatable)
-    #[arg(short, long = "namespace", value_name = "NS", conflicts_with = "plan")]
+    /// Only this namespace (repeatable); with --plan the files of all others stay as they are
+    #[arg(short, long = "namespace", value_name = "NS")]
     namespaces: Vec<String>,
 
     /// Directory for the files; without it the policies go to stdout
@@ -134,6 +134,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     cluster: KubeArgs,
+
+    #[command(flatten)]
+    span: SpanArgs,
 }
 
 fn percentage(text: &str) -> Result<f64, String> {
@@ -176,7 +179,7 @@ impl Args {
     pub(crate) fn input(&self) -> anyhow::Result<Input> {
         let mut asked = self.cluster.clone();
         let planned = self.plan.read(&mut asked)?;
-        let snapshot = input::snapshots(&self.snapshots, &asked)?;
+        let snapshot = input::snapshots(&self.snapshots, &asked, &self.span)?;
         let mut policies = input::policies(&self.policies, &asked)?;
         if let (Some(_), Some(directory)) = (&planned, &self.directory) {
             // A namespace that is not ready keeps its files, so they are in force beside the new.
@@ -198,7 +201,6 @@ impl Args {
         };
         options.dataplane = self.enforcer(&policies, &inventory, egress)?;
         options.egress = self.egress;
-        options.namespaces.extend(self.namespaces.iter().cloned());
         options.accept_inferred = self.accept_inferred;
         for accepted in &self.accept {
             match accepted.clone() {
@@ -241,6 +243,8 @@ impl Args {
             lifecycle::aim(&mut options, &snapshot, planned.environment()?);
             lifecycle::open(&mut options, &planned.plan, &planned.name, now);
         }
+        // After the goals, which every namespace of the environment has.
+        options.namespaces.extend(self.namespaces.iter().cloned());
         // The plan may say it, too.
         options.forget_before = options.drop_unused.map(|unused| self.cluster.now().before(unused));
         unevaluated.sort();

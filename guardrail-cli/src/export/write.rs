@@ -17,12 +17,11 @@ const MANIFEST: &str = ".guardrail-files";
 
 /// Makes `files` (relative path → content) the export in `directory`. Every file is written beside
 /// its place before the first one is renamed, so a full disk changes nothing. What an earlier
-/// export wrote for a namespace in `stopped` stays as it is, and the kustomization goes on to list
-/// it.
+/// export wrote and `stays` says of stays as it is, and the kustomization goes on to list it.
 pub(crate) fn replace_set(
     directory: &Path,
     files: &BTreeMap<String, String>,
-    stopped: &BTreeSet<String>,
+    stays: impl Fn(&str) -> bool,
 ) -> anyhow::Result<()> {
     // File names hold names from the snapshot, and those are whatever its author wrote.
     if let Some(name) = files.keys().find(|name| !is_below(name)) {
@@ -30,15 +29,10 @@ pub(crate) fn replace_set(
     }
     fs::create_dir_all(directory)?;
     let before = read_manifest(directory)?;
-    // Exceptions are decided for every namespace.
-    let is_stopped = |name: &str| {
-        emit::namespace_of_file(name).is_some_and(|namespace| stopped.contains(namespace))
-            && !emit::is_exception_file(name)
-    };
     let kept: BTreeSet<&str> = before
         .iter()
         .map(String::as_str)
-        .filter(|name| is_below(name) && is_stopped(name) && directory.join(name).is_file())
+        .filter(|name| is_below(name) && emit::namespace_of_file(name).is_some() && stays(name) && directory.join(name).is_file())
         .collect();
     let now: BTreeSet<&str> = files.keys().map(String::as_str).chain(kept.iter().copied()).collect();
     let listed = emit::kustomization(now.iter().copied().filter(|name| emit::namespace_of_file(name).is_some()));
@@ -147,8 +141,8 @@ mod tests {
     fn a_second_export_removes_its_own_stale_files_and_nobody_elses() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("mine.yaml"), "kept").unwrap();
-        replace_set(directory.path(), &set(&[("a.yaml", "1"), ("b.yaml", "1")]), &BTreeSet::new()).unwrap();
-        replace_set(directory.path(), &set(&[("b.yaml", "2"), ("c.yaml", "1")]), &BTreeSet::new()).unwrap();
+        replace_set(directory.path(), &set(&[("a.yaml", "1"), ("b.yaml", "1")]), |_| false).unwrap();
+        replace_set(directory.path(), &set(&[("b.yaml", "2"), ("c.yaml", "1")]), |_| false).unwrap();
         assert_eq!(names(directory.path()), [MANIFEST, "b.yaml", "c.yaml", "mine.yaml"]);
         assert_eq!(fs::read_to_string(directory.path().join("b.yaml")).unwrap(), "2");
     }
@@ -158,15 +152,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
         let first = set(&[("a.p.yaml", "1"), ("b.p.yaml", "1"), ("b.q.yaml", "1"), (KUSTOMIZATION_FILE, "all")]);
-        replace_set(directory.path(), &first, &BTreeSet::new()).unwrap();
+        replace_set(directory.path(), &first, |_| false).unwrap();
         fs::remove_file(directory.path().join("b.q.yaml")).unwrap();
         let second = set(&[("a.p.yaml", "2"), (KUSTOMIZATION_FILE, "a alone")]);
-        replace_set(directory.path(), &second, &BTreeSet::from(["b".to_owned()])).unwrap();
+        replace_set(directory.path(), &second, |name| name.starts_with("b.")).unwrap();
         assert_eq!((read("a.p.yaml").as_str(), read("b.p.yaml").as_str()), ("2", "1"));
         let listed = read(KUSTOMIZATION_FILE);
         assert!(listed.contains("- a.p.yaml\n- b.p.yaml\n") && !listed.contains("b.q"), "{listed}");
         // Still ours: the export that no longer stops it may take it away.
-        replace_set(directory.path(), &second, &BTreeSet::new()).unwrap();
+        replace_set(directory.path(), &second, |_| false).unwrap();
         assert_eq!(names(directory.path()), [MANIFEST, "a.p.yaml", KUSTOMIZATION_FILE]);
     }
 
@@ -177,7 +171,7 @@ mod tests {
         fs::create_dir(&directory).unwrap();
         fs::write(outer.path().join("precious"), "kept").unwrap();
         fs::write(directory.join(MANIFEST), "../precious\n/etc/hostname\n").unwrap();
-        replace_set(&directory, &set(&[("a.yaml", "1")]), &BTreeSet::new()).unwrap();
+        replace_set(&directory, &set(&[("a.yaml", "1")]), |_| false).unwrap();
         assert!(outer.path().join("precious").exists());
         assert_eq!(names(&directory), [MANIFEST, "a.yaml"]);
     }
@@ -188,7 +182,7 @@ mod tests {
         let directory = outer.path().join("export");
         let absolute = outer.path().join("absolute.yaml").display().to_string();
         for name in ["../up.yaml", "a/b.yaml", &absolute, "", ".hidden.yaml", "a\nb.yaml"] {
-            let error = replace_set(&directory, &set(&[("good.yaml", "1"), (name, "2")]), &BTreeSet::new())
+            let error = replace_set(&directory, &set(&[("good.yaml", "1"), (name, "2")]), |_| false)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains("is no file name"), "{error}");
@@ -208,11 +202,11 @@ mod tests {
             let fifo = fifo.clone();
             move || fs::read_to_string(fifo).unwrap()
         });
-        replace_set(&directory, &set(&[("a.yaml", "1"), ("b.yaml", "2")]), &BTreeSet::new()).unwrap();
+        replace_set(&directory, &set(&[("a.yaml", "1"), ("b.yaml", "2")]), |_| false).unwrap();
         assert_eq!(reader.join().unwrap(), "1");
         assert_eq!(fs::read_to_string(outer.path().join("report")).unwrap(), "2");
         assert!(fs::symlink_metadata(directory.join("b.yaml")).unwrap().is_symlink());
-        replace_set(&directory, &set(&[("c.yaml", "3")]), &BTreeSet::new()).unwrap();
+        replace_set(&directory, &set(&[("c.yaml", "3")]), |_| false).unwrap();
         assert_eq!(names(&directory), [MANIFEST, "a.yaml", "c.yaml"]);
         assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fs::metadata(fifo).unwrap().file_type()));
     }
@@ -221,9 +215,9 @@ mod tests {
     fn an_unchanged_file_is_not_touched() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.yaml");
-        replace_set(directory.path(), &set(&[("a.yaml", "1")]), &BTreeSet::new()).unwrap();
+        replace_set(directory.path(), &set(&[("a.yaml", "1")]), |_| false).unwrap();
         let before = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
-        replace_set(directory.path(), &set(&[("a.yaml", "1")]), &BTreeSet::new()).unwrap();
+        replace_set(directory.path(), &set(&[("a.yaml", "1")]), |_| false).unwrap();
         assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap()), before);
     }
 
@@ -232,7 +226,7 @@ mod tests {
         let outer = tempfile::tempdir().unwrap();
         let path = outer.path().join("export");
         fs::write(&path, "a file").unwrap();
-        assert!(replace_set(&path, &set(&[("a.yaml", "1")]), &BTreeSet::new()).is_err());
+        assert!(replace_set(&path, &set(&[("a.yaml", "1")]), |_| false).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "a file");
     }
 }

@@ -24,7 +24,7 @@ use guardrail_kube::{
 use guardrail_policy::read::is_read;
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use super::{span::SpanArgs, tell};
+use super::{clock, tell};
 
 /// The namespace of deploy/base.
 const DEFAULT_NAMESPACE: &str = "guardrail";
@@ -35,7 +35,7 @@ const AT_ONCE: usize = 8;
 /// As the API server logs it.
 const USER_AGENT: &str = concat!("guardrail/", env!("CARGO_PKG_VERSION"));
 
-/// How snapshots are read: how to reach the cluster of a `kube[:NAMESPACE]`, and which time counts.
+/// How to reach the cluster that `kube` means.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Options for kube, a cluster")]
 pub(crate) struct KubeArgs {
@@ -51,8 +51,9 @@ pub(crate) struct KubeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds)]
     agent_timeout: u64,
 
-    #[command(flatten)]
-    pub(super) span: SpanArgs,
+    /// The time that counts as now: RFC 3339
+    #[arg(long, value_name = "TIME", hide = true)]
+    now: Option<Timestamp>,
 }
 
 fn seconds(text: &str) -> Result<u64, &'static str> {
@@ -63,7 +64,7 @@ fn seconds(text: &str) -> Result<u64, &'static str> {
 impl KubeArgs {
     /// The time that counts as now.
     pub(crate) fn now(&self) -> Timestamp {
-        self.span.now()
+        self.now.unwrap_or_else(clock)
     }
 
     /// The context that was named.

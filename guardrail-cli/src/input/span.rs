@@ -24,24 +24,14 @@ pub(crate) struct SpanArgs {
     /// ago
     #[arg(long, value_name = "TIME")]
     until: Option<PointInTime>,
-
-    /// The time that counts as now: RFC 3339
-    #[arg(long, value_name = "TIME", hide = true)]
-    now: Option<Timestamp>,
 }
 
 impl SpanArgs {
-    /// The time that counts as now.
-    pub(super) fn now(&self) -> Timestamp {
-        self.now.unwrap_or_else(clock)
-    }
-
-    /// The span that is asked about.
+    /// The span that is asked about, at this time.
     ///
     /// # Errors
     /// If there is no time in it.
-    pub(super) fn span(&self) -> anyhow::Result<Span> {
-        let now = self.now();
+    pub(super) fn span(&self, now: Timestamp) -> anyhow::Result<Span> {
         let (since, until) = (self.since.map(|point| point.begin(now)), self.until.map(|point| point.end(now)));
         Span::new(since, until).map_err(|error| anyhow::anyhow!("--since and --until: {error}"))
     }

@@ -213,7 +213,8 @@ impl<'a> Context<'a> {
 
     /// Whether policies are wanted for this namespace.
     pub(crate) fn in_scope(&self, namespace: &str) -> bool {
-        self.options.namespaces.is_empty() || self.options.namespaces.contains(namespace)
+        let Options { namespaces, goals, .. } = self.options;
+        namespaces.is_empty() || !goals.is_empty() || namespaces.contains(namespace)
     }
 
     /// Namespaces in scope that have at least one workload a policy can apply to.

@@ -189,6 +189,11 @@ impl<'a> Builder<'a> {
         let coverage = &self.context.body.coverage;
         let options = self.context.options;
         for (verdict, goal) in verdicts.iter().filter_map(|v| Some((v, options.goals.get(&v.namespace)?))) {
+            if options.leaves(&verdict.namespace) {
+                let message = format!("namespace {} stays as it is: others were asked for", verdict.namespace);
+                self.problem(ProblemKind::LeftAlone, [verdict.namespace.as_str()], message);
+                continue;
+            }
             for reason in &goal.held {
                 self.problem(ProblemKind::Held, [verdict.namespace.as_str()], reason.clone());
             }

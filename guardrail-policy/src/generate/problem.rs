@@ -14,6 +14,8 @@ pub enum ProblemKind {
     ShortWindow,
     /// A gate of a plan: the namespace is not ready for the phase that is wanted.
     Held,
+    /// A person asked for other namespaces of the plan only.
+    LeftAlone,
     /// No label names a workload alone: no policy can close it, or leave it in where others are
     /// left out.
     Unselectable,
