@@ -2,10 +2,14 @@
 //! inventory.
 
 use anyhow::bail;
-use clap::ValueEnum;
+use clap::{
+    ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use guardrail_graph::inventory::Object;
 use guardrail_policy::{
     evaluate::{CiliumOptions, Cluster, Dataplane},
+    generate::Format,
     model::tier::TierPolicy,
     read::{self, PolicySet},
 };
@@ -49,6 +53,12 @@ pub(crate) fn refusals(form: &TierPolicy, enforcer: &Dataplane) -> Vec<String> {
         format!("{at}{}: {message}", form.key())
     };
     enforcer.refuses(form).into_iter().map(told).collect()
+}
+
+/// The formats of policies by name, so that a shell can complete them.
+pub(crate) fn formats() -> impl TypedValueParser<Value = Format> {
+    PossibleValuesParser::new([Format::NetworkPolicy, Format::Cilium].map(Format::as_str))
+        .try_map(|name| name.parse::<Format>())
 }
 
 /// The data planes by name.
@@ -103,10 +113,7 @@ impl DataplaneArgs {
     /// # Errors
     /// If the command line names another data plane, or the options cannot be read.
     pub(crate) fn cilium(&self, inventory: &Inventory) -> anyhow::Result<Dataplane> {
-        if let Some(other) = self.dataplane.filter(|name| *name != Name::Cilium) {
-            let name = other.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-            bail!("--format cilium is enforced by Cilium only, and --dataplane says {name}");
-        }
+        self.may_be_cilium()?;
         let (keys, source) = match &self.dataplane_config {
             Some(file) => {
                 let keys = read::options(input::shown(file), &input::bytes(file, MAX_BYTES)?)?;
@@ -119,6 +126,24 @@ impl DataplaneArgs {
         };
         let options = CiliumOptions::from_keys(&keys).map_err(|error| anyhow::anyhow!("{source}: {error}"))?;
         Ok(Dataplane::Cilium(options))
+    }
+
+    fn may_be_cilium(&self) -> anyhow::Result<()> {
+        let Some(other) = self.dataplane.filter(|name| *name != Name::Cilium) else { return Ok(()) };
+        let name = other.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+        bail!("--format cilium is enforced by Cilium only, and --dataplane says {name}")
+    }
+
+    /// Takes Cilium for the data plane if policies are to be written in its form.
+    ///
+    /// # Errors
+    /// If the command line names another data plane.
+    pub(crate) fn enforces(&mut self, format: Format) -> anyhow::Result<()> {
+        if format == Format::Cilium {
+            self.may_be_cilium()?;
+            self.dataplane = Some(Name::Cilium);
+        }
+        Ok(())
     }
 
     /// Adds the names of `--names`.

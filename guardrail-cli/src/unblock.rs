@@ -20,12 +20,13 @@ use guardrail_lifecycle::{
 };
 use guardrail_policy::{
     evaluate::Evaluator,
+    generate::Format as PolicyFormat,
     model::Protocol,
     words::{few, parse_duration},
 };
 
 use crate::{
-    dataplane::DataplaneArgs,
+    dataplane::{DataplaneArgs, formats},
     exit::{Outcome, finish},
     explain::{
         self,
@@ -71,6 +72,11 @@ pub(crate) struct Args {
     /// The port of the accepting pod; of the Service, if --to names one
     #[arg(long, value_name = "N[/PROTO]", value_parser = port)]
     port: PlanPort,
+
+    /// How the exception's policies are written: networkpolicy; or cilium, as `export --format
+    /// cilium` writes them
+    #[arg(long, value_name = "FORMAT", default_value_t, value_parser = formats())]
+    format: PolicyFormat,
 
     #[command(flatten)]
     exception: ExceptionArgs,
@@ -127,6 +133,7 @@ struct Asked {
 }
 
 fn unblock(args: &mut Args) -> anyhow::Result<Outcome> {
+    args.dataplane.enforces(args.format)?;
     let exception = args.exception.read(&mut args.cluster)?;
     let snapshot =
         if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?) };
@@ -150,7 +157,7 @@ fn unblock(args: &mut Args) -> anyhow::Result<Outcome> {
         &unblock::selectors(&loaded.objects),
         [&asked.from, &asked.to],
     );
-    let answer = unblock::unblock(&UnblockQuestion { evaluator, snapshot: &known, opening: &opening });
+    let answer = unblock::unblock(&UnblockQuestion { evaluator, snapshot: &known, opening: &opening, format: args.format });
     if is_new && snapshot.is_some() && matches!(answer, Unblock::Exception(_)) {
         asked.notes.push(
             "the snapshots do not have both ends: export writes the exception once they were observed".to_owned(),
@@ -171,7 +178,7 @@ fn unblock(args: &mut Args) -> anyhow::Result<Outcome> {
             let told = Told { asked: &asked, answer: &answer, instead: &instead, sensitive: &sensitive };
             told.text(&mut out, evaluator, snapshot.is_some())?;
             if let Some(written) = &written {
-                written.text(&mut out)?;
+                written.text(&mut out, args.format)?;
             }
         }
         Format::Json => output::print_json(

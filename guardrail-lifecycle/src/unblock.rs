@@ -11,7 +11,7 @@ use guardrail_graph::Snapshot;
 use guardrail_policy::{
     evaluate::{ClusterPod, End, Evaluator, SideVerdict},
     exception::{self, ExceptionOutcome, Exceptions},
-    generate::{PlannedPolicy, RulePeer},
+    generate::{Format, PlannedPolicy, RulePeer},
     model::{Direction, selector_matches},
     read,
 };
@@ -34,6 +34,8 @@ pub struct UnblockQuestion<'a> {
     pub snapshot: &'a Snapshot,
     /// The exception that is to open it: both ends, and the ports.
     pub opening: &'a exception::Opening,
+    /// How its policies are written. [`Format::Cilium`]: the evaluator judges as Cilium does.
+    pub format: Format,
 }
 
 /// What it takes to open a connection.
@@ -94,13 +96,13 @@ pub fn unblock(question: &UnblockQuestion<'_>) -> Unblock {
 }
 
 fn open(question: &UnblockQuestion<'_>) -> Result<Unblock, String> {
-    let UnblockQuestion { evaluator, snapshot, opening } = *question;
+    let UnblockQuestion { evaluator, snapshot, opening, format } = *question;
     let (sources, targets) = (ends(evaluator, &opening.from)?, ends(evaluator, &opening.to)?);
     let denied = denied(question, &sources, &targets)?;
     if denied.is_empty() {
         return Ok(Unblock::NotDenied);
     }
-    let (Exceptions { policies, sides }, texts) = exception::propose(snapshot, opening, evaluator);
+    let (Exceptions { policies, sides }, texts) = exception::propose(snapshot, opening, evaluator, format);
     for direction in denied {
         let end = if direction == Direction::Ingress { &opening.to } else { &opening.from };
         let side = sides.iter().find(|side| side.direction == direction);
@@ -133,7 +135,7 @@ fn open(question: &UnblockQuestion<'_>) -> Result<Unblock, String> {
     let to = matched(evaluator, &opening.to, &targets, &policies);
     if from.own.iter().any(|source| to.own.iter().any(|target| !allows(&opened, source, target))) {
         return Err(
-            "the data plane does not allow it with a NetworkPolicy of its own: change the policies that deny it"
+            "the data plane does not allow it with a policy of its own: change the policies that deny it"
                 .to_owned(),
         );
     }

@@ -21,6 +21,7 @@ use guardrail_lifecycle::{
 use guardrail_policy::{
     evaluate::{Cluster, ClusterPod, Evaluator},
     exception::{self, ExceptionMark},
+    generate::Format,
     model::{PeerKind, PortMatch, Protocol},
     read,
 };
@@ -250,7 +251,7 @@ proptest! {
         let ports = [(protocol.parse::<Protocol>().unwrap(), port)].into();
         let opening = exception::Opening { mark, from: from.clone(), to: to.clone(), ports };
         let (snapshot, _) = unblock::known(None, evaluator.cluster(), &selectors, [from, to]);
-        let answer = unblock(&UnblockQuestion { evaluator: &evaluator, snapshot: &snapshot, opening: &opening });
+        let answer = unblock(&UnblockQuestion { evaluator: &evaluator, snapshot: &snapshot, opening: &opening, format: Format::NetworkPolicy });
         let ends = all_ends(&world, &owners);
         let name = |end: &ExceptionEnd| match end {
             ExceptionEnd::Workload(workload) => workload.to_string(),

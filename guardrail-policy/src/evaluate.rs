@@ -383,7 +383,7 @@ impl Evaluator {
                 "the CiliumCIDRGroups with {} are not known; add the CiliumCIDRGroups to --inventory",
                 crate::model::words(selector)
             )),
-            TierPeer::Pods(PodSelector::Cilium { scope: crate::model::tier::Scope::Written, .. }) => {
+            TierPeer::Pods(selector) if selector.may_match_no_pod() => {
                 Some("its selector asks for absent labels only, which may hold for what is no pod".to_owned())
             }
             _ => None,

@@ -24,7 +24,7 @@ use crate::{
     emit,
     evaluate::{ClusterPod, End, Evaluator},
     generate::{
-        Context, Options, Phase, Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort, identities,
+        Context, Format, Options, Phase, Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort, identities,
         stable,
     },
     model::{Direction, selector_matches},
@@ -39,11 +39,17 @@ pub struct Exceptions {
     pub sides: Vec<ExceptionSide>,
 }
 
-/// One exception with its texts, as an export writes them beside the policies that `in_force`
-/// judges: for whoever wants to see them before.
+/// One exception with its texts, as an export writes them in this format beside the policies that
+/// `in_force` judges: for whoever wants to see them before.
 #[must_use]
-pub fn propose(snapshot: &Snapshot, opening: &Opening, in_force: &Evaluator) -> (Exceptions, Vec<String>) {
+pub fn propose(
+    snapshot: &Snapshot,
+    opening: &Opening,
+    in_force: &Evaluator,
+    format: Format,
+) -> (Exceptions, Vec<String>) {
     let mut options = Options::new(Phase::Observe);
+    options.format = format;
     options.dataplane = in_force.dataplane().clone();
     let snapshot = &*stable(snapshot);
     let snapshot = &*identities(snapshot, &options.enforcer());

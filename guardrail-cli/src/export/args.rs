@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::bail;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use guardrail_graph::Snapshot;
 use guardrail_lifecycle::export as lifecycle;
 use guardrail_policy::{
@@ -18,7 +17,7 @@ use ipnet::IpNet;
 
 use super::earlier;
 use crate::{
-    dataplane::{DataplaneArgs, not_enforced, refusals},
+    dataplane::{DataplaneArgs, formats, not_enforced, refusals},
     export::write,
     input::{self, Inventory, KubeArgs, SpanArgs, tell},
     plan::{PlanArgs, Planned},
@@ -142,12 +141,6 @@ pub(crate) struct Args {
 fn percentage(text: &str) -> Result<f64, String> {
     let percent = text.trim_end_matches('%').parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
     percent.ok_or_else(|| format!("`{text}` is no percentage: write a number from 0 to 100, like 99.9"))
-}
-
-/// The formats by name, so that a shell can complete them.
-fn formats() -> impl TypedValueParser<Value = Format> {
-    PossibleValuesParser::new([Format::NetworkPolicy, Format::Cilium].map(Format::as_str))
-        .try_map(|name| name.parse::<Format>())
 }
 
 fn declared(text: &str) -> Result<(String, IpNet), String> {

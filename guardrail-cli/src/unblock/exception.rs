@@ -19,6 +19,7 @@ use guardrail_lifecycle::{
 use guardrail_policy::{
     evaluate::Evaluator,
     exception::{ExceptionMark, Opening},
+    generate::Format,
     words::duration,
 };
 use serde::Serialize;
@@ -276,7 +277,7 @@ impl Draft {
 }
 
 impl Written {
-    pub(super) fn text(&self, out: &mut impl Write) -> anyhow::Result<()> {
+    pub(super) fn text(&self, out: &mut impl Write, format: Format) -> anyhow::Result<()> {
         let Self { id, expires, file, line, environments, is_new, told } = self;
         let begins = if *is_new {
             format!("Written: exception {id} at {file}:{line}, until {expires} ({told}).")
@@ -285,11 +286,9 @@ impl Written {
         };
         super::paragraph(out, &begins)?;
         let environment = environments.first().map_or("NAME", String::as_str);
-        writeln!(
-            out,
-            "Its policies are written by: {}",
-            output::plain_line(&format!("guardrail export SNAPSHOT --plan {file} --environment {environment} -d DIR"))
-        )?;
+        let format = if format == Format::default() { String::new() } else { format!(" --format {format}") };
+        let export = format!("guardrail export SNAPSHOT --plan {file} --environment {environment} -d DIR{format}");
+        writeln!(out, "Its policies are written by: {}", output::plain_line(&export))?;
         Ok(())
     }
 }

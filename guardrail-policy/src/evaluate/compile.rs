@@ -306,10 +306,7 @@ impl<'a> Builder<'a> {
             TierPeer::Pods(selector) => {
                 let set = self.set(selector);
                 rule.classes.union(&set);
-                if let PodSelector::Cilium { scope: Scope::Written, selector } = selector
-                    && selector_matches_by(selector, |_| None)
-                {
-                    // It asks for absent labels only, and what is no pod has none of them.
+                if selector.may_match_no_pod() {
                     rule.others.unknown = rule.others.unknown.with(Kinds::ALL.without(Kinds::POD));
                 }
             }

@@ -10,7 +10,7 @@
 use guardrail_graph::snapshot::LabelSelector;
 use serde::Serialize;
 
-use super::{Direction, IpBlock, Location, NetworkPolicy, PeerKind, PolicyPort};
+use super::{Direction, IpBlock, Location, NetworkPolicy, PeerKind, PolicyPort, selector_matches_by};
 
 /// The tiers, in the order in which they are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -205,6 +205,17 @@ pub enum PodSelector {
         /// The labels.
         selector: LabelSelector,
     },
+}
+
+impl PodSelector {
+    /// Whether it asks for absent labels only, and nothing confines it to pods: what is no pod has
+    /// none of them.
+    pub(crate) fn may_match_no_pod(&self) -> bool {
+        match self {
+            Self::Cilium { scope: Scope::Written, selector } => selector_matches_by(selector, |_| None),
+            _ => false,
+        }
+    }
 }
 
 /// Where a Cilium selector looks for pods.
