@@ -9,7 +9,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::ValueEnum;
 
-use crate::{dataplane::DataplaneArgs, exit::finish, input::{KubeArgs, SpanArgs}};
+use crate::{
+    dataplane::DataplaneArgs,
+    exit::finish,
+    input::{KubeArgs, SpanArgs},
+};
 
 /// Options of `guardrail check`.
 #[derive(Debug, clap::Args)]

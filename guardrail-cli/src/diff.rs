@@ -7,7 +7,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::ValueEnum;
 
-use crate::{dataplane::DataplaneArgs, exit::finish, input::{KubeArgs, SpanArgs}};
+use crate::{
+    dataplane::DataplaneArgs,
+    exit::finish,
+    input::{KubeArgs, SpanArgs},
+};
 
 /// Options of `guardrail diff`.
 #[derive(Debug, clap::Args)]

@@ -58,18 +58,22 @@ enum Format {
 }
 
 /// Runs `guardrail exceptions`.
-pub(crate) fn run(args: Args) -> ExitCode {
-    finish(exceptions(&args))
+pub(crate) fn run(mut args: Args) -> ExitCode {
+    finish(exceptions(&mut args))
 }
 
-fn exceptions(args: &Args) -> anyhow::Result<Outcome> {
+fn exceptions(args: &mut Args) -> anyhow::Result<Outcome> {
     let now = args.cluster.now();
     let (plan, file) = plan::load(&args.plan, now)?;
     if let Some(name) = &args.environment {
-        plan.environment(name).map_err(|error| anyhow::anyhow!("{file}: {error}"))?;
+        let environment = plan.environment(name).map_err(|error| anyhow::anyhow!("{file}: {error}"))?;
+        plan::means(&mut args.cluster, &file, name, environment)?;
     }
-    let snapshot =
-        if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?) };
+    let snapshot = if args.snapshots.is_empty() {
+        None
+    } else {
+        Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?)
+    };
     let in_force = if args.policies.is_empty() {
         None
     } else {

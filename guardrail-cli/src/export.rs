@@ -17,7 +17,6 @@ use guardrail_policy::{
     export::{self, Exported},
     generate::{Options, Phase},
     report::window_in_words,
-    words,
 };
 
 use crate::exit::{Outcome, finish};
@@ -57,7 +56,6 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
     let policies = generated.files.keys().filter(|name| !SIDECARS.contains(&name.as_str())).count();
     if let Some(planned) = &planned {
         let earlier = args.directory.as_deref().map(write::earlier).transpose()?.unwrap_or_default();
-        are_known(&options, &earlier, &generated)?;
         keep_unseen(&earlier, planned.environment()?, &options, &mut generated);
         let stopped = stopped(&generated, &options);
         if !stopped.is_empty() && changes_nothing(&earlier, (&generated, &options), args.directory.as_deref()) {
@@ -108,19 +106,6 @@ fn stays(name: &str, generated: &Exported, options: &Options) -> bool {
     })
 }
 
-/// With a plan: refuses a namespace that was asked for and of which there is neither a workload nor
-/// a file.
-fn are_known(options: &Options, earlier: &BTreeSet<String>, generated: &Exported) -> anyhow::Result<()> {
-    let seen = generated.verdicts.iter().map(|verdict| verdict.namespace.as_str());
-    let known: BTreeSet<&str> = seen.chain(earlier.iter().filter_map(|name| namespace_of_file(name))).collect();
-    let Some(unknown) = options.namespaces.iter().find(|namespace| !known.contains(namespace.as_str())) else {
-        return Ok(());
-    };
-    let nearest = words::nearest(unknown, known.iter().copied());
-    let nearest = nearest.map_or_else(String::new, |near| format!("; did you mean {near}?"));
-    anyhow::bail!("-n {unknown}: neither the snapshots nor the directory have anything of this namespace{nearest}")
-}
-
 /// Whether no policy would be written, changed or removed: everything that has files stays as it
 /// is, and so do the exceptions. A namespace that stays at observe is ready, too, and its earlier
 /// files go.
@@ -159,12 +144,7 @@ fn tell_exceptions(generated: &Exported) -> bool {
 
 /// A namespace that is meant to be closed and of which nothing was observed stays as it is: without
 /// its files it would be open.
-fn keep_unseen(
-    earlier: &BTreeSet<String>,
-    environment: &Environment,
-    options: &Options,
-    generated: &mut Exported,
-) {
+fn keep_unseen(earlier: &BTreeSet<String>, environment: &Environment, options: &Options, generated: &mut Exported) {
     let namespaces: BTreeSet<&str> = earlier.iter().filter_map(|name| namespace_of_file(name)).collect();
     for namespace in namespaces.into_iter().filter(|namespace| !options.leaves(namespace)) {
         let seen = generated.verdicts.iter().any(|verdict| verdict.namespace == namespace);

@@ -91,7 +91,8 @@ pub(crate) fn run(mut args: Args) -> ExitCode {
 
 fn status(args: &mut Args) -> anyhow::Result<Outcome> {
     let planned = args.plan.read(&mut args.cluster)?;
-    let Args { snapshots, plan: _, policies, inventory, namespaces, output, allow_unproven, dataplane, cluster, span } = args;
+    let Args { snapshots, plan: _, policies, inventory, namespaces, output, allow_unproven, dataplane, cluster, span } =
+        args;
     let now = cluster.now();
     let snapshot = input::snapshots(snapshots, cluster, span)?;
     let loaded = policies::load(policies, inventory, Some(&snapshot), dataplane, cluster)?;

@@ -135,8 +135,11 @@ struct Asked {
 fn unblock(args: &mut Args) -> anyhow::Result<Outcome> {
     args.dataplane.enforces(args.format)?;
     let exception = args.exception.read(&mut args.cluster)?;
-    let snapshot =
-        if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?) };
+    let snapshot = if args.snapshots.is_empty() {
+        None
+    } else {
+        Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?)
+    };
     let loaded = policies::load(&args.policies, &args.inventory, snapshot.as_ref(), &args.dataplane, &args.cluster)?;
     let doubts = loaded.doubts();
     for because in &doubts {
@@ -157,7 +160,8 @@ fn unblock(args: &mut Args) -> anyhow::Result<Outcome> {
         &unblock::selectors(&loaded.objects),
         [&asked.from, &asked.to],
     );
-    let answer = unblock::unblock(&UnblockQuestion { evaluator, snapshot: &known, opening: &opening, format: args.format });
+    let answer =
+        unblock::unblock(&UnblockQuestion { evaluator, snapshot: &known, opening: &opening, format: args.format });
     if is_new && snapshot.is_some() && matches!(answer, Unblock::Exception(_)) {
         asked.notes.push(
             "the snapshots do not have both ends: export writes the exception once they were observed".to_owned(),

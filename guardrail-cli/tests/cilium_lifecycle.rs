@@ -33,8 +33,16 @@ fn ask(scratch: &Scratch, command: &[&str], more: &[&str]) -> (i32, String, Stri
     guardrail(&[command, &["--policies", &out, "--now", NOW], more].concat())
 }
 
-const FRONTEND: [&str; 8] =
-    ["unblock", "shop.json", "--from", "shop/Deployment/frontend", "--to", "data/StatefulSet/postgres", "--port", "5432"];
+const FRONTEND: [&str; 8] = [
+    "unblock",
+    "shop.json",
+    "--from",
+    "shop/Deployment/frontend",
+    "--to",
+    "data/StatefulSet/postgres",
+    "--port",
+    "5432",
+];
 
 #[test]
 fn an_exception_in_ciliums_form_is_shown_written_listed_and_ends() {
@@ -67,7 +75,8 @@ fn an_exception_in_ciliums_form_is_shown_written_listed_and_ends() {
 
     // Past its end it is drift as long as it stands there, and the next export drops it.
     let out = scratch.text("out");
-    let drift = ["drift", "shop.json", "--policies", &out, "--plan", &plan, "--environment", "production", "--now", AFTER];
+    let drift =
+        ["drift", "shop.json", "--policies", &out, "--plan", &plan, "--environment", "production", "--now", AFTER];
     let (code, stdout, stderr) = guardrail(&drift);
     assert!(code == 1 && stdout.contains("GD025") && stdout.contains("GD023"), "{stdout}{stderr}");
     export(&scratch, &planned, AFTER);
@@ -91,10 +100,12 @@ fn alone_it_would_isolate_and_a_deny_it_cannot_overrule() {
         "guardrail-exception-inc-1-20260304t120000z",
         "ingress: [{fromEndpoints: [{matchLabels: {app: mailer, io.kubernetes.pod.namespace: shop}}]}]",
     );
-    let (_, stdout, stderr) =
-        guardrail(&["drift", "shop.json", "--policies", &alone, "--now", NOW]);
+    let (_, stdout, stderr) = guardrail(&["drift", "shop.json", "--policies", &alone, "--now", NOW]);
     assert!(stdout.contains("GD000 exception-isolates"), "{stdout}{stderr}");
-    let deny = cnp("deny", "ingress: [{fromEntities: [all]}], ingressDeny: [{fromEndpoints: [{matchLabels: {io.kubernetes.pod.namespace: shop}}]}]");
+    let deny = cnp(
+        "deny",
+        "ingress: [{fromEntities: [all]}], ingressDeny: [{fromEndpoints: [{matchLabels: {io.kubernetes.pod.namespace: shop}}]}]",
+    );
     let (code, stdout, stderr) = ask(&deny, &[]);
     assert!(code == 1 && stdout.contains("No exception opens it"), "{stdout}{stderr}");
     assert!(stdout.contains("CiliumNetworkPolicy/data/deny"), "{stdout}");

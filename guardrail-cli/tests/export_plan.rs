@@ -140,7 +140,8 @@ fn one_namespace_of_an_environment_is_exported_and_all_others_stay_byte_for_byte
 #[test]
 fn what_holds_another_namespace_is_no_matter_and_what_holds_this_one_is() {
     let scratch = Scratch::new();
-    let late = PLAN.replace("data: {phase: default-deny}", "data: {phase: observe}\n        shop: {phase: default-deny}");
+    let late =
+        PLAN.replace("data: {phase: default-deny}", "data: {phase: observe}\n        shop: {phase: default-deny}");
     let data_only = late.replace("[shop/Deployment/cart]", "[data/Job/ledger-of-2019]");
     let (code, stderr) = scratch.export(&data_only, &["-n", "shop"]);
     // That nobody knows a sensitive workload is said in any case.

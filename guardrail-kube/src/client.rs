@@ -14,7 +14,7 @@ use hyper::body::Bytes;
 use kube::{
     Client, Config,
     client::Body,
-    config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+    config::{InClusterError, InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use serde::Deserialize;
 use tokio::{sync::Mutex, time::timeout};
@@ -42,6 +42,9 @@ pub enum ConnectError {
     /// The kubeconfig that the environment names has no such context.
     #[error("the kubeconfig: {0}")]
     Context(#[from] KubeconfigError),
+    /// No service account where one was asked for.
+    #[error("no service account of a pod: {0}")]
+    NoPod(#[from] InClusterError),
     /// The kubeconfig cannot be read, or makes no sense.
     #[error("the kubeconfig {}: {source}", path.display())]
     Kubeconfig {
@@ -59,6 +62,8 @@ pub enum ConnectError {
 /// refuses them.
 #[derive(Clone, Debug, Default)]
 pub struct Source {
+    /// The pod's service account, whatever the environment names: it has no contexts.
+    pub in_cluster: bool,
     /// A kubeconfig file; without it `KUBECONFIG`, else `~/.kube/config`, else the pod's service
     /// account.
     pub kubeconfig: Option<PathBuf>,
@@ -70,10 +75,13 @@ impl Source {
     /// The current context of a kubeconfig file.
     #[must_use]
     pub fn file(path: impl Into<PathBuf>) -> Self {
-        Self { kubeconfig: Some(path.into()), context: None }
+        Self { kubeconfig: Some(path.into()), ..Self::default() }
     }
 
     async fn config(&self) -> Result<Config, ConnectError> {
+        if self.in_cluster {
+            return Ok(Config::incluster()?);
+        }
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         match &self.kubeconfig {
             Some(path) => {

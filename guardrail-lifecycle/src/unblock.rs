@@ -135,8 +135,7 @@ fn open(question: &UnblockQuestion<'_>) -> Result<Unblock, String> {
     let to = matched(evaluator, &opening.to, &targets, &policies);
     if from.own.iter().any(|source| to.own.iter().any(|target| !allows(&opened, source, target))) {
         return Err(
-            "the data plane does not allow it with a policy of its own: change the policies that deny it"
-                .to_owned(),
+            "the data plane does not allow it with a policy of its own: change the policies that deny it".to_owned()
         );
     }
     let mut also = BTreeSet::new();

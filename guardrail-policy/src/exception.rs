@@ -24,8 +24,8 @@ use crate::{
     emit,
     evaluate::{ClusterPod, End, Evaluator},
     generate::{
-        Context, Format, Options, Phase, Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort, identities,
-        stable,
+        Context, Format, Options, Phase, Plan, PlannedPolicy, PlannedRule, PortRef, Purpose, RulePeer, RulePort,
+        identities, stable,
     },
     model::{Direction, selector_matches},
 };

@@ -11,6 +11,7 @@ fn overlays() -> Vec<(&'static str, Value)> {
     vec![
         ("plain", json!({})),
         ("audit-only", json!({"auditRole": true})),
+        ("drift-check", json!({"driftCheck": true})),
         ("kernel-before-5.11", json!({"kernelBefore511": true})),
         ("pinned", json!({"pinned": true})),
         ("prune-exceptions", json!({"pruneExceptions": true})),

@@ -24,6 +24,7 @@ fn overlays() -> Vec<(String, Vec<Value>)> {
     let names = folders("overlays");
     let expected = [
         "audit-only",
+        "drift-check",
         "kernel-before-5.11",
         "pinned",
         "plain",
@@ -120,7 +121,7 @@ fn every_field_is_one_that_kubernetes_has() {
         apps::v1::DaemonSet,
         batch::v1::CronJob,
         core::v1::{Namespace, ServiceAccount},
-        rbac::v1::{ClusterRole, ClusterRoleBinding, Role},
+        rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
         scheduling::v1::PriorityClass,
     };
     for (name, objects) in overlays() {
@@ -133,6 +134,7 @@ fn every_field_is_one_that_kubernetes_has() {
                 "Namespace" => understood::<Namespace>(object),
                 "PriorityClass" => understood::<PriorityClass>(object),
                 "Role" => understood::<Role>(object),
+                "RoleBinding" => understood::<RoleBinding>(object),
                 "ServiceAccount" => understood::<ServiceAccount>(object),
                 // The Prometheus operator's: its own test below.
                 "PodMonitor" | "PrometheusRule" => continue,
@@ -174,8 +176,8 @@ fn overlays_combine_as_components() {
     assert!(texts(&container["securityContext"]["capabilities"]["add"]).contains("SYS_RESOURCE"));
     assert_eq!(container["securityContext"]["seccompProfile"]["type"], "Unconfined");
     assert!(pod["hostPID"].is_null());
-    for kind in ["PodMonitor", "PrometheusRule", "Role"] {
-        assert_eq!(of_kind(&objects, kind).len(), 1, "{kind}");
+    for (kind, count) in [("PodMonitor", 1), ("PrometheusRule", 1), ("Role", 2), ("CronJob", 2)] {
+        assert_eq!(of_kind(&objects, kind).len(), count, "{kind}");
     }
 }
 
@@ -269,7 +271,13 @@ fn what_prunes_may_list_and_delete_policies_and_is_confined() {
     for (name, objects) in overlays() {
         let text = serde_json::to_string(&objects).unwrap();
         assert_eq!(text.contains("\"delete\""), name == "prune-exceptions", "{name}");
-        assert_eq!(of_kind(&objects, "CronJob").len(), usize::from(name == "prune-exceptions"), "{name}");
+        let jobs: Vec<_> = of_kind(&objects, "CronJob").iter().map(|job| job["metadata"]["name"].clone()).collect();
+        let expected: &[&str] = match &*name {
+            "prune-exceptions" => &["guardrail-prune"],
+            "drift-check" => &["guardrail-drift"],
+            _ => &[],
+        };
+        assert_eq!(jobs, expected, "{name}");
     }
     let objects = render("prune-exceptions");
     let roles = of_kind(&objects, "ClusterRole");

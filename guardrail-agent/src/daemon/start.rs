@@ -80,7 +80,7 @@ impl Feed {
 }
 
 fn api_source(config: &Config) -> Source {
-    Source { kubeconfig: config.kubeconfig.clone(), context: None }
+    Source { kubeconfig: config.kubeconfig.clone(), ..Source::default() }
 }
 
 /// Who may read, and with which certificate.

@@ -32,8 +32,11 @@ struct Row<'a> {
 }
 
 pub(super) fn all(args: &Args) -> anyhow::Result<Outcome> {
-    let snapshot =
-        if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?) };
+    let snapshot = if args.snapshots.is_empty() {
+        None
+    } else {
+        Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?)
+    };
     let Loaded { evaluator, mut unproven, .. } =
         policies::load(&args.policies, &args.inventory, snapshot.as_ref(), &args.dataplane, &args.cluster)?;
     if evaluator.cluster().pods.is_empty() {

@@ -23,8 +23,11 @@ use crate::{
 };
 
 pub(super) fn diff(args: &Args) -> anyhow::Result<Outcome> {
-    let snapshot =
-        if args.snapshots.is_empty() { None } else { Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?) };
+    let snapshot = if args.snapshots.is_empty() {
+        None
+    } else {
+        Some(input::snapshots(&args.snapshots, &args.cluster, &args.span)?)
+    };
     let sides = [&args.from_policies[..], &args.to_policies[..]];
     let [before, after] =
         policies::load_pair(sides, &args.inventory, snapshot.as_ref(), &args.dataplane, &args.cluster)?;

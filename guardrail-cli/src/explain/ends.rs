@@ -186,9 +186,11 @@ fn nobody(option: &str, unknown: &UnknownEnd, evaluator: &Evaluator, inventory: 
             anyhow!("{option}: `{text}` is a range of addresses: name one of them")
         }
         UnknownEnd::NoSuchPod(text) => {
-            anyhow!(
-                "{option}: the inventory has no pod, workload or Service `{text}`; correct the name or complete --inventory"
-            )
+            let advice = names::nearest(text, evaluator, inventory).map_or_else(
+                || "correct the name or complete --inventory".to_owned(),
+                |near| format!("did you mean {near}?"),
+            );
+            anyhow!("{option}: the inventory has no pod, workload or Service `{text}`; {advice}")
         }
         UnknownEnd::Malformed(text) => {
             anyhow!(

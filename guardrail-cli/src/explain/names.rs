@@ -1,10 +1,13 @@
 //! How people write the ends of a connection: with a kind as kubectl takes it, or with the DNS name
 //! of a Service.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use guardrail_graph::inventory::Inventory;
-use guardrail_policy::evaluate::Evaluator;
+use guardrail_policy::{
+    evaluate::{ClusterPod, Evaluator},
+    words,
+};
 
 /// Kinds by their names for kubectl, in lower case.
 const KINDS: [(&str, &[&str]); 9] = [
@@ -61,6 +64,17 @@ pub(super) fn instead(text: &str, evaluator: &Evaluator, inventory: &Inventory) 
         return "policies are asked about addresses: write one that the name stands for".to_owned();
     }
     "write it like shop/web or 10.244.1.7".to_owned()
+}
+
+/// The pod, workload or Service of the same namespace and kind whose name is nearest.
+pub(super) fn nearest(text: &str, evaluator: &Evaluator, inventory: &Inventory) -> Option<String> {
+    let pods = || evaluator.cluster().pods.iter();
+    let mut known: BTreeSet<String> = pods().filter_map(|pod| Some(pod.workload.as_ref()?.to_string())).collect();
+    known.extend(pods().map(ClusterPod::full_name));
+    known.extend(inventory.services().map(|service| format!("{}/Service/{}", service.namespace, service.name)));
+    let (place, name) = text.rsplit_once('/')?;
+    let beside = known.iter().filter_map(|other| other.rsplit_once('/').filter(|(there, _)| *there == place));
+    words::nearest(name, beside.map(|(_, name)| name)).map(|near| format!("{place}/{near}"))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Options of `guardrail export`, and what they name.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use anyhow::bail;
 use guardrail_graph::Snapshot;
 use guardrail_lifecycle::export as lifecycle;
 use guardrail_policy::{
+    emit::namespace_of_file,
     evaluate::{Cluster, Dataplane, Enforcement, Evaluator},
     generate::{Accepted, Format, MIN_COVERAGE, Options, Phase, WorkloadPattern},
     model::{Location, NetworkPolicy, tier::TierPolicy},
@@ -173,6 +175,9 @@ impl Args {
         let mut asked = self.cluster.clone();
         let planned = self.plan.read(&mut asked)?;
         let snapshot = input::snapshots(&self.snapshots, &asked, &self.span)?;
+        if planned.is_some() {
+            self.namespaces_are_known(&snapshot)?;
+        }
         let mut policies = input::policies(&self.policies, &asked)?;
         if let (Some(_), Some(directory)) = (&planned, &self.directory) {
             // A namespace that is not ready keeps its files, so they are in force beside the new.
@@ -243,6 +248,18 @@ impl Args {
         unevaluated.sort();
         unevaluated.dedup();
         Ok(Input { snapshot, options, unevaluated, planned, sensitive_are_known })
+    }
+
+    /// Refuses a namespace that was asked for and of which there is neither a workload nor a file.
+    fn namespaces_are_known(&self, snapshot: &Snapshot) -> anyhow::Result<()> {
+        let earlier = self.directory.as_deref().map(write::earlier).transpose()?.unwrap_or_default();
+        let seen = snapshot.body.workloads.iter().map(|entry| entry.workload.namespace.as_str());
+        let known: BTreeSet<&str> = seen.chain(earlier.iter().filter_map(|name| namespace_of_file(name))).collect();
+        let Some(unknown) = self.namespaces.iter().find(|namespace| !known.contains(namespace.as_str())) else {
+            return Ok(());
+        };
+        let nearest = words::did_you_mean(unknown, known.iter().copied());
+        bail!("-n {unknown}: neither the snapshots nor the directory have anything of this namespace{nearest}")
     }
 
     /// The data plane that the export is proven for.

@@ -32,7 +32,9 @@ pub(crate) fn replace_set(
     let kept: BTreeSet<&str> = before
         .iter()
         .map(String::as_str)
-        .filter(|name| is_below(name) && emit::namespace_of_file(name).is_some() && stays(name) && directory.join(name).is_file())
+        .filter(|name| {
+            is_below(name) && emit::namespace_of_file(name).is_some() && stays(name) && directory.join(name).is_file()
+        })
         .collect();
     let now: BTreeSet<&str> = files.keys().map(String::as_str).chain(kept.iter().copied()).collect();
     let listed = emit::kustomization(now.iter().copied().filter(|name| emit::namespace_of_file(name).is_some()));
@@ -182,9 +184,8 @@ mod tests {
         let directory = outer.path().join("export");
         let absolute = outer.path().join("absolute.yaml").display().to_string();
         for name in ["../up.yaml", "a/b.yaml", &absolute, "", ".hidden.yaml", "a\nb.yaml"] {
-            let error = replace_set(&directory, &set(&[("good.yaml", "1"), (name, "2")]), |_| false)
-                .unwrap_err()
-                .to_string();
+            let error =
+                replace_set(&directory, &set(&[("good.yaml", "1"), (name, "2")]), |_| false).unwrap_err().to_string();
             assert!(error.contains("is no file name"), "{error}");
         }
         assert!(names(outer.path()).is_empty());

@@ -47,6 +47,11 @@ pub(crate) struct KubeArgs {
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
 
+    /// `kube` is the cluster of the pod that this runs in, by its service account; the plan's
+    /// context does not count
+    #[arg(long, conflicts_with_all = ["kubeconfig", "context"])]
+    in_cluster: bool,
+
     /// How long the API server, and then each agent, may take to answer
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = seconds)]
     agent_timeout: u64,
@@ -72,9 +77,11 @@ impl KubeArgs {
         self.context.as_deref()
     }
 
-    /// Names the context.
+    /// Names the context, which only a kubeconfig has.
     pub(crate) fn set_context(&mut self, context: &str) {
-        self.context = Some(context.to_owned());
+        if !self.in_cluster {
+            self.context = Some(context.to_owned());
+        }
     }
 }
 
@@ -173,11 +180,18 @@ pub(crate) fn with_api<T>(
 }
 
 async fn connect(args: &KubeArgs) -> anyhow::Result<Api> {
-    let source = Source { kubeconfig: args.kubeconfig.clone(), context: args.context.clone() };
+    let KubeArgs { kubeconfig, context, in_cluster, .. } = args;
+    let source = Source { in_cluster: *in_cluster, kubeconfig: kubeconfig.clone(), context: context.clone() };
     Api::new(source, USER_AGENT).await.map_err(|error| {
         let reason = match &error {
             ConnectError::Client(e) => return anyhow::anyhow!("cannot use the kubeconfig: {}", sentence(e)),
             ConnectError::NotFound(e) => sentence(e),
+            ConnectError::NoPod(e) => {
+                return anyhow::anyhow!(
+                    "--in-cluster is for pods with a service account, and there is none here: {}",
+                    sentence(e)
+                );
+            }
             ConnectError::Context(e) | ConnectError::Kubeconfig { source: e, .. } => sentence(e),
         };
         anyhow::anyhow!("{reason}").context("no cluster to ask: set KUBECONFIG or give --kubeconfig")

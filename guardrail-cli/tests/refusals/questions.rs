@@ -46,6 +46,7 @@ diff --from-policies good.yaml
 diff --from-policies good.yaml --to-policies good.yaml
 diff shop.json shop.json --map a
 status shop.json -n nowhere
+status shop.json -n shp
 status shop.json --environment prod
 drift shop.json
 drift shop.json --policies good.yaml --baseline good.yaml
@@ -71,7 +72,17 @@ export shop.json --plan other.yaml --environment prod --phase constrain
 export shop.json --plan other.yaml
 exceptions --plan other.yaml --environment prd
 admission
+export shop.json --plan other.yaml --environment prod -n shp
+export shop.json --plan other.yaml --environment prod --egress
+blocked shop.json --policies good.yaml --plan other.yaml --environment prod --context staging
+exceptions --plan other.yaml --environment prod --context staging
+unblock shop.json --policies good.yaml --from shop/Deployment/cart --to shop/Deployment/mailer --port 80 --plan other.yaml --environment prod --reason r --owner o --context staging
+unblock shop.json --policies good.yaml --from shop/Deployment/cart --to shop/Deployment/mailer --port 80 --plan other.yaml --environment prd --reason r --owner o
+unblock shop.json --policies good.yaml --from shop/Deployment/cart --to shop/Deployment/mailer --port 80 --plan other.yaml
+unblock shop.json --policies good.yaml --from shop/Deployment/cart --to shop/Deployment/malier --port 80
 unblock shop.json --policies good.yaml --from shop/Deployment/cart --to shop/Deployment/nobody --port 80
+drift shop.json --policies good.yaml --plan other.yaml --environment prod --in-cluster --context prod-eu
+drift shop.json --policies kube --in-cluster
 unblock shop.json --policies good.yaml --from shop/Deployment/cart --to shop/Deployment/mailer --port http
 blocked shop.json --policies good.yaml --policies-since yesterday
 prune all
