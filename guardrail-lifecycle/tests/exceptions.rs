@@ -38,8 +38,14 @@ fn drawn() -> impl Strategy<Value = Vec<Drawn>> {
     vec(one, 1..6)
 }
 
+/// `PROPTEST_CASES` sets the number of worlds.
+fn cases(default: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(cases(100))]
 
     #[test]
     fn one_that_has_ended_never_appears_and_one_that_has_not_is_written_or_told_of(

@@ -190,8 +190,11 @@ fn flows(world: &World) -> Vec<(String, End)> {
 
 /// `PROPTEST_CASES` sets the number of worlds; the second tier of `cargo xtask test` asks for more.
 fn config() -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
-    ProptestConfig { cases, max_shrink_iters: 4_000, ..ProptestConfig::default() }
+    ProptestConfig { cases: cases(2_000), max_shrink_iters: 4_000, ..ProptestConfig::default() }
+}
+
+fn cases(default: u32) -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
 proptest! {
@@ -274,7 +277,7 @@ fn listed(changes: &[Change], src: &str, dst: &str, protocol: Protocol, port: u1
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(150), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
     /// Both ways: what is listed changes by the words of the documentation, and what changes is
     /// listed.
@@ -331,7 +334,7 @@ fn is_listed(all: &[Connection], src: &str, dst: &str, protocol: Protocol, port:
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(300), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
     /// Every pair of pods, and every pod with the world outside, at each port that a rule may name
     /// and the one after it.

@@ -197,8 +197,14 @@ fn workload(shapes: &[Shape], index: usize) -> ExceptionEnd {
     ExceptionEnd::Workload(peer(&name(shapes, index)).workload().unwrap().clone())
 }
 
+/// `PROPTEST_CASES` sets the number of worlds.
+fn cases(default: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(500))]
 
     #[test]
     fn exceptions_deny_nothing_and_allow_nothing_but_their_own(

@@ -8,12 +8,15 @@ mod generate_support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use generate_support::{Edge, Export, Pod, Scenario, Workload, peer};
+use guardrail_graph::snapshot::{LabelSelector, SelectorOperator, SelectorRequirement};
 use guardrail_policy::{
-    emit::{EVIDENCE_FILE, REPORT_FILE},
+    emit::{EVIDENCE_FILE, REPORT_FILE, namespace_of_file},
     evaluate::Evaluator,
     export::{self, Exported},
     generate::{Goal, Options, Phase},
+    memory::Memory,
     model::Protocol,
+    read,
 };
 use proptest::prelude::*;
 
@@ -21,10 +24,21 @@ const PORTS: [u16; 4] = [53, 80, 5432, 9090];
 const PHASES: [Phase; 3] = [Phase::Observe, Phase::Constrain, Phase::DefaultDeny];
 const NAMESPACES: usize = 3;
 
+/// How a controller selects its pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Selects {
+    /// Nobody knows.
+    Unknown,
+    /// By all labels.
+    Labels,
+    /// By `matchExpressions`, which hold for other values, too.
+    Expressions,
+}
+
 #[derive(Clone, Debug)]
 struct World {
-    /// Namespace; values of `app` and `role`, 0 is none; whether a controller selects by them.
-    workloads: Vec<(usize, usize, usize, bool)>,
+    /// Namespace; values of `app` and `role`, 0 is none; how a controller selects by them.
+    workloads: Vec<(usize, usize, usize, Selects)>,
     /// Client, server, port, UDP.
     flows: BTreeSet<(usize, usize, usize, bool)>,
     shared: Option<usize>,
@@ -40,7 +54,8 @@ struct Aim {
 }
 
 fn world() -> impl Strategy<Value = World> {
-    let workload = (0..NAMESPACES, 0usize..3, 0usize..3, prop::bool::weighted(0.8));
+    let selects = prop_oneof![1 => Just(Selects::Unknown), 3 => Just(Selects::Labels), 1 => Just(Selects::Expressions)];
+    let workload = (0..NAMESPACES, 0usize..3, 0usize..3, selects);
     (
         prop::collection::vec(workload, 2..7),
         prop::collection::btree_set((0usize..7, 0usize..7, 0..PORTS.len(), prop::bool::weighted(0.3)), 0..10),
@@ -59,6 +74,21 @@ fn aim() -> impl Strategy<Value = Aim> {
         .prop_map(|(phases, egress, sensitive)| Aim { phases, egress, sensitive })
 }
 
+/// What holds for these labels, and may hold for others: `app` has this value or another one, and
+/// `role` is there or not.
+fn expressions(labels: &BTreeMap<String, String>) -> LabelSelector {
+    let requirement =
+        |key: &str, operator, values: Vec<String>| SelectorRequirement { key: key.to_owned(), operator, values };
+    let app = match labels.get("app") {
+        Some(value) => requirement("app", SelectorOperator::In, vec![value.clone(), "v7".to_owned()]),
+        None => requirement("app", SelectorOperator::DoesNotExist, Vec::new()),
+    };
+    let is_there = labels.contains_key("role");
+    let operator = if is_there { SelectorOperator::Exists } else { SelectorOperator::DoesNotExist };
+    let match_expressions = vec![app, requirement("role", operator, Vec::new())];
+    LabelSelector { match_labels: BTreeMap::new(), match_expressions }
+}
+
 impl World {
     fn name(&self, index: usize) -> String {
         let index = index % self.workloads.len();
@@ -74,23 +104,25 @@ impl World {
     fn scenario(&self) -> Scenario {
         let mut workloads = BTreeMap::new();
         for (number, name) in self.names().into_iter().enumerate() {
-            let (app, role, selected) = match self.workloads.get(number) {
-                Some((_, app, role, selected)) => (*app, *role, *selected),
-                None => (9, 9, true),
+            let (app, role, selects) = match self.workloads.get(number) {
+                Some((_, app, role, selects)) => (*app, *role, *selects),
+                None => (9, 9, Selects::Labels),
             };
             let labels: BTreeMap<String, String> = [("app", app), ("role", role)]
                 .into_iter()
                 .filter(|(_, value)| *value > 0)
                 .map(|(key, value)| (key.to_owned(), format!("v{value}")))
                 .collect();
-            let no_selector = (!selected || labels.is_empty()).then(|| "give it a label".to_owned());
+            let unknown = selects == Selects::Unknown || labels.is_empty();
+            let no_selector = unknown.then(|| "give it a label".to_owned());
+            let selector = (selects == Selects::Expressions && !unknown).then(|| expressions(&labels));
             let pod = Pod {
                 node: "node-a".to_owned(),
                 addresses: BTreeSet::from([format!("10.244.0.{}", number + 10).parse().unwrap()]),
                 ports: BTreeMap::new(),
             };
             let pods = BTreeMap::from([(name.replace('/', "-").to_lowercase(), pod)]);
-            workloads.insert(name, Workload { labels, no_selector, pods, ..Workload::default() });
+            workloads.insert(name, Workload { labels, selector, no_selector, pods, ..Workload::default() });
         }
         let edges: BTreeSet<String> = self
             .flows
@@ -164,6 +196,12 @@ impl Judged {
         Self { exported, evaluator }
     }
 
+    /// The text of each policy, by file.
+    fn policies(&self) -> BTreeMap<&str, &str> {
+        let all = self.exported.files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+        all.filter(|(name, _)| ![EVIDENCE_FILE, REPORT_FILE].contains(name)).collect()
+    }
+
     fn passes(&self, client: &str, server: &str, protocol: Protocol, port: u16) -> bool {
         self.evaluator.evaluate_peers(&peer(client), &peer(server), protocol, port).unwrap().any_allowed()
     }
@@ -185,6 +223,27 @@ fn pairs(world: &World, exports: &[&Judged]) -> Vec<(String, String, Protocol, u
         .collect()
 }
 
+/// Nothing passes by the stricter of two plans that does not pass by the other.
+fn never_allows_more(world: &World, loose: &Aim, more: &Aim) -> Result<(), TestCaseError> {
+    let scenario = world.scenario();
+    let strict = Aim {
+        phases: loose.phases.iter().zip(&more.phases).map(|(a, b)| *a.max(b)).collect(),
+        egress: loose.egress.iter().zip(&more.egress).map(|(a, b)| *a || *b).collect(),
+        sensitive: loose.sensitive.iter().zip(&more.sensitive).map(|(a, b)| *a || *b).collect(),
+    };
+    let before = Judged::new(&scenario, &world.options(&scenario, loose));
+    let after = Judged::new(&scenario, &world.options(&scenario, &strict));
+    for (client, server, protocol, port) in pairs(world, &[&before, &after]) {
+        prop_assert!(
+            !after.passes(&client, &server, protocol, port) || before.passes(&client, &server, protocol, port),
+            "{client} -> {server} {port}/{protocol} passes under {strict:?} alone\n{:?}\n{:?}",
+            before.policies(),
+            after.policies()
+        );
+    }
+    Ok(())
+}
+
 fn cases(default: u32) -> ProptestConfig {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
@@ -195,23 +254,7 @@ proptest! {
 
     #[test]
     fn a_plan_that_only_adds_strictness_never_allows_more(world in world(), loose in aim(), more in aim()) {
-        let scenario = world.scenario();
-        let strict = Aim {
-            phases: loose.phases.iter().zip(&more.phases).map(|(a, b)| *a.max(b)).collect(),
-            egress: loose.egress.iter().zip(&more.egress).map(|(a, b)| *a || *b).collect(),
-            sensitive: loose.sensitive.iter().zip(&more.sensitive).map(|(a, b)| *a || *b).collect(),
-        };
-        let (before, after) = (
-            Judged::new(&scenario, &world.options(&scenario, &loose)),
-            Judged::new(&scenario, &world.options(&scenario, &strict)),
-        );
-        for (client, server, protocol, port) in pairs(&world, &[&before, &after]) {
-            prop_assert!(
-                !after.passes(&client, &server, protocol, port) || before.passes(&client, &server, protocol, port),
-                "{client} -> {server} {port}/{protocol} passes under {strict:?} alone\n{:#?}\n{:#?}",
-                before.exported.files, after.exported.files
-            );
-        }
+        never_allows_more(&world, &loose, &more)?;
     }
 
     #[test]
@@ -223,12 +266,27 @@ proptest! {
         for (client, server, protocol, port) in pairs(&world, &[&judged]) {
             let sensitive = peer(&server).workload().is_some_and(|w| options.sensitive.contains(w));
             if sensitive && client.ends_with("/stranger") && !is_shared(port, protocol) {
-                prop_assert!(!judged.passes(&client, &server, protocol, port), "{client} -> {server} {port}\n{:#?}", judged.exported.files);
+                prop_assert!(!judged.passes(&client, &server, protocol, port), "{client} -> {server} {port}\n{:?}", judged.policies());
             }
         }
         // Whatever the labels are, no proof fails: what cannot be closed is said beforehand.
         let proven = judged.exported.problems.iter().all(|problem| !problem.message.contains("please report it"));
         prop_assert!(proven, "{:?}", judged.exported.problems);
+    }
+
+    #[test]
+    fn an_export_over_what_it_wrote_changes_nothing(world in world(), aim in aim()) {
+        let scenario = world.scenario();
+        let mut options = world.options(&scenario, &aim);
+        let first = Judged::new(&scenario, &options);
+        // As the command does: what lies in the directory is in force, and its evidence is read.
+        options.memory = Memory::read(&first.exported.files[EVIDENCE_FILE]).unwrap();
+        for (name, text) in first.policies().into_iter().filter(|(name, _)| namespace_of_file(name).is_some()) {
+            options.existing.extend(read::policies(name, text.as_bytes()).unwrap().policies);
+        }
+        let again = Judged::new(&scenario, &options);
+        prop_assert_eq!(first.policies(), again.policies());
+        prop_assert_eq!(&first.exported.files[EVIDENCE_FILE], &again.exported.files[EVIDENCE_FILE]);
     }
 
     #[test]
@@ -249,4 +307,29 @@ proptest! {
         prop_assert_eq!(files(&snapshot), files(&snapshot));
         prop_assert_eq!(files(&snapshot), files(&turned));
     }
+}
+
+/// Of two sensitive workloads one alone shares its label with an open one, both together share none:
+/// the boundary is drawn in one piece then, and opens no more than before.
+#[test]
+fn a_second_sensitive_workload_opens_nothing() {
+    use Selects::Unknown;
+    let world = World {
+        workloads: vec![
+            (0, 1, 0, Unknown),
+            (0, 2, 2, Unknown),
+            (1, 0, 1, Unknown),
+            (0, 1, 0, Unknown),
+            (0, 0, 2, Unknown),
+        ],
+        flows: BTreeSet::from([(2, 5, 1, false)]),
+        shared: None,
+        caller: None,
+    };
+    let aim = |phases: [usize; 3], sensitive: usize| Aim {
+        phases: phases.to_vec(),
+        egress: vec![false; 3],
+        sensitive: (0..7).map(|index| index == sensitive).collect(),
+    };
+    never_allows_more(&world, &aim([1, 0, 0], 4), &aim([0, 0, 0], 1)).unwrap();
 }

@@ -2,7 +2,7 @@
 //!
 //! Policies are a union: a boundary that selects such a workload would open it to its namespace. So
 //! the boundary leaves its pods out, by a label that only sensitive pods bear, and where there is
-//! none, it is drawn workload by workload.
+//! none, it is drawn workload by workload, with the same rules for each.
 
 use std::collections::BTreeMap;
 
@@ -67,7 +67,9 @@ impl<'a> Builder<'a> {
             };
             let members: Vec<&WorkloadEntry> =
                 subject.members.iter().filter_map(|member| context.workloads.get(member).copied()).collect();
-            let draft = self.boundary_of(namespace, &members);
+            // The same everywhere, as a boundary in one piece is: else a plan that closes one workload
+            // more, after which a label tells, would open the others to each other's callers.
+            let draft = self.boundary_of(namespace, &open);
             let name = names[subject.members[0]].clone();
             let frame = Frame { name, purpose: Purpose::Boundary, phase, subject: selector };
             self.push(namespace, frame, Drafts { ingress: Some(draft), egress: None }, &members);
