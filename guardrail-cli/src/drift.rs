@@ -172,7 +172,11 @@ fn drift(args: &mut Args) -> anyhow::Result<Outcome> {
     match args.output {
         Format::Table => render::table(&mut out, &report)?,
         Format::Json => output::print_json(&mut out, &report)?,
-        Format::Sarif => output::print_json(&mut out, &drift::sarif(&report))?,
+        Format::Sarif => {
+            let policies = args.policies.first().map(|path| path.to_string_lossy()).unwrap_or_default();
+            let about = planned.as_ref().map_or(&*policies, |planned| planned.file());
+            output::print_json(&mut out, &drift::sarif(&report, about))?;
+        }
         Format::Markdown => render::page(&mut out, &report)?,
     }
     out.flush()?;

@@ -52,6 +52,36 @@ fn traffic_that_the_policies_deny() {
     assert_eq!(sarif["runs"][0]["tool"]["driver"]["rules"][rule]["id"], "GD001");
 }
 
+/// GitHub refuses the whole log if any result is in no file.
+#[test]
+fn every_result_of_sarif_is_in_a_file_of_the_repository() {
+    let directory = tempfile::tempdir().unwrap();
+    let text =
+        "apiVersion: guardrail.dev/v1alpha1\nkind: Plan\nspec: {environments: {production: {phase: default-deny}}}\n";
+    let plan = file(&directory, "guardrail.yaml", text);
+    let empty = file(&directory, "empty.yaml", "apiVersion: v1\nkind: List\nitems: []\n");
+    let cluster =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/shop-policies.yaml")).unwrap();
+    let places = |args: &[&str]| -> Vec<(String, String)> {
+        let args =
+            [&["drift", "shop.json", "--against", "-", "-o", "sarif", "--now", "2026-03-01T12:00:00Z"], args].concat();
+        let (_, stdout, stderr) = guardrail(&args, &cluster);
+        let sarif: serde_json::Value = serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stderr}"));
+        let place = |result: &serde_json::Value| {
+            let physical = &result["locations"][0]["physicalLocation"];
+            assert!(physical["region"]["startLine"].as_u64() >= Some(1), "{result}");
+            let uri = physical["artifactLocation"]["uri"].as_str().unwrap_or_else(|| panic!("{result}"));
+            (result["ruleId"].as_str().unwrap().to_owned(), uri.to_owned())
+        };
+        sarif["runs"][0]["results"].as_array().unwrap().iter().map(place).collect()
+    };
+    let all = places(&["--policies", &empty]);
+    assert!(all.iter().any(|(rule, _)| rule == "GD012") && all.iter().any(|(rule, _)| rule == "GD001"), "{all:?}");
+    assert!(all.iter().all(|(_, uri)| uri.ends_with("/empty.yaml")), "{all:?}");
+    let all = places(&["--policies", &empty, "--plan", &plan, "--environment", "production"]);
+    assert!(all.len() > 3 && all.iter().all(|(_, uri)| uri.ends_with("/guardrail.yaml")), "{all:?}");
+}
+
 #[test]
 fn what_a_baseline_has_is_no_news_and_a_new_flow_is() {
     let directory = tempfile::tempdir().unwrap();

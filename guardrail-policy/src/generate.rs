@@ -215,8 +215,8 @@ pub struct Options {
     /// An edge that was last seen so long before the end of the window supports no rule; `None`:
     /// each does, however old.
     pub drop_unused: Option<Duration>,
-    /// Only these namespaces; empty means all that have workloads. With goals the others are decided
-    /// too, and stay as they are ([`Options::leaves`]).
+    /// Only these namespaces; empty means all that have workloads. With goals the others are
+    /// decided too, and stay as they are ([`Options::leaves`]).
     pub namespaces: BTreeSet<String>,
     /// Flows that a person leaves without a rule, by name.
     pub accepted: BTreeSet<FlowName>,

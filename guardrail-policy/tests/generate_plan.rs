@@ -309,8 +309,8 @@ proptest! {
     }
 }
 
-/// Of two sensitive workloads one alone shares its label with an open one, both together share none:
-/// the boundary is drawn in one piece then, and opens no more than before.
+/// Of two sensitive workloads one alone shares its label with an open one, both together share
+/// none: the boundary is drawn in one piece then, and opens no more than before.
 #[test]
 fn a_second_sensitive_workload_opens_nothing() {
     use Selects::Unknown;

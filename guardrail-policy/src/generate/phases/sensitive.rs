@@ -67,8 +67,9 @@ impl<'a> Builder<'a> {
             };
             let members: Vec<&WorkloadEntry> =
                 subject.members.iter().filter_map(|member| context.workloads.get(member).copied()).collect();
-            // The same everywhere, as a boundary in one piece is: else a plan that closes one workload
-            // more, after which a label tells, would open the others to each other's callers.
+            // The same everywhere, as a boundary in one piece is: else a plan that closes one
+            // workload more, after which a label tells, would open the others to each other's
+            // callers.
             let draft = self.boundary_of(namespace, &open);
             let name = names[subject.members[0]].clone();
             let frame = Frame { name, purpose: Purpose::Boundary, phase, subject: selector };
