@@ -147,9 +147,16 @@ fn length(text: &str) -> usize {
     text.chars().count()
 }
 
-/// The parts between which a cell may be wrapped.
+/// The parts between which a cell may be wrapped: never within a time of day.
 fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split_inclusive([' ', '/', ',', ':'])
+    let is_digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
+    let may_end = move |at: usize| match text.as_bytes()[at] {
+        b' ' | b'/' | b',' => true,
+        b':' => !(is_digit(text.as_bytes()[..at].last()) && is_digit(text.as_bytes().get(at + 1))),
+        _ => false,
+    };
+    let ends = (0..text.len()).filter(move |at| may_end(*at) || at + 1 == text.len()).map(|at| at + 1);
+    ends.scan(0, move |from, to| Some(&text[std::mem::replace(from, to)..to]))
 }
 
 fn wrap(text: &str, width: usize) -> Vec<String> {
