@@ -111,6 +111,7 @@ fn one_namespace_of_an_environment_is_exported_and_all_others_stay_byte_for_byte
         let steps = Scratch::new();
         let (code, stderr) = steps.export(PLAN, &["-n", order[0]]);
         assert_eq!((code, stderr.contains("not written")), (0, false), "{stderr}");
+        assert!(!stderr.contains("has no workload") && !stderr.contains("stays as it is"), "{stderr}");
         let first = steps.written();
         let of = |namespace: &str, name: &str| name.starts_with(&format!("{namespace}."));
         assert!(first.keys().any(|name| of(order[0], name)), "{:?}", first.keys());

@@ -188,6 +188,13 @@ impl<'a> Builder<'a> {
     fn judge_evidence(&mut self, verdicts: &[NamespaceVerdict]) {
         let coverage = &self.context.body.coverage;
         let options = self.context.options;
+        for namespace in &options.namespaces {
+            if !verdicts.iter().any(|v| v.namespace == *namespace) {
+                self.warnings.insert(format!(
+                    "namespace {namespace} has no workload that a policy could select: nothing is written for it"
+                ));
+            }
+        }
         for (verdict, goal) in verdicts.iter().filter_map(|v| Some((v, options.goals.get(&v.namespace)?))) {
             if options.leaves(&verdict.namespace) {
                 let message = format!("namespace {} stays as it is: others were asked for", verdict.namespace);
@@ -247,13 +254,6 @@ impl<'a> Builder<'a> {
             }
         }
         self.warn_unseen();
-        for namespace in &self.context.options.namespaces {
-            if !verdicts.iter().any(|v| v.namespace == *namespace) {
-                self.warnings.insert(format!(
-                    "namespace {namespace} has no workload that a policy could select: nothing is written for it"
-                ));
-            }
-        }
         if options.namespaces.is_empty() && options.goals.is_empty() && verdicts.is_empty() {
             self.warnings
                 .insert("the snapshot has no workload that a policy could select: nothing is written".to_owned());
