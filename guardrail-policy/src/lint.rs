@@ -218,10 +218,19 @@ pub fn lint(set: &PolicySet, problems: &[ObjectProblem], context: &Context) -> V
         let rule = if unevaluated.inside.is_some() { &UNREAD_POLICY } else { &UNEVALUATED };
         findings.push(finding(rule, Some(unevaluated.location.clone()), None, unevaluated.without_place()));
     }
+    drop_said_twice(&mut findings);
     findings.retain(|finding| !is_ignored(finding, set));
     findings.sort_by(|a, b| (&a.location, a.rule, &a.message).cmp(&(&b.location, b.rule, &b.message)));
     findings.dedup();
     findings
+}
+
+/// `from: []` is told as empty; that its ports are open to everybody is no second mistake, nor is
+/// every port where `port:` is empty.
+fn drop_said_twice(findings: &mut Vec<Finding>) {
+    let place = |f: &Finding| (f.policy.clone(), f.location.clone());
+    let empty: BTreeSet<_> = findings.iter().filter(|f| f.rule == EMPTY_FIELD.id).map(place).collect();
+    findings.retain(|f| ![ANY_PEER.id, EVERY_PORT.id].contains(&f.rule) || !empty.contains(&place(f)));
 }
 
 /// Where there are policies of Cilium's, it enforces them all.

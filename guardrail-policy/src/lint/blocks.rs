@@ -5,28 +5,27 @@ use std::net::{IpAddr, Ipv4Addr};
 use guardrail_graph::inventory::Service;
 use ipnet::IpNet;
 
-use super::{CLIENT_ADDRESS_LOST, CLUSTER_IP_BLOCK, Linter, METADATA_ADDRESS, ONE_FAMILY, Severity, WIDE_PEER};
-use crate::model::{Direction, IpBlock, NetworkPolicy, PeerKind, PolicyPeer, Rule};
+use super::{CLIENT_ADDRESS_LOST, CLUSTER_IP_BLOCK, Linter, METADATA_ADDRESS, ONE_FAMILY, Severity, WIDE_PEER, dns};
+use crate::model::{Direction, IpBlock, NetworkPolicy, PeerKind, PolicyPeer, PolicyPort, PortMatch, Protocol, Rule};
 
 /// AWS, Google, Azure and others hand out credentials of the node there.
 const METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
+/// All of them speak HTTP.
+const METADATA_PORT: u16 = 80;
 
 impl Linter<'_> {
-    pub(super) fn block(
-        &mut self,
-        policy: &NetworkPolicy,
-        direction: Direction,
-        peer: &PolicyPeer,
-        block: &IpBlock,
-        name: &str,
-    ) {
+    pub(super) fn block(&mut self, policy: &NetworkPolicy, direction: Direction, rule: &Rule, nth: usize, name: &str) {
+        let peer = &rule.peers[nth];
+        let PeerKind::IpBlock(block) = &peer.kind else { return };
         let cidr = block.cidr;
         if cidr.prefix_len() == 0 {
-            if block.except.is_empty() {
+            // `::/0` beside `0.0.0.0/0` says nothing new.
+            let earlier = &rule.peers[..nth];
+            if is_everybody(peer) && !earlier.iter().any(is_everybody) {
                 let message = format!("{name}: ipBlock {cidr} holds every address, those of pods included");
-                self.add(&WIDE_PEER, policy, peer.line, message);
+                self.everybody(policy, direction, rule, peer, message);
             }
-            if direction == Direction::Egress && block.contains(METADATA) {
+            if direction == Direction::Egress && block.contains(METADATA) && allows_metadata(rule) {
                 let message = format!("{name}: ipBlock {cidr} includes {METADATA}");
                 self.add(&METADATA_ADDRESS, policy, peer.line, message);
             }
@@ -38,6 +37,27 @@ impl Linter<'_> {
                 Some(fix) => self.add_with(&CLUSTER_IP_BLOCK, policy, peer.line, message, fix),
                 None => self.add(&CLUSTER_IP_BLOCK, policy, peer.line, message),
             }
+        }
+    }
+
+    /// All of an address family. To DNS and to some port it is mostly meant: whoever writes it
+    /// does not know the addresses outside.
+    fn everybody(
+        &mut self,
+        policy: &NetworkPolicy,
+        direction: Direction,
+        rule: &Rule,
+        peer: &PolicyPeer,
+        message: String,
+    ) {
+        let ports = !rule.ports.is_empty();
+        if ports && dns::is_only_dns(&rule.ports) {
+            return;
+        }
+        let fix = "Except the ranges of pods if only addresses outside are meant, or name who is meant".to_owned();
+        self.add_with(&WIDE_PEER, policy, peer.line, message, fix);
+        if let Some(last) = self.findings.last_mut().filter(|_| ports && direction == Direction::Egress) {
+            last.severity = Severity::Note;
         }
     }
 
@@ -140,6 +160,23 @@ impl Linter<'_> {
         let message = format!("{direction}: every ipBlock is {has}, and pods here have {lacks} addresses, too");
         self.add(&ONE_FAMILY, policy, *line, message);
     }
+}
+
+fn is_everybody(peer: &PolicyPeer) -> bool {
+    matches!(&peer.kind, PeerKind::IpBlock(block) if block.cidr.prefix_len() == 0 && block.except.is_empty())
+}
+
+/// Whether the rule's ports include that of metadata services.
+fn allows_metadata(rule: &Rule) -> bool {
+    let is = |port: &PolicyPort| {
+        port.protocol == Protocol::Tcp
+            && match &port.port {
+                PortMatch::Any => true,
+                PortMatch::Range { first, last } => (first..=last).contains(&&METADATA_PORT),
+                PortMatch::Named(_) => false,
+            }
+    };
+    rule.ports.is_empty() || rule.ports.iter().any(is)
 }
 
 /// Whether anything of the range is left when the exceptions are taken out.

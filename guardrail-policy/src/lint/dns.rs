@@ -9,7 +9,7 @@ use crate::{
     evaluate::{ClusterPod, Evaluator},
     model::{
         Direction, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPort, PortMatch, Protocol, Rule,
-        selector_matches,
+        selector_matches, words,
     },
 };
 
@@ -45,7 +45,9 @@ impl Linter<'_> {
                         None => policies.iter().any(|other| opens(other, policy)),
                     };
                     if !opened {
-                        self.no_dns(policy, "no policy allows DNS (UDP 53) for these pods".to_owned(), None);
+                        let (why, fix) = own_namespace_only(policy).unzip();
+                        let why = why.unwrap_or_else(|| "no policy allows DNS (UDP 53) for these pods".to_owned());
+                        self.no_dns(policy, why, fix);
                     }
                 }
             }
@@ -142,6 +144,20 @@ fn opens(other: &NetworkPolicy, policy: &NetworkPolicy) -> bool {
             || (policy.pod_selector.match_expressions.is_empty()
                 && !policy.pod_selector.is_empty()
                 && selector_matches(&other.pod_selector, &policy.pod_selector.match_labels)))
+}
+
+/// The DNS pods' label without a namespaceSelector: what it means, and what to do.
+fn own_namespace_only(policy: &NetworkPolicy) -> Option<(String, String)> {
+    let asks = |rule: &Rule| rule.ports.iter().any(|p| p.protocol == Protocol::Udp && is_dns_port(p));
+    let peers = policy.egress.iter().filter(|rule| asks(rule)).flat_map(|rule| &rule.peers);
+    let shown = peers.into_iter().find_map(|peer| match &peer.kind {
+        PeerKind::Pods { namespaces: None, pods: Some(pods) } if is_dns_label(&pods.match_labels) => Some(words(pods)),
+        _ => None,
+    })?;
+    Some((
+        format!("podSelector {shown} without a namespaceSelector means pods of {}", policy.namespace),
+        format!("Add a namespaceSelector in the same item ({NAMESPACE_NAME_LABEL}: {})", DNS_NAMESPACES[0]),
+    ))
 }
 
 fn is_dns_port(port: &PolicyPort) -> bool {

@@ -1,7 +1,8 @@
 //! The rules about ports.
 
 use super::{
-    ANY_PEER, Linter, NODE_PORT, OTHER_PROTOCOL, Policy, SERVICE_PORT, SPLIT_RULE, Severity, UNKNOWN_PORT_NAME, dns,
+    ANY_PEER, EVERY_PORT, Linter, NODE_PORT, OTHER_PROTOCOL, Policy, SERVICE_PORT, SPLIT_RULE, Severity,
+    UNKNOWN_PORT_NAME, dns,
 };
 use crate::{
     evaluate::ClusterPod,
@@ -33,7 +34,26 @@ impl<'a> Linter<'a> {
                     }
                 }
                 PortMatch::Named(wanted) => self.port_name(policy, direction, port, wanted, concerned.as_deref(), name),
-                PortMatch::Any | PortMatch::Range { .. } => {}
+                PortMatch::Any => self.every_port(policy, rule, port, name),
+                PortMatch::Range { .. } => {}
+            }
+        }
+    }
+
+    /// `- port: 8080` and `- protocol: TCP` as two items, where one was meant: the second is every
+    /// port. Alone it is how all of a protocol is meant.
+    fn every_port(&mut self, policy: &NetworkPolicy, rule: &Rule, port: &PolicyPort, name: &str) {
+        let beside = |p: &&PolicyPort| p.protocol == port.protocol && !matches!(p.port, PortMatch::Any);
+        let idle: Vec<String> = rule.ports.iter().filter(beside).map(ToString::to_string).collect();
+        if !idle.is_empty() {
+            let message = format!(
+                "{name}: an item without `port` is every {} port, so {} beside it does nothing",
+                port.protocol,
+                idle.join(", ")
+            );
+            self.add_with(&EVERY_PORT, policy, port.line, message, "Write port and protocol in one item".to_owned());
+            if let Some(last) = self.findings.last_mut() {
+                last.severity = Severity::Warning;
             }
         }
     }

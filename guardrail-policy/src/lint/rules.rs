@@ -56,9 +56,9 @@ impl Linter<'_> {
                 self.add_as(Severity::Note, &ALLOW_ALL, policy, rule.line, message);
             }
         }
-        for peer in &rule.peers {
+        for (peer, nth) in rule.peers.iter().zip(0..) {
             match &peer.kind {
-                PeerKind::IpBlock(block) => self.block(policy, direction, peer, block, name),
+                PeerKind::IpBlock(_) => self.block(policy, direction, rule, nth, name),
                 PeerKind::Pods { .. } => self.selectors(policy, rule, peer, name),
             }
         }

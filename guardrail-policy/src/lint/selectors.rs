@@ -1,5 +1,7 @@
 //! The rules about what selectors match, and by which labels.
 
+use std::collections::BTreeMap;
+
 use guardrail_graph::{
     inventory::{is_generated_label, is_release, is_replica_label, release_keys},
     snapshot::LabelSelector,
@@ -12,6 +14,7 @@ use super::{
 use crate::{
     evaluate::ClusterPod,
     model::{NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPeer, Rule, selector_matches, words},
+    words::nearest,
 };
 
 /// Pods that selectors match.
@@ -87,7 +90,9 @@ impl<'a> Linter<'a> {
             if policy.pod_selector.is_empty() || self.is_out_of_sight(within) {
                 self.add_as(Severity::Note, &SELECTS_NOTHING, policy, line, message);
             } else if !self.is_made_by_others(within, &policy.pod_selector) {
-                self.add(&SELECTS_NOTHING, policy, line, message);
+                let near =
+                    self.nearly(within, &policy.pod_selector).map_or_else(String::new, |near| format!(": {near}"));
+                self.add(&SELECTS_NOTHING, policy, line, format!("{message}{near}"));
             }
         } else if matched.selectable.is_empty() && !matched.host.is_empty() {
             let message = format!(
@@ -231,9 +236,31 @@ impl<'a> Linter<'a> {
                 self.add_with(&PEER_MATCHES_NOTHING, policy, peer.line, message, fix);
             }
             None => {
-                self.add(&PEER_MATCHES_NOTHING, policy, peer.line, format!("{name}: {what} matches no live pod"));
+                let near = pods.and_then(|selector| self.nearly(within, selector));
+                let near = near.map_or_else(String::new, |near| format!(": {near}"));
+                self.add(&PEER_MATCHES_NOTHING, policy, peer.line, format!("{name}: {what} matches no live pod{near}"));
             }
         }
+    }
+
+    /// What keeps the selector from the pod that it nearly matches: which of its labels that one
+    /// lacks, or a letter or two of its only label.
+    fn nearly(&self, within: impl Fn(&str) -> bool, selector: &LabelSelector) -> Option<String> {
+        let wanted = &selector.match_labels;
+        let pods = self.pods()?.iter().filter(|pod| !pod.finished && within(&pod.namespace));
+        let mut alone = wanted.iter().filter(|_| wanted.len() == 1 && selector.match_expressions.is_empty());
+        if let Some((key, value)) = alone.next() {
+            let has = |pod: &ClusterPod| Some((pod.labels.get(key)?.clone(), pod.full_name()));
+            let values: BTreeMap<String, String> = pods.rev().filter_map(has).collect();
+            let near = nearest(value, values.keys().map(String::as_str))?;
+            return Some(format!("{} has {key}={near}", values[near]));
+        }
+        let count = |pod: &&ClusterPod| wanted.iter().filter(|(k, v)| pod.labels.get(*k) == Some(v)).count();
+        // The first of those that have most of the labels.
+        let best = pods.rev().max_by_key(count).filter(|pod| count(pod) > 0)?;
+        let lacks = wanted.iter().filter(|(k, v)| best.labels.get(*k) != Some(v)).map(|(k, v)| format!("{k}={v}"));
+        let lacks: Vec<String> = lacks.collect();
+        (!lacks.is_empty()).then(|| format!("{} has all of it but {}", best.full_name(), lacks.join(", ")))
     }
 
     /// Labels that are right and stand in the wrong place: why, and what to do.

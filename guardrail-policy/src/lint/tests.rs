@@ -239,6 +239,101 @@ fn what_is_left_open_by_itself_is_a_note() {
     assert_eq!(open(&egress(dns)), []);
 }
 
+/// `0.0.0.0/0` is to addresses what `namespaceSelector: {}` is to pods.
+#[test]
+fn every_address_is_told_once_a_rule_and_is_meant_for_dns() {
+    let to = |blocks: &str, ports: &str| {
+        told(&spec_of(&egress(&format!("{{to: [{blocks}]{ports}}}, {{ports: [{{port: 53, protocol: UDP}}]}}"))), "")
+    };
+    let (v4, both) = ("{ipBlock: {cidr: 0.0.0.0/0}}", "{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: '::/0'}}");
+    let (wide, metadata) = (WIDE_PEER.id, (METADATA_ADDRESS.id, Severity::Note));
+    assert_eq!(to(v4, ""), [(wide, Severity::Warning), metadata]);
+    assert_eq!(to(both, ""), [(wide, Severity::Warning), metadata]);
+    assert_eq!(to(both, ", ports: [{port: 443}]"), [(wide, Severity::Note)]);
+    assert_eq!(to(both, ", ports: [{port: 443}, {port: 80}]"), [(wide, Severity::Note), metadata]);
+    assert_eq!(to(both, ", ports: [{port: 53, protocol: UDP}, {port: 53}]"), []);
+}
+
+/// Metadata services speak HTTP at port 80.
+#[test]
+fn a_rule_that_leaves_port_80_out_opens_no_metadata_service() {
+    let except = |ports: &str| {
+        let block = "{to: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8]}}]";
+        told(&spec_of(&egress(&format!("{block}{ports}}}, {{ports: [{{port: 53, protocol: UDP}}]}}"))), "")
+    };
+    let metadata = [(METADATA_ADDRESS.id, Severity::Note)];
+    for open in ["", ", ports: [{port: 80}]", ", ports: [{port: 1, endPort: 1024}]", ", ports: [{protocol: TCP}]"] {
+        assert_eq!(except(open), metadata, "{open}");
+    }
+    for closed in
+        [", ports: [{port: 443}]", ", ports: [{port: 80, protocol: UDP}]", ", ports: [{port: 81, endPort: 99}]"]
+    {
+        assert_eq!(except(closed), [], "{closed}");
+    }
+}
+
+/// Argo CD's policy for Dex has such a pair.
+#[test]
+fn a_protocol_in_an_item_of_its_own_opens_every_port() {
+    let ports = |ports: &str| {
+        told(
+            &spec_of(&ingress(&format!("{{from: [{{podSelector: {{matchLabels: {{app: b}}}}}}], ports: [{ports}]}}"))),
+            "",
+        )
+    };
+    let every = [(EVERY_PORT.id, Severity::Warning)];
+    assert_eq!(ports("{port: 5558}, {protocol: TCP}"), every);
+    assert_eq!(ports("{protocol: UDP}, {port: 1, endPort: 9, protocol: UDP}"), every);
+    assert_eq!(ports("{port: http}, {}"), every);
+    for meant in ["{protocol: TCP}", "{protocol: TCP}, {protocol: UDP}", "{port: 53, protocol: UDP}, {protocol: TCP}"] {
+        assert_eq!(ports(meant), [], "{meant}");
+    }
+    assert_eq!(ports("{port: 80}, {port: null}"), [(EMPTY_FIELD.id, Severity::Warning)]);
+    let text = said(
+        &ingress("{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 8080}, {protocol: TCP}]}"),
+        &context(),
+    );
+    assert!(text.contains("an item without `port` is every TCP port, so TCP/8080 beside it does nothing"), "{text}");
+}
+
+/// Istio's charts write `from: []`.
+#[test]
+fn an_empty_list_of_peers_is_told_once() {
+    let spec = spec_of(&ingress("{from: [], ports: [{port: 8080}]}"));
+    assert_eq!(told(&spec, ""), [(EMPTY_FIELD.id, Severity::Warning)]);
+    let silenced = spec.replace("spec:", "# guardrail: ignore GR036 everybody is meant\nspec:");
+    assert_eq!(told(&silenced, ""), []);
+}
+
+/// Labels of the Service were taken for those of its pods, mostly.
+#[test]
+fn what_a_selector_nearly_matches_is_named() {
+    let context = context();
+    let from =
+        |labels: &str| said(&ingress(&format!("{{from: [{{podSelector: {{matchLabels: {{{labels}}}}}}}]}}")), &context);
+    let text = from("app: web, tier: front");
+    assert!(text.contains("matches no live pod: a/web has all of it but tier=front. Correct the labels"), "{text}");
+    let text = from("app: wbe");
+    assert!(text.contains("matches no live pod: a/web has app=web. Correct the labels"), "{text}");
+    let text = from("app: something-else");
+    assert!(text.contains("matches no live pod. Correct the labels"), "{text}");
+    let text = said("spec: {podSelector: {matchLabels: {app: web, tier: front}}, policyTypes: [Ingress]}", &context);
+    assert!(text.contains("matches no live pod in a: a/web has all of it but tier=front."), "{text}");
+}
+
+/// Without an inventory, too, a podSelector alone looks in the policy's own namespace.
+#[test]
+fn the_label_of_dns_pods_alone_is_told_as_what_it_means() {
+    let rule = "{to: [{podSelector: {matchLabels: {k8s-app: kube-dns}}}], ports: [{port: 53, protocol: UDP}]}";
+    let text = said(&egress(rule), &Context::default());
+    assert!(
+        text.contains("podSelector k8s-app=kube-dns without a namespaceSelector means pods of a. Add a namespaceSelector in the same item (kubernetes.io/metadata.name: kube-system)"),
+        "{text}"
+    );
+    let there = spec_of(&egress(rule)).replace("namespace: a", "namespace: kube-system");
+    assert_eq!(told(&there, ""), []);
+}
+
 /// Istio's charts select `istio.io/rev: default`.
 #[test]
 fn a_tag_of_revisions_is_no_revision() {

@@ -256,7 +256,7 @@ impl Decoder<'_> {
         let peers = direction.peers_field();
         if node.has_empty(peers) {
             let message = format!(
-                "`{field}.{peers}` is empty, which means everybody; name the peers, or remove the rule to allow nobody"
+                "`{field}.{peers}` is empty, which means everybody; name the peers, remove the rule to allow nobody, or the field if everybody is meant"
             );
             self.warnings.push(self.make(ObjectProblemKind::EmptyField, node.line, message));
         }
