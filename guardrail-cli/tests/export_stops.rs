@@ -127,3 +127,31 @@ fn whether_a_selector_is_one_workloads_is_decided_after_the_merge() {
         written[0]
     );
 }
+
+/// The same overlap where the label's value is another one at each run, and with a Job, whose own
+/// label no snapshot has: what the Deployment is sent does not reach their pods.
+#[test]
+fn runs_and_jobs_with_the_labels_of_a_deployment_are_kept_apart() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node_scoped");
+    let task = |indent: &str| format!(",\n{indent}\"batch.example.com/task\": \"deploy-pay\"");
+    let run = |text: String| text.replace("batch.example.com/task", "tekton.dev/taskRun");
+    let job = |text: String| text.replace("TaskRun", "Job").replace(&task("     "), "").replace(&task("    "), "");
+    let changes: [(&dyn Fn(String) -> String, &str); 2] = [(&run, "tekton.dev/taskRun"), (&job, "job-name")];
+    for (change, key) in changes {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["node-a.json", "node-b.json"] {
+            let text = change(fs::read_to_string(cases.join(name)).unwrap());
+            assert!(!text.contains("batch.example.com/task"), "{text}");
+            fs::write(directory.path().join(name), text).unwrap();
+        }
+        let (code, said) = export(directory.path(), &["node-a.json", "node-b.json", "-d", "out"]);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(!said.contains("no label tells"), "{said}");
+        let policy = directory.path().join("out/shop.guardrail-allow-deployment-pay.yaml");
+        let policy = fs::read_to_string(policy).unwrap();
+        let subject = format!(
+            "podSelector:\n    matchLabels:\n      app: pay\n    matchExpressions:\n    - key: {key}\n      operator: DoesNotExist\n"
+        );
+        assert!(policy.contains(&subject), "{policy}");
+    }
+}

@@ -17,6 +17,7 @@ mod selector;
 pub mod tier;
 
 pub(crate) use selector::words;
+pub(crate) use selector::{JOB_NAME_LABEL, job_label};
 pub use selector::{Labels, NAMESPACE_NAME_LABEL, selector_matches, selector_matches_by};
 
 /// A side of a policy: whose rules are meant.

@@ -17,7 +17,7 @@ use super::{
     facts::{ClusterService, api_servers_in},
     virtuals::DeclaredPort,
 };
-use crate::model::{Labels, NAMESPACE_NAME_LABEL, Protocol, selector_matches};
+use crate::model::{Labels, NAMESPACE_NAME_LABEL, Protocol, job_label, selector_matches};
 
 /// A pod as policies see it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -323,6 +323,7 @@ impl Cluster {
                 labels.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }
+        labels.extend(job_label(&entry.workload));
         let template = ClusterPod {
             namespace: entry.workload.namespace.clone(),
             labels,

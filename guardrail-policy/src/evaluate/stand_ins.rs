@@ -9,6 +9,7 @@ use guardrail_graph::{
 };
 
 use super::{Cluster, ClusterPod, DeclaredPort, End, Evaluator, UnknownEnd};
+use crate::model::job_label;
 
 impl Cluster {
     /// As [`Cluster::from_objects`], and the pods know their workload; each controller of its own
@@ -46,10 +47,9 @@ impl Cluster {
 
 fn stand_in(controller: &Controller, workload: WorkloadRef) -> ClusterPod {
     let mut labels = controller.template_labels.to_map();
-    if controller.kind == "Job" {
-        for key in ["batch.kubernetes.io/job-name", "job-name"] {
-            labels.insert(key.to_owned(), controller.name.clone());
-        }
+    if let Some((key, name)) = job_label(&workload) {
+        labels.insert(format!("batch.kubernetes.io/{key}"), name.clone());
+        labels.insert(key, name);
     }
     let ports = &controller.template_ports;
     ClusterPod {

@@ -7,15 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use guardrail_graph::{
     Snapshot, WorkloadRef,
-    inventory::release_keys,
-    snapshot::{LabelChanges, LabelSelector, WorkloadEntry},
+    inventory::{is_release_label, release_keys},
+    snapshot::{LabelChanges, LabelSelector, SelectorOperator, SelectorRequirement, WorkloadEntry},
 };
 
 use crate::model::selector_matches;
 
 /// The snapshot with such selectors: narrower ones lose the label, and those of which nothing is
 /// left that tells who it is are none, with advice. The same holds for labels that were seen to
-/// change between generations of the workload.
+/// change between generations of the workload. Where what is left selects others, too, the label of
+/// the run has to be there, with any value.
 pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
     let own_selector =
         |owner: &str| matches!(owner, "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicationController");
@@ -41,12 +42,26 @@ pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
         if kept == *selector && kept.tells_who() {
             continue;
         }
-        let clashes = workloads.iter().any(|other| {
-            other.workload.namespace == entry.workload.namespace
-                && other.workload != entry.workload
-                && selector_matches(&kept, &other.labels)
-        });
-        changed.push((index, Some(kept).filter(|kept| kept.tells_who() && !clashes)));
+        let clashing: Vec<&WorkloadEntry> = workloads
+            .iter()
+            .filter(|other| {
+                other.workload.namespace == entry.workload.namespace
+                    && other.workload != entry.workload
+                    && selector_matches(&kept, &other.labels)
+            })
+            .collect();
+        let mut run = None;
+        if kept.tells_who() && !clashing.is_empty() {
+            run = key_of_runs(entry, &clashing);
+            let exists = |key: &String| SelectorRequirement {
+                key: key.clone(),
+                operator: SelectorOperator::Exists,
+                values: Vec::new(),
+            };
+            kept.match_expressions.extend(run.iter().map(exists));
+        }
+        let is_own = kept.tells_who() && (clashing.is_empty() || run.is_some());
+        changed.push((index, Some(kept).filter(|_| is_own), run));
     }
     if changed.is_empty() && passing.is_empty() {
         return Cow::Borrowed(snapshot);
@@ -57,7 +72,7 @@ pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
         let entry: &mut WorkloadEntry = &mut snapshot.body.workloads[index];
         entry.labels = labels;
     }
-    for (index, selector) in changed {
+    for (index, selector, run) in changed {
         let entry: &mut WorkloadEntry = &mut snapshot.body.workloads[index];
         if selector.is_none() {
             entry.selector_advice = Some(format!(
@@ -68,7 +83,7 @@ pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
         // A rule for it as a peer is made of these where no selector is. Its pods have them all the
         // same.
         let keys = passing_keys(entry);
-        let passing = entry.labels.extract_if(.., |key, _| keys.contains(key));
+        let passing = entry.labels.extract_if(.., |key, _| keys.contains(key) && run.as_ref() != Some(key));
         let passing: BTreeMap<_, _> = passing.map(|(key, value)| (key, BTreeSet::from([value]))).collect();
         if !passing.is_empty() {
             let workload = entry.workload.clone();
@@ -81,6 +96,16 @@ pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
     }
     snapshot.body.label_changes.append(&mut had);
     Cow::Owned(snapshot)
+}
+
+/// The label of runs that tells the pods from those of others, whatever its value: every
+/// `TaskRun`'s have `tekton.dev/taskRun`, no Deployment's have. Those of others that have it as
+/// well are runs, too.
+fn key_of_runs(entry: &WorkloadEntry, clashing: &[&WorkloadEntry]) -> Option<String> {
+    let own = |key: &&String| is_release_label(key) && entry.labels.contains_key(*key);
+    let selected = entry.selector.iter().flat_map(|selector| selector.match_labels.keys()).filter(own);
+    let with = |key: &&String| clashing.iter().filter(|other| other.labels.contains_key(*key)).count();
+    selected.min_by_key(with).filter(|key| with(key) < clashing.len()).cloned()
 }
 
 /// The labels of a workload's pods that a release or a run changes.
@@ -129,6 +154,41 @@ mod tests {
         let both = Some("app=pi,new=y".into());
         assert_eq!(after("SparkApplication", &[app, new, run], None), (both, "app=pi,new=y".into()));
         assert_eq!(after("SparkApplication", &[run], None), (None, String::new()));
+    }
+
+    fn workload(owner: &str, name: &str, labels: &[(&str, &str)]) -> WorkloadEntry {
+        let labels: BTreeMap<_, _> = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        WorkloadEntry {
+            workload: WorkloadRef { namespace: "data".into(), owner: owner.into(), name: name.into() },
+            selector: Some(LabelSelector::of_labels(labels.clone())),
+            selector_advice: None,
+            labels,
+            schedule: None,
+            host_network: false,
+            pods: BTreeMap::new(),
+            ran_on: BTreeMap::new(),
+            as_of: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_run_whose_other_labels_are_a_deployments_is_told_by_the_label_of_runs() {
+        let (app, task, run) = (("app", "pay"), ("tekton.dev/taskRun", "pay-7"), ("tekton.dev/taskRun", "pay-8"));
+        let mut snapshot = Snapshot::empty();
+        snapshot.body.workloads = vec![
+            workload("Deployment", "pay", &[app]),
+            workload("TaskRun", "pay-7", &[app, task]),
+            workload("TaskRun", "pay-8", &[app, run]),
+        ];
+        let snapshot = stable(&snapshot);
+        let [pay, seven, eight] = &snapshot.body.workloads[..] else { panic!() };
+        assert_eq!(pay.selector.as_ref().unwrap().match_labels.len(), 1);
+        assert_eq!(seven.selector, eight.selector);
+        let selector = seven.selector.as_ref().unwrap();
+        assert_eq!(selector.match_labels, pay.labels);
+        let [requirement] = &selector.match_expressions[..] else { panic!("{selector:?}") };
+        assert_eq!((&*requirement.key, requirement.operator), ("tekton.dev/taskRun", SelectorOperator::Exists));
+        assert!(selector_matches(selector, &seven.labels) && !selector_matches(selector, &pay.labels));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A selector was found by whoever knew a part of the cluster, and workloads come and go: it may
 //! select others, too. Two workloads whose selectors select each other's pods are one subject. A
-//! workload that is selected by the way is kept apart by a label that it alone has.
+//! workload that is selected by the way is kept apart by a label that it alone has; pods of Jobs,
+//! which often bear the labels of a Deployment, by the label that the Job controller gives them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,7 @@ use guardrail_graph::{
     snapshot::{LabelSelector, SelectorOperator, SelectorRequirement, WorkloadEntry},
 };
 
-use crate::model::{Labels, selector_matches};
+use crate::model::{JOB_NAME_LABEL, Labels, job_label, selector_matches};
 
 /// Workloads that one selector selects, and the selector: `None` if no stable label names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +34,10 @@ pub(crate) fn subjects<'a>(
     let mut group: Vec<usize> = (0..entries.len()).collect();
     for (i, j) in candidates(&bases, &labels) {
         let mutual = |a: usize, b: usize| bases[a].as_ref().is_some_and(|s| selector_matches(s, &labels[b]));
-        if mutual(i, j) && mutual(j, i) {
+        if mutual(i, j)
+            && mutual(j, i)
+            && labels[i].contains_key(JOB_NAME_LABEL) == labels[j].contains_key(JOB_NAME_LABEL)
+        {
             let (from, to) = (group[i].max(group[j]), group[i].min(group[j]));
             group.iter_mut().filter(|g| **g == from).for_each(|g| *g = to);
         }
@@ -87,6 +91,7 @@ pub(crate) fn labels_of(entry: &WorkloadEntry) -> Labels {
     for (key, value) in entry.selector.iter().flat_map(|selector| &selector.match_labels) {
         labels.entry(key.clone()).or_insert_with(|| value.clone());
     }
+    labels.extend(job_label(&entry.workload));
     labels
 }
 
@@ -167,8 +172,17 @@ fn keep_apart(
     let its_own = |(key, value): &(&String, &String)| {
         stable(key) && !passes(key) && !members.iter().any(|own| own.get(*key) == Some(*value))
     };
-    let (key, value) = other.iter().find(its_own)?;
-    require(selector, key, SelectorOperator::NotIn, vec![value.clone()]);
+    if let Some((key, value)) = other.iter().find(its_own) {
+        require(selector, key, SelectorOperator::NotIn, vec![value.clone()]);
+        return Some(());
+    }
+    let of_jobs = |labels: &Labels| labels.contains_key(JOB_NAME_LABEL);
+    let operator = match of_jobs(other) {
+        true if !members.iter().any(|own| of_jobs(own)) => SelectorOperator::DoesNotExist,
+        false if members.iter().all(|own| of_jobs(own)) => SelectorOperator::Exists,
+        _ => return None,
+    };
+    require(selector, &JOB_NAME_LABEL.to_owned(), operator, Vec::new());
     Some(())
 }
 
@@ -261,10 +275,34 @@ mod tests {
 
     #[test]
     fn where_no_label_tells_them_apart_there_is_no_selector() {
-        let (app, job): (&[_], &[_]) = (&[("app", "x")], &[("app", "x"), ("job-name", "j")]);
+        let (app, job): (&[_], &[_]) = (&[("app", "x")], &[("app", "x"), ("controller-uid", "j")]);
         let web = entry("Deployment", "web", Some(app), app);
-        assert_eq!(told(&[web, entry("Job", "j", Some(job), app)]), ["Deployment/web: ", "Job/j: app=x,job-name=j"]);
+        assert_eq!(
+            told(&[web, entry("Task", "j", Some(job), app)]),
+            ["Deployment/web: ", "Task/j: app=x,controller-uid=j"]
+        );
         assert_eq!(told(&[entry("CronJob", "bare", None, &[])]), ["CronJob/bare: "]);
+    }
+
+    /// Charts give the Job of a migration the labels of the Deployment.
+    #[test]
+    fn pods_of_jobs_are_kept_apart_by_the_label_of_their_controller() {
+        let app: &[_] = &[("app", "x")];
+        let web = entry("Deployment", "web", Some(app), app);
+        let (job, cron) = (entry("Job", "j", None, app), entry("CronJob", "c", None, app));
+        assert_eq!(
+            told(&[web.clone(), job.clone()]),
+            ["Deployment/web: app=x,!job-name", "Job/j: app=x,job-name Exists"]
+        );
+        assert_eq!(
+            told(&[web, cron.clone(), job.clone()]),
+            ["CronJob/c Job/j: app=x,job-name Exists", "Deployment/web: app=x,!job-name"]
+        );
+        assert_eq!(told(&[cron, job]), ["CronJob/c Job/j: app=x"]);
+        // A label of its own, which says more, comes first.
+        let (own, wide) =
+            (entry("Job", "m", None, &[("app", "x"), ("task", "m")]), entry("Deployment", "w", Some(app), app));
+        assert_eq!(told(&[own, wide]), ["Deployment/w: app=x,!task", "Job/m: app=x,task=m"]);
     }
 
     /// Two that are one subject, and a third whose label has a value or is there where theirs
@@ -303,8 +341,8 @@ mod tests {
         let with = |version: &'static str| [("app", "x"), ("app.kubernetes.io/version", version)];
         let (one, two) = (with("1"), with("2"));
         let web = entry("Deployment", "web", Some(&[("app", "x")]), &one);
-        let job = entry("Job", "j", Some(&[("app", "x"), ("job-name", "j")]), &two);
-        assert_eq!(told(&[web, job]), ["Deployment/web: ", "Job/j: app=x,job-name=j"]);
+        let task = entry("Task", "j", Some(&[("app", "x"), ("controller-uid", "j")]), &two);
+        assert_eq!(told(&[web, task]), ["Deployment/web: ", "Task/j: app=x,controller-uid=j"]);
     }
 
     proptest::proptest! {

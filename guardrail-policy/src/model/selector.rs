@@ -2,13 +2,30 @@
 
 use std::collections::BTreeMap;
 
-use guardrail_graph::snapshot::{LabelSelector, SelectorOperator};
+use guardrail_graph::{
+    WorkloadRef,
+    snapshot::{LabelSelector, SelectorOperator},
+};
 
 /// Labels of a pod or namespace.
 pub type Labels = BTreeMap<String, String>;
 
 /// The label that every namespace carries with its own name (A22).
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// The label that the Job controller puts on every pod of a Job, and nobody on others. Its value is
+/// the Job's name, another one at each run of a `CronJob`.
+pub(crate) const JOB_NAME_LABEL: &str = "job-name";
+
+/// [`JOB_NAME_LABEL`] of the pods of a Job or `CronJob`; snapshots and templates do not have it.
+pub(crate) fn job_label(workload: &WorkloadRef) -> Option<(String, String)> {
+    let name = match &*workload.owner {
+        "Job" => workload.name.clone(),
+        "CronJob" => format!("{}-*", workload.name),
+        _ => return None,
+    };
+    Some((JOB_NAME_LABEL.to_owned(), name))
+}
 
 /// Whether the selector matches the labels. An empty selector matches everything.
 #[must_use]
