@@ -66,6 +66,8 @@ fn policies() -> Vec<(&'static str, Vec<u8>)> {
         ("two policies of one name", format!("{OK}{{podSelector: {{}}}}\n---\n{OK}{{ingress: [{{}}]}}\n").into_bytes()),
         ("a key twice", b"a: 1\nb: 2\na: 3\n".to_vec()),
         ("an open bracket", b"a: [1\nb: 2\n".to_vec()),
+        ("two keys in a line", b"a: b: c\n".to_vec()),
+        ("a tab", b"a:\n\tb: c\n".to_vec()),
         ("an unknown alias", b"a: *nowhere\n".to_vec()),
         ("too deep", format!("a: {}{}\n", "[".repeat(300), "]".repeat(300)).into_bytes()),
         ("binary", b"\x7fELF\x02\x01\x01".to_vec()),
@@ -87,6 +89,22 @@ fn inventories() -> Vec<(&'static str, Vec<u8>)> {
         ("a range", b"kind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/64}\n".to_vec()),
         ("an object twice", format!("{POD}---\n{POD}spec: {{nodeName: n}}\n").into_bytes()),
         ("no line between two objects", b"kind: Namespace\nmetadata: {name: a}\nkind: Namespace\n".to_vec()),
+        (
+            "a number for a label",
+            b"{\"kind\": \"Pod\", \"metadata\": {\"name\": \"x\", \"labels\": {\"a\": 1}}}".to_vec(),
+        ),
+        ("a list of labels", b"kind: Pod\nmetadata: {name: x, labels: [a]}\n".to_vec()),
+        (
+            "a word for a port",
+            b"kind: Pod\nmetadata: {name: x}\nspec: {containers: [{ports: [{containerPort: http}]}]}\n".to_vec(),
+        ),
+        ("a mapping for a list", b"kind: Pod\nmetadata: {name: x}\nspec: {containers: {name: a}}\n".to_vec()),
+        ("a template", b"kind: Pod\nmetadata: {name: {{ .Release.Name }}}\n".to_vec()),
+        (
+            "an operator",
+            b"kind: Deployment\nmetadata: {name: x}\nspec: {selector: {matchExpressions: [{key: a, operator: Is}]}}\n"
+                .to_vec(),
+        ),
         ("half of a JSON file", b"{\"kind\": \"Pod\", \"metadata\": {\"name\"".to_vec()),
         ("binary", b"\x7fELF\xff\x01\x01".to_vec()),
     ]

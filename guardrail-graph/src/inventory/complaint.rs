@@ -24,7 +24,53 @@ pub fn complaint(message: &str, text: &str, line: u32, deepest: Option<usize>) -
             None => "nested deeper than any Kubernetes object".to_owned(),
         },
         Some(_) => "more values than a file of this kind has; split the file".to_owned(),
+        None if message.starts_with("mapping values are not allowed") => {
+            "a key stands where none can: correct the indentation, or put a value with `: ` in it or `:` at its end in quotes"
+                .to_owned()
+        }
+        None if message.starts_with("tabs disallowed") => "a tab in the indentation: write blanks".to_owned(),
         None => format!("not valid YAML: {message}"),
+    }
+}
+
+/// What a reader complains of when a value is of another type, in the same words: `invalid type:
+/// integer `1`, expected a string`, `invalid i64`, `expected sequence start`.
+pub(super) fn mismatch(message: &str) -> String {
+    let expected = |what: &str| match what {
+        "i64" | "u64" | "i32" | "u16" => "a whole number".to_owned(),
+        "a sequence" | "sequence start" => "a list".to_owned(),
+        "a map" | "mapping start" => "a mapping".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a string" | "string scalar" => "text (a number or true in quotes)".to_owned(),
+        other => other.to_owned(),
+    };
+    let found = |what: &str| match what.split_once(' ') {
+        Some(("integer" | "floating", rest)) => {
+            format!("the number {}", rest.trim_start_matches("point ").replace('`', ""))
+        }
+        Some(("boolean", rest)) => rest.replace('`', ""),
+        Some(("string", rest)) => format!("the text {rest}"),
+        _ => match what {
+            "sequence" => "a list".to_owned(),
+            "map" => "a mapping".to_owned(),
+            "unit value" | "null" => "null".to_owned(),
+            other => other.to_owned(),
+        },
+    };
+    let wrong = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    if let Some((is, wanted)) = wrong.and_then(|rest| rest.split_once(", expected ")) {
+        return format!("{} belongs here, this is {}", expected(wanted), found(is));
+    }
+    let number = message.strip_prefix("invalid ").filter(|t| ["i64", "u64", "i32", "u16"].contains(t));
+    let started = message.strip_prefix("expected ").filter(|t| t.ends_with(" start") || t.ends_with(" scalar"));
+    if let Some(wanted) = number.or(started) {
+        return format!("{} belongs here", expected(wanted));
+    }
+    match message.strip_prefix("unknown variant ").and_then(|rest| rest.split_once(", expected ")) {
+        Some((is, wanted)) => {
+            format!("{is} stands where {} belongs", wanted.trim_start_matches("one of ").replace(", `", " or `"))
+        }
+        None => message.to_owned(),
     }
 }
 
@@ -49,7 +95,7 @@ fn earlier(text: &str, key: &str, line: u32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::complaint;
+    use super::{complaint, mismatch};
 
     #[test]
     fn messages_speak_of_the_file_and_not_of_a_library() {
@@ -59,6 +105,10 @@ mod tests {
             complaint(said, text, 5, None),
             "the key b stands twice in this mapping (lines 4 and 5); keep one of them"
         );
+        let told = complaint("mapping values are not allowed in this context", text, 5, None);
+        assert!(told.contains("correct the indentation"), "{told}");
+        let told = complaint("tabs disallowed within this context (block indentation)", text, 5, None);
+        assert_eq!(told, "a tab in the indentation: write blanks");
         assert_eq!(complaint(said, "b: 1", 1, None), "the key b stands twice in this mapping; keep one of them");
         let two = "kind: A\nspec: {}\nkind: B\n";
         assert_eq!(
@@ -68,5 +118,29 @@ mod tests {
         let deep = "budget breached: Depth { depth: 49 }";
         assert_eq!(complaint(deep, "", 1, Some(48)), "nested deeper than 48 levels; no Kubernetes object is");
         assert_eq!(complaint("did not find expected key", "", 1, None), "not valid YAML: did not find expected key");
+    }
+
+    #[test]
+    fn types_are_told_in_the_words_of_manifests() {
+        for (said, expected) in [
+            (
+                "invalid type: integer `1`, expected a string",
+                "text (a number or true in quotes) belongs here, this is the number 1",
+            ),
+            ("invalid type: string \"8080\", expected i64", "a whole number belongs here, this is the text \"8080\""),
+            (
+                "invalid type: floating point `80.5`, expected i64",
+                "a whole number belongs here, this is the number 80.5",
+            ),
+            ("invalid type: sequence, expected a map", "a mapping belongs here, this is a list"),
+            ("invalid type: boolean `true`, expected a port number", "a port number belongs here, this is true"),
+            ("invalid i64", "a whole number belongs here"),
+            ("expected sequence start", "a list belongs here"),
+            ("expected string scalar", "text (a number or true in quotes) belongs here"),
+            ("unknown variant `Is`, expected one of `In`, `NotIn`", "`Is` stands where `In` or `NotIn` belongs"),
+            ("70000 is not a port", "70000 is not a port"),
+        ] {
+            assert_eq!(mismatch(said), expected);
+        }
     }
 }

@@ -14,7 +14,9 @@ use serde::de::DeserializeSeed;
 use serde_saphyr::{Budget, Options, options::DuplicateKeyPolicy};
 
 use super::{
-    InventoryError, Object, ObjectKey, complaint, is_duplicate,
+    InventoryError, Object, ObjectKey, complaint,
+    complaint::mismatch,
+    is_duplicate,
     raw::{Converted, Item, ItemSeed},
 };
 
@@ -155,10 +157,11 @@ fn json_message(error: &serde_json::Error) -> String {
     }
     // serde_json appends " at line L column C"; the line stands in the error already.
     let text = error.to_string();
-    match text.rfind(" at line ") {
-        Some(at) => text[..at].to_owned(),
-        None => text,
+    let said = text.rfind(" at line ").map_or(&*text, |at| &text[..at]);
+    if said.starts_with("expected `") || said.starts_with("key must be") || said.starts_with("trailing") {
+        return format!("not valid JSON: {said}");
     }
+    mismatch(said)
 }
 
 fn json_items(text: &str, file: &str) -> Result<Vec<(usize, Item)>, InventoryError> {
@@ -203,13 +206,21 @@ fn yaml_message(error: &serde_saphyr::Error, text: &str, line: usize) -> String 
     // The place stands in the error already.
     let said = said.rfind(" at line ").map_or(said, |at| &said[..at]);
     let ours = |known: &str| said.starts_with(known);
-    if ours("expected mapping start") {
+    if ours("expected mapping start") && is_first(text, line) {
         return "expected a Kubernetes object (a mapping with apiVersion, kind and metadata)".to_owned();
     }
-    if ours("duplicate mapping key") || ours("budget breached") || ours("recursion limit") {
+    let spoken = ["duplicate mapping key", "budget breached", "recursion limit", "mapping values", "tabs disallowed"];
+    if spoken.iter().any(|known| ours(known)) {
         return complaint(said, text, u32::try_from(line).unwrap_or(0), None);
     }
-    said.to_owned()
+    mismatch(said)
+}
+
+/// Whether no other line of the document with something on it comes before this one.
+fn is_first(text: &str, line: usize) -> bool {
+    let before: Vec<&str> = text.lines().take(line.saturating_sub(1)).collect();
+    let own = before.iter().rposition(|l| *l == "---" || l.starts_with("--- ")).map_or(0, |at| at + 1);
+    before[own..].iter().all(|l| l.trim().is_empty() || l.starts_with('#'))
 }
 
 /// The number of the document that holds a line: separators before it, of those that end something.
@@ -286,6 +297,27 @@ mod tests {
             assert!(message.contains(expected), "{text:?}\n gave {message:?}\n not {expected:?}");
             assert!(!message.contains('\n'), "one sentence: {message:?}");
         }
+    }
+
+    /// An address with a zone, `none` in small letters, what a controller writes while it waits.
+    #[test]
+    fn what_is_no_address_in_a_service_is_none() {
+        let text = "
+kind: Service
+metadata: {name: lb, namespace: a}
+spec:
+  clusterIP: 10.96.0.7
+  clusterIPs: [10.96.0.7, none]
+  externalIPs: ['2001:db8::1%eth0', 1.2.3, 203.0.113.7]
+  loadBalancerIP: 10.1.1.5,fd00::5
+  ports: [{port: 80}]
+status: {loadBalancer: {ingress: [{ip: pending}, {ip: 203.0.113.8}, {hostname: lb.example.com}]}}
+";
+        let read = objects(text, "f").unwrap();
+        let [Object::Service(service)] = &read.objects[..] else { panic!("{:?}", read.objects) };
+        assert_eq!(service.cluster_ips, ["10.96.0.7".parse::<std::net::IpAddr>().unwrap()]);
+        let expected: Vec<std::net::IpAddr> = vec!["203.0.113.7".parse().unwrap(), "203.0.113.8".parse().unwrap()];
+        assert_eq!(service.external_ips, expected);
     }
 
     #[test]

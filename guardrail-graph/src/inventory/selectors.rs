@@ -33,7 +33,7 @@ pub fn is_replica_label(key: &str) -> bool {
 
 /// Labels that hold a version, a revision or a run: they stay the same while a pod lives and differ
 /// in the next release or run. From the labels that each project documents or its source writes.
-const RELEASE_LABELS: [&str; 68] = [
+const RELEASE_LABELS: [&str; 72] = [
     // Kubernetes' recommended labels, Helm's best practices (the second and its older name hold the
     // chart's version).
     "app.kubernetes.io/version",
@@ -119,12 +119,17 @@ const RELEASE_LABELS: [&str; 68] = [
     "job_id",
     "pipeline_id",
     "pipeline-id",
+    "ci_pipeline_id",
+    "ci_job_id",
+    "ci_commit_sha",
     "run-id",
+    // Sandboxes for agents: the name of one of them.
+    "agents.x-k8s.io/sandbox-name-hash",
 ];
 
 /// Ends of keys with a prefix that say the same, whosever prefix it is: `prefect.io/flow-run-id`,
 /// `elasticsearch.k8s.elastic.co/version`, `orchestration.aibrix.ai/role-template-hash`.
-const RELEASE_PARTS: [&str; 13] = [
+const RELEASE_PARTS: [&str; 15] = [
     "version",
     "revision",
     "run-id",
@@ -137,7 +142,9 @@ const RELEASE_PARTS: [&str; 13] = [
     "config-hash",
     "template-hash",
     "revision-hash",
+    "checksum",
     "uid",
+    "uuid",
 ];
 
 /// Keys that hold a name or, with a number in it, the version of a release.
@@ -353,6 +360,10 @@ mod tests {
             ("tag", "1a2b3c4d"),
             ("image-tag", "20240131"),
             ("ray.io/cluster", "rayjob-raycluster-x7k2p"),
+            ("ci_pipeline_id", "12345"),
+            ("buildkite.com/job-uuid", "x"),
+            ("example.com/config-checksum", "x"),
+            ("agents.x-k8s.io/sandbox-name-hash", "0bfb8a35"),
         ] {
             assert!(is_release(key, value), "{key}={value}");
         }

@@ -7,9 +7,12 @@ use serde::Deserialize;
 
 use super::fields::*;
 use crate::{
-    inventory::types::{
-        ContainerPort, Controller, Endpoint, EndpointPort, EndpointSlice, Node, OwnerRef, Pod, Service, ServicePort,
-        TargetPort,
+    inventory::{
+        complaint::mismatch,
+        types::{
+            ContainerPort, Controller, Endpoint, EndpointPort, EndpointSlice, Node, OwnerRef, Pod, Service,
+            ServicePort, TargetPort,
+        },
     },
     selector::LabelSelector,
 };
@@ -160,7 +163,7 @@ pub(super) fn service(
     status: ServiceStatus,
 ) -> Result<Service, String> {
     let mut cluster_ips: Vec<IpAddr> = spec.cluster_ips.into_iter().filter_map(|i| i.0).collect();
-    if let Some(MaybeIp(Some(address))) = spec.cluster_ip
+    if let Some(ServiceIp(Some(address))) = spec.cluster_ip
         && !cluster_ips.contains(&address)
     {
         cluster_ips.insert(0, address);
@@ -168,7 +171,7 @@ pub(super) fn service(
     let mut external_ips: Vec<IpAddr> = spec.external_ips.into_iter().filter_map(|i| i.0).collect();
     // Free text: the API server does not look at it (KEP-4858), and controllers that do write the
     // address into the status.
-    external_ips.extend(spec.load_balancer_ip.as_deref().and_then(parse_sloppy).map(canonical));
+    external_ips.extend(spec.load_balancer_ip.and_then(|ip| ip.0));
     external_ips.extend(status.load_balancer.ingress.into_iter().filter_map(|i| i.ip?.0));
     external_ips.sort_unstable();
     external_ips.dedup();
@@ -240,12 +243,13 @@ pub(super) fn controller(
     // A Job's selector names its uid. Those of the older kinds are plain maps of labels.
     let selector = match (kind, spec.selector) {
         ("Job" | "CronJob", _) | (_, None) => None,
-        ("ReplicationController" | "DeploymentConfig", Some(value)) => {
-            Some(LabelSelector::of_labels(serde_json::from_value(value).map_err(|e| format!("spec.selector: {e}"))?))
-        }
-        (_, Some(value)) => {
-            Some(serde_json::from_value::<LabelSelector>(value).map_err(|e| format!("spec.selector: {e}"))?)
-        }
+        ("ReplicationController" | "DeploymentConfig", Some(value)) => Some(LabelSelector::of_labels(
+            serde_json::from_value(value).map_err(|e| format!("spec.selector: {}", mismatch(&e.to_string())))?,
+        )),
+        (_, Some(value)) => Some(
+            serde_json::from_value::<LabelSelector>(value)
+                .map_err(|e| format!("spec.selector: {}", mismatch(&e.to_string())))?,
+        ),
     };
     // It is shown to people: what is longer, or steers a terminal, is no schedule.
     let is_schedule = |text: &String| text.len() <= 200 && !text.chars().any(char::is_control);

@@ -49,6 +49,18 @@ impl<'de> Deserialize<'de> for MaybeIp {
     }
 }
 
+/// An address of a Service. Older API servers and controllers of load balancers let other text in
+/// (KEP-4858); what is no address is none.
+#[derive(Debug)]
+pub(in crate::inventory) struct ServiceIp(pub(in crate::inventory) Option<IpAddr>);
+
+impl<'de> Deserialize<'de> for ServiceIp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        Ok(Self(text.as_deref().and_then(parse_sloppy).map(canonical)))
+    }
+}
+
 /// A port number, 1 to 65535.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::inventory) struct Port(pub(in crate::inventory) u16);
@@ -134,10 +146,10 @@ raw!(NodeStatus { addresses: Vec<NodeAddress> });
 raw!(NodeAddress { r#type: String, address: String });
 raw!(ServiceSpec {
     r#type: Option<String>,
-    #[serde(rename = "clusterIP")] cluster_ip: Option<MaybeIp>,
-    #[serde(rename = "clusterIPs")] cluster_ips: Vec<MaybeIp>,
-    #[serde(rename = "externalIPs")] external_ips: Vec<MaybeIp>,
-    #[serde(rename = "loadBalancerIP")] load_balancer_ip: Option<String>,
+    #[serde(rename = "clusterIP")] cluster_ip: Option<ServiceIp>,
+    #[serde(rename = "clusterIPs")] cluster_ips: Vec<ServiceIp>,
+    #[serde(rename = "externalIPs")] external_ips: Vec<ServiceIp>,
+    #[serde(rename = "loadBalancerIP")] load_balancer_ip: Option<ServiceIp>,
     external_name: Option<String>,
     external_traffic_policy: Option<String>,
     selector: Labels,
@@ -146,7 +158,7 @@ raw!(ServiceSpec {
 raw!(RawServicePort { name: Option<String>, port: Option<Port>, protocol: Option<String>, target_port: Option<RawTarget>, node_port: Option<HostPort> });
 raw!(ServiceStatus { load_balancer: LoadBalancer });
 raw!(LoadBalancer { ingress: Vec<Ingress> });
-raw!(Ingress { ip: Option<MaybeIp> });
+raw!(Ingress { ip: Option<ServiceIp> });
 raw!(ControllerSpec { selector: Option<serde_json::Value>, template: Option<Template>, job_template: JobTemplate, schedule: Option<String> });
 raw!(Template { metadata: Meta, spec: PodSpec });
 raw!(JobTemplate { spec: JobSpec });
