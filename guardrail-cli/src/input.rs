@@ -188,9 +188,9 @@ pub(crate) fn tell_left_out(files: &BTreeSet<String>) {
     }
     let some: Vec<&str> = files.iter().take(3).map(String::as_str).collect();
     let more = if files.len() > 3 { ", …" } else { "" };
-    let (word, verb) = if files.len() == 1 { ("file", "holds") } else { ("files", "hold") };
+    let (word, was) = if files.len() == 1 { ("file holds", "was") } else { ("files hold", "were") };
     let names = some.join(", ");
-    tell("note", &format!("{} {word} {verb} no Kubernetes object and were left out: {names}{more}", files.len()));
+    tell("note", &format!("{} {word} no Kubernetes object and {was} left out: {names}{more}", files.len()));
 }
 
 /// Reads the policies of files, directories and the cluster, valid or not.

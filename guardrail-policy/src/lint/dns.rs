@@ -4,12 +4,14 @@
 //! With an inventory the DNS pods are asked, at the port on which they listen; without one only
 //! what is written down can be looked at.
 
+use std::net::IpAddr;
+
 use super::{Linter, NO_DNS, blocks::holds_private};
 use crate::{
     evaluate::{ClusterPod, Evaluator},
     model::{
-        Direction, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPort, PortMatch, Protocol, Rule,
-        selector_matches, words,
+        Direction, Labels, NAMESPACE_NAME_LABEL, NetworkPolicy, PeerKind, PolicyPeer, PolicyPort, PortMatch, Protocol,
+        Rule, selector_matches, words,
     },
 };
 
@@ -69,7 +71,14 @@ impl Linter<'_> {
         // With NodeLocal DNS pods ask their own node, which no policy forbids (A29).
         let node_local =
             |p: &ClusterPod| p.host_network && p.labels.get("k8s-app").is_some_and(|l| l == "node-local-dns");
-        if pods.iter().any(node_local) || evaluator.needs_namespace_labels().iter().any(|p| p.key() == policy.key()) {
+        let asks_node = self
+            .network_policies
+            .iter()
+            .any(|p| p.namespace == policy.namespace && p.egress.iter().any(asks_node_local));
+        if asks_node
+            || pods.iter().any(node_local)
+            || evaluator.needs_namespace_labels().iter().any(|p| p.key() == policy.key())
+        {
             return;
         }
         let cut_off = evaluator.selected_pods(index).into_iter().find(|pod| {
@@ -144,6 +153,15 @@ fn opens(other: &NetworkPolicy, policy: &NetworkPolicy) -> bool {
             || (policy.pod_selector.match_expressions.is_empty()
                 && !policy.pod_selector.is_empty()
                 && selector_matches(&other.pod_selector, &policy.pod_selector.match_labels)))
+}
+
+/// A rule for DNS to a link-local address: whoever writes it has a cache there, 169.254.20.10.
+fn asks_node_local(rule: &Rule) -> bool {
+    let link_local = |peer: &PolicyPeer| {
+        matches!(&peer.kind, PeerKind::IpBlock(block)
+            if matches!(block.cidr.addr(), IpAddr::V4(a) if a.is_link_local()) && block.cidr.prefix_len() >= 16)
+    };
+    rule.ports.iter().any(|p| p.protocol == Protocol::Udp && is_dns_port(p)) && rule.peers.iter().any(link_local)
 }
 
 /// The DNS pods' label without a namespaceSelector: what it means, and what to do.

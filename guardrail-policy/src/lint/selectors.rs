@@ -271,6 +271,13 @@ impl<'a> Linter<'a> {
             return Some((why, format!("Write it under namespaceSelector ({NAMESPACE_NAME_LABEL}: {name})")));
         }
         let selector = namespaces.filter(|s| !s.is_empty() && s.match_expressions.is_empty())?;
+        // Every cluster has it, mostly without pods; the Service of the API server is there.
+        let is_default = selector.match_labels.get(NAMESPACE_NAME_LABEL).is_some_and(|name| name == "default");
+        if is_default && !cluster.pods.iter().any(|pod| pod.namespace == "default") {
+            let why = "no pod is in namespace default, and the API server is none".to_owned();
+            let fix = "If it is meant, write an ipBlock of its endpoints (kubectl get endpointslices -n default)";
+            return Some((why, fix.to_owned()));
+        }
         let matches = |name: &&str| selector_matches(selector, &cluster.namespace_labels(name));
         if cluster.namespaces().any(|name| matches(&name)) {
             // The namespace is right, and the labels of its pods are not, or the other way round.
@@ -301,7 +308,7 @@ impl<'a> Linter<'a> {
             let why = format!("namespace {value} has no label {key}={value}");
             return Some((why, format!("Write {NAMESPACE_NAME_LABEL}: {value}, which every namespace has")));
         }
-        if let Some(name) = selector.match_labels.get(NAMESPACE_NAME_LABEL) {
+        if let Some(name) = selector.match_labels.get(NAMESPACE_NAME_LABEL).filter(|name| !name.starts_with("kube-")) {
             return Some((format!("no namespace is called {name}"), "Correct the name of the namespace".to_owned()));
         }
         None

@@ -296,6 +296,48 @@ fn a_protocol_in_an_item_of_its_own_opens_every_port() {
     assert!(text.contains("an item without `port` is every TCP port, so TCP/8080 beside it does nothing"), "{text}");
 }
 
+/// Without pods of the API server in it, namespace `default` is where people look for it.
+#[test]
+fn the_namespace_of_the_api_servers_service_is_told_as_that() {
+    let to = |name: &str| {
+        let rule = format!(
+            "{{to: [{{namespaceSelector: {{matchLabels: {{kubernetes.io/metadata.name: {name}}}}}}}], ports: [{{port: 443}}]}}"
+        );
+        said(&egress(&format!("{rule}, {{ports: [{{port: 53, protocol: UDP}}]}}")), &context())
+    };
+    let text = to("default");
+    assert!(text.contains("the API server is none. If it is meant, write an ipBlock of its endpoints"), "{text}");
+    assert!(to("kube-public").contains("matches no live pod"), "{}", to("kube-public"));
+    assert!(to("shopp").contains("no namespace is called shopp"), "{}", to("shopp"));
+}
+
+/// NodeLocal DNS is no pod of an inventory that somebody cut down.
+#[test]
+fn dns_at_a_link_local_address_is_a_way_to_dns() {
+    let dns = "
+---
+kind: Pod
+metadata: {name: dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
+spec: {containers: [{ports: [{containerPort: 53, protocol: UDP}]}]}
+status: {podIP: 10.0.0.9}
+---
+kind: Pod
+metadata: {name: web, namespace: a, labels: {app: web}}
+spec: {containers: [{}]}
+status: {podIP: 10.0.0.1}
+";
+    let to = |cidr: &str| {
+        told(
+            &spec_of(&egress(&format!(
+                "{{to: [{{ipBlock: {{cidr: {cidr}}}}}], ports: [{{port: 53, protocol: UDP}}]}}"
+            ))),
+            dns,
+        )
+    };
+    assert_eq!(to("169.254.20.10/32"), []);
+    assert_eq!(to("192.0.2.7/32"), [(NO_DNS.id, Severity::Warning)]);
+}
+
 /// Istio's charts write `from: []`.
 #[test]
 fn an_empty_list_of_peers_is_told_once() {
