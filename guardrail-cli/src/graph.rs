@@ -75,7 +75,7 @@ fn graph(args: &Args) -> anyhow::Result<Outcome> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     match output {
         Format::Table => table(&mut out, &snapshot)?,
-        Format::Json => out.write_all(snapshot.to_json().as_bytes())?,
+        Format::Json => output::write_json(&mut out, &snapshot)?,
         Format::Dot => draw::dot(&mut out, &snapshot)?,
         Format::Mermaid => draw::mermaid(&mut out, &snapshot)?,
         Format::Html => page::file(&mut out, &snapshot)?,
@@ -99,7 +99,9 @@ fn restrict(snapshot: &mut Snapshot, namespaces: &[String]) {
     for namespace in namespaces {
         let known = body.workloads.iter().any(|w| w.workload.namespace == *namespace)
             || body.edges.iter().any(|e| {
-                [&e.client.peer, &e.server.peer].iter().any(|p| p.workload().is_some_and(|w| w.namespace == *namespace))
+                [&*e.client.peer, &*e.server.peer]
+                    .iter()
+                    .any(|p| p.workload().is_some_and(|w| w.namespace == *namespace))
             });
         if !known {
             tell("warning", &format!("nothing was observed in namespace {namespace}"));

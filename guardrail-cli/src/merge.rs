@@ -6,7 +6,7 @@ use crate::{
     coverage,
     exit::{Outcome, finish},
     input::{self, KubeArgs, SpanArgs, tell},
-    place,
+    output, place,
 };
 
 /// Options of `guardrail merge`.
@@ -36,8 +36,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
 fn merge(args: &Args) -> anyhow::Result<Outcome> {
     let Args { snapshots, output, cluster, span } = args;
     let snapshot = input::snapshots(snapshots, cluster, span)?;
-    let text = snapshot.to_json();
-    place::deliver(output.as_deref(), text.as_bytes())?;
+    place::deliver_with(output.as_deref(), |out| output::write_json(out, &snapshot))?;
     for reason in coverage::incomplete(&snapshot) {
         tell("warning", &format!("the merged graph is incomplete: {reason}"));
     }

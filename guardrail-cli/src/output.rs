@@ -3,7 +3,7 @@
 
 use std::{
     borrow::Cow,
-    io::{IsTerminal as _, Write},
+    io::{self, IsTerminal as _, Write},
     time::{Duration, Instant},
 };
 
@@ -16,7 +16,7 @@ pub(crate) use table::{Cell, Paint, Table};
 
 /// Whether stdout takes colour: a terminal, and neither NO_COLOR nor TERM=dumb.
 pub(crate) fn colour() -> bool {
-    anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never
+    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
 }
 
 /// Text from outside as it may reach a terminal: names in snapshots, files and answers are whatever
@@ -60,9 +60,13 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
 
 /// Prints JSON with a newline at its end.
 pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> anyhow::Result<()> {
+    Ok(write_json(out, value)?)
+}
+
+/// As [`print_json`]; what fails is the writing.
+pub(crate) fn write_json(out: &mut (impl Write + ?Sized), value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
-    writeln!(out)?;
-    Ok(())
+    out.write_all(b"\n")
 }
 
 /// Tells on a terminal's stderr how far the work is, once it has taken a second.
@@ -77,7 +81,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// Work on `total` of `what` begins.
     pub(crate) fn new(what: &'static str, total: usize) -> Self {
-        Self { what, total, started: Instant::now(), told: None, terminal: std::io::stderr().is_terminal() }
+        Self { what, total, started: Instant::now(), told: None, terminal: io::stderr().is_terminal() }
     }
 
     /// `done` are done.

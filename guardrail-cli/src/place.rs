@@ -16,6 +16,8 @@ use tempfile::TempPath;
 
 /// Most links that are followed, as the kernel has it.
 const MAX_LINKS: usize = 40;
+/// How much is written with one call, bytes.
+const WRITTEN_AT_ONCE: usize = 256 << 10;
 
 /// Where what is written under a name goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,19 +64,24 @@ pub(crate) fn place(path: &Path) -> io::Result<Place> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, "its links lead in a circle"))
 }
 
-/// Writes `bytes` under this name: a file is replaced as a whole or not at all.
+/// Writes what `fill` writes under this name: a file is replaced as a whole or not at all.
 ///
 /// # Errors
 /// If a step fails; then a file is as it was before.
-pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_with(path: &Path, fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Result<()> {
     match place(path)? {
-        Place::File(file) => persist(vec![(stage(&file, bytes, 0o666)?, file)]),
-        Place::Stream(stream) => pour(&stream, bytes),
+        Place::File(file) => persist(vec![(stage_with(&file, 0o666, fill)?, file)]),
+        Place::Stream(stream) => pour_with(&stream, fill),
     }
 }
 
 /// Writes a new file beside `file`, for [`persist`]. `mode` is subject to the umask.
 pub(crate) fn stage(file: &Path, bytes: &[u8], mode: u32) -> io::Result<TempPath> {
+    stage_with(file, mode, |out| out.write_all(bytes))
+}
+
+/// As [`stage`], of what `fill` writes piece by piece.
+fn stage_with(file: &Path, mode: u32, fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Result<TempPath> {
     let staged = tempfile::Builder::new()
         .prefix(".guardrail-")
         .permissions(fs::Permissions::from_mode(mode))
@@ -84,7 +91,10 @@ pub(crate) fn stage(file: &Path, bytes: &[u8], mode: u32) -> io::Result<TempPath
         Some((what, _)) => io::Error::new(error.kind(), what),
         None => error,
     })?;
-    staged.write_all(bytes)?;
+    let mut out = io::BufWriter::with_capacity(WRITTEN_AT_ONCE, &mut staged);
+    fill(&mut out)?;
+    out.flush()?;
+    drop(out);
     // Closed: a set may have more files than a process may have open.
     Ok(staged.into_temp_path())
 }
@@ -109,21 +119,35 @@ pub(crate) fn persist(staged: Vec<(TempPath, PathBuf)>) -> io::Result<()> {
     directories.iter().try_for_each(|directory| fs::File::open(directory)?.sync_all())
 }
 
-/// Writes to the file that `--output` names, as [`write`] does, or to stdout.
+/// Writes to the file that `--output` names, as [`write_with`] does, or to stdout.
 pub(crate) fn deliver(output: Option<&Path>, bytes: &[u8]) -> anyhow::Result<()> {
-    if let Some(file) = output {
-        return write(file, bytes).with_context(|| format!("cannot write {}", file.display()));
-    }
-    let mut out = io::stdout().lock();
-    out.write_all(bytes)?;
-    Ok(out.flush()?)
+    deliver_with(output, |out| out.write_all(bytes))
+}
+
+/// As [`deliver`], of what `fill` writes piece by piece: what is large is never in memory as a
+/// whole.
+pub(crate) fn deliver_with(
+    output: Option<&Path>,
+    fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    let Some(file) = output else {
+        let mut out = io::BufWriter::with_capacity(WRITTEN_AT_ONCE, io::stdout().lock());
+        fill(&mut out)?;
+        return Ok(out.flush()?);
+    };
+    write_with(file, fill).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Writes into what is there; waits for the reader of a FIFO.
 pub(crate) fn pour(stream: &Path, bytes: &[u8]) -> io::Result<()> {
+    pour_with(stream, |out| out.write_all(bytes))
+}
+
+fn pour_with(stream: &Path, fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Result<()> {
     // What stdout was redirected to with `>>` keeps what it has.
-    let mut stream = fs::OpenOptions::new().append(true).open(stream)?;
-    stream.write_all(bytes)?;
+    let stream = fs::OpenOptions::new().append(true).open(stream)?;
+    let mut stream = io::BufWriter::with_capacity(WRITTEN_AT_ONCE, stream);
+    fill(&mut stream)?;
     stream.flush()
 }
 
@@ -134,6 +158,10 @@ fn directory(file: &Path) -> &Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+        write_with(path, |out| out.write_all(bytes))
+    }
 
     #[test]
     fn links_are_followed_also_to_a_file_that_is_not_there_yet() {

@@ -227,7 +227,7 @@ fn with_cronjob(schedule: &str, stranded: bool) -> Snapshot {
         (bare.labels, bare.selector) = (Default::default(), None);
         // It is called, so closing it as a whole would cut its caller off.
         let mut called = body.edges[0].clone();
-        called.server.peer = Peer::Workload(bare.workload.clone());
+        called.server.peer = Peer::Workload(bare.workload.clone()).into();
         body.edges.push(called);
         body.workloads.push(bare);
     }

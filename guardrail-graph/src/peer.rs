@@ -1,6 +1,7 @@
 //! The two ends of an edge, in canonical form.
 
 mod compact;
+pub(crate) mod fields;
 mod protocol;
 
 use std::fmt;
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// JSON: `{"kind":"Workload","namespace":…,"owner":"Deployment","name":…}`,
 /// `{"kind":"Node","name":…}`, `{"kind":"External","address":…}`. The DNS names of an external peer
 /// stand beside it in the edge's `External` value.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(tag = "kind")]
 pub enum Peer {
     /// A workload: the owning controller of a pod, or the bare pod itself (`owner: "Pod"`).

@@ -18,6 +18,7 @@ mod owners;
 mod places;
 pub(crate) mod presence;
 mod read;
+mod records;
 mod remote;
 mod revisions;
 pub mod span;
@@ -27,6 +28,7 @@ pub(crate) mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 pub use counters::{EdgeCounter, EdgeCounters, OUTCOMES};
 pub use coverage::{NotRun, Starts, WorkloadTime};
@@ -111,6 +113,7 @@ pub struct Body {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub presence: Vec<PodPresence>,
     /// The edges, sorted by key.
+    #[serde(deserialize_with = "records::edges")]
     pub edges: Vec<EdgeRecord>,
 }
 
@@ -481,10 +484,10 @@ pub enum Side {
 }
 
 /// Counts of one source at one side of an edge. Bytes are as the *client* sees them, on both sides.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceCounts {
     /// Who counted.
-    pub source: Source,
+    pub source: Arc<Source>,
     /// At which end.
     pub side: Side,
     /// The numbers.
@@ -496,7 +499,7 @@ pub struct SourceCounts {
     pub last_seen: Timestamp,
     /// These are of [`Body::remote_flows`], from which they are computed again when snapshots are
     /// joined.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub by_merge: bool,
 }
 
@@ -534,7 +537,7 @@ fn is_zero(count: &u32) -> bool {
 }
 
 /// An edge: `(client, server, protocol, port)` with its evidence.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EdgeRecord {
     /// The client.
     pub client: EdgePeer,
@@ -563,7 +566,7 @@ pub struct EdgeRecord {
     /// `inferred`, `one-way`, `found-at-start`, `proxied`, `multicast`, … sorted.
     pub marks: BTreeSet<String>,
     /// Workloads of host-network pods behind a `Node` end: `namespace/Owner/name`.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub node_workloads: BTreeSet<String>,
     /// Counts per source and side, sorted by (source, side).
     pub sources: Vec<SourceCounts>,
@@ -578,13 +581,13 @@ impl EdgeRecord {
 }
 
 /// A peer with what stands beside it in an edge.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct EdgePeer {
-    /// The canonical peer.
+    /// The canonical peer, shared by the edges of a document.
     #[serde(flatten)]
-    pub peer: Peer,
+    pub peer: Arc<Peer>,
     /// DNS names that clients had asked for, for external peers.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub names: BTreeSet<String>,
 }
 

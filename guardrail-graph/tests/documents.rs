@@ -293,7 +293,7 @@ fn counts() -> impl Strategy<Value = Counts> {
 fn source_counts(client_only: bool) -> impl Strategy<Value = Vec<SourceCounts>> {
     let one = (source(), any::<bool>(), counts(), time(), time()).prop_map(move |(source, server, counts, a, b)| {
         SourceCounts {
-            source,
+            source: source.into(),
             side: if server && !client_only { Side::Server } else { Side::Client },
             counts,
             first_seen: a.min(b),
@@ -332,8 +332,8 @@ fn edge() -> impl Strategy<Value = EdgeRecord> {
         .prop_map(
             |(client, server, protocol, port, sources, marks, counts, (a, b), (supported, seen_by, port_name))| {
                 EdgeRecord {
-                    client: EdgePeer { peer: client, names: Default::default() },
-                    server: EdgePeer { peer: server, names: Default::default() },
+                    client: EdgePeer { peer: client.into(), names: Default::default() },
+                    server: EdgePeer { peer: server.into(), names: Default::default() },
                     protocol,
                     port,
                     port_name,

@@ -417,5 +417,5 @@ fn a_failed_attempt_supports_nothing_in_whichever_epoch() {
     let second = turn(&mut lab, &[]);
     assert_eq!(edges(&first), ["web -> db TCP/5432 unsupported"]);
     assert_eq!(edges(&second), [""; 0]);
-    assert!(matches!(edge(&first, "db").client.peer, Peer::Workload(_)));
+    assert!(matches!(*edge(&first, "db").client.peer, Peer::Workload(_)));
 }

@@ -498,7 +498,7 @@ fn a_scanner_costs_a_bounded_number_of_unsupported_edges_and_no_server_that_was_
     assert_eq!(snapshot.body.edges.len(), 512 + 1 + 1);
     let supported: Vec<_> = edges(&snapshot).into_iter().filter(|e| !e.ends_with("unsupported")).collect();
     assert_eq!(supported, ["web -> external/203.0.113.7 TCP/22"]);
-    let many = snapshot.body.edges.iter().find(|e| e.server.peer == Peer::many()).unwrap();
+    let many = snapshot.body.edges.iter().find(|e| *e.server.peer == Peer::many()).unwrap();
     assert_eq!(many.counts.unanswered, 5_000 - 512);
 }
 
@@ -596,5 +596,5 @@ fn an_external_server_carries_the_names_that_its_client_had_asked_for() {
     lab.flow(tcp_client(1, "10.244.1.2", "203.0.113.7", 443, t(5)));
     let snapshot = lab.snapshot();
     assert!(snapshot.body.edges[0].server.names.contains("cdn.example.org"));
-    assert_eq!(snapshot.body.edges[0].server.peer, Peer::External { address: "203.0.113.7".into() });
+    assert_eq!(*snapshot.body.edges[0].server.peer, Peer::External { address: "203.0.113.7".into() });
 }

@@ -13,7 +13,7 @@ pub use graphs::{ChangedEdge, GraphDiff, NamespaceMap, SeenEdge, State, graphs};
 /// An end as people read it: `NS/KIND/NAME`, `node/NAME`, a DNS name or an address, `external` for
 /// many addresses.
 fn name(peer: &EdgePeer) -> String {
-    match &peer.peer {
+    match &*peer.peer {
         Peer::External { address } => match peer.names.first() {
             Some(name) => name.clone(),
             None => external(address),

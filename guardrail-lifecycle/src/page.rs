@@ -7,6 +7,7 @@
 mod answers;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 pub use answers::{PageSide, PageSideState, PageVerdict, PeerPolicies, Preview};
 
@@ -159,9 +160,9 @@ impl<'a> Page<'a> {
         let body = &snapshot.body;
         let mut peers: BTreeSet<EdgePeer> =
             body.edges.iter().flat_map(|edge| [&edge.client, &edge.server]).cloned().collect();
-        let known: BTreeMap<Peer, &WorkloadEntry> =
-            body.workloads.iter().map(|entry| (Peer::Workload(entry.workload.clone()), entry)).collect();
-        peers.extend(known.keys().map(|peer| EdgePeer { peer: peer.clone(), names: BTreeSet::new() }));
+        let known: BTreeMap<Arc<Peer>, &WorkloadEntry> =
+            body.workloads.iter().map(|entry| (Arc::new(Peer::Workload(entry.workload.clone())), entry)).collect();
+        peers.extend(known.keys().map(|peer| EdgePeer { peer: Arc::clone(peer), names: BTreeSet::new() }));
         let numbers: BTreeMap<EdgePeer, usize> = peers.iter().cloned().zip(0..).collect();
         let reasons: BTreeMap<&Peer, &'a BTreeSet<String>> =
             body.coverage.workloads.iter().map(|workload| (&workload.peer, &workload.reasons)).collect();
@@ -185,7 +186,7 @@ impl<'a> Page<'a> {
         let edges = edges.collect();
         let peers = peers.into_iter().map(|peer| PagePeer {
             about: known.get(&peer.peer).map(|entry| about(entry)),
-            incomplete: reasons.get(&peer.peer).into_iter().flat_map(|r| r.iter().map(String::as_str)).collect(),
+            incomplete: reasons.get(&*peer.peer).into_iter().flat_map(|r| r.iter().map(String::as_str)).collect(),
             policies: None,
             peer,
         });

@@ -388,7 +388,7 @@ fn denied_now(question: &Question<'_>) -> Vec<(String, String)> {
         if verdict.denied == 0 {
             continue;
         }
-        let ends = [&edge.client.peer, &edge.server.peer].into_iter().filter_map(Peer::workload);
+        let ends = [&*edge.client.peer, &*edge.server.peer].into_iter().filter_map(Peer::workload);
         let namespaces: BTreeSet<&str> = ends.map(|workload| workload.namespace.as_str()).collect();
         let flow = FlowName::of(edge).to_string();
         denied.extend(namespaces.into_iter().map(|namespace| (namespace.to_owned(), flow.clone())));

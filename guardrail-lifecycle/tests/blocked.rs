@@ -42,7 +42,7 @@ fn refused(count: u64, first: i64, last: i64) -> Half {
 fn source(side: Side, (counts, first, last): Half) -> SourceCounts {
     let node = if side == Side::Client { "node-a" } else { "node-b" };
     SourceCounts {
-        source: Source { node: node.to_owned(), instance: format!("i-{node}"), start: None },
+        source: Source { node: node.to_owned(), instance: format!("i-{node}"), start: None }.into(),
         side,
         counts,
         first_seen: at(first),
@@ -64,8 +64,8 @@ fn edge(
     let sources: Vec<SourceCounts> = sides.into_iter().filter_map(|(side, half)| Some(source(side, half?))).collect();
     let counts = client.or(server).unwrap().0;
     EdgeRecord {
-        client: EdgePeer { peer: from.clone(), names: BTreeSet::new() },
-        server: EdgePeer { peer: to.clone(), names: BTreeSet::new() },
+        client: EdgePeer { peer: from.clone().into(), names: BTreeSet::new() },
+        server: EdgePeer { peer: to.clone().into(), names: BTreeSet::new() },
         protocol,
         port,
         port_name: None,

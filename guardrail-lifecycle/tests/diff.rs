@@ -59,7 +59,7 @@ fn every_edge_comes_and_goes() {
 
 #[test]
 fn an_external_end_is_its_name_and_without_one_its_address() {
-    let other = |edge: &mut EdgeRecord| edge.server.peer = Peer::External { address: "203.0.113.99".to_owned() };
+    let other = |edge: &mut EdgeRecord| edge.server.peer = Peer::External { address: "203.0.113.99".to_owned() }.into();
     assert!(compare(|edges| other(external(edges))).is_empty(), "the name is the same");
     let diff = compare(|edges| {
         let edge = external(edges);

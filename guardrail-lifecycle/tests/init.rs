@@ -1,6 +1,8 @@
 //! The first plan is a valid one, with and without its suggestions, whatever names the snapshot
 //! has.
 
+use std::sync::Arc;
+
 use guardrail_graph::{Peer, Snapshot, WorkloadRef};
 use guardrail_lifecycle::{init::first_plan, plan};
 use guardrail_policy::generate::Phase;
@@ -62,10 +64,10 @@ fn who_reads_the_metrics_of_many_is_a_caller_and_who_is_called_by_many_may_be_sh
     };
     for (namespace, name) in [("a", "one"), ("b", "two"), ("c", "three")] {
         let mut scrape = edge.clone();
-        scrape.server.peer = workload(namespace, name);
+        scrape.server.peer = workload(namespace, name).into();
         let mut call = edge.clone();
-        call.client.peer = workload(namespace, name);
-        call.server.peer = workload("shop", "mailer");
+        call.client.peer = workload(namespace, name).into();
+        call.server.peer = workload("shop", "mailer").into();
         call.port = 8025;
         snapshot.body.edges.extend([scrape, call]);
     }
@@ -90,7 +92,7 @@ fn no_name_breaks_out_of_its_place() {
         }
         for edge in &mut snapshot.body.edges {
             for peer in [&mut edge.client.peer, &mut edge.server.peer] {
-                if let Peer::Workload(workload) = peer {
+                if let Peer::Workload(workload) = Arc::make_mut(peer) {
                     workload.name = evil.to_owned();
                 }
             }

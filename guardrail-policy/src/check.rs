@@ -97,7 +97,7 @@ impl<'a> Check<'a> {
         let verdict = self.evaluator.evaluate_edge(edge)?;
         self.used.extend(verdict.egress_rules.iter().map(|r| (Direction::Egress, *r)));
         self.used.extend(verdict.ingress_rules.iter().map(|r| (Direction::Ingress, *r)));
-        for (peer, direction) in [(&edge.client.peer, Direction::Egress), (&edge.server.peer, Direction::Ingress)] {
+        for (peer, direction) in [(&*edge.client.peer, Direction::Egress), (&*edge.server.peer, Direction::Ingress)] {
             if let Peer::Workload(workload) = peer {
                 self.account(Subject::Workload(workload.clone()), direction, verdict.allowed());
             }

@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, Timestamp, WorkloadRef,
@@ -35,10 +36,10 @@ pub struct Memory {
 }
 
 /// Client, server, protocol, port.
-type EdgeKey = (Peer, Peer, Protocol, u16);
+type EdgeKey = (Arc<Peer>, Arc<Peer>, Protocol, u16);
 
 fn key(edge: &EdgeRecord) -> EdgeKey {
-    (edge.client.peer.clone(), edge.server.peer.clone(), edge.protocol, edge.port)
+    (Arc::clone(&edge.client.peer), Arc::clone(&edge.server.peer), edge.protocol, edge.port)
 }
 
 /// Why an edge of an earlier export supports no rule any more.
@@ -207,7 +208,7 @@ pub(crate) fn recall<'a>(snapshot: &'a Snapshot, options: &Options) -> (Cow<'a, 
     let lists = Lists::new(&snapshot.body, options);
     let mut remembered: BTreeMap<EdgeKey, EdgeRecord> = BTreeMap::new();
     for (key, edge) in memory.edges.iter().filter(|(key, _)| !shown.contains(*key)) {
-        let gone = [&edge.client.peer, &edge.server.peer].into_iter().find(|peer| lists.are_without(peer));
+        let gone = [&*edge.client.peer, &*edge.server.peer].into_iter().find(|peer| lists.are_without(peer));
         let why = match gone {
             Some(peer) => Some(Why::Gone(peer.clone())),
             None => options.forget_before.filter(|before| edge.last_seen < *before).map(|_| Why::Unused),
@@ -226,7 +227,7 @@ pub(crate) fn recall<'a>(snapshot: &'a Snapshot, options: &Options) -> (Cow<'a, 
     }
     let mut snapshot = snapshot.clone();
     let Body { edges, workloads, .. } = &mut snapshot.body;
-    let ends = remembered.values().flat_map(|edge| [&edge.client.peer, &edge.server.peer]).filter_map(Peer::workload);
+    let ends = remembered.values().flat_map(|edge| [&*edge.client.peer, &*edge.server.peer]).filter_map(Peer::workload);
     let described: BTreeSet<&WorkloadRef> = workloads.iter().map(|entry| &entry.workload).collect();
     let missing: BTreeSet<&WorkloadRef> = ends.filter(|end| !described.contains(end)).collect();
     let missing: Vec<_> = missing.into_iter().filter_map(|name| memory.workloads.get(name).cloned()).collect();
@@ -237,7 +238,7 @@ pub(crate) fn recall<'a>(snapshot: &'a Snapshot, options: &Options) -> (Cow<'a, 
     edges.extend(remembered.into_values());
     edges.sort_by(|a, b| {
         let key = |edge: &EdgeRecord| (edge.protocol, edge.port);
-        (&a.client.peer, &a.server.peer, key(a)).cmp(&(&b.client.peer, &b.server.peer, key(b)))
+        (&*a.client.peer, &*a.server.peer, key(a)).cmp(&(&*b.client.peer, &*b.server.peer, key(b)))
     });
     (Cow::Owned(snapshot), forgotten)
 }
@@ -317,7 +318,7 @@ pub(crate) fn written<'a>(snapshot: &'a Snapshot, decision: &Decision) -> Writte
         .map(|(index, (edge, _))| (index, edge))
         .collect();
     let ends: BTreeSet<&WorkloadRef> =
-        kept.iter().flat_map(|(_, edge)| [&edge.client.peer, &edge.server.peer]).filter_map(Peer::workload).collect();
+        kept.iter().flat_map(|(_, edge)| [&*edge.client.peer, &*edge.server.peer]).filter_map(Peer::workload).collect();
     let workloads = snapshot.body.workloads.iter().filter(|entry| ends.contains(&entry.workload));
     let workloads = workloads.map(|entry| KeptWorkload {
         workload: Cow::Borrowed(&entry.workload),
@@ -333,7 +334,7 @@ pub(crate) fn written<'a>(snapshot: &'a Snapshot, decision: &Decision) -> Writte
 
 /// `unexplained`: a node stands for clients of which its own sockets know nothing.
 fn kept_edge(edge: &EdgeRecord, unexplained: bool) -> KeptEdge<'_> {
-    let from_node = matches!(edge.client.peer, Peer::Node { .. });
+    let from_node = matches!(*edge.client.peer, Peer::Node { .. });
     let mut seen_by = edge.seen_by.clone();
     if unexplained {
         seen_by.remove(&Side::Client);

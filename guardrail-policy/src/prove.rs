@@ -153,7 +153,7 @@ fn conflict(edge: &EdgeRecord, verdict: &Verdict, together: &Evaluator, decision
     let (side, namespaces) = denied_sides(&edge.client.peer, &edge.server.peer, verdict);
     // Where the policy is not in a namespace of this export, the other end's namespace is the one
     // that would be changed.
-    let ends = [&edge.client.peer, &edge.server.peer].into_iter().filter_map(Peer::workload);
+    let ends = [&*edge.client.peer, &*edge.server.peer].into_iter().filter_map(Peer::workload);
     let mut stops: BTreeSet<&str> = namespaces.into_iter().filter(ours).collect();
     if stops.is_empty() {
         stops = ends.map(|workload| workload.namespace.as_str()).filter(ours).collect();
@@ -278,8 +278,8 @@ impl<'a> Pairs<'a> {
         };
         let named = names_in_boundaries(&decision.plan);
         for (edge, used) in snapshot.body.edges.iter().zip(&decision.uses) {
-            let Peer::Workload(server) = &edge.server.peer else { continue };
-            if let (EdgeUse::Supports, Peer::Workload(client), Some(name)) = (used, &edge.client.peer, &edge.port_name)
+            let Peer::Workload(server) = &*edge.server.peer else { continue };
+            if let (EdgeUse::Supports, Peer::Workload(client), Some(name)) = (used, &*edge.client.peer, &edge.port_name)
             {
                 let (namespace, protocol) = (server.namespace.as_str(), edge.protocol);
                 if named.contains(&(namespace, protocol, name)) {
@@ -289,7 +289,7 @@ impl<'a> Pairs<'a> {
             }
             for (protocol, port) in pairs.ports_of(edge, server) {
                 pairs.observed_ports.entry(server).or_default().insert((protocol, port));
-                let (EdgeUse::Supports, Peer::Workload(client)) = (used, &edge.client.peer) else { continue };
+                let (EdgeUse::Supports, Peer::Workload(client)) = (used, &*edge.client.peer) else { continue };
                 let servers = pairs.indistinguishable(server);
                 for client in pairs.indistinguishable(client) {
                     pairs.expected.extend(servers.iter().map(|server| (client, *server, protocol, port)));

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use guardrail_graph::{
-    Protocol, Snapshot, Timestamp, WorkloadRef,
+    Peer, Protocol, Snapshot, Timestamp, WorkloadRef,
     observe::LossClass,
     snapshot::{Counts, EdgeRecord, LossEntry, NodeCoverage, Side, Starts, UnresolvedEntry, Window},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::emit::{EVIDENCE_FILE, REPORT_FILE, file_name, is_written, lowest_version};
 use crate::generate::{
@@ -101,8 +101,10 @@ struct RuleEntry<'a> {
 
 #[derive(Serialize)]
 struct EdgeEntry<'a> {
-    client: String,
-    server: String,
+    #[serde(serialize_with = "as_text")]
+    client: &'a Peer,
+    #[serde(serialize_with = "as_text")]
+    server: &'a Peer,
     protocol: Protocol,
     port: u16,
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
@@ -223,10 +225,14 @@ fn collect<'a>(
     }
 }
 
+fn as_text<S: Serializer>(peer: &Peer, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(peer)
+}
+
 fn edge_entry(edge: &EdgeRecord) -> EdgeEntry<'_> {
     EdgeEntry {
-        client: edge.client.peer.to_string(),
-        server: edge.server.peer.to_string(),
+        client: &edge.client.peer,
+        server: &edge.server.peer,
         protocol: edge.protocol,
         port: edge.port,
         names: edge.client.names.iter().chain(&edge.server.names).map(String::as_str).collect(),

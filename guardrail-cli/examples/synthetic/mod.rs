@@ -87,7 +87,7 @@ impl Size {
             .map(|(client, server, port)| {
                 let counts = Counts { opened: 10, bytes_sent: 1_000, bytes_received: 9_000, ..Counts::default() };
                 let source = |side| SourceCounts {
-                    source: Source { node: node(1), instance: "agent".to_owned(), start: None },
+                    source: Source { node: node(1), instance: "agent".to_owned(), start: None }.into(),
                     side,
                     counts,
                     first_seen: at(1),
@@ -95,8 +95,8 @@ impl Size {
                     by_merge: false,
                 };
                 EdgeRecord {
-                    client: EdgePeer { peer: client, names: BTreeSet::new() },
-                    server: EdgePeer { peer: server, names: BTreeSet::new() },
+                    client: EdgePeer { peer: client.into(), names: BTreeSet::new() },
+                    server: EdgePeer { peer: server.into(), names: BTreeSet::new() },
                     protocol: Protocol::Tcp,
                     port: u16::try_from(port).expect("a port"),
                     port_name: None,

@@ -257,7 +257,7 @@ impl Judge<'_> {
             };
             match self.check.edge(edge) {
                 Ok(verdict) => {
-                    let namespaces = [&edge.client.peer, &edge.server.peer].map(|peer| match peer {
+                    let namespaces = [&*edge.client.peer, &*edge.server.peer].map(|peer| match peer {
                         Peer::Workload(workload) => Some(workload.namespace.as_str()),
                         Peer::Node { .. } | Peer::External { .. } => None,
                     });

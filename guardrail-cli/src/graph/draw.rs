@@ -42,7 +42,7 @@ fn drawing(snapshot: &Snapshot) -> Drawing {
         drawing.groups.entry(namespace).or_default().push((numbers[peer], label));
     }
     for edge in &body.edges {
-        let arrow = drawing.arrows.entry((numbers[&edge.client.peer], numbers[&edge.server.peer])).or_default();
+        let arrow = drawing.arrows.entry((numbers[&*edge.client.peer], numbers[&*edge.server.peer])).or_default();
         arrow.0.insert(format!("{}/{}", edge.protocol, edge.port));
         arrow.1 |= edge.supported;
     }

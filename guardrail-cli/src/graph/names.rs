@@ -16,7 +16,7 @@ pub(super) struct Names<'a> {
 impl<'a> Names<'a> {
     pub(super) fn new(snapshot: &'a Snapshot) -> Self {
         let body = &snapshot.body;
-        let peers = body.edges.iter().flat_map(|e| [&e.client.peer, &e.server.peer]);
+        let peers = body.edges.iter().flat_map(|e| [&*e.client.peer, &*e.server.peer]);
         let mut workloads: Vec<&WorkloadRef> =
             body.workloads.iter().map(|w| &w.workload).chain(peers.filter_map(Peer::workload)).collect();
         workloads.sort();
@@ -29,7 +29,7 @@ impl<'a> Names<'a> {
     }
 
     pub(super) fn of(&self, peer: &EdgePeer) -> String {
-        match &peer.peer {
+        match &*peer.peer {
             Peer::Workload(workload) => self.workload(workload),
             Peer::Node { name } => format!("node {name}"),
             Peer::External { address } if address == Peer::MANY => "external (many)".to_owned(),

@@ -260,7 +260,7 @@ impl Observer {
                 kept.still_open[side_index(counts.side)] = still_open(counts);
             }
             let [client, server] = [&edge.client.peer, &edge.server.peer].map(|peer| self.restored_peer(peer));
-            if let Peer::External { address } = &edge.server.peer
+            if let Peer::External { address } = &*edge.server.peer
                 && let Ok(address) = address.parse::<IpAddr>()
             {
                 for name in &edge.server.names {

@@ -177,8 +177,8 @@ impl Facts {
             all_marks.remove(marks::ONE_WAY);
         }
         EdgeRecord {
-            client: EdgePeer { peer: Arc::unwrap_or_clone(client.peer()), names: rare.client_names.clone() },
-            server: EdgePeer { peer: Arc::unwrap_or_clone(server.peer()), names: rare.server_names.clone() },
+            client: EdgePeer { peer: client.peer(), names: rare.client_names.clone() },
+            server: EdgePeer { peer: server.peer(), names: rare.server_names.clone() },
             protocol: *protocol,
             port: *port,
             port_name: if facts.is_unseen() && rare.without_sources.is_none() {

@@ -469,7 +469,7 @@ impl Facts {
         for mut edge in edges {
             if !edge.sources.is_empty() && !edge.via.is_empty() {
                 let is_derived =
-                    |via: &String| derived_via.contains(&(edge.client.peer.clone(), via.clone(), edge.protocol));
+                    |via: &String| derived_via.contains(&(Peer::clone(&edge.client.peer), via.clone(), edge.protocol));
                 edge.via.retain(|via| !is_derived(via));
             }
             self.add_edge(edge);
@@ -540,7 +540,7 @@ impl Facts {
 /// Counts as they stand in a snapshot.
 pub(super) fn source_counts(sources: &BySource, by_merge: bool) -> impl Iterator<Item = SourceCounts> + '_ {
     sources.iter().map(move |(source, side, seen)| SourceCounts {
-        source: Source::clone(source),
+        source: Arc::clone(source),
         side,
         counts: seen.counts,
         first_seen: seen.first,

@@ -1,8 +1,15 @@
 //! Text to snapshot and back.
 
+use std::{borrow::Cow, fmt};
+
+use serde::{
+    Deserializer as _,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::Value;
 use thiserror::Error;
 
-use super::{API_VERSION, KIND, Snapshot};
+use super::{API_VERSION, Body, KIND, Snapshot};
 
 /// The format before epochs: one sum without times.
 const FORMER_VERSION: &str = "guardrail.dev/v1";
@@ -67,21 +74,58 @@ fn shown(text: &str) -> String {
     shown
 }
 
+/// What says which document it is.
+#[derive(Default)]
+struct Head {
+    api_version: Option<Value>,
+    kind: Option<Value>,
+}
+
+impl Head {
+    /// Reads no further than to the second of them: they come first, and the rest may be long.
+    fn of(text: &str) -> Result<Self, serde_json::Error> {
+        let mut head = Self::default();
+        let read = serde_json::Deserializer::from_str(text).deserialize_any(&mut head);
+        if head.is_whole() { Ok(head) } else { read.map(|()| head) }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.api_version.is_some() && self.kind.is_some()
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Head {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a document")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        while !self.is_whole()
+            && let Some(field) = fields.next_key::<Cow<'de, str>>()?
+        {
+            match &*field {
+                "apiVersion" => self.api_version = Some(fields.next_value()?),
+                "kind" => self.kind = Some(fields.next_value()?),
+                _ => drop(fields.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Snapshot {
     /// Reads a snapshot. `file` is how errors call it.
     ///
     /// # Errors
     /// If the text is empty, cut off, not JSON, of an earlier format, or another kind of document.
     pub fn from_json(text: &str, file: &str) -> Result<Self, SnapshotError> {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Head {
-            #[serde(default)]
-            api_version: serde_json::Value,
-            #[serde(default)]
-            kind: serde_json::Value,
-        }
-
         let file = || file.to_owned();
         if text.trim().is_empty() {
             return Err(SnapshotError::Empty { file: file() });
@@ -98,12 +142,13 @@ impl Snapshot {
             let message = shown(text.rfind(" at line ").map_or(text.as_str(), |at| &text[..at]));
             SnapshotError::Invalid { file: file(), line: e.line(), message }
         };
-        let head: Head = serde_json::from_str(text).map_err(|e| error(&e))?;
-        if head.api_version == FORMER_VERSION && head.kind == KIND {
+        let head = Head::of(text).map_err(|e| error(&e))?;
+        let (version, kind) = (head.api_version.unwrap_or_default(), head.kind.unwrap_or_default());
+        if version == FORMER_VERSION && kind == KIND {
             return Err(SnapshotError::Former { file: file() });
         }
-        if head.api_version != API_VERSION || head.kind != KIND {
-            let found = match (head.api_version.as_str(), head.kind.as_str()) {
+        if version != API_VERSION || kind != KIND {
+            let found = match (version.as_str(), kind.as_str()) {
                 (Some(version), Some(kind)) => format!("{} {}", shown(version), shown(kind)),
                 (Some(version), None) => format!("{} without kind", shown(version)),
                 (None, Some(kind)) => format!("{} without apiVersion", shown(kind)),
@@ -111,7 +156,9 @@ impl Snapshot {
             };
             return Err(SnapshotError::WrongKind { file: file(), found });
         }
-        serde_json::from_str(text).map_err(|e| error(&e))
+        // As two documents: a flattened one would be kept whole in a tree of serde's own first.
+        let body: Body = serde_json::from_str(text).map_err(|e| error(&e))?;
+        Ok(Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), body })
     }
 
     /// The document as it is served and stored: pretty-printed, with a newline at its end. Equal

@@ -78,15 +78,15 @@ impl Body {
         }
         self.edges.retain_mut(|edge| {
             let came_without = edge.sources.is_empty();
-            edge.sources.retain(|counts| counts.source != *source);
+            edge.sources.retain(|counts| *counts.source != *source);
             came_without || !edge.sources.is_empty()
         });
         self.service_flows.retain_mut(|flow| {
-            flow.sources.retain(|counts| counts.source != *source);
+            flow.sources.retain(|counts| *counts.source != *source);
             !flow.sources.is_empty()
         });
         self.remote_flows.retain_mut(|flow| {
-            flow.sources.retain(|counts| counts.source != *source);
+            flow.sources.retain(|counts| *counts.source != *source);
             !flow.sources.is_empty()
         });
         self.coverage.losses.retain(|loss| loss.source != *source);
@@ -100,14 +100,14 @@ impl Body {
     fn counted(&self, source: &Source) -> Counted<'_> {
         let mut all = Counted::new();
         for edge in &self.edges {
-            for counts in edge.sources.iter().filter(|counts| counts.source == *source && !counts.by_merge) {
+            for counts in edge.sources.iter().filter(|counts| *counts.source == *source && !counts.by_merge) {
                 let ends = format!("{} -> {}", edge.client.peer, edge.server.peer);
                 let key = (ends, "", edge.protocol, edge.port, counts.side);
                 all.insert(key, (counts.counts, counts.first_seen, counts.last_seen));
             }
         }
         for flow in &self.service_flows {
-            for counts in flow.sources.iter().filter(|counts| counts.source == *source) {
+            for counts in flow.sources.iter().filter(|counts| *counts.source == *source) {
                 let key = (flow.client.to_string(), &*flow.service, flow.protocol, flow.port, counts.side);
                 all.insert(key, (counts.counts, counts.first_seen, counts.last_seen));
             }

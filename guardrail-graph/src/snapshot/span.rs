@@ -283,7 +283,7 @@ fn cut_flows(body: &mut Body, span: &Span) {
             return span.meets(edge.first_seen, edge.last_seen);
         }
         let client = &edge.client.peer;
-        edge.via.retain(|via| !by_service.contains(&(client.clone(), via.clone(), edge.protocol)));
+        edge.via.retain(|via| !by_service.contains(&(Peer::clone(client), via.clone(), edge.protocol)));
         let uses = uses.get(&(client, edge.protocol)).map_or(&[][..], Vec::as_slice);
         edge.sources.retain(|counts| {
             let (first, last) = (counts.first_seen.before(GUARD), counts.last_seen.after(GUARD));

@@ -138,8 +138,8 @@ pub(super) fn all(snapshot: &Snapshot) -> Vec<Attempts<'_>> {
     };
     for edge in snapshot.body.edges.iter().filter(|edge| !edge.is_set_aside()) {
         if let Some(seen) = direct(snapshot, edge) {
-            let target = Target { peer: edge.server.peer.clone(), port: edge.port };
-            add((&edge.client.peer, None, vec![target], edge.protocol, edge.port), None, seen);
+            let target = Target { peer: Peer::clone(&edge.server.peer), port: edge.port };
+            add((&*edge.client.peer, None, vec![target], edge.protocol, edge.port), None, seen);
         }
     }
     for flow in &snapshot.body.service_flows {
@@ -172,7 +172,7 @@ pub(super) fn all(snapshot: &Snapshot) -> Vec<Attempts<'_>> {
 fn direct(snapshot: &Snapshot, edge: &EdgeRecord) -> Option<Seen> {
     let own = Seen::of(edge.sources.iter().filter(|source| source.side == Side::Client));
     // Numbers without a source.
-    let is_flow = |flow: &ServiceFlow| flow.client == edge.client.peer && edge.via.contains(&flow.service);
+    let is_flow = |flow: &ServiceFlow| flow.client == *edge.client.peer && edge.via.contains(&flow.service);
     let bare = edge.sources.is_empty() && !snapshot.body.service_flows.iter().any(is_flow);
     own.or_else(|| bare.then_some(Seen { counts: edge.counts, first: edge.first_seen, last: edge.last_seen }))
 }

@@ -39,7 +39,7 @@ impl<'a> Others<'a> {
         let body = &evidence.snapshot.body;
         let mut edges: HashMap<&Peer, HashMap<_, Vec<&EdgeRecord>>> = HashMap::new();
         for edge in body.edges.iter().filter(|edge| !edge.is_set_aside()) {
-            let ports = edges.entry(&edge.server.peer).or_default();
+            let ports = edges.entry(&*edge.server.peer).or_default();
             ports.entry((edge.protocol, edge.port)).or_default().push(edge);
         }
         Self {
@@ -59,7 +59,7 @@ impl<'a> Others<'a> {
     /// Connections of the client that arrived at the servers, and the last of them.
     pub(super) fn arrived(&self, client: &Peer, targets: &[Target], protocol: Protocol) -> Option<(u64, Timestamp)> {
         let edges = targets.iter().flat_map(|target| self.edges_of(target, protocol));
-        let own = edges.filter(|edge| edge.client.peer == *client).flat_map(|edge| &edge.sources);
+        let own = edges.filter(|edge| *edge.client.peer == *client).flat_map(|edge| &edge.sources);
         let at_server = own.filter(|source| source.side == Side::Server && source.counts.established() > 0);
         let arrived = at_server.map(|source| (source.counts.established(), source.last_seen));
         arrived.reduce(|(a, first), (b, second)| (a.saturating_add(b), first.max(second)))
@@ -68,7 +68,7 @@ impl<'a> Others<'a> {
     /// What policies say of a connection; `None`: it cannot be judged.
     pub(super) fn verdict(&self, client: &Peer, target: &Target, protocol: Protocol) -> Option<EdgeVerdict> {
         let evaluator = self.evidence.evaluator;
-        let edge = self.edges_of(target, protocol).iter().find(|edge| edge.client.peer == *client);
+        let edge = self.edges_of(target, protocol).iter().find(|edge| *edge.client.peer == *client);
         match edge {
             Some(edge) => evaluator.evaluate_edge(edge).ok(),
             None => evaluator.evaluate_peers(client, &target.peer, protocol, target.port).ok(),
@@ -79,7 +79,7 @@ impl<'a> Others<'a> {
     pub(super) fn at(&self, client: &Peer, targets: &[Target], protocol: Protocol, since: Timestamp) -> Seen {
         let mut seen = Seen::default();
         let edges = targets.iter().flat_map(|target| self.edges_of(target, protocol));
-        for edge in edges.filter(|edge| edge.client.peer != *client && edge.last_seen >= since) {
+        for edge in edges.filter(|edge| *edge.client.peer != *client && edge.last_seen >= since) {
             let through = if protocol.has_connections() { edge.supported } else { edge.counts.bytes_received > 0 };
             seen.passes |= through;
             let refused = edge.counts.refused > 0 || edge.counts.unreachable > 0;

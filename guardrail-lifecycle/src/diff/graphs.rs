@@ -119,7 +119,7 @@ fn edges(snapshot: &Snapshot, map: &NamespaceMap, unknown: &mut BTreeSet<String>
 
 /// The names of an end: one, or each DNS name of an external one.
 fn ends(peer: &EdgePeer, map: &NamespaceMap, unknown: &mut BTreeSet<String>) -> Vec<String> {
-    match &peer.peer {
+    match &*peer.peer {
         Peer::Workload(workload) => {
             unknown.remove(&workload.namespace);
             let mut workload = workload.clone();

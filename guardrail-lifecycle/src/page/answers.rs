@@ -89,7 +89,7 @@ impl Page<'_> {
             edge.verdict = Some(verdict(evaluator, record, &doubt));
         }
         for peer in &mut self.peers {
-            let Peer::Workload(workload) = &peer.peer.peer else { continue };
+            let Peer::Workload(workload) = &*peer.peer.peer else { continue };
             let pods = evaluator.cluster().workloads.get(workload).map(Vec::as_slice).unwrap_or_default();
             let mut policies = PeerPolicies::default();
             for pod in pods.iter().filter(|pod| !evaluator.cluster().pods[**pod as usize].host_network) {
@@ -149,7 +149,7 @@ fn verdict(
         }
     };
     let EdgeVerdict { verdict, denied, unproven, .. } = &judged;
-    let namespaces = [&edge.client.peer, &edge.server.peer].map(|p| p.workload().map(|w| w.namespace.as_str()));
+    let namespaces = [&*edge.client.peer, &*edge.server.peer].map(|p| p.workload().map(|w| w.namespace.as_str()));
     let egress = side(evaluator, Direction::Egress, &verdict.egress, &edge.client.peer);
     let ingress = side(evaluator, Direction::Ingress, &verdict.ingress, &edge.server.peer);
     let undecided = || {

@@ -176,7 +176,7 @@ impl Cluster {
         });
         self.nodes.extend(more);
         for peer in body.edges.iter().map(|edge| &edge.server) {
-            if let Peer::External { address } = &peer.peer
+            if let Peer::External { address } = &*peer.peer
                 && let Ok(address) = address.parse::<IpAddr>()
             {
                 self = self.with_names(peer.names.iter().map(|name| (name.clone(), address)), false);

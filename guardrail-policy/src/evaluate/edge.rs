@@ -80,7 +80,7 @@ impl Evaluator {
         let seen_at = |side: Side| -> BTreeSet<&str> {
             edge.sources.iter().filter(|s| s.side == side).map(|s| s.source.node.as_str()).collect()
         };
-        let own_node = match (&edge.client.peer, &edge.server.peer) {
+        let own_node = match (&*edge.client.peer, &*edge.server.peer) {
             (Peer::Node { name }, Peer::Workload(_)) => seen_at(Side::Server) == BTreeSet::from([name.as_str()]),
             // Cilium lets the node in to its pods, not the pods out to it: then it is judged like
             // any node.
@@ -105,11 +105,11 @@ impl Evaluator {
             });
         }
         let mut clients = self.peer_ends(&edge.client.peer, true)?;
-        if let (Peer::Node { name }, true) = (&edge.client.peer, edge.marks.contains(marks::UNLISTED_ADDRESS)) {
+        if let (Peer::Node { name }, true) = (&*edge.client.peer, edge.marks.contains(marks::UNLISTED_ADDRESS)) {
             let unlisted = self.cluster().unlisted_addresses.iter().filter(|(_, node)| *node == name);
             clients.extend(unlisted.map(|(address, _)| self.end_of_node_at(name, *address)));
         }
-        let servers = match (&edge.server.peer, &edge.port_name) {
+        let servers = match (&*edge.server.peer, &edge.port_name) {
             (Peer::Workload(workload), Some(name)) => self.replicas_with_port(workload, name, edge.protocol, edge.port),
             _ => None,
         };
@@ -117,7 +117,7 @@ impl Evaluator {
             Some(servers) => servers,
             None => self.peer_ends(&edge.server.peer, false)?,
         };
-        if uses_api_server(edge) && matches!(edge.server.peer, Peer::Node { .. }) {
+        if uses_api_server(edge) && matches!(*edge.server.peer, Peer::Node { .. }) {
             // Of a node's addresses it was the one behind the Service, if that is known.
             let is_behind = |end: &End| end.addresses().any(|address| self.is_api_server(address));
             if servers.iter().any(is_behind) {

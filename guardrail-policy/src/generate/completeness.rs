@@ -242,7 +242,7 @@ impl<'a> Completeness<'a> {
         }
         for (edge, used) in self.context.body.edges.iter().zip(uses) {
             let mut touched = BTreeSet::new();
-            for workload in [&edge.client.peer, &edge.server.peer].into_iter().filter_map(Peer::workload) {
+            for workload in [&*edge.client.peer, &*edge.server.peer].into_iter().filter_map(Peer::workload) {
                 touched.insert(workload.namespace.as_str());
                 if used.must_be_allowed() {
                     seen.insert(workload);

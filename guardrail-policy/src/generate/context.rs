@@ -424,7 +424,7 @@ impl<'a> Context<'a> {
             .body
             .service_flows
             .iter()
-            .filter(|f| f.client == edge.client.peer && f.protocol == edge.protocol && edge.via.contains(&f.service))
+            .filter(|f| f.client == *edge.client.peer && f.protocol == edge.protocol && edge.via.contains(&f.service))
             .map(|flow| established(&flow.sources, Side::Client))
             .collect();
         if flows.is_empty() && !edge.via.is_empty() {

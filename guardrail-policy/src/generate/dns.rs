@@ -38,12 +38,12 @@ impl Dns {
             if is_node_local_dns(edge) {
                 through_nodes = true;
                 dns.node_local.extend(external_address(&edge.server.peer));
-            } else if let (Peer::Node { name }, 53) = (&edge.server.peer, edge.port) {
+            } else if let (Peer::Node { name }, 53) = (&*edge.server.peer, edge.port) {
                 // A resolver in the host's network; NodeLocal DNS if the node owns a link-local
                 // address.
                 dns.node_local.extend(context.link_local_addresses_of_node(name));
                 dns.node_local.extend(context.addresses_answered_on(name, edge));
-            } else if let (Peer::Workload(server), true) = (&edge.server.peer, asks_for_names(edge))
+            } else if let (Peer::Workload(server), true) = (&*edge.server.peer, asks_for_names(edge))
                 && context.pods_peer(server, "").is_some()
             {
                 dns.pods.entry(server.clone()).or_default().insert(edge.port);
@@ -104,7 +104,7 @@ impl Dns {
 
     /// Whether the namespace-wide DNS rule already allows this edge.
     pub(crate) fn covers(&self, edge: &EdgeRecord) -> bool {
-        match &edge.server.peer {
+        match &*edge.server.peer {
             Peer::Workload(server) => self.pods.get(server).is_some_and(|ports| ports.contains(&edge.port)),
             peer => edge.port == 53 && external_address(peer).is_some_and(|a| self.node_local.contains(&a)),
         }

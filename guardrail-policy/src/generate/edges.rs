@@ -132,7 +132,7 @@ fn has_group_address(edge: &EdgeRecord) -> bool {
 }
 
 fn external_ends(edge: &EdgeRecord) -> impl Iterator<Item = std::net::IpAddr> {
-    [&edge.client.peer, &edge.server.peer].into_iter().filter_map(external_address)
+    [&*edge.client.peer, &*edge.server.peer].into_iter().filter_map(external_address)
 }
 
 /// The address of an external peer, an IPv4-mapped one as IPv4 (B21).
@@ -165,7 +165,7 @@ pub(crate) enum Need {
 
 /// Who calls: the peer of an ingress rule of the server, which is a workload.
 pub(crate) fn caller(edge: &EdgeRecord, policy_namespace: &str, context: &Context<'_>) -> Need {
-    match &edge.client.peer {
+    match &*edge.client.peer {
         Peer::Workload(client) if edge.marks.contains(marks::MASQUERADED) => {
             masqueraded(pods(client, policy_namespace, context), client, context)
         }
@@ -215,7 +215,7 @@ fn from_control_plane(seen: Need, context: &Context<'_>) -> Need {
 
 /// The API server, of which the network sees one address of many.
 fn api_server(edge: &EdgeRecord, context: &Context<'_>) -> Option<Need> {
-    let (asked, node) = match &edge.server.peer {
+    let (asked, node) = match &*edge.server.peer {
         Peer::External { address } => {
             (address.parse().is_ok_and(|a: std::net::IpAddr| context.is_api_server(a.to_canonical())), None)
         }
@@ -238,7 +238,7 @@ pub(crate) fn callee(edge: &EdgeRecord, policy_namespace: &str, context: &Contex
     if let Some(need) = api_server(edge, context) {
         return need;
     }
-    match &edge.server.peer {
+    match &*edge.server.peer {
         Peer::Workload(server) => pods(server, policy_namespace, context),
         Peer::External { address } if address == Peer::MANY => Need::Anywhere { identity_lost: false },
         Peer::External { address } => external_callee(address, context),

@@ -130,10 +130,10 @@ pub(crate) fn decide(context: &Context<'_>) -> Decision {
     let mut inbound: BTreeMap<&WorkloadRef, Vec<usize>> = BTreeMap::new();
     let mut outbound: BTreeMap<&WorkloadRef, Vec<usize>> = BTreeMap::new();
     for (index, edge) in edges.iter().enumerate().filter(|(index, _)| uses[*index].must_be_allowed()) {
-        if let Peer::Workload(server) = &edge.server.peer {
+        if let Peer::Workload(server) = &*edge.server.peer {
             inbound.entry(server).or_default().push(index);
         }
-        if let Peer::Workload(client) = &edge.client.peer {
+        if let Peer::Workload(client) = &*edge.client.peer {
             outbound.entry(client).or_default().push(index);
         }
     }
@@ -530,7 +530,7 @@ impl<'a> Builder<'a> {
         let edges = self.context.body.edges.iter().zip(&self.uses).enumerate();
         let unexplained = edges
             .filter(|(_, (edge, used))| {
-                let (Peer::Node { .. }, Peer::Workload(server)) = (&edge.client.peer, &edge.server.peer) else {
+                let (Peer::Node { .. }, Peer::Workload(server)) = (&*edge.client.peer, &*edge.server.peer) else {
                     return false;
                 };
                 used.must_be_allowed()

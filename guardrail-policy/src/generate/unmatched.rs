@@ -30,7 +30,7 @@ pub(crate) fn warnings(context: &Context<'_>) -> BTreeSet<String> {
 }
 
 fn clients<'a>(context: &Context<'a>) -> BTreeSet<&'a WorkloadRef> {
-    let of_edges = context.body.edges.iter().map(|edge| &edge.client.peer);
+    let of_edges = context.body.edges.iter().map(|edge| &*edge.client.peer);
     let of_flows = context.body.service_flows.iter().map(|flow| &flow.client);
     of_edges.chain(of_flows).filter_map(Peer::workload).collect()
 }

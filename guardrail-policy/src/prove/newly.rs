@@ -36,7 +36,7 @@ pub(super) fn newly_judged(
     let mut newly: BTreeMap<(Direction, &WorkloadRef), bool> = BTreeMap::new();
     let mut found = BTreeSet::new();
     for edge in &snapshot.body.edges {
-        for (direction, peer) in [(Direction::Ingress, &edge.server.peer), (Direction::Egress, &edge.client.peer)] {
+        for (direction, peer) in [(Direction::Ingress, &*edge.server.peer), (Direction::Egress, &*edge.client.peer)] {
             let Peer::Workload(workload) = peer else { continue };
             let new = *newly.entry((direction, workload)).or_insert_with(|| {
                 isolates(alone, peer, direction) && !before.is_some_and(|b| isolates(b, peer, direction))

@@ -20,13 +20,13 @@ use crate::{
 pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &Evaluator, proof: &mut Proof) {
     let body = &snapshot.body;
     let via: BTreeSet<(&Peer, &str)> =
-        body.edges.iter().flat_map(|e| e.via.iter().map(|via| (&e.client.peer, via.as_str()))).collect();
+        body.edges.iter().flat_map(|e| e.via.iter().map(|via| (&*e.client.peer, via.as_str()))).collect();
     let mut owners: BTreeMap<IpAddr, BTreeSet<&Peer>> = BTreeMap::new();
     let kept =
         || body.coverage.unresolved.iter().flat_map(|entry| entry.flows.iter().flatten().map(move |f| (entry, f)));
     let mut edges: BTreeSet<(&Peer, &Peer, Protocol, u16)> = BTreeSet::new();
     if !body.remote_flows.is_empty() {
-        edges.extend(body.edges.iter().map(|e| (&e.client.peer, &e.server.peer, e.protocol, e.port)));
+        edges.extend(body.edges.iter().map(|e| (&*e.client.peer, &*e.server.peer, e.protocol, e.port)));
     }
     if !body.remote_flows.is_empty() || kept().next().is_some() {
         for entry in &body.addresses {

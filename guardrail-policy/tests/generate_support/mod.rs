@@ -343,7 +343,7 @@ impl Scenario {
                 let sources = seen
                     .iter()
                     .map(|(side, node)| SourceCounts {
-                        source: source(node),
+                        source: source(node).into(),
                         side: *side,
                         counts,
                         first_seen: at(10),
@@ -354,8 +354,8 @@ impl Scenario {
                 let external = |p: &Peer| matches!(p, Peer::External { .. });
                 let names = |p: &Peer| if external(p) { e.names.clone() } else { BTreeSet::new() };
                 EdgeRecord {
-                    client: EdgePeer { names: names(&client), peer: client },
-                    server: EdgePeer { names: names(&server), peer: server },
+                    client: EdgePeer { names: names(&client), peer: client.into() },
+                    server: EdgePeer { names: names(&server), peer: server.into() },
                     protocol,
                     port,
                     port_name: e.port_name.clone(),

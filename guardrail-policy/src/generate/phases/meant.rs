@@ -62,7 +62,7 @@ impl Meant {
             meant.callers.insert(caller.clone(), Ports::new());
         }
         for (edge, _) in context.body.edges.iter().zip(uses).filter(|(_, used)| used.must_be_allowed()) {
-            if let (Peer::Workload(client), Peer::Workload(_)) = (&edge.client.peer, &edge.server.peer)
+            if let (Peer::Workload(client), Peer::Workload(_)) = (&*edge.client.peer, &*edge.server.peer)
                 && let Some(ports) = meant.callers.get_mut(client)
             {
                 ports.insert((edge.protocol, edge.port));
@@ -105,7 +105,7 @@ impl Meant {
 
     /// Whether the rule of a shared service allows this edge: the client is a pod.
     pub(super) fn covers(&self, edge: &EdgeRecord, context: &Context<'_>) -> bool {
-        let (Peer::Workload(client), Peer::Workload(server)) = (&edge.client.peer, &edge.server.peer) else {
+        let (Peer::Workload(client), Peer::Workload(server)) = (&*edge.client.peer, &*edge.server.peer) else {
             return false;
         };
         self.shared.get(server).is_some_and(|ports| ports.contains(&(edge.protocol, edge.port)))
