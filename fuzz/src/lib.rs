@@ -16,7 +16,7 @@ mod text;
 pub type Check = fn(&[u8]);
 
 /// Every check by the name of its target and of its directory of seeds.
-pub const CHECKS: [(&str, Check); 20] = [
+pub const CHECKS: [(&str, Check); 21] = [
     ("bearer", http::bearer),
     ("btf", kernel::btf),
     ("cgroup", kernel::cgroup),
@@ -36,6 +36,7 @@ pub const CHECKS: [(&str, Check); 20] = [
     ("ring", kernel::ring),
     ("snapshot", snapshot::read),
     ("sockets", kernel::sockets),
+    ("state", snapshot::state),
     ("watch", text::watch),
 ];
 

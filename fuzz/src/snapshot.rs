@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use guardrail_graph::{
     Snapshot,
-    epoch::file,
+    epoch::{file, log::base_of, state::State},
     snapshot::{self, Document},
 };
 
@@ -45,6 +45,26 @@ pub(super) fn epoch(bytes: &[u8]) {
     let written = file::encode(&header, Arc::clone(&document));
     let (again, read) = file::decode(&written).expect("what was written can be read");
     assert_eq!((again, read), (header, document.snapshot()));
+}
+
+/// The open epoch on disk. A length of the base (four bytes, the lowest first), the base and its log;
+/// or any operations, as a base whose checksums are right.
+pub(super) fn state(bytes: &[u8]) {
+    let files = bytes
+        .split_first_chunk()
+        .and_then(|(length, files)| files.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?));
+    let (base, log) = files.unwrap_or((bytes, &[]));
+    let stored = State::read(base, log).into_iter().chain(State::read(&base_of(bytes), &[]));
+    for state in stored {
+        assert!(state.cut().is_none_or(|cut| cut.at < log.len() as u64));
+        let end = state.at();
+        let Ok(facts) = state.facts(end) else { continue };
+        assert_eq!(state.facts(end).as_ref(), Ok(&facts));
+        let text = facts.to_json();
+        assert_eq!(Snapshot::from_json(&text, "facts").expect("what was written can be read"), facts);
+        let whole = state.document(end).expect("its facts can be read").snapshot();
+        assert_eq!(snapshot::merge(vec![whole.clone()]), whole, "idempotent");
+    }
 }
 
 /// Up to three documents, apart by a line `---`: joining them is commutative and associative.

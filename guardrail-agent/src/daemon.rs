@@ -43,7 +43,7 @@ use crate::{
     memory,
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
     serve::thread::ServerThread,
-    state::{Kept, Progress, Rest, StateFile},
+    state::{Kept, StateFile},
 };
 
 /// Entries of a graph, or changes of it or of the inventory, whose memory is worth giving back to
@@ -201,7 +201,7 @@ struct Waits {
 
 /// The outcome of a write in the background.
 enum Written {
-    State(Result<(Option<Mark>, Option<Kept>), FileError>),
+    State(Result<(u64, Option<Mark>, Option<Kept>), FileError>),
     Export(Result<bool, FileError>),
 }
 
@@ -261,7 +261,7 @@ impl Daemon {
         let answer = self.answering();
         let (kernel, mut batches, mut observer) = (self.kernel, self.batches, self.observer);
         let kernel = spawn_blocking(move || kernel.shutdown());
-        let mut progress = None;
+        let mut last = None;
         let hangs = loop {
             let batch = match timeout(SILENCE, batches.recv()).await {
                 Ok(Some(batch)) => batch,
@@ -271,9 +271,7 @@ impl Daemon {
             let now = now();
             match batch {
                 Batch::Observations(batch) => batch.into_iter().for_each(|o| observer.observe(o, now)),
-                Batch::Checkpoint(checkpoint, _) => {
-                    progress = Some(Progress { checkpoint: *checkpoint, rest: Rest::of(&observer) });
-                }
+                Batch::Checkpoint(checkpoint, _) => last = Some(checkpoint),
                 // The epoch ends with the next agent.
                 Batch::Turn { .. } => {}
             }
@@ -282,22 +280,26 @@ impl Daemon {
         let now = now();
         if !is_whole {
             // What came after the last one cannot be told from what did not.
-            progress = None;
+            last = None;
             observer.observe(Observation::Lost { reason: LossReason::Unread, cgroup: None, count: 1, at: now }, now);
         }
-        if progress.is_none() {
+        if last.is_none() {
             // Flows that still wait for their pod are counted, not forgotten. With pins they wait
             // for the next agent.
             observer.flush(now);
         }
-        while self.writes.join_next().await.is_some() {}
+        while let Some(written) = self.writes.join_next().await {
+            if let (Ok(Written::State(written)), Some(state)) = (written, &mut self.state) {
+                state.done(written.ok().map(|(number, ..)| number));
+            }
+        }
         let document = Arc::new(observer.document(now));
         self.stop.cancel();
-        let state = match &self.state {
+        let state = match &mut self.state {
             // The stored graph fits the maps that stay. One without its checkpoint would make the
             // next agent count everything once more.
-            Some(_) if self.config.pin.is_some() && progress.is_none() => Ok(()),
-            Some(state) => state.write(Arc::clone(&document), now, progress.as_ref(), ended.as_deref()).map(drop),
+            Some(_) if self.config.pin.is_some() && last.is_none() => Ok(()),
+            Some(state) => state.begin(&mut observer, last.as_deref(), ended, now).run().map(drop),
             None => Ok(()),
         };
         let export = match &self.config.export_dir {
@@ -469,16 +471,11 @@ impl Daemon {
     fn write_state(&mut self, checkpoint: Option<(Checkpoint, Mark)>) {
         if !self.writes.is_empty() {
             self.waits.state = true;
-        } else if let Some(state) = self.state.clone() {
-            let now = now();
+        } else if let Some(state) = &mut self.state {
             let (checkpoint, mark) = checkpoint.unzip();
-            let progress = checkpoint.map(|checkpoint| Progress { checkpoint, rest: Rest::of(&self.observer) });
-            let document = Arc::new(self.observer.document(now));
             let ended = self.turning.as_ref().and_then(Turning::ended);
-            self.writes.spawn_blocking(move || {
-                let written = state.write(document, now, progress.as_ref(), ended.as_deref());
-                Written::State(written.map(|kept| (mark, kept)))
-            });
+            let job = state.begin(&mut self.observer, checkpoint.as_ref(), ended, now());
+            self.writes.spawn_blocking(move || Written::State(job.run().map(|kept| (job.number(), mark, kept))));
         }
     }
 
@@ -508,8 +505,15 @@ impl Daemon {
     fn written(&mut self, written: Option<Written>) {
         self.trims_due = TRIMS;
         let seconds = clock::wall_seconds();
+        if let (Some(state), Some(Written::State(_)) | None) = (&mut self.state, &written) {
+            let number = written.as_ref().and_then(|written| match written {
+                Written::State(Ok((number, ..))) => Some(*number),
+                _ => None,
+            });
+            state.done(number);
+        }
         match &written {
-            Some(Written::State(Ok((mark, kept)))) => {
+            Some(Written::State(Ok((_, mark, kept)))) => {
                 self.stored(kept.as_ref());
                 self.stats.state_last_success_seconds = seconds;
                 if let Some(mark) = mark {

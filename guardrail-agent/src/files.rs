@@ -5,6 +5,7 @@ use std::{
     fs, io,
     io::Write as _,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 mod place;
@@ -26,6 +27,11 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileEr
 }
 
 impl FileError {
+    /// A file could not be written.
+    pub fn writing(path: &Path, source: io::Error) -> Self {
+        failed("write", path)(source)
+    }
+
     /// A file could not be read.
     pub fn reading(path: &Path, source: io::Error) -> Self {
         failed("read", path)(source)
@@ -77,6 +83,26 @@ pub fn lock_dir(dir: &Path) -> Result<fs::File, FileError> {
 /// # Errors
 /// If a step fails; then a file at `path` is as it was before.
 pub fn replace<T: AsRef<[u8]>>(path: &Path, content: impl IntoIterator<Item = T>) -> Result<(), FileError> {
+    replace_file(path, content, None)
+}
+
+/// As [`replace`]; the file is as of a time: it says so as the time of its last change.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_as_of<T: AsRef<[u8]>>(
+    path: &Path,
+    content: impl IntoIterator<Item = T>,
+    at: SystemTime,
+) -> Result<(), FileError> {
+    replace_file(path, content, Some(at))
+}
+
+fn replace_file<T: AsRef<[u8]>>(
+    path: &Path,
+    content: impl IntoIterator<Item = T>,
+    at: Option<SystemTime>,
+) -> Result<(), FileError> {
     let path = match place(path).map_err(failed("replace", path))? {
         Place::File(path) => path,
         Place::Stream(path) => return pour(&path, content).map_err(failed("write", &path)),
@@ -92,6 +118,7 @@ pub fn replace<T: AsRef<[u8]>>(path: &Path, content: impl IntoIterator<Item = T>
     content
         .into_iter()
         .try_for_each(|piece| file.write_all(piece.as_ref()))
+        .and_then(|()| at.map_or(Ok(()), |at| file.as_file().set_modified(at)))
         .and_then(|()| file.as_file().sync_all())
         .map_err(failed("write", path))?;
     file.persist(path).map_err(|e| failed("replace", path)(e.error))?;
@@ -171,7 +198,11 @@ pub fn is_stream(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
-fn sync_dir(dir: &Path) -> Result<(), FileError> {
+/// Makes names in a directory last.
+///
+/// # Errors
+/// They may not.
+pub fn sync_dir(dir: &Path) -> Result<(), FileError> {
     fs::File::open(dir).and_then(|d| d.sync_all()).map_err(failed("sync the directory", dir))
 }
 

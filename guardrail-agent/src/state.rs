@@ -1,7 +1,7 @@
 //! `--state-dir`: the observed graph over restarts.
 
 mod epochs;
-mod progress;
+mod open;
 
 use std::{
     fs, io,
@@ -11,30 +11,49 @@ use std::{
 
 pub use epochs::{Ended, Epochs, Kept, remove};
 use guardrail_graph::{
-    Observation, Observer, ObserverConfig, Snapshot, Timestamp, epoch::file::key_of, snapshot::Document,
+    Observation, Observer, ObserverConfig, Snapshot, Timestamp,
+    epoch::{
+        file::key_of,
+        log::{Recorder, Recording, Write},
+        state::{State, section},
+    },
+    observe::LossReason,
 };
-pub use progress::{Progress, Rest};
+use guardrail_kernel::Checkpoint;
+pub use open::Job;
 
 use crate::files::{self, FileError};
 
-/// Pieces in which the state is written.
-const PIECE_BYTES: usize = 256 << 10;
+/// With pins: how much of the kernel's counters is in the state, but for entries of FLOWS, and
+/// those.
+const CHECKPOINT: u8 = section::CALLER;
+const FLOWS: u8 = section::CALLER + 1;
+/// Files of a state before there were bases and logs.
+const FORMER: [&str; 2] = ["state.json", "state.next.json"];
+const FORMER_PROGRESS: &str = "state.progress-";
 
 /// What an earlier agent stored.
 #[derive(Debug, Default)]
 pub struct Stored {
     /// Its graph.
     pub snapshot: Option<Snapshot>,
-    /// With `--pin`, what belongs to that graph.
-    pub progress: Option<Progress>,
+    /// With `--pin`, how much of the kernel's counters is in it.
+    pub checkpoint: Option<Checkpoint>,
+    /// What else it knew.
+    rest: Option<State>,
+    /// Some of what was stored is no more.
+    is_damaged: bool,
 }
 
-/// The state file of one agent.
-#[derive(Clone, Debug)]
+/// The state of one agent.
+#[derive(Debug)]
 pub struct StateFile {
-    path: PathBuf,
+    dir: PathBuf,
+    recorder: Recorder,
+    /// Of the base that this agent wrote.
+    base: Option<u64>,
     /// Two agents that write one state would each undo what the other has seen.
-    _lock: Arc<fs::File>,
+    _lock: fs::File,
 }
 
 impl StateFile {
@@ -44,7 +63,8 @@ impl StateFile {
     /// If the directory cannot be written, or another agent uses it.
     pub fn open(dir: &Path) -> Result<Self, FileError> {
         files::require_writable_dir(dir)?;
-        Ok(Self { path: dir.join("state.json"), _lock: Arc::new(files::lock_dir(dir)?) })
+        let lock = files::lock_dir(dir)?;
+        Ok(Self { dir: dir.to_owned(), recorder: Recorder::default(), base: None, _lock: lock })
     }
 
     /// What is stored. A file that cannot be used is set aside, never overwritten: it may be
@@ -53,58 +73,91 @@ impl StateFile {
     /// # Errors
     /// Whether it can be used is not known: this process has no descriptor or no memory left.
     pub fn load(&self, epochs: &Epochs, now: Timestamp) -> Result<Stored, FileError> {
-        let name = self.path.display().to_string();
-        if files::is_stream(&self.path) {
-            tracing::warn!("starting with an empty graph: {name} is no regular file, nothing can be read back from it");
-            return Ok(Stored::default());
-        }
-        let snapshot = match read(&self.path)? {
-            Ok(Some(snapshot)) => snapshot,
-            Ok(None) => return Ok(Stored::default()),
-            Err(why) => {
-                self.set_aside(now, &why);
-                return Ok(Stored::default());
-            }
-        };
+        self.set_former_aside(now);
+        let Some((number, stored)) = self.newest(open::BASE, now, |_| true)? else { return Ok(Stored::default()) };
         // Killed after the epoch of this state was closed, and before the next one's was in its
         // place.
-        let snapshot = match key_of(&snapshot).filter(|key| epochs.has(key)) {
-            None => snapshot,
-            Some(ended) => match read(&self.next())? {
-                Ok(Some(next)) if key_of(&next).is_some_and(|key| key != ended) => next,
-                found => {
-                    let why = found.err().unwrap_or_else(|| "there is none of the next".to_owned());
-                    self.set_aside(now, &format!("its epoch is closed, and {why}"));
-                    return Ok(Stored::default());
-                }
-            },
+        let Some(ended) = stored.snapshot.as_ref().and_then(key_of).filter(|key| epochs.has(key)) else {
+            return Ok(stored);
         };
-        let progress = snapshot.body.window.to.map_or(Ok(None), |at| Progress::read(self.dir(), at));
-        let progress = progress.unwrap_or_else(|why| {
-            tracing::warn!("what was counted since the state was written may be counted twice: {why}");
-            None
-        });
-        Ok(Stored { snapshot: Some(snapshot), progress })
+        let is_next = |next: &Snapshot| key_of(next).is_some_and(|key| key != ended);
+        if let Some((_, next)) = self.newest(open::NEXT, now, is_next)? {
+            return Ok(next);
+        }
+        self.set_aside(number, open::BASE, now, "its epoch is closed, and there is none of the next");
+        Ok(Stored::default())
+    }
+
+    /// The newest that can be used and is meant.
+    fn newest(
+        &self,
+        ending: &str,
+        now: Timestamp,
+        is_meant: impl Fn(&Snapshot) -> bool,
+    ) -> Result<Option<(u64, Stored)>, FileError> {
+        for (number, _) in open::found(&self.dir).into_iter().filter(|(_, found)| *found == ending) {
+            let stored = open::read(&self.dir, number, ending, now)?.and_then(|found| {
+                let cut = found.state.cut();
+                let stored = stored(found).map_err(|why| format!("state-{number}.{ending}: {why}"))?;
+                Ok((stored, cut))
+            });
+            match stored {
+                Ok((stored, cut)) if stored.snapshot.as_ref().is_some_and(&is_meant) => {
+                    match cut {
+                        Some(cut) if !cut.is_torn => self.tell_damage(number, cut.at, now),
+                        Some(_) => tracing::info!("what was being written when the agent ended is left out"),
+                        None => {}
+                    }
+                    return Ok(Some((number, stored)));
+                }
+                Ok(_) => {}
+                Err(why) => self.set_aside(number, ending, now, &why),
+            }
+        }
+        Ok(None)
+    }
+
+    fn tell_damage(&self, number: u64, at: u64, now: Timestamp) {
+        let log = format!("state-{number}.log");
+        match open::copy_aside(&self.dir, number, now) {
+            Ok(copy) => tracing::warn!(
+                "{log} cannot be used from byte {at} on, what it says before is: a copy is kept as {}",
+                copy.display()
+            ),
+            Err(error) => tracing::warn!(
+                "{log} cannot be used from byte {at} on, what it says before is, and no copy can be kept: {error}"
+            ),
+        }
     }
 
     /// The observer that continues what is stored, or a new one. `is_seamless`: the hooks were
     /// attached all the time since.
     #[must_use]
     pub fn restore(&self, stored: Stored, config: ObserverConfig, is_seamless: bool) -> Observer {
-        let Stored { snapshot: Some(snapshot), progress } = stored else { return Observer::new(config) };
-        let name = self.path.display().to_string();
-        match Observer::restore(config.clone(), &snapshot, is_seamless) {
+        let Stored { snapshot: Some(snapshot), rest, is_damaged, .. } = stored else { return Observer::new(config) };
+        let started = config.started;
+        let restored = Observer::restore(config.clone(), &snapshot, is_seamless)
+            .map_err(|why| why.to_string())
+            .and_then(|mut observer| {
+                let rest = rest.as_ref().map_or(Ok(()), |rest| observer.continue_with(rest));
+                rest.map_err(|why| why.to_string()).map(|()| observer)
+            });
+        match restored {
             Ok(mut observer) => {
-                let Rest { waiting, pods } = progress.unwrap_or_default().rest;
-                observer.know_pods(pods);
-                for waiting in waiting {
-                    observer.observe(Observation::Flow(waiting), config.started);
+                if is_damaged && is_seamless {
+                    // What the kernel no longer has was in what is no more.
+                    let lost =
+                        Observation::Lost { reason: LossReason::JournalFull, cgroup: None, count: 1, at: started };
+                    observer.observe(lost, started);
                 }
-                tracing::info!(file = name, edges = observer.stats().edges, "continuing the graph of an earlier run");
+                tracing::info!(edges = observer.stats().edges, "continuing the graph of an earlier run");
                 observer
             }
             Err(why) => {
-                self.set_aside(config.started, &format!("{name}: {why}"));
+                let files = open::found(&self.dir);
+                for (number, ending) in files.into_iter().filter(|(_, ending)| *ending == open::BASE) {
+                    self.set_aside(number, ending, started, &why);
+                }
                 Observer::new(config)
             }
         }
@@ -117,7 +170,7 @@ impl StateFile {
     /// # Errors
     /// It cannot be written.
     pub fn raise_run(&self, stored: &Stored, epochs: &Epochs) -> Result<u32, FileError> {
-        let path = self.path.with_extension("run");
+        let path = self.dir.join("state.run");
         let noted = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
         // Somebody may have removed the one and not the other.
         let of_state = stored.snapshot.iter().flat_map(|snapshot| &snapshot.body.revisions).map(|r| r.revision.run);
@@ -127,259 +180,99 @@ impl StateFile {
         Ok(run)
     }
 
-    /// Where the next epoch's state waits until the file of the one that ended is written.
-    fn next(&self) -> PathBuf {
-        self.path.with_extension("next.json")
-    }
-
     /// The state's directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new("."))
+        &self.dir
     }
 
-    fn set_aside(&self, now: Timestamp, why: &str) {
-        if files::is_stream(&self.path) {
-            return tracing::warn!("starting with an empty graph: {why}");
-        }
-        let aside = self.path.with_extension(format!("unusable-{}.json", now.as_unix_ns() / 1_000_000));
-        match fs::rename(&self.path, &aside) {
-            Ok(()) => {
-                tracing::warn!("starting with an empty graph, the state was set aside as {}: {why}", aside.display())
+    fn set_aside(&self, number: u64, ending: &str, now: Timestamp, why: &str) {
+        match open::set_aside(&self.dir, number, ending, now) {
+            Ok(aside) => {
+                tracing::warn!("state-{number}.{ending} is left out, and set aside as {}: {why}", aside.display());
             }
-            Err(e) => tracing::warn!("starting with an empty graph, and cannot set the state aside ({e}): {why}"),
+            Err(error) => {
+                tracing::warn!("state-{number}.{ending} is left out, and cannot be set aside ({error}): {why}")
+            }
         }
     }
 
-    /// Replaces the state with a document as of `at`; with pins also what belongs to it. If an
-    /// epoch `ended` before, its file is written, too: the state is the next one's from then on,
-    /// also if this ends anywhere in between.
-    ///
-    /// # Errors
-    /// If it cannot be written; then the earlier one is whole.
-    pub fn write(
-        &self,
-        document: Arc<Document>,
-        at: Timestamp,
-        progress: Option<&Progress>,
-        ended: Option<&Ended>,
-    ) -> Result<Option<Kept>, FileError> {
-        if let Some(progress) = progress {
-            progress.write(self.dir(), at)?;
-        }
-        let kept = match ended {
-            None => None,
-            Some(ended) => {
-                files::replace(&self.next(), Arc::clone(&document).chunks(PIECE_BYTES))?;
-                Some(Epochs::write(self.dir(), ended)?)
+    /// A state of the form before: it is a snapshot, which the command reads.
+    fn set_former_aside(&self, now: Timestamp) {
+        for name in FORMER {
+            let (path, ms) = (self.dir.join(name), now.as_unix_ns() / 1_000_000);
+            let aside = path.with_extension(format!("former-{ms}.json"));
+            match fs::rename(&path, &aside) {
+                Ok(()) => tracing::warn!(
+                    "{name} is the state of an earlier guardrail: the graph begins anew, and that file is kept as {}, which `guardrail graph` shows",
+                    aside.display()
+                ),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!("{name} is the state of an earlier guardrail, and cannot be set aside: {error}")
+                }
             }
+        }
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(FORMER_PROGRESS) {
+                // It says nothing without that state.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// What has to be written so that the disk has everything that is known now; with pins, how much
+    /// of the kernel's counters that is. If an epoch `ended` before, its file, too. Before another
+    /// begins, [`StateFile::done`] is told of this one.
+    pub fn begin(
+        &mut self,
+        observer: &mut Observer,
+        checkpoint: Option<&Checkpoint>,
+        ended: Option<Arc<Ended>>,
+        now: Timestamp,
+    ) -> Job {
+        let is_there = self.base.is_some_and(|base| open::is_there(&self.dir, base, self.recorder.lengths()));
+        if ended.is_some() || !is_there {
+            self.recorder.forget();
+        }
+        let write = observer.store(&mut self.recorder, now, |recording| {
+            if let Some(checkpoint) = checkpoint {
+                put_checkpoint(recording, checkpoint);
+            }
+        });
+        let next = || open::found(&self.dir).first().map_or(0, |(number, _)| *number).max(self.base.unwrap_or(0)) + 1;
+        let number = match (&write, self.base) {
+            (Write::Base(_), _) | (_, None) => next(),
+            (_, Some(base)) => base,
         };
-        files::replace(&self.path, document.chunks(PIECE_BYTES))?;
-        if kept.is_some() {
-            // One that stays is not read: the state is of another epoch by now.
-            let _ = fs::remove_file(self.next());
+        Job { dir: self.dir.clone(), number, write, at: now, ended }
+    }
+
+    /// That was done, or not.
+    pub fn done(&mut self, number: Option<u64>) {
+        if number.is_none() {
+            self.recorder.forget();
         }
-        Progress::remove_others(self.dir(), at);
-        Ok(kept)
+        self.base = number.or(self.base);
     }
 }
 
-/// A stored snapshot, or why there is none that can be used.
-fn read(path: &Path) -> Result<Result<Option<Snapshot>, String>, FileError> {
-    let name = path.display().to_string();
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Snapshot::from_json(&text, &name).map(Some).map_err(|error| error.to_string())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Ok(None)),
-        Err(e) if files::is_shortage(&e) => Err(FileError::reading(path, e)),
-        Err(e) => Ok(Err(format!("cannot read {name}: {e}"))),
+fn put_checkpoint(recording: &mut Recording<'_>, checkpoint: &Checkpoint) {
+    recording.put(CHECKPOINT, &[], &checkpoint.head());
+    for (key, value) in checkpoint.entries() {
+        recording.put(FLOWS, &key, &value);
     }
+}
+
+/// What a base and its log hold, or why it cannot be used.
+fn stored(open::Found { state, until }: open::Found) -> Result<Stored, String> {
+    let snapshot = state.facts(until).map_err(|why| why.to_string())?;
+    let head = state.entries(CHECKPOINT).next().map(|(_, head)| head);
+    let checkpoint = head.map(|head| Checkpoint::from_parts(head, state.entries(FLOWS))).transpose();
+    let checkpoint = checkpoint.map_err(|why| format!("how much of the kernel's counters it holds: {why}"))?;
+    let is_damaged = state.cut().is_some_and(|cut| !cut.is_torn);
+    Ok(Stored { snapshot: Some(snapshot), checkpoint, rest: Some(state), is_damaged })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use guardrail_graph::{
-        epoch::End,
-        inventory::{Change, read},
-        observe::{CgroupId, FlowCounts, FlowDelta, OpenFlow, Remote, Role},
-        peer::Protocol,
-        snapshot::merge,
-    };
-
-    use super::*;
-
-    const NODE: &str = "node-a";
-    const WEB: &str = "kind: Pod\nmetadata: {name: web, namespace: shop, uid: web-00000000-0001, labels: {app: web}}\n\
-        spec: {nodeName: node-a, containers: [{name: c}]}\nstatus: {phase: Running, podIP: 10.244.1.2}\n";
-
-    fn t(seconds: i64) -> Timestamp {
-        Timestamp::from_unix_seconds(1_700_000_000 + seconds)
-    }
-
-    fn know(observer: &mut Observer, now: Timestamp) {
-        let path = "/kubepods/burstable/podweb-00000000-0001/0123456789abcdef".to_owned();
-        observer.observe(Observation::CgroupCreated { id: CgroupId(1), path, at: t(0) }, now);
-        for object in read::objects(WEB, "test").unwrap().objects {
-            observer.apply(Change::Apply(object), now);
-        }
-    }
-
-    fn flow(port: u16, at: Timestamp) -> FlowDelta {
-        FlowDelta {
-            cgroup: CgroupId(1),
-            netns: None,
-            local: [10, 244, 1, 2].into(),
-            remote: Remote::Addr([203, 0, 113, 9].into()),
-            protocol: Protocol::Tcp,
-            role: Role::Client,
-            server_port: port,
-            local_port: None,
-            bind_seen: true,
-            first_open: Some(at),
-            last_open: Some(at),
-            counts: FlowCounts { opened: 1, ..FlowCounts::default() },
-        }
-    }
-
-    fn config(started: Timestamp) -> ObserverConfig {
-        ObserverConfig::new(NODE, format!("instance-{}", started.as_unix_ns()), started)
-    }
-
-    /// An agent's first day, written in the evening; what it saw then; the end of the day.
-    struct Day {
-        observer: Observer,
-        ended: Ended,
-        now: Timestamp,
-    }
-
-    fn a_day(state: &StateFile) -> Day {
-        let mut observer = Observer::new(config(t(0)));
-        know(&mut observer, t(1));
-        observer.observe(Observation::Flow(flow(443, t(100))), t(100));
-        state.write(Arc::new(observer.document(t(1_000))), t(1_000), Some(&Progress::default()), None).unwrap();
-        observer.observe(Observation::Flow(flow(80, t(1_001))), t(1_001));
-        let now = t(2_000);
-        let open = OpenFlow { flow: flow(443, t(100)), open: 1 };
-        let document = Arc::new(observer.turn(&[open], now));
-        Day { observer, ended: Ended::of(document, End::Day).unwrap(), now }
-    }
-
-    /// `port: opened open` of everything that the next agent finds, and what is stored of the
-    /// kernel's counters.
-    fn found(dir: &Path) -> (Vec<String>, usize, bool) {
-        let state = StateFile::open(dir).unwrap();
-        let epochs = Epochs::open(dir, NODE);
-        let Stored { snapshot, progress } = state.load(&epochs, t(9_000)).unwrap();
-        let all = epochs.kept().iter().map(|kept| kept.snapshot().unwrap()).chain(snapshot).collect();
-        let edges = merge(all).body.edges;
-        let text =
-            |e: &guardrail_graph::snapshot::EdgeRecord| format!("{}: {} {}", e.port, e.counts.opened, e.counts.open);
-        (edges.iter().map(text).collect(), epochs.kept().len(), progress.is_some())
-    }
-
-    fn write(state: &StateFile, day: &mut Day) -> Result<Option<Kept>, FileError> {
-        let document = Arc::new(day.observer.document(day.now));
-        state.write(document, day.now, Some(&Progress::default()), Some(&day.ended))
-    }
-
-    #[test]
-    fn an_epoch_s_end_leaves_its_file_and_the_next_one_s_state() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateFile::open(dir.path()).unwrap();
-        let mut day = a_day(&state);
-        let kept = write(&state, &mut day).unwrap().unwrap();
-        let bytes = kept.read().unwrap();
-        drop(state);
-        assert_eq!(found(dir.path()), (vec!["80: 1 0".to_owned(), "443: 1 1".to_owned()], 1, true));
-        let state = StateFile::open(dir.path()).unwrap();
-        day.observer.observe(Observation::Flow(flow(80, t(2_500))), t(2_500));
-        day.now = t(3_000);
-        write(&state, &mut day).unwrap();
-        drop(state);
-        assert_eq!(found(dir.path()).0, ["80: 2 0", "443: 1 1"]);
-        assert_eq!(kept.read().unwrap(), bytes, "a closed epoch's file never changes");
-    }
-
-    /// Where writing ends in the middle, what is found is the state before or the one after, each
-    /// with its checkpoint: never both, never less.
-    #[test]
-    fn an_agent_that_dies_around_an_epoch_s_end_loses_nothing_and_counts_nothing_twice() {
-        let before = (vec!["443: 1 0".to_owned()], 0, true);
-        let after = (vec!["80: 1 0".to_owned(), "443: 1 1".to_owned()], 1, true);
-        // Each step fails in turn: the state of the next epoch, the file of the closed one, the
-        // state itself.
-        for (blocked, expected) in [("state.next.json", &before), ("epochs", &before), ("state.json", &after)] {
-            let dir = tempfile::tempdir().unwrap();
-            let state = StateFile::open(dir.path()).unwrap();
-            let mut day = a_day(&state);
-            let blocked = dir.path().join(blocked);
-            let aside = dir.path().join("aside");
-            let stood = fs::rename(&blocked, &aside).is_ok();
-            if blocked.ends_with("epochs") {
-                fs::write(&blocked, "no directory").unwrap();
-            } else {
-                fs::create_dir(&blocked).unwrap();
-                fs::write(blocked.join("x"), "").unwrap();
-            }
-            write(&state, &mut day).unwrap_err();
-            drop(state);
-            if blocked.is_dir() { fs::remove_dir_all(&blocked) } else { fs::remove_file(&blocked) }.unwrap();
-            if stood {
-                fs::rename(&aside, &blocked).unwrap();
-            }
-            assert_eq!(found(dir.path()), *expected, "{}", blocked.display());
-            // The agent that goes on after a disk that was full for a while.
-            let state = StateFile::open(dir.path()).unwrap();
-            day.now = t(2_600);
-            write(&state, &mut day).unwrap();
-            drop(state);
-            assert_eq!(found(dir.path()), after, "{}", blocked.display());
-        }
-    }
-
-    #[test]
-    fn without_the_state_of_the_next_epoch_the_closed_one_is_not_counted_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateFile::open(dir.path()).unwrap();
-        let day = a_day(&state);
-        Epochs::write(dir.path(), &day.ended).unwrap();
-        drop(state);
-        assert_eq!(found(dir.path()), (vec!["80: 1 0".to_owned(), "443: 1 0".to_owned()], 1, false));
-        assert!(!dir.path().join("state.json").exists(), "set aside");
-    }
-
-    #[test]
-    fn epochs_past_their_retention_go_by_the_newest_that_was_reached_whatever_a_clock_said() {
-        let dir = tempfile::tempdir().unwrap();
-        let day = 86_400;
-        for (from, to) in [(0, 1), (1, 2), (20, 21), (31, 32), (20_000, 20_001)] {
-            let mut observer = Observer::new(config(t(from * day)));
-            let document = Arc::new(observer.turn(&[], t(to * day)));
-            Epochs::write(dir.path(), &Ended::of(document, End::Day).unwrap()).unwrap();
-        }
-        let mut epochs = Epochs::open(dir.path(), NODE);
-        assert_eq!(epochs.kept().len(), 5);
-        let month = Duration::from_secs(30 * 86_400);
-        let old = epochs.expire(month, t(33 * day));
-        assert_eq!(old.iter().map(|kept| kept.header.to).collect::<Vec<_>>(), [t(day)], "32 days less 30 is the 2nd");
-        remove(&old);
-        assert_eq!(Epochs::open(dir.path(), NODE).kept().len(), 4);
-    }
-
-    #[test]
-    fn a_broken_epoch_is_set_aside_and_another_node_s_is_left_out() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateFile::open(dir.path()).unwrap();
-        let day = a_day(&state);
-        let kept = Epochs::write(dir.path(), &day.ended).unwrap();
-        assert!(Epochs::open(dir.path(), "node-b").kept().is_empty());
-        let mut bytes = kept.read().unwrap();
-        let last = bytes.len() - 1;
-        bytes[last] ^= 1;
-        let file = dir.path().join("epochs").join(format!("{}.epoch", kept.id));
-        fs::write(&file, bytes).unwrap();
-        assert!(Epochs::open(dir.path(), NODE).kept().is_empty());
-        assert!(file.with_extension("unusable").exists() && !file.exists());
-    }
-}
+mod tests;

@@ -1,6 +1,9 @@
 //! When epochs end. Pure: both clocks are arguments.
 
+pub(crate) mod bytes;
 pub mod file;
+pub mod log;
+pub mod state;
 
 use std::{collections::VecDeque, time::Duration};
 

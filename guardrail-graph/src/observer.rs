@@ -28,6 +28,7 @@ mod redirects;
 mod restore;
 mod settle;
 mod stats;
+mod store;
 mod turn;
 mod unnamed;
 mod waiting;

@@ -118,6 +118,42 @@ impl Checkpoint {
     }
 }
 
+impl Checkpoint {
+    /// All of it but entries of FLOWS, as bytes.
+    #[must_use]
+    pub fn head(&self) -> Vec<u8> {
+        let head = Self { flows: Vec::new(), reported_losses: self.reported_losses.clone(), ..*self };
+        let mut bytes = Vec::new();
+        // Into memory: it does not fail.
+        let _ = head.write(&mut bytes);
+        bytes
+    }
+
+    /// The entries of FLOWS, each with its key, as bytes.
+    pub fn entries(&self) -> impl Iterator<Item = ([u8; KEY], [u8; VALUE])> {
+        self.flows.iter().map(|(key, value)| (encode::key(key), encode::value(value)))
+    }
+
+    /// Puts together what [`Checkpoint::head`] and [`Checkpoint::entries`] gave.
+    ///
+    /// # Errors
+    /// [`CheckpointError`].
+    pub fn from_parts<'a>(
+        head: &[u8],
+        entries: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Self, CheckpointError> {
+        let mut checkpoint = Self::from_bytes(head)?;
+        for (key, value) in entries {
+            if (key.len(), value.len()) != (KEY, VALUE) {
+                return Err(CheckpointError::Length);
+            }
+            let key = decode::key(key).map_err(CheckpointError::Entry)?;
+            checkpoint.flows.push((key, decode::value(value).map_err(CheckpointError::Entry)?));
+        }
+        Ok(checkpoint)
+    }
+}
+
 fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], CheckpointError> {
     let (head, rest) = bytes.split_first_chunk().ok_or(CheckpointError::Length)?;
     *bytes = rest;
@@ -162,7 +198,10 @@ mod tests {
         for checkpoint in [example(), Checkpoint::default()] {
             let mut bytes = Vec::new();
             checkpoint.write(&mut bytes).unwrap();
-            assert_eq!(Checkpoint::from_bytes(&bytes), Ok(checkpoint));
+            assert_eq!(Checkpoint::from_bytes(&bytes), Ok(checkpoint.clone()));
+            let entries: Vec<_> = checkpoint.entries().collect();
+            let entries = entries.iter().map(|(key, value)| (&key[..], &value[..]));
+            assert_eq!(Checkpoint::from_parts(&checkpoint.head(), entries), Ok(checkpoint));
         }
     }
 

@@ -1,11 +1,12 @@
 //! Small labs for one question each: a few plain workloads on one or two nodes.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use guardrail_graph::{Snapshot, epoch::state::State};
 use serde_json::Value;
 
 use crate::{
@@ -166,12 +167,33 @@ pub fn same(difference: &Difference) -> std::result::Result<(), String> {
     if difference.is_empty() { Ok(()) } else { Err(difference.to_string()) }
 }
 
-/// The state file of an agent, as JSON.
+/// The newest base of the state in a directory.
+#[must_use]
+pub fn base(directory: &Path) -> Option<PathBuf> {
+    let number = |path: &Path| {
+        let name = path.file_name()?.to_str()?;
+        name.strip_prefix("state-")?.strip_suffix(".base")?.parse::<u64>().ok()
+    };
+    let paths = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.filter_map(|path| Some((number(&path)?, path))).max().map(|(_, path)| path)
+}
+
+/// The graph that is stored in a directory.
 ///
 /// # Errors
-/// It is not there, or no JSON.
+/// There is none, or it cannot be read.
+pub fn stored(directory: &Path) -> Result<Snapshot> {
+    let base = base(directory).with_context(|| format!("no state in {}", directory.display()))?;
+    let log = std::fs::read(base.with_extension("log")).unwrap_or_default();
+    let whole = std::fs::read(&base).with_context(|| format!("cannot read {}", base.display()))?;
+    let state = State::read(&whole, &log)?;
+    Ok(state.document(state.at())?.snapshot())
+}
+
+/// [`stored`] as JSON.
+///
+/// # Errors
+/// As [`stored`].
 pub fn state(directory: &Path) -> Result<Value> {
-    let path = directory.join("state.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+    Ok(serde_json::to_value(stored(directory)?)?)
 }

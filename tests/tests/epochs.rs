@@ -162,7 +162,10 @@ impl Step {
             names.any(|name| name.to_string_lossy().starts_with(".guardrail-"))
         };
         let dir = &agent.state_dir;
-        let next = || dir.join("state.next.json").exists();
+        let next = || {
+            let mut names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+            names.any(|path| path.extension().is_some_and(|ending| ending == "next"))
+        };
         let file = || {
             let entries = fs::read_dir(dir.join("epochs")).into_iter().flatten().flatten();
             entries.filter(|entry| entry.path().extension().is_some_and(|suffix| suffix == "epoch")).count() > before
@@ -209,6 +212,136 @@ fn is_killed_at_every_step(lab: &Lab, processes: &mut [AppProcess], arguments: &
     }
     assert!(files(&agent.state_dir).len() >= 2, "epochs ended");
     assert_eq!(agent.terminate().unwrap().code(), Some(0), "{}", agent.said());
+}
+
+/// How far a write of the state is, as its files show it.
+#[derive(Clone, Copy, Debug)]
+enum Written {
+    /// The log is longer.
+    Log,
+    /// All that is on disk is known to be so until later.
+    Touched,
+    /// A new base is begun, in its place beside the old one, and alone.
+    BaseBegun,
+    Base,
+    BaseAlone,
+}
+
+/// What the state's files show: bases with their length and time, the length of logs, files that
+/// are begun.
+#[derive(Debug, PartialEq)]
+struct Files {
+    bases: BTreeMap<String, SystemTime>,
+    log: u64,
+    begun: bool,
+}
+
+impl Files {
+    fn of(dir: &Path) -> Self {
+        let mut files = Self { bases: BTreeMap::new(), log: 0, begun: false };
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let (Ok(name), Ok(found)) = (entry.file_name().into_string(), entry.metadata()) else { continue };
+            files.begun |= name.starts_with(".guardrail-");
+            if name.ends_with(".log") {
+                files.log += found.len();
+            } else if name.ends_with(".base") {
+                files.bases.insert(name, found.modified().unwrap());
+            }
+        }
+        files
+    }
+}
+
+impl Written {
+    const ALL: [Self; 5] = [Self::Log, Self::Touched, Self::BaseBegun, Self::Base, Self::BaseAlone];
+
+    /// Whether it is this far, or further, since the files were as `before`.
+    fn is_reached(self, dir: &Path, before: &Files) -> bool {
+        let now = Files::of(dir);
+        let is_new = now.bases.keys().any(|base| !before.bases.contains_key(base));
+        match self {
+            Self::Log => now.log != before.log || is_new,
+            Self::Touched => now.bases != before.bases,
+            Self::BaseBegun => now.begun || is_new,
+            Self::Base => is_new,
+            Self::BaseAlone => is_new && now.bases.len() == 1,
+        }
+    }
+}
+
+/// Kills the agent at each step of an append and of a new base, with connections on the way to the
+/// disk: they are found in the kernel with pins, and without are there or not, but never twice.
+fn is_killed_while_it_writes(lab: &Lab, processes: &mut [AppProcess], arguments: &[&str], is_pinned: bool) {
+    let mut agent = Agent::start(lab, 0, arguments).unwrap();
+    let (mut least, mut most) = (0, 0);
+    for (round, step) in (1..).zip(Written::ALL) {
+        let base = matches!(step, Written::BaseBegun | Written::Base | Written::BaseAlone);
+        wait_until(LIMIT, "a state", || state(&agent.state_dir).ok()).unwrap();
+        if base {
+            // Without its log a base is not what was written, and a new one is.
+            let logs = fs::read_dir(&agent.state_dir).unwrap().flatten().map(|entry| entry.path());
+            let logs: Vec<_> = logs.filter(|path| path.extension().is_some_and(|ending| ending == "log")).collect();
+            go_again(&mut processes[1..], round).unwrap();
+            if logs.is_empty() {
+                let dir = agent.state_dir.clone();
+                wait_until(LIMIT, "a log", || (Files::of(&dir).log > 0).then_some(())).unwrap();
+            }
+        }
+        let before = Files::of(&agent.state_dir);
+        if base {
+            for entry in fs::read_dir(&agent.state_dir).unwrap().flatten() {
+                if entry.path().extension().is_some_and(|ending| ending == "log") {
+                    let log = fs::File::options().append(true).open(entry.path()).unwrap();
+                    std::io::Write::write_all(&mut &log, &[0]).unwrap();
+                }
+            }
+        } else {
+            go_again(&mut processes[1..], round).unwrap();
+        }
+        most += u64::from(CALLS);
+        let deadline = Instant::now() + LIMIT;
+        while !step.is_reached(&agent.state_dir, &before) {
+            assert!(Instant::now() < deadline, "{step:?}: {before:?}, {:?}", Files::of(&agent.state_dir));
+        }
+        agent.crash().unwrap();
+        drop(agent);
+        agent = Agent::start(lab, 0, arguments).unwrap();
+        if is_pinned {
+            least = most;
+        }
+        let counted = |snapshot: &serde_json::Value| {
+            let opened = pair_edge(snapshot).map_or(0, |edge| number(&edge, "opened"));
+            if (least..=most).contains(&opened) {
+                Ok(opened)
+            } else {
+                Err(format!("{step:?}: {opened} of {least} to {most}"))
+            }
+        };
+        eventually(LIMIT, || agent.snapshot(), |snapshot| counted(snapshot).map(drop)).unwrap();
+        let opened = counted(&agent.snapshot().unwrap()).unwrap();
+        (least, most) = (opened, opened);
+    }
+    assert_eq!(agent.terminate().unwrap().code(), Some(0), "{}", agent.said());
+}
+
+#[test]
+fn an_agent_with_pins_that_is_killed_at_any_step_of_a_write_counts_everything_once() {
+    if !bins::can_run("crashes while the state is written, with pins") {
+        return;
+    }
+    let (lab, mut processes) = calling();
+    let pins = BpfFs::mount(&lab.directory).unwrap().pins();
+    let arguments = ["--state-interval", "1", "--pin", pins.to_str().unwrap()];
+    is_killed_while_it_writes(&lab, &mut processes, &arguments, true);
+}
+
+#[test]
+fn an_agent_without_pins_that_is_killed_at_any_step_of_a_write_counts_nothing_twice() {
+    if !bins::can_run("crashes while the state is written, without pins") {
+        return;
+    }
+    let (lab, mut processes) = calling();
+    is_killed_while_it_writes(&lab, &mut processes, &["--state-interval", "1"], false);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use guardrail_tests::{
     compare::{has_mark, number},
     lab::wait_until,
     policies,
-    small::{eventually, eventually_true, go, pair, pair_edge, state, truth},
+    small::{base, eventually, eventually_true, go, pair, pair_edge, state, truth},
 };
 
 #[test]
@@ -56,7 +56,7 @@ fn a_state_that_is_corrupt_or_cut_off_is_set_aside_with_a_warning() {
     agent.terminate().unwrap();
     let directory = agent.state_dir.clone();
     drop(agent);
-    let whole = fs::read(directory.join("state.json")).unwrap();
+    let whole = fs::read(base(&directory).unwrap()).unwrap();
     let mut flipped = whole.clone();
     flipped[0] = 0xff;
     for (what, bytes) in [
@@ -65,7 +65,8 @@ fn a_state_that_is_corrupt_or_cut_off_is_set_aside_with_a_warning() {
         ("empty", b""),
         ("other JSON", b"{\"kind\":\"List\"}"),
     ] {
-        fs::write(directory.join("state.json"), bytes).unwrap();
+        let broken = base(&directory).unwrap();
+        fs::write(&broken, bytes).unwrap();
         let mut agent = Agent::start(&lab, 0, &[]).unwrap_or_else(|e| panic!("{what}: {e:#}"));
         let warnings: Vec<_> =
             agent.said().lines().filter(|l| l.contains("WARN") && l.contains("set aside")).map(str::to_owned).collect();
@@ -73,7 +74,7 @@ fn a_state_that_is_corrupt_or_cut_off_is_set_aside_with_a_warning() {
         let kept = fs::read_dir(&directory)
             .unwrap()
             .flatten()
-            .any(|e| e.file_name() != "state.json" && fs::read(e.path()).is_ok_and(|content| content == bytes));
+            .any(|e| e.path() != broken && fs::read(e.path()).is_ok_and(|content| content == bytes));
         assert!(kept, "{what}: the unusable state is kept somewhere in {}", directory.display());
         // It observes: the connection that is still held is found again.
         eventually(Duration::from_secs(10), || agent.snapshot(), |s| pair_edge(s).map(drop)).unwrap();

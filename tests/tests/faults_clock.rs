@@ -69,7 +69,8 @@ fn stepped(distances: &[&str]) {
     sane(&eventually_true(&agent, &truth(&lab).unwrap()).unwrap());
     for (step, (distance, heir)) in distances.iter().zip(heirs).enumerate() {
         let exports = agent.metric("guardrail_export_last_success_timestamp_seconds").unwrap();
-        let begun = state(&agent.state_dir).unwrap()["sources"][0]["start"].clone();
+        let stored = wait_until(LIMIT, "a state", || state(&agent.state_dir).ok()).unwrap();
+        let begun = stored["sources"][0]["start"].clone();
         clock.set(distance).unwrap();
         // Whoever has the address keeps it over the step.
         callers.push(call(&lab, step, 1).unwrap());

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     path::Path,
     process::Command,
     time::{Duration, Instant},
@@ -13,7 +14,7 @@ use guardrail_tests::{
     bins,
     lab::{process, wait_until},
     policies,
-    small::{eventually_true, go, pair, pair_edge, state, truth},
+    small::{base, eventually_true, go, pair, pair_edge, state, truth},
     trouble,
 };
 use serde_json::Value;
@@ -72,6 +73,12 @@ fn a_full_disk_leaves_the_earlier_files_whole_is_counted_and_costs_nothing_once_
         let of = |what: &str| agent.metric(&format!("guardrail_{what}_failures_total")).ok();
         Some((of("state")?, of("export")?))
     };
+    // What is written next may fit where the log ends; a log that is not as it was written does not
+    // grow, and a new base needs room.
+    let log = base(&state_dir).unwrap().with_extension("log");
+    if log.exists() {
+        fs::File::options().append(true).open(log).unwrap().write_all(&[0]).unwrap();
+    }
     let earlier = failures().unwrap();
     processes[1].go().unwrap();
     processes[1].wait_for_nth("done", 2, Instant::now() + LIMIT).unwrap();

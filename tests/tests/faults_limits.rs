@@ -13,7 +13,9 @@ use guardrail_tests::{
     bins,
     compare::compare,
     lab::{bpffs::BpfFs, wait_until},
-    small::{cluster, deployment, eventually, eventually_true, go, lab, pair, pair_edge, same, start, state, truth},
+    small::{
+        base, cluster, deployment, eventually, eventually_true, go, lab, pair, pair_edge, same, start, state, truth,
+    },
     trouble,
 };
 
@@ -89,8 +91,9 @@ fn too_few_file_descriptors_to_start_are_refused_with_one_sentence_and_the_state
     }
     let (_processes, lab) = pair().unwrap();
     let mut agent = Agent::start(&lab, 0, &[]).unwrap();
-    let state = agent.state_dir.join("state.json");
+    let directory = agent.state_dir.clone();
     assert!(agent.terminate().unwrap().success());
+    let state = base(&directory).unwrap();
     let before = fs::read(&state).unwrap();
     // Each number ends the start at another place; one of them where the state is opened.
     for limit in 8..=24 {

@@ -22,10 +22,13 @@ use guardrail_agent::{
 use guardrail_graph::{Snapshot, observe::LossClass};
 use tracing::{Event, Metadata, Subscriber, span};
 
-use guardrail_tests::lab::{
-    pair::{Half, LEFT, Pair, RIGHT, SocketPod},
-    socket::at,
-    until,
+use guardrail_tests::{
+    lab::{
+        pair::{Half, LEFT, Pair, RIGHT, SocketPod},
+        socket::at,
+        until,
+    },
+    small,
 };
 
 /// Takes messages, and makes the reading thread panic or wait at its next one when asked: at the
@@ -99,8 +102,7 @@ fn run(lab: &Pair, dir: &Path, extra: &[&str]) -> JoinHandle<Result<(), RunError
 
 /// The stored graph, once there is one.
 fn stored(dir: &Path) -> Option<Snapshot> {
-    let text = fs::read_to_string(dir.join("state/state.json")).ok()?;
-    Some(Snapshot::from_json(&text, "the state").expect("a state"))
+    small::stored(&dir.join("state")).ok()
 }
 
 /// Connections of each edge in the stored graph.

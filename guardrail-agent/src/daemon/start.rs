@@ -161,10 +161,7 @@ impl Daemon {
             Some(state) => state.load(&epochs, now()).map_err(StartError::StateDir)?,
             None => Stored::default(),
         };
-        let pinned = config.pin.clone().map(|dir| Pinned {
-            dir,
-            checkpoint: stored.progress.as_ref().map(|progress| progress.checkpoint.clone()),
-        });
+        let pinned = config.pin.clone().map(|dir| Pinned { dir, checkpoint: stored.checkpoint.clone() });
         let (kernel, batches) = spawn_blocking(move || Kernel::start(kernel_config, pinned))
             .await
             .map_err(|e| StartError::Runtime(io::Error::other(e)))??;

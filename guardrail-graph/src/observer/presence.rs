@@ -266,8 +266,8 @@ impl Observer {
         }
     }
 
-    /// Which pods were there until now.
-    pub(super) fn presence_facts(&self, facts: &mut Facts, source: &Arc<Source>, now: Timestamp) {
+    /// Which pods were there until now; those that are there, until `end`.
+    pub(super) fn presence_facts(&self, facts: &mut Facts, source: &Arc<Source>, (now, end): (Timestamp, Timestamp)) {
         let Presence { own, ended, full, agents, listed, .. } = &self.presence;
         facts.pods.clone_from(ended);
         if !self.catalogue.knows_pods() {
@@ -283,7 +283,7 @@ impl Observer {
             nodes.insert(Arc::clone(&node));
             let key = (Arc::from(&*pod.namespace), Arc::from(&*pod.name), node, since.from, told);
             let workload = names.intern(inventory.owner_of(pod).workload);
-            add_pod(&mut facts.pods, key, Present { to: now.max(since.from), started: since.started, workload });
+            add_pod(&mut facts.pods, key, Present { to: end.max(since.from), started: since.started, workload });
         };
         for ((namespace, name), since) in own {
             if let Some(pod) = inventory.pod(namespace, name) {

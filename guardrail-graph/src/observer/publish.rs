@@ -35,53 +35,12 @@ impl Observer {
     /// The graph with everything derived, as a document that costs a fraction of the snapshot.
     /// Pending flows stay pending.
     pub fn document(&mut self, now: Timestamp) -> Document {
-        self.settle_services(now);
-        self.catalogue.refresh_workloads(&mut self.texts, now);
-        let (node, instance) = (self.config.node.clone(), self.config.instance.clone());
-        let source = Arc::new(Source { node, instance, start: self.history.epoch() });
-        let mut facts = Facts::default();
-        facts.expected = self.expected_nodes();
-        facts.unobservable = self.catalogue.unobservable_nodes(&self.config.unobservable);
-        facts.sources.insert(Arc::clone(&source));
+        let mut facts = self.facts_but_flows(now, now);
+        let source = facts.sources.first().cloned().unwrap_or_default();
         if self.config.run > 0 {
             self.documents = self.documents.saturating_add(1);
             facts.revisions.insert(Arc::clone(&source), Revision { run: self.config.run, n: self.documents });
         }
-        facts.observed.insert(self.config.node.clone());
-        facts.window.insert(self.config.node.clone(), self.history.intervals(now));
-        for (reason, count) in self.ledger.losses().filter(|(_, count)| *count > 0) {
-            let key = (Arc::clone(&source), reason.as_str().to_owned());
-            facts.loss_times.insert(key.clone(), self.ledger.times(reason, &self.peers));
-            facts.losses.insert(key, (reason.class(), count));
-        }
-        self.presence_facts(&mut facts, &source, now);
-        for (reason, count, examples) in self.ledger.unresolved() {
-            if count > 0 {
-                let key = (Arc::clone(&source), reason.as_str().to_owned());
-                let (flows, more) = self.ledger.unresolved_flows(reason, &self.peers);
-                let unresolved = Unresolved { count, examples: examples.clone(), flows: Some(flows), more };
-                facts.unresolved.insert(key, unresolved);
-            }
-        }
-        for (peer, reasons) in self.ledger.incomplete() {
-            facts.incomplete.insert(self.peers.get(peer), reasons.iter().map(|r| r.to_string()).collect());
-        }
-        if !self.ledger.node_wide().is_empty() {
-            let here = self.catalogue.hosted_by(&self.config.node).map(|name| Peer::Workload(name.clone()));
-            for peer in here.chain([Peer::Node { name: self.config.node.clone() }]) {
-                let reasons = facts.incomplete.entry(Arc::new(peer)).or_default();
-                reasons.extend(self.ledger.node_wide().iter().map(|r| r.to_string()));
-            }
-        }
-        facts.workloads = self.catalogue.workload_facts(now);
-        facts.ran_on = self.catalogue.ran_on().clone();
-        facts.inventory = Some(self.catalogue.state());
-        if facts.inventory == Some(InventoryState::Missing) {
-            let here = Arc::new(Peer::Node { name: self.config.node.clone() });
-            facts.incomplete.entry(here).or_default().insert(INVENTORY_MISSING.to_owned());
-        }
-        facts.services = self.catalogue.services().clone();
-        self.address_facts(&mut facts);
         for ((client, service, protocol, port), flow) in self.graph.service_flows() {
             let Some(seen) = flow.until(now) else { continue };
             let key = (self.peers.get(*client), Arc::clone(service), *protocol, *port);
@@ -100,6 +59,60 @@ impl Observer {
             self.ledger.set_derived(reason, counts.fold(0, u64::saturating_add));
         }
         document
+    }
+
+    /// What is known beside edges and flows. What lasts, lasts until `end`.
+    pub(super) fn facts_but_flows(&mut self, now: Timestamp, end: Timestamp) -> Facts {
+        self.settle_services(now);
+        self.catalogue.refresh_workloads(&mut self.texts, now);
+        let (node, instance) = (self.config.node.clone(), self.config.instance.clone());
+        let source = Arc::new(Source { node, instance, start: self.history.epoch() });
+        let mut facts = Facts::default();
+        facts.expected = self.expected_nodes();
+        facts.unobservable = self.catalogue.unobservable_nodes(&self.config.unobservable);
+        facts.sources.insert(Arc::clone(&source));
+        facts.observed.insert(self.config.node.clone());
+        facts.window.insert(self.config.node.clone(), self.history.intervals(end));
+        for (reason, count) in self.ledger.losses().filter(|(_, count)| *count > 0) {
+            let key = (Arc::clone(&source), reason.as_str().to_owned());
+            facts.loss_times.insert(key.clone(), self.ledger.times(reason, &self.peers));
+            facts.losses.insert(key, (reason.class(), count));
+        }
+        self.presence_facts(&mut facts, &source, (now, end));
+        for (reason, count, examples) in self.ledger.unresolved() {
+            if count > 0 {
+                let key = (Arc::clone(&source), reason.as_str().to_owned());
+                let (flows, more) = self.ledger.unresolved_flows(reason, &self.peers);
+                let unresolved = Unresolved { count, examples: examples.clone(), flows: Some(flows), more };
+                facts.unresolved.insert(key, unresolved);
+            }
+        }
+        for (peer, reasons) in self.ledger.incomplete() {
+            facts.incomplete.insert(self.peers.get(peer), reasons.iter().map(|r| r.to_string()).collect());
+        }
+        if !self.ledger.node_wide().is_empty() {
+            let here = self.catalogue.hosted_by(&self.config.node).map(|name| Peer::Workload(name.clone()));
+            for peer in here.chain([Peer::Node { name: self.config.node.clone() }]) {
+                let reasons = facts.incomplete.entry(Arc::new(peer)).or_default();
+                reasons.extend(self.ledger.node_wide().iter().map(|r| r.to_string()));
+            }
+        }
+        facts.workloads = self.catalogue.workload_facts(end);
+        facts.ran_on = self.catalogue.ran_on().clone();
+        facts.inventory = Some(self.catalogue.state());
+        if facts.inventory == Some(InventoryState::Missing) {
+            let here = Arc::new(Peer::Node { name: self.config.node.clone() });
+            facts.incomplete.entry(here).or_default().insert(INVENTORY_MISSING.to_owned());
+        }
+        facts.services = self.catalogue.services().clone();
+        self.address_facts(&mut facts, now);
+        if self.config.own_pods_only {
+            let as_of = BTreeMap::from([(self.config.node.clone(), end)]);
+            let mut workloads: Vec<_> = facts.workloads.values().map(WorkloadFacts::entry).collect();
+            facts.take_own_pods(as_of, &mut workloads);
+            facts.workloads = workloads.into_iter().map(|w| (w.workload.clone(), w.into())).collect();
+        }
+        facts
     }
 
     fn edge_facts(&self, facts: &mut Facts, source: &Arc<Source>, now: Timestamp) {
@@ -127,9 +140,6 @@ impl Observer {
 
     /// What is left for `merge` to name.
     fn remote_facts(&self, facts: &mut Facts, source: &Arc<Source>, now: Timestamp) {
-        if !self.config.own_pods_only && self.graph.remote_flows().is_empty() {
-            return;
-        }
         for ((local, side, address, protocol, port), flow) in self.graph.remote_flows() {
             let Some(seen) = flow.until(*side, now) else { continue };
             let mut kept = RemoteFacts { port_name: flow.port_name.clone(), ..RemoteFacts::default() };
@@ -138,15 +148,9 @@ impl Observer {
             kept.flow.sources.max(Arc::clone(source), *side, &seen);
             facts.remote_flows.insert((self.peers.get(*local), *side, *address, *protocol, *port), kept);
         }
-        if self.config.own_pods_only {
-            let as_of = BTreeMap::from([(self.config.node.clone(), now)]);
-            let mut workloads: Vec<_> = facts.workloads.values().map(WorkloadFacts::entry).collect();
-            facts.take_own_pods(as_of, &mut workloads);
-            facts.workloads = workloads.into_iter().map(|w| (w.workload.clone(), w.into())).collect();
-        }
     }
 
-    fn address_facts(&self, facts: &mut Facts) {
+    fn address_facts(&self, facts: &mut Facts, now: Timestamp) {
         let bound = |at: Timestamp| (at != Timestamp::MIN && at != Timestamp::MAX).then_some(at);
         let heard = hull(facts.window.values().flatten().copied());
         for (address, tenure) in self.identity.tenures() {
@@ -162,7 +166,8 @@ impl Observer {
             // Who had it before this agent began, others may have seen: since the pod's start, or
             // the first proof, if that is earlier.
             let first_proof = tenure.proven.map_or(Timestamp::MAX, |(first, _)| first);
-            let since_start = || started.map(|at| at.min(first_proof)).filter(|at| *at < heard.to);
+            let since_start =
+                || started.map(|at| at.min(first_proof)).filter(|at| *at < now.max(self.history.started()));
             let key = (address, bound(tenure.from).or_else(since_start), self.peers.get(peer), pod);
             let known = KnownTenure { to: bound(tenure.to), heard, proven: tenure.proven.is_some(), listed };
             facts.addresses.insert(key, known);

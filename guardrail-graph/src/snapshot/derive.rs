@@ -266,6 +266,18 @@ impl Facts {
         names.all(|n| n == first).then(|| first.to_owned())
     }
 
+    /// Losses as they stand in a snapshot.
+    pub(crate) fn loss_entries(&self) -> impl Iterator<Item = LossEntry> {
+        let losses = self.losses.iter().filter(|(_, (_, count))| *count > 0);
+        losses.map(|(key, (class, count))| LossEntry {
+            source: Source::clone(&key.0),
+            reason: key.1.clone(),
+            class: *class,
+            count: *count,
+            times: self.loss_times_of(key),
+        })
+    }
+
     pub(super) fn coverage(
         &self,
         unresolved: BTreeMap<(Arc<Source>, String), Unresolved>,
@@ -291,18 +303,7 @@ impl Facts {
                 expected: self.expected.clone(),
                 unobservable: self.unobservable.clone(),
             },
-            losses: self
-                .losses
-                .iter()
-                .filter(|(_, (_, count))| *count > 0)
-                .map(|(key, (class, count))| LossEntry {
-                    source: Source::clone(&key.0),
-                    reason: key.1.clone(),
-                    class: *class,
-                    count: *count,
-                    times: self.loss_times_of(key),
-                })
-                .collect(),
+            losses: self.loss_entries().collect(),
             unresolved: unresolved
                 .into_iter()
                 .filter(|(_, unresolved)| unresolved.count > 0)

@@ -10,8 +10,9 @@ use std::{
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::{
-    API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, Interval, KIND, LabelChanges, Revision,
-    ServiceEntry, ServiceFlow, ServicePortEntry, Snapshot, Source, SourceRevision, SourceWindow, Window,
+    API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, Interval, KIND, LabelChanges, PodPresence,
+    Revision, ServiceEntry, ServiceFlow, ServicePortEntry, Snapshot, Source, SourceRevision, SourceWindow, Window,
+    WorkloadEntry,
     derive::{Derived, Deriver},
     facts::{
         EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, source_counts,
@@ -92,19 +93,7 @@ fn service_flow(key: &FlowKey, facts: &FlowFacts) -> ServiceFlow {
 impl Facts {
     /// The document that follows from these facts.
     pub(crate) fn document(mut self) -> Document {
-        self.observed.extend(self.sources.iter().map(|s| s.node.clone()));
-        self.unobservable.retain(|node, _| !self.observed.contains(node));
-        self.expected.retain(|node| !self.unobservable.contains_key(node));
-        self.expected.extend(self.observed.iter().cloned());
-        for (source, intervals) in std::mem::take(&mut self.observed_by) {
-            self.window.entry(source.node.clone()).or_default().extend(intervals);
-        }
-        for intervals in self.window.values_mut() {
-            *intervals = joined(std::mem::take(intervals));
-        }
-        self.settle_losses();
-        self.place_own_pods();
-        self.settle_places();
+        self.settle();
         self.name_remote_flows();
         self.edges.sort_unstable_keys();
         let mut deriver = Deriver {
@@ -119,6 +108,44 @@ impl Facts {
         let Deriver { derived, unresolved, incomplete } = deriver;
         let coverage = self.coverage(unresolved, incomplete);
         Document::new(self, derived, coverage)
+    }
+
+    /// Brings what was joined into its form.
+    pub(crate) fn settle(&mut self) {
+        self.observed.extend(self.sources.iter().map(|s| s.node.clone()));
+        self.unobservable.retain(|node, _| !self.observed.contains(node));
+        self.expected.retain(|node| !self.unobservable.contains_key(node));
+        self.expected.extend(self.observed.iter().cloned());
+        for (source, intervals) in std::mem::take(&mut self.observed_by) {
+            self.window.entry(source.node.clone()).or_default().extend(intervals);
+        }
+        for intervals in self.window.values_mut() {
+            *intervals = joined(std::mem::take(intervals));
+        }
+        self.settle_losses();
+        self.place_own_pods();
+        self.settle_places();
+    }
+
+    /// Each workload as it stands in a snapshot.
+    pub(crate) fn each_workload(&self, put: impl FnMut(WorkloadEntry)) {
+        self.workloads.iter().map(|(name, workload)| self.workload(name, workload)).for_each(put);
+    }
+
+    /// Each Service as it stands in a snapshot.
+    pub(crate) fn each_service(&self, put: impl FnMut(ServiceEntry)) {
+        self.services.values().map(|facts| service(facts)).for_each(put);
+    }
+
+    /// Each address as it stands in a snapshot.
+    pub(crate) fn each_address(&self, put: impl FnMut(AddressEntry)) {
+        let all_of_it = hull(self.window.values().flatten().copied());
+        self.addresses.iter().map(|(key, tenure)| address(key, tenure, all_of_it)).for_each(put);
+    }
+
+    /// Each pod that was there as it stands in a snapshot.
+    pub(crate) fn each_presence(&self, put: impl FnMut(PodPresence)) {
+        self.pods.iter().map(|(key, pod)| pod_presence(key, pod)).for_each(put);
     }
 }
 

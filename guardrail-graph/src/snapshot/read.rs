@@ -54,7 +54,7 @@ pub enum SnapshotError {
     },
     /// Another document.
     #[error(
-        "{file}: this is {found}, not {API_VERSION} {KIND}: give a file that `/v1/graph`, --state-dir or `guardrail merge` wrote"
+        "{file}: this is {found}, not {API_VERSION} {KIND}: give a file that `/v1/graph` or `guardrail merge` wrote"
     )]
     WrongKind {
         /// The file.
@@ -135,7 +135,7 @@ impl Snapshot {
                 return SnapshotError::Truncated { file: file(), line: e.line() };
             }
             if e.is_syntax() {
-                let message = "this is no JSON; give a file that `/v1/graph`, --state-dir or `guardrail merge` wrote";
+                let message = "this is no JSON; give a file that `/v1/graph` or `guardrail merge` wrote";
                 return SnapshotError::Invalid { file: file(), line: e.line(), message: message.to_owned() };
             }
             let text = e.to_string();

@@ -112,7 +112,7 @@ impl Unresolved {
     }
 
     /// As it stands in a snapshot.
-    pub(super) fn entry(self, source: Arc<Source>, reason: String) -> UnresolvedEntry {
+    pub(crate) fn entry(self, source: Arc<Source>, reason: String) -> UnresolvedEntry {
         let flow = |((client, server, protocol, port), time): (FlowEnds, Interval)| UnresolvedFlow {
             client: Arc::unwrap_or_clone(client),
             server: Arc::unwrap_or_clone(server),

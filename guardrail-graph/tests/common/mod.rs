@@ -5,6 +5,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use guardrail_graph::{
     Observation, Observer, ObserverConfig, Peer, Protocol, Snapshot, Timestamp,
+    epoch::{
+        log::{Recorder, Write},
+        state::State,
+    },
     inventory::{Change, Kind, ObjectKey, read},
     observe::{CgroupId, FlowCounts, FlowDelta, LossReason, NetnsId, Remote, Role},
     snapshot::EdgeRecord,
@@ -142,12 +146,26 @@ impl Lab {
         assert_eq!(counters.edges, snapshot.edge_counters(), "counters without a snapshot");
         assert_eq!(counters.complete, snapshot.body.coverage.complete, "{:?}", snapshot.body.coverage);
         assert_eq!(unresolved, self.observer.stats().unresolved);
+        self.is_stored_as(&snapshot);
         let whole = format!("{}\n", serde_json::to_string(&snapshot).unwrap());
         for bytes in [1, 1000] {
             let pieces = Arc::clone(&document).chunks(bytes).collect::<Vec<_>>().concat();
             assert_eq!(String::from_utf8(pieces).unwrap(), whole);
         }
         snapshot
+    }
+
+    /// What a base on disk says is what a snapshot says, now and if nothing happens any more.
+    fn is_stored_as(&mut self, snapshot: &Snapshot) {
+        let mut recorder = Recorder::default();
+        let Write::Base(base) = self.observer.store(&mut recorder, self.now, |_| ()) else { panic!("no base") };
+        let state = State::read(&base, &[]).unwrap();
+        assert_eq!((state.at(), state.cut()), (self.now, None));
+        let mut stored = state.document(self.now).unwrap().snapshot();
+        // A state is no word for others.
+        stored.body.revisions.clone_from(&snapshot.body.revisions);
+        assert_eq!(stored, *snapshot);
+        assert_eq!(self.observer.store(&mut recorder, self.now, |_| ()), Write::Nothing);
     }
 
     pub(crate) fn edges(&mut self) -> Vec<String> {

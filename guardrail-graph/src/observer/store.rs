@@ -1,0 +1,180 @@
+//! The open epoch as entries on disk, and what of them is no part of a snapshot.
+
+use std::collections::HashMap;
+
+use super::{
+    Observer, OwnPod,
+    edge::{Edge, MARKS},
+    peers::PeerId,
+};
+use crate::{
+    epoch::{
+        bytes::put_bytes,
+        log::{LogError, Recorder, Recording, Write},
+        state::{self, Head, OPEN, State, Unnamed, json, put_json, section},
+    },
+    observe::FlowDelta,
+    snapshot::{UnresolvedEntry, WorkloadCoverage, facts::Facts},
+    time::Timestamp,
+};
+
+fn marks(bits: u8) -> Vec<&'static str> {
+    MARKS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, mark)| *mark).collect()
+}
+
+/// Peers by the number of their entries.
+type Numbers = HashMap<PeerId, u32>;
+
+impl Observer {
+    /// What has to be written so that the disk has everything that is known now. Pending flows are
+    /// stored as what they are. `more` puts what else belongs to it, in sections from
+    /// [`section::CALLER`] on; it may be asked twice.
+    pub fn store(&mut self, recorder: &mut Recorder, now: Timestamp, more: impl Fn(&mut Recording<'_>)) -> Write {
+        let mut facts = self.facts_but_flows(now, OPEN);
+        facts.settle();
+        let revision = (self.config.run, self.documents.saturating_add(1));
+        loop {
+            let mut recording = recorder.begin();
+            self.put_facts(&mut recording, &facts);
+            self.put_flows(&mut recording);
+            for pod in self.own_pods() {
+                put_json(&mut recording, section::OWN_POD, &pod.uid, &pod);
+            }
+            let mut same: HashMap<Vec<u8>, u32> = HashMap::new();
+            for flow in self.waiting() {
+                let flow = json(&flow);
+                let nth = same.entry(flow.clone()).or_default();
+                recording.put_value(section::WAITING, &[&nth.to_le_bytes(), &flow[..]].concat(), &flow);
+                *nth += 1;
+            }
+            more(&mut recording);
+            if let Some(write) = recording.end(revision, now) {
+                if write != Write::Nothing && self.config.run > 0 {
+                    self.documents = revision.1;
+                }
+                return write;
+            }
+        }
+    }
+
+    fn put_facts(&self, recording: &mut Recording<'_>, facts: &Facts) {
+        let Some(source) = facts.sources.first() else { return };
+        let head = Head {
+            source: (**source).clone(),
+            window: facts.window.get(&self.config.node).cloned().unwrap_or_default(),
+            expected: facts.expected.clone(),
+            unobservable: facts.unobservable.clone(),
+            inventory: facts.inventory,
+            own_pods: self.config.own_pods_only,
+            witness: facts.witnesses.get(source).copied(),
+        };
+        put_json(recording, section::HEAD, &(), &head);
+        for loss in facts.loss_entries() {
+            put_json(recording, section::LOSS, &loss.reason, &loss);
+        }
+        for ((source, reason), unresolved) in &facts.unresolved {
+            let UnresolvedEntry { flows, .. } = unresolved.clone().entry(source.clone(), reason.clone());
+            let entry = UnresolvedEntry {
+                flows: flows.as_ref().map(|_| Vec::new()),
+                ..unresolved.clone().entry(source.clone(), reason.clone())
+            };
+            put_json(recording, section::UNRESOLVED, reason, &entry);
+            for flow in flows.into_iter().flatten() {
+                let flow = Unnamed { reason: reason.clone(), flow };
+                let key = (reason, &flow.flow.client, &flow.flow.server, flow.flow.protocol, flow.flow.port);
+                put_json(recording, section::UNRESOLVED_FLOW, &key, &flow);
+            }
+        }
+        for (peer, reasons) in &facts.incomplete {
+            let entry = WorkloadCoverage { peer: (**peer).clone(), complete: false, reasons: reasons.clone() };
+            put_json(recording, section::INCOMPLETE, &entry.peer, &entry);
+        }
+        facts.each_workload(|entry| put_json(recording, section::WORKLOAD, &entry.workload, &entry));
+        facts.each_service(|entry| put_json(recording, section::SERVICE, &(&entry.namespace, &entry.name), &entry));
+        facts.each_address(|entry| {
+            put_json(recording, section::ADDRESS, &(entry.address, entry.from, &entry.peer, &entry.pod), &entry);
+        });
+        facts.each_presence(|entry| {
+            let key = (&entry.workload.namespace, &entry.pod, &entry.node, entry.from, entry.told);
+            put_json(recording, section::PRESENCE, &key, &entry);
+        });
+    }
+
+    fn put_flows(&self, recording: &mut Recording<'_>) {
+        let (mut numbers, mut key, mut value) = (Numbers::new(), Vec::new(), Vec::new());
+        let begun = self.history.epoch().unwrap_or_default();
+        for ((client, service, protocol, port), flow) in self.graph.service_flows() {
+            let Some(seen) = &flow.seen else { continue };
+            key.clear();
+            value.clear();
+            self.put_peer(recording, &mut numbers, &mut key, *client);
+            put_bytes(&mut key, service.as_bytes());
+            state::put_port(&mut key, *protocol, *port);
+            let words = [marks(flow.marks), flow.node_workloads.iter().map(|w| &**w).collect(), Vec::new()];
+            let flow = state::Flow { sides: [Some((seen, flow.still_open > 0)), None], port_name: None, words };
+            flow.put(&mut value, begun);
+            recording.put(section::SERVICE_FLOW, &key, &value);
+        }
+        for ((local, side, address, protocol, port), edge) in self.graph.remote_flows() {
+            let side_index = super::edge::side_index(*side);
+            let Some(seen) = &edge.sides[side_index] else { continue };
+            key.clear();
+            value.clear();
+            self.put_peer(recording, &mut numbers, &mut key, *local);
+            state::put_side(&mut key, *side);
+            state::put_address(&mut key, *address);
+            state::put_port(&mut key, *protocol, *port);
+            let mut flow = counted(edge, Vec::new());
+            flow.sides = [None, None];
+            flow.sides[side_index] = Some((seen, edge.still_open[side_index] > 0));
+            flow.put(&mut value, begun);
+            recording.put(section::REMOTE_FLOW, &key, &value);
+        }
+        for ((client, server, protocol, port), edge) in self.graph.edges().iter() {
+            key.clear();
+            value.clear();
+            self.put_peer(recording, &mut numbers, &mut key, *client);
+            self.put_peer(recording, &mut numbers, &mut key, *server);
+            state::put_port(&mut key, *protocol, *port);
+            let names = self.peers.address(*server).map_or(&[][..], |address| self.graph.names().of(*client, address));
+            counted(edge, names.iter().map(|name| &**name).collect()).put(&mut value, begun);
+            recording.put(section::EDGE, &key, &value);
+        }
+    }
+
+    /// A peer that is no address has an entry of its own.
+    fn put_peer(&self, recording: &mut Recording<'_>, numbers: &mut Numbers, out: &mut Vec<u8>, peer: PeerId) {
+        let compact = self.peers.compact(peer);
+        match compact.address() {
+            Some(address) => state::put_address(out, address),
+            None => {
+                let put = || recording.put(section::PEER, &json(&*compact.peer()), &[]);
+                state::put_named(out, *numbers.entry(peer).or_insert_with(put));
+            }
+        }
+    }
+
+    /// Takes what a state knows beside its facts. Call it before anything is observed.
+    ///
+    /// # Errors
+    /// It makes no sense; then nothing was taken.
+    pub fn continue_with(&mut self, state: &State) -> Result<(), LogError> {
+        let pods: Vec<OwnPod> = state.values(section::OWN_POD, "pods")?;
+        let waiting: Vec<FlowDelta> = state.values(section::WAITING, "flows")?;
+        self.know_pods(pods);
+        let started = self.config.started;
+        for flow in waiting {
+            self.observe(crate::observe::Observation::Flow(flow), started);
+        }
+        Ok(())
+    }
+}
+
+fn counted<'a>(edge: &'a Edge, names: Vec<&'a str>) -> state::Flow<'a> {
+    let side = |i: usize| edge.sides[i].as_deref().map(|seen| (seen, edge.still_open[i] > 0));
+    state::Flow {
+        sides: [side(0), side(1)],
+        port_name: edge.port_name.as_deref(),
+        words: [marks(edge.marks), edge.node_workloads.iter().map(|w| &**w).collect(), names],
+    }
+}
