@@ -331,6 +331,7 @@ impl Daemon {
             self.changes_taken += match &change {
                 Change::Replace { objects, .. } => objects.len(),
                 Change::Apply(_) | Change::Delete(_) => 1,
+                Change::Heard { .. } | Change::Interrupted { .. } => 0,
             };
             self.observer.apply(change, now);
         }

@@ -24,6 +24,8 @@ pub use store::Inventory;
 pub use types::*;
 pub use workloads::{Owner, WorkloadSelector};
 
+use crate::time::Timestamp;
+
 /// A change of the inventory, as a watch reports it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
@@ -37,5 +39,19 @@ pub enum Change {
         kind: Kind,
         /// All objects of that kind.
         objects: Vec<Object>,
+    },
+    /// Everything that happened to objects of this kind before an instant has been told: a complete
+    /// list, or a bookmark.
+    Heard {
+        /// The kind.
+        kind: Kind,
+        /// When that was said.
+        at: Timestamp,
+    },
+    /// The watch of this kind broke. What it tells until the next [`Change::Heard`] may have
+    /// happened at any time since the last one.
+    Interrupted {
+        /// The kind.
+        kind: Kind,
     },
 }

@@ -13,6 +13,7 @@ mod edges;
 mod expire;
 mod flows;
 mod graph;
+mod held;
 mod history;
 mod identity;
 mod inside;
@@ -33,6 +34,7 @@ mod turn;
 mod unnamed;
 mod waiting;
 mod watch;
+mod words;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -40,6 +42,7 @@ use catalogue::Catalogue;
 pub use config::ObserverConfig;
 use flows::{Last, Step};
 use graph::Graph;
+use held::Held;
 use history::History;
 use identity::{AddressOwner, Identity, Resolution};
 use ledger::Ledger;
@@ -52,6 +55,7 @@ use restore::Restored;
 pub use stats::Stats;
 use unnamed::Unnamed;
 use waiting::{Pending, Waiting};
+use words::Words;
 
 use crate::{
     interner::Interner,
@@ -80,6 +84,8 @@ pub struct Observer {
     reclassify: Reclassify,
     waiting: Waiting,
     unnamed: Unnamed,
+    words: Words,
+    held: Held,
     ledger: Ledger,
     history: History,
     presence: Presence,
@@ -102,6 +108,8 @@ impl Observer {
             graph: Graph::new(many, &config),
             waiting: Waiting::new(config.max_pending, config.started),
             unnamed: Unnamed::default(),
+            words: Words::new(config.watched),
+            held: Held::new(config.max_held),
             last_expire: config.started,
             history: History::new(config.started),
             presence: Presence::default(),
@@ -250,6 +258,7 @@ impl Observer {
         self.retry(now);
         self.settle_redirects(now, false);
         self.name_unnamed(now);
+        self.settle_held(now);
         if now.since(self.last_expire) >= EXPIRE_INTERVAL {
             self.last_expire = now;
             self.expire(now);

@@ -14,7 +14,7 @@ pub(crate) mod facts;
 pub(crate) mod intervals;
 pub mod marks;
 mod merge;
-mod owners;
+pub(crate) mod owners;
 mod places;
 pub(crate) mod presence;
 mod read;

@@ -78,8 +78,10 @@ pub enum NoStreaming {
 }
 
 /// What the server does all the time.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Manners {
+    /// How often a watch without events says that there were none.
+    pub bookmarks: Duration,
     /// Resources whose lists cannot be streamed.
     pub no_streaming: BTreeMap<String, NoStreaming>,
     /// Every event is sent twice.
@@ -103,6 +105,25 @@ pub struct Manners {
     pub no_audiences: bool,
     /// What is answered at other paths: API groups, lists of kinds of their own, single objects.
     pub documents: BTreeMap<String, Value>,
+}
+
+impl Default for Manners {
+    fn default() -> Self {
+        Self {
+            bookmarks: Duration::from_secs(10),
+            no_streaming: BTreeMap::new(),
+            duplicates: false,
+            reorder: false,
+            tokens: None,
+            denied: BTreeSet::new(),
+            granted: None,
+            users: BTreeMap::new(),
+            allowed: BTreeSet::new(),
+            audience: String::new(),
+            no_audiences: false,
+            documents: BTreeMap::new(),
+        }
+    }
 }
 
 impl Manners {

@@ -183,6 +183,7 @@ impl Daemon {
         observer_config.redirects = kernel.sees_redirects();
         if matches!(source, Feed::Kube(_)) {
             observer_config.awaited = vec![Kind::Node, Kind::Service, Kind::Pod];
+            observer_config.watched = true;
         }
         let mut observer = match &state {
             Some(state) => state.restore(stored, observer_config, kernel.is_seamless()),

@@ -6,90 +6,18 @@
 //! the end of a pod's last cgroup, after which it has no address. Where two owners remain possible,
 //! the answer is "ambiguous", not the likelier of them.
 
+mod tenure;
+
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
     time::Duration,
 };
 
+use tenure::TICK;
+pub use tenure::{EndBasis, Late, Lookup, Tenure};
+
 use crate::time::Timestamp;
-
-/// Ends are exclusive: a proof at an instant needs an end just after it.
-const TICK: Duration = Duration::from_nanos(1);
-
-/// A time during which an owner had an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tenure<O> {
-    /// The owner.
-    pub owner: O,
-    /// Start; [`Timestamp::MIN`]: before anything that was watched.
-    pub from: Timestamp,
-    /// End (exclusive); [`Timestamp::MAX`]: still.
-    pub to: Timestamp,
-    /// First and last instant at which a record of ours showed it.
-    pub proven: Option<(Timestamp, Timestamp)>,
-    /// The owner did not exist before; [`Timestamp::MIN`]: not known.
-    pub born: Timestamp,
-    /// How sure the end is.
-    pub end: EndBasis,
-}
-
-impl<O> Tenure<O> {
-    /// A tenure of which only the API server's word is known.
-    #[must_use]
-    pub fn told(owner: O, from: Timestamp, to: Timestamp) -> Self {
-        Self { owner, from, to, proven: None, born: Timestamp::MIN, end: EndBasis::Told }
-    }
-
-    fn last_proof(&self) -> Timestamp {
-        self.proven.map_or(Timestamp::MIN, |(_, last)| last)
-    }
-
-    fn add_proof(&mut self, at: Timestamp) {
-        self.proven = Some(self.proven.map_or((at, at), |(a, b)| (a.min(at), b.max(at))));
-        self.born = self.born.min(at);
-        self.from = self.from.min(at);
-    }
-
-    /// Whether it may have begun by `at`, if its start is `doubt` wide.
-    fn begun(&self, at: Timestamp, doubt: Duration) -> bool {
-        self.from.before(doubt).max(self.born) <= at
-    }
-
-    /// Whether it may still last at `at`.
-    fn lasts(&self, at: Timestamp, guard: Duration) -> bool {
-        match self.end {
-            _ if self.to == Timestamp::MAX => true,
-            EndBasis::Proven => at < self.to,
-            EndBasis::Told | EndBasis::Overruled => at <= self.to.after(guard),
-        }
-    }
-}
-
-/// What a tenure's end rests on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndBasis {
-    /// It lasts, or ended by the API server's word: exact to within the guard.
-    Told,
-    /// A record of another owner ended it. The API server may still repeat what was true before;
-    /// that does not bring it back.
-    Overruled,
-    /// The owner was gone, to the instant. Nothing that the API server repeats brings it back.
-    Proven,
-}
-
-/// What the index says of an address at an instant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lookup<O> {
-    /// Nobody ever had it.
-    Unknown,
-    /// Somebody had it, nobody at that time.
-    Vacant,
-    /// One owner.
-    Owner(O),
-    /// Several owners are possible.
-    Ambiguous(Vec<O>),
-}
 
 /// Most addresses have one owner ever, so there is no room for more before it comes.
 fn insert<O>(tenures: &mut Vec<Tenure<O>>, tenure: Tenure<O>) {
@@ -117,18 +45,19 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     }
 
     /// The API server says that `owner` has the address, as of `from` (or since ever, if nobody
-    /// else is known to have had it).
-    pub fn claim(&mut self, address: IpAddr, owner: O, from: Timestamp) {
+    /// else is known to have had it). Returns whether that is news.
+    pub fn claim(&mut self, address: IpAddr, owner: O, from: Timestamp) -> bool {
         let tenures = self.tenures.entry(address).or_default();
         if let Some(last) = tenures.iter().rposition(|t| t.owner == owner) {
             let after = &tenures[last..];
             if after[0].to == Timestamp::MAX || after[0].end != EndBasis::Told {
-                return;
+                return false;
             }
             if after.len() == 1 {
                 // Nobody else had it since, so it was this owner's all the time.
                 tenures[last].to = Timestamp::MAX;
-                return;
+                tenures[last].sure.1 = Timestamp::MAX;
+                return false;
             }
         }
         let others = tenures.iter().any(|t| t.owner != owner);
@@ -142,6 +71,33 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
             self.reassigned.insert(address);
         }
         insert(tenures, Tenure::told(owner, from, Timestamp::MAX));
+        true
+    }
+
+    /// The claim of `owner` that has just been taken came late. Whoever lost the address by it is
+    /// in doubt as well, where `silent_since` then nothing had been heard.
+    pub fn came_late(&mut self, address: IpAddr, owner: O, late: Late, silent_since: Option<Timestamp>) {
+        let guard = self.guard;
+        let Some(tenures) = self.tenures.get_mut(&address) else { return };
+        let Some(own) = tenures.iter_mut().rfind(|t| t.owner == owner && t.to == Timestamp::MAX) else { return };
+        let from = own.from;
+        own.since = late.since.min(from);
+        if let Some(silent) = silent_since {
+            own.sure.0 = late.sure;
+            own.born = own.since.before(guard);
+            for other in tenures.iter_mut().filter(|t| t.owner != owner && t.end == EndBasis::Told && t.to == from) {
+                other.sure.1 = other.sure.1.min(silent.max(other.last_proof()));
+            }
+        }
+    }
+
+    /// That `owner` no longer has the address became known after a silence: it had it until
+    /// `silent_since` for sure, and until the word came perhaps.
+    pub fn ended_in_silence(&mut self, address: IpAddr, owner: O, silent_since: Timestamp) {
+        let of_owner = self.tenures.get_mut(&address).into_iter().flatten().filter(|t| t.owner == owner);
+        for tenure in of_owner.filter(|t| t.end == EndBasis::Told && silent_since < t.to && t.to < Timestamp::MAX) {
+            tenure.sure.1 = tenure.sure.1.min(silent_since.max(tenure.last_proof()));
+        }
     }
 
     /// The API server says that `owner` no longer has the address.
@@ -286,10 +242,19 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     pub fn lookup(&self, address: IpAddr, at: Timestamp) -> Lookup<O> {
         let Some(tenures) = self.tenures.get(&address) else { return Lookup::Unknown };
         if let [only] = &tenures[..] {
-            let there = only.from.before(self.guard.max(self.lead)) <= at && only.lasts(at, self.guard);
-            return if there { Lookup::Owner(only.owner) } else { Lookup::Vacant };
+            let lead = self.guard.max(self.lead);
+            let begun = if only.sure.0 == Timestamp::MIN {
+                only.from.before(lead).min(only.since.before(self.guard)) <= at
+            } else {
+                only.begun(at, lead)
+            };
+            return match begun && only.lasts(at, self.guard) {
+                true if only.is_doubtful(at) => Lookup::Ambiguous(Vec::new()),
+                true => Lookup::Owner(only.owner),
+                false => Lookup::Vacant,
+            };
         }
-        if let Some(proven) = tenures.iter().rev().find(|t| t.proven.is_some_and(|(a, b)| a <= at && at <= b)) {
+        if let Some(proven) = tenures.iter().rev().find(|t| t.is_proven(at)) {
             return Lookup::Owner(proven.owner);
         }
         let mut possible: Vec<&Tenure<O>> =
@@ -306,6 +271,15 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
                 })
             });
         }
+        // Where a watch told of nothing, somebody may have come and gone; who was there beyond doubt
+        // leaves no room for that.
+        if possible.iter().any(|t| t.is_doubtful(at)) {
+            let mut sure = possible.iter().filter(|t| t.is_sure(at));
+            return match (sure.next(), sure.next()) {
+                (Some(only), None) => Lookup::Owner(only.owner),
+                _ => Lookup::Ambiguous(Vec::new()),
+            };
+        }
         let mut owners: Vec<O> = Vec::new();
         for tenure in possible {
             if !owners.contains(&tenure.owner) {
@@ -319,6 +293,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         }
         // The first word of an owner comes after its first traffic, and nobody else is possible.
         match tenures.iter().find(|t| at < t.from) {
+            Some(next) if next.begun(at, self.lead) && next.is_doubtful(at) => Lookup::Ambiguous(Vec::new()),
             Some(next) if next.begun(at, self.lead) => Lookup::Owner(next.owner),
             _ => Lookup::Vacant,
         }
@@ -328,14 +303,40 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     #[must_use]
     pub fn changed_between(&self, address: IpAddr, from: Timestamp, to: Timestamp) -> bool {
         let Some(tenures) = self.tenures.get(&address) else { return false };
-        let mut there = tenures.iter().filter(|t| t.from <= to && from <= t.to);
+        if self.is_one_throughout(address, from, to) {
+            return false;
+        }
+        let mut there = tenures.iter().filter(|t| t.earliest() <= to && from <= t.to);
         there.next().is_some_and(|first| there.any(|t| t.owner != first.owner))
+    }
+
+    /// Whether an owner of whom a watch told late had the address all the time beyond doubt, whoever
+    /// else is possible.
+    #[must_use]
+    pub fn is_one_throughout(&self, address: IpAddr, from: Timestamp, to: Timestamp) -> bool {
+        self.of(address).any(|t| t.sure.0 > Timestamp::MIN && t.is_sure(from) && t.is_sure(to))
     }
 
     /// Whether somebody else than these had it strictly between two instants.
     #[must_use]
     pub fn others_between(&self, address: IpAddr, from: Timestamp, to: Timestamp, ends: [O; 2]) -> bool {
-        self.tenures.get(&address).into_iter().flatten().any(|t| t.from < to && from < t.to && !ends.contains(&t.owner))
+        self.tenures
+            .get(&address)
+            .into_iter()
+            .flatten()
+            .any(|t| t.earliest() < to && from < t.to && !ends.contains(&t.owner))
+    }
+
+    /// Whether a record of ours shows that somebody had the address at `at`.
+    #[must_use]
+    pub fn is_proven(&self, address: IpAddr, at: Timestamp) -> bool {
+        self.of(address).any(|t| t.is_proven(at))
+    }
+
+    /// Whether a watch was silent about the address at any time between two instants.
+    #[must_use]
+    pub fn is_doubtful_between(&self, address: IpAddr, from: Timestamp, to: Timestamp) -> bool {
+        self.of(address).any(|t| (from < t.sure.0 && t.since < to) || (t.sure.1 < to && from < t.to))
     }
 
     /// Addresses that changed their owner since the last call.

@@ -88,6 +88,7 @@ impl Inventory {
             Change::Apply(object) => self.apply(object),
             Change::Delete(key) => self.delete(&key),
             Change::Replace { kind, objects } => self.replace(&kind, objects),
+            Change::Heard { .. } | Change::Interrupted { .. } => {}
         }
     }
 

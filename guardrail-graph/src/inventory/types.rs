@@ -117,6 +117,9 @@ pub struct Pod {
     pub secondary_addresses: Box<[IpAddr]>,
     /// `status.startTime`: the pod had no address before.
     pub started: Option<Timestamp>,
+    /// When the condition `PodReadyToStartContainers` became true: the pod has had its address
+    /// since then at latest. `None`: it is not, or the cluster (before 1.29) does not say so.
+    pub networked: Option<Timestamp>,
     /// `status.phase` is `Succeeded` or `Failed` (docs/semantics.md A32).
     pub finished: bool,
     /// `metadata.deletionTimestamp` is set.

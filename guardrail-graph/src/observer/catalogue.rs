@@ -300,7 +300,8 @@ impl Catalogue {
 
 /// Whether a change of a pod may change the endpoints of Services: most tell of readiness alone.
 fn endpoints_may_differ(before: &Pod, after: &Pod) -> bool {
-    *before != Pod { ready: before.ready, terminating: before.terminating, ..after.clone() }
+    *before
+        != Pod { ready: before.ready, terminating: before.terminating, networked: before.networked, ..after.clone() }
 }
 
 #[cfg(test)]

@@ -23,6 +23,10 @@ pub struct ObserverConfig {
     /// each is in or unavailable ([`super::Observer::list_unavailable`]), an address that nobody is
     /// known to own may be anybody's, and none passes for an external peer.
     pub awaited: Vec<Kind>,
+    /// The inventory comes from watches, which say how far they have told
+    /// ([`crate::inventory::Change::Heard`]): what they said of an address holds no longer than
+    /// that. A file stands for itself at any time.
+    pub watched: bool,
     /// When the hooks were attached: the start of the window.
     pub started: Timestamp,
     /// How long a flow waits for its pod before it is counted as `pod_unknown`.
@@ -41,6 +45,9 @@ pub struct ObserverConfig {
     pub sweep_interval: Duration,
     /// How long a deleted pod, and who owned an address, are remembered.
     pub tombstone_ttl: Duration,
+    /// Flows that may wait for the next word of who has which address. More of them become remote
+    /// flows.
+    pub max_held: usize,
     /// Flows that may wait.
     pub max_pending: usize,
     /// Edges (and service flows) that are kept apart. Beyond it a flow to a new edge is counted as
@@ -77,12 +84,14 @@ impl ObserverConfig {
             own_pods_only: false,
             unobservable: Vec::new(),
             awaited: Vec::new(),
+            watched: false,
             pod_timeout: Duration::from_secs(10),
             role_timeout: Duration::from_secs(60),
             redirects: true,
             guard: Duration::from_secs(5),
             sweep_interval: Duration::from_secs(15),
             tombstone_ttl: Duration::from_secs(3600),
+            max_held: 16_384,
             max_pending: 16_384,
             max_edges: 100_000,
             max_edges_per_peer: 50_000,

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Observer, UnresolvedReason,
-    edge::{Key, is_set_aside},
+    edge::{Key, is_set_aside, side_index},
     peers::PeerId,
 };
 use crate::{
@@ -28,6 +28,7 @@ use crate::{
 struct Here<'a> {
     observer: &'a Observer,
     nodes: BTreeSet<String>,
+    held: &'a HashMap<Key, [Option<Arc<Seen>>; 2]>,
     now: Timestamp,
 }
 
@@ -59,8 +60,9 @@ impl Evidence for Here<'_> {
     fn seen_at(&self, (client, server, protocol, port): &EdgeKey, side: Side) -> Option<Seen> {
         let peers = &self.observer.peers;
         let key = (peers.find_compact(client)?, peers.find_compact(server)?, *protocol, *port);
-        let edge = self.observer.graph.edges().get(&key).filter(|edge| !is_set_aside(edge.marks))?;
-        edge.until(side, self.now).map(|seen| **seen)
+        let edge = self.observer.graph.edges().get(&key).filter(|edge| !is_set_aside(edge.marks));
+        let held = self.held.get(&key).and_then(|sides| sides[side_index(side)].as_deref().copied());
+        Seen::sum(edge.and_then(|edge| edge.until(side, self.now).map(|seen| **seen)), held)
     }
 
     fn services_used_by(&self, node: &Arc<Peer>) -> Vec<(Arc<str>, Seen)> {
@@ -78,7 +80,7 @@ impl Observer {
     /// The counters of the edges: the same as [`crate::Snapshot::edge_counters`] of a snapshot at
     /// `now`. Pending flows stay pending.
     pub fn edge_counters(&mut self, now: Timestamp) -> EdgeCounters {
-        if self.config.own_pods_only || !self.graph.remote_flows().is_empty() {
+        if self.config.own_pods_only || !self.graph.remote_flows().is_empty() || self.holds_remotes(now) {
             // What goes to other nodes' pods is named by the document alone. Such an agent knows
             // one node's pods, so its graph is small.
             let snapshot = self.snapshot(now);
@@ -89,7 +91,8 @@ impl Observer {
         let mut nodes = self.expected_nodes();
         nodes.insert(self.config.node.clone());
         let all_observed = nodes.len() == 1;
-        let (attached, backends_known) = self.behind_services(nodes, now);
+        let mut held = self.held_edges(now);
+        let (attached, backends_known) = self.behind_services(nodes, &held, now);
 
         let mut counters: HashMap<Key, [u64; OUTCOMES.len()]> = HashMap::new();
         let mut extra: HashMap<Key, Seen> = HashMap::new();
@@ -103,17 +106,24 @@ impl Observer {
         let shown = |id: PeerId| if self.peers.is_external(id) { many } else { id };
         let shown = |(client, server, protocol, port): &Key| (shown(*client), shown(*server), *protocol, *port);
         for (key, edge) in self.graph.edges().iter() {
-            let [mut at_client, mut at_server] = edge.sides.each_ref().map(Option::as_deref);
-            let more = extra.remove(key);
-            if more.is_some() && is_set_aside(edge.marks) {
+            let [mut at_client, mut at_server] = edge.sides.each_ref().map(|seen| seen.as_deref().copied());
+            let (more, of_held) = (extra.remove(key), held.remove(key));
+            if (more.is_some() || of_held.is_some()) && is_set_aside(edge.marks) {
                 (at_client, at_server) = (None, None);
             }
-            let at_client = Seen::sum(at_client.copied(), more);
+            let [held_client, held_server] = of_held.unwrap_or_default().map(|seen| seen.as_deref().copied());
+            let at_client = Seen::sum(Seen::sum(at_client, held_client), more);
             let mut counts = at_client.map(|seen| seen.counts).unwrap_or_default();
-            if let Some(at_server) = at_server {
+            if let Some(at_server) = Seen::sum(at_server, held_server) {
                 counts = counts.max(&at_server.counts);
             }
             add_outcomes(counters.entry(shown(key)).or_default(), &counts);
+        }
+        for (key, [at_client, at_server]) in held {
+            let at_client = Seen::sum(at_client.as_deref().copied(), extra.remove(&key));
+            let counts = [at_client, at_server.as_deref().copied()].into_iter().flatten();
+            let counts = counts.map(|seen| seen.counts).reduce(|a, b| a.max(&b)).unwrap_or_default();
+            add_outcomes(counters.entry(shown(&key)).or_default(), &counts);
         }
         for (key, seen) in extra {
             add_outcomes(counters.entry(shown(&key)).or_default(), &seen.counts);
@@ -145,9 +155,10 @@ impl Observer {
     fn behind_services(
         &mut self,
         nodes: BTreeSet<String>,
+        held: &HashMap<Key, [Option<Arc<Seen>>; 2]>,
         now: Timestamp,
     ) -> (Vec<((PeerId, Arc<Peer>, crate::peer::Protocol, u16), Seen)>, bool) {
-        let here = Here { observer: self, nodes, now };
+        let here = Here { observer: self, nodes, held, now };
         let mut attached = Vec::new();
         let (mut backends_unknown, mut attempts_unknown) = (0u64, 0u64);
         let mut backends_known = true;

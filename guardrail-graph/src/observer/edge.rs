@@ -37,7 +37,7 @@ pub(super) fn is_set_aside(marks: u8) -> bool {
 pub(super) type Key = (PeerId, PeerId, Protocol, u16);
 
 /// What is known of an edge.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Edge {
     /// Seen at the client, at the server. Documents share it; what is counted while one is there
     /// goes to a copy.
@@ -143,7 +143,7 @@ fn open_since(count: u32, start: Timestamp) -> Arc<Seen> {
 
 /// Names of workloads on a node, each once. Few edges have any, so there is no room for
 /// more before they come.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct NodeWorkloads(Box<[Arc<str>]>);
 
 impl NodeWorkloads {
@@ -229,7 +229,7 @@ impl Edge {
     pub(super) fn open_since(&self, side: Side, count: u32, start: Timestamp) -> Self {
         let mut next = Self {
             marks: self.marks,
-            node_workloads: self.node_workloads.iter().cloned().collect(),
+            node_workloads: self.node_workloads.clone(),
             port_name: self.port_name.clone(),
             ..Self::default()
         };
@@ -275,7 +275,7 @@ impl Flow {
             seen: Some(open_since(count, start)),
             still_open: count,
             marks: self.marks,
-            node_workloads: self.node_workloads.iter().cloned().collect(),
+            node_workloads: self.node_workloads.clone(),
         }
     }
 }

@@ -33,6 +33,7 @@ impl Observer {
             .chain(restored)
             .chain(self.reclassify.peers())
             .chain(self.unnamed.peers())
+            .chain(self.held.peers())
             .chain(self.ledger.incomplete().map(|(peer, _)| peer))
             .chain(self.ledger.flow_peers());
         let mut used = vec![false; self.peers.numbers()];

@@ -108,7 +108,7 @@ fn asked_marks(role: Role, local: IpAddr, remote: IpAddr) -> u8 {
 }
 
 /// Whether two remote ends make one edge: replicas of a workload do.
-fn is_same(a: &Resolution<RemoteEnd>, b: &Resolution<RemoteEnd>) -> bool {
+pub(super) fn is_same(a: &Resolution<RemoteEnd>, b: &Resolution<RemoteEnd>) -> bool {
     match (a, b) {
         (Resolution::Known(RemoteEnd::Peer { peer: a, .. }), Resolution::Known(RemoteEnd::Peer { peer: b, .. })) => {
             a == b
@@ -284,18 +284,32 @@ impl Observer {
         self.place(local, (address, port, delta.protocol), remote, gain);
     }
 
+    /// The name of the server's port.
+    pub(super) fn name_port(
+        &mut self,
+        local: &LocalEnd,
+        remote: &RemoteEnd,
+        (port, protocol): (u16, Protocol),
+        gain: &mut Gain,
+    ) {
+        let pod = match (gain.side, remote) {
+            (Side::Server, _) if gain.port_name.is_none() => local.pod,
+            (Side::Client, RemoteEnd::Peer { pod, .. }) => *pod,
+            _ => return,
+        };
+        gain.port_name = pod.and_then(|id| self.port_name(id, port, protocol));
+    }
+
     /// Adds what was seen at the local end to where the remote end belongs, which has this address.
     /// The port is the server's.
-    pub(super) fn place(
+    pub(super) fn place_now(
         &mut self,
         local: &LocalEnd,
         (address, port, protocol): (IpAddr, u16, Protocol),
         remote: RemoteEnd,
         mut gain: Gain,
     ) {
-        if gain.side == Side::Server && gain.port_name.is_none() {
-            gain.port_name = local.pod.and_then(|id| self.port_name(id, port, protocol));
-        }
+        self.name_port(local, &remote, (port, protocol), &mut gain);
         let local_ref = Ref::Peer(local.peer);
         let (remote_ref, port) = match remote {
             // A pod that reaches itself (through its Service, or by its own address) is no edge.
@@ -303,11 +317,8 @@ impl Observer {
             // What `merge` would name takes part in what is judged.
             RemoteEnd::RemotePod | RemoteEnd::Service { .. } if is_set_aside(gain.marks) => return,
             RemoteEnd::Peer { peer, pod } => {
-                if gain.side == Side::Client {
-                    gain.port_name = pod.and_then(|id| self.port_name(id, port, protocol));
-                    if gain.node_workload.is_none() && pod.is_none() {
-                        gain.node_workload = self.host_network_server(peer, port, protocol);
-                    }
+                if gain.side == Side::Client && gain.node_workload.is_none() && pod.is_none() {
+                    gain.node_workload = self.host_network_server(peer, port, protocol);
                 }
                 (Ref::Peer(peer), port)
             }
@@ -421,6 +432,7 @@ impl Observer {
         last: bool,
     ) -> Decided {
         let is_server_of_remote = match self.remote_peer(remote, at, true) {
+            _ if self.held.contains(&(local.peer, Side::Server, remote, Protocol::Udp, local_port)) => true,
             Resolution::Known(RemoteEnd::Peer { peer, .. }) => {
                 self.graph.edges().contains(&(peer, local.peer, Protocol::Udp, local_port))
             }

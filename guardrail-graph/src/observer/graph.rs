@@ -183,6 +183,13 @@ impl Graph {
         &self.remote_flows
     }
 
+    /// Takes out those that were last seen by `until`, but for what is open since an earlier epoch.
+    pub(super) fn take_remotes(&mut self, until: Timestamp) -> Vec<(RemoteKey, Edge)> {
+        let is_past =
+            |edge: &Edge| edge.still_open == [0, 0] && edge.sides.iter().flatten().all(|seen| seen.last <= until);
+        self.remote_flows.extract_if(|_, edge| is_past(edge)).collect()
+    }
+
     /// Names that clients were told.
     pub(super) fn names(&self) -> &Names {
         &self.names

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     identity::{
-        addresses::{AddressIndex, Lookup, Tenure},
+        addresses::{AddressIndex, Late, Lookup, Tenure},
         cgroups::{Cgroups, PodLife},
     },
     inventory::{Inventory, Kind, Pod},
@@ -46,6 +46,17 @@ pub(super) enum AddressOwner {
     Node(PeerId),
 }
 
+/// When the API server's word of a change came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    /// What began with it began then.
+    pub(super) from: Timestamp,
+    /// When it came.
+    pub(super) now: Timestamp,
+    /// The watch had been silent since then: it may have happened at any time between.
+    pub(super) silent_since: Option<Timestamp>,
+}
+
 /// Cgroups, addresses, pods, ranges of nodes and ports of sockets over time.
 #[derive(Debug)]
 pub(super) struct Identity {
@@ -53,6 +64,7 @@ pub(super) struct Identity {
     this_node: PeerId,
     own_pods_only: bool,
     max_cgroups: usize,
+    guard: Duration,
     cgroups: Cgroups,
     addresses: AddressIndex<AddressOwner>,
     pods: Pods,
@@ -78,6 +90,7 @@ impl Identity {
             this_node,
             own_pods_only: config.own_pods_only,
             max_cgroups: config.max_cgroups,
+            guard: config.guard,
             cgroups: Cgroups::default(),
             addresses: AddressIndex::new(config.guard, ADDRESS_LEAD),
             pods: Pods::default(),
@@ -163,7 +176,8 @@ impl Identity {
     pub(super) fn other_peers_between(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> bool {
         let ends = [first, last].map(|at| self.owner(address, at).and_then(|owner| self.peer_of(owner)));
         let mut between = self.addresses.of(address).filter(|tenure| tenure.from < last && first < tenure.to);
-        between.any(|tenure| !ends.contains(&self.peer_of(tenure.owner)))
+        !self.addresses.is_one_throughout(address, first, last)
+            && between.any(|tenure| !ends.contains(&self.peer_of(tenure.owner)))
     }
 
     /// Whether an address was the same peer's at two instants, and known to be.
@@ -234,22 +248,25 @@ impl Identity {
         self.pods.rename_provisional(inventory, peers, &self.node);
     }
 
-    /// Takes what a pod's change means for addresses, as of `since`.
-    pub(super) fn change_addresses(&mut self, change: &AddressChanges, since: Timestamp, now: Timestamp) {
+    /// Takes what a pod's change means for addresses.
+    pub(super) fn change_addresses(&mut self, change: &AddressChanges, told: Told) {
         let owner = AddressOwner::Pod(change.id);
-        if let Some(record) = self.pods.get(change.id).filter(|record| !record.pod.host_network) {
-            self.networks.claim(change.id, record.pod.secondary_addresses.iter().copied());
+        let pod = self.pods.get(change.id).map(|record| Arc::clone(&record.pod));
+        if let Some(pod) = pod.as_ref().filter(|pod| !pod.host_network) {
+            self.networks.claim(change.id, pod.secondary_addresses.iter().copied());
         }
         for address in &change.released {
-            self.addresses.release(*address, owner, now);
+            self.release(*address, owner, told);
         }
+        let started = pod.as_ref().and_then(|pod| pod.started).filter(|_| change.is_first);
+        let networked = pod.as_ref().and_then(|pod| pod.networked);
         // What our own cgroups show of the pod's life bounds what the API server says of its
         // addresses.
         let life = self.pod_life(change.id);
         for address in &change.claimed {
             match life {
                 Some(life) if life.to != Timestamp::MAX => self.addresses.past(*address, owner, life.from, life.to),
-                _ => self.addresses.claim(*address, owner, since),
+                _ => self.claim_since(*address, owner, told, (started, networked)),
             }
             if let Some(life) = life {
                 self.addresses.born(*address, owner, life.from);
@@ -259,26 +276,72 @@ impl Identity {
 
     /// A pod of a second may be over before the API server tells of it: it had its address until
     /// now.
-    pub(super) fn finished_pod(&mut self, pod: &Pod, id: PodId, now: Timestamp) {
+    pub(super) fn finished_pod(&mut self, pod: &Pod, id: PodId, now: Timestamp, is_late: bool) {
         let life = self.pod_life(id).filter(|l| l.to != Timestamp::MAX);
         for address in &pod.addresses {
             if let Some(life) = life {
                 self.addresses.past(*address, AddressOwner::Pod(id), life.from, life.to);
             } else if matches!(self.addresses.lookup(*address, now), Lookup::Unknown) {
-                let tenure = Tenure::told(AddressOwner::Pod(id), now.before(FINISHED_LEAD), now);
+                let mut tenure = Tenure::told(AddressOwner::Pod(id), now.before(FINISHED_LEAD), now);
+                if is_late {
+                    // It was over some time in the silence.
+                    tenure.sure = (now, now);
+                }
                 self.addresses.restore(*address, tenure);
             }
         }
     }
 
     /// The API server says that `owner` has the address.
-    pub(super) fn claim(&mut self, address: IpAddr, owner: AddressOwner, since: Timestamp) {
-        self.addresses.claim(address, owner, since);
+    pub(super) fn claim(&mut self, address: IpAddr, owner: AddressOwner, told: Told) {
+        self.claim_since(address, owner, told, (None, None));
+    }
+
+    /// The same of an owner that may have had it since the first of these, and did since the
+    /// second.
+    fn claim_since(
+        &mut self,
+        address: IpAddr,
+        owner: AddressOwner,
+        told: Told,
+        (started, networked): (Option<Timestamp>, Option<Timestamp>),
+    ) {
+        if !self.addresses.claim(address, owner, told.from) {
+            return;
+        }
+        let late = match told.silent_since {
+            None => Late { since: started.unwrap_or(told.from), sure: Timestamp::MIN },
+            // Not its own clock's: the guard is for the difference.
+            Some(silent) => Late {
+                since: started.map_or(silent, |started| started.max(silent)),
+                sure: networked.map_or(told.now, |at| at.after(self.guard).min(told.now)),
+            },
+        };
+        self.addresses.came_late(address, owner, late, told.silent_since);
     }
 
     /// The API server says that `owner` no longer has the address.
-    pub(super) fn release(&mut self, address: IpAddr, owner: AddressOwner, at: Timestamp) {
-        self.addresses.release(address, owner, at);
+    pub(super) fn release(&mut self, address: IpAddr, owner: AddressOwner, told: Told) {
+        self.addresses.release(address, owner, told.now);
+        if let Some(silent) = told.silent_since {
+            self.addresses.ended_in_silence(address, owner, silent);
+        }
+    }
+
+    /// Whether a record of ours, and not the API server's word alone, says that this owner has the
+    /// address at `at`.
+    pub(super) fn is_on_record(&self, address: IpAddr, owner: AddressOwner, at: Timestamp) -> bool {
+        let lives = |id| self.pod_life(id).is_some_and(|life| life.from <= at && at < life.to);
+        match owner {
+            AddressOwner::Node(peer) if peer == self.this_node => true,
+            AddressOwner::Pod(id) if lives(id) => true,
+            _ => self.addresses.is_proven(address, at),
+        }
+    }
+
+    /// Whether a watch was silent about the address at any time between two instants.
+    pub(super) fn is_doubtful_between(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> bool {
+        self.addresses.is_doubtful_between(address, first, last)
     }
 
     /// Forgets that `owner` ever had the address.
@@ -469,7 +532,8 @@ mod tests {
         for object in inventory.pods().cloned().map(Object::Pod) {
             let Object::Pod(pod) = object else { continue };
             for change in identity.apply_pod(&pod, &inventory, &mut peers, t(0)) {
-                identity.change_addresses(&change, Timestamp::MIN, t(0));
+                let told = Told { from: Timestamp::MIN, now: t(0), silent_since: None };
+                identity.change_addresses(&change, told);
             }
         }
         (identity, inventory, peers)

@@ -6,13 +6,17 @@ use std::{
     sync::Arc,
 };
 
-use super::{AddressOwner, Observer, UnresolvedReason, edge::MARKS, identity::PodRecord, peers::PeerId};
+use super::{
+    AddressOwner, Observer, UnresolvedReason, edge::MARKS, held::Standing, identity::PodRecord, peers::PeerId,
+};
 use crate::{
+    inventory::Kind,
     peer::Peer,
     snapshot::{
-        Document, InventoryState, Revision, Side, Snapshot, Source,
-        facts::{EdgeFacts, Facts, FlowFacts, KnownTenure, RemoteFacts},
+        Document, Interval, InventoryState, Revision, Side, Snapshot, Source,
+        facts::{EdgeFacts, Facts, FlowFacts, KnownTenure},
         intervals::hull,
+        owners::LEAD,
         unresolved::Unresolved,
         workloads::WorkloadFacts,
     },
@@ -136,24 +140,62 @@ impl Observer {
             let [client, server] = ends;
             facts.edges.insert((client, server, *protocol, *port), edge_facts);
         }
+        for standing in self.held_standings(now) {
+            let Standing::Edge((client, server, protocol, port), edge) = standing else { continue };
+            let [client, server] = [client, server].map(|end| self.peers.compact(end).clone());
+            let known = facts.edges.entry((client, server, protocol, port)).or_default();
+            known.gives_way(false);
+            for side in [Side::Client, Side::Server] {
+                if let Some(seen) = edge.until(side, now) {
+                    known.sources.plus(Arc::clone(source), side, &seen);
+                }
+            }
+            if known.port_name.is_none() {
+                known.port_name.clone_from(&edge.port_name);
+            }
+            if edge.marks != 0 || !edge.node_workloads.is_empty() {
+                let rare = known.rare_mut();
+                rare.marks.extend(marks_of(edge.marks));
+                rare.node_workloads.extend(edge.node_workloads.iter().map(|w| w.to_string()));
+            }
+        }
     }
 
     /// What is left for `merge` to name.
     fn remote_facts(&self, facts: &mut Facts, source: &Arc<Source>, now: Timestamp) {
-        for ((local, side, address, protocol, port), flow) in self.graph.remote_flows() {
+        let held = self.held_standings(now).filter_map(|standing| match standing {
+            Standing::Remote(key, flow) => Some((key, flow)),
+            Standing::Edge(..) => None,
+        });
+        for ((local, side, address, protocol, port), flow) in self.graph.remote_flows().iter().chain(held) {
             let Some(seen) = flow.until(*side, now) else { continue };
-            let mut kept = RemoteFacts { port_name: flow.port_name.clone(), ..RemoteFacts::default() };
-            kept.flow.marks = marks_of(flow.marks);
+            let key = (self.peers.get(*local), *side, *address, *protocol, *port);
+            let kept = facts.remote_flows.entry(key).or_default();
+            kept.port_name.clone_from(&flow.port_name);
+            kept.flow.marks.extend(marks_of(flow.marks));
             kept.flow.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
-            kept.flow.sources.max(Arc::clone(source), *side, &seen);
-            facts.remote_flows.insert((self.peers.get(*local), *side, *address, *protocol, *port), kept);
+            kept.flow.sources.plus(Arc::clone(source), *side, &seen);
         }
     }
 
     fn address_facts(&self, facts: &mut Facts, now: Timestamp) {
         let bound = |at: Timestamp| (at != Timestamp::MIN && at != Timestamp::MAX).then_some(at);
-        let heard = hull(facts.window.values().flatten().copied());
+        let all_of_it = hull(facts.window.values().flatten().copied());
+        let told = |kind| match self.words.silent_since(&kind, now) {
+            // Nobody who reads it allows more after it than agents need that are asked in turn.
+            Some(silent) => {
+                let to = silent.before(LEAD).min(all_of_it.to);
+                Interval { from: all_of_it.from.min(to), to }
+            }
+            None => all_of_it,
+        };
+        let (of_pods, of_nodes) = (told(Kind::Pod), told(Kind::Node));
         for (address, tenure) in self.identity.tenures() {
+            let heard = match tenure.owner {
+                owner if self.identity.is_on_record(address, owner, now) => all_of_it,
+                AddressOwner::Node(_) => of_nodes,
+                AddressOwner::Pod(_) => of_pods,
+            };
             let (peer, pod, started, listed) = match tenure.owner {
                 AddressOwner::Node(peer) => (peer, None, None, self.is_listed(address, peer)),
                 AddressOwner::Pod(id) => match self.identity.pod(id) {
@@ -174,7 +216,7 @@ impl Observer {
         }
         for (address, peer) in self.identity.range_nodes() {
             if self.identity.is_unknown(*address) {
-                let known = KnownTenure { to: None, heard, proven: false, listed: Some(true) };
+                let known = KnownTenure { to: None, heard: of_nodes, proven: false, listed: Some(true) };
                 facts.addresses.insert((*address, None, self.peers.get(*peer), None), known);
             }
         }

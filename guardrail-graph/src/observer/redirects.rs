@@ -258,6 +258,7 @@ impl Observer {
             (*c, *s, *protocol) == (client, server, Protocol::Tcp) && edge.sides[side_index(Side::Client)].is_some()
         });
         let mut ports: BTreeSet<u16> = direct.map(|((.., port), _)| *port).collect();
+        ports.extend(self.held.ports_of(client, server));
         let earlier = self.graph.edges().earlier().filter(|((c, s, protocol, _), side)| {
             (*c, *s, *protocol, *side) == (client, server, Protocol::Tcp, Side::Client)
         });

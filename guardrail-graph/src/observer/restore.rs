@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::{
     AddressOwner, Observer, ObserverConfig,
     edge::{Edge, Flow, mark_bit, side_index},
+    identity::Told,
     ledger::{End, Ends},
     peers::PeerId,
 };
@@ -18,7 +19,7 @@ use crate::{
     identity::addresses::Tenure,
     inventory::{Kind, Labels, Service, ServicePort, TargetPort},
     peer::Peer,
-    snapshot::{Body, Interval, ServiceEntry, Snapshot, SourceCounts, UnresolvedFlow, facts::Seen},
+    snapshot::{Body, Interval, ServiceEntry, Snapshot, SourceCounts, UnresolvedFlow, facts::Seen, owners::LEAD},
     time::Timestamp,
 };
 
@@ -120,6 +121,12 @@ fn service_end(entry: &ServiceEntry) -> Option<Timestamp> {
     Some(ends?.into_iter().fold(entry.as_of, Timestamp::max))
 }
 
+/// Until when the API server's word of addresses was heard, by a state that ended then.
+fn word_of(body: &Body, ended: Timestamp) -> Timestamp {
+    let open = body.addresses.iter().filter(|entry| entry.to.is_none());
+    open.filter_map(|entry| Some(entry.heard?.to.after(LEAD))).fold(ended, Timestamp::min)
+}
+
 impl Observer {
     /// Continues from a snapshot that this node's agent wrote: same instance, counts go on. The
     /// time in between is a gap in the window, unless `is_seamless`: the hooks were attached all
@@ -154,6 +161,7 @@ impl Observer {
         let earlier = body.window.nodes.get(&self.config.node).cloned().unwrap_or_default();
         let ended = body.window.to.unwrap_or(self.config.started);
         self.history.restore(earlier, ended);
+        self.words.restore(word_of(body, ended));
         let mut restored = Restored {
             ended,
             is_seamless,
@@ -290,7 +298,8 @@ impl Observer {
                     // It follows from the node's range, as long as no pod has it.
                     self.identity.forget_address(address, owner);
                 } else if !self.has_address(owner, address) {
-                    self.identity.release(address, owner, restored.end(now));
+                    let told = Told { now: restored.end(now), ..self.told(kind, now) };
+                    self.identity.release(address, owner, told);
                 }
             }
             if *kind == Kind::Node {
@@ -326,7 +335,10 @@ impl Observer {
         let Some(restored) = &mut self.restored else { return };
         if let Some(before) = restored.owners.get(&address).copied().filter(|before| *before != owner) {
             restored.owners.remove(&address);
-            self.identity.release(address, before, restored.end(now));
+            let end = restored.end(now);
+            let kind = if matches!(before, AddressOwner::Node(_)) { Kind::Node } else { Kind::Pod };
+            let told = Told { now: end, ..self.told(&kind, now) };
+            self.identity.release(address, before, told);
         }
     }
 

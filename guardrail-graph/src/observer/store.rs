@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::{
     Observer, OwnPod,
     edge::{Edge, MARKS},
+    graph::RemoteKey,
     peers::PeerId,
 };
 use crate::{
@@ -115,7 +116,9 @@ impl Observer {
             flow.put(&mut value, begun);
             recording.put(section::SERVICE_FLOW, &key, &value);
         }
-        for ((local, side, address, protocol, port), edge) in self.graph.remote_flows() {
+        let held = self.held_with_remotes();
+        let remotes = self.graph.remote_flows().iter().filter(|(key, _)| !held.contains_key(*key));
+        for ((local, side, address, protocol, port), edge) in remotes.chain(&held) {
             let side_index = super::edge::side_index(*side);
             let Some(seen) = &edge.sides[side_index] else { continue };
             key.clear();
@@ -140,6 +143,17 @@ impl Observer {
             counted(edge, names.iter().map(|name| &**name).collect()).put(&mut value, begun);
             recording.put(section::EDGE, &key, &value);
         }
+    }
+
+    /// Flows that wait until it is told who had the address, each with what the graph has under it:
+    /// an agent that continues waits for that, too.
+    fn held_with_remotes(&self) -> HashMap<RemoteKey, Edge> {
+        let mut held = HashMap::new();
+        for (key, edge) in self.held.edges() {
+            let known = || self.graph.remote_flows().get(key).cloned().unwrap_or_default();
+            held.entry(*key).or_insert_with(known).absorb(edge.clone());
+        }
+        held
     }
 
     /// A peer that is no address has an entry of its own.

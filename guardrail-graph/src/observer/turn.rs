@@ -51,7 +51,7 @@ impl Observer {
         self.graph.set_open(&open);
         let since = now.before(ADDRESS_LEAD + self.config.pod_timeout + Duration::from_secs(1));
         let young = self.graph.take_young(since, &self.peers);
-        let unnamed = self.take_unnamed();
+        let (unnamed, held) = (self.take_unnamed(), self.take_held());
         let document = self.document(now);
         let closed = self.graph.turn(&self.config);
         self.ledger.turn();
@@ -61,6 +61,7 @@ impl Observer {
             self.graph.restore_edge(key, edge, &self.peers);
         }
         self.put_unnamed(unnamed);
+        self.held = held;
         for (at, count) in open {
             self.graph.open(at, count, now, &closed, &self.peers);
         }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     AddressOwner, Observer,
-    identity::{AddressChanges, range_addresses},
+    identity::{AddressChanges, Told, range_addresses},
 };
 use crate::{
     inventory::{Change, Kind, Node, Object, ObjectKey, Pod},
@@ -32,6 +32,8 @@ impl Observer {
                 self.settle_restored(&kind, now);
                 self.stop_awaiting(&kind);
             }
+            Change::Heard { kind, at } => self.heard(&kind, at, now),
+            Change::Interrupted { kind } => self.words.interrupted(&kind),
         }
         self.reclassify_due(now);
         self.retry_soon(now);
@@ -40,6 +42,7 @@ impl Observer {
     /// The API server refuses the list of this kind, or does not serve it. Flows no longer wait for
     /// it.
     pub fn list_unavailable(&mut self, kind: &Kind) {
+        self.words.unavailable(kind);
         self.stop_awaiting(kind);
     }
 
@@ -78,9 +81,10 @@ impl Observer {
         let first_heard_finished = pod.finished && before.is_none();
         for change in self.identity.apply_pod(&pod, self.catalogue.inventory(), &mut self.peers, now) {
             if first_heard_finished && !pod.host_network {
-                self.identity.finished_pod(&pod, change.id, now);
+                let is_late = self.words.silent_since(&Kind::Pod, now).is_some();
+                self.identity.finished_pod(&pod, change.id, now, is_late);
             }
-            self.address_changes(&change, self.history.owned_since(now), now);
+            self.address_changes(&change, now);
         }
         if pod.host_network || before.is_some_and(|p| p.host_network) {
             self.identity.index_host_ports();
@@ -90,13 +94,14 @@ impl Observer {
     fn apply_node(&mut self, node: Arc<Node>, now: Timestamp) {
         let before = self.catalogue.apply_node(Arc::clone(&node));
         let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
+        let told = self.told(&Kind::Node, now);
         let released = before.iter().flat_map(|before| &before.addresses).filter(|a| !node.addresses.contains(a));
         for address in released {
-            self.identity.release(*address, owner, now);
+            self.identity.release(*address, owner, told);
         }
         for address in &node.addresses {
             self.release_restored(*address, owner, now);
-            self.identity.claim(*address, owner, self.history.owned_since(now));
+            self.identity.claim(*address, owner, told);
             self.reclassify_later(*address);
         }
         for address in node.pod_cidrs.iter().flat_map(|range| range_addresses(*range)) {
@@ -111,7 +116,7 @@ impl Observer {
                 let Some(pod) = self.catalogue.delete_pod(key, now) else { return };
                 self.pod_is_gone(&pod, now);
                 if let Some(change) = self.identity.delete_pod(&key.namespace, &key.name, now) {
-                    self.address_changes(&change, now, now);
+                    self.address_changes(&change, now);
                 }
                 if pod.host_network {
                     self.identity.index_host_ports();
@@ -120,8 +125,9 @@ impl Observer {
             Kind::Node => {
                 if let Some(node) = self.catalogue.delete_node(key) {
                     let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
+                    let told = self.told(&Kind::Node, now);
                     for address in &node.addresses {
-                        self.identity.release(*address, owner, now);
+                        self.identity.release(*address, owner, told);
                     }
                 }
                 self.identity.index_nodes(self.catalogue.inventory(), &mut self.peers);
@@ -130,11 +136,16 @@ impl Observer {
         }
     }
 
-    fn address_changes(&mut self, change: &AddressChanges, since: Timestamp, now: Timestamp) {
+    /// When the word of a change of this kind came.
+    pub(super) fn told(&self, kind: &Kind, now: Timestamp) -> Told {
+        Told { from: self.history.owned_since(now), now, silent_since: self.words.silent_since(kind, now) }
+    }
+
+    fn address_changes(&mut self, change: &AddressChanges, now: Timestamp) {
         for address in &change.claimed {
             self.release_restored(*address, AddressOwner::Pod(change.id), now);
         }
-        self.identity.change_addresses(change, since, now);
+        self.identity.change_addresses(change, self.told(&Kind::Pod, now));
         for address in &change.claimed {
             self.reclassify_later(*address);
         }

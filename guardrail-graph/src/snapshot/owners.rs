@@ -17,7 +17,7 @@ use crate::{peer::Peer, time::Timestamp};
 /// doubt on both sides of a tenure.
 const GUARD: Duration = Duration::from_secs(5);
 /// How long before the first word of its owner an address may have been in use.
-const LEAD: Duration = Duration::from_secs(60);
+pub(crate) const LEAD: Duration = Duration::from_secs(60);
 
 /// Who had an address, as far as those who say so observed.
 struct Tenure<'a> {

@@ -14,10 +14,13 @@ use std::{
     collections::BTreeMap,
     fmt::Debug,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use guardrail_graph::inventory::{Change, Object, ObjectKey};
+use guardrail_graph::{
+    Timestamp,
+    inventory::{Change, Object, ObjectKey},
+};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
@@ -117,6 +120,13 @@ pub(super) struct Watcher<P> {
     waiting_since: Instant,
     /// The missing permission or resource that was last logged.
     logged_denial: Option<String>,
+    /// Whoever takes the changes knows that this watch broke, and not yet that it caught up.
+    is_interrupted: bool,
+}
+
+fn wall_clock() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix_ns(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
 
 impl<P: Clone + Debug> Watcher<P> {
@@ -151,6 +161,7 @@ impl<P: Clone + Debug> Watcher<P> {
             relists: Relists::new(timing.backoff, timing.backoff_max),
             waiting_since: Instant::now(),
             logged_denial: None,
+            is_interrupted: false,
         }
     }
 
@@ -180,10 +191,35 @@ impl<P: Clone + Debug> Watcher<P> {
                 }
                 Err(Ended::Failed(failure)) => {
                     let wait = self.failed(&failure, step);
+                    if self.interrupt().await.is_err() {
+                        return;
+                    }
                     tokio::time::sleep(wait).await;
                 }
             }
         }
+    }
+
+    /// Whether this resource tells who has which address: then whoever takes the changes needs to
+    /// know how far it has told.
+    fn names_addresses(&self) -> bool {
+        matches!(self.resource, Resource::Nodes | Resource::Pods)
+    }
+
+    /// Everything before has been told.
+    fn told(&mut self, at: Timestamp, batch: &mut Vec<Change>) {
+        if self.names_addresses() {
+            self.is_interrupted = false;
+            batch.push(Change::Heard { kind: self.resource.kind(), at });
+        }
+    }
+
+    /// Says once that what comes next may be old.
+    async fn interrupt(&mut self) -> Result<(), Ended> {
+        if !self.names_addresses() || std::mem::replace(&mut self.is_interrupted, true) {
+            return Ok(());
+        }
+        self.hand_on(vec![Change::Interrupted { kind: self.resource.kind() }]).await
     }
 
     fn step(&self) -> Step {
@@ -297,6 +333,8 @@ impl<P: Clone + Debug> Watcher<P> {
     async fn list(&mut self) -> Result<(), Ended> {
         let mut listing = Listing::default();
         let mut next: Option<String> = None;
+        // What happens while pages are read is in none of them.
+        let began = wall_clock();
         loop {
             let path = format!("{}?limit={}{}", self.resource.path(), self.page, self.selector);
             let path = page_path(path, next.as_deref());
@@ -310,6 +348,7 @@ impl<P: Clone + Debug> Watcher<P> {
             if next.is_none() {
                 let mut batch = Vec::new();
                 self.take(listing, page.version, &mut batch);
+                self.told(began, &mut batch);
                 self.hand_on(batch).await?;
                 self.status.listed(self.resource);
                 self.worked();
@@ -337,13 +376,14 @@ impl<P: Clone + Debug> Watcher<P> {
                 Some(Listing::default())
             }
         };
+        let began = wall_clock();
         let mut answer = self.api.get(&path, self.accept(), self.timing.answer).await?;
         self.is_answered = true;
         let mut lines = Lines::default();
         while let Some(piece) = answer.piece(self.timing.stall).await? {
             let mut batch = Vec::new();
             let was_listing = listing.is_some();
-            let result = lines.push(&piece, |line| self.line(line, &mut listing, &mut batch));
+            let result = lines.push(&piece, |line| self.line(line, (&mut listing, began), &mut batch));
             // The lines before a malformed one are valid.
             self.hand_on(batch).await?;
             if was_listing && listing.is_none() {
@@ -362,17 +402,29 @@ impl<P: Clone + Debug> Watcher<P> {
         if lines.is_partial() || listing.is_some() { Err(Failure::Cut.into()) } else { Ok(()) }
     }
 
-    /// Takes one line of a watch. While `listing` is `Some`, the first list is not complete.
-    fn line(&mut self, line: &[u8], listing: &mut Option<Listing<P>>, batch: &mut Vec<Change>) -> Result<(), Ended> {
+    /// Takes one line of a watch that was asked for at `began`. While `listing` is `Some`, the first
+    /// list is not complete.
+    fn line(
+        &mut self,
+        line: &[u8],
+        (listing, began): (&mut Option<Listing<P>>, Timestamp),
+        batch: &mut Vec<Change>,
+    ) -> Result<(), Ended> {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
         match decode::event(line)? {
             Event::Failed(failure) => return Err(failure.into()),
             Event::Bookmark { version, initial_end } => match listing.take() {
-                Some(complete) if initial_end => self.take(complete, version, batch),
+                Some(complete) if initial_end => {
+                    self.take(complete, version, batch);
+                    self.told(began, batch);
+                }
                 Some(incomplete) => *listing = Some(incomplete),
-                None => self.version = Some(version),
+                None => {
+                    self.version = Some(version);
+                    self.told(wall_clock(), batch);
+                }
             },
             Event::Applied(raw) => match listing {
                 Some(listing) => self.gather(raw, listing)?,

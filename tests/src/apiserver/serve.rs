@@ -361,6 +361,7 @@ impl<'a> Watch<'a> {
                 return Ok(());
             }
         }
+        let mut spoke = Instant::now();
         loop {
             let mut state = self.shared.lock();
             if state.store.epoch != epoch || self.shared.stopped() {
@@ -374,6 +375,12 @@ impl<'a> Watch<'a> {
                     drop(state);
                     http::chunk(self.stream, format!("{}\n", self.bookmark(version, false)).as_bytes())?;
                     return http::end_stream(self.stream);
+                }
+                if self.fault.is_none() && spoke.elapsed() >= state.manners.bookmarks {
+                    spoke = Instant::now();
+                    drop(state);
+                    http::chunk(self.stream, format!("{}\n", self.bookmark(version, false)).as_bytes())?;
+                    continue;
                 }
                 *state.idle.entry(self.resource.plural.to_owned()).or_default() += 1;
                 let mut state = self.shared.wait(state, Duration::from_millis(50));

@@ -149,6 +149,11 @@ pub(super) fn pod(namespace: String, meta: Meta, spec: PodSpec, status: PodStatu
         secondary_addresses: secondary_addresses(meta.annotations.get(NETWORK_STATUS), &addresses),
         addresses,
         started: status.start_time.and_then(|at| at.parse().ok()),
+        networked: status
+            .conditions
+            .iter()
+            .find(|c| c.r#type == "PodReadyToStartContainers" && c.status == "True")
+            .and_then(|c| c.last_transition_time.as_ref()?.parse().ok()),
         finished: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
         terminating: meta.deletion_timestamp.is_some(),
         ready: status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True"),

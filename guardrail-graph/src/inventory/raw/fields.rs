@@ -140,7 +140,7 @@ raw!(PodStatus {
     start_time: Option<String>,
 });
 raw!(RawPodIp { ip: Option<MaybeIp> });
-raw!(Condition { r#type: String, status: String });
+raw!(Condition { r#type: String, status: String, last_transition_time: Option<String> });
 raw!(NodeSpec { #[serde(rename = "podCIDR")] pod_cidr: Option<String>, #[serde(rename = "podCIDRs")] pod_cidrs: Vec<String> });
 raw!(NodeStatus { addresses: Vec<NodeAddress> });
 raw!(NodeAddress { r#type: String, address: String });

@@ -34,6 +34,8 @@ pub(in crate::observer) struct AddressChanges {
     pub(in crate::observer) id: PodId,
     pub(in crate::observer) claimed: Vec<IpAddr>,
     pub(in crate::observer) released: Vec<IpAddr>,
+    /// The pod had none before: those claimed may be its own since it started.
+    pub(in crate::observer) is_first: bool,
 }
 
 /// All pods.
@@ -136,6 +138,7 @@ impl Pods {
         changes.push(AddressChanges {
             id,
             claimed: after.to_vec(),
+            is_first: before.is_empty(),
             released: before.into_iter().filter(|a| !after.contains(a)).collect(),
         });
         self.records.insert(id, PodRecord { pod: Arc::clone(pod), peer, node_workload, provisional, deleted: None });
@@ -155,7 +158,8 @@ impl Pods {
     fn end(&mut self, id: PodId, now: Timestamp) -> Option<AddressChanges> {
         let record = self.records.get_mut(&id).filter(|r| r.deleted.is_none())?;
         record.deleted = Some(now);
-        Some(AddressChanges { id, claimed: Vec::new(), released: own_addresses(&record.pod).to_vec() })
+        let released = own_addresses(&record.pod).to_vec();
+        Some(AddressChanges { id, claimed: Vec::new(), released, is_first: false })
     }
 
     /// A pod was deleted.

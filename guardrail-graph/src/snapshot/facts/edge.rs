@@ -77,7 +77,7 @@ impl EdgeFacts {
     }
 
     /// What is set aside gives way to anything else. False: nothing is to be added.
-    pub(in crate::snapshot) fn gives_way(&mut self, to_set_aside: bool) -> bool {
+    pub(crate) fn gives_way(&mut self, to_set_aside: bool) -> bool {
         let is_new = self.sources.is_empty() && self.rare().without_sources.is_none();
         if is_new || self.is_set_aside() == to_set_aside {
             return true;
