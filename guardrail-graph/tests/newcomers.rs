@@ -4,7 +4,11 @@
 mod common;
 
 use common::{Lab, edges, pod, t, tcp_client, tcp_server};
-use guardrail_graph::{Snapshot, snapshot::merge};
+use guardrail_graph::{
+    Snapshot,
+    inventory::{Change, Kind},
+    snapshot::merge,
+};
 
 /// Where pods have addresses outside their nodes' `spec.podCIDR`, nothing tells at first that they
 /// are no external peers.
@@ -158,6 +162,63 @@ fn a_flow_that_nobody_can_name_stays_unresolved_and_what_others_had_before_is_no
     lab.at(1_016);
     assert_eq!(lab.edges(), ["late -> api TCP/8080"]);
     assert_eq!(without_a_name(&lab.snapshot()), (3, vec![API.to_owned()]));
+}
+
+/// A pod that says when it started.
+fn started(pod: &str, at: i64) -> String {
+    let with = pod.replace("status: {", &format!("status: {{startTime: \"{}\", ", t(at)));
+    assert_ne!(with, pod, "{pod}");
+    with
+}
+
+/// A postStart hook of minutes, images that take their time: the pod's start says that it was it.
+#[test]
+fn a_pod_whose_address_is_published_minutes_after_its_first_connection_keeps_its_edges() {
+    let mut lab = before_its_address_is_published();
+    lab.at(400).apply(&started(&pod("shop", "web", 0, "node-b", "10.244.2.9", &[]), 97));
+    lab.at(401);
+    let late = lab.snapshot();
+    assert_eq!(edges(&late), ["api -> web TCP/9090", "web -> api TCP/8080"]);
+    assert_eq!((late.body.edges[1].counts.opened, without_a_name(&late)), (2, (0, vec![])));
+    // The same where no range of a node tells that the address is a pod's.
+    let mut lab = Lab::new("node-a", &[pod("shop", "api", 0, "node-a", "10.99.0.3", &[])]);
+    lab.pod_cgroup(2, "api", 0);
+    for (remote, second) in [("10.99.0.7", 100), ("10.99.0.8", 80)] {
+        lab.at(second).flow(tcp_server(2, "10.99.0.3", remote, 8080, t(second)));
+    }
+    let [late, young] = [("web", "10.99.0.7"), ("young", "10.99.0.8")]
+        .map(|(name, address)| pod("shop", name, 0, "node-b", address, &[]));
+    lab.at(400).apply(&[started(&late, 97), started(&young, 390)].concat());
+    lab.at(401);
+    assert_eq!(lab.edges(), ["web -> api TCP/8080", "external/10.99.0.8 -> api TCP/8080"]);
+}
+
+/// Before the API server has spoken past its time nobody knows whose a flow is, however long that
+/// takes.
+#[test]
+fn a_flow_without_a_name_is_kept_until_the_watches_have_spoken_past_its_time() {
+    let mut lab = Lab::with("node-a", &[pod("shop", "api", 0, "node-a", "10.244.1.3", &["http:8080"])], |config| {
+        config.watched = true;
+    });
+    let heard = |lab: &mut Lab, second| {
+        for kind in [Kind::Node, Kind::Pod] {
+            lab.observer.apply(Change::Heard { kind, at: t(second) }, lab.now);
+        }
+    };
+    heard(&mut lab, 50);
+    lab.pod_cgroup(2, "api", 0);
+    lab.at(100).flow(tcp_server(2, "10.244.1.3", "10.244.2.9", 8080, t(100)));
+    for second in [120, 700, 2_000] {
+        lab.at(second);
+        assert_eq!(without_a_name(&lab.snapshot()).0, 1, "after {second} s");
+    }
+    let networked = "conditions: [{type: PodReadyToStartContainers, status: \"True\", lastTransitionTime: ";
+    let pod = started(&pod("shop", "web", 0, "node-b", "10.244.2.9", &[]), 90);
+    lab.apply(&pod.replace("status: {", &format!("status: {{{networked}\"{}\"}}], ", t(92))));
+    heard(&mut lab, 2_000);
+    lab.at(2_010);
+    assert_eq!(lab.edges(), ["web -> api TCP/8080"]);
+    assert_eq!(without_a_name(&lab.snapshot()), (0, vec![]));
 }
 
 #[test]

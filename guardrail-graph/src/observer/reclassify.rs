@@ -13,6 +13,7 @@ use std::{
 use super::{
     Observer, UnresolvedReason,
     edge::{Gain, Key, side_index},
+    flows::is_same,
     identity::{ADDRESS_LEAD, LocalEnd, RemoteEnd, Resolution},
     peers::PeerId,
 };
@@ -123,8 +124,15 @@ impl Observer {
             Resolution::Known(RemoteEnd::Service { .. })
             | Resolution::Unresolved(UnresolvedReason::ServicePortUnknown) => true,
             // An address that has been there for longer than such news take was somebody else's
-            // before.
-            _ => seen.first >= since.before(ADDRESS_LEAD),
+            // before, unless its owner says that it started by then.
+            _ if seen.first >= since.before(ADDRESS_LEAD) => true,
+            _ => {
+                let first = match side {
+                    Side::Client => self.remote_server((address, port, protocol), seen.first, true),
+                    Side::Server => self.remote_peer(address, seen.first, true),
+                };
+                matches!(first, Resolution::Known(_)) && is_same(&first, &remote)
+            }
         };
         if !is_ours {
             return Reclassified::No;

@@ -9,7 +9,7 @@ use super::{
     Observer,
     flows::{Decided, Last},
     graph::Standing,
-    identity::{ADDRESS_LEAD, LocalEnd, PodId, RemoteEnd, Resolution},
+    identity::{LocalEnd, PodId, RemoteEnd, Resolution},
 };
 use crate::{
     observe::{OpenFlow, Remote, Role},
@@ -17,6 +17,9 @@ use crate::{
     snapshot::{Document, Side},
     time::Timestamp,
 };
+
+/// So long after its first traffic an address may turn out to be a pod's.
+const LATE: Duration = Duration::from_secs(300);
 
 /// Connections of a pod's proxy: those it was told of by the kernel are others' too.
 type AtProxy = (Option<PodId>, Side, std::net::IpAddr, Remote, u16);
@@ -49,7 +52,7 @@ impl Observer {
         self.reclassify_due(now);
         let open = self.standings(open, now);
         self.graph.set_open(&open);
-        let since = now.before(ADDRESS_LEAD + self.config.pod_timeout + Duration::from_secs(1));
+        let since = now.before(LATE);
         let young = self.graph.take_young(since, &self.peers);
         let (unnamed, held) = (self.take_unnamed(), self.take_held());
         let document = self.document(now);

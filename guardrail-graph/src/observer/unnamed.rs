@@ -4,7 +4,8 @@
 //! A pod may call before the API server tells of its address: while its `postStart` hook runs, or
 //! its images are pulled. The served graph says that the flow has no name; as long as there is room
 //! it is kept beside it, and moves to its edge when somebody is known to have had the address at
-//! its time.
+//! its time. It is given up when every watch has spoken past its time, and not before minutes are
+//! over.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -24,7 +25,7 @@ use crate::{
     time::Timestamp,
 };
 
-/// How long a flow is kept after it was counted as unresolved.
+/// How long a flow is kept at least after it was counted as unresolved, while there is room.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Flows that are kept.
 const MAX: usize = 4_096;
@@ -137,7 +138,7 @@ impl Observer {
                 let Kept { delta, role, port, address, local, .. } = &kept;
                 let flow = DecidedFlow { delta, role: *role, port: *port, address: *address };
                 self.instants(flow, local.clone(), at, now, Last::ALL);
-            } else if now.since(kept.since) >= PATIENCE {
+            } else if now.since(kept.since) >= PATIENCE && at <= self.words.told_until() {
                 self.unnamed.let_go(kept.local.peer);
                 self.unnamed.give_up(kept.local.peer);
             } else {
