@@ -124,6 +124,9 @@ fn table(out: &mut impl Write, snapshot: &Snapshot) -> anyhow::Result<()> {
         if !edge.supported {
             marks.push("no-evidence".to_owned());
         }
+        if edge.counts.broken > 0 {
+            marks.push(format!("broken:{}", edge.counts.broken));
+        }
         table.row([
             Cell::new(names.of(&edge.client)),
             Cell::new(names.of(&edge.server)),

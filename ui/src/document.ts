@@ -58,6 +58,8 @@ export interface Edge {
   found: number;
   /** Connections of earlier days that were still open; absent: none. */
   open?: number;
+  /** Connections that were established and timed out; absent: none. */
+  broken?: number;
   refused: number;
   unanswered: number;
   unreachable: number;

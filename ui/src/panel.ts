@@ -75,6 +75,7 @@ function edgePanel(model: Model, line: Line, select: Select): Node[] {
     ["Open when watching began", count(edge.found)],
     ...(edge.open ? [["Open since an earlier day", count(edge.open)] as [string, string]] : []),
     ["Failed", failed(edge) === 0 ? "none" : `${edge.refused} refused, ${edge.unanswered} unanswered, ${edge.unreachable} unreachable`],
+    ...(edge.broken ? [["Broke off", `${count(edge.broken)} timed out after they were established`] as [string, string]] : []),
     ["Sent, received", `${bytes(edge.bytes_sent)}, ${bytes(edge.bytes_received)}`],
     ["First seen", time(edge.first_seen)],
     ["Last seen", time(edge.last_seen)],
