@@ -21,6 +21,8 @@ use guardrail_graph::{
 
 const DAY: i64 = 86_400;
 const PORT: u16 = 8080;
+/// When an API server is away, within a day.
+const OUTAGE: std::ops::Range<i64> = 20_000..20_300;
 
 /// How large it is.
 struct Size {
@@ -56,6 +58,10 @@ impl Pod {
 /// What reaches an agent.
 #[derive(Clone)]
 enum Event {
+    /// A bookmark of its watches.
+    Heard,
+    /// They broke.
+    Interrupted,
     Gone(ObjectKey),
     There(Vec<Object>),
     Cgroup(u64, String),
@@ -94,8 +100,27 @@ impl World {
     /// then.
     fn heard(&self, node: usize, at: i64) -> i64 {
         let (day, second) = (at / DAY, at % DAY);
-        let is_away = day % 5 == 3 && day as usize % self.size.nodes == node && (20_000..20_300).contains(&second);
-        if is_away { day * DAY + 20_300 } else { at + 1 + node as i64 % 3 }
+        let is_away = self.is_cut_off(node, day) && OUTAGE.contains(&second);
+        if is_away { day * DAY + OUTAGE.end } else { at + 1 + node as i64 % 3 }
+    }
+
+    /// Whether the node's agent has no API server for a while on that day.
+    fn is_cut_off(&self, node: usize, day: i64) -> bool {
+        day % 5 == 3 && day as usize % self.size.nodes == node
+    }
+
+    /// What the agents' watches say of themselves on a day: a bookmark each minute, but for outages.
+    fn words(&mut self, day: i64) {
+        let begin = day * DAY;
+        for node in 0..self.size.nodes {
+            let is_cut_off = self.is_cut_off(node, day);
+            for second in (0..DAY).step_by(60).filter(|second| !is_cut_off || !OUTAGE.contains(second)) {
+                self.events.push((begin + second, node, Event::Heard));
+            }
+            if is_cut_off {
+                self.events.push((begin + OUTAGE.start, node, Event::Interrupted));
+            }
+        }
     }
 
     fn tell(&mut self, at: i64, event: &Event) {
@@ -166,8 +191,10 @@ impl World {
         if day % 7 == 6 {
             self.events.extend((0..nodes).map(|node| (begin + 66_000 + node as i64, node, Event::Restart)));
         }
+        self.words(day);
         let mut today = std::mem::take(&mut self.events);
-        today.sort_by_key(|(at, ..)| *at);
+        // What changed comes before the word that it was all.
+        today.sort_by_key(|(at, _, event)| (*at, matches!(event, Event::Heard)));
         let later = today.partition_point(|(at, ..)| *at < begin + DAY - 60);
         self.events = today.split_off(later);
         today
@@ -192,6 +219,39 @@ fn list(observer: &mut Observer, cluster: &str, now: i64) {
     for change in lists(cluster) {
         observer.apply(change, t(now));
     }
+    take(observer, Event::Heard, now);
+}
+
+fn config(node: usize, instance: String, started: i64) -> ObserverConfig {
+    ObserverConfig { watched: true, ..ObserverConfig::new(format!("n{node}"), instance, t(started)) }
+}
+
+/// One agent's day. It is asked for the time often while flows wait, and else once a minute.
+fn live_a_day(agent: &mut Observer, node: usize, world: &World, begin: i64, events: Vec<(i64, Event)>) {
+    let mut ticked = begin;
+    for (at, event) in events {
+        loop {
+            let next = ticked + if agent.waiting().is_empty() { 60 } else { 5 };
+            if next > at {
+                break;
+            }
+            ticked = next;
+            agent.tick(t(ticked));
+        }
+        if !matches!(event, Event::Restart) {
+            take(agent, event, at);
+            continue;
+        }
+        let state = Snapshot::from_json(&agent.snapshot(t(at)).to_json(), "state").unwrap();
+        let run = agent.config().run + 1;
+        let config = ObserverConfig { run, ..config(node, "next".to_owned(), at + 5) };
+        *agent = Observer::restore(config, &state, false).unwrap();
+        list(agent, &format!("{}{}", world.cluster(), world.pods()), at + 5);
+        for pod in world.live.values().filter(|pod| pod.node == node) {
+            take(agent, Event::Cgroup(pod.cgroup, cgroup_path(&pod.name, pod.index)), at + 5);
+        }
+    }
+    agent.tick(t(begin + DAY));
 }
 
 fn take(observer: &mut Observer, event: Event, at: i64) {
@@ -205,6 +265,16 @@ fn take(observer: &mut Observer, event: Event, at: i64) {
         }
         Event::NoCgroup(id) => observer.observe(Observation::CgroupRemoved { id: CgroupId(id), at: t(at) }, t(at)),
         Event::Flow(delta) => observer.observe(Observation::Flow(delta), t(at)),
+        Event::Heard => {
+            for kind in [Kind::Node, Kind::Pod] {
+                observer.apply(Change::Heard { kind, at: t(at) }, t(at));
+            }
+        }
+        Event::Interrupted => {
+            for kind in [Kind::Node, Kind::Pod] {
+                observer.apply(Change::Interrupted { kind }, t(at));
+            }
+        }
         Event::Restart => unreachable!("told to whoever has the state"),
     }
 }
@@ -230,35 +300,28 @@ fn live(size: Size) -> (Edges, Edges, Vec<usize>) {
         let begin = day * DAY;
         agents.retain(|node, _| world.is_watched(*node, day));
         for node in (0..world.nodes(day)).filter(|node| !agents.contains_key(node)).collect::<Vec<_>>() {
-            let config = ObserverConfig::new(format!("n{node}"), format!("n{node} of {day}"), t(begin));
+            let config = config(node, format!("n{node} of {day}"), begin);
             let mut observer = Observer::new(ObserverConfig { run: 1, ..config });
             list(&mut observer, &format!("{}{}", world.cluster(), world.pods()), begin);
             agents.insert(node, observer);
         }
-        let (mut ticked, cluster) = (begin, world.cluster());
+        let mut events: BTreeMap<usize, Vec<(i64, Event)>> = BTreeMap::new();
         for (at, node, event) in world.day(day) {
-            while ticked < at {
-                ticked += if at - ticked > 60 { 30 } else { 5 };
-                agents.values_mut().for_each(|agent| agent.tick(t(ticked)));
-            }
-            let Some(agent) = agents.get_mut(&node) else { continue };
-            if matches!(event, Event::Restart) {
-                let state = Snapshot::from_json(&agent.snapshot(t(at)).to_json(), "state").unwrap();
-                let config = ObserverConfig {
-                    run: agent.config().run + 1,
-                    ..ObserverConfig::new(format!("n{node}"), "next", t(at + 5))
-                };
-                *agent = Observer::restore(config, &state, false).unwrap();
-                list(agent, &format!("{cluster}{}", world.pods()), at + 5);
-                for pod in world.live.values().filter(|pod| pod.node == node) {
-                    take(agent, Event::Cgroup(pod.cgroup, cgroup_path(&pod.name, pod.index)), at + 5);
-                }
-            } else {
-                take(agent, event, at);
-            }
+            events.entry(node).or_default().push((at, event));
         }
         let end = begin + DAY;
-        agents.values_mut().for_each(|agent| agent.tick(t(end)));
+        // Agents know nothing of each other.
+        let mut lives: Vec<_> =
+            agents.iter_mut().map(|(node, agent)| (agent, *node, events.remove(node).unwrap_or_default())).collect();
+        let half = lives.len() / 2;
+        std::thread::scope(|scope| {
+            let world = &world;
+            for part in [lives.drain(half..).collect::<Vec<_>>(), lives] {
+                scope.spawn(move || {
+                    part.into_iter().for_each(|(agent, node, events)| live_a_day(agent, node, world, begin, events));
+                });
+            }
+        });
         let epochs: Vec<Snapshot> = agents.values_mut().map(|agent| agent.turn(&[], t(end)).snapshot()).collect();
         states.push(agents.values_mut().map(|agent| agent.snapshot(t(end)).to_json().len()).max().unwrap());
         let today = std::mem::take(&mut world.truth);
