@@ -31,10 +31,14 @@ fn nobody_there(lab: &Lab) -> (SocketAddr, PathBuf) {
 }
 
 fn api_server(lab: &Lab, node: usize, address: SocketAddr) -> (ApiServer, PathBuf) {
+    api_server_with(lab, node, address, &inventory::objects(&lab.cluster))
+}
+
+fn api_server_with(lab: &Lab, node: usize, address: SocketAddr, objects: &[serde_json::Value]) -> (ApiServer, PathBuf) {
     // The port of one that ended may be waiting out its last connections.
     let listener = || lab.nodes[node].netns.run(|| TcpListener::bind(address)).ok();
     let listener = wait_until(LIMIT, "the API server's address is free", listener).unwrap();
-    let server = ApiServer::serving(listener, &inventory::objects(&lab.cluster)).unwrap();
+    let server = ApiServer::serving(listener, objects).unwrap();
     let path = lab.directory.join("kubeconfig");
     fs::write(&path, server.kubeconfig(None)).unwrap();
     (server, path)
@@ -321,6 +325,7 @@ fn an_address_that_passes_on_while_the_api_server_is_away_is_not_its_old_owner_s
     drop(api);
     let series = r#"guardrail_inventory_failures_total{kind="pods",reason="transport"}"#;
     wait_until(LIMIT, "the watch is known to be broken", || agent.metric(series).ok().filter(|n| *n >= 1.0)).unwrap();
+    let before = inventory::objects(&lab.cluster);
     first[0].stop().unwrap();
     lab.move_addresses(&old, &new).unwrap();
     let _second = start(&lab, vec![(&new, serve())]).unwrap();
@@ -330,8 +335,10 @@ fn an_address_that_passes_on_while_the_api_server_is_away_is_not_its_old_owner_s
         _ => Err(snapshot["edges"].to_string()),
     };
     eventually(LIMIT, || agent.snapshot(), held).unwrap();
-    let (api, _) = api_server(&lab, 0, address);
+    // The one that comes back goes on where it was: its versions say what changed meanwhile.
+    let (api, _) = api_server_with(&lab, 0, address, &before);
     often(&api);
+    api.sync(&inventory::objects(&lab.cluster));
     let named = |snapshot: &serde_json::Value| match opened(snapshot, "new") {
         0 => Err(snapshot["edges"].to_string()),
         _ => Ok(()),

@@ -45,7 +45,7 @@ pub(super) struct Flows {
 struct Spoken {
     /// What came with that word has been taken by then.
     due: Timestamp,
-    flows: Vec<(RemoteKey, Flows)>,
+    flows: HashMap<RemoteKey, Flows>,
 }
 
 /// All that are held.
@@ -75,7 +75,7 @@ impl Held {
     }
 
     fn iter(&self) -> impl Iterator<Item = (&RemoteKey, &Flows)> {
-        let spoken = self.spoken.iter().flat_map(|spoken| spoken.flows.iter().map(|(key, flows)| (key, flows)));
+        let spoken = self.spoken.iter().flat_map(|spoken| spoken.flows.iter());
         self.open.iter().chain(spoken)
     }
 
@@ -86,7 +86,7 @@ impl Held {
 
     /// Whether such a flow is held.
     pub(super) fn contains(&self, key: &RemoteKey) -> bool {
-        self.iter().any(|(held, _)| held == key)
+        self.open.contains_key(key) || self.spoken.iter().any(|spoken| spoken.flows.contains_key(key))
     }
 
     /// Ports of a server that a client is believed to have called.
@@ -118,10 +118,9 @@ impl Held {
     /// Everything until then has been told.
     fn told(&mut self, until: Timestamp, now: Timestamp, restored: Vec<(RemoteKey, Edge)>) {
         let is_told = |edge: &Edge| edge.sides.iter().flatten().all(|seen| seen.last <= until);
-        let told = self.open.extract_if(|_, flows| is_told(&flows.edge));
-        let restored = restored.into_iter().map(|(key, edge)| (key, Flows { edge, ..Flows::default() }));
-        let flows: Vec<_> = told.chain(restored).collect();
-        if !flows.is_empty() {
+        let told = self.open.extract_if(|_, flows| is_told(&flows.edge)).collect();
+        let restored = restored.into_iter().map(|(key, edge)| (key, Flows { edge, ..Flows::default() })).collect();
+        for flows in [told, restored].into_iter().filter(|flows: &HashMap<_, _>| !flows.is_empty()) {
             self.spoken.push_back(Spoken { due: now.after(GUARD), flows });
         }
     }

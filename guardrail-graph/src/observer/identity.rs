@@ -331,7 +331,8 @@ impl Identity {
     /// Whether a record of ours, and not the API server's word alone, says that this owner has the
     /// address at `at`.
     pub(super) fn is_on_record(&self, address: IpAddr, owner: AddressOwner, at: Timestamp) -> bool {
-        let lives = |id| self.pod_life(id).is_some_and(|life| life.from <= at && at < life.to);
+        let is_here = |id| self.pods.get(id).is_some_and(|record| record.pod.node.as_ref() == Some(&self.node));
+        let lives = |id| is_here(id) && self.pod_life(id).is_some_and(|life| life.from <= at && at < life.to);
         match owner {
             AddressOwner::Node(peer) if peer == self.this_node => true,
             AddressOwner::Pod(id) if lives(id) => true,

@@ -6,13 +6,20 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use guardrail_graph::Timestamp;
 use tokio::sync::watch;
 
 use super::outage::Outage;
 use crate::{Failure, Resource};
+
+/// The time by the node's wall clock.
+pub(super) fn wall_clock() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix_ns(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
 
 /// Where the list of one resource stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use std::{
     collections::BTreeMap,
     fmt::Debug,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use guardrail_graph::{
@@ -31,7 +31,7 @@ use super::{
     known::{Known, Novelty, content},
     lines::{Lines, TooLong},
     policies::{Policies, ReadPolicy},
-    status::{ListState, Outcome, Status},
+    status::{ListState, Outcome, Status, wall_clock},
 };
 use crate::{Api, Failure, Resource, client::page_path, text::escaped};
 
@@ -122,11 +122,8 @@ pub(super) struct Watcher<P> {
     logged_denial: Option<String>,
     /// Whoever takes the changes knows that this watch broke, and not yet that it caught up.
     is_interrupted: bool,
-}
-
-fn wall_clock() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix_ns(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+    /// The server sends bookmarks.
+    has_bookmarks: bool,
 }
 
 impl<P: Clone + Debug> Watcher<P> {
@@ -162,6 +159,7 @@ impl<P: Clone + Debug> Watcher<P> {
             waiting_since: Instant::now(),
             logged_denial: None,
             is_interrupted: false,
+            has_bookmarks: false,
         }
     }
 
@@ -267,6 +265,8 @@ impl<P: Clone + Debug> Watcher<P> {
         };
         match failure {
             Failure::Expired | Failure::Malformed(_) | Failure::Refused { .. } => self.version = None,
+            // Without bookmarks only a list says how far it has told.
+            Failure::Stalled if self.names_addresses() && !self.has_bookmarks => self.version = None,
             Failure::TooLarge => {
                 self.version = None;
                 self.page_lists();
@@ -422,7 +422,7 @@ impl<P: Clone + Debug> Watcher<P> {
                 }
                 Some(incomplete) => *listing = Some(incomplete),
                 None => {
-                    self.version = Some(version);
+                    (self.version, self.has_bookmarks) = (Some(version), true);
                     self.told(wall_clock(), batch);
                 }
             },
