@@ -109,7 +109,8 @@ impl World {
         day % 5 == 3 && day as usize % self.size.nodes == node
     }
 
-    /// What the agents' watches say of themselves on a day: a bookmark each minute, but for outages.
+    /// What the agents' watches say of themselves on a day: a bookmark each minute, but for
+    /// outages.
     fn words(&mut self, day: i64) {
         let begin = day * DAY;
         for node in 0..self.size.nodes {

@@ -29,7 +29,8 @@ enum Action {
     Begin { workload: u8, node: usize, late: i64 },
     /// The nth live pod ends.
     End { nth: usize },
-    /// One live pod calls another. `lost`: the kernel has no room for it at either end, and says so.
+    /// One live pod calls another. `lost`: the kernel has no room for it at either end, and says
+    /// so.
     Call { client: usize, server: usize, lost: bool },
     /// A node's agent is away for so long.
     Gap { node: usize, long: i64 },

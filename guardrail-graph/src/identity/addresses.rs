@@ -271,8 +271,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
                 })
             });
         }
-        // Where a watch told of nothing, somebody may have come and gone; who was there beyond doubt
-        // leaves no room for that.
+        // Where a watch told of nothing, somebody may have come and gone; who was there beyond
+        // doubt leaves no room for that.
         if possible.iter().any(|t| t.is_doubtful(at)) {
             let mut sure = possible.iter().filter(|t| t.is_sure(at));
             return match (sure.next(), sure.next()) {

@@ -402,8 +402,8 @@ impl<P: Clone + Debug> Watcher<P> {
         if lines.is_partial() || listing.is_some() { Err(Failure::Cut.into()) } else { Ok(()) }
     }
 
-    /// Takes one line of a watch that was asked for at `began`. While `listing` is `Some`, the first
-    /// list is not complete.
+    /// Takes one line of a watch that was asked for at `began`. While `listing` is `Some`, the
+    /// first list is not complete.
     fn line(
         &mut self,
         line: &[u8],
