@@ -310,8 +310,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         there.next().is_some_and(|first| there.any(|t| t.owner != first.owner))
     }
 
-    /// Whether an owner of whom a watch told late had the address all the time beyond doubt, whoever
-    /// else is possible.
+    /// Whether an owner of whom a watch told late had the address all the time beyond doubt,
+    /// whoever else is possible.
     #[must_use]
     pub fn is_one_throughout(&self, address: IpAddr, from: Timestamp, to: Timestamp) -> bool {
         self.of(address).any(|t| t.sure.0 > Timestamp::MIN && t.is_sure(from) && t.is_sure(to))
