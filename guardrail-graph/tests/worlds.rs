@@ -40,12 +40,12 @@ enum Action {
 
 fn action() -> impl Strategy<Value = (i64, Action)> {
     let action = prop_oneof![
-        3 => (0..5u8, 0..NODES, 1..50i64).prop_map(|(workload, node, late)| Action::Begin { workload, node, late }),
+        3 => (0..12u8, 0..NODES, 1..50i64).prop_map(|(workload, node, late)| Action::Begin { workload, node, late }),
         2 => any::<usize>().prop_map(|nth| Action::End { nth }),
         8 => (any::<usize>(), any::<usize>(), prop::bool::weighted(0.05))
             .prop_map(|(client, server, lost)| Action::Call { client, server, lost }),
         1 => (0..NODES, 5..200i64).prop_map(|(node, long)| Action::Gap { node, long }),
-        1 => (0..NODES, 5..200i64).prop_map(|(node, long)| Action::Outage { node, long }),
+        2 => (0..NODES, 30..300i64).prop_map(|(node, long)| Action::Outage { node, long }),
     ];
     (1..25i64, action)
 }
@@ -331,7 +331,7 @@ fn is_complete(body: &Body, name: &str) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_shown_is_true_and_who_is_complete_misses_nothing(actions in prop::collection::vec(action(), 10..80)) {
