@@ -19,6 +19,7 @@ mod places;
 pub(crate) mod presence;
 mod read;
 mod records;
+mod redirected;
 mod remote;
 mod revisions;
 pub mod span;
@@ -446,8 +447,9 @@ pub struct ServiceFlow {
     pub sources: Vec<SourceCounts>,
 }
 
-/// A flow whose other end is a pod of another node, which the agent does not know
-/// (`--inventory-scope node`).
+/// A flow that takes other nodes' records to be told: its other end is a pod of another node, which
+/// the agent does not know (`--inventory-scope node`), or it arrived at a proxy's port, and the
+/// client's own record tells what it dialled (mark `redirected`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RemoteFlow {
     /// The end on the agent's node.

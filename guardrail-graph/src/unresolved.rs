@@ -22,7 +22,7 @@ pub enum UnresolvedReason {
     /// Nothing of the cluster was known yet, so the address may have been a pod's.
     ClusterUnknown,
     /// It arrived at a port of a proxy to which connections are redirected, and neither the proxy
-    /// nor the client's own record tells which port it dialled.
+    /// nor the client's own record, of this node or another, tells which port it dialled.
     Redirected,
     /// The local end is on another node: several nodes share this kernel, and that node's own agent
     /// counts the flow.
@@ -46,7 +46,8 @@ impl UnresolvedReason {
     ];
 
     /// Those that follow from the other facts of a snapshot and are computed anew with each.
-    pub const DERIVED: [Self; 3] = [Self::ServiceBackendUnknown, Self::ServiceAttemptFailed, Self::RemotePod];
+    pub const DERIVED: [Self; 4] =
+        [Self::ServiceBackendUnknown, Self::ServiceAttemptFailed, Self::RemotePod, Self::Redirected];
 
     /// Label value.
     #[must_use]

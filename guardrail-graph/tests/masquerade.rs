@@ -109,3 +109,26 @@ fn of_two_workloads_behind_a_service_only_the_one_at_which_a_node_arrived_is_nam
     b.flow(times(tcp_server(2, API, NODE_A, 8080, t(5)), 3));
     assert_eq!(edges(&together([a, b])), [MASQUERADED, NODE]);
 }
+
+#[test]
+fn a_pod_without_siblings_that_calls_its_own_service_reached_itself_and_with_siblings_perhaps_them() {
+    const SIBLING: &str = "10.244.1.9";
+    for (siblings, expected) in [
+        (false, &["web -> web TCP/8080 via shop/own:80 [via-service]", "node/node-a -> web TCP/8080"][..]),
+        (true, &["web -> web TCP/8080 via shop/own:80 [inferred,masqueraded]", "node/node-a -> web TCP/8080"]),
+    ] {
+        let mut inventory =
+            vec![pod("shop", "web", 0, "node-a", WEB, &["http:8080"]), service("own", "10.96.0.8", "web")];
+        if siblings {
+            inventory.push(pod("shop", "web", 1, "node-a", SIBLING, &["http:8080"]));
+        }
+        let [mut a, b] = ["node-a", "node-b"].map(|node| Lab::new(node, &inventory));
+        a.pod_cgroup(1, "web", 0);
+        a.flow(times(tcp_client(1, WEB, "10.96.0.8", 80, t(5)), 3));
+        // The way back leads through the translation: the caller has its node's address.
+        a.flow(times(tcp_server(1, WEB, NODE_A, 8080, t(5)), 3));
+        let snapshot = together([a, b]);
+        assert_eq!(edges(&snapshot), expected);
+        assert_eq!(reasons(&snapshot), [""; 0]);
+    }
+}

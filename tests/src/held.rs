@@ -10,13 +10,15 @@ use std::{
 };
 
 use anyhow::Result;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     agent::{self, Agent, guardrail},
     app::log::now_ns,
+    compare::{edges, number},
     enforce::{AskedPlace, Judge, Memory, enforce},
     lab::{Lab, process::AppProcess, wait_until},
+    small::eventually,
     tries::{self, Try},
     truth::{Edge, Truth},
 };
@@ -37,6 +39,36 @@ pub fn merge(lab: &Lab, agents: &[Agent], into: &Path) -> Result<Value> {
         files.push(file);
     }
     agent::merge(&files, into)
+}
+
+/// Edges of a snapshot as text, with what makes them this or that.
+///
+/// # Panics
+/// It is no snapshot.
+#[must_use]
+pub fn told(snapshot: &Value) -> Vec<String> {
+    let all = edges(snapshot).into_iter().map(|(edge, value)| {
+        let marks: Vec<&str> = value["marks"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+        let support = if value["supported"] == true { "" } else { ", no rule" };
+        format!("{edge} x{} {marks:?}{support}", number(&value, "opened"))
+    });
+    all.collect()
+}
+
+/// The merged graph of agents once it reads so, complete and with nothing unresolved or waiting.
+pub fn settled(lab: &Lab, agents: &[Agent], wanted: &[&str]) -> Value {
+    let merged = lab.directory.join("merged.json");
+    let is_so = |snapshot: &Value| {
+        let told = told(snapshot);
+        let waiting: f64 = agents.iter().map(|agent| agent.metric("guardrail_flows_pending").unwrap_or(1.0)).sum();
+        let (complete, unresolved) = (&snapshot["coverage"]["complete"], &snapshot["coverage"]["unresolved"]);
+        if told == wanted && waiting == 0.0 && *complete == true && *unresolved == json!([]) {
+            Ok(())
+        } else {
+            Err(format!("waiting {waiting}\n{}", told.join("\n")))
+        }
+    };
+    eventually(Duration::from_secs(60), || merge(lab, agents, &merged), is_so).unwrap()
 }
 
 /// Waits until processes are ready.

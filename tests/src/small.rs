@@ -1,6 +1,7 @@
 //! Small labs for one question each: a few plain workloads on one or two nodes.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -69,6 +70,19 @@ pub fn pair_edge(snapshot: &Value) -> std::result::Result<Value, String> {
         [(edge, value)] if edge.to_string() == PAIR_EDGE => Ok(value.clone()),
         _ => Err(format!("{:?}", all.keys().map(ToString::to_string).collect::<Vec<_>>())),
     }
+}
+
+/// What serves these sockets.
+#[must_use]
+pub fn serving(serve: Vec<Serve>) -> Scenario {
+    Scenario { serve, ..Scenario::default() }
+}
+
+/// What calls these addresses, so many times each, once told to go.
+#[must_use]
+pub fn calling(calls: &[(SocketAddr, u32)]) -> Scenario {
+    let after = calls.iter().map(|(to, times)| Call::new(&to.to_string(), How::Tcp, *times)).collect();
+    Scenario { after, ..Scenario::default() }
 }
 
 /// Makes the lab.

@@ -4,34 +4,22 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    time::Duration,
 };
 
 use guardrail_tests::{
     agent::Agent,
-    app::scenario::{Call, How, Onward, Scenario, Serve},
+    app::scenario::{Onward, Serve},
     bins,
     cluster::{Cluster, Kind, Port, ServicePort, Target},
-    compare::{edges, number},
-    held::{hold, hold_under_every_judge, merge, ready},
+    held::{hold, hold_under_every_judge, ready, settled},
     lab::{
         Lab,
         plane::{Ambient, Ipvs, Masquerade, SecondNetwork, Sidecar},
         process::AppProcess,
     },
-    small::{cluster, deployment, eventually, go, go_again, start, truth},
+    small::{calling, cluster, deployment, go, go_again, serving, start, truth},
     tries::{Trier, Try},
 };
-use serde_json::{Value, json};
-
-fn serving(serve: Vec<Serve>) -> Scenario {
-    Scenario { serve, ..Scenario::default() }
-}
-
-fn calling(calls: &[(SocketAddr, u32)]) -> Scenario {
-    let after = calls.iter().map(|(to, times)| Call::new(&to.to_string(), How::Tcp, *times)).collect();
-    Scenario { after, ..Scenario::default() }
-}
 
 /// Adds a Deployment outside any mesh.
 fn plain(c: &mut Cluster, namespace: &str, name: &str, node: usize) -> String {
@@ -48,32 +36,6 @@ fn service(c: &mut Cluster, name: &str, selects: &str) -> IpAddr {
 
 fn pod_address(c: &Cluster, key: &str) -> IpAddr {
     c.pod(key).addresses.0.into()
-}
-
-/// Edges of a snapshot as text, with what makes them this or that.
-fn told(snapshot: &Value) -> Vec<String> {
-    let all = edges(snapshot).into_iter().map(|(edge, value)| {
-        let marks: Vec<&str> = value["marks"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-        let support = if value["supported"] == true { "" } else { ", no rule" };
-        format!("{edge} x{} {marks:?}{support}", number(&value, "opened"))
-    });
-    all.collect()
-}
-
-/// The merged graph of agents once it reads so, complete and with nothing unresolved or waiting.
-fn settled(lab: &Lab, agents: &[Agent], wanted: &[&str]) -> Value {
-    let merged = lab.directory.join("merged.json");
-    let is_so = |snapshot: &Value| {
-        let told = told(snapshot);
-        let waiting: f64 = agents.iter().map(|agent| agent.metric("guardrail_flows_pending").unwrap_or(1.0)).sum();
-        let (complete, unresolved) = (&snapshot["coverage"]["complete"], &snapshot["coverage"]["unresolved"]);
-        if told == wanted && waiting == 0.0 && *complete == true && *unresolved == json!([]) {
-            Ok(())
-        } else {
-            Err(format!("waiting {waiting}\n{}", told.join("\n")))
-        }
-    };
-    eventually(Duration::from_secs(60), || merge(lab, agents, &merged), is_so).unwrap()
 }
 
 /// Starts the sockets of the node's proxy in the namespaces of pods. Tunnels lead to these ends.

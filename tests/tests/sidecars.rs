@@ -115,6 +115,38 @@ fn with_a_sidecar_in_every_pod_the_graph_has_the_ports_that_were_dialled_and_the
 }
 
 #[test]
+fn of_thousands_of_connections_in_a_hurry_none_is_left_at_a_proxys_port_and_none_is_unresolved() {
+    if !bins::can_run("sidecars in a hurry") {
+        return;
+    }
+    const CALLERS: usize = 4;
+    const TIMES: u32 = 500;
+    let mut c = cluster(&["node-a"]);
+    let (server, client) = (deployment(&mut c, "server", 8080, 0), deployment(&mut c, "client", 8080, 0));
+    let plain_client = outside(&mut c, "plain-client", 0);
+    let asked = SocketAddr::new(service(&mut c, "meshed", "server").0, 80);
+    let lab = Lab::start_on(ISTIO, c, &bins::find("guardrail-lab-app")).unwrap();
+    let agent = Agent::start(&lab, 0, &[]).unwrap();
+    let _proxies = sidecars(&lab, &[&server, &client], &BTreeMap::new());
+    let _server = start(&lab, vec![(&server, serving(vec![Serve::tcp(8080)]))]).unwrap();
+    let calls = || calling(vec![Call::new(&asked.to_string(), How::Tcp, TIMES); CALLERS]);
+    let mut clients = start(&lab, vec![(&client, calls()), (&plain_client, calls())]).unwrap();
+    go(&mut clients).unwrap();
+    let truth = truth(&lab).unwrap();
+    let times: Vec<u64> = truth.edges.values().flat_map(|e| e.records.iter().map(|record| record.at_ns)).collect();
+    let took = times.iter().max().unwrap() - times.iter().min().unwrap();
+    // What a call through two proxies is: three connections.
+    println!("{:.0} calls a second", times.len() as f64 / (took as f64 / 1e9));
+    let snapshot = settled(&agent, &truth);
+    let opened: Vec<_> =
+        edges(&snapshot).into_iter().map(|(edge, v)| (edge.to_string(), number(&v, "opened"))).collect();
+    let all = u64::from(TIMES) * CALLERS as u64;
+    let expected = ["client", "plain-client"]
+        .map(|client| (format!("lab/Deployment/{client} -> lab/Deployment/server 8080/TCP"), all));
+    assert_eq!(opened, expected);
+}
+
+#[test]
 fn a_proxy_that_chooses_the_pod_itself_leaves_the_service_that_was_asked_for_on_the_edge() {
     if !bins::can_run("sidecars that balance") {
         return;

@@ -113,9 +113,10 @@ pub(crate) fn put_port(out: &mut Vec<u8>, protocol: Protocol, port: u16) {
     put_int(out, port.into());
 }
 
-/// Which end it is.
-pub(crate) fn put_side(out: &mut Vec<u8>, side: Side) {
-    out.push(u8::from(side == Side::Server));
+/// Which end it is; whether a proxy took it and nobody knows what it dialled, which its marks say,
+/// too.
+pub(crate) fn put_end(out: &mut Vec<u8>, side: Side, untold: bool) {
+    out.push(u8::from(side == Side::Server) | u8::from(untold) << 1);
 }
 
 const PORT_NAME: u8 = 16;
@@ -282,7 +283,7 @@ impl Reader<'_> {
     fn remote_flow(&mut self, Entry { key, value, .. }: &Entry) -> Option<RemoteFlow> {
         let mut key = Bytes(key);
         let local = self.peer(&mut key)?;
-        let side = if key.byte()? == 0 { Side::Client } else { Side::Server };
+        let side = if key.byte()? & 1 == 0 { Side::Client } else { Side::Server };
         let Peer::External { address } = self.peer(&mut key)? else { return None };
         let (protocol, port) = port(&mut key)?;
         let Counted { sources, port_name, marks, node_workloads, .. } = self.flow(Bytes(value))?;

@@ -81,10 +81,10 @@ impl Observer {
     /// `now`. Pending flows stay pending.
     pub fn edge_counters(&mut self, now: Timestamp) -> EdgeCounters {
         if self.config.own_pods_only || !self.graph.remote_flows().is_empty() || self.holds_remotes(now) {
-            // What goes to other nodes' pods is named by the document alone. Such an agent knows
-            // one node's pods, so its graph is small.
-            let snapshot = self.snapshot(now);
-            return EdgeCounters { edges: snapshot.edge_counters(), complete: snapshot.body.coverage.complete };
+            // What goes to other nodes' pods is named by the document alone, and so is what arrived
+            // at proxies that were not told what it dialled.
+            let document = self.document(now);
+            return EdgeCounters { edges: document.edge_counters(), complete: document.coverage().complete };
         }
         self.settle_services(now);
         self.catalogue.refresh_workloads(&mut self.texts, now);
@@ -178,6 +178,7 @@ impl Observer {
             }
         }
         self.ledger.set_derived(UnresolvedReason::RemotePod, 0);
+        self.ledger.set_derived(UnresolvedReason::Redirected, 0);
         self.ledger.set_derived(UnresolvedReason::ServiceBackendUnknown, backends_unknown);
         self.ledger.set_derived(UnresolvedReason::ServiceAttemptFailed, attempts_unknown);
         (attached, backends_known)

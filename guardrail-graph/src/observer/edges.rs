@@ -91,11 +91,6 @@ impl Edges {
             || [Side::Client, Side::Server].iter().any(|side| self.earlier.last(&(*key, *side)).is_some())
     }
 
-    /// Edges of the epoch before, with the side that saw them.
-    pub(super) fn earlier(&self) -> impl Iterator<Item = &(Key, Side)> {
-        self.earlier.keys()
-    }
-
     /// Takes out edges with an external peer that were first seen at `since` or later: it may turn
     /// out to be none.
     pub(super) fn take_young(&mut self, since: Timestamp, peers: &Peers) -> Vec<(Key, Edge)> {

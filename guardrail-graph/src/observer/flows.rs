@@ -331,7 +331,7 @@ impl Observer {
                 (Ref::External(address), port)
             }
             RemoteEnd::RemotePod => {
-                let key = (local.peer, gain.side, address, protocol, port);
+                let key = (local.peer, gain.side, address, protocol, port, false);
                 if self.graph.gain_remote(key, &gain).is_err() {
                     self.ledger.count_full(local.peer);
                 }
@@ -437,7 +437,7 @@ impl Observer {
                 self.graph.edges().contains(&(peer, local.peer, Protocol::Udp, local_port))
             }
             Resolution::Known(RemoteEnd::RemotePod) => {
-                self.graph.has_remote(&(local.peer, Side::Server, remote, Protocol::Udp, local_port))
+                self.graph.has_remote(&(local.peer, Side::Server, remote, Protocol::Udp, local_port, false))
             }
             Resolution::Known(RemoteEnd::External { .. }) => self
                 .peers

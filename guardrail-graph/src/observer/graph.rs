@@ -18,8 +18,9 @@ use crate::{peer::Protocol, snapshot::Side, time::Timestamp};
 
 /// `(client, "namespace/name:port", protocol, port)`.
 pub(super) type ServiceKey = (PeerId, Arc<str>, Protocol, u16);
-/// `(end on this node, which end that is, address of the other, protocol, port)`.
-pub(super) type RemoteKey = (PeerId, Side, IpAddr, Protocol, u16);
+/// `(end on this node, which end that is, address of the other, protocol, port, whether a proxy
+/// took it and nobody knows what it dialled)`.
+pub(super) type RemoteKey = (PeerId, Side, IpAddr, Protocol, u16, bool);
 
 /// There is no room for another entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,11 +169,6 @@ impl Graph {
         uses
     }
 
-    /// Uses of Services in the epoch before.
-    pub(super) fn earlier_services(&self) -> impl Iterator<Item = &ServiceKey> {
-        self.earlier_services.keys()
-    }
-
     /// Whether there is such a flow with a pod of another node, or was in the epoch before.
     pub(super) fn has_remote(&self, key: &RemoteKey) -> bool {
         self.remote_flows.contains_key(key) || self.earlier_remotes.last(key).is_some()
@@ -183,11 +179,12 @@ impl Graph {
         &self.remote_flows
     }
 
-    /// Takes out those that were last seen by `until`, but for what is open since an earlier epoch.
+    /// Takes out those that were last seen by `until`, but for what is open since an earlier epoch
+    /// and what a proxy took: who called it is not what is missing there.
     pub(super) fn take_remotes(&mut self, until: Timestamp) -> Vec<(RemoteKey, Edge)> {
         let is_past =
             |edge: &Edge| edge.still_open == [0, 0] && edge.sides.iter().flatten().all(|seen| seen.last <= until);
-        self.remote_flows.extract_if(|_, edge| is_past(edge)).collect()
+        self.remote_flows.extract_if(|key, edge| !key.5 && is_past(edge)).collect()
     }
 
     /// Names that clients were told.
@@ -317,7 +314,7 @@ mod tests {
         let [many, here] = [Peer::many(), Peer::Node { name: "a".into() }].map(|peer| peers.id(peer));
         let mut graph = Graph::new(many, &config);
         let service = |port: u16| (here, "shop/api:80".into(), Protocol::Tcp, port);
-        let remote = |port: u16| (here, Side::Client, IpAddr::from([10, 244, 2, 2]), Protocol::Tcp, port);
+        let remote = |port: u16| (here, Side::Client, IpAddr::from([10, 244, 2, 2]), Protocol::Tcp, port, false);
         for port in [1, 2] {
             assert_eq!(graph.gain_service(service(port), &gain(0)), Ok(()));
             assert_eq!(graph.gain_remote(remote(port), &gain(0)), Ok(()));

@@ -89,15 +89,6 @@ impl Held {
         self.open.contains_key(key) || self.spoken.iter().any(|spoken| spoken.flows.contains_key(key))
     }
 
-    /// Ports of a server that a client is believed to have called.
-    pub(super) fn ports_of(&self, client: PeerId, server: PeerId) -> impl Iterator<Item = u16> {
-        self.iter().filter_map(move |((local, side, _, protocol, _), flows)| {
-            let (peer, port) = flows.believed?;
-            let is_it = (*local, *side, *protocol, peer) == (client, Side::Client, Protocol::Tcp, server);
-            is_it.then_some(port)
-        })
-    }
-
     /// The peers at both ends.
     pub(super) fn peers(&self) -> impl Iterator<Item = PeerId> + '_ {
         self.iter().flat_map(|(key, flows)| [Some(key.0), flows.believed.map(|(peer, _)| peer)]).flatten()
@@ -150,7 +141,7 @@ impl Observer {
         remote: RemoteEnd,
         gain: Gain,
     ) {
-        let key = (local.peer, gain.side, address, protocol, port);
+        let key = (local.peer, gain.side, address, protocol, port, false);
         // Bytes and ends of connections go where their beginning stands.
         let begins = gain.seen.counts.is_seen() || self.held.open.contains_key(&key);
         let believed = match begins && !is_set_aside(gain.marks) {
@@ -193,7 +184,7 @@ impl Observer {
     }
 
     fn settle(&mut self, key: RemoteKey, flows: &Flows) {
-        let (local, side, address, protocol, port) = key;
+        let (local, side, address, protocol, port, _) = key;
         let Some(seen) = flows.edge.sides[side_index(side)].as_deref().copied() else { return };
         let local = LocalEnd { peer: local, pod: None, marks: 0, node_workload: None };
         let end = |this: &mut Self, at| match side {
@@ -237,7 +228,7 @@ impl Observer {
     /// Puts a share of held flows where it belongs.
     fn settle_share(
         &mut self,
-        (local, (_, side, address, protocol, port)): (&LocalEnd, &RemoteKey),
+        (local, (_, side, address, protocol, port, _)): (&LocalEnd, &RemoteKey),
         remote: Resolution<RemoteEnd>,
         (seen, closed): (Seen, u64),
         flows: &Flows,

@@ -167,9 +167,9 @@ impl Observer {
             Standing::Remote(key, flow) => Some((key, flow)),
             Standing::Edge(..) => None,
         });
-        for ((local, side, address, protocol, port), flow) in self.graph.remote_flows().iter().chain(held) {
+        for ((local, side, address, protocol, port, untold), flow) in self.graph.remote_flows().iter().chain(held) {
             let Some(seen) = flow.until(*side, now) else { continue };
-            let key = (self.peers.get(*local), *side, *address, *protocol, *port);
+            let key = (self.peers.get(*local), *side, *address, *protocol, *port, *untold);
             let kept = facts.remote_flows.entry(key).or_default();
             kept.port_name.clone_from(&flow.port_name);
             kept.flow.marks.extend(marks_of(flow.marks));

@@ -7,20 +7,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     time::Duration,
 };
 
 use super::{
-    Observer, UnresolvedReason,
-    edge::{Gain, side_index},
-    flows::Last,
+    Observer,
+    edge::Gain,
+    flows::{Last, as_client},
     identity::{LocalEnd, PodId, RemoteEnd, Resolution},
-    peers::PeerId,
 };
 use crate::{
     observe::{FlowDelta, LossReason, Observation, Remote, Role},
-    peer::{Peer, Protocol},
+    peer::Protocol,
     snapshot::{Counts, Side, facts::Seen},
     time::Timestamp,
 };
@@ -33,6 +32,9 @@ pub(super) const PROXY_PORTS: [u16; 5] = [15001, 15006, 4140, 4143, 20000];
 const PATIENCE: Duration = Duration::from_secs(6);
 /// How long answers wait for connections that they can be taken off.
 const MEMORY: Duration = Duration::from_secs(60);
+
+/// Clients outside of the cluster that are kept apart, of those whose port nobody was told.
+const MAX_OUTSIDE: usize = 1_000;
 
 /// Which connections answers are taken off: those of one pod, one remote and one port (a server's:
 /// the proxy's).
@@ -76,6 +78,8 @@ impl Account {
 pub(super) struct Redirects {
     accounts: BTreeMap<Key, Account>,
     held: usize,
+    /// Addresses outside of the cluster of which nobody has a record: kept apart up to a bound.
+    outside: BTreeSet<IpAddr>,
 }
 
 impl Redirects {
@@ -92,6 +96,14 @@ impl Redirects {
     /// Takes answers for so many connections. False: there is no room for another account.
     pub(super) fn answer(&mut self, key: Key, connections: u64, now: Timestamp, max: usize) -> bool {
         self.change(key, now, max, |account| account.answers += connections)
+    }
+
+    /// The address under which a client outside of the cluster is kept: its own, or that of many.
+    fn outside(&mut self, address: IpAddr) -> IpAddr {
+        if self.outside.len() < MAX_OUTSIDE {
+            self.outside.insert(address);
+        }
+        if self.outside.contains(&address) { address } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) }
     }
 
     /// False: there is no room for another account.
@@ -206,76 +218,30 @@ impl Observer {
     }
 
     /// Connections that arrived at a proxy's port, and nobody was told what they dialled: the
-    /// client's own record of it decides. False: they dialled the proxy's port.
+    /// client's own record of it decides, which may be another node's
+    /// ([`crate::snapshot::redirected`]). False: they are counted elsewhere.
     fn untold(&mut self, delta: &FlowDelta, local: &LocalEnd, now: Timestamp) -> bool {
         let at = delta.last_open.or(delta.first_open).unwrap_or(now);
         let Remote::Addr(address) = delta.remote else { return false };
-        let client = match self.remote_peer(address, at, true) {
-            Resolution::Known(RemoteEnd::Peer { peer, .. }) => Some(peer),
-            _ => None,
+        let from = match self.remote_peer(address, at, true) {
+            // A pod that reaches itself is no edge.
+            Resolution::Known(RemoteEnd::Peer { pod, .. }) if pod == local.pod => return true,
+            Resolution::Known(RemoteEnd::External { .. }) => self.waiting.redirects.outside(address),
+            _ => address,
         };
-        let dialled = client.map(|client| self.dialled_by(client, local.peer)).unwrap_or_default();
-        if dialled.contains(&delta.server_port) {
-            return false;
-        }
-        let count = delta.counts.opened.saturating_add(delta.counts.found);
-        match (dialled.first(), dialled.len(), client) {
-            (Some(port), 1, Some(peer)) => {
-                let counts = Counts {
-                    opened: delta.counts.opened,
-                    found: delta.counts.found,
-                    bytes_sent: delta.counts.bytes_received,
-                    bytes_received: delta.counts.bytes_sent,
-                    ..Counts::default()
-                };
-                let seen = Seen { counts, first: delta.first_open.unwrap_or(at).min(at), last: at };
-                let gain = Gain {
-                    side: Side::Server,
-                    seen,
-                    closed: 0,
-                    marks: local.marks,
-                    node_workload: local.node_workload.clone(),
-                    port_name: None,
-                };
-                self.place(local, (address, *port, delta.protocol), RemoteEnd::Peer { peer, pod: None }, gain);
-            }
-            _ => {
-                let remote = (delta.remote, delta.server_port, delta.protocol);
-                self.unresolved(UnresolvedReason::Redirected, (Role::Server, local.peer), remote, count, true);
-                if let Some(client) = client {
-                    // The rule of its egress needs the port as well.
-                    self.ledger.incomplete_peer(client, UnresolvedReason::Redirected.as_str());
-                }
-            }
+        let counts = as_client(&delta.counts, Role::Server);
+        let gain = Gain {
+            side: Side::Server,
+            seen: Seen { counts, first: delta.first_open.unwrap_or(at).min(at), last: at },
+            closed: delta.counts.closed,
+            marks: local.marks,
+            node_workload: local.node_workload.clone(),
+            port_name: None,
+        };
+        let key = (local.peer, Side::Server, from, delta.protocol, delta.server_port, true);
+        if self.graph.gain_remote(key, &gain).is_err() {
+            self.ledger.count_full(local.peer);
         }
         true
-    }
-
-    /// The ports of a server that a client called by its own records: directly, or as the one
-    /// workload behind a Service.
-    fn dialled_by(&self, client: PeerId, server: PeerId) -> BTreeSet<u16> {
-        let direct = self.graph.edges().iter().filter(|((c, s, protocol, _), edge)| {
-            (*c, *s, *protocol) == (client, server, Protocol::Tcp) && edge.sides[side_index(Side::Client)].is_some()
-        });
-        let mut ports: BTreeSet<u16> = direct.map(|((.., port), _)| *port).collect();
-        ports.extend(self.held.ports_of(client, server));
-        let earlier = self.graph.edges().earlier().filter(|((c, s, protocol, _), side)| {
-            (*c, *s, *protocol, *side) == (client, server, Protocol::Tcp, Side::Client)
-        });
-        ports.extend(earlier.map(|((.., port), _)| *port));
-        let server = self.peers.get(server);
-        for (c, service, protocol, port) in self.graph.service_flows().keys().chain(self.graph.earlier_services()) {
-            if (*c, *protocol) != (client, Protocol::Tcp) {
-                continue;
-            }
-            let name = service.rsplit_once(':').map_or(&**service, |(name, _)| name);
-            let Some((namespace, name)) = name.split_once('/') else { continue };
-            let Some(facts) = self.catalogue.services().get(&(namespace.to_owned(), name.to_owned())) else { continue };
-            let backends = facts.ports.iter().filter(|((p, proto, ..), _)| p == port && proto == "TCP");
-            let behind: BTreeSet<(&Peer, u16)> =
-                backends.flat_map(|(_, all)| all.keys().map(|(_, port, peer, ..)| (&**peer, *port))).collect();
-            ports.extend(behind.iter().filter(|(peer, _)| **peer == *server).map(|(_, port)| *port));
-        }
-        ports
     }
 }

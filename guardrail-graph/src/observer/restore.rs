@@ -250,7 +250,8 @@ impl Observer {
             };
             kept.sides[side_index(flow.side)] = flow.sources.first().map(seen);
             kept.still_open[side_index(flow.side)] = flow.sources.first().map_or(0, still_open);
-            self.graph.restore_remote_flow((local, flow.side, flow.address, flow.protocol, flow.port), kept);
+            let untold = flow.marks.contains(crate::snapshot::marks::REDIRECTED);
+            self.graph.restore_remote_flow((local, flow.side, flow.address, flow.protocol, flow.port, untold), kept);
         }
         for edge in &body.edges {
             // An edge without counts of its own was computed.

@@ -118,16 +118,19 @@ impl Observer {
         }
         let held = self.held_with_remotes();
         let remotes = self.graph.remote_flows().iter().filter(|(key, _)| !held.contains_key(*key));
-        for ((local, side, address, protocol, port), edge) in remotes.chain(&held) {
+        for ((local, side, address, protocol, port, untold), edge) in remotes.chain(&held) {
             let side_index = super::edge::side_index(*side);
             let Some(seen) = &edge.sides[side_index] else { continue };
             key.clear();
             value.clear();
             self.put_peer(recording, &mut numbers, &mut key, *local);
-            state::put_side(&mut key, *side);
+            state::put_end(&mut key, *side, *untold);
             state::put_address(&mut key, *address);
             state::put_port(&mut key, *protocol, *port);
             let mut flow = counted(edge, Vec::new());
+            if *untold {
+                flow.words[0].push(crate::snapshot::marks::REDIRECTED);
+            }
             flow.sides = [None, None];
             flow.sides[side_index] = Some((seen, edge.still_open[side_index] > 0));
             flow.put(&mut value, begun);

@@ -10,6 +10,7 @@ use super::{
     flows::{Decided, Last},
     graph::Standing,
     identity::{LocalEnd, PodId, RemoteEnd, Resolution},
+    peers::PeerId,
 };
 use crate::{
     observe::{OpenFlow, Remote, Role},
@@ -27,6 +28,7 @@ type AtProxy = (Option<PodId>, Side, std::net::IpAddr, Remote, u16);
 /// What is open, where.
 struct Opening {
     at: Standing,
+    local: PeerId,
     proxy: AtProxy,
     /// A proxy was told what this dialled.
     is_answer: bool,
@@ -79,7 +81,7 @@ impl Observer {
             *told.entry(opening.proxy).or_default() += opening.open;
         }
         let mut standings: HashMap<Standing, u32> = HashMap::new();
-        for Opening { at, proxy, is_answer, is_at_a_proxy, mut open } in openings {
+        for Opening { mut at, local, proxy, is_answer, is_at_a_proxy, mut open } in openings {
             match (is_answer, proxy.1) {
                 // Nothing of it left the pod.
                 (true, Side::Client) => continue,
@@ -93,7 +95,12 @@ impl Observer {
                     open -= taken;
                     // Nobody said what these dialled.
                     if is_at_a_proxy && side == Side::Server {
-                        continue;
+                        at = match proxy {
+                            (.., Remote::Addr(address), port) => {
+                                Standing::Remote((local, side, address, Protocol::Tcp, port, true))
+                            }
+                            _ => continue,
+                        };
                     }
                 }
             }
@@ -120,6 +127,7 @@ impl Observer {
         let key = if side == Side::Server { proxy.unwrap_or(port) } else { port };
         Some(Opening {
             at: self.standing(&local, side, (flow.remote, port, flow.protocol), now)?,
+            local: local.peer,
             proxy: (local.pod, side, flow.local, flow.remote, key),
             is_answer: proxy.is_some(),
             is_at_a_proxy: self.config.redirects && local.pod.is_some() && self.is_at_a_proxy(flow, side),
@@ -156,7 +164,7 @@ impl Observer {
                 let apart = apart.filter(|key| self.graph.edges().contains(key));
                 Standing::Edge(apart.unwrap_or_else(|| edge(many, port)), side)
             }
-            RemoteEnd::RemotePod => Standing::Remote((local.peer, side, address, protocol, port)),
+            RemoteEnd::RemotePod => Standing::Remote((local.peer, side, address, protocol, port, false)),
             RemoteEnd::Service { service, port } => Standing::Service((local.peer, service, protocol, port)),
         })
     }

@@ -87,6 +87,17 @@ struct Target {
     unobserved: bool,
     /// It was an endpoint at the time of the flow.
     current: bool,
+    /// At least two of its pods were.
+    many: bool,
+}
+
+/// Endpoints of one workload.
+#[derive(Default)]
+struct Endpoints {
+    /// As [`Target::unobserved`].
+    unobserved: bool,
+    /// Addresses at the time of the flow, of IPv4 and of IPv6.
+    current: [BTreeSet<IpAddr>; 2],
 }
 
 /// Decides what is behind a service flow with these counts.
@@ -137,14 +148,23 @@ pub(crate) fn behind(evidence: &impl Evidence, flow: &FlowKey, total: &Seen) -> 
     }
     let targets: Vec<&Target> = targets.iter().filter(|t| t.current).collect();
     if !resolved && answered {
-        // The server's node may have seen a node's address in the client's place.
+        // The server's node may have seen a node's address in the client's place. A pod without
+        // siblings that calls its own workload reaches itself, whatever address that then has.
+        let is_itself = |t: &Target| t.peer == *client && !t.many;
         let mut masqueraded = false;
-        for target in targets.iter().filter(|t| a_node_stands_in(evidence, t, *protocol, total)) {
+        let others = targets.iter().filter(|t| !is_itself(t));
+        for target in others.filter(|t| a_node_stands_in(evidence, t, *protocol, total)) {
             attach(edge_key(target), Some(*total), &[marks::INFERRED, marks::MASQUERADED]);
             masqueraded = true;
         }
-        // A pod that reached itself leaves no edge.
         let hairpin = targets.iter().any(|t| t.peer == *client);
+        // Its own link shows nothing of it that a rule would need, but networks that judge the
+        // Service's address do.
+        if let [only] = &targets[..]
+            && is_itself(only)
+        {
+            attach(edge_key(only), Some(*total), &[marks::VIA_SERVICE]);
+        }
         found.backend_unknown = !masqueraded && !hairpin;
     }
     if total.counts.failed() > 0 && !(single && resolved) {
@@ -195,6 +215,13 @@ fn a_node_stands_in(evidence: &impl Evidence, target: &Target, protocol: Protoco
     })
 }
 
+/// Who was ever behind a Service that was used, and at which port.
+pub(crate) fn workloads_behind(evidence: &impl Evidence, flow: &FlowKey, seen: &Seen) -> BTreeSet<(Arc<Peer>, u16)> {
+    let (_, service, protocol, port) = flow;
+    let all = targets(evidence, service, *protocol, *port, seen).into_iter();
+    all.map(|target| (target.peer, target.port)).collect()
+}
+
 /// Whether this workload and port are behind a Service.
 fn leads_to(evidence: &impl Evidence, service: &str, target: &Target) -> bool {
     let ports = facts_of(evidence, service).into_iter().flat_map(|facts| facts.ports.values());
@@ -212,7 +239,7 @@ fn targets(evidence: &impl Evidence, service: &str, protocol: Protocol, port: u1
         from.is_none_or(|f| f.before(ENDPOINT_SLACK) <= flow.last)
             && to.is_none_or(|t| t.after(ENDPOINT_SLACK) >= flow.first)
     };
-    let mut targets: BTreeMap<(Arc<Peer>, u16), (bool, bool)> = BTreeMap::new();
+    let mut targets: BTreeMap<(Arc<Peer>, u16), Endpoints> = BTreeMap::new();
     for ((address, port, peer, node, from), to) in all {
         for peer in evidence.backend(*address, peer, node.is_some(), flow) {
             let unobserved = match (node, &*peer) {
@@ -221,11 +248,18 @@ fn targets(evidence: &impl Evidence, service: &str, protocol: Protocol, port: u1
             };
             let current = at_that_time(from, to);
             let target = targets.entry((peer, *port)).or_default();
-            *target = (target.0 | (unobserved && current), target.1 | current);
+            target.unobserved |= unobserved && current;
+            if current {
+                target.current[usize::from(address.is_ipv6())].insert(*address);
+            }
         }
     }
     targets
         .into_iter()
-        .map(|((peer, port), (unobserved, current))| Target { peer, port, unobserved, current })
+        .map(|((peer, port), Endpoints { unobserved, current })| {
+            // A pod has one address of a family.
+            let pods = current.iter().map(BTreeSet::len).max().unwrap_or(0);
+            Target { peer, port, unobserved, current: pods > 0, many: pods > 1 }
+        })
         .collect()
 }

@@ -1,8 +1,8 @@
 //! Counters of edges, as `/metrics` shows them: the same from a snapshot and from an observer.
 
-use std::sync::Arc;
+use std::{borrow::Borrow, collections::BTreeMap, sync::Arc};
 
-use super::Counts;
+use super::{Counts, EdgeRecord};
 use crate::peer::{Peer, Protocol};
 
 /// Outcomes that [`EdgeCounter::outcomes`] counts: `opened` has those found at start in it, and
@@ -40,4 +40,22 @@ pub(crate) fn add_outcomes(sums: &mut [u64; OUTCOMES.len()], counts: &Counts) {
     for (sum, gain) in sums.iter_mut().zip(gains) {
         *sum = sum.saturating_add(gain);
     }
+}
+
+/// The counters of these edges, sorted; external addresses are one peer, so a counter may join
+/// several edges.
+pub(crate) fn of_edges(edges: impl Iterator<Item = impl Borrow<EdgeRecord>>) -> Vec<EdgeCounter> {
+    let many = Arc::new(Peer::many());
+    let shown = |peer: &Peer| match peer {
+        Peer::External { .. } => Arc::clone(&many),
+        _ => Arc::new(peer.clone()),
+    };
+    let mut counters: BTreeMap<_, [u64; OUTCOMES.len()]> = BTreeMap::new();
+    for edge in edges {
+        let EdgeRecord { client, server, protocol, port, counts, .. } = edge.borrow();
+        add_outcomes(counters.entry((shown(&client.peer), shown(&server.peer), *protocol, *port)).or_default(), counts);
+    }
+    let counter =
+        |((client, server, protocol, port), outcomes)| EdgeCounter { client, server, protocol, port, outcomes };
+    counters.into_iter().map(counter).collect()
 }

@@ -54,7 +54,7 @@ pub(super) struct Deriver {
 
 /// Facts, and who had the addresses that only `merge` can name, as evidence for what is behind
 /// Services.
-struct Known<'a> {
+pub(super) struct Known<'a> {
     facts: &'a Facts,
     owners: &'a Owners<'a>,
     /// Addresses of Services that nodes have themselves.
@@ -62,7 +62,7 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    fn new(facts: &'a Facts, owners: &'a Owners<'a>) -> Self {
+    pub(super) fn new(facts: &'a Facts, owners: &'a Owners<'a>) -> Self {
         let of_services: BTreeSet<IpAddr> =
             facts.services.values().flat_map(|service| service.base.addresses.iter().copied()).collect();
         let mut on_nodes: BTreeMap<IpAddr, Vec<Arc<Peer>>> = BTreeMap::new();

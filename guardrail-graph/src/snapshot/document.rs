@@ -13,6 +13,7 @@ use super::{
     API_VERSION, AddressEntry, BackendEntry, Body, Coverage, EdgeRecord, Interval, KIND, LabelChanges, PodPresence,
     Revision, ServiceEntry, ServiceFlow, ServicePortEntry, Snapshot, Source, SourceRevision, SourceWindow, Window,
     WorkloadEntry,
+    counters::{EdgeCounter, of_edges},
     derive::{Derived, Deriver},
     facts::{
         EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, source_counts,
@@ -95,6 +96,7 @@ impl Facts {
     pub(crate) fn document(mut self) -> Document {
         self.settle();
         self.name_remote_flows();
+        let untold = self.tell_redirected();
         self.edges.sort_unstable_keys();
         let mut deriver = Deriver {
             unresolved: std::mem::take(&mut self.unresolved),
@@ -104,6 +106,7 @@ impl Facts {
         let owners = Owners::of(&self);
         deriver.service_flows(&self, &owners);
         deriver.unnamed_flows(&self, &owners);
+        deriver.redirected(untold);
         deriver.coverage_of_nodes(&self);
         let Deriver { derived, unresolved, incomplete } = deriver;
         let coverage = self.coverage(unresolved, incomplete);
@@ -215,6 +218,12 @@ impl Document {
             edges: self.edges(None).map(|(_, edge)| edge).collect(),
         };
         snapshot
+    }
+
+    /// As [`Snapshot::edge_counters`].
+    #[must_use]
+    pub fn edge_counters(&self) -> Vec<EdgeCounter> {
+        of_edges(self.edges(None).map(|(_, edge)| edge))
     }
 
     /// The revision of its epoch, if it is of one alone.

@@ -264,8 +264,9 @@ pub(crate) struct FlowFacts {
     pub(crate) sources: BySource,
 }
 
-/// `(end on the agent's node, which end that is, address of the other, protocol, port)`.
-pub(crate) type RemoteKey = (Arc<Peer>, Side, IpAddr, Protocol, u16);
+/// `(end on the agent's node, which end that is, address of the other, protocol, port, whether a
+/// proxy took it and nobody here knows what it dialled)`.
+pub(crate) type RemoteKey = (Arc<Peer>, Side, IpAddr, Protocol, u16, bool);
 
 /// Facts of a remote flow.
 #[derive(Clone, Debug, Default)]
@@ -458,8 +459,9 @@ impl Facts {
             facts.node_workloads.extend(flow.node_workloads);
             facts.sources.add(&mut self.counters, flow.sources);
         }
-        for flow in remote_flows {
-            let key = (self.peers.intern(flow.local), flow.side, flow.address, flow.protocol, flow.port);
+        for mut flow in remote_flows {
+            let untold = flow.marks.remove(marks::REDIRECTED);
+            let key = (self.peers.intern(flow.local), flow.side, flow.address, flow.protocol, flow.port, untold);
             let facts = self.remote_flows.entry(key).or_default();
             facts.port_name = facts.port_name.take().max(flow.port_name.map(Arc::from));
             facts.flow.marks.extend(flow.marks);

@@ -42,6 +42,10 @@ pub const INSIDE: &str = "inside";
 /// which alone NetworkPolicy judges. Reported, never a rule.
 pub const SECONDARY_NETWORK: &str = "secondary-network";
 
+/// Of a remote flow, never of an edge: it arrived at this port of a proxy, and nobody here knows
+/// which port was dialled.
+pub const REDIRECTED: &str = "redirected";
+
 /// The port at which proxies of an ambient mesh take tunnels.
 pub const HBONE: u16 = 15008;
 

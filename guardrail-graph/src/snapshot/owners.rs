@@ -15,7 +15,7 @@ use crate::{peer::Peer, time::Timestamp};
 
 /// Nodes' clocks differ, and around a change of owner only the API server's word may be known:
 /// doubt on both sides of a tenure.
-const GUARD: Duration = Duration::from_secs(5);
+pub(super) const GUARD: Duration = Duration::from_secs(5);
 /// How long before the first word of its owner an address may have been in use.
 pub(crate) const LEAD: Duration = Duration::from_secs(60);
 

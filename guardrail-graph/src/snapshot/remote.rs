@@ -76,7 +76,7 @@ impl Facts {
             let kept = listed.entry((*address, peer)).or_default();
             *kept = (*kept).max(known.listed);
         }
-        for (key, facts) in &self.remote_flows {
+        for (key, facts) in self.remote_flows.iter().filter(|(key, _)| !key.5) {
             for (source, _, seen) in facts.flow.sources.iter() {
                 let shares = owners.shares(key.2, seen).0.into_iter();
                 for (peer, share) in shares.filter(|(_, share)| self.span.meets(share.first, share.last)) {
@@ -106,7 +106,14 @@ impl Facts {
 }
 
 /// A remote flow as it stands in a snapshot.
-pub(super) fn remote_entry((local, side, address, protocol, port): &RemoteKey, facts: &RemoteFacts) -> RemoteFlow {
+pub(super) fn remote_entry(
+    (local, side, address, protocol, port, untold): &RemoteKey,
+    facts: &RemoteFacts,
+) -> RemoteFlow {
+    let mut marks = facts.flow.marks.clone();
+    if *untold {
+        marks.insert(super::marks::REDIRECTED.to_owned());
+    }
     RemoteFlow {
         local: Peer::clone(local),
         side: *side,
@@ -114,13 +121,13 @@ pub(super) fn remote_entry((local, side, address, protocol, port): &RemoteKey, f
         protocol: *protocol,
         port: *port,
         port_name: facts.port_name.as_deref().map(str::to_owned),
-        marks: facts.flow.marks.clone(),
+        marks,
         node_workloads: facts.flow.node_workloads.clone(),
         sources: source_counts(&facts.flow.sources, false).collect(),
     }
 }
 
-fn edge_key((local, side, _, protocol, port): &RemoteKey, other: &Arc<Peer>) -> EdgeKey {
+fn edge_key((local, side, _, protocol, port, _): &RemoteKey, other: &Arc<Peer>) -> EdgeKey {
     match side {
         Side::Client => (local.into(), other.into(), *protocol, *port),
         Side::Server => (other.into(), local.into(), *protocol, *port),
@@ -130,7 +137,7 @@ fn edge_key((local, side, _, protocol, port): &RemoteKey, other: &Arc<Peer>) -> 
 impl Deriver {
     /// Counts the remote flows that nobody can name.
     pub(super) fn unnamed_flows(&mut self, facts: &Facts, owners: &Owners<'_>) {
-        for ((local, side, address, protocol, port), remote) in &facts.remote_flows {
+        for ((local, side, address, protocol, port, _), remote) in facts.remote_flows.iter().filter(|(key, _)| !key.5) {
             for (source, _, seen) in remote.flow.sources.iter() {
                 let left = owners.shares(*address, seen).1;
                 if left == 0 {

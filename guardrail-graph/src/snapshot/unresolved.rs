@@ -88,6 +88,17 @@ impl Unresolved {
         }
     }
 
+    /// One established flow more, if there is room.
+    pub(super) fn keep(&mut self, ends: FlowEnds, time: Interval) {
+        let flows = self.flows.get_or_insert_default();
+        let known = flows.entry(ends).or_insert(time);
+        *known = hull([*known, time]);
+        while flows.len() > MAX_FLOWS {
+            flows.pop_last();
+            self.more = true;
+        }
+    }
+
     /// What another snapshot says of the same source and reason. What comes first is kept, so that
     /// the order of joining plays no part.
     pub(super) fn join(&mut self, other: Self, is_new: bool) {

@@ -1,16 +1,13 @@
 //! What a snapshot is fit for: which workloads it has seen as a whole, and the counters that follow
 //! from it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::BTreeSet;
 
 use super::{
     NodeCoverage, Snapshot,
-    counters::{EdgeCounter, OUTCOMES, add_outcomes},
+    counters::{EdgeCounter, of_edges},
 };
-use crate::peer::{Peer, WorkloadRef};
+use crate::peer::WorkloadRef;
 
 /// Whose eyes a workload was seen with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,25 +54,6 @@ impl Snapshot {
     /// so a counter may join several edges.
     #[must_use]
     pub fn edge_counters(&self) -> Vec<EdgeCounter> {
-        let many = Arc::new(Peer::many());
-        let shown = |peer: &Peer| match peer {
-            Peer::External { .. } => Arc::clone(&many),
-            _ => Arc::new(peer.clone()),
-        };
-        let mut counters: BTreeMap<_, [u64; OUTCOMES.len()]> = BTreeMap::new();
-        for edge in &self.body.edges {
-            let key = (shown(&edge.client.peer), shown(&edge.server.peer), edge.protocol, edge.port);
-            add_outcomes(counters.entry(key).or_default(), &edge.counts);
-        }
-        counters
-            .into_iter()
-            .map(|((client, server, protocol, port), outcomes)| EdgeCounter {
-                client,
-                server,
-                protocol,
-                port,
-                outcomes,
-            })
-            .collect()
+        of_edges(self.body.edges.iter())
     }
 }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, WorkloadRef,
-    snapshot::{Body, RemoteFlow, ServiceFlow, Side, SourceCounts, UnresolvedFlow},
+    snapshot::{Body, RemoteFlow, ServiceFlow, Side, SourceCounts, UnresolvedFlow, marks},
 };
 
 use super::{Evaluator, Proof, denied_sides};
@@ -60,7 +60,10 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
             judge.pair([&flow.client, backend], (flow.protocol, port), proof);
         }
     }
-    for flow in body.remote_flows.iter().filter(|f| established(f.protocol, &f.sources) && !is_named(f)) {
+    // Those that a proxy took stand below, as far as nothing explains them.
+    let is_untold = |f: &RemoteFlow| f.marks.contains(marks::REDIRECTED);
+    let remote = body.remote_flows.iter().filter(|f| established(f.protocol, &f.sources) && !is_untold(f));
+    for flow in remote.filter(|f| !is_named(f)) {
         let other = Peer::External { address: flow.address.to_string() };
         let (client, server) = match flow.side {
             Side::Client => (&flow.local, &other),

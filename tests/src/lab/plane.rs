@@ -11,7 +11,7 @@ use anyhow::Result;
 
 pub use ambient::Ambient;
 pub use beside::SecondNetwork;
-pub use translated::{Ipvs, Masquerade};
+pub use translated::{Hairpin, Ipvs, Masquerade};
 
 use super::netns::Netns;
 use crate::{
@@ -53,6 +53,25 @@ impl DataPlane for KubeProxy {
 pub struct NodeAnswers {
     /// The addresses.
     pub addresses: Vec<IpAddr>,
+}
+
+impl NodeAnswers {
+    /// The node answers no more: it has none of the addresses, and Services lead to their pods.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn take_down(&self, netns: &Netns) -> Result<()> {
+        for address in &self.addresses {
+            let (bits, iptables) = if address.is_ipv4() { (32, "iptables") } else { (128, "ip6tables") };
+            netns.ip(&format!("addr del {address}/{bits} dev lo\n"))?;
+            for chain in ["PREROUTING", "OUTPUT"] {
+                let target = format!("{address}/{bits}");
+                netns
+                    .feed(Command::new(iptables).args(["-t", "nat", "-D", chain, "-d", &target, "-j", "ACCEPT"]), "")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl DataPlane for NodeAnswers {
