@@ -9,12 +9,12 @@ use std::{
 
 use guardrail_tests::{
     agent::Agent,
-    apiserver::{ApiServer, Fault},
+    apiserver::{ApiServer, Fault, NoStreaming},
     app::scenario::{Call, How, Scenario, Serve},
     bins,
     cluster::inventory,
     compare::{compare, edges, happened},
-    lab::Lab,
+    lab::{Lab, wait_until},
     shop::Shop,
     small::{cluster, deployment, eventually, eventually_true, go, lab, start, truth},
 };
@@ -207,4 +207,54 @@ fn churn(lags: impl Fn(usize) -> bool) {
     };
     let snapshot = eventually(Duration::from_secs(30), || agent.snapshot(), |s| check(s).map(drop)).unwrap();
     eprintln!("{} of {RECYCLES} edges unresolved: {}", check(&snapshot).unwrap(), snapshot["coverage"]["unresolved"]);
+}
+
+/// What real clusters do in one test: lists cannot be streamed and end in an error, the address of
+/// a pod comes 40 s after its first call, and in between the server is away and has forgotten the
+/// version when it comes back.
+#[test]
+fn an_address_that_comes_40_seconds_late_after_an_outage_and_a_410_names_what_was_called_before() {
+    const LATE: Duration = Duration::from_secs(40);
+    if !bins::can_run("an API server with a real cluster's habits") {
+        return;
+    }
+    let mut c = cluster(&["node-a", "node-b"]);
+    let server = deployment(&mut c, "server", 8080, 0);
+    let client = deployment(&mut c, "client", 8080, 1);
+    let to = format!("{}:8080", c.pod(&server).addresses.0);
+    let name = c.pod(&client).name.clone();
+    let lab = lab(c).unwrap();
+    let told = inventory::objects(&lab.cluster);
+    let mut untold = told.clone();
+    for pod in untold.iter_mut().filter(|object| object["metadata"]["name"] == *name) {
+        let status = pod["status"].as_object_mut().unwrap();
+        status.retain(|key, _| key == "phase" || key == "hostIP");
+    }
+    let (api, kubeconfig) = api_server(&lab, 0);
+    api.manners(|m| m.stream_no_lists(NoStreaming::Event(500)));
+    api.sync(&untold);
+    let agent = agent(&lab, 0, &kubeconfig);
+    let serve = Scenario { serve: vec![Serve::tcp(8080)], ..Scenario::default() };
+    let _server = start(&lab, vec![(&server, serve)]).unwrap();
+    let calls = Scenario { after: vec![Call::new(&to, How::Tcp, 5)], ..Scenario::default() };
+    go(&mut start(&lab, vec![(&client, calls)]).unwrap()).unwrap();
+    let began = Instant::now();
+    // Nobody is given a wrong name meanwhile, and it is not forgotten either.
+    wait_until(LATE + Duration::from_secs(20), "the address is late enough", || {
+        let known: Vec<_> = edges(&agent.snapshot().ok()?).into_keys().map(|edge| edge.to_string()).collect();
+        assert!(known.is_empty(), "nobody knows who called: {known:?}");
+        let waits = agent.metric("guardrail_flows_pending").ok()?;
+        let counted = agent.metric("guardrail_flows_unresolved_total{reason=\"pod_range_no_owner\"}").ok()?;
+        (began.elapsed() >= LATE && waits + counted > 0.0).then_some(())
+    })
+    .unwrap();
+    for _ in 0..3 {
+        api.fault("pods", Fault::Disconnect);
+    }
+    api.fault("pods", Fault::Expired);
+    api.drop_streams();
+    api.sync(&told);
+    let snapshot = eventually_true(&agent, &truth(&lab).unwrap()).unwrap();
+    assert_eq!((edges(&snapshot).len(), &snapshot["coverage"]["unresolved"]), (1, &serde_json::json!([])));
+    assert!(api.faults_used());
 }
