@@ -18,6 +18,7 @@ fn overlays() -> Vec<(&'static str, Value)> {
         ("prometheus-operator", json!({"prometheusOperator": {"enabled": true}})),
         ("scope-node", json!({"inventoryScope": "node"})),
         ("seccomp-unconfined", json!({"seccompProfile": "Unconfined"})),
+        ("unobservable-nodes", json!({"unobservableNodes": ["guardrail.dev/unobservable"]})),
         ("without-host-pid", json!({"hostPID": false})),
     ]
 }
@@ -62,6 +63,7 @@ fn values_change_what_they_name_and_nothing_else() {
         "image": {"repository": "registry.example/guardrail", "digest": digest, "pullPolicy": "Always"},
         "imagePullSecrets": [{"name": "pull"}],
         "extraArgs": ["--udp=off"],
+        "unobservableNodes": ["pool=windows", "kubernetes.io/arch in (riscv64)"],
         "resources": {"limits": {"memory": "192Mi"}},
         "podLabels": {"team": "platform", "app.kubernetes.io/name": "theirs"},
         "podAnnotations": {"a.example/b": "c"},
@@ -74,7 +76,11 @@ fn values_change_what_they_name_and_nothing_else() {
     assert_eq!(agent["image"], format!("registry.example/guardrail@{digest}"));
     assert_eq!(agent["imagePullPolicy"], "Always");
     assert_eq!(pod["imagePullSecrets"], json!([{"name": "pull"}]));
-    assert_eq!(agent["args"].as_array().unwrap().last().unwrap(), "--udp=off");
+    let args = agent["args"].as_array().unwrap();
+    assert_eq!(args.last().unwrap(), "--udp=off");
+    for selector in ["pool=windows", "kubernetes.io/arch in (riscv64)"] {
+        assert!(args.contains(&json!(format!("--unobservable-nodes={selector}"))), "{args:?}");
+    }
     assert_eq!(
         agent["resources"],
         json!({"limits": {"memory": "192Mi"}, "requests": {"cpu": "20m", "memory": "96Mi"}})
@@ -99,6 +105,7 @@ fn values_that_mean_nothing_are_refused() {
         (json!({"hostPid": false}), "hostPid"),
         (json!({"inventoryScope": "namespace"}), "inventoryScope"),
         (json!({"image": {"digest": "0123"}}), "digest"),
+        (json!({"unobservableNodes": "pool=windows"}), "unobservableNodes"),
         (json!({"prometheusOperator": {"enable": true}}), "enable"),
     ] {
         let error = release(&values).expect_err("refused").to_string();

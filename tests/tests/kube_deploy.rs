@@ -32,6 +32,7 @@ fn overlays() -> Vec<(String, Vec<Value>)> {
         "prune-exceptions",
         "scope-node",
         "seccomp-unconfined",
+        "unobservable-nodes",
         "without-host-pid",
     ];
     assert_eq!(names, expected);
