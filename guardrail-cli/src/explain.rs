@@ -32,7 +32,7 @@ use crate::{
 pub(crate) mod ends;
 mod names;
 
-use ends::Named;
+use ends::{Asked, Named};
 
 /// Options of `guardrail explain`.
 #[derive(Debug, clap::Args)]
@@ -113,6 +113,12 @@ impl Answer {
         self.verdict == "denied"
     }
 
+    /// The address that was asked for is closed, whatever the rules for the pods behind it say.
+    fn is_denied_at(&mut self, asked: &Asked) {
+        self.verdict = "denied";
+        self.explanation.notes.push(asked.denied());
+    }
+
     /// Without the rules that would be added to policies that are there.
     pub(crate) fn without_remedy(&mut self) {
         self.explanation.sides.iter_mut().for_each(|side| side.smallest = None);
@@ -141,12 +147,19 @@ fn explain(args: &Args) -> anyhow::Result<Outcome> {
     }
     let Loaded { evaluator, objects, unproven, .. } = policies::load(policies, inventory, None, dataplane, cluster)?;
     let inventory = Inventory::from_objects(objects);
-    let sources = ends::from(&evaluator, &inventory, from)?;
+    let sources = ends::from(&evaluator, &inventory, from, to)?;
     let destinations = ends::to(&evaluator, &inventory, &sources, to, (*protocol, *port))?;
+    let services = destinations.asked.as_ref().and_then(|_| ends::asked_services(&evaluator, &inventory));
     let mut answers = Vec::new();
     for src in &sources.ends {
         for dst in &destinations.ends {
-            answers.extend(judge(&evaluator, src, dst, *protocol));
+            let mut judged = judge(&evaluator, src, dst, *protocol);
+            if let Some(asked) = &destinations.asked
+                && asked.egress(services.as_ref(), &src.end, (*protocol, dst.port)).is_some_and(|side| !side.allows())
+            {
+                judged.iter_mut().for_each(|(answer, _)| answer.is_denied_at(asked));
+            }
+            answers.extend(judged);
         }
     }
     for (answer, dst) in &mut answers {

@@ -210,7 +210,7 @@ fn unblock(args: &mut Args) -> anyhow::Result<Outcome> {
 /// From names to what a rule can name and policies can judge.
 fn asked(args: &Args, evaluator: &Evaluator, inventory: &Inventory) -> anyhow::Result<Asked> {
     let PlanPort { port, protocol } = args.port;
-    let sources = ends::from(evaluator, inventory, &args.from)?;
+    let sources = ends::from(evaluator, inventory, &args.from, &args.to)?;
     let targets = ends::to(evaluator, inventory, &sources, &args.to, (protocol, port))?;
     let (from, from_note) = end(evaluator, &sources.ends, &args.from, "--from")?;
     let (to, to_note) = end(evaluator, &targets.ends, &args.to, "--to")?;

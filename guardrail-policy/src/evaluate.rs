@@ -34,6 +34,7 @@ pub mod facts;
 pub(crate) mod identity;
 mod kinds;
 mod rules;
+mod services;
 mod stages;
 mod stand_ins;
 mod tiers;
@@ -47,6 +48,7 @@ pub(crate) use ends::is_node_cache;
 pub use ends::{End, UnknownEnd, common_addresses, families};
 pub use facts::Facts;
 pub use identity::LabelFilter;
+pub use services::{AskedPort, AskedService, AskedServices};
 pub use tiers::{Admission, Clients};
 pub use virtuals::DeclaredPort;
 

@@ -6,10 +6,10 @@ use std::{
 };
 
 use anyhow::bail;
-use guardrail_graph::{Peer, Snapshot};
+use guardrail_graph::{Peer, Snapshot, inventory::Inventory};
 use guardrail_policy::{
     check::{Check, Findings},
-    evaluate::{End, Evaluator, RuleRef, SideVerdict, UnknownEnd, Verdict, common_addresses, families},
+    evaluate::{AskedServices, End, Evaluator, RuleRef, SideVerdict, UnknownEnd, Verdict, common_addresses, families},
     model::{Direction, PortMatch, logged::LoggedEnd, tier::TierPolicy},
     read::{self, Flow, Flows, PassedOver},
 };
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     coverage,
     exit::Outcome,
+    explain::ends::{self, Ends},
     input::{self, tell},
     output::Progress,
     policies::{self, Loaded, Unproven},
@@ -62,7 +63,7 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         let severity = if *reason == PassedOver::Lost { "warning" } else { "note" };
         tell(severity, &format!("{count} lines of the log {reason}: not judged"));
     }
-    let Loaded { evaluator, before, unproven, without_ports, .. } = policies::load_set(
+    let Loaded { evaluator, before, objects, unproven, without_ports, .. } = policies::load_set(
         input::policies(policies, cluster)?,
         inventory,
         snapshot.as_ref(),
@@ -78,8 +79,11 @@ pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
         incomplete_because: snapshot.as_ref().map(coverage::incomplete).unwrap_or_default(),
         findings: Findings::default(),
     };
+    let inventory = Inventory::from_objects(objects);
     let mut judge = Judge {
         evaluator: &evaluator,
+        inventory: &inventory,
+        services: flows.as_ref().and_then(|_| ends::asked_services(&evaluator, &inventory)),
         check: Check::new(&evaluator, &before),
         touched: vec![false; unproven.len()],
         unproven: &unproven,
@@ -123,8 +127,27 @@ fn outcome(report: &Report<'_>, allow_partial: bool) -> Outcome {
     if report.denied > 0 { Outcome::Findings } else { Outcome::Fine }
 }
 
+/// A flow without a verdict.
+fn row<'a>(flow: &Flow<'a>) -> Row<'a> {
+    Row {
+        src: flow.src.clone(),
+        dst: flow.dst.clone(),
+        protocol: flow.protocol,
+        port: flow.port,
+        verdict: Answer::Unproven,
+        ingress_by: "-".to_owned(),
+        egress_by: "-".to_owned(),
+        exempt: None,
+        restricted: false,
+        reason: None,
+    }
+}
+
 struct Judge<'a> {
     evaluator: &'a Evaluator,
+    inventory: &'a Inventory,
+    /// Services, where the network judges their own addresses.
+    services: Option<AskedServices>,
     check: Check<'a>,
     /// What makes verdicts unproven, and whether it concerned one yet.
     unproven: &'a [Unproven],
@@ -166,6 +189,19 @@ impl Judge<'_> {
                 let elsewhere = self.evaluator.redirected(&dst, &flow.dst, flow.protocol, flow.port);
                 elsewhere.map_or(Ok(dst), Err)
             });
+            if flow.logged.is_none()
+                && (src.is_err() || dst.is_err())
+                && let Some(judged) = self.several(&flow, &src, &dst)
+            {
+                match judged {
+                    Ok(row) => rows.push(row),
+                    Err(error) => wrong.push(format!("{file}:{}: {error}", flow.line)),
+                }
+                if wrong.len() == 20 {
+                    break;
+                }
+                continue;
+            }
             let bad = [&src, &dst].into_iter().filter_map(|e| e.as_ref().err()).find(|e| !e.is_unproven());
             if let Some(error) = bad {
                 wrong.push(format!("{file}:{}: {error}; correct the flow or complete --inventory", flow.line));
@@ -174,18 +210,7 @@ impl Judge<'_> {
                 }
                 continue;
             }
-            let mut row = Row {
-                src: flow.src,
-                dst: flow.dst,
-                protocol: flow.protocol,
-                port: flow.port,
-                verdict: Answer::Unproven,
-                ingress_by: "-".to_owned(),
-                egress_by: "-".to_owned(),
-                exempt: None,
-                restricted: false,
-                reason: None,
-            };
+            let mut row = row(&flow);
             match (src, dst) {
                 (Ok(_), Ok(_)) if self.named_ports && self.without_ports.contains(&*row.dst) => {
                     let why = format!(
@@ -208,6 +233,68 @@ impl Judge<'_> {
             bail!("{}", wrong.join("\n"));
         }
         Ok(rows)
+    }
+
+    /// Judges a flow whose ends name several pods: a workload, a Service or its address within the
+    /// cluster. The worst of their verdicts counts. `None`: it names nothing of that kind.
+    fn several<'b>(
+        &mut self,
+        flow: &Flow<'b>,
+        src: &Result<End, UnknownEnd>,
+        dst: &Result<End, UnknownEnd>,
+    ) -> Option<anyhow::Result<Row<'b>>> {
+        let asked = (flow.protocol, flow.port);
+        let to_node = dst.as_ref().is_ok_and(End::is_node);
+        let from = match src {
+            Ok(end) => Ok(Ends::one(*end, &flow.src, 0)),
+            Err(_) => ends::initiators(self.evaluator, self.inventory, &flow.src, to_node)?,
+        };
+        let from = match from {
+            Ok(from) => from,
+            Err(error) => return Some(Err(error)),
+        };
+        let to = match dst {
+            Ok(end) => Ok(Ends::one(*end, &flow.dst, flow.port)),
+            Err(_) => ends::acceptors(self.evaluator, self.inventory, &from, &flow.dst, asked)?,
+        };
+        let to = match to {
+            Ok(to) => to,
+            // An address that nobody answers for now is as unproven as before.
+            Err(_) if dst.as_ref().is_err_and(UnknownEnd::is_unproven) => return None,
+            Err(error) => return Some(Err(error)),
+        };
+        let mut worst: Option<(usize, Verdict, [&End; 2])> = None;
+        let mut counts = [0; 3];
+        for src in &from.ends {
+            for dst in &to.ends {
+                let mut verdict = self.check.flow(&src.end, &dst.end, flow.protocol, dst.port);
+                let at_address = to
+                    .asked
+                    .as_ref()
+                    .and_then(|asked| asked.egress(self.services.as_ref(), &src.end, (flow.protocol, dst.port)));
+                if let Some(side) = at_address.filter(|side| !side.allows()) {
+                    verdict.exemption = None;
+                    verdict.egress = side;
+                }
+                let rank = if verdict.denied() { 2 } else { usize::from(!verdict.allowed()) };
+                counts[rank] += 1;
+                if worst.as_ref().is_none_or(|(known, ..)| rank > *known) {
+                    worst = Some((rank, verdict, [&src.end, &dst.end]));
+                }
+            }
+        }
+        let (rank, verdict, ends) = worst?;
+        let mut notes: Vec<String> = [from.note, to.note].into_iter().flatten().collect();
+        if counts.iter().filter(|count| **count > 0).count() > 1 {
+            let word = ["allowed", "unproven", "denied"][rank];
+            notes.push(format!("{} of {} are {word}", counts[rank], counts.iter().sum::<usize>()));
+        }
+        let said = format!("{} -> {} {}/{}: {}", flow.src, flow.dst, flow.protocol, flow.port, notes.join("; "));
+        tell("note", &said);
+        let mut row = row(flow);
+        let namespaces = ends.map(|end| namespace(self.evaluator, end));
+        self.fill(&mut row, &verdict, rank == 1, namespaces);
+        Some(Ok(row))
     }
 
     /// Tells of dual-stack ends whose families are judged differently: which one is used is the

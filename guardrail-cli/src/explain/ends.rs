@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 use anyhow::{anyhow, bail};
 use guardrail_graph::inventory::{Inventory, Service, ServicePort, TargetPort};
 use guardrail_policy::{
-    evaluate::{ClusterPod, End, Evaluator, UnknownEnd},
+    evaluate::{AskedPort, AskedService, AskedServices, ClusterPod, End, Evaluator, SideVerdict, UnknownEnd},
     model::Protocol,
 };
 use ipnet::IpNet;
@@ -30,28 +30,69 @@ pub(crate) struct Ends {
     pub(crate) ends: Vec<Named>,
     /// If the ends are not called as the user called them: why.
     pub(crate) note: Option<String>,
+    /// The Service whose own address was asked for.
+    pub(crate) asked: Option<Asked>,
 }
 
-/// The ends of a connection's initiator.
-pub(crate) fn from(evaluator: &Evaluator, inventory: &Inventory, text: &str) -> anyhow::Result<Ends> {
-    let text = &*names::canonical(text);
-    if let Some(pods) = pods_of_workload(evaluator, text) {
-        return Ok(of_workload(evaluator, text, &pods, 0));
+/// A Service that was asked for.
+#[derive(Clone)]
+pub(crate) struct Asked {
+    /// Namespace and name.
+    service: (String, String),
+    address: IpAddr,
+    port: u16,
+}
+
+impl Asked {
+    /// What policies say of a pod's way to the address itself; `None`: nobody judges there, or
+    /// whoever asks is no pod.
+    pub(crate) fn egress(
+        &self,
+        services: Option<&AskedServices>,
+        src: &End,
+        (protocol, behind): (Protocol, u16),
+    ) -> Option<SideVerdict> {
+        let service = (&*self.service.0, &*self.service.1);
+        let call = AskedPort { address: self.address, protocol, front: self.port, behind };
+        Some(services?.egress(src.pod()?, service, call))
     }
-    if let Some((service, what)) = service(evaluator, inventory, text) {
-        // Nothing opens a connection from there: whoever writes it means the pods.
-        let selected = |pod: &ClusterPod| is_behind(service, pod);
-        let pods = evaluator.cluster().pods.iter().zip(0..).filter(|(pod, _)| selected(pod));
-        let ends = alike(evaluator, pods.map(|(_, index)| (index, 0)));
-        if service.selector.is_empty() || ends.is_empty() {
-            bail!("--from: {what}, from which nothing opens connections, and the inventory has no pod behind it");
-        }
-        let names: Vec<&str> = ends.iter().map(|e| e.name.as_str()).collect();
-        let note = format!(
-            "{what}, from which nothing opens connections: judged at the pods behind it ({})",
-            names.join(", ")
-        );
-        return Ok(Ends { note: Some(note), ends });
+
+    /// Why a way that the rules for the pods open is closed.
+    pub(crate) fn denied(&self) -> String {
+        let Self { service: (namespace, name), address, port } = self;
+        format!(
+            "this network judges egress at {address} port {port}, before it is translated: no rule names that address, and no podSelector matches the selector of Service {namespace}/{name}"
+        )
+    }
+}
+
+/// The Services of the inventory, as a network knows them that judges before translation.
+pub(crate) fn asked_services(evaluator: &Evaluator, inventory: &Inventory) -> Option<AskedServices> {
+    let known = inventory.services().map(|service| AskedService {
+        namespace: &service.namespace,
+        name: &service.name,
+        selector: service.selector.to_map(),
+    });
+    AskedServices::new(evaluator, known)
+}
+
+impl Ends {
+    fn have_nodes(&self) -> bool {
+        self.ends.iter().any(|named| named.end.is_node())
+    }
+
+    /// One that is called as the user calls it.
+    pub(crate) fn one(end: End, name: &str, port: u16) -> Self {
+        Self { ends: vec![Named { end, name: name.to_owned(), port }], note: None, asked: None }
+    }
+}
+
+/// The ends of a connection's initiator; `to`: what is called, by the user's name.
+pub(crate) fn from(evaluator: &Evaluator, inventory: &Inventory, text: &str, to: &str) -> anyhow::Result<Ends> {
+    let text = &*names::canonical(text);
+    let to_node = evaluator.end(&names::canonical(to)).is_ok_and(|end| end.is_node());
+    if let Some(ends) = initiators(evaluator, inventory, text, to_node) {
+        return ends.map_err(|error| anyhow!("--from: {error}"));
     }
     let end = evaluator.end(text).map_err(|unknown| match unknown {
         UnknownEnd::Virtual { address, service } => anyhow!(
@@ -60,7 +101,57 @@ pub(crate) fn from(evaluator: &Evaluator, inventory: &Inventory, text: &str) -> 
         other => nobody("--from", &other, evaluator, inventory),
     });
     let end = end?;
-    Ok(Ends { ends: vec![Named { end, name: text.to_owned(), port: 0 }], note: None })
+    Ok(Ends::one(end, text, 0))
+}
+
+/// The pods that a connection's initiator names, if it names several: a workload, or a Service.
+/// `to_node`: what is called is a node, so pods of different nodes are not alike.
+pub(crate) fn initiators(
+    evaluator: &Evaluator,
+    inventory: &Inventory,
+    text: &str,
+    to_node: bool,
+) -> Option<anyhow::Result<Ends>> {
+    let text = &*names::canonical(text);
+    if let Some(pods) = pods_of_workload(evaluator, text) {
+        return Some(Ok(of_workload(evaluator, text, &pods, (0, to_node))));
+    }
+    let (service, what) = service(evaluator, inventory, text)?;
+    // Nothing opens a connection from there: whoever writes it means the pods.
+    let selected = |pod: &ClusterPod| is_behind(service, pod);
+    let pods = evaluator.cluster().pods.iter().zip(0..).filter(|(pod, _)| selected(pod));
+    let ends = alike(evaluator, pods.map(|(_, index)| (index, 0)), to_node);
+    if service.selector.is_empty() || ends.is_empty() {
+        return Some(Err(anyhow!(
+            "{what}, from which nothing opens connections, and the inventory has no pod behind it"
+        )));
+    }
+    let names: Vec<&str> = ends.iter().map(|e| e.name.as_str()).collect();
+    let note =
+        format!("{what}, from which nothing opens connections: judged at the pods behind it ({})", names.join(", "));
+    Some(Ok(Ends { note: Some(note), ends, asked: None }))
+}
+
+/// The pods that a connection's acceptor names, if it names several: a workload, a Service or its
+/// address within the cluster.
+pub(crate) fn acceptors(
+    evaluator: &Evaluator,
+    inventory: &Inventory,
+    sources: &Ends,
+    text: &str,
+    (protocol, port): (Protocol, u16),
+) -> Option<anyhow::Result<Ends>> {
+    let text = &*names::canonical(text);
+    if let Some(pods) = pods_of_workload(evaluator, text) {
+        return Some(Ok(of_workload(evaluator, text, &pods, (port, sources.have_nodes()))));
+    }
+    let (service, what) = service(evaluator, inventory, text)?;
+    let address = text.parse().ok().or_else(|| service.cluster_ips.first().copied());
+    let name = (service.namespace.clone(), service.name.clone());
+    let asked = address.map(|address| Asked { service: name, address, port });
+    let leads_to = |_: &ClusterPod| true;
+    let ends = behind((evaluator, sources), inventory, (service, &what), (protocol, port), leads_to);
+    Some(ends.map(|ends| Ends { asked, ..ends }))
 }
 
 /// The ends of a connection's acceptor, with the port at which policies are asked.
@@ -72,18 +163,15 @@ pub(crate) fn to(
     (protocol, port): (Protocol, u16),
 ) -> anyhow::Result<Ends> {
     let text = &*names::canonical(text);
-    if let Some(pods) = pods_of_workload(evaluator, text) {
-        return Ok(of_workload(evaluator, text, &pods, port));
-    }
-    if let Some((service, what)) = service(evaluator, inventory, text) {
-        return behind(evaluator, inventory, service, &what, (protocol, port), |_| true);
+    if let Some(ends) = acceptors(evaluator, inventory, sources, text, (protocol, port)) {
+        return ends.map_err(to_option);
     }
     match evaluator.destination(text, protocol, port) {
         Ok(end) => {
             let link_local = text.parse::<IpAddr>().is_ok_and(is_link_local);
             let note = link_local.then(|| format!("{text} is a link-local address: judged as an address outside; where the pod's own node answers there, as it does for a node-local DNS or metadata server, the connection is allowed whatever the policies say"));
             let note = note.filter(|_| !end.is_node());
-            Ok(Ends { ends: vec![Named { end, name: text.to_owned(), port }], note })
+            Ok(Ends { note, ..Ends::one(end, text, port) })
         }
         Err(unknown) => elsewhere(evaluator, inventory, sources, unknown, (protocol, port)),
     }
@@ -115,6 +203,11 @@ fn service<'a>(evaluator: &Evaluator, inventory: &'a Inventory, text: &str) -> O
     Some((found, what))
 }
 
+/// What is wrong with the value of `--to`.
+fn to_option(error: anyhow::Error) -> anyhow::Error {
+    anyhow!("--to: {error}")
+}
+
 /// What somebody else answers for: judged there if the client's address is the same there, refused
 /// with the questions to ask otherwise.
 fn elsewhere(
@@ -136,7 +229,7 @@ fn elsewhere(
         UnknownEnd::Virtual { address, service: name } => match known(name) {
             Some(service) if outside && service.keeps_client_address => {
                 let what = format!("{address} is an address of Service {name}, which leaves clients their address");
-                behind(evaluator, inventory, service, &what, (protocol, port), |_| true)
+                behind((evaluator, sources), inventory, (service, &what), (protocol, port), |_| true).map_err(to_option)
             }
             _ => bail!(lost(name, port, "a node's address")),
         },
@@ -155,7 +248,7 @@ fn elsewhere(
                 "port {node_port} of {end} is the node port of Service {name}, which leaves clients their address and leads to pods of that node"
             );
             let on_it = |pod: &ClusterPod| node.is_none_or(|node| pod.node.as_ref() == Some(&node.name));
-            behind(evaluator, inventory, service, &what, (protocol, at), on_it)
+            behind((evaluator, sources), inventory, (service, &what), (protocol, at), on_it).map_err(to_option)
         }
         UnknownEnd::HostPort { end, port: host_port, pod } => {
             let index = evaluator.end(pod).ok().and_then(|end| end.pod());
@@ -173,7 +266,7 @@ fn elsewhere(
             let note =
                 format!("port {host_port} of {end} is a host port of pod {pod}: judged at its port {}", declared.port);
             let end = evaluator.end_of_pod(index);
-            Ok(Ends { ends: vec![Named { end, name: pod.clone(), port: declared.port }], note: Some(note) })
+            Ok(Ends { note: Some(note), ..Ends::one(end, pod, declared.port) })
         }
         unknown => bail!(nobody("--to", unknown, evaluator, inventory)),
     }
@@ -209,20 +302,25 @@ fn pods_of_workload(evaluator: &Evaluator, text: &str) -> Option<Vec<u32>> {
     (pods.len() > 1 && evaluator.end(text).is_err()).then_some(pods)
 }
 
-fn of_workload(evaluator: &Evaluator, text: &str, pods: &[u32], port: u16) -> Ends {
-    let ends = alike(evaluator, pods.iter().map(|pod| (*pod, port)));
+fn of_workload(evaluator: &Evaluator, text: &str, pods: &[u32], (port, by_node): (u16, bool)) -> Ends {
+    let ends = alike(evaluator, pods.iter().map(|pod| (*pod, port)), by_node);
     let names: Vec<&str> = ends.iter().map(|e| e.name.as_str()).collect();
     let like = if ends.len() < pods.len() { ", which stand for those like them" } else { "" };
     let note = format!("{text} is a workload of {} pods: judged at {}{like}", pods.len(), names.join(", "));
-    Ends { note: Some(note), ends }
+    Ends { note: Some(note), ends, asked: None }
 }
 
-/// Of pods that no policy tells apart the first.
-fn alike(evaluator: &Evaluator, pods: impl Iterator<Item = (u32, u16)>) -> Vec<Named> {
+/// Of pods that no policy tells apart the first; `by_node`: of each node, since the other end is a
+/// node, to which its own pods have a way that no policy closes.
+fn alike(evaluator: &Evaluator, pods: impl Iterator<Item = (u32, u16)>, by_node: bool) -> Vec<Named> {
+    let node = |end: &End| end.pod().and_then(|pod| evaluator.cluster().pods[pod as usize].node.as_ref());
     let mut ends: Vec<Named> = Vec::new();
     for (pod, port) in pods {
         let end = evaluator.end_of_pod(pod);
-        if !ends.iter().any(|known| known.end.is_like(&end) && known.port == port) {
+        let is_like = |known: &Named| {
+            known.end.is_like(&end) && known.port == port && (!by_node || node(&known.end) == node(&end))
+        };
+        if !ends.iter().any(is_like) {
             ends.push(Named { end, name: evaluator.cluster().pods[pod as usize].full_name(), port });
         }
     }
@@ -238,16 +336,15 @@ fn is_behind(service: &Service, pod: &ClusterPod) -> bool {
 /// `what`: the Service, as a sentence about what the user named. `leads_to`: which of its pods are
 /// reached.
 fn behind(
-    evaluator: &Evaluator,
+    (evaluator, sources): (&Evaluator, &Ends),
     inventory: &Inventory,
-    service: &Service,
-    what: &str,
+    (service, what): (&Service, &str),
     (protocol, port): (Protocol, u16),
     leads_to: impl Fn(&ClusterPod) -> bool,
 ) -> anyhow::Result<Ends> {
     let Some(wanted) = service.ports.iter().position(|p| p.port == port && protocol.is_named(&p.protocol)) else {
         let ports: Vec<String> = service.ports.iter().map(|p| format!("{}/{}", p.protocol, p.port)).collect();
-        bail!("--to: {what} without port {protocol}/{port}; it has {}", ports.join(", "));
+        bail!("{what} without port {protocol}/{port}; it has {}", ports.join(", "));
     };
     let ends = if service.selector.is_empty() {
         let backends = inventory.backends(service).into_iter().filter(|b| b.service_port == wanted);
@@ -263,13 +360,14 @@ fn behind(
             }
         };
         let pods = evaluator.cluster().pods.iter().zip(0..).filter(|(pod, _)| selected(pod));
-        alike(evaluator, pods.filter_map(|(pod, index)| Some((index, target(pod)?))))
+        alike(evaluator, pods.filter_map(|(pod, index)| Some((index, target(pod)?))), sources.have_nodes())
     };
     if ends.is_empty() {
-        bail!("--to: {what}, and the inventory has no pod behind its port {protocol}/{port}");
+        bail!("{what}, and the inventory has no pod behind its port {protocol}/{port}");
     }
     let names: Vec<String> = ends.iter().map(|e| format!("{}, port {}", e.name, e.port)).collect();
-    Ok(Ends { note: Some(format!("{what}: judged at the pods behind it ({})", names.join("; "))), ends })
+    let note = Some(format!("{what}: judged at the pods behind it ({})", names.join("; ")));
+    Ok(Ends { note, ends, asked: None })
 }
 
 /// What is easily overlooked about the port: no container declares it, and a Service's port of that
