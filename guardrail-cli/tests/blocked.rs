@@ -84,6 +84,25 @@ fn without_a_time_nothing_is_more_than_possible_and_an_option_gives_one() {
     assert!(confidences(IN_FORCE, &["-n", "kube-system"]).is_empty());
 }
 
+/// Somebody else got an exception, later than the attempts.
+#[test]
+fn an_exception_beside_other_policies_is_not_to_blame() {
+    let directory = tempfile::tempdir().unwrap();
+    let exception = policy("").replace("name: postgres, namespace: data", "name: guardrail-exception-inc-1-20260309t000000z, namespace: data, generation: 1, creationTimestamp: \"2026-03-02T09:00:00Z\"");
+    let found = |policies: String| {
+        let policies = file(&directory, "policies.yaml", policies);
+        let (_, json, stderr) = run(&data(), &["blocked", "-", "--policies", &policies, "-o", "json"], &snapshot());
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap_or_else(|e| panic!("{e}: {stderr}"));
+        json["blocked"].as_array().unwrap().clone()
+    };
+    let both = found(format!("{}---\n{exception}", policy(IN_FORCE)));
+    assert_eq!(both, found(policy(IN_FORCE)));
+    assert_eq!(both.len(), 2);
+    // Alone it closes the database, since then.
+    assert_eq!(found(exception.replace("2026-03-02T09", "2026-03-01T09")).len(), 2);
+    assert_eq!(found(exception.clone()), [serde_json::Value::Null; 0]);
+}
+
 #[test]
 fn an_incomplete_observation_finds_what_it_finds_and_its_silence_says_nothing() {
     let directory = tempfile::tempdir().unwrap();

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use guardrail_graph::{Peer, Protocol, Snapshot, Timestamp};
 use guardrail_policy::{
     evaluate::{EdgeVerdict, Evaluator, SideVerdict},
+    exception,
     generate::FlowName,
     model::{
         Direction,
@@ -255,7 +256,8 @@ fn denied(evidence: &BlockedEvidence<'_>, others: &Others<'_>, attempts: &Attemp
     Some(denied)
 }
 
-/// The policies that deny a connection at one side.
+/// The policies that deny a connection at one side. An exception that stands beside others closes
+/// nothing: it is not to blame, and its coming is no change after which attempts begin to count.
 fn denying<'a>(
     evaluator: &'a Evaluator,
     verdict: &EdgeVerdict,
@@ -272,7 +274,12 @@ fn denying<'a>(
         SideVerdict::DeniedBy(rules) => rules.iter().map(|rule| &forms[rule.policy as usize]).collect(),
         SideVerdict::Denied => {
             let isolating = evaluator.isolating_peer(subject, direction);
-            isolating.into_iter().map(|policy| &forms[policy as usize]).collect()
+            let mut all: Vec<&TierPolicy> = isolating.into_iter().map(|policy| &forms[policy as usize]).collect();
+            let is_exception = |policy: &&TierPolicy| exception::named(&policy.name).is_some();
+            if !all.iter().all(|policy| is_exception(&policy)) {
+                all.retain(|policy| !is_exception(&policy));
+            }
+            all
         }
         _ => Vec::new(),
     }
