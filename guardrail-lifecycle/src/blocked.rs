@@ -276,8 +276,8 @@ fn denying<'a>(
             let isolating = evaluator.isolating_peer(subject, direction);
             let mut all: Vec<&TierPolicy> = isolating.into_iter().map(|policy| &forms[policy as usize]).collect();
             let is_exception = |policy: &&TierPolicy| exception::named(&policy.name).is_some();
-            if !all.iter().all(|policy| is_exception(&policy)) {
-                all.retain(|policy| !is_exception(&policy));
+            if !all.iter().all(is_exception) {
+                all.retain(|policy| !is_exception(policy));
             }
             all
         }
