@@ -1,5 +1,7 @@
 //! `guardrail init`: a first plan file from what was observed.
 
+mod images;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, bail};
@@ -23,6 +25,11 @@ pub(crate) struct Args {
     #[arg(value_name = "SNAPSHOT", required = true)]
     snapshots: Vec<String>,
 
+    /// Deployments, StatefulSets and their like as `kubectl get … -A -o yaml` prints them, or kube
+    /// (repeatable): their images tell what is sensitive, too
+    #[arg(long, value_name = "FILE")]
+    inventory: Vec<PathBuf>,
+
     /// File to write, like guardrail.yaml; one that is there is never replaced. Without it the plan
     /// goes to stdout
     #[arg(long, value_name = "FILE")]
@@ -41,7 +48,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn init(args: &Args) -> anyhow::Result<Outcome> {
-    let Args { snapshots, output, cluster, span } = args;
+    let Args { snapshots, inventory, output, cluster, span } = args;
     // Before anything takes time.
     if let Some(file) = output
         && file.symlink_metadata().is_ok()
@@ -49,7 +56,8 @@ fn init(args: &Args) -> anyhow::Result<Outcome> {
         bail!("{} is there already: remove it, or name another file with --output", file.display());
     }
     let snapshot = input::snapshots(snapshots, cluster, span)?;
-    let text = init::first_plan(&snapshot, cluster.context());
+    let images = images::of(inventory, cluster)?;
+    let text = init::first_plan(&snapshot, &images, cluster.context());
     plan::read("the first plan", text.as_bytes()).context("the plan that was made is not valid, please report it")?;
     for reason in coverage::incomplete(&snapshot) {
         tell("warning", &format!("the graph is incomplete, so suggestions may be missing: {reason}"));

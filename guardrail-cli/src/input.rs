@@ -165,6 +165,23 @@ fn take(
     Ok(())
 }
 
+/// The files of `--inventory`, or what the cluster has, as texts with their names.
+pub(crate) fn texts(paths: &[PathBuf], cluster: &KubeArgs) -> anyhow::Result<Vec<(String, String)>> {
+    let mut all = Vec::new();
+    for path in paths {
+        if kube::is_cluster(path) {
+            let [_, objects] = kube::objects(Wanted::Everything, cluster)?;
+            all.extend(objects.into_iter().map(|part| (named(&part), part.json)));
+            continue;
+        }
+        for (file, _) in files(path)? {
+            let name = file.to_string_lossy();
+            all.push((shown(&name).to_owned(), text(&name, MAX_DOCUMENT_BYTES)?));
+        }
+    }
+    Ok(all)
+}
+
 /// How messages call a part of the cluster.
 fn named(text: &ClusterText) -> String {
     format!("kube {}", text.what)

@@ -23,10 +23,14 @@ const MANY_SERVERS: usize = 3;
 /// Servers that are called from at least so many namespaces may be meant for everybody.
 const MANY_NAMESPACES: usize = 3;
 
+/// The images of workloads' containers, as their templates name them.
+pub type Images = BTreeMap<WorkloadRef, BTreeSet<String>>;
+
 /// The text of a first plan. `context`: the kubeconfig context of the cluster that was observed.
+/// `images`: as far as they are known; the graph has none.
 #[must_use]
-pub fn first_plan(snapshot: &Snapshot, context: Option<&str>) -> String {
-    let found = Found::new(snapshot);
+pub fn first_plan(snapshot: &Snapshot, images: &Images, context: Option<&str>) -> String {
+    let found = Found::new(snapshot, images);
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = found.write(&mut text, context);
@@ -50,7 +54,7 @@ struct Found {
 }
 
 impl Found {
-    fn new(snapshot: &Snapshot) -> Self {
+    fn new(snapshot: &Snapshot, images: &Images) -> Self {
         let body = &snapshot.body;
         let mut found = Self::default();
         let mut clients: BTreeMap<&WorkloadRef, BTreeSet<&WorkloadRef>> = BTreeMap::new();
@@ -88,7 +92,7 @@ impl Found {
                 found.system.insert(workload.namespace.clone());
                 continue;
             }
-            if let Some(reason) = reason_to_close(workload, edges) {
+            if let Some(reason) = reason_to_close(workload, edges, images.get(workload)) {
                 found.sensitive.insert(workload.clone(), reason);
                 continue;
             }

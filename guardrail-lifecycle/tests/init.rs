@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use guardrail_graph::{Peer, Snapshot, WorkloadRef};
-use guardrail_lifecycle::{init::first_plan, plan};
+use guardrail_lifecycle::{
+    init::{Images, first_plan},
+    plan,
+};
 use guardrail_policy::generate::Phase;
 
 const SHOP: &str = include_str!("../../guardrail-cli/tests/data/shop.json");
@@ -29,7 +32,7 @@ fn uncommented(text: &str) -> String {
 
 #[test]
 fn what_runs_the_cluster_is_left_alone_and_dns_is_for_everybody() {
-    let text = first_plan(&shop(), Some("prod-eu"));
+    let text = first_plan(&shop(), &Images::new(), Some("prod-eu"));
     let plan = plan::read("guardrail.yaml", text.as_bytes()).unwrap_or_else(|error| panic!("{error}\n{text}"));
     assert_eq!(plan.environments.keys().collect::<Vec<_>>(), ["development", "production", "staging"]);
     for (name, phase) in
@@ -49,7 +52,7 @@ fn what_runs_the_cluster_is_left_alone_and_dns_is_for_everybody() {
 
 #[test]
 fn every_suggestion_can_be_taken() {
-    let text = uncommented(&first_plan(&shop(), None));
+    let text = uncommented(&first_plan(&shop(), &Images::new(), None));
     let plan = plan::read("guardrail.yaml", text.as_bytes()).unwrap_or_else(|error| panic!("{error}\n{text}"));
     assert_eq!(plan.environment("production").unwrap().sensitive.len(), 1);
     assert_eq!(plan.environment("staging").unwrap().context.as_deref(), Some("staging"));
@@ -71,7 +74,7 @@ fn who_reads_the_metrics_of_many_is_a_caller_and_who_is_called_by_many_may_be_sh
         call.port = 8025;
         snapshot.body.edges.extend([scrape, call]);
     }
-    let text = first_plan(&snapshot, None);
+    let text = first_plan(&snapshot, &Images::new(), None);
     let plan = plan::read("guardrail.yaml", text.as_bytes()).unwrap_or_else(|error| panic!("{error}\n{text}"));
     assert_eq!(plan.callers.len(), 1);
     assert_eq!(plan.callers[0].workload.to_string(), "monitoring/StatefulSet/prometheus");
@@ -97,7 +100,10 @@ fn no_name_breaks_out_of_its_place() {
                 }
             }
         }
-        for text in [first_plan(&snapshot, Some(evil)), uncommented(&first_plan(&snapshot, None))] {
+        for text in [
+            first_plan(&snapshot, &Images::new(), Some(evil)),
+            uncommented(&first_plan(&snapshot, &Images::new(), None)),
+        ] {
             plan::read("guardrail.yaml", text.as_bytes()).unwrap_or_else(|error| panic!("{error}\n{text}"));
         }
     }

@@ -70,11 +70,11 @@ pub(crate) struct Args {
     pub(crate) directory: Option<PathBuf>,
 
     /// Kubernetes objects as `kubectl get … -A -o yaml` prints them: nodes, pod ranges, namespace
-    /// labels, and policies that are in force (repeatable)
+    /// labels, and policies that are in force; or kube (repeatable)
     #[arg(long, value_name = "FILE")]
     inventory: Vec<PathBuf>,
 
-    /// Policies that are in force already: a file or directory (repeatable)
+    /// Policies that are in force already: a file, a directory, or kube (repeatable)
     #[arg(long, value_name = "PATH")]
     policies: Vec<PathBuf>,
 
