@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -197,7 +198,7 @@ struct Counted {
 /// Reads the entries of one state.
 struct Reader<'a> {
     replayed: &'a Replayed,
-    source: Source,
+    source: Arc<Source>,
     begun: Timestamp,
     /// What is open ends here.
     end: Timestamp,
@@ -216,7 +217,7 @@ impl Reader<'_> {
             let last = Timestamp::from_unix_ns(first.wrapping_add(bytes.signed()?));
             let is_open = flags >> (2 + i) & 1 == 1;
             sources.push(SourceCounts {
-                source: self.source.clone(),
+                source: Arc::clone(&self.source),
                 side,
                 counts: counts(&mut bytes)?,
                 first_seen: Timestamp::from_unix_ns(first),
@@ -255,8 +256,8 @@ impl Reader<'_> {
         let (protocol, port) = port(&mut key)?;
         let Counted { sources, port_name, marks, node_workloads, names } = self.flow(Bytes(value))?;
         Some(EdgeRecord {
-            client: EdgePeer { peer: client, names: BTreeSet::new() },
-            server: EdgePeer { peer: server, names },
+            client: EdgePeer { peer: Arc::new(client), names: BTreeSet::new() },
+            server: EdgePeer { peer: Arc::new(server), names },
             protocol,
             port,
             port_name,
@@ -419,7 +420,7 @@ impl State {
                 .collect(),
             ..Body::default()
         };
-        let mut reader = Reader { replayed: &self.0, source, begun, end, peers: HashMap::new() };
+        let mut reader = Reader { replayed: &self.0, source: Arc::new(source), begun, end, peers: HashMap::new() };
         let mut unnamed = Vec::new();
         for entry in self.0.entries.iter().flatten() {
             reader.add(&mut body, &mut unnamed, entry)?;

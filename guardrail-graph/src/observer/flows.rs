@@ -432,7 +432,7 @@ impl Observer {
         last: bool,
     ) -> Decided {
         let is_server_of_remote = match self.remote_peer(remote, at, true) {
-            _ if self.held.contains(&(local.peer, Side::Server, remote, Protocol::Udp, local_port)) => true,
+            _ if self.held.contains(&(local.peer, Side::Server, remote, Protocol::Udp, local_port, false)) => true,
             Resolution::Known(RemoteEnd::Peer { peer, .. }) => {
                 self.graph.edges().contains(&(peer, local.peer, Protocol::Udp, local_port))
             }
