@@ -47,8 +47,8 @@ pub(super) fn epoch(bytes: &[u8]) {
     assert_eq!((again, read), (header, document.snapshot()));
 }
 
-/// The open epoch on disk. A length of the base (four bytes, the lowest first), the base and its log;
-/// or any operations, as a base whose checksums are right.
+/// The open epoch on disk. A length of the base (four bytes, the lowest first), the base and its
+/// log; or any operations, as a base whose checksums are right.
 pub(super) fn state(bytes: &[u8]) {
     let files = bytes
         .split_first_chunk()

@@ -17,7 +17,7 @@ use anyhow::{Context as _, bail};
 use guardrail_graph::{
     Snapshot, Timestamp,
     inventory::{self, Object, ObjectKey},
-    snapshot::{EVERYTHING, check_revisions, merge_within},
+    snapshot::{check_revisions, merge_within, span::EVERYTHING},
 };
 use guardrail_policy::{
     emit::EVIDENCE_FILE,

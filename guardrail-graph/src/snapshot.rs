@@ -53,9 +53,6 @@ use crate::{
 pub const API_VERSION: &str = "guardrail.dev/v2";
 /// `kind` of a snapshot.
 pub const KIND: &str = "GraphSnapshot";
-/// Path and query of everything that an agent keeps: it gives the last 24 hours to whoever names no
-/// span, and commands cut the span themselves.
-pub const EVERYTHING: &str = "/v1/graph?since=1970-01-01";
 
 /// The observed graph over a window, with what is known about its completeness.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@
 
 use std::{fmt, time::Duration};
 
-use guardrail_graph::{Snapshot, snapshot::EVERYTHING};
+use guardrail_graph::{Snapshot, snapshot::span::EVERYTHING};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{
     Request, Response, StatusCode,

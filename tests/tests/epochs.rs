@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use guardrail_graph::{Timestamp, snapshot::EVERYTHING};
+use guardrail_graph::{Timestamp, snapshot::span::EVERYTHING};
 use guardrail_tests::{
     agent::Agent,
     app::scenario::{Call, How, Scenario, Serve},
