@@ -222,8 +222,8 @@ impl StateFile {
     }
 
     /// What has to be written so that the disk has everything that is known now; with pins, how
-    /// much of the kernel's counters that is. If an epoch `ended` before, its file, too. Before another
-    /// begins, [`StateFile::done`] is told of this one.
+    /// much of the kernel's counters that is. If an epoch `ended` before, its file, too. Before
+    /// another begins, [`StateFile::done`] is told of this one.
     pub fn begin(
         &mut self,
         observer: &mut Observer,
