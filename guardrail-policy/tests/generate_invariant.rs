@@ -348,3 +348,29 @@ fn a_resolver_with_a_name_is_allowed_by_its_address_since_names_are_learnt_from_
     };
     check(&world).unwrap();
 }
+
+#[test]
+fn a_question_that_no_rule_allows_teaches_no_names() {
+    let flow = |client, server, port, named| Flow {
+        client,
+        server,
+        port,
+        udp: false,
+        established: true,
+        marks: BTreeSet::new(),
+        named,
+        seen: 2,
+    };
+    let world = World {
+        workloads: vec![(0, 1, false, vec![0], false), (0, 0, false, vec![], false), (0, 0, false, vec![], false)],
+        flows: vec![
+            flow(End::Workload(0), End::Workload(1), 53, false),
+            flow(End::Workload(3), End::Address("203.0.113.9"), 80, true),
+        ],
+        phase: "constrain",
+        network: Network::Cilium { own_node_closed: false },
+        egress: true,
+        accept_inferred: false,
+    };
+    check(&world).unwrap();
+}

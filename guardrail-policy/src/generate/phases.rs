@@ -355,7 +355,15 @@ impl<'a> Builder<'a> {
 
     /// Whether a rule can have the names learnt that a workload of these edges asks for.
     fn learns_names(&self, namespace: &str, edges: &[usize]) -> bool {
-        !self.dns.allowed(namespace, self.context).is_empty() || edges.iter().any(|index| self.edge(*index).port == 53)
+        // An edge to a resolver that no rule can allow teaches nothing.
+        let teaches = |index: &usize| {
+            let edge = self.edge(*index);
+            let need = || callee(edge, namespace, self.context);
+            edge.port == 53
+                && self.ports(edge).iter().any(|port| port.port == PortRef::Number(53))
+                && !matches!(need(), Need::Implicit | Need::Inexpressible(_))
+        };
+        !self.dns.allowed(namespace, self.context).is_empty() || edges.iter().any(teaches)
     }
 
     /// A name in a rule holds nothing unless the answers pass Cilium's DNS proxy: every rule that

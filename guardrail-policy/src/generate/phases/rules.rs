@@ -288,7 +288,7 @@ impl Builder<'_> {
     }
 
     /// The ports that allow this edge.
-    fn ports(&self, edge: &EdgeRecord) -> BTreeSet<RulePort> {
+    pub(super) fn ports(&self, edge: &EdgeRecord) -> BTreeSet<RulePort> {
         let mut ports = match &*edge.server.peer {
             Peer::Workload(server) => {
                 self.context.ports_of(server, edge.protocol, edge.port, edge.port_name.as_deref())
