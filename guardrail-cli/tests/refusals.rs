@@ -280,7 +280,6 @@ fn every_refusal_is_a_sentence_about_the_file() {
         ("good.yaml", spec("{podSelector: {}}")),
         ("pods.yaml", POD.as_bytes().to_vec()),
         ("shop.json", shop.clone().into_bytes()),
-        ("several.csv", b"src,dst,protocol,port\nshop/web-a,10.0.0.1,TCP,1\n".to_vec()),
         ("ends.yaml", questions::ENDS.as_bytes().to_vec()),
         ("other.yaml", questions::PLAN.as_bytes().to_vec()),
         ("config.yaml", b"kind: ConfigMap\napiVersion: v1\nmetadata: {name: cilium-config}\ndata: {}\n".to_vec()),

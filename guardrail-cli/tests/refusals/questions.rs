@@ -12,7 +12,6 @@ graph shop.json --agent-timeout 0
 graph kube:A_B
 check shop.json
 check --policies good.yaml
-check --flows several.csv --policies good.yaml --inventory ends.yaml
 check shop.json --flows f.csv --policies good.yaml
 check --all --policies good.yaml
 check shop.json --policies nowhere.yaml
