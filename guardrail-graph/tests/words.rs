@@ -6,6 +6,10 @@ mod common;
 use common::{CLUSTER, Lab, apply_text, edge_text, edges, lists, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{
     Observer, ObserverConfig, Snapshot,
+    epoch::{
+        log::{Recorder, Write},
+        state::State,
+    },
     inventory::{Change, Kind},
     snapshot::merge,
 };
@@ -224,6 +228,34 @@ fn a_held_flow_of_a_state_is_named_by_the_lists_of_the_next_agent() {
     next.at(156);
     assert_eq!(opened(&next.snapshot()), [edge("admin", 1)]);
     assert_eq!(next.snapshot().body.remote_flows.len(), 0);
+}
+
+/// On disk it stands under its address: an agent that continues believes nothing, and names it once
+/// it has lists. The state's word reaches to its end, so who comes before that is in doubt.
+#[test]
+fn a_held_flow_on_disk_is_named_by_the_lists_of_the_next_agent() {
+    for (heir, named, in_doubt) in
+        [(owner("billing"), vec![edge("billing", 1)], 0), (since(&owner("admin"), 62, 64), vec![], 1)]
+    {
+        let mut lab = watched(&[owner("billing")]);
+        heard(&mut lab, 60);
+        calls(&mut lab, 70);
+        assert_eq!(opened(&lab.snapshot()), [edge("billing", 1)], "believed");
+        let Write::Base(base) = lab.observer.store(&mut Recorder::default(), t(71), |_| ()) else { panic!("no base") };
+        let state = State::read(&base, &[]).unwrap().document(t(71)).unwrap().snapshot();
+        assert_eq!(state.body.remote_flows.len(), 1);
+        let mut config = ObserverConfig::new("node-a", "next", t(80));
+        config.watched = true;
+        config.awaited = vec![Kind::Node, Kind::Service, Kind::Pod];
+        let mut next = Lab { observer: Observer::restore(config, &state, true).unwrap(), now: t(80) };
+        for change in lists(&format!("{CLUSTER}{}{heir}", callers())) {
+            next.observer.apply(change, t(150));
+        }
+        heard(&mut next, 150);
+        next.at(156);
+        assert_eq!((opened(&next.snapshot()), next.unresolved("ip_reuse")), (named, in_doubt));
+        assert_eq!(next.snapshot().body.remote_flows.len(), 0);
+    }
 }
 
 /// Across a restart with the API server away: the state's word ends with the state.

@@ -143,7 +143,8 @@ status: {phase: Running, podIP: 10.244.2.3}
         let asked = AskedServices::new(&evaluator, std::iter::once(service))?;
         let address = "10.96.0.7".parse().unwrap();
         let port = AskedPort { address, protocol: Protocol::Tcp, front: 80, behind: 5432 };
-        Some(asked.egress(0, ("data", "db"), port).allows())
+        let web = evaluator.cluster().pods.iter().position(|pod| pod.name == "web").unwrap();
+        Some(asked.egress(u32::try_from(web).unwrap(), ("data", "db"), port).allows())
     }
 
     #[test]
