@@ -25,6 +25,7 @@ mod blocks;
 mod dialects;
 mod dns;
 mod ports;
+mod ranges;
 mod rules;
 mod sarif;
 mod selectors;

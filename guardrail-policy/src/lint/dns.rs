@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-use super::{Linter, NO_DNS, blocks::holds_private};
+use super::{Linter, NO_DNS, ranges::holds_private};
 use crate::{
     evaluate::{ClusterPod, Evaluator},
     model::{
