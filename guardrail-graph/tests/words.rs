@@ -343,3 +343,29 @@ fn an_agent_that_knows_its_own_pods_keeps_remote_flows_as_they_are() {
     lab.at(126);
     assert_eq!(lab.snapshot().body.remote_flows.len(), 1);
 }
+
+/// A pod's address may come late and an outage between: before the outage the watch told of nobody
+/// else, in it nobody knows.
+#[test]
+fn what_was_called_before_an_outage_is_a_late_pod_s_and_what_in_it_nobody_s() {
+    let started = format!("status: {{startTime: \"{}\", ", t(30));
+    let told = owner("late").replace("status: {", &started);
+    let untold = told.replace(&format!("podIP: {ADDRESS:?}"), "reason: none");
+    assert_ne!(told, untold);
+    let mut lab = watched(&[untold]);
+    calls(&mut lab, 70);
+    heard(&mut lab, 100);
+    lab.at(101);
+    assert_eq!((opened(&lab.snapshot()), lab.unresolved("pod_range_no_owner")), (vec![], 1));
+    interrupted(&mut lab);
+    calls(&mut lab, 120);
+    for change in lists(&format!("{CLUSTER}{}{told}", callers())) {
+        lab.observer.apply(change, t(150));
+    }
+    heard(&mut lab, 150);
+    lab.at(156);
+    let snapshot = lab.snapshot();
+    assert_eq!(opened(&snapshot), [edge("late", 1)]);
+    let left: Vec<_> = snapshot.body.coverage.unresolved.iter().map(|u| (&*u.reason, u.count)).collect();
+    assert_eq!(left, [("pod_range_no_owner", 1)], "the call in the outage");
+}

@@ -4,9 +4,10 @@
 use std::{
     net::TcpListener,
     path::PathBuf,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use guardrail_graph::Timestamp;
 use guardrail_tests::{
     agent::Agent,
     apiserver::{ApiServer, Fault, NoStreaming},
@@ -224,11 +225,17 @@ fn an_address_that_comes_40_seconds_late_after_an_outage_and_a_410_names_what_wa
     let to = format!("{}:8080", c.pod(&server).addresses.0);
     let name = c.pod(&client).name.clone();
     let lab = lab(c).unwrap();
-    let told = inventory::objects(&lab.cluster);
+    let mut told = inventory::objects(&lab.cluster);
+    let is_client = |object: &&mut serde_json::Value| object["metadata"]["name"] == *name;
+    for pod in told.iter_mut().filter(is_client) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let now = Timestamp::from_unix_seconds(i64::try_from(now.as_secs()).unwrap());
+        pod["status"]["startTime"] = now.to_string().into();
+    }
     let mut untold = told.clone();
-    for pod in untold.iter_mut().filter(|object| object["metadata"]["name"] == *name) {
+    for pod in untold.iter_mut().filter(is_client) {
         let status = pod["status"].as_object_mut().unwrap();
-        status.retain(|key, _| key == "phase" || key == "hostIP");
+        status.retain(|key, _| key == "phase" || key == "hostIP" || key == "startTime");
     }
     let (api, kubeconfig) = api_server(&lab, 0);
     api.manners(|m| m.stream_no_lists(NoStreaming::Event(500)));

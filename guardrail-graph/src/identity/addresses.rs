@@ -79,10 +79,17 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     pub fn came_late(&mut self, address: IpAddr, owner: O, late: Late, silent_since: Option<Timestamp>) {
         let guard = self.guard;
         let Some(tenures) = self.tenures.get_mut(&address) else { return };
+        let is_first = tenures.iter().all(|t| t.owner == owner);
         let Some(own) = tenures.iter_mut().rfind(|t| t.owner == owner && t.to == Timestamp::MAX) else { return };
         let from = own.from;
         own.since = late.since.min(from);
         if let Some(silent) = silent_since {
+            if is_first {
+                // What was before, the watch did not tell of: that nobody else had it, it did.
+                own.silent = silent;
+            } else {
+                own.since = late.since.max(silent).min(from);
+            }
             own.sure.0 = late.sure;
             own.born = own.since.before(guard);
             for other in tenures.iter_mut().filter(|t| t.owner != owner && t.end == EndBasis::Told && t.to == from) {
@@ -336,7 +343,7 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
     /// Whether a watch was silent about the address at any time between two instants.
     #[must_use]
     pub fn is_doubtful_between(&self, address: IpAddr, from: Timestamp, to: Timestamp) -> bool {
-        self.of(address).any(|t| (from < t.sure.0 && t.since < to) || (t.sure.1 < to && from < t.to))
+        self.of(address).any(|t| (from < t.sure.0 && t.since.max(t.silent) < to) || (t.sure.1 < to && from < t.to))
     }
 
     /// Addresses that changed their owner since the last call.

@@ -313,7 +313,7 @@ impl Identity {
             None => Late { since: started.unwrap_or(told.from), sure: Timestamp::MIN },
             // Not its own clock's: the guard is for the difference.
             Some(silent) => Late {
-                since: started.map_or(silent, |started| started.max(silent)),
+                since: started.unwrap_or(silent),
                 sure: networked.map_or(told.now, |at| at.after(self.guard).min(told.now)),
             },
         };

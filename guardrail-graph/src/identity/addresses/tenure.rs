@@ -27,6 +27,8 @@ pub struct Tenure<O> {
     /// First and last instant at which it is beyond doubt that the owner had it, if it had it at
     /// all: a watch that broke tells of changes long after them.
     pub sure: (Timestamp, Timestamp),
+    /// The doubt before the first of these reaches back to here: until then the watch told.
+    pub silent: Timestamp,
 }
 
 /// How late the word of an owner may have come.
@@ -51,6 +53,7 @@ impl<O> Tenure<O> {
             end: EndBasis::Told,
             since: from,
             sure: (Timestamp::MIN, Timestamp::MAX),
+            silent: Timestamp::MIN,
         }
     }
 
@@ -65,7 +68,7 @@ impl<O> Tenure<O> {
 
     /// Whether a watch may have told of a change at this instant without saying when it was.
     pub(super) fn is_doubtful(&self, at: Timestamp) -> bool {
-        (at < self.sure.0 || self.sure.1 < at) && !self.is_proven(at)
+        (self.silent <= at && at < self.sure.0 || self.sure.1 < at) && !self.is_proven(at)
     }
 
     /// Whether it was there, beyond doubt and without any allowance for times that are not exact.
