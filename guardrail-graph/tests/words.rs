@@ -369,3 +369,22 @@ fn what_was_called_before_an_outage_is_a_late_pod_s_and_what_in_it_nobody_s() {
     let left: Vec<_> = snapshot.body.coverage.unresolved.iter().map(|u| (&*u.reason, u.count)).collect();
     assert_eq!(left, [("pod_range_no_owner", 1)], "the call in the outage");
 }
+
+/// An address is another pod's a second after its owner's end, and that pod's word comes late.
+#[test]
+fn what_is_called_after_an_owner_s_end_waits_for_the_late_word_of_the_next() {
+    for is_late in [true, false] {
+        let mut lab = watched(&[owner("billing")]);
+        lab.at(60).delete_pod("shop", "billing-5d9c-0");
+        calls(&mut lab, 63);
+        heard(&mut lab, 75);
+        lab.at(81);
+        assert_eq!(lab.snapshot().body.remote_flows.len(), 1, "it waits");
+        if is_late {
+            lab.at(90).apply(&since(&owner("admin"), 61, 62));
+        }
+        heard(&mut lab, 140);
+        lab.at(146);
+        assert_eq!((opened(&lab.snapshot()), lab.unresolved("ip_reuse")), (vec![], 1), "{is_late}");
+    }
+}

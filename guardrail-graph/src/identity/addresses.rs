@@ -306,6 +306,14 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         }
     }
 
+    /// Whether whoever [`AddressIndex::lookup`] gives had ceased to have the address by then, as far
+    /// as was told, and nobody else is known to have it.
+    #[must_use]
+    pub fn is_past_end(&self, address: IpAddr, at: Timestamp) -> bool {
+        let Lookup::Owner(owner) = self.lookup(address, at) else { return false };
+        self.of(address).filter(|t| t.owner == owner).all(|t| t.to <= at && !t.is_proven(at))
+    }
+
     /// Whether the owner may have changed between two instants.
     #[must_use]
     pub fn changed_between(&self, address: IpAddr, from: Timestamp, to: Timestamp) -> bool {

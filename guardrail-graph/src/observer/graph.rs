@@ -179,12 +179,11 @@ impl Graph {
         &self.remote_flows
     }
 
-    /// Takes out those that were last seen by `until`, but for what is open since an earlier epoch
-    /// and what a proxy took: who called it is not what is missing there.
-    pub(super) fn take_remotes(&mut self, until: Timestamp) -> Vec<(RemoteKey, Edge)> {
-        let is_past =
-            |edge: &Edge| edge.still_open == [0, 0] && edge.sides.iter().flatten().all(|seen| seen.last <= until);
-        self.remote_flows.extract_if(|key, edge| !key.5 && is_past(edge)).collect()
+    /// Takes out those of which everything is told, but for what is open since an earlier epoch and
+    /// what a proxy took: who called it is not what is missing there.
+    pub(super) fn take_remotes(&mut self, is_told: impl Fn(&RemoteKey, &Edge) -> bool) -> Vec<(RemoteKey, Edge)> {
+        let is_past = |key: &RemoteKey, edge: &Edge| !key.5 && edge.still_open == [0, 0] && is_told(key, edge);
+        self.remote_flows.extract_if(|key, edge| is_past(key, edge)).collect()
     }
 
     /// Names that clients were told.

@@ -24,7 +24,7 @@ use crate::{
     inventory::Kind,
     observe::{Remote, Role},
     peer::Protocol,
-    snapshot::{Counts, Side, facts::Seen},
+    snapshot::{Counts, Side, facts::Seen, owners::LEAD},
     time::Timestamp,
 };
 
@@ -106,10 +106,9 @@ impl Held {
         true
     }
 
-    /// Everything until then has been told.
-    fn told(&mut self, until: Timestamp, now: Timestamp, restored: Vec<(RemoteKey, Edge)>) {
-        let is_told = |edge: &Edge| edge.sides.iter().flatten().all(|seen| seen.last <= until);
-        let told = self.open.extract_if(|_, flows| is_told(&flows.edge)).collect();
+    /// Everything has been told of these, and of those that were kept elsewhere.
+    fn told(&mut self, is_told: impl Fn(&RemoteKey, &Edge) -> bool, now: Timestamp, restored: Vec<(RemoteKey, Edge)>) {
+        let told = self.open.extract_if(|key, flows| is_told(key, &flows.edge)).collect();
         let restored = restored.into_iter().map(|(key, edge)| (key, Flows { edge, ..Flows::default() })).collect();
         for flows in [told, restored].into_iter().filter(|flows: &HashMap<_, _>| !flows.is_empty()) {
             self.spoken.push_back(Spoken { due: now.after(GUARD), flows });
@@ -121,7 +120,8 @@ impl Observer {
     /// Whether the watches have not told yet who had the remote address then, and no record of this
     /// node shows it. Gives who it is believed to have been.
     fn believed(&self, address: IpAddr, port: u16, remote: &RemoteEnd, at: Timestamp) -> Option<(PeerId, u16)> {
-        if at.after(GUARD) <= self.words.told_until() {
+        let allowance = if self.identity.is_past_end(address, at) { LEAD } else { GUARD };
+        if at.after(allowance) <= self.words.told_until() {
             return None;
         }
         let (owner, peer, port) = match *remote {
@@ -164,12 +164,20 @@ impl Observer {
         self.words.heard(kind, at);
         let until = self.words.told_until();
         if until > before {
+            let identity = &self.identity;
+            // After the end of the owner that is known, the word of the next may come late.
+            let due = |address, last: Timestamp| match identity.is_past_end(address, last) {
+                true => last.after(LEAD),
+                false => last,
+            };
+            let is_told =
+                |key: &RemoteKey, edge: &Edge| edge.sides.iter().flatten().all(|seen| due(key.2, seen.last) <= until);
             // Those of a state, and those for which there was no room.
             let waiting = match self.config.own_pods_only {
                 true => Vec::new(),
-                false => self.graph.take_remotes(until),
+                false => self.graph.take_remotes(is_told),
             };
-            self.held.told(until, now, waiting);
+            self.held.told(is_told, now, waiting);
         }
     }
 
@@ -188,6 +196,8 @@ impl Observer {
         let Some(seen) = flows.edge.sides[side_index(side)].as_deref().copied() else { return };
         let local = LocalEnd { peer: local, pod: None, marks: 0, node_workload: None };
         let end = |this: &mut Self, at| match side {
+            // The owner that is known was gone, and nobody else's word came.
+            _ if this.identity.is_past_end(address, at) => Resolution::Unresolved(UnresolvedReason::IpReuse),
             Side::Client => this.remote_server((address, port, protocol), at, true),
             Side::Server => this.remote_peer(address, at, true),
         };
@@ -261,7 +271,9 @@ impl Observer {
     /// How those that are held stand in the graph.
     pub(super) fn held_standings(&self, now: Timestamp) -> impl Iterator<Item = Standing<'_>> {
         let is_silent = self.words.is_silent(now);
-        self.held.iter().map(move |(key, flows)| match flows.believed.filter(|_| !is_silent) {
+        let is_past_end = |key: &RemoteKey, flows: &Flows| self.identity.is_past_end(key.2, flows.last(key.1));
+        let is_believed = move |key: &RemoteKey, flows: &Flows| !is_silent && !is_past_end(key, flows);
+        self.held.iter().map(move |(key, flows)| match flows.believed.filter(|_| is_believed(key, flows)) {
             Some((peer, port)) => {
                 let ends = if key.1 == Side::Server { (peer, key.0) } else { (key.0, peer) };
                 Standing::Edge((ends.0, ends.1, key.3, port), &flows.edge)

@@ -345,6 +345,12 @@ impl Identity {
         self.addresses.is_doubtful_between(address, first, last)
     }
 
+    /// Whether it was last told that whoever is believed to have had the address then no longer had
+    /// it.
+    pub(super) fn is_past_end(&self, address: IpAddr, at: Timestamp) -> bool {
+        self.addresses.is_past_end(address, at)
+    }
+
     /// Forgets that `owner` ever had the address.
     pub(super) fn forget_address(&mut self, address: IpAddr, owner: AddressOwner) {
         self.addresses.forget(address, owner);
