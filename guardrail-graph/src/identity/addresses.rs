@@ -306,8 +306,8 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         }
     }
 
-    /// Whether whoever [`AddressIndex::lookup`] gives had ceased to have the address by then, as far
-    /// as was told, and nobody else is known to have it.
+    /// Whether whoever [`AddressIndex::lookup`] gives had ceased to have the address by then, as
+    /// far as was told, and nobody else is known to have it.
     #[must_use]
     pub fn is_past_end(&self, address: IpAddr, at: Timestamp) -> bool {
         let Lookup::Owner(owner) = self.lookup(address, at) else { return false };
