@@ -8,6 +8,7 @@ mod kernel;
 use std::{
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
@@ -135,10 +136,33 @@ fn begin_to_connect_unanswered(from: &SocketPod) -> TcpStream {
     socket.into()
 }
 
+/// `enum` in include/net/tcp_states.h.
+const TCP_CLOSE: u8 = 7;
+
+/// The state of a connection, as `TCP_INFO` begins with it.
+fn state_of(connection: &TcpStream) -> u8 {
+    let (mut state, mut length) = (0_u8, 1);
+    // SAFETY: the value is as long as said.
+    let result = unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(result, 0, "getsockopt(2)");
+    state
+}
+
 /// The number of the error that ends this connection within this time.
 fn error_of(connection: &TcpStream, within: Duration) -> Option<i32> {
-    let error = || connection.take_error().expect("getsockopt(2)");
-    wait_until(within, "the end of an attempt", error).ok()?.raw_os_error()
+    // Whoever reads the error takes it away, also from a program that runs at that instant: first
+    // the end, then the error.
+    let ended = || (state_of(connection) == TCP_CLOSE).then_some(());
+    wait_until(within, "the end of an attempt", ended).ok()?;
+    connection.take_error().expect("getsockopt(2)")?.raw_os_error()
 }
 
 #[test]
