@@ -202,7 +202,7 @@ struct Reader<'a> {
     begun: Timestamp,
     /// What is open ends here.
     end: Timestamp,
-    peers: HashMap<u64, Peer>,
+    peers: HashMap<u64, Arc<Peer>>,
 }
 
 impl Reader<'_> {
@@ -231,23 +231,22 @@ impl Reader<'_> {
         bytes.0.is_empty().then_some(Counted { sources, port_name, marks, node_workloads, names })
     }
 
-    fn peer(&mut self, bytes: &mut Bytes<'_>) -> Option<Peer> {
+    fn peer(&mut self, bytes: &mut Bytes<'_>) -> Option<Arc<Peer>> {
         let address = match bytes.byte()? {
             NAMED => {
                 let id = bytes.int()?;
                 if let Some(known) = self.peers.get(&id) {
-                    return Some(known.clone());
+                    return Some(Arc::clone(known));
                 }
                 let entry = self.replayed.entries.get(usize::try_from(id).ok()?)?.as_ref()?;
-                let peer: Peer = serde_json::from_slice(&entry.key).ok().filter(|_| entry.section == section::PEER)?;
-                self.peers.insert(id, peer.clone());
-                return Some(peer);
+                let peer = serde_json::from_slice(&entry.key).ok().filter(|_| entry.section == section::PEER)?;
+                return Some(Arc::clone(self.peers.entry(id).insert_entry(Arc::new(peer)).get()));
             }
             V4 => IpAddr::from(<[u8; 4]>::try_from(bytes.take(4)?).ok()?),
             V6 => IpAddr::from(<[u8; 16]>::try_from(bytes.take(16)?).ok()?),
             _ => return None,
         };
-        Some(Peer::External { address: address.to_string() })
+        Some(Arc::new(Peer::External { address: address.to_string() }))
     }
 
     fn edge(&mut self, Entry { key, value, .. }: &Entry) -> Option<EdgeRecord> {
@@ -256,8 +255,8 @@ impl Reader<'_> {
         let (protocol, port) = port(&mut key)?;
         let Counted { sources, port_name, marks, node_workloads, names } = self.flow(Bytes(value))?;
         Some(EdgeRecord {
-            client: EdgePeer { peer: Arc::new(client), names: BTreeSet::new() },
-            server: EdgePeer { peer: Arc::new(server), names },
+            client: EdgePeer { peer: client, names: BTreeSet::new() },
+            server: EdgePeer { peer: server, names },
             protocol,
             port,
             port_name,
@@ -278,14 +277,15 @@ impl Reader<'_> {
         let (client, service) = (self.peer(&mut key)?, key.text()?.to_owned());
         let (protocol, port) = port(&mut key)?;
         let Counted { sources, marks, node_workloads, .. } = self.flow(Bytes(value))?;
+        let client = Arc::unwrap_or_clone(client);
         Some(ServiceFlow { client, service, protocol, port, marks, node_workloads, sources })
     }
 
     fn remote_flow(&mut self, Entry { key, value, .. }: &Entry) -> Option<RemoteFlow> {
         let mut key = Bytes(key);
-        let local = self.peer(&mut key)?;
+        let local = Arc::unwrap_or_clone(self.peer(&mut key)?);
         let side = if key.byte()? & 1 == 0 { Side::Client } else { Side::Server };
-        let Peer::External { address } = self.peer(&mut key)? else { return None };
+        let Peer::External { address } = &*self.peer(&mut key)? else { return None };
         let (protocol, port) = port(&mut key)?;
         let Counted { sources, port_name, marks, node_workloads, .. } = self.flow(Bytes(value))?;
         let address = address.parse().ok()?;

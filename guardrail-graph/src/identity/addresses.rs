@@ -82,13 +82,12 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         let is_first = tenures.iter().all(|t| t.owner == owner);
         let Some(own) = tenures.iter_mut().rfind(|t| t.owner == owner && t.to == Timestamp::MAX) else { return };
         let from = own.from;
-        own.since = late.since.min(from);
+        let earliest = silent_since.filter(|_| !is_first).unwrap_or(Timestamp::MIN);
+        own.since = late.since.max(earliest).min(from);
         if let Some(silent) = silent_since {
             if is_first {
                 // What was before, the watch did not tell of: that nobody else had it, it did.
                 own.silent = silent;
-            } else {
-                own.since = late.since.max(silent).min(from);
             }
             own.sure.0 = late.sure;
             own.born = own.since.before(guard);

@@ -9,8 +9,8 @@ use crate::{
     time::Timestamp,
 };
 
-/// Marks as bits, in the order of [`MARKS`].
-pub(super) const MARKS: [&str; 8] = [
+/// Marks as bits, in this order.
+const MARKS: [&str; 8] = [
     crate::snapshot::marks::PROXIED,
     crate::snapshot::marks::MULTICAST,
     crate::snapshot::marks::BROADCAST,
@@ -24,6 +24,11 @@ pub(super) const MARKS: [&str; 8] = [
 /// The bit of a mark, 0 for those that are computed.
 pub(super) fn mark_bit(mark: &str) -> u8 {
     MARKS.iter().position(|m| *m == mark).map_or(0, |i| 1 << i)
+}
+
+/// The marks that these bits stand for.
+pub(super) fn marks_of(bits: u8) -> impl Iterator<Item = &'static str> {
+    MARKS.iter().enumerate().filter(move |(i, _)| bits & (1 << i) != 0).map(|(_, mark)| *mark)
 }
 
 /// Whether one of these marks sets what was seen aside ([`marks::SET_ASIDE`]).

@@ -7,14 +7,18 @@ use std::{
 };
 
 use super::{
-    AddressOwner, Observer, UnresolvedReason, edge::MARKS, held::Standing, identity::PodRecord, peers::PeerId,
+    AddressOwner, Observer, UnresolvedReason,
+    edge::{is_set_aside, marks_of},
+    held::Standing,
+    identity::PodRecord,
+    peers::PeerId,
 };
 use crate::{
     inventory::Kind,
     peer::Peer,
     snapshot::{
         Document, Interval, InventoryState, Revision, Side, Snapshot, Source,
-        facts::{EdgeFacts, Facts, FlowFacts, KnownTenure},
+        facts::{Facts, FlowFacts, KnownTenure},
         intervals::hull,
         owners::LEAD,
         unresolved::Unresolved,
@@ -26,8 +30,8 @@ use crate::{
 /// Why nothing can be said of a node: its agent never heard of the cluster.
 const INVENTORY_MISSING: &str = "inventory_missing";
 
-fn marks_of(bits: u8) -> BTreeSet<String> {
-    MARKS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, m)| (*m).to_owned()).collect()
+fn mark_names(bits: u8) -> BTreeSet<String> {
+    marks_of(bits).map(str::to_owned).collect()
 }
 
 impl Observer {
@@ -48,7 +52,7 @@ impl Observer {
         for ((client, service, protocol, port), flow) in self.graph.service_flows() {
             let Some(seen) = flow.until(now) else { continue };
             let key = (self.peers.get(*client), Arc::clone(service), *protocol, *port);
-            let mut flow_facts = FlowFacts { marks: marks_of(flow.marks), ..FlowFacts::default() };
+            let mut flow_facts = FlowFacts { marks: mark_names(flow.marks), ..FlowFacts::default() };
             flow_facts.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
             flow_facts.sources.max(Arc::clone(&source), Side::Client, &seen);
             facts.service_flows.insert(key, flow_facts);
@@ -121,30 +125,17 @@ impl Observer {
 
     fn edge_facts(&self, facts: &mut Facts, source: &Arc<Source>, now: Timestamp) {
         facts.edges.reserve_exact(self.graph.edges().len());
-        for ((client, server, protocol, port), edge) in self.graph.edges().iter() {
-            let mut edge_facts = EdgeFacts::default();
-            edge_facts.port_name.clone_from(&edge.port_name);
-            for side in [Side::Client, Side::Server] {
-                if let Some(seen) = edge.until(side, now) {
-                    edge_facts.sources.max(Arc::clone(source), side, &seen);
-                }
-            }
-            let names = self.peers.address(*server).map_or(&[][..], |address| self.graph.names().of(*client, address));
-            if edge.marks != 0 || !edge.node_workloads.is_empty() || !names.is_empty() {
-                let rare = edge_facts.rare_mut();
-                rare.marks = marks_of(edge.marks);
-                rare.node_workloads.extend(edge.node_workloads.iter().map(|w| w.to_string()));
-                rare.server_names.extend(names.iter().map(|n| n.to_string()));
-            }
-            let ends = [client, server].map(|end| self.peers.compact(*end).clone());
-            let [client, server] = ends;
-            facts.edges.insert((client, server, *protocol, *port), edge_facts);
-        }
-        for standing in self.held_standings(now) {
-            let Standing::Edge((client, server, protocol, port), edge) = standing else { continue };
+        let held = self.held_standings(now).filter_map(|standing| match standing {
+            Standing::Edge(key, edge) => Some((key, edge)),
+            Standing::Remote(..) => None,
+        });
+        for ((client, server, protocol, port), edge) in self.graph.edges().iter().map(|(k, e)| (*k, e)).chain(held) {
+            let names = self.peers.address(server).map_or(&[][..], |address| self.graph.names().of(client, address));
             let [client, server] = [client, server].map(|end| self.peers.compact(end).clone());
             let known = facts.edges.entry((client, server, protocol, port)).or_default();
-            known.gives_way(false);
+            if !known.gives_way(is_set_aside(edge.marks)) {
+                continue;
+            }
             for side in [Side::Client, Side::Server] {
                 if let Some(seen) = edge.until(side, now) {
                     known.sources.plus(Arc::clone(source), side, &seen);
@@ -153,10 +144,11 @@ impl Observer {
             if known.port_name.is_none() {
                 known.port_name.clone_from(&edge.port_name);
             }
-            if edge.marks != 0 || !edge.node_workloads.is_empty() {
+            if edge.marks != 0 || !edge.node_workloads.is_empty() || !names.is_empty() {
                 let rare = known.rare_mut();
-                rare.marks.extend(marks_of(edge.marks));
+                rare.marks.extend(mark_names(edge.marks));
                 rare.node_workloads.extend(edge.node_workloads.iter().map(|w| w.to_string()));
+                rare.server_names.extend(names.iter().map(|n| n.to_string()));
             }
         }
     }
@@ -172,7 +164,7 @@ impl Observer {
             let key = (self.peers.get(*local), *side, *address, *protocol, *port, *untold);
             let kept = facts.remote_flows.entry(key).or_default();
             kept.port_name.clone_from(&flow.port_name);
-            kept.flow.marks.extend(marks_of(flow.marks));
+            kept.flow.marks.extend(mark_names(flow.marks));
             kept.flow.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
             kept.flow.sources.plus(Arc::clone(source), *side, &seen);
         }

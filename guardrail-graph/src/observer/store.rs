@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     Observer, OwnPod,
-    edge::{Edge, MARKS},
+    edge::{Edge, marks_of},
     graph::RemoteKey,
     peers::PeerId,
 };
@@ -15,13 +15,9 @@ use crate::{
         state::{self, Head, OPEN, State, Unnamed, json, put_json, section},
     },
     observe::FlowDelta,
-    snapshot::{UnresolvedEntry, WorkloadCoverage, facts::Facts},
+    snapshot::{WorkloadCoverage, facts::Facts},
     time::Timestamp,
 };
-
-fn marks(bits: u8) -> Vec<&'static str> {
-    MARKS.iter().enumerate().filter(|(i, _)| bits & (1 << i) != 0).map(|(_, mark)| *mark).collect()
-}
 
 /// Peers by the number of their entries.
 type Numbers = HashMap<PeerId, u32>;
@@ -74,11 +70,8 @@ impl Observer {
             put_json(recording, section::LOSS, &loss.reason, &loss);
         }
         for ((source, reason), unresolved) in &facts.unresolved {
-            let UnresolvedEntry { flows, .. } = unresolved.clone().entry(source.clone(), reason.clone());
-            let entry = UnresolvedEntry {
-                flows: flows.as_ref().map(|_| Vec::new()),
-                ..unresolved.clone().entry(source.clone(), reason.clone())
-            };
+            let mut entry = unresolved.clone().entry(source.clone(), reason.clone());
+            let flows = entry.flows.as_mut().map(std::mem::take);
             put_json(recording, section::UNRESOLVED, reason, &entry);
             for flow in flows.into_iter().flatten() {
                 let flow = Unnamed { reason: reason.clone(), flow };
@@ -111,7 +104,8 @@ impl Observer {
             self.put_peer(recording, &mut numbers, &mut key, *client);
             put_bytes(&mut key, service.as_bytes());
             state::put_port(&mut key, *protocol, *port);
-            let words = [marks(flow.marks), flow.node_workloads.iter().map(|w| &**w).collect(), Vec::new()];
+            let words =
+                [marks_of(flow.marks).collect(), flow.node_workloads.iter().map(|w| &**w).collect(), Vec::new()];
             let flow = state::Flow { sides: [Some((seen, flow.still_open > 0)), None], port_name: None, words };
             flow.put(&mut value, begun);
             recording.put(section::SERVICE_FLOW, &key, &value);
@@ -192,6 +186,6 @@ fn counted<'a>(edge: &'a Edge, names: Vec<&'a str>) -> state::Flow<'a> {
     state::Flow {
         sides: [side(0), side(1)],
         port_name: edge.port_name.as_deref(),
-        words: [marks(edge.marks), edge.node_workloads.iter().map(|w| &**w).collect(), names],
+        words: [marks_of(edge.marks).collect(), edge.node_workloads.iter().map(|w| &**w).collect(), names],
     }
 }

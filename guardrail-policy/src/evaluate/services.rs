@@ -80,24 +80,23 @@ impl AskedServices {
         let pod = self.evaluator.end_of_pod(pod);
         let vip = self.evaluator.end_of_address(address);
         let at_address = self.evaluator.evaluate(&pod, &vip, protocol, front).egress;
-        let stand_in = self.stand_ins.get(&(service.0.to_owned(), service.1.to_owned()));
-        if at_address.allows() || stand_in.is_none() {
+        if at_address.allows() {
             return at_address;
         }
-        let by_selector = stand_in.map(|index| {
-            let end = self.evaluator.end_of_pod(*index);
-            self.evaluator.evaluate(&pod, &end, protocol, behind).egress
-        });
+        let Some(stand_in) = self.stand_ins.get(&(service.0.to_owned(), service.1.to_owned())) else {
+            return at_address;
+        };
+        let stand_in = self.evaluator.end_of_pod(*stand_in);
+        let by_selector = self.evaluator.evaluate(&pod, &stand_in, protocol, behind).egress;
         // A rule that names addresses or nobody admits ports of the address, not of the pods.
         let of_addresses = self.evaluator.evaluate(&pod, &vip, protocol, behind).egress;
         match by_selector {
-            Some(SideVerdict::AllowedBy(rules)) => {
+            SideVerdict::AllowedBy(rules) => {
                 let rules: Vec<RuleRef> =
                     rules.into_iter().filter(|rule| !of_addresses.rules().contains(rule)).collect();
                 if rules.is_empty() { SideVerdict::Denied } else { SideVerdict::AllowedBy(rules) }
             }
-            Some(other) => other,
-            None => at_address,
+            other => other,
         }
     }
 }

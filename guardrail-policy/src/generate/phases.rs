@@ -358,10 +358,9 @@ impl<'a> Builder<'a> {
         // An edge to a resolver that no rule can allow teaches nothing.
         let teaches = |index: &usize| {
             let edge = self.edge(*index);
-            let need = || callee(edge, namespace, self.context);
             edge.port == 53
                 && self.ports(edge).iter().any(|port| port.port == PortRef::Number(53))
-                && !matches!(need(), Need::Implicit | Need::Inexpressible(_))
+                && !matches!(callee(edge, namespace, self.context), Need::Implicit | Need::Inexpressible(_))
         };
         !self.dns.allowed(namespace, self.context).is_empty() || edges.iter().any(teaches)
     }
