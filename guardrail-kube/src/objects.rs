@@ -29,7 +29,7 @@ pub enum ObjectsError {
         said: String,
     },
     /// The server does not accept the credentials.
-    #[error("the API server does not accept the credentials of the kubeconfig")]
+    #[error("the API server does not accept the credentials of the kubeconfig, or of the pod's service account")]
     Unauthorized,
     /// No connection, or it broke.
     #[error("cannot reach the API server: {0}")]

@@ -1,6 +1,6 @@
 //! The component `drift-check`: a job that fails if traffic, policies and plan do not agree. Its
-//! command is run as deploy/ has it, with files where the pod has volumes and a kubeconfig where
-//! it has a service account.
+//! command is run as deploy/ has it, with files where the pod has volumes; with a kubeconfig where
+//! it has a service account, but for the one test that gives it that.
 
 use std::{
     collections::BTreeSet,
@@ -9,6 +9,7 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     thread,
 };
 
@@ -23,6 +24,13 @@ use guardrail_tests::{
     bins, deployed,
 };
 use serde_json::{Value, json};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, ServerConfig,
+        pki_types::{PrivateKeyDer, pem::PemObject as _},
+    },
+};
 
 fn objects() -> Vec<Value> {
     deployed::overlay("drift-check").unwrap()
@@ -156,12 +164,98 @@ fn the_job_succeeds_while_all_agree_and_fails_with_what_does_not() {
 #[test]
 fn in_a_pod_the_service_account_is_asked_and_no_kubeconfig() {
     // There is none here, and the kubeconfig that would do is not looked at.
-    let (code, said) = Cluster::new().run(true);
+    let cluster = Cluster::new();
+    let (code, said) = cluster.run(true);
     assert_eq!(code, Some(2), "{said}");
     assert!(
         said.starts_with("error: --in-cluster is for pods with a service account, and there is none here: "),
         "{said}"
     );
+
+    if !bins::can_run("a pod's file system") {
+        return;
+    }
+    let pod = Pod::new(&cluster, "the job's");
+    let (code, said) = pod.run(&cluster);
+    assert_eq!((code, said.as_str()), (Some(0), "No drift.\n"));
+    cluster.server.delete("networkpolicies", "shop", "closed");
+    let (code, said) = pod.run(&cluster);
+    assert!(code == Some(1) && said.contains("GD010") && said.contains("GD020"), "{said}");
+    // Another pod's token, and a server that the cluster's authority did not sign.
+    let (code, said) = Pod::new(&cluster, "somebody's").run(&cluster);
+    assert!(code == Some(2) && said.contains("does not accept the credentials"), "{said}");
+    let (stranger, pod) = (Pod::new(&cluster, "the job's"), Pod::new(&cluster, "the job's"));
+    fs::copy(stranger.account.path().join("ca.crt"), pod.account.path().join("ca.crt")).unwrap();
+    let (code, said) = pod.run(&cluster);
+    assert!(code == Some(2) && said.contains("certificate"), "{said}");
+}
+
+/// What the kubelet gives a pod: a service account, and where the API server is, which speaks TLS.
+struct Pod {
+    account: tempfile::TempDir,
+    port: u16,
+}
+
+impl Pod {
+    /// A pod with this token; the server knows the job's.
+    fn new(cluster: &Cluster, token: &str) -> Self {
+        cluster.server.manners(|manners| manners.tokens = Some(["the job's".to_owned()].into()));
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let account = tempfile::tempdir().unwrap();
+        for (name, text) in [("token", token), ("namespace", "guardrail"), ("ca.crt", &made.cert.pem())] {
+            fs::write(account.path().join(name), text).unwrap();
+        }
+        let key = PrivateKeyDer::from_pem_slice(made.signing_key.serialize_pem().as_bytes()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let server = cluster.server.url().trim_start_matches("http://").to_owned();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        listener.set_nonblocking(true).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        thread::spawn(move || {
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                while let Ok((stream, _)) = listener.accept().await {
+                    let (acceptor, server) = (acceptor.clone(), server.clone());
+                    tokio::spawn(async move {
+                        // Who does not trust the certificate goes.
+                        let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                        let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+                        let _ = tokio::io::copy_bidirectional(&mut stream, &mut server).await;
+                    });
+                }
+            });
+        });
+        Self { account, port }
+    }
+
+    /// The component's command, as it stands there.
+    fn run(&self, cluster: &Cluster) -> (Option<i32>, String) {
+        let mounted = "/run/secrets/kubernetes.io/serviceaccount";
+        let prepare = format!(
+            "mount -t tmpfs none /run && mkdir -p {mounted} && cp {}/* {mounted} && exec \"$@\"",
+            self.account.path().display()
+        );
+        let output = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", &prepare, "sh"])
+            .arg(bins::find("guardrail"))
+            .args(arguments(cluster.directory.path()))
+            .env("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+            .env("KUBERNETES_SERVICE_PORT", self.port.to_string())
+            .env("HOME", "/nonexistent")
+            .env_remove("KUBECONFIG")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        (output.status.code(), said.concat())
+    }
 }
 
 #[test]

@@ -184,7 +184,10 @@ async fn connect(args: &KubeArgs) -> anyhow::Result<Api> {
     let source = Source { in_cluster: *in_cluster, kubeconfig: kubeconfig.clone(), context: context.clone() };
     Api::new(source, USER_AGENT).await.map_err(|error| {
         let reason = match &error {
-            ConnectError::Client(e) => return anyhow::anyhow!("cannot use the kubeconfig: {}", sentence(e)),
+            ConnectError::Client(e) => {
+                let what = if *in_cluster { "service account" } else { "kubeconfig" };
+                return anyhow::anyhow!("cannot use the {what}: {}", sentence(e));
+            }
             ConnectError::NotFound(e) => sentence(e),
             ConnectError::NoPod(e) => {
                 return anyhow::anyhow!(
