@@ -7,9 +7,9 @@ use anyhow::bail;
 use guardrail_graph::{Snapshot, Timestamp};
 use guardrail_lifecycle::{
     export::known_workloads,
-    plan::{self, Environment, Plan, PlanError, Unmatched},
+    plan::{self, Environment, Exception, Plan, PlanError, Unmatched},
 };
-use guardrail_policy::evaluate::Cluster;
+use guardrail_policy::{evaluate::Cluster, exception::ExceptionMark};
 
 use crate::input::{self, KubeArgs, tell};
 
@@ -54,6 +54,26 @@ impl Planned {
         for (line, message) in self.plan.unknown_workloads(&known_workloads(snapshot, cluster)) {
             tell("warning", &format_args!("{}:{line}: {message}", self.file));
         }
+    }
+
+    /// Refuses an exception that goes on beyond the end that an earlier export wrote, with the
+    /// reason that it had then: whoever renews it says why it is still needed.
+    pub(crate) fn renewals_are_explained(&self, written: &[ExceptionMark], now: Timestamp) -> anyhow::Result<()> {
+        let here = self.plan.exceptions.iter().filter(|e| e.applies_in(&self.name) && !e.is_over(now));
+        let renewed: Vec<String> = here
+            .filter_map(|exception| {
+                let before = written.iter().find(|before| exception.goes_on_unexplained(before))?;
+                let (Exception { id, expires, line, .. }, until) = (exception, before.expires);
+                Some(format!(
+                    "{}:{line}: exception {id} was to end {until} and is to go on until {expires}: a new end needs a new reason",
+                    self.file
+                ))
+            })
+            .collect();
+        if !renewed.is_empty() {
+            bail!("{}\nnothing was written", renewed.join("\n"));
+        }
+        Ok(())
     }
 
     /// Refuses a sensitive workload of the environment that nobody knows and that is nearly

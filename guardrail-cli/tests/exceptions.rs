@@ -74,6 +74,32 @@ fn an_exception_is_written_where_its_pods_are_isolated_and_goes_when_it_ends() {
 }
 
 #[test]
+fn whoever_renews_an_exception_says_anew_why() {
+    let scratch = Scratch::new();
+    assert_eq!(scratch.export(PLAN, BEFORE).0, 0);
+    let before = scratch.exceptions();
+    let longer = PLAN.replace("expires: 2026-03-04, reason: old driver", "expires: 2026-03-09, reason: old driver");
+    let (code, stderr) = scratch.export(&longer, BEFORE);
+    assert_eq!((code, scratch.exceptions()), (2, before), "{stderr}");
+    assert!(
+        stderr.contains(
+            "guardrail.yaml:14: exception inc-1 was to end 2026-03-04T00:00:00Z and is to go on until 2026-03-09T00:00:00Z: a new end needs a new reason"
+        ),
+        "{stderr}"
+    );
+    // With another reason it is another object; the same again is no renewal, nor is an earlier end.
+    let explained = longer.replace("reason: old driver", "reason: the new driver fails with TLS 1.3");
+    let renewed = BTreeSet::from([FILE.replace("20260304", "20260309")]);
+    for _ in 0..2 {
+        let (code, stderr) = scratch.export(&explained, BEFORE);
+        assert_eq!((code, scratch.exceptions()), (0, renewed.clone()), "{stderr}");
+    }
+    let shorter = explained.replace("2026-03-09", "2026-03-03");
+    assert_eq!(scratch.export(&shorter, BEFORE).0, 0);
+    assert_eq!(scratch.exceptions(), BTreeSet::from([FILE.replace("20260304", "20260303")]));
+}
+
+#[test]
 fn an_exception_that_is_taken_out_of_the_plan_goes_with_the_next_export_of_its_namespace() {
     let scratch = Scratch::new();
     let none = PLAN.split("  exceptions:").next().unwrap();

@@ -13,6 +13,7 @@ use std::{
 
 use guardrail_graph::{Timestamp, WorkloadRef};
 use guardrail_policy::{
+    exception::ExceptionMark,
     generate::{FlowName, Phase},
     model::{Location, Protocol},
     words::{did_you_mean, duration, nearest},
@@ -196,6 +197,12 @@ impl Exception {
     #[must_use]
     pub fn is_over(&self, now: Timestamp) -> bool {
         self.expires <= now
+    }
+
+    /// Whether it goes on for longer than what was written of it, and nobody has said anew why.
+    #[must_use]
+    pub fn goes_on_unexplained(&self, written: &ExceptionMark) -> bool {
+        written.id == self.id && written.expires < self.expires && written.reason.trim() == self.reason.trim()
     }
 
     /// Whether it applies in this environment.

@@ -179,7 +179,8 @@ impl Args {
             self.namespaces_are_known(&snapshot)?;
         }
         let mut policies = input::policies(&self.policies, &asked)?;
-        if let (Some(_), Some(directory)) = (&planned, &self.directory) {
+        if let (Some(planned), Some(directory)) = (&planned, &self.directory) {
+            planned.renewals_are_explained(&write::exceptions(directory)?, asked.now())?;
             // A namespace that is not ready keeps its files, so they are in force beside the new.
             let own = input::policies(&write::policy_files(directory)?, &asked)?;
             let named = |key: &str| policies.policies.iter().any(|policy| policy.key() == key);

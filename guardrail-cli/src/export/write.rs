@@ -6,7 +6,10 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context as _;
-use guardrail_policy::emit::{self, KUSTOMIZATION_FILE};
+use guardrail_policy::{
+    emit::{self, KUSTOMIZATION_FILE},
+    exception::ExceptionMark,
+};
 use tempfile::TempPath;
 
 use crate::place::{self, Place};
@@ -85,6 +88,14 @@ pub(crate) fn earlier(directory: &Path) -> anyhow::Result<BTreeSet<String>> {
 pub(crate) fn policy_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let policies = earlier(directory)?.into_iter().filter(|name| !emit::is_exception_file(name));
     Ok(policies.map(|name| directory.join(name)).collect())
+}
+
+/// What the exceptions say of themselves that an earlier export has written to the directory.
+pub(crate) fn exceptions(directory: &Path) -> anyhow::Result<Vec<ExceptionMark>> {
+    let files = earlier(directory)?.into_iter().filter(|name| emit::is_exception_file(name));
+    let read =
+        files.map(|name| fs::read_to_string(directory.join(&name)).with_context(|| format!("cannot read {name}")));
+    Ok(read.collect::<anyhow::Result<Vec<_>>>()?.iter().filter_map(|text| ExceptionMark::read(text)).collect())
 }
 
 fn stage(path: &Path, content: &str) -> io::Result<TempPath> {

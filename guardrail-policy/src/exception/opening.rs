@@ -1,12 +1,12 @@
 //! What an exception is, and what became of it: the words that plan, printers and reports share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use guardrail_graph::{Peer, Timestamp, WorkloadRef, snapshot::EdgeRecord};
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{Direction, Protocol};
 
@@ -66,6 +66,31 @@ pub struct ExceptionMark {
     pub reason: String,
     /// Who answers for it.
     pub owner: String,
+}
+
+impl ExceptionMark {
+    /// What the text of one of its policies says of it; `None`: it is no exception's.
+    #[must_use]
+    pub fn read(policy: &str) -> Option<Self> {
+        let Written { metadata: Metadata { mut labels, mut annotations } } = serde_saphyr::from_str(policy).ok()?;
+        Some(Self {
+            id: labels.remove(LABEL)?,
+            expires: annotations.get(EXPIRES)?.parse().ok()?,
+            reason: annotations.remove(REASON)?,
+            owner: annotations.remove(OWNER)?,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Written {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
 }
 
 /// A connection that is to be allowed for a while.
