@@ -87,7 +87,7 @@ fn whoever_renews_an_exception_says_anew_why() {
         ),
         "{stderr}"
     );
-    // With another reason it is another object; the same again is no renewal, nor is an earlier end.
+    // With another reason it is another object. The same again is no renewal, nor an earlier end.
     let explained = longer.replace("reason: old driver", "reason: the new driver fails with TLS 1.3");
     let renewed = BTreeSet::from([FILE.replace("20260304", "20260309")]);
     for _ in 0..2 {
