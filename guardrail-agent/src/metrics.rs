@@ -304,6 +304,22 @@ impl Collector for Scrape {
         )?;
         counters(
             e,
+            "guardrail_open_repaired",
+            "Connections whose being open was repaired as an epoch began: no_socket: their end was missed, \
+             not_counted: their beginning",
+            kernel.open_repaired.iter().map(|(reason, n)| (vec![("reason", *reason)], *n)),
+        )?;
+        counters(
+            e,
+            "guardrail_socket_lists",
+            "How often the open sockets were listed as an epoch began; what is open is repaired only by complete lists",
+            kernel
+                .socket_lists
+                .iter()
+                .map(|(complete, n)| (vec![("complete", if *complete { "true" } else { "false" })], *n)),
+        )?;
+        counters(
+            e,
             "guardrail_flows_unresolved",
             "Flows whose end or role could not be named, by reason",
             observer.unresolved.iter().map(|(reason, n)| (vec![("reason", *reason)], *n)),

@@ -286,7 +286,7 @@ pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// The number of a link, from `struct bpf_link_info` (`include/uapi/linux/bpf.h`, Linux 5.8).
-pub(crate) fn link_id(link: BorrowedFd<'_>) -> io::Result<u32> {
+pub fn link_id(link: BorrowedFd<'_>) -> io::Result<u32> {
     // type, id.
     let mut info = [0_u32; 2];
     let mut attr = attr::Info {
@@ -300,7 +300,7 @@ pub(crate) fn link_id(link: BorrowedFd<'_>) -> io::Result<u32> {
 }
 
 /// Whether a link of this number is there. To ask takes hold of it for an instant.
-pub(crate) fn link_exists(id: u32) -> bool {
+pub fn link_exists(id: u32) -> bool {
     // link_id, next_id, open_flags.
     let mut attr = [id, 0, 0];
     // SAFETY: no pointers.

@@ -28,11 +28,24 @@ pub fn find_cgroup2_root() -> Result<PathBuf, KernelError> {
 /// was not reported.
 pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) -> io::Result<()> {
     let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let above = path_in_hierarchy(&table, root);
+    directories(root, &mut |metadata, directory| {
+        let below = directory.strip_prefix(root).unwrap_or(directory).to_string_lossy();
+        let path = if below.is_empty() { above.clone() } else { format!("{above}/{below}") };
+        each(metadata.ino(), if path.is_empty() { "/".to_owned() } else { path });
+    })
+}
+
+/// Calls `each` with every directory below `root`, itself included, before those below it.
+///
+/// # Errors
+/// As [`walk`].
+pub(crate) fn directories(root: &Path, each: &mut impl FnMut(&fs::Metadata, &Path)) -> io::Result<()> {
     let mut outcome = Ok(());
-    let mut pending = vec![(root.to_owned(), path_in_hierarchy(&table, root))];
-    while let Some((directory, path)) = pending.pop() {
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
         let Ok(metadata) = fs::metadata(&directory) else { continue };
-        each(metadata.ino(), if path.is_empty() { "/".to_owned() } else { path.clone() });
+        each(&metadata, &directory);
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) => {
@@ -44,8 +57,7 @@ pub(crate) fn walk(root: &Path, each: &mut impl FnMut(u64, String)) -> io::Resul
         };
         for entry in entries.flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let name = entry.file_name();
-                pending.push((entry.path(), format!("{path}/{}", name.to_string_lossy())));
+                pending.push(entry.path());
             }
         }
     }

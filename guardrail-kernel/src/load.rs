@@ -223,7 +223,8 @@ impl Loaded {
             Ok((name, fd.map_err(|source| KernelError::System { what: format!("opening {name}"), source })?))
         };
         let programs = attached.into_iter().map(fd).collect::<Result<_, KernelError>>()?;
-        Ok(Programs { programs, _links: links, redirects, ebpf: Some(ebpf) })
+        let sockets = fd(OPEN_SOCKETS).ok().map(|(_, fd)| fd);
+        Ok(Programs { programs, sockets, _links: links, redirects, ebpf: Some(ebpf) })
     }
 }
 
@@ -237,6 +238,8 @@ fn iterate(program: BorrowedFd<'_>) -> Result<File, KernelError> {
 /// The attached programs. Dropping it detaches and unloads them, unless they are pinned.
 pub(crate) struct Programs {
     programs: Vec<(&'static str, OwnedFd)>,
+    /// The socket iterator, if it could be loaded.
+    sockets: Option<OwnedFd>,
     _links: Vec<FdLink>,
     redirects: Option<Redirects>,
     /// What was loaded; `None` if an earlier agent did.
@@ -254,7 +257,8 @@ impl Programs {
             found.pin_at(pins.link_path(ON_DEMAND));
             redirects = Some(found);
         }
-        Ok(Self { programs, _links: Vec::new(), redirects, ebpf: None })
+        let sockets = pins.program(OPEN_SOCKETS).ok();
+        Ok(Self { programs, sockets, _links: Vec::new(), redirects, ebpf: None })
     }
 
     /// The program that waits for a proxy.
@@ -265,6 +269,11 @@ impl Programs {
     /// One pass of the socket iterator that an earlier agent left.
     pub(crate) fn open_socket_iterator(pins: &Generation) -> Result<File, KernelError> {
         iterate(pins.program(OPEN_SOCKETS)?.as_fd())
+    }
+
+    /// One pass of the socket iterator; `None`: there is none.
+    pub(crate) fn open_sockets(&self) -> Option<io::Result<File>> {
+        Some(bpf::iterate(self.sockets.as_ref()?.as_fd()).map(File::from))
     }
 
     /// Calls `each` with name and descriptor of every attached program.

@@ -13,7 +13,7 @@ use std::{
 use aya_log::EbpfLogger;
 use guardrail_common::{
     counter,
-    decode::{self, DecodeError, Decoded},
+    decode::{self, Decoded},
     encode,
     flow::{FlowKey, FlowValue},
     record::{CgroupRecord, ListenRecord},
@@ -29,20 +29,23 @@ use crate::{
     bpf::Table,
     cgroup,
     checkpoint::{Checkpoint, ReportedLosses},
-    clock, dns,
+    clock,
     fold::{Fold, counts, ip},
     journal::{Journal, Note},
     load::{Programs, Ring},
-    sockets::OpenSockets,
-    stats::KernelStats,
+    sockets::{OpenSockets, backing::Suspects},
+    stats::{KernelStats, NO_SOCKET, NOT_COUNTED},
     sys,
 };
 
+mod event;
 mod found;
 mod handover;
 mod out;
+mod recheck;
 mod sweep;
 
+use event::{Event, next};
 use out::RETRY;
 pub(crate) use {
     handover::{FoundJournal, Owned, Predecessor, carry},
@@ -58,7 +61,8 @@ pub(crate) enum Command {
     Evict(Vec<IpAddr>),
     /// Say how far the stream of observations is.
     Checkpoint,
-    /// Read all of FLOWS, then say what is open and how far the stream of observations is.
+    /// Compare FLOWS with the sockets that are open, read all of it, then say what is open and how
+    /// far the stream of observations is.
     Turn,
     /// Everything up to this mark is stored.
     Stored(Mark),
@@ -154,6 +158,8 @@ pub(crate) struct State {
     /// Keys that were read before the program that made them had counted, and when: to be read
     /// again.
     early: Vec<(FlowKey, Instant)>,
+    /// Entries behind whose open connections no socket stood.
+    suspects: Suspects,
     /// A turn was asked for.
     is_turn_due: bool,
     /// What is open, while a sweep gathers it.
@@ -190,6 +196,8 @@ impl State {
             map_capacity: u64::from(capacity),
             events: EVENTS.into_iter().map(|kind| (kind, 0)).collect(),
             losses: LOSSES.into_iter().map(|reason| (reason, 0)).collect(),
+            open_repaired: [NO_SOCKET, NOT_COUNTED].into_iter().map(|reason| (reason, 0)).collect(),
+            socket_lists: [false, true].into_iter().map(|complete| (complete, 0)).collect(),
             ..KernelStats::default()
         };
         let mut state = Self {
@@ -204,6 +212,7 @@ impl State {
             removed: 0,
             undecided: HashSet::new(),
             early: Vec::new(),
+            suspects: Suspects::default(),
             is_turn_due: false,
             open: None,
             capacity: u64::from(capacity),
@@ -298,7 +307,10 @@ impl Reader {
                 match self.commands.try_recv() {
                     Ok(Command::Evict(addresses)) => evicted.extend(addresses),
                     Ok(Command::Checkpoint) => self.checkpoint(),
-                    Ok(Command::Turn) => self.state.is_turn_due = true,
+                    Ok(Command::Turn) => {
+                        self.recheck();
+                        self.state.is_turn_due = true;
+                    }
                     Ok(Command::Stored(mark)) => self.stored(mark),
                     Ok(Command::Shutdown) | Err(mpsc::TryRecvError::Disconnected) => {
                         end = true;
@@ -517,27 +529,6 @@ impl Reader {
             }
         }
     }
-}
-
-/// A ring record, out of the ring.
-enum Event {
-    Flow(FlowKey),
-    Cgroup { created: bool, id: u64, at: u64, path: String },
-    Listen(ListenRecord),
-    Dns { cgroup_id: u64, at: u64, answer: Option<(String, Vec<IpAddr>)> },
-}
-
-/// The ring's next record.
-fn next(ring: &mut Ring) -> Option<Result<Event, DecodeError>> {
-    let item = ring.next()?;
-    Some(decode::ring(&item).map(|decoded| match decoded {
-        Decoded::Flow(key) => Event::Flow(key),
-        Decoded::Cgroup { created, id, at, path, .. } => {
-            Event::Cgroup { created, id, at, path: String::from_utf8_lossy(path).into_owned() }
-        }
-        Decoded::Listen(listen) => Event::Listen(listen),
-        Decoded::Dns { cgroup_id, at, payload } => Event::Dns { cgroup_id, at, answer: dns::answer(payload) },
-    }))
 }
 
 #[cfg(test)]

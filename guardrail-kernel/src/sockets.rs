@@ -4,10 +4,16 @@
 //! Listening sockets come first (TCP, and MPTCP's protocol 262, which Go servers use), so that an
 //! established socket's local port can be looked up.
 
+pub(crate) mod backing;
+pub(crate) mod procfs;
+
 use std::{
     collections::{BTreeMap, HashSet},
-    io::Read,
+    io::{self, Read},
+    time::Instant,
 };
+
+use backing::{Backing, Ends};
 
 use guardrail_common::{
     address::{Address, UNSPECIFIED, is_local_talk, is_loopback, is_v4},
@@ -23,6 +29,8 @@ const TCP_FIN_WAIT1: u8 = 4;
 const TCP_FIN_WAIT2: u8 = 5;
 const TCP_CLOSE_WAIT: u8 = 8;
 const TCP_LISTEN: u8 = 10;
+/// Room for the records of 100,000 descriptors, when sockets are listed again.
+const MAX_BYTES: usize = 100_000 * size_of::<SocketRecord>();
 
 /// What was open.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -31,6 +39,8 @@ pub(crate) struct OpenSockets {
     pub(crate) listening: Vec<SocketRecord>,
     /// Established connections by key: how many, and the network namespace.
     pub(crate) connections: BTreeMap<[u8; size_of::<FlowKey>()], FoundConnections>,
+    /// Every TCP and MPTCP socket that has another end, in whatever state.
+    connected: Vec<Ends>,
     /// Records that did not decode.
     pub(crate) broken: u64,
 }
@@ -47,13 +57,44 @@ pub(crate) struct FoundConnections {
     /// The key that each of them has in FLOWS if it ends before this key stands there, and its own
     /// state does not tell its role.
     pub(crate) if_ended: Vec<FlowKey>,
+    /// Whether some are MPTCP connections: their parts are sockets of their own, which no process
+    /// has a descriptor of.
+    pub(crate) is_mptcp: bool,
+}
+
+impl OpenSockets {
+    /// All that may stand behind an entry of FLOWS.
+    pub(crate) fn backing(&self) -> Backing {
+        Backing::of(self.connected.clone())
+    }
 }
 
 /// Reads the iterator to its end and classifies.
-pub(crate) fn read(mut iterator: impl Read) -> std::io::Result<OpenSockets> {
+pub(crate) fn read(mut iterator: impl Read) -> io::Result<OpenSockets> {
     let mut bytes = Vec::new();
     iterator.read_to_end(&mut bytes)?;
     Ok(classify(&bytes))
+}
+
+/// The same, but not beyond this instant, and within bounds.
+///
+/// # Errors
+/// The iterator's own, or it has not come to its end.
+pub(crate) fn read_until(mut iterator: impl Read, until: Instant) -> io::Result<OpenSockets> {
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let read = match iterator.read(&mut buffer) {
+            Ok(0) => return Ok(classify(&bytes)),
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        bytes.extend(&buffer[..read]);
+        if bytes.len() > MAX_BYTES || Instant::now() > until {
+            return Err(io::Error::other("there are too many, or it takes too long"));
+        }
+    }
 }
 
 /// Classifies the records.
@@ -79,6 +120,9 @@ pub(crate) fn classify(bytes: &[u8]) -> OpenSockets {
         .map(|s| (s.netns, any_as_one(s.local), s.local_port))
         .collect();
     for socket in sockets.iter().filter(|s| is_tcp(s)) {
+        if socket.remote_port != 0 {
+            open.connected.push(ends(socket));
+        }
         match socket.state {
             TCP_LISTEN if !is_loopback(&socket.local) => open.listening.push(*socket),
             TCP_ESTABLISHED | TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_CLOSE_WAIT
@@ -93,8 +137,10 @@ pub(crate) fn classify(bytes: &[u8]) -> OpenSockets {
                     netns: socket.netns,
                     count: 0,
                     if_ended: Vec::new(),
+                    is_mptcp: false,
                 });
                 found.count += 1;
+                found.is_mptcp |= socket.protocol == PROTOCOL_MPTCP;
                 if !key.is_undecided() {
                     found.if_ended.push(self::key(socket, FlowRole::Undecided));
                 }
@@ -103,6 +149,11 @@ pub(crate) fn classify(bytes: &[u8]) -> OpenSockets {
         }
     }
     open
+}
+
+fn ends(socket: &SocketRecord) -> Ends {
+    let SocketRecord { cgroup_id, local, remote, local_port, remote_port, .. } = *socket;
+    Ends { cgroup_id, local, remote, local_port, remote_port }
 }
 
 /// `0.0.0.0` listens as `::` does.
@@ -265,5 +316,25 @@ mod tests {
         raw.extend(&bytes(&socket(2))[..30]);
         let sockets = classify(&raw);
         assert_eq!((sockets.connections.len(), sockets.listening.len(), sockets.broken), (0, 0, 1));
+    }
+
+    /// A list that goes on for ever.
+    struct Endless;
+
+    impl Read for Endless {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let record = bytes(&socket(1));
+            buffer[..record.len()].copy_from_slice(&record);
+            Ok(record.len())
+        }
+    }
+
+    #[test]
+    fn a_list_that_does_not_come_to_its_end_in_time_is_none() {
+        let raw = bytes(&SocketRecord { fastreuse: -1, ..socket(1) });
+        let later = Instant::now() + std::time::Duration::from_secs(600);
+        assert_eq!(read_until(&raw[..], later).expect("it ends"), classify(&raw));
+        assert!(read_until(Endless, Instant::now()).is_err());
+        assert!(read_until(Endless, later).is_err(), "nor if it is endless");
     }
 }

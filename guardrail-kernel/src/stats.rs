@@ -16,6 +16,11 @@ pub struct ProgramStats {
     pub recursion_misses: u64,
 }
 
+/// Reason of a repair: a connection counted as open had no socket, and is not open any more.
+pub(crate) const NO_SOCKET: &str = "no_socket";
+/// Reason of a repair: an open socket was not counted, and is now.
+pub(crate) const NOT_COUNTED: &str = "not_counted";
+
 /// Figures of the kernel side, as of the last sweep.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelStats {
@@ -32,6 +37,13 @@ pub struct KernelStats {
     /// from the start at 0. The same losses also travel as [`Observation::Lost`]: count them in one
     /// of the two places.
     pub losses: BTreeMap<LossReason, u64>,
+    /// Connections whose being open was repaired as an epoch began, by reason: `no_socket` (their
+    /// end had not been seen), `not_counted` (their beginning had not). Both exist from the start
+    /// at 0.
+    pub open_repaired: BTreeMap<&'static str, u64>,
+    /// How often the open sockets were listed as an epoch began, by whether the list was complete.
+    /// Both exist from the start at 0.
+    pub socket_lists: BTreeMap<bool, u64>,
     /// Sweeps done.
     pub sweeps: u64,
 }

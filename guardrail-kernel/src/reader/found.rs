@@ -40,6 +40,14 @@ impl Flows {
     }
 }
 
+impl FoundConnections {
+    /// An entry that has them, found now.
+    pub(super) fn value(&self) -> FlowValue {
+        let (at, found) = (clock::boot_ns(), u32::try_from(self.count).unwrap_or(u32::MAX));
+        FlowValue { netns: self.netns, first_open: at, last_open: at, found, ..FlowValue::default() }
+    }
+}
+
 impl Reader {
     /// Reports the connections that were open at the start, and puts them into the map.
     pub(super) fn report_found(&mut self, sockets: &OpenSockets) {
@@ -66,11 +74,7 @@ impl Reader {
     /// Puts a found connection into the map, so that its end is counted there; less what the live
     /// hook has already seen open.
     fn found(&mut self, found: &FoundConnections) {
-        let bytes = encode::key(&found.key);
-        let at = clock::boot_ns();
-        let count = u32::try_from(found.count).unwrap_or(u32::MAX);
-        let mut value =
-            FlowValue { netns: found.netns, first_open: at, last_open: at, found: count, ..FlowValue::default() };
+        let mut value = found.value();
         // Those that ended after the iterator had passed: the end belongs to this find.
         for ended in self.take_ended(found) {
             value.closed += ended.closed;
@@ -78,32 +82,36 @@ impl Reader {
             value.bytes_sent += ended.bytes_sent;
             value.bytes_received += ended.bytes_received;
         }
-        match self.maps.flows.set(&bytes, &encode::value(&value), bpf::NOEXIST) {
-            Ok(()) => {
-                // Put in from this side: as if one fewer had been removed.
-                self.removed(found.key.cgroup_id, 1u64.wrapping_neg());
-                self.emit(&found.key, &value);
-            }
-            Err(_) => {
-                let live =
-                    self.maps.flows.counted(&found.key, |live| counts(PROTOCOL_TCP, live) != FlowCounts::default());
-                let live = live.unwrap_or_default();
-                // What the hook found at its end is reported by the entry itself; so is what it saw
-                // open and is open still. An entry whose first open is newer than the list has
-                // nothing of what was listed.
-                let open = if live.first_open > self.state.listed_until {
-                    0
-                } else {
-                    live.opened.saturating_sub(live.closed.saturating_sub(live.found.into()))
-                };
-                let missed = u64::from(count.saturating_sub(live.found)).saturating_sub(open);
-                if missed > 0 {
-                    // The map's entry is the live hook's, or there is no room: reported, but not
-                    // kept.
-                    self.report(&found.key, &FlowValue { found: u32::try_from(missed).unwrap_or(u32::MAX), ..value });
-                }
-            }
+        if self.put_in(found, &value) {
+            return;
         }
+        let live = self.maps.flows.counted(&found.key, |live| counts(PROTOCOL_TCP, live) != FlowCounts::default());
+        let live = live.unwrap_or_default();
+        // What the hook found at its end is reported by the entry itself; so is what it saw open and
+        // is open still. An entry whose first open is newer than the list has nothing of what was
+        // listed.
+        let open = if live.first_open > self.state.listed_until {
+            0
+        } else {
+            live.opened.saturating_sub(live.closed.saturating_sub(live.found.into()))
+        };
+        let missed = u64::from(value.found.saturating_sub(live.found)).saturating_sub(open);
+        if missed > 0 {
+            // The map's entry is the live hook's, or there is no room: reported, but not kept.
+            self.report(&found.key, &FlowValue { found: u32::try_from(missed).unwrap_or(u32::MAX), ..value });
+        }
+    }
+
+    /// Puts an entry for found connections into the map, and reports it. False: there is one, or no
+    /// room.
+    pub(super) fn put_in(&mut self, found: &FoundConnections, value: &FlowValue) -> bool {
+        let is_new = self.maps.flows.set(&encode::key(&found.key), &encode::value(value), bpf::NOEXIST).is_ok();
+        if is_new {
+            // Put in from this side: as if one fewer had been removed.
+            self.removed(found.key.cgroup_id, 1u64.wrapping_neg());
+            self.emit(&found.key, value);
+        }
+        is_new
     }
 
     /// Takes out the entries of found connections that ended before their own entry stood in the

@@ -10,7 +10,7 @@ use std::{
 };
 
 use guardrail_graph::{
-    observe::{CgroupId, FlowCounts, FlowDelta, LossReason, Observation, Remote, Role},
+    observe::{CgroupId, FlowCounts, FlowDelta, LossReason, Observation, OpenFlow, Remote, Role},
     peer::Protocol,
 };
 use guardrail_kernel::{Batch, Checkpoint, Kernel, KernelConfig, KernelStats, Mark, Pinned};
@@ -33,6 +33,20 @@ pub(crate) struct Key {
     pub(crate) remote: Remote,
     pub(crate) server_port: u16,
     pub(crate) local_port: Option<u16>,
+}
+
+impl Key {
+    fn of(delta: &FlowDelta) -> Self {
+        Self {
+            cgroup: delta.cgroup,
+            protocol: delta.protocol,
+            role: delta.role,
+            local: delta.local,
+            remote: delta.remote,
+            server_port: delta.server_port,
+            local_port: delta.local_port,
+        }
+    }
 }
 
 /// A client's flow.
@@ -61,18 +75,7 @@ impl Observed {
     /// Every delta of a flow.
     pub(crate) fn deltas(&self) -> impl Iterator<Item = (Key, &FlowDelta)> {
         self.0.iter().filter_map(|observation| match observation {
-            Observation::Flow(delta) => Some((
-                Key {
-                    cgroup: delta.cgroup,
-                    protocol: delta.protocol,
-                    role: delta.role,
-                    local: delta.local,
-                    remote: delta.remote,
-                    server_port: delta.server_port,
-                    local_port: delta.local_port,
-                },
-                delta,
-            )),
+            Observation::Flow(delta) => Some((Key::of(delta), delta)),
             _ => None,
         })
     }
@@ -147,6 +150,7 @@ pub(crate) struct Agent {
     pub(crate) kernel: Kernel,
     seen: Arc<Mutex<Observed>>,
     stored: Arc<Mutex<Vec<Stored>>>,
+    turns: Arc<Mutex<Vec<Vec<OpenFlow>>>>,
     held: Option<Receiver<Batch>>,
     reader: Option<JoinHandle<()>>,
 }
@@ -190,13 +194,20 @@ impl Agent {
         config.flow_entries = 4096;
         change(&mut config);
         let (kernel, held) = Kernel::start(config, pinned).expect("the kernel side starts");
-        Self { kernel, seen: Arc::default(), stored: Arc::default(), held: Some(held), reader: None }
+        Self {
+            kernel,
+            seen: Arc::default(),
+            stored: Arc::default(),
+            turns: Arc::default(),
+            held: Some(held),
+            reader: None,
+        }
     }
 
     /// Begins to take observations out of the channel.
     pub(crate) fn receive(&mut self) {
         let mut observations = self.held.take().expect("it is held");
-        let (seen, stored) = (Arc::clone(&self.seen), Arc::clone(&self.stored));
+        let (seen, stored, turns) = (Arc::clone(&self.seen), Arc::clone(&self.stored), Arc::clone(&self.turns));
         self.reader = Some(std::thread::spawn(move || {
             while let Some(batch) = observations.blocking_recv() {
                 let mut seen = seen.lock().expect("no panic while it is locked");
@@ -206,7 +217,13 @@ impl Agent {
                         .lock()
                         .expect("no panic while it is locked")
                         .push(Stored { checkpoint: *checkpoint, mark, seen: seen.clone() }),
-                    Batch::Turn { .. } => {}
+                    Batch::Turn { open, checkpoint } => {
+                        if let Some((checkpoint, mark)) = checkpoint {
+                            let mut stored = stored.lock().expect("no panic while it is locked");
+                            stored.push(Stored { checkpoint: *checkpoint, mark, seen: seen.clone() });
+                        }
+                        turns.lock().expect("no panic while it is locked").push(open);
+                    }
                 }
             }
         }));
@@ -218,6 +235,21 @@ impl Agent {
         let before = count();
         self.kernel.checkpoint();
         assert!(until(|| count() > before), "a checkpoint comes when asked for");
+        self.stored.lock().expect("no panic while it is locked").last().cloned().expect("it came")
+    }
+
+    /// Ends an epoch; what is open as the next one begins.
+    pub(crate) fn turn(&self) -> BTreeMap<Key, u64> {
+        let count = || self.turns.lock().expect("no panic while it is locked").len();
+        let before = count();
+        self.kernel.turn();
+        assert!(until(|| count() > before), "a turn comes when asked for");
+        let turns = self.turns.lock().expect("no panic while it is locked");
+        turns[before].iter().map(|open| (Key::of(&open.flow), open.open)).collect()
+    }
+
+    /// What a state file would hold that was written at the last turn.
+    pub(crate) fn stored_last(&self) -> Stored {
         self.stored.lock().expect("no panic while it is locked").last().cloned().expect("it came")
     }
 
@@ -242,7 +274,7 @@ impl Agent {
 
     /// Shuts down; all that was said, and the last figures.
     pub(crate) fn stop(self) -> (Observed, KernelStats) {
-        let Self { kernel, seen, stored: _, held: _, reader } = self;
+        let Self { kernel, seen, stored: _, turns: _, held: _, reader } = self;
         let stats = kernel.shutdown().expect("the reading thread lives");
         if let Some(reader) = reader {
             reader.join().expect("the receiving thread");
