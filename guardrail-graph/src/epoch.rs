@@ -1,6 +1,7 @@
 //! When epochs end. Pure: both clocks are arguments.
 
 pub(crate) mod bytes;
+pub(crate) mod facts;
 pub mod file;
 pub mod log;
 pub mod state;

@@ -83,7 +83,7 @@ fn the_number_rises_with_each_document_and_the_file_of_an_epoch_has_its_last() {
     let document = a.observer.turn(&[], t(5));
     let header = file::Header::of(&document, End::Day).unwrap();
     assert_eq!(header.revision, (1, 4));
-    let (header, snapshot) = file::decode(&file::encode(&header, document.into())).unwrap();
+    let (header, snapshot) = file::decode(&file::encode(&header, &document)).unwrap();
     assert_eq!((header.revision, snapshot.body.revisions[0].revision), ((1, 4), Revision { run: 1, n: 4 }));
     let next = a.at(6).snapshot();
     let both = merged(&[&snapshot, &next]);

@@ -15,6 +15,7 @@ use guardrail_graph::{
         log::{Recorder, Write},
     },
     inventory::{Inventory, read},
+    snapshot::Document,
 };
 
 /// Resident set in bytes.
@@ -124,9 +125,11 @@ fn on_disk(lab: &mut Lab) {
     }
     let document = lab.observer.turn(&[], lab.now);
     let header = file::Header::of(&document, End::Day).unwrap();
-    let epoch = file::encode(&header, document.into()).len();
-    println!("closed epoch: {} bytes an edge", epoch / 9_900);
-    assert!(epoch < 9_900 * 128, "{epoch} bytes");
+    let epoch = file::encode(&header, &document);
+    println!("closed epoch: {} bytes an edge", epoch.len() / 9_900);
+    assert!(epoch.len() <= 9_900 * 40, "{} bytes", epoch.len());
+    let (_, facts) = file::decode(&epoch).unwrap();
+    assert_eq!(Document::joined([facts]).snapshot(), document.snapshot());
 }
 
 #[test]

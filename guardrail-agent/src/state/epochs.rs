@@ -69,7 +69,7 @@ impl Kept {
         fs::read(&self.path).map_err(|error| FileError::reading(&self.path, error))
     }
 
-    /// What it holds.
+    /// Its facts, and nothing that follows from them.
     ///
     /// # Errors
     /// A sentence with the file's name.
@@ -149,7 +149,7 @@ impl Epochs {
     pub fn write(state: &Path, ended: &Ended) -> Result<Kept, FileError> {
         let id = id(&ended.header.key);
         let path = state.join(DIR).join(format!("{id}.{SUFFIX}"));
-        let bytes = file::encode(&ended.header, Arc::clone(&ended.document));
+        let bytes = file::encode(&ended.header, &ended.document);
         files::replace(&path, [&bytes])?;
         Ok(Kept { id, header: ended.header.clone(), bytes: bytes.len() as u64, path })
     }

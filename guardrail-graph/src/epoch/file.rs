@@ -1,7 +1,8 @@
-//! A closed epoch as a file: a header that says what it is, and its document, compressed.
+//! A closed epoch as a file: a header that says what it is, and its facts, in the form of the open
+//! epoch's base ([`super::log`]).
 //!
-//! In: bytes of anybody's. Out: an epoch, or one sentence. Decoding is total, and takes no more
-//! memory than the header admits. Numbers are little-endian:
+//! In: bytes of anybody's. Out: an epoch, or one sentence. Decoding is total, and takes memory
+//! within bounds. Numbers are little-endian:
 //!
 //! ```text
 //! magic     16 bytes, with the version
@@ -9,29 +10,23 @@
 //! key        node, instance (u16 length, UTF-8), start (i64, ns since 1970)
 //! revision   run, n (u32 each)
 //! times      from, to (i64 each), why it ended (u8)
-//! lengths    of the document, of the body (u64 each)
-//! body       the document as JSON, one zstd frame
+//! length     of the body (u64)
+//! body       a base of entries
 //! ```
 
-use std::{
-    io::{self, Read},
-    sync::Arc,
+use super::{
+    End,
+    facts::put_document,
+    log::{LogError, Recorder, Write},
+    state::State,
 };
-
-use ruzstd::{decoding::StreamingDecoder, encoding::CompressionLevel};
-
-use super::End;
 use crate::{
-    snapshot::{Document, Revision, Snapshot, SnapshotError, Source, Window},
+    snapshot::{Document, Revision, Snapshot, Source, Window},
     time::Timestamp,
 };
 
 /// First bytes: name and version of the form.
-const MAGIC: &[u8; 16] = b"guardrail-epoch1";
-/// Longest document that is read: two orders above what 100,000 edges take.
-const MAX_DOCUMENT: u64 = 4 << 30;
-/// Pieces in which a document is compressed.
-const PIECE_BYTES: usize = 256 << 10;
+const MAGIC: &[u8; 16] = b"guardrail-epoch2";
 
 /// What a file says of its epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,14 +56,11 @@ pub enum EpochError {
     /// They are not what was written.
     #[error("its checksum does not match")]
     Checksum,
-    /// The body is no compressed document.
-    #[error("its document cannot be read: {0}")]
-    Body(String),
-    /// The document is none.
-    #[error(transparent)]
-    Document(#[from] SnapshotError),
-    /// The document is another epoch's.
-    #[error("its document is another epoch's than the header says")]
+    /// The body is no base of facts.
+    #[error("its facts cannot be read: {0}")]
+    Body(#[from] LogError),
+    /// The facts are another epoch's.
+    #[error("its facts are another epoch's than the header says")]
     OtherEpoch,
 }
 
@@ -114,8 +106,8 @@ impl Header {
         Some(Self { key, revision: (run, n), from: window.from?, to: window.to?, end })
     }
 
-    /// The header, the length of the document, and the body.
-    fn split(bytes: &[u8]) -> Result<(Self, u64, &[u8]), EpochError> {
+    /// The header, and the body.
+    fn split(bytes: &[u8]) -> Result<(Self, &[u8]), EpochError> {
         let mut rest = bytes.strip_prefix(MAGIC).ok_or(EpochError::Form)?;
         let checksum = u32::from_le_bytes(take(&mut rest)?);
         if crc32fast::hash(rest) != checksum {
@@ -127,12 +119,11 @@ impl Header {
         let (from, to) = (time(rest)?, time(rest)?);
         let [end] = take(rest)?;
         let end = End::ALL.into_iter().find(|known| *known as u8 == end).ok_or(EpochError::Form)?;
-        let document = u64::from_le_bytes(take(rest)?);
         let body = u64::from_le_bytes(take(rest)?);
-        if rest.len() as u64 != body || document > MAX_DOCUMENT {
+        if rest.len() as u64 != body {
             return Err(EpochError::Length);
         }
-        Ok((Self { key, revision, from, to, end }, document, rest))
+        Ok((Self { key, revision, from, to, end }, rest))
     }
 
     /// What a file says of its epoch. All of its bytes are looked at.
@@ -140,38 +131,23 @@ impl Header {
     /// # Errors
     /// [`EpochError`]: it is no epoch, or not whole.
     pub fn read(bytes: &[u8]) -> Result<Self, EpochError> {
-        Self::split(bytes).map(|(header, ..)| header)
-    }
-}
-
-/// Pieces of a document as one stream.
-struct Pieces<I> {
-    pieces: I,
-    at: io::Cursor<Vec<u8>>,
-    read: u64,
-}
-
-impl<I: Iterator<Item = Vec<u8>>> Read for &mut Pieces<I> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let n = self.at.read(out)?;
-            if n > 0 || out.is_empty() {
-                self.read += n as u64;
-                return Ok(n);
-            }
-            match self.pieces.next() {
-                Some(piece) => self.at = io::Cursor::new(piece),
-                None => return Ok(0),
-            }
-        }
+        Self::split(bytes).map(|(header, _)| header)
     }
 }
 
 /// The file of a closed epoch: equal epochs are equal bytes.
 #[must_use]
-pub fn encode(header: &Header, document: Arc<Document>) -> Vec<u8> {
-    let mut pieces = Pieces { pieces: document.chunks(PIECE_BYTES), at: io::Cursor::default(), read: 0 };
-    let body = ruzstd::encoding::compress_to_vec(&mut pieces, CompressionLevel::Fastest);
+pub fn encode(header: &Header, document: &Document) -> Vec<u8> {
+    let mut recorder = Recorder::default();
+    let mut recording = recorder.begin();
+    if let Some(source) = document.sources().next() {
+        put_document(&mut recording, source, document);
+    }
+    // The first recording is a base.
+    let body = match recording.end(header.revision, header.to) {
+        Some(Write::Base(body)) => body,
+        _ => Vec::new(),
+    };
     let mut rest = Vec::with_capacity(body.len() + 256);
     for text in [&header.key.node, &header.key.instance] {
         // Both are shorter by far; what is too long would not be found again.
@@ -185,7 +161,6 @@ pub fn encode(header: &Header, document: Arc<Document>) -> Vec<u8> {
     rest.extend(header.from.as_unix_ns().to_le_bytes());
     rest.extend(header.to.as_unix_ns().to_le_bytes());
     rest.push(header.end as u8);
-    rest.extend(pieces.read.to_le_bytes());
     rest.extend((body.len() as u64).to_le_bytes());
     rest.extend(body);
     let mut file = MAGIC.to_vec();
@@ -194,23 +169,17 @@ pub fn encode(header: &Header, document: Arc<Document>) -> Vec<u8> {
     file
 }
 
-/// Reads the file of an epoch.
+/// Reads the file of an epoch: its facts, and nothing that follows from them
+/// ([`Document::joined`]).
 ///
 /// # Errors
 /// [`EpochError`]
 pub fn decode(bytes: &[u8]) -> Result<(Header, Snapshot), EpochError> {
-    let (header, length, body) = Header::split(bytes)?;
-    let broken = |error: &dyn std::fmt::Display| EpochError::Body(error.to_string());
-    let decoder = StreamingDecoder::new(body).map_err(|error| broken(&error))?;
-    let mut document = Vec::new();
-    // One byte more shows that there is more.
-    decoder.take(length.saturating_add(1)).read_to_end(&mut document).map_err(|error| broken(&error))?;
-    if document.len() as u64 != length {
-        return Err(EpochError::Length);
-    }
-    let document = String::from_utf8(document).map_err(|error| broken(&error))?;
-    let snapshot = Snapshot::from_json(&document, "the document of an epoch")?;
-    if key_of(&snapshot).as_ref() != Some(&header.key) {
+    let (header, body) = Header::split(bytes)?;
+    let state = State::read(body, &[])?;
+    let snapshot = state.facts(header.to)?;
+    if key_of(&snapshot).as_ref() != Some(&header.key) || (state.revision(), state.at()) != (header.revision, header.to)
+    {
         return Err(EpochError::OtherEpoch);
     }
     Ok((header, snapshot))
@@ -227,13 +196,13 @@ mod tests {
     fn example() -> Vec<u8> {
         let t = Timestamp::from_unix_seconds;
         let mut observer = Observer::new(ObserverConfig::new("node-a", "i", t(1_700_000_000)));
-        let document = Arc::new(observer.turn(&[], t(1_700_086_400)));
+        let document = observer.turn(&[], t(1_700_086_400));
         let header = Header::of(&document, End::Day).unwrap();
-        let bytes = encode(&header, Arc::clone(&document));
+        let bytes = encode(&header, &document);
         let (read, snapshot) = decode(&bytes).unwrap();
-        assert_eq!((&read, snapshot), (&header, document.snapshot()));
+        assert_eq!((&read, Document::joined([snapshot]).snapshot()), (&header, document.snapshot()));
         assert_eq!((read.key.start, read.from, read.to), (Some(t(1_700_000_000)), t(1_700_000_000), t(1_700_086_400)));
-        assert_eq!(encode(&header, document), bytes, "equal epochs are equal bytes");
+        assert_eq!(encode(&header, &document), bytes, "equal epochs are equal bytes");
         bytes
     }
 
@@ -271,9 +240,8 @@ mod tests {
         assert_eq!((empty.0.end, edge.0.end), (End::ClockStep, End::Day));
         assert_eq!((empty.1.body.edges.len(), edge.1.body.edges.len()), (0, 1));
         for (header, snapshot) in [empty, edge] {
-            let document = Arc::new(Document::joined([snapshot]));
-            let again = decode(&encode(&header, Arc::clone(&document))).unwrap();
-            assert_eq!(again, (header, document.snapshot()));
+            let document = Document::joined([snapshot.clone()]);
+            assert_eq!(decode(&encode(&header, &document)).unwrap(), (header, snapshot));
         }
     }
 }

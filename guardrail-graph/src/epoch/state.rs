@@ -47,6 +47,7 @@ pub mod section {
     pub(crate) const EDGE: u8 = 12;
     pub(crate) const OWN_POD: u8 = 13;
     pub(crate) const WAITING: u8 = 14;
+    pub(crate) const LABEL_CHANGES: u8 = 15;
     /// The first that has no meaning here.
     pub const CALLER: u8 = 128;
 }
@@ -307,6 +308,7 @@ impl Reader<'_> {
                 }
                 body.workloads.push(workload);
             }
+            section::LABEL_CHANGES => body.label_changes.push(read(value, "labels")?),
             section::SERVICE => {
                 let mut service: ServiceEntry = read(value, "Services")?;
                 service.as_of = self.time(service.as_of);
@@ -366,6 +368,12 @@ impl State {
     #[must_use]
     pub const fn at(&self) -> Timestamp {
         self.0.at
+    }
+
+    /// That of what was written last: (run of the agent, number within it).
+    #[must_use]
+    pub const fn revision(&self) -> (u32, u32) {
+        self.0.revision
     }
 
     /// What of the log does not count.
@@ -453,6 +461,7 @@ fn sort(body: &mut Body) {
     }
     body.coverage.workloads.sort_by(|a, b| a.peer.cmp(&b.peer));
     body.workloads.sort_by(|a, b| a.workload.cmp(&b.workload));
+    body.label_changes.sort_by(|a, b| a.workload.cmp(&b.workload));
     body.services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     body.addresses.sort_by(|a, b| (a.address, a.from, &a.peer, &a.pod).cmp(&(b.address, b.from, &b.peer, &b.pod)));
     body.presence.sort_by(|a, b| (&a.workload, &a.pod, &a.node, a.from).cmp(&(&b.workload, &b.pod, &b.node, b.from)));

@@ -11,8 +11,9 @@ use super::{
 use crate::{
     epoch::{
         bytes::put_bytes,
+        facts::{Beside, put_facts},
         log::{LogError, Recorder, Recording, Write},
-        state::{self, Head, OPEN, State, Unnamed, json, put_json, section},
+        state::{self, OPEN, State, json, put_json, section},
     },
     observe::FlowDelta,
     snapshot::{WorkloadCoverage, facts::Facts},
@@ -56,42 +57,24 @@ impl Observer {
 
     fn put_facts(&self, recording: &mut Recording<'_>, facts: &Facts) {
         let Some(source) = facts.sources.first() else { return };
-        let head = Head {
-            source: (**source).clone(),
-            window: facts.window.get(&self.config.node).cloned().unwrap_or_default(),
-            expected: facts.expected.clone(),
-            unobservable: facts.unobservable.clone(),
-            inventory: facts.inventory,
+        let unresolved = facts.unresolved.iter();
+        let incomplete = facts.incomplete.iter();
+        let beside = Beside {
             own_pods: self.config.own_pods_only,
-            witness: facts.witnesses.get(source).copied(),
+            inventory: facts.inventory,
+            losses: facts.loss_entries().collect(),
+            unresolved: unresolved
+                .map(|((source, reason), unresolved)| unresolved.clone().entry(source.clone(), reason.clone()))
+                .collect(),
+            incomplete: incomplete
+                .map(|(peer, reasons)| WorkloadCoverage {
+                    peer: (**peer).clone(),
+                    complete: false,
+                    reasons: reasons.clone(),
+                })
+                .collect(),
         };
-        put_json(recording, section::HEAD, &(), &head);
-        for loss in facts.loss_entries() {
-            put_json(recording, section::LOSS, &loss.reason, &loss);
-        }
-        for ((source, reason), unresolved) in &facts.unresolved {
-            let mut entry = unresolved.clone().entry(source.clone(), reason.clone());
-            let flows = entry.flows.as_mut().map(std::mem::take);
-            put_json(recording, section::UNRESOLVED, reason, &entry);
-            for flow in flows.into_iter().flatten() {
-                let flow = Unnamed { reason: reason.clone(), flow };
-                let key = (reason, &flow.flow.client, &flow.flow.server, flow.flow.protocol, flow.flow.port);
-                put_json(recording, section::UNRESOLVED_FLOW, &key, &flow);
-            }
-        }
-        for (peer, reasons) in &facts.incomplete {
-            let entry = WorkloadCoverage { peer: (**peer).clone(), complete: false, reasons: reasons.clone() };
-            put_json(recording, section::INCOMPLETE, &entry.peer, &entry);
-        }
-        facts.each_workload(|entry| put_json(recording, section::WORKLOAD, &entry.workload, &entry));
-        facts.each_service(|entry| put_json(recording, section::SERVICE, &(&entry.namespace, &entry.name), &entry));
-        facts.each_address(|entry| {
-            put_json(recording, section::ADDRESS, &(entry.address, entry.from, &entry.peer, &entry.pod), &entry);
-        });
-        facts.each_presence(|entry| {
-            let key = (&entry.workload.namespace, &entry.pod, &entry.node, entry.from, entry.told);
-            put_json(recording, section::PRESENCE, &key, &entry);
-        });
+        put_facts(recording, source, facts, beside);
     }
 
     fn put_flows(&self, recording: &mut Recording<'_>) {

@@ -181,6 +181,12 @@ impl Document {
         &self.window
     }
 
+    /// The facts that it is made of, but for unresolved flows and what is incomplete: those stand
+    /// in its coverage.
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
     /// Whose counts are in it.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
         self.facts.sources.iter().map(|source| &**source)
@@ -238,7 +244,7 @@ impl Document {
         known.map(|(source, revision)| SourceRevision { source: Source::clone(source), revision: *revision }).collect()
     }
 
-    fn label_changes(&self) -> Vec<LabelChanges> {
+    pub(crate) fn label_changes(&self) -> Vec<LabelChanges> {
         let changes = self.facts.label_changes.iter();
         changes.map(|(name, labels)| LabelChanges { workload: name.clone(), labels: labels.clone() }).collect()
     }

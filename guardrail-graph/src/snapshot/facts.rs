@@ -380,6 +380,12 @@ pub(super) fn keep_later<T: serde::Serialize + PartialEq>(kept: &mut T, other: T
     }
 }
 
+/// Whether a workload's reason of incompleteness is computed from facts.
+pub(crate) fn is_computed(reason: &str) -> bool {
+    OF_NODES.iter().any(|computed| reason.starts_with(computed))
+        || UnresolvedReason::DERIVED.iter().any(|derived| derived.as_str() == reason)
+}
+
 impl Facts {
     /// Joins the facts of a snapshot.
     pub(crate) fn add(&mut self, mut snapshot: Snapshot) {
@@ -427,13 +433,10 @@ impl Facts {
             let kept = self.losses.entry((loss.source.into(), loss.reason)).or_insert((loss.class, 0));
             *kept = (kept.0.max(loss.class), kept.1.max(loss.count));
         }
-        let derived = UnresolvedReason::DERIVED.map(UnresolvedReason::as_str);
         self.add_unresolved(coverage.unresolved);
         for entry in coverage.workloads {
             let reasons = entry.reasons.into_iter();
-            let raw: Vec<_> = reasons
-                .filter(|r| !OF_NODES.iter().any(|computed| r.starts_with(computed)) && !derived.contains(&r.as_str()))
-                .collect();
+            let raw: Vec<_> = reasons.filter(|reason| !is_computed(reason)).collect();
             if !raw.is_empty() {
                 let peer = self.peers.intern(entry.peer);
                 self.incomplete.entry(peer).or_default().extend(raw);

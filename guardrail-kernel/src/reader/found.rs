@@ -87,9 +87,9 @@ impl Reader {
         }
         let live = self.maps.flows.counted(&found.key, |live| counts(PROTOCOL_TCP, live) != FlowCounts::default());
         let live = live.unwrap_or_default();
-        // What the hook found at its end is reported by the entry itself; so is what it saw open and
-        // is open still. An entry whose first open is newer than the list has nothing of what was
-        // listed.
+        // What the hook found at its end is reported by the entry itself; so is what it saw open
+        // and is open still. An entry whose first open is newer than the list has nothing of what
+        // was listed.
         let open = if live.first_open > self.state.listed_until {
             0
         } else {

@@ -79,8 +79,8 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
-/// A line of `/proc/net/tcp` or `tcp6`: "N: LOCAL:PORT REMOTE:PORT STATE …", in hexadecimal digits.
-/// `None`: it is the heading, or no connection.
+/// A line of `/proc/net/tcp` or `tcp6`: "N: LOCAL:PORT REMOTE:PORT STATE …", in hexadecimal
+/// digits. `None`: it is the heading, or no connection.
 fn ends(cgroup_id: u64, line: &str) -> Option<Ends> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, remote, state) = (fields.next()?, fields.next()?, fields.next()?);
