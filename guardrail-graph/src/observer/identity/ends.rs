@@ -166,6 +166,10 @@ impl Identity {
                     if last { Resolution::Unresolved(UnresolvedReason::PodUnknown) } else { Resolution::Wait }
                 }
                 None if !last => Resolution::Wait,
+                // Whoever is known to have the address is another pod: this one may have it since.
+                None if pod_at_address.is_some_and(|(_, record)| !record.pod.uid.is_empty()) => {
+                    Resolution::Unresolved(UnresolvedReason::PodUnknown)
+                }
                 None => self.by_address(pod_at_address, &owner),
             },
             Some(Resident::Host { root }) => match (pod_at_address, &owner) {
