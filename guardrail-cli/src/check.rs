@@ -4,6 +4,7 @@ mod all;
 mod render;
 mod report;
 mod run;
+mod translated;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -79,14 +79,24 @@ impl<'a> Check<'a> {
     /// Judges one flow between pods or addresses.
     pub fn flow(&mut self, src: &End, dst: &End, protocol: Protocol, port: u16) -> Verdict {
         let verdict = self.evaluator.evaluate(src, dst, protocol, port);
+        self.uses(&verdict);
+        self.judged([src, dst], verdict.allowed());
+        verdict
+    }
+
+    /// Takes down the rules that a verdict rests on.
+    pub fn uses(&mut self, verdict: &Verdict) {
         self.used.extend(verdict.egress.rules().iter().map(|r| (Direction::Egress, *r)));
         self.used.extend(verdict.ingress.rules().iter().map(|r| (Direction::Ingress, *r)));
+    }
+
+    /// Counts a flow between two ends that was judged elsewhere.
+    pub fn judged(&mut self, [src, dst]: [&End; 2], allowed: bool) {
         for (end, direction) in [(src, Direction::Egress), (dst, Direction::Ingress)] {
             if let Some(pod) = end.pod() {
-                self.account(Subject::Pod(pod), direction, verdict.allowed());
+                self.account(Subject::Pod(pod), direction, allowed);
             }
         }
-        verdict
     }
 
     /// Judges one edge of a snapshot.

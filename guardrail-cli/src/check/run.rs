@@ -17,6 +17,7 @@ use guardrail_policy::{
 use super::{
     Args, Format, render,
     report::{Answer, Report, Row},
+    translated::{Judged, Translated},
 };
 use crate::{
     coverage,
@@ -244,7 +245,11 @@ impl Judge<'_> {
         dst: &Result<End, UnknownEnd>,
     ) -> Option<anyhow::Result<Row<'b>>> {
         let asked = (flow.protocol, flow.port);
-        let to_node = dst.as_ref().is_ok_and(End::is_node);
+        let translated = dst
+            .as_ref()
+            .err()
+            .and_then(|unknown| Translated::new(self.evaluator, self.inventory, unknown, (flow.protocol, flow.port)));
+        let to_node = translated.is_some() || dst.as_ref().is_ok_and(End::is_node);
         let from = match src {
             Ok(end) => Ok(Ends::one(*end, &flow.src, 0)),
             Err(_) => ends::initiators(self.evaluator, self.inventory, &flow.src, to_node)?,
@@ -253,6 +258,12 @@ impl Judge<'_> {
             Ok(from) => from,
             Err(error) => return Some(Err(error)),
         };
+        match translated {
+            Some(Ok(translated)) => return Some(Ok(self.translated(flow, &from, &translated))),
+            // Nobody is there to be judged.
+            Some(Err(_)) => return None,
+            None => {}
+        }
         let to = match dst {
             Ok(end) => Ok(Ends::one(*end, &flow.dst, flow.port)),
             Err(_) => ends::acceptors(self.evaluator, self.inventory, &from, &flow.dst, asked)?,
@@ -295,6 +306,45 @@ impl Judge<'_> {
         let namespaces = ends.map(|end| namespace(self.evaluator, end));
         self.fill(&mut row, &verdict, rank == 1, namespaces);
         Some(Ok(row))
+    }
+
+    /// Judges a flow to an address that a node translates: the worst that becomes of it at a pod
+    /// behind.
+    fn translated<'b>(&mut self, flow: &Flow<'b>, from: &Ends, to: &Translated<'_>) -> Row<'b> {
+        let said = format!("{} -> {} {}/{}: ", flow.src, flow.dst, flow.protocol, flow.port);
+        let mut row = row(flow);
+        let mut worst: Option<(Judged, [&End; 2])> = None;
+        for src in &from.ends {
+            let all = match to.judge(src, |verdict| self.check.uses(verdict)) {
+                Ok(all) => all,
+                Err(why) => {
+                    self.unproven(&mut row, why);
+                    return row;
+                }
+            };
+            for (judged, behind) in all {
+                self.check.judged([&src.end, behind], judged.verdict.allowed());
+                if worst.as_ref().is_none_or(|(known, _)| judged.rank() > known.rank()) {
+                    worst = Some((judged, [&src.end, behind]));
+                }
+            }
+        }
+        let notes: Vec<&str> = [from.note.as_deref(), Some(&*to.note)].into_iter().flatten().collect();
+        tell("note", &(said + &notes.join("; ")));
+        let Some((judged, ends)) = worst else { return row };
+        match judged.depends {
+            Some(depends) => {
+                row.ingress_by = self.by(Direction::Ingress, &judged.verdict.ingress);
+                row.egress_by = self.by(Direction::Egress, &judged.verdict.egress);
+                self.unproven(&mut row, depends);
+            }
+            None => {
+                let namespaces = ends.map(|end| namespace(self.evaluator, end));
+                let open = !judged.verdict.allowed() && !judged.verdict.denied();
+                self.fill(&mut row, &judged.verdict, open, namespaces);
+            }
+        }
+        row
     }
 
     /// Tells of dual-stack ends whose families are judged differently: which one is used is the

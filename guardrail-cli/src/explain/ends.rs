@@ -150,7 +150,8 @@ pub(crate) fn acceptors(
     let name = (service.namespace.clone(), service.name.clone());
     let asked = address.map(|address| Asked { service: name, address, port });
     let leads_to = |_: &ClusterPod| true;
-    let ends = behind((evaluator, sources), inventory, (service, &what), (protocol, port), leads_to);
+    let places = (evaluator, sources.have_nodes());
+    let ends = behind(places, inventory, (service, &what), (protocol, port), leads_to);
     Some(ends.map(|ends| Ends { asked, ..ends }))
 }
 
@@ -229,14 +230,14 @@ fn elsewhere(
         UnknownEnd::Virtual { address, service: name } => match known(name) {
             Some(service) if outside && service.keeps_client_address => {
                 let what = format!("{address} is an address of Service {name}, which leaves clients their address");
-                behind((evaluator, sources), inventory, (service, &what), (protocol, port), |_| true).map_err(to_option)
+                behind((evaluator, sources.have_nodes()), inventory, (service, &what), (protocol, port), |_| true)
+                    .map_err(to_option)
             }
             _ => bail!(lost(name, port, "a node's address")),
         },
         UnknownEnd::NodePort { end, port: node_port, service: name } => {
             let Some(service) = known(name) else { bail!("--to: {unknown}") };
-            let is = |p: &&ServicePort| p.node_port == Some(*node_port) && protocol.is_named(&p.protocol);
-            let Some(at) = service.ports.iter().find(is).map(|p| p.port) else { bail!("--to: {unknown}") };
+            let Some(at) = port_behind(service, protocol, *node_port) else { bail!("--to: {unknown}") };
             if !(outside && service.keeps_client_address) {
                 bail!(lost(name, at, end));
             }
@@ -248,25 +249,20 @@ fn elsewhere(
                 "port {node_port} of {end} is the node port of Service {name}, which leaves clients their address and leads to pods of that node"
             );
             let on_it = |pod: &ClusterPod| node.is_none_or(|node| pod.node.as_ref() == Some(&node.name));
-            behind((evaluator, sources), inventory, (service, &what), (protocol, at), on_it).map_err(to_option)
+            behind((evaluator, sources.have_nodes()), inventory, (service, &what), (protocol, at), on_it)
+                .map_err(to_option)
         }
         UnknownEnd::HostPort { end, port: host_port, pod } => {
-            let index = evaluator.end(pod).ok().and_then(|end| end.pod());
-            let declared = index.and_then(|index| {
-                let ports = &evaluator.cluster().pods[index as usize].declared_ports;
-                ports.iter().find(|p| p.protocol == protocol && p.host_port == Some(*host_port))
-            });
-            let (Some(index), Some(declared)) = (index, declared) else { bail!("--to: {unknown}") };
+            let Some(behind) = pod_at_host_port(evaluator, pod, protocol, *host_port) else { bail!("--to: {unknown}") };
             if !outside {
                 bail!(
                     "--to: {unknown}; the client's egress may be judged at the node, the pod's ingress is at its port {at}: ask --to {pod} --port {at} for both at the pod",
-                    at = declared.port
+                    at = behind.port
                 );
             }
             let note =
-                format!("port {host_port} of {end} is a host port of pod {pod}: judged at its port {}", declared.port);
-            let end = evaluator.end_of_pod(index);
-            Ok(Ends { note: Some(note), ..Ends::one(end, pod, declared.port) })
+                format!("port {host_port} of {end} is a host port of pod {pod}: judged at its port {}", behind.port);
+            Ok(Ends { note: Some(note), ends: vec![behind], asked: None })
         }
         unknown => bail!(nobody("--to", unknown, evaluator, inventory)),
     }
@@ -333,10 +329,24 @@ fn is_behind(service: &Service, pod: &ClusterPod) -> bool {
         && service.selector.iter().all(|(k, v)| pod.labels.get(k).is_some_and(|own| own == v))
 }
 
-/// `what`: the Service, as a sentence about what the user named. `leads_to`: which of its pods are
-/// reached.
-fn behind(
-    (evaluator, sources): (&Evaluator, &Ends),
+/// The port of a Service that has this node port.
+pub(crate) fn port_behind(service: &Service, protocol: Protocol, node_port: u16) -> Option<u16> {
+    let is = |p: &&ServicePort| p.node_port == Some(node_port) && protocol.is_named(&p.protocol);
+    service.ports.iter().find(is).map(|p| p.port)
+}
+
+/// A pod, at its port that has this port of its node.
+pub(crate) fn pod_at_host_port(evaluator: &Evaluator, pod: &str, protocol: Protocol, host_port: u16) -> Option<Named> {
+    let index = evaluator.end(pod).ok()?.pod()?;
+    let ports = &evaluator.cluster().pods[index as usize].declared_ports;
+    let port = ports.iter().find(|p| p.protocol == protocol && p.host_port == Some(host_port))?.port;
+    Some(Named { end: evaluator.end_of_pod(index), name: pod.to_owned(), port })
+}
+
+/// `by_node`: also of pods alike one on each node. `what`: the Service, as a sentence about what
+/// the user named. `leads_to`: which of its pods are reached.
+pub(crate) fn behind(
+    (evaluator, by_node): (&Evaluator, bool),
     inventory: &Inventory,
     (service, what): (&Service, &str),
     (protocol, port): (Protocol, u16),
@@ -360,7 +370,7 @@ fn behind(
             }
         };
         let pods = evaluator.cluster().pods.iter().zip(0..).filter(|(pod, _)| selected(pod));
-        alike(evaluator, pods.filter_map(|(pod, index)| Some((index, target(pod)?))), sources.have_nodes())
+        alike(evaluator, pods.filter_map(|(pod, index)| Some((index, target(pod)?))), by_node)
     };
     if ends.is_empty() {
         bail!("{what}, and the inventory has no pod behind its port {protocol}/{port}");

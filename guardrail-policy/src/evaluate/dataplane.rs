@@ -143,7 +143,7 @@ impl Dataplane {
     /// Whether egress is judged at the address that was asked for: before a Service's address is
     /// translated to a pod's.
     #[must_use]
-    pub(crate) fn judges_what_was_asked(&self) -> bool {
+    pub fn judges_what_was_asked(&self) -> bool {
         *self == Self::AwsVpcCni
     }
 

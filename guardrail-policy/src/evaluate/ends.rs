@@ -148,7 +148,8 @@ impl End {
     }
 
     /// Whether both have an address of one family, as far as addresses are known.
-    pub(super) fn can_reach(&self, other: &Self) -> bool {
+    #[must_use]
+    pub fn can_reach(&self, other: &Self) -> bool {
         let none = |end: &Self| end.v4.is_none() && end.v6.is_none();
         none(self)
             || none(other)
@@ -304,6 +305,13 @@ impl Evaluator {
     pub(super) fn runs_on(&self, index: u32, node: &End) -> bool {
         let own = self.cluster().pods[index as usize].node.as_deref().and_then(|n| self.compiled.node_id(n));
         own.is_some_and(|own| node.host == NodeOf::Is(own))
+    }
+
+    /// The node that an end is, if it is a certain one.
+    #[must_use]
+    pub fn node_name(&self, end: &End) -> Option<&str> {
+        let is = |name: &str| self.compiled.node_id(name).is_some_and(|id| end.host == NodeOf::Is(id));
+        self.cluster().nodes.iter().map(|node| node.name.as_str()).find(|name| is(name))
     }
 
     /// The end of the pod with this index in [`Cluster::pods`].
