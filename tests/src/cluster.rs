@@ -64,6 +64,8 @@ pub struct Workload {
     pub ports: Vec<Port>,
     /// More pod labels.
     pub labels: BTreeMap<String, String>,
+    /// Ports of the node that lead to its pod's ports, by those.
+    pub host_ports: BTreeMap<u16, u16>,
 }
 
 impl Workload {
@@ -147,6 +149,9 @@ pub struct Service {
     /// The lab's address translation sends everything to this workload, though others are endpoints
     /// as well (traffic distribution).
     pub only_reached: Option<String>,
+    /// Node ports lead to pods of every node, from the node's own address (`externalTrafficPolicy:
+    /// Cluster`).
+    pub hides_clients: bool,
 }
 
 /// The whole cluster.
@@ -206,6 +211,7 @@ impl Cluster {
             host_network,
             ports: ports.to_vec(),
             labels: BTreeMap::new(),
+            host_ports: BTreeMap::new(),
         });
         let mut keys = Vec::new();
         for (ordinal, &node) in on.iter().enumerate() {
@@ -253,6 +259,7 @@ impl Cluster {
             ports: ports.to_vec(),
             addresses: (Ipv4Addr::new(10, 96, 0, number), Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into())),
             only_reached: None,
+            hides_clients: false,
         });
         self.services.last_mut().expect("just pushed")
     }

@@ -164,7 +164,7 @@ fn services(cluster: &Cluster, service: &super::Service, out: &mut Vec<Value>) {
         "ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv4", "IPv6"], "ports": ports,
     });
     if node_port {
-        spec["externalTrafficPolicy"] = "Local".into();
+        spec["externalTrafficPolicy"] = if service.hides_clients { "Cluster" } else { "Local" }.into();
     }
     let addresses = if service.headless { json!(["None"]) } else { json!([v4, v6]) };
     spec["clusterIP"] = addresses[0].clone();
@@ -208,7 +208,13 @@ fn container(workload: &Workload) -> Value {
     let ports: Vec<_> = workload
         .ports
         .iter()
-        .map(|p| json!({"name": p.name, "protocol": p.protocol, "containerPort": p.number}))
+        .map(|p| {
+            let mut port = json!({"name": p.name, "protocol": p.protocol, "containerPort": p.number});
+            if let Some(host_port) = workload.host_ports.get(&p.number) {
+                port["hostPort"] = (*host_port).into();
+            }
+            port
+        })
         .collect();
     json!({"name": "main", "image": "registry.example/lab:1", "ports": ports})
 }

@@ -1,9 +1,11 @@
 //! Services as address translation, the way kube-proxy does it with iptables.
 //!
-//! Nothing is masqueraded: node ports lead to pods of the same node only (`externalTrafficPolicy:
-//! Local`), so answers find their way back and servers see who called.
+//! Node ports lead to pods of the same node only (`externalTrafficPolicy: Local`), so answers find
+//! their way back and servers see who called; where a Service hides its clients (`Cluster`), to
+//! pods of all nodes, from the node's address. Nothing else is masqueraded. Host ports lead to the
+//! pods of the node that have them.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::SocketAddr};
 
 use super::{Cluster, node_addresses};
 
@@ -12,6 +14,20 @@ use super::{Cluster, node_addresses};
 pub fn rules(cluster: &Cluster, node: usize, v6: bool) -> String {
     let mut out = String::from("*nat\n:SERVICES - [0:0]\n-A PREROUTING -j SERVICES\n-A OUTPUT -j SERVICES\n");
     let bits = if v6 { 128 } else { 32 };
+    let own = pick(node_addresses(node), v6);
+    for pod in cluster.pods.iter().filter(|pod| pod.node == node && pod.present) {
+        let workload = &cluster.workloads[pod.workload];
+        for port in &workload.ports {
+            let Some(host_port) = workload.host_ports.get(&port.number) else { continue };
+            let (protocol, backend) =
+                (port.protocol.to_lowercase(), SocketAddr::new(pick(pod.addresses, v6), port.number));
+            writeln!(
+                out,
+                "-A SERVICES -d {own}/{bits} -p {protocol} --dport {host_port} -j DNAT --to-destination {backend}"
+            )
+            .expect("a String takes everything");
+        }
+    }
     for service in cluster.services.iter().filter(|s| !s.headless) {
         for port in &service.ports {
             let backends: Vec<_> = cluster
@@ -31,8 +47,13 @@ pub fn rules(cluster: &Cluster, node: usize, v6: bool) -> String {
                 .collect();
             let mut fronts = vec![(pick(service.addresses, v6), port.port, backends.clone())];
             if let Some(node_port) = port.node_port {
-                let local = backends.into_iter().filter(|(on, _)| *on == node).collect();
-                fronts.push((pick(node_addresses(node), v6), node_port, local));
+                let reached = backends.into_iter().filter(|(on, _)| service.hides_clients || *on == node).collect();
+                fronts.push((own, node_port, reached));
+                if service.hides_clients {
+                    let protocol = port.protocol.to_lowercase();
+                    writeln!(out, "-A POSTROUTING -p {protocol} -m conntrack --ctstate DNAT --ctorigdst {own} --ctorigdstport {node_port} -j SNAT --to-source {own}")
+                        .expect("a String takes everything");
+                }
             }
             for (address, number, backends) in fronts {
                 let protocol = port.protocol.to_lowercase();
