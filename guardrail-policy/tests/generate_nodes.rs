@@ -276,3 +276,45 @@ fn what_a_node_answers_itself_is_named_by_the_address_that_pods_ask_for() {
     }
     assert!(text.contains("app: coredns"), "what the node's cache asks, pods may ask as well: {text}");
 }
+
+/// The addresses, with their port, that a client of `api` may call beside pods, after it asked for
+/// this.
+fn called_beside_pods(asked: &str, port: u16) -> Vec<String> {
+    let web = pod("shop", "web", 0, "node-b", "10.244.2.7", &["http:8080"]);
+    let hosted = api(0, "node-a", ON_A).replace("containerPort: 8080", "containerPort: 8080, hostPort: 8443");
+    let inventory = [hosted, web, service(NODE_PORT)];
+    let [mut a, mut b] = ["node-a", "node-b"].map(|node| Lab::new(node, &inventory));
+    a.pod_cgroup(2, "api", 0);
+    b.pod_cgroup(3, "web", 0);
+    a.at(2);
+    b.at(2);
+    b.flow(tcp_client(3, "10.244.2.7", asked, port, t(5)));
+    a.flow(tcp_server(2, ON_A, "10.244.2.7", 8080, t(5)));
+    a.at(200);
+    b.at(200);
+    let mut options = options();
+    options.egress = true;
+    let text = inventory.join("");
+    let objects = read::objects(&format!("{}{text}", common::CLUSTER), "cluster").unwrap().objects;
+    options.cluster = Cluster::from_objects(&objects);
+    let snapshot = merge(vec![a.snapshot(), b.snapshot()]);
+    let generated = proven(&snapshot, &options);
+    let text = &generated.files["shop.guardrail-allow-deployment-web.yaml"];
+    assert!(text.contains("app: api") && text.contains("port: 8080"), "{text}");
+    let addresses = text.lines().filter_map(|line| line.split_once("cidr: ")).map(|(_, cidr)| cidr.to_owned());
+    let mut found: Vec<String> = addresses.collect();
+    let ports = text.lines().filter_map(|line| line.split_once("port: ")).map(|(_, port)| port.to_owned());
+    found.extend(ports.filter(|port| port != "8080"));
+    found.dedup();
+    found
+}
+
+#[test]
+fn a_port_of_another_node_is_open_at_that_node_and_one_of_the_own_node_needs_no_rule() {
+    // Behind a node port every node leads to the same pods.
+    assert_eq!(called_beside_pods("192.0.2.11", 30080), ["192.0.2.11/32", "192.0.2.12/32", "30080"]);
+    assert_eq!(called_beside_pods("192.0.2.12", 30080), NOBODY);
+    assert_eq!(called_beside_pods("10.96.0.7", 80), NOBODY);
+    assert_eq!(called_beside_pods("192.0.2.11", 8443), ["192.0.2.11/32", "8443"]);
+    assert_eq!(called_beside_pods(ON_A, 8080), NOBODY);
+}

@@ -5,11 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use guardrail_tests::{
     agent::Agent,
-    app::scenario::{AddressRange, Call, How, Scenario, Serve},
+    app::{
+        log::now_ns,
+        scenario::{AddressRange, Call, How, Scenario, Serve},
+    },
     bins,
     cluster::{Cluster, Kind, Port, ServicePort, Target, node_addresses},
     compare::compare,
-    held::{hold_under_every_judge, merge, ready},
+    enforce::{AskedPlace, Judge, enforce},
+    held::{AWS, MEMORIES, export, happened_again, hold_under_every_judge, merge, ready, truth_since, try_all},
     lab::{EXTERNAL_CLIENT, Lab},
     small::{calling, cluster, deployment, eventually, go, go_again, same, serving, start, truth},
     tries::{Trier, Try},
@@ -100,4 +104,46 @@ fn what_check_says_of_a_node_port_and_of_a_host_port_is_what_becomes_of_packets_
         tried(&internet(STRANGER), at(1, 30081), true),
     ];
     hold_under_every_judge(&lab, (&snapshot, &before), &tries, |round| go_again(&mut clients, round + 1).unwrap());
+}
+
+#[test]
+fn a_call_through_another_nodes_port_is_open_at_that_node_too() {
+    if !bins::can_run("another node's port under policies") {
+        return;
+    }
+    let mut c = cluster(&["node-a", "node-b"]);
+    let web = deployment(&mut c, "web", 8080, 0);
+    let (far, stranger) = (deployment(&mut c, "far", 8080, 1), deployment(&mut c, "stranger", 8080, 1));
+    c.service("lab", "local", "web", &[node_port(30080)]);
+    let lab = Lab::start(c, &bins::find("guardrail-lab-app")).unwrap();
+    let mut agents: Vec<_> = (0..2).map(|node| Agent::start(&lab, node, &[]).unwrap()).collect();
+    let _server = start(&lab, vec![(&web, serving(vec![Serve::tcp(8080)]))]).unwrap();
+    let mut clients = start(&lab, vec![(&far, calling(&[(at(0, 30080), 6)]))]).unwrap();
+    go(&mut clients).unwrap();
+    let before = truth(&lab).unwrap();
+    let merged = lab.directory.join("merged.json");
+    let is_so = |snapshot: &serde_json::Value| same(&compare(snapshot, &before));
+    let snapshot = eventually(std::time::Duration::from_secs(60), || merge(&lab, &agents, &merged), is_so).unwrap();
+    agents.iter_mut().for_each(|agent| assert!(agent.terminate().unwrap().success()));
+    let file = lab.directory.join("observed.json");
+    std::fs::write(&file, snapshot.to_string()).unwrap();
+    let tries = [Trier::Pod(far), Trier::Pod(stranger)].map(|trier| Try::tcp(trier, at(0, 30080)));
+    let mut rounds = 0;
+    for (name, extra, egress) in [
+        ("constrain", &["--phase=constrain"][..], AskedPlace::Backend),
+        ("default-deny", &["--phase=default-deny", "--egress"], AskedPlace::Backend),
+        ("default-deny-aws", &["--phase=default-deny", "--egress", AWS[0], AWS[1]], AskedPlace::Asked),
+    ] {
+        let directory = export(&lab, &file, name, extra);
+        for memory in MEMORIES {
+            rounds += 1;
+            let judge = Judge { egress, memory };
+            enforce(&lab, judge, &directory).unwrap();
+            let since = now_ns();
+            go_again(&mut clients, rounds + 1).unwrap();
+            happened_again(&before, &truth_since(&lab, since), &format!("{name} {judge:?}"));
+            // Within the boundary everybody calls everybody.
+            try_all(&lab, &rounds.to_string(), &tries, &[true, name == "constrain"]);
+        }
+    }
 }

@@ -89,6 +89,11 @@ impl Inventory {
         Some(VirtualTarget::NoSuchPort { service: Arc::clone(service) })
     }
 
+    /// The node whose status has this address.
+    pub(crate) fn node_with_address(&self, address: IpAddr) -> Option<&str> {
+        self.nodes_by_address.get(&address).map(String::as_str)
+    }
+
     /// Whether the address is one of a node's status.
     pub(crate) fn has_node_address(&self, address: IpAddr) -> bool {
         self.nodes_by_address.contains_key(&address)

@@ -273,11 +273,12 @@ impl Observer {
                 return;
             }
         };
+        let asked = if role == Role::Server { 0 } else { self.host_port_mark(&remote, address, seen.last) };
         let gain = Gain {
             side: if role == Role::Server { Side::Server } else { Side::Client },
             seen,
             closed: delta.counts.closed,
-            marks: local.marks | asked_marks(role, delta.local, address) | tunnel_mark(delta, local),
+            marks: local.marks | asked_marks(role, delta.local, address) | tunnel_mark(delta, local) | asked,
             node_workload: local.node_workload.clone(),
             port_name: None,
         };
@@ -322,10 +323,7 @@ impl Observer {
                 }
                 (Ref::Peer(peer), port)
             }
-            RemoteEnd::HostPort { peer, port } => {
-                gain.marks |= mark_bit(marks::HOST_PORT);
-                (Ref::Peer(peer), port)
-            }
+            RemoteEnd::HostPort { peer, port } => (Ref::Peer(peer), port),
             RemoteEnd::External { marks } => {
                 gain.marks |= marks;
                 (Ref::External(address), port)

@@ -64,6 +64,27 @@ impl Observer {
         self.catalogue.virtual_target((address, port, protocol), node, lists_are_known)
     }
 
+    /// [`marks::HOST_PORT`], if a client asked for another node's address, which that node
+    /// translates to the server's.
+    pub(in crate::observer) fn host_port_mark(&self, remote: &RemoteEnd, address: IpAddr, at: Timestamp) -> u8 {
+        let inventory = self.catalogue.inventory();
+        let is_translated = match remote {
+            // Where every node has each Service's address, the client's own one translates.
+            RemoteEnd::Service { .. } => !inventory.has_service_address(address),
+            RemoteEnd::HostPort { .. } => true,
+            RemoteEnd::Peer { .. } | RemoteEnd::RemotePod | RemoteEnd::External { .. } => false,
+        };
+        let node = || {
+            let seen = self.identity.node_at(address, at).and_then(|id| self.peers.node_name(id));
+            seen.or_else(|| inventory.node_with_address(address))
+        };
+        if is_translated && node().is_some_and(|node| node != self.config.node) {
+            mark_bit(marks::HOST_PORT)
+        } else {
+            0
+        }
+    }
+
     /// The server behind a remote address and port, at the time of the flow.
     pub(in crate::observer) fn remote_server(
         &mut self,

@@ -28,7 +28,9 @@ pub const LINK_LOCAL: &str = "link-local";
 /// The client dialled a proxy's own port: which port of the server is meant stands inside the
 /// connection, where the network does not see it.
 pub const TUNNEL: &str = "tunnel";
-/// The client asked for a node's address at a host port.
+/// The client asked for the address of another node than its own, at a port that leads to the
+/// server: a node port or a host port. That node translates it, so the client's own network sees
+/// the node.
 pub const HOST_PORT: &str = "host-port";
 /// The server saw the node at the client's end speak from an address that the API does not list as
 /// that node's.

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, WorkloadRef,
-    snapshot::{Body, EdgeRecord, LabelSelector, ServiceEntry, Side, SourceCounts, WorkloadEntry, marks},
+    snapshot::{
+        Body, EdgeRecord, LabelSelector, ServiceEntry, ServicePortEntry, Side, SourceCounts, WorkloadEntry, marks,
+    },
 };
 use ipnet::IpNet;
 
@@ -297,6 +299,49 @@ impl<'a> Context<'a> {
         let unlisted = self.nodes.get(name).map(|node| &node.unlisted);
         answered.extend(asked.filter(|a| unlisted.is_some_and(|unlisted| unlisted.contains(*a))));
         answered
+    }
+
+    /// The ports of nodes that lead to the server of an edge whose client asked another node than
+    /// its own, and the nodes that have them.
+    pub(crate) fn node_ports_asked(&self, edge: &'a EdgeRecord) -> BTreeMap<u16, BTreeSet<&'a str>> {
+        let mut asked: BTreeMap<u16, BTreeSet<&str>> = BTreeMap::new();
+        if !edge.marks.contains(marks::HOST_PORT) {
+            return asked;
+        }
+        for (service, number) in self.services_asked(edge) {
+            let via = format!("{}/{}:{number}", service.namespace, service.name);
+            let mut uses = self.body.service_flows.iter().filter(|f| f.client == *edge.client.peer && f.service == via);
+            if !uses.any(|flow| flow.marks.contains(marks::HOST_PORT)) {
+                continue;
+            }
+            let is = |port: &&ServicePortEntry| {
+                port.port == number && Protocol::of_edge(&port.protocol) == Some(edge.protocol)
+            };
+            for port in service.ports.iter().filter(is).filter_map(|port| port.node_port) {
+                asked.entry(port).or_default().extend(self.nodes.keys());
+            }
+        }
+        // A host port is asked for without any Service.
+        let is_direct = edge.sources.iter().any(|source| source.side == Side::Client);
+        let server = edge.server.peer.workload().filter(|_| is_direct);
+        let server = server.and_then(|server| self.workloads.get(server)).copied();
+        let pods = server.into_iter().flat_map(|entry| {
+            entry
+                .pods
+                .iter()
+                .flat_map(move |(node, pods)| pods.iter().map(move |pod| (node, &pod.name, &entry.workload)))
+        });
+        for (node, name, workload) in pods {
+            let known = self.options.cluster.pods.iter();
+            let declared = known
+                .filter(|pod| pod.namespace == workload.namespace && pod.name == *name)
+                .flat_map(|pod| &pod.declared_ports)
+                .filter(|port| port.protocol == edge.protocol && port.port == edge.port);
+            for port in declared.filter_map(|port| port.host_port) {
+                asked.entry(port).or_default().insert(node);
+            }
+        }
+        asked
     }
 
     /// The Services that clients of this edge asked for, as far as they are known, with the port.

@@ -17,7 +17,7 @@ use crate::generate::{
     completeness::edge_name,
     context::single,
     edges::{Need, callee, caller},
-    reach::{dns_name, every_node},
+    reach::{Nodes, dns_name, every_node},
 };
 use crate::model::Direction;
 
@@ -60,6 +60,7 @@ impl Builder<'_> {
             }
             if direction == Direction::Egress && !matches!(need, Need::Inexpressible(_)) {
                 self.allow_services(draft, index, &[index]);
+                self.allow_node_ports(draft, index);
             }
             match need {
                 Need::Peers { peers, hosts, note } => {
@@ -151,6 +152,26 @@ impl Builder<'_> {
             draft.notes.insert(format!(
                 "Service {}/{} by its addresses, because the network judges egress before it translates them: export again when the Service is made anew",
                 service.namespace, service.name
+            ));
+        }
+    }
+
+    /// Where another node than the client's was asked: that node translates what it is sent after it
+    /// has left the client, whose egress is judged at the node's address and port
+    /// ([`marks::HOST_PORT`]). Behind a node port every node leads to the same pods.
+    fn allow_node_ports(&self, draft: &mut Draft, index: usize) {
+        let edge = self.edge(index);
+        for (number, nodes) in self.context.node_ports_asked(edge) {
+            let peers: BTreeSet<RulePeer> = match self.context.reach.nodes {
+                Nodes::Addresses => nodes.iter().flat_map(|node| self.context.peers_of_node(node, true)).collect(),
+                Nodes::Entities => every_node(),
+                Nodes::Nothing => continue,
+            };
+            let ports = BTreeSet::from([RulePort { protocol: edge.protocol, port: PortRef::Number(number) }]);
+            draft.allow(peers, &ports, &[index]);
+            draft.notes.insert(format!(
+                "port {number} of nodes, which lead to {} {}: another node than the client's was asked, and egress is judged before that node translates it",
+                edge.server.peer, edge.port
             ));
         }
     }
