@@ -6,11 +6,17 @@
 mod kernel;
 
 use std::{
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    process::{Command, Output, Stdio},
 };
 
-use self::kernel::{Agent, Half, Pair, RIGHT, SocketPod, at, until};
+use guardrail_graph::{observe::FlowCounts, peer::Protocol::Tcp};
+
+use self::kernel::{
+    Agent, Half, Key, LEFT, LEFT_V6, Pair, RIGHT, RIGHT_V6, SocketPod, at, client, mapped, server, until,
+};
 
 const PROGRAM: &str = "original_dst";
 /// `SO_ORIGINAL_DST`, and `TCP_ZEROCOPY_RECEIVE` (`include/uapi/linux/tcp.h`).
@@ -126,4 +132,117 @@ fn where_redirects_are_off_no_proxy_brings_the_program_and_where_a_proxy_listene
         assert_eq!(agent.kernel.stats().programs.contains_key(PROGRAM), redirects);
         agent.stop();
     }
+}
+
+/// Runs a program of iptables in a pod's cgroup and network namespace.
+fn iptables(lab: &Pair, pod: &SocketPod, program: &str, args: &[&str], input: &str) -> Output {
+    let mut command = Command::new("sh");
+    // The shell joins the cgroup and becomes the program.
+    command.args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec "$@""#]).arg(&pod.path).arg(program).args(args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    lab.netns(Half::Right).run(|| {
+        let mut child = command.spawn().expect("a shell");
+        child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("it reads its input");
+        child.wait_with_output().expect("it ends")
+    })
+}
+
+/// As [`iptables`], which must succeed.
+#[track_caller]
+fn iptables_done(lab: &Pair, pod: &SocketPod, program: &str, args: &[&str], input: &str) -> String {
+    let output = iptables(lab, pod, program, args, input);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{program} {args:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn iptables_reads_and_writes_a_hundred_rules_as_before_when_the_program_is_there() {
+    let Some(lab) = Pair::new() else { return };
+    let (node, db) = (lab.pod("node", Half::Right), lab.pod("db", Half::Right));
+    // More than a page, which is all that such a program is given.
+    let rules: String = (1..=100).map(|port| format!("-A OUTPUT -p tcp --dport {port} -j RETURN\n")).collect();
+    let rules = format!("*nat\n{rules}COMMIT\n");
+    let all = || {
+        let read = |program: &str, args: &[&str]| -> Vec<String> {
+            let text = iptables_done(&lab, &node, program, args, "");
+            // Comments tell the time, brackets count packets.
+            text.lines().filter(|line| !line.starts_with(['#', ':'])).map(str::to_owned).collect()
+        };
+        iptables_done(&lab, &node, "iptables-legacy-restore", &[], &rules);
+        // One that fails.
+        let unknown = iptables(&lab, &node, "iptables-legacy", &["-t", "nat", "-S", "NOBODY"], "");
+        (
+            read("iptables-legacy-save", &[]),
+            read("iptables-legacy", &["-t", "nat", "-S"]),
+            (unknown.status.code(), String::from_utf8_lossy(&unknown.stderr).into_owned()),
+        )
+    };
+    let before = all();
+    assert_eq!((before.0.len(), before.1.len(), before.2.0), (102, 104, Some(1)), "{before:?}");
+    let agent = Agent::start(&lab);
+    let _proxy = db.listen(at("0.0.0.0", 15006));
+    assert!(until(|| agent.kernel.stats().programs.contains_key(PROGRAM)), "a proxy may listen");
+    assert_eq!(all(), before);
+    agent.stop();
+}
+
+/// Connects to where a proxy takes it, has the proxy ask so many times what was dialled, and talks.
+fn redirected(web: &SocketPod, to: SocketAddr, proxy: &TcpListener, questions: usize) {
+    let mut client = web.connect(to).expect("connected");
+    let (mut taken, _): (TcpStream, SocketAddr) = proxy.accept().expect("accepted");
+    for _ in 0..questions {
+        let (level, room) =
+            if to.ip().to_canonical().is_ipv4() { (libc::IPPROTO_IP, 16) } else { (libc::IPPROTO_IPV6, 28) };
+        let (error, _, answer) = get(&taken, level, ORIGINAL_DST, room);
+        assert_eq!((error, u16::from_be_bytes([answer[2], answer[3]])), (None, to.port()));
+    }
+    client.write_all(b"question").expect("asked");
+    client.shutdown(Shutdown::Write).expect("shut down");
+    let mut question = Vec::new();
+    taken.read_to_end(&mut question).expect("read");
+    taken.write_all(b"answer").expect("answered");
+    drop(taken);
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).expect("read");
+    assert_eq!((&question[..], &answer[..]), (&b"question"[..], &b"answer"[..]));
+}
+
+#[test]
+fn what_a_redirected_connection_dialled_is_told_once_with_the_proxys_port_and_its_end_belongs_there() {
+    let Some(lab) = Pair::new() else { return };
+    let (web, db) = (lab.pod("web", Half::Left), lab.pod("db", Half::Right));
+    for program in ["iptables-legacy-restore", "ip6tables-legacy-restore"] {
+        let rules = "*nat\n-A PREROUTING -p tcp --dport 8080 -j REDIRECT --to-ports 15006\nCOMMIT\n";
+        iptables_done(&lab, &db, program, &[], rules);
+    }
+    let agent = Agent::start(&lab);
+    let proxy = db.listen(at("::", 15006));
+    assert!(until(|| agent.kernel.stats().programs.contains_key(PROGRAM)), "a proxy may listen");
+    // However often it asks, and of sockets of both kinds; one that it does not ask about; and one
+    // that dialled the proxy's own port.
+    redirected(&web, at(RIGHT, 8080), &proxy, 1);
+    redirected(&web, mapped(RIGHT, 8080), &proxy, 3);
+    redirected(&web, at(RIGHT_V6, 8080), &proxy, 2);
+    redirected(&web, at(RIGHT, 8080), &proxy, 0);
+    redirected(&web, at(RIGHT, 15006), &proxy, 1);
+    let counts = |opened, sent, received| FlowCounts {
+        opened,
+        closed: opened,
+        bytes_sent: sent,
+        bytes_received: received,
+        ..FlowCounts::default()
+    };
+    let told = |key: Key| Key { local_port: Some(15006), ..key };
+    agent.finish(&[
+        (client(&web, Tcp, LEFT, RIGHT, 8080), counts(3, 24, 18)),
+        (client(&web, Tcp, LEFT_V6, RIGHT_V6, 8080), counts(1, 8, 6)),
+        (client(&web, Tcp, LEFT, RIGHT, 15006), counts(1, 8, 6)),
+        // At the proxy's port all are counted, with the bytes of those alone that were not told of.
+        (server(&db, Tcp, RIGHT, LEFT, 15006), counts(4, 6, 8)),
+        (server(&db, Tcp, RIGHT_V6, LEFT_V6, 15006), counts(1, 0, 0)),
+        (told(server(&db, Tcp, RIGHT, LEFT, 8080)), counts(2, 12, 16)),
+        (told(server(&db, Tcp, RIGHT_V6, LEFT_V6, 8080)), counts(1, 6, 8)),
+        (told(server(&db, Tcp, RIGHT, LEFT, 15006)), counts(1, 6, 8)),
+    ]);
 }

@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -241,38 +240,4 @@ fn where_proxies_take_connections_without_translation_their_sockets_have_the_por
     let calls = calling(vec![Call::new(&format!("{address}:8080"), How::Tcp, 12)]);
     go(&mut start(&lab, vec![(&client, calls)]).unwrap()).unwrap();
     settled(&agent, &truth(&lab).unwrap());
-}
-
-#[test]
-fn the_nodes_own_rules_are_read_and_written_as_before_when_the_program_is_there() {
-    if !bins::can_run("iptables beside the program") {
-        return;
-    }
-    let mut c = cluster(&["node-a"]);
-    let server = deployment(&mut c, "server", 8080, 0);
-    let lab = Lab::start_on(ISTIO, c, &bins::find("guardrail-lab-app")).unwrap();
-    let run = |program: &str, args: &[&str]| {
-        let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let output = lab.spawn_on_node(0, "iptables", command).unwrap().wait_with_output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        // Comments tell the time, brackets count packets.
-        let lines = text.lines().filter(|line| !line.starts_with(['#', ':'])).map(str::to_owned);
-        (output.status.code(), lines.collect::<Vec<_>>(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    // More than a page, which is all that such a program is given.
-    let rules: String = (1..=100).map(|port| format!("-A OUTPUT -p tcp --dport {port} -j RETURN\n")).collect();
-    let file = lab.directory.join("rules");
-    std::fs::write(&file, format!("*nat\n{rules}COMMIT\n")).unwrap();
-    let restore = || run("iptables-legacy-restore", &[file.to_str().unwrap()]);
-    let all = || (restore(), run("iptables-legacy-save", &[]), run("iptables-legacy", &["-t", "nat", "-S"]));
-    let before = all();
-    assert_eq!((before.0.0, before.1.0, before.1.1.len()), (Some(0), Some(0), 102), "{before:?}");
-    let agent = Agent::start(&lab, 0, &[]).unwrap();
-    let _proxy = sidecars(&lab, &[&server], &BTreeMap::new());
-    wait_until(Duration::from_secs(30), "the program is attached", || {
-        agent.said().contains("redirected connections are seen").then_some(())
-    })
-    .unwrap();
-    assert_eq!(all(), before);
 }

@@ -23,12 +23,13 @@ use clap::ValueEnum;
 pub(crate) use self::arch::Arch;
 use crate::{run, setup};
 
-/// Modules that the tests need (with what these depend on): links between namespaces.
-const MODULES: [&str; 3] = ["veth", "dummy", "bridge"];
+/// Modules that the tests need (with what these depend on): links between namespaces, and what
+/// iptables asks for.
+const MODULES: [&str; 7] = ["veth", "dummy", "bridge", "iptable_nat", "ip6table_nat", "xt_REDIRECT", "xt_tcpudp"];
 
 /// Tools that the tests call and busybox has in a lesser form or not at all (they are Debian
 /// packages too).
-const TOOLS: [&str; 1] = ["iproute2"];
+const TOOLS: [&str; 2] = ["iproute2", "iptables"];
 
 /// Which kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -38,6 +38,14 @@ impl Arch {
         }
     }
 
+    /// The directory of its libraries below `/usr/lib`.
+    pub(super) const fn multiarch(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-linux-gnu",
+            Self::Arm64 => "aarch64-linux-gnu",
+        }
+    }
+
     /// A tool of the GNU toolchain that works on this architecture's files.
     pub(super) fn tool(self, name: &str) -> String {
         match self {

@@ -16,7 +16,11 @@ use super::{arch::Userland, suite::Suite};
 /// The guest's first process.
 const INIT: &str = include_str!("guest.sh");
 /// Tools of this machine that the tests call and busybox has in a lesser form or not at all.
-const TOOLS: [&str; 2] = ["ip", "bpftool"];
+const TOOLS: [&str; 6] =
+    ["ip", "bpftool", "iptables-legacy", "iptables-legacy-save", "iptables-legacy-restore", "ip6tables-legacy-restore"];
+/// What iptables loads while it runs, in this directory of the libraries: targets and matches of
+/// the tests' rules.
+const XTABLES: (&str, [&str; 3]) = ("xtables", ["libxt_standard.so", "libxt_tcp.so", "libxt_REDIRECT.so"]);
 
 /// Writes the archive: init, busybox, modules numbered in load order, the tests and their programs
 /// and libraries, and the plan.
@@ -44,6 +48,13 @@ pub(super) fn write(
         }
     }
     tree.add("/tools", 0o644, tools.into_bytes());
+    for name in XTABLES.1 {
+        let path = Path::new("/usr/lib").join(userland.arch.multiarch()).join(XTABLES.0).join(name);
+        let file = userland.file(&path);
+        if file.is_file() {
+            tree.add_program(&path, &file)?;
+        }
+    }
     for program in suite.tests.iter().map(|test| &test.binary).chain(&suite.programs).collect::<BTreeSet<_>>() {
         tree.add_program(program, program)?;
     }
