@@ -2,8 +2,8 @@
 //! because under bpf_stats even these show ≈ 60 ns a run. The agent never loads them.
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, cgroup_skb, cgroup_sock_addr},
-    programs::{BtfTracePointContext, SkBuffContext, SockAddrContext},
+    macros::{btf_tracepoint, cgroup_skb, cgroup_sock_addr, cgroup_sockopt},
+    programs::{BtfTracePointContext, SkBuffContext, SockAddrContext, SockoptContext},
 };
 
 /// Beside `tcp_state`.
@@ -33,5 +33,11 @@ pub(crate) fn empty_ingress(_ctx: SkBuffContext) -> i32 {
 /// Beside `sendmsg4`.
 #[cgroup_sock_addr(sendmsg4)]
 pub(crate) fn empty_sendmsg4(_ctx: SockAddrContext) -> i32 {
+    1
+}
+
+/// Beside `original_dst`.
+#[cgroup_sockopt(getsockopt)]
+pub(crate) fn empty_getsockopt(_ctx: SockoptContext) -> i32 {
     1
 }

@@ -43,34 +43,41 @@ fn quartiles(values: &mut [f64]) -> [f64; 3] {
     [1, 2, 3].map(|quarter| values[(values.len() - 1) * quarter / 4])
 }
 
-/// Measures and prints a row.
-pub(crate) fn row(net: &Net, name: &str, work: Work, udp: bool, rounds: usize) -> Result<()> {
-    let [mut without, mut empty, mut ours]: [Vec<f64>; 3] = Default::default();
+/// Rounds of `time`, which is told what is attached: nothing (0), empty programs (1), ours (2).
+/// Gives quartiles of the time without, and of what comes on top with empty programs and with ours.
+pub(crate) fn alternate(rounds: usize, mut time: impl FnMut(usize) -> Result<f64>) -> Result<[[f64; 3]; 3]> {
+    let mut columns: [Vec<f64>; 3] = Default::default();
     for round in 0..rounds {
         let mut took = [0.0; 3];
         // Which comes first changes, so that a drift of the machine favours none.
         let order = if round % 2 == 0 { [0, 1, 2] } else { [2, 1, 0] };
         for which in order {
-            took[which] = match which {
-                0 => quick(net, work)?,
-                1 => {
-                    let _attached = Empty::attach(udp)?;
-                    quick(net, work)?
-                }
-                _ => with_ours(udp, None, |_| quick(net, work))?,
-            };
+            took[which] = time(which)?;
         }
-        without.push(took[0]);
-        empty.push(took[1] - took[0]);
-        ours.push(took[2] - took[0]);
+        for (column, value) in columns.iter_mut().zip([took[0], took[1] - took[0], took[2] - took[0]]) {
+            column.push(value);
+        }
     }
-    let base = quartiles(&mut without)[1];
-    let cell = |values: &mut [f64]| {
-        let [low, middle, high] = quartiles(values);
-        (middle, format!("{middle:+.0} ({low:+.0} to {high:+.0})"))
-    };
-    let ((_, empty), (more, ours)) = (cell(&mut empty), cell(&mut ours));
+    Ok(columns.map(|mut column| quartiles(&mut column)))
+}
+
+/// A difference with its quartiles.
+pub(crate) fn cell([low, middle, high]: [f64; 3]) -> String {
+    format!("{middle:+.0} ({low:+.0} to {high:+.0})")
+}
+
+/// Measures and prints a row.
+pub(crate) fn row(net: &Net, name: &str, work: Work, udp: bool, rounds: usize) -> Result<()> {
+    let [without, empty, ours] = alternate(rounds, |which| match which {
+        0 => quick(net, work),
+        1 => {
+            let _attached = Empty::attach(udp)?;
+            quick(net, work)
+        }
+        _ => with_ours(udp, None, |_| quick(net, work)),
+    })?;
+    let (base, more) = (without[1], ours[1]);
     let udp = if udp { "on" } else { "off" };
-    println!("{name:<42}{udp:>5}{base:>10.0}{empty:>26}{ours:>26}{:>8.3}", base / (base + more));
+    println!("{name:<42}{udp:>5}{base:>10.0}{:>26}{:>26}{:>8.3}", cell(empty), cell(ours), base / (base + more));
     Ok(())
 }

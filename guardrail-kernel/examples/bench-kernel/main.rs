@@ -9,6 +9,7 @@
 //! and only adds.
 
 mod clock;
+mod getsockopt;
 mod net;
 mod programs;
 
@@ -59,14 +60,15 @@ fn settle() {
     thread::sleep(Duration::from_millis(20));
 }
 
-/// The figures of the agent's programs, as of a sweep that began after now.
-fn fresh(kernel: &Kernel) -> Result<(u64, u64)> {
+/// The figures of the agent's programs, or of one, as of a sweep that began after now.
+fn fresh(kernel: &Kernel, only: Option<&str>) -> Result<(u64, u64)> {
     let now = kernel.stats().sweeps;
     let deadline = Instant::now() + LIMIT;
     loop {
         let stats = kernel.stats();
         if stats.sweeps >= now + 2 {
-            return Ok(stats.programs.values().fold((0, 0), |sum, p| (sum.0 + p.run_ns, sum.1 + p.runs)));
+            let counted = stats.programs.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
+            return Ok(counted.fold((0, 0), |sum, (_, p)| (sum.0 + p.run_ns, sum.1 + p.runs)));
         }
         if Instant::now() > deadline {
             return Err("the agent's reader does not sweep".into());
@@ -80,7 +82,7 @@ fn one_round(net: &Net, work: Work, udp: bool, empty: bool) -> Result<(f64, f64)
         let empty = Empty::attach(udp)?;
         return measure(net, work, &|| empty.reading());
     }
-    with_ours(udp, Some(Duration::from_millis(20)), |kernel| measure(net, work, &|| fresh(kernel)))
+    with_ours(udp, Some(Duration::from_millis(20)), |kernel| measure(net, work, &|| fresh(kernel, None)))
 }
 
 fn least(a: (f64, f64), b: (f64, f64)) -> (f64, f64) {
@@ -103,6 +105,9 @@ struct Args {
     /// Only by the clock, or only by the kernel's statistics.
     #[arg(long, value_name = "clock|statistics")]
     by: Option<By>,
+    /// Only operations over the network, or only calls of getsockopt.
+    #[arg(long, value_name = "traffic|getsockopt")]
+    only: Option<Only>,
 }
 
 /// Whether the UDP programs are attached.
@@ -110,6 +115,13 @@ struct Args {
 enum Udp {
     Off,
     On,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Only {
+    Traffic,
+    Getsockopt,
 }
 
 /// What measures.
@@ -138,11 +150,23 @@ fn main() -> Result<()> {
     let net = Net::new()?;
     net.serve()?;
     let rows: Vec<Row> = ROWS.into_iter().filter(|row| args.udp.is_none_or(|udp| (udp == Udp::On) == row.2)).collect();
+    let (traffic, getsockopt) = (args.only != Some(Only::Getsockopt), args.only != Some(Only::Traffic));
     if args.by != Some(By::Statistics) {
-        by_clock(&net, &rows, args.clock_rounds)?;
+        if traffic {
+            by_clock(&net, &rows, args.clock_rounds)?;
+        }
+        if getsockopt {
+            getsockopt::by_clock(&net, args.clock_rounds)?;
+        }
     }
     if args.by != Some(By::Clock) {
-        by_statistics(&net, &rows, args.rounds)?;
+        let _stats: OwnedFd = enable_stats(Stats::RunTime)?;
+        if traffic {
+            by_statistics(&net, &rows, args.rounds)?;
+        }
+        if getsockopt {
+            getsockopt::by_statistics(&net, args.rounds)?;
+        }
     }
     Ok(())
 }
@@ -160,7 +184,6 @@ fn by_clock(net: &Net, rows: &[Row], rounds: usize) -> Result<()> {
 }
 
 fn by_statistics(net: &Net, rows: &[Row], rounds: usize) -> Result<()> {
-    let _stats: OwnedFd = enable_stats(Stats::RunTime)?;
     println!(
         "ns per operation in kernel programs by the kernel's statistics, both ends together; least of {rounds} rounds of {SAMPLES} samples of {OPERATIONS}; runs per operation in brackets\n"
     );
@@ -183,5 +206,6 @@ fn by_statistics(net: &Net, rows: &[Row], rounds: usize) -> Result<()> {
             ours.0 - empty.0
         );
     }
+    println!();
     Ok(())
 }

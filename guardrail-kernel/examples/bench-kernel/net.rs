@@ -20,6 +20,10 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 const SERVER: &str = "10.213.7.2";
 const TCP: u16 = 7001;
 const UDP: u16 = 7002;
+/// What is called here arrives at the proxy's port.
+const REDIRECTED: u16 = 7003;
+/// A port at which the agent takes a listener for a proxy.
+const PROXY: u16 = 15006;
 
 /// Three namespaces, removed with everything in them.
 pub(crate) struct Net {
@@ -94,10 +98,10 @@ impl Net {
         self.inside(1, || {
             share_a_cpu()?;
             match work {
-                Work::Reset => repeat(&mut || reset(&connect()?)),
-                Work::Connection => repeat(&mut || ask(&mut connect()?)),
+                Work::Reset => repeat(&mut || reset(&connect(TCP)?)),
+                Work::Connection => repeat(&mut || ask(&mut connect(TCP)?)),
                 Work::TcpRequest => {
-                    let mut stream = connect()?;
+                    let mut stream = connect(TCP)?;
                     repeat(&mut || ask(&mut stream))
                 }
                 Work::UdpRequest => {
@@ -111,6 +115,35 @@ impl Net {
                     })
                 }
             }
+        })
+    }
+
+    /// The socket of a proxy beside the server, to which connections are redirected.
+    pub(crate) fn proxy(&self) -> Result<TcpListener> {
+        self.inside(2, || {
+            let rule = format!("-t nat -A PREROUTING -p tcp --dport {REDIRECTED} -j REDIRECT --to-ports {PROXY}");
+            let output = Command::new("iptables").args(rule.split(' ')).output()?;
+            if !output.status.success() {
+                return Err(format!("iptables {rule}: {}", String::from_utf8_lossy(&output.stderr).trim()).into());
+            }
+            Ok(TcpListener::bind(("0.0.0.0", PROXY))?)
+        })
+    }
+
+    /// Calls `work` in the client's namespace with what opens a connection that arrives at the
+    /// proxy, and gives its two ends. They leave nothing behind.
+    pub(crate) fn redirected<T: Send>(
+        &self,
+        proxy: &TcpListener,
+        work: impl FnOnce(&mut dyn FnMut() -> std::io::Result<(TcpStream, TcpStream)>) -> Result<T> + Send,
+    ) -> Result<T> {
+        self.inside(1, || {
+            share_a_cpu()?;
+            work(&mut || {
+                let client = connect(REDIRECTED)?;
+                reset(&client)?;
+                Ok((client, proxy.accept()?.0))
+            })
         })
     }
 }
@@ -194,8 +227,8 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-fn connect() -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&SocketAddr::from(([10, 213, 7, 2], TCP)), LIMIT)?;
+fn connect(port: u16) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&SocketAddr::from(([10, 213, 7, 2], port)), LIMIT)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LIMIT))?;
     Ok(stream)

@@ -4,11 +4,15 @@ use std::{fs::File, thread, time::Duration};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr},
+    programs::{BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, CgroupSockopt},
 };
 use guardrail_kernel::{Kernel, KernelConfig, OBJECT, find_cgroup2_root};
 
 use super::Result;
+
+/// guardrail's program at `cgroup/getsockopt`.
+pub(crate) const ORIGINAL_DST_PROGRAM: &str = "original_dst";
+const MISSING: &str = "the object lacks an empty program";
 
 /// The empty programs, attached until dropped.
 pub(crate) struct Empty(Ebpf);
@@ -18,9 +22,8 @@ impl Empty {
         let btf = Btf::from_sys_fs()?;
         let mut ebpf = EbpfLoader::new().map_max_entries("FLOWS", 1).load(OBJECT)?;
         let root = File::open(find_cgroup2_root()?)?;
-        let missing = "the object lacks an empty program";
         for name in ["empty_tp", "empty_second_tp"] {
-            let program: &mut BtfTracePoint = ebpf.program_mut(name).ok_or(missing)?.try_into()?;
+            let program: &mut BtfTracePoint = ebpf.program_mut(name).ok_or(MISSING)?.try_into()?;
             program.load("inet_sock_set_state", &btf)?;
             program.attach()?;
         }
@@ -28,14 +31,24 @@ impl Empty {
             for (name, direction) in
                 [("empty_egress", CgroupSkbAttachType::Egress), ("empty_ingress", CgroupSkbAttachType::Ingress)]
             {
-                let program: &mut CgroupSkb = ebpf.program_mut(name).ok_or(missing)?.try_into()?;
+                let program: &mut CgroupSkb = ebpf.program_mut(name).ok_or(MISSING)?.try_into()?;
                 program.load()?;
                 program.attach(&root, direction, CgroupAttachMode::Single)?;
             }
-            let program: &mut CgroupSockAddr = ebpf.program_mut("empty_sendmsg4").ok_or(missing)?.try_into()?;
+            let program: &mut CgroupSockAddr = ebpf.program_mut("empty_sendmsg4").ok_or(MISSING)?.try_into()?;
             program.load()?;
             program.attach(&root, CgroupAttachMode::Single)?;
         }
+        Ok(Self(ebpf))
+    }
+
+    /// Only the one at `cgroup/getsockopt`.
+    pub(crate) fn getsockopt() -> Result<Self> {
+        let mut ebpf = EbpfLoader::new().map_max_entries("FLOWS", 1).load(OBJECT)?;
+        let root = File::open(find_cgroup2_root()?)?;
+        let program: &mut CgroupSockopt = ebpf.program_mut("empty_getsockopt").ok_or(MISSING)?.try_into()?;
+        program.load()?;
+        program.attach(&root, CgroupAttachMode::Single)?;
         Ok(Self(ebpf))
     }
 
