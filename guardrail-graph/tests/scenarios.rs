@@ -356,33 +356,24 @@ fn a_backend_on_a_node_that_nobody_observes_is_inferred_and_certain_after_merge(
 
 #[test]
 fn a_node_port_leads_to_the_pods_behind_it() {
-    // Another node than the client's translates what it is sent; the client's network sees the
-    // node.
-    for (address, mark) in [("192.0.2.11", ""), ("192.0.2.12", "host-port"), ("10.244.2.1", "host-port")] {
-        let mut lab =
-            Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), API_SERVICE.into()]);
-        lab.pod_cgroup(1, "web", 0);
-        lab.pod_cgroup(2, "api", 0);
-        lab.flow(tcp_client(1, "10.244.1.2", address, 30080, t(5)));
-        lab.flow(tcp_server(2, "10.244.1.3", "10.244.1.2", 8080, t(5)));
-        let marks = if mark.is_empty() { String::new() } else { format!(" [{mark}]") };
-        assert_eq!(lab.edges(), [format!("web -> api TCP/8080 via shop/api:80{marks}")], "{address}");
+    // Another node than the client's translates; the client's network sees that node.
+    for (address, marks) in [("192.0.2.11", ""), ("192.0.2.12", "host-port"), ("10.244.2.1", "host-port")] {
+        let seen_as = |client: &str| {
+            let pods = [web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), API_SERVICE.into()];
+            let mut lab = Lab::new("node-a", &pods);
+            lab.pod_cgroup(1, "web", 0);
+            lab.pod_cgroup(2, "api", 0);
+            lab.flow(tcp_client(1, "10.244.1.2", address, 30080, t(5)));
+            lab.flow(tcp_server(2, "10.244.1.3", client, 8080, t(5)));
+            lab.edges()
+        };
+        let edge = "web -> api TCP/8080 via shop/api:80";
+        let direct = if marks.is_empty() { edge.to_owned() } else { format!("{edge} [{marks}]") };
+        assert_eq!(seen_as("10.244.1.2"), [direct], "{address}");
         // Masqueraded: the server saw a node.
-        let mut lab =
-            Lab::new("node-a", &[web(0, "node-a", "10.244.1.2"), api(0, "node-a", "10.244.1.3"), API_SERVICE.into()]);
-        lab.pod_cgroup(1, "web", 0);
-        lab.pod_cgroup(2, "api", 0);
-        lab.flow(tcp_client(1, "10.244.1.2", address, 30080, t(5)));
-        lab.flow(tcp_server(2, "10.244.1.3", "192.0.2.12", 8080, t(5)));
-        let marks = if mark.is_empty() { String::new() } else { format!("{mark},") };
-        assert_eq!(
-            lab.edges(),
-            [
-                &*format!("web -> api TCP/8080 via shop/api:80 [{marks}inferred,masqueraded]"),
-                "node/node-b -> api TCP/8080"
-            ],
-            "{address}"
-        );
+        let marks = if marks.is_empty() { String::new() } else { format!("{marks},") };
+        let masqueraded = format!("{edge} [{marks}inferred,masqueraded]");
+        assert_eq!(seen_as("192.0.2.12"), [&*masqueraded, "node/node-b -> api TCP/8080"], "{address}");
     }
 }
 

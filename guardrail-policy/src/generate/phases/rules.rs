@@ -156,9 +156,9 @@ impl Builder<'_> {
         }
     }
 
-    /// Where another node than the client's was asked: that node translates what it is sent after it
-    /// has left the client, whose egress is judged at the node's address and port
-    /// ([`marks::HOST_PORT`]). Behind a node port every node leads to the same pods.
+    /// Where another node than the client's was asked ([`marks::HOST_PORT`]): that node translates
+    /// what has left the client by then, whose egress is judged at the node's address and port.
+    /// Behind a node port every node leads to the same pods.
     fn allow_node_ports(&self, draft: &mut Draft, index: usize) {
         let edge = self.edge(index);
         for (number, nodes) in self.context.node_ports_asked(edge) {
