@@ -155,6 +155,22 @@ fn what_was_lost_or_unresolved_leaves_with_its_epoch_and_no_counter_goes_back() 
 }
 
 #[test]
+fn where_pods_ran_before_an_epoch_is_no_part_of_it() {
+    let mut lab = Lab::new("node-a", &[cluster().concat(), pod("shop", "web", 1, "node-b", "10.244.2.9", &[])]);
+    let ran_on = |epoch: &Snapshot| -> Vec<String> {
+        let web = epoch.body.workloads.iter().find(|w| w.workload.name == "web").unwrap();
+        web.ran_on.keys().cloned().collect()
+    };
+    lab.at(10).delete_pod("shop", "web-5d9c-1");
+    lab.at(DAY);
+    let first = turn(&mut lab, &[]);
+    lab.at(2 * DAY);
+    let second = turn(&mut lab, &[]);
+    assert_eq!((ran_on(&first), ran_on(&second)), (vec!["node-b".to_owned()], vec![]));
+    assert_eq!(ran_on(&merge(vec![second, first])), ["node-b"]);
+}
+
+#[test]
 fn a_restart_is_a_gap_of_its_own_epoch_only() {
     let mut lab = lab();
     lab.at(50);

@@ -61,6 +61,7 @@ impl Observer {
         let closed = self.graph.turn(&self.config);
         self.ledger.turn();
         self.presence.turn();
+        self.catalogue.turn();
         self.history.turn(now);
         for (key, edge) in young {
             self.graph.restore_edge(key, edge, &self.peers);

@@ -59,6 +59,11 @@ impl Catalogue {
         nodes.filter(|(_, last)| **last > since).any(|(node, _)| node != this_node)
     }
 
+    /// An epoch ended: what left its node before, left it there.
+    pub(in crate::observer) fn turn(&mut self) {
+        self.ran_on.clear();
+    }
+
     /// A pod is no longer on its node.
     pub(super) fn pod_left(&mut self, pod: &Pod, now: Timestamp) {
         let Some(node) = &pod.node else { return };
