@@ -61,6 +61,13 @@ fn commands(text: &str) -> Vec<Vec<String>> {
     calls.filter(|words| words.first().is_some_and(|word| word.ends_with("guardrail")) && words.len() > 1).collect()
 }
 
+/// What stands in the sentences of a text as a whole command.
+fn inline(text: &str) -> Vec<Vec<String>> {
+    let outside_blocks: String = text.split("```").step_by(2).collect();
+    let spans = outside_blocks.split('`').skip(1).step_by(2);
+    spans.filter(|span| span.starts_with("guardrail ")).flat_map(commands).collect()
+}
+
 #[track_caller]
 fn is_taken(page: &str, call: &[String]) {
     let nowhere = tempfile::tempdir().unwrap();
@@ -89,6 +96,13 @@ fn every_command_of_the_pages_is_one_that_is_taken() {
         }
     }
     assert!(seen > 25, "{seen} commands");
+}
+
+#[test]
+fn every_command_in_a_sentence_of_the_first_page_is_one_that_is_taken() {
+    let all = inline(&page("getting-started.md"));
+    all.iter().for_each(|call| is_taken("getting-started.md", call));
+    assert!(all.len() >= 5, "{all:?}");
 }
 
 #[test]
