@@ -253,6 +253,43 @@ fn a_restart_keeps_who_was_there_and_when_was_lost_what() {
     assert!(share(&now, "web") < 1.0 && share(&now, "web") > 0.99);
 }
 
+/// An agent that goes on from a state of four hours after two more, in which nobody watched.
+fn after_a_gap(before: &[String], after: &[String]) -> Snapshot {
+    let state = alone(0, before).snapshot(t(4 * HOUR));
+    let mut next = Observer::restore(ObserverConfig::new("node-a", "x", t(6 * HOUR)), &state, false).unwrap();
+    let objects = if after.is_empty() { Vec::new() } else { read::objects(&after.concat(), "pods").unwrap().objects };
+    next.apply(Change::Replace { kind: Kind::Pod, objects }, t(6 * HOUR));
+    next.snapshot(t(8 * HOUR))
+}
+
+#[test]
+fn a_pod_that_began_and_ended_in_a_gap_was_there_if_the_list_after_it_still_has_it() {
+    let over = |name: &str, at| pod(name, "node-a", "10.244.1.9", at).replace("Running", "Succeeded");
+    let web = pod("web", "node-a", "10.244.1.2", -DAY);
+    let snapshot = after_a_gap(&[web.clone()], &[web, over("job", 5 * HOUR), over("old", -HOUR)]);
+    let coverage = &snapshot.body.coverage;
+    assert_eq!(
+        (share(&snapshot, "job").to_bits(), share(&snapshot, "web").to_bits()),
+        (0f64.to_bits(), 0.75f64.to_bits())
+    );
+    assert_eq!(time(coverage, "job").starts, Starts { covered: 0, all: 1 });
+    assert!(coverage.by_workload.iter().all(|time| time.workload.name != "old"), "how long, nobody knows");
+}
+
+#[test]
+fn a_pod_that_did_not_outlive_a_gap_lived_into_it() {
+    let web = [pod("web", "node-a", "10.244.1.2", -DAY)];
+    let snapshot = after_a_gap(&web, &[]);
+    assert!(share(&snapshot, "web") < 1.0 && share(&snapshot, "web") > 0.999, "{:#?}", snapshot.body.coverage);
+    // One that had ended before is covered.
+    let mut a = alone(0, &web);
+    delete(&mut a, "web", 3 * HOUR);
+    let state = a.snapshot(t(4 * HOUR));
+    let mut next = Observer::restore(ObserverConfig::new("node-a", "x", t(6 * HOUR)), &state, false).unwrap();
+    next.apply(Change::Replace { kind: Kind::Pod, objects: Vec::new() }, t(6 * HOUR));
+    assert_eq!(share(&next.snapshot(t(8 * HOUR)), "web").to_bits(), 1f64.to_bits());
+}
+
 #[test]
 fn a_workload_without_pods_in_the_span_did_not_run() {
     let mut a = alone(0, &[pod("web", "node-a", "10.244.1.2", -DAY)]);

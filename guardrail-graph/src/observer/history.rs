@@ -38,6 +38,12 @@ impl History {
         self.started
     }
 
+    /// When nobody watched, before this run of observation.
+    pub(super) fn gap(&self) -> Option<Interval> {
+        let from = self.earlier.last()?.to;
+        (from < self.started).then_some(Interval { from, to: self.started })
+    }
+
     /// Since when something may have been lost that was noticed in a sweep which began then: an
     /// agent that was killed had lost it since its last state.
     pub(super) fn lost_since(&self, reason: LossReason, sweep: Timestamp) -> Timestamp {

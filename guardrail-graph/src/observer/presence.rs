@@ -13,7 +13,7 @@ use crate::{
     inventory::Pod,
     peer::WorkloadRef,
     snapshot::{
-        Body, PodPresence, Source,
+        Body, Interval, PodPresence, Source,
         facts::Facts,
         presence::{PodKey, Pods, Present, add_pod},
     },
@@ -29,6 +29,8 @@ const APART: Duration = Duration::from_secs(25 * 3_600);
 const AWAY: Duration = Duration::from_secs(60);
 /// Kubernetes says that an agent is not Ready at most this long after it ended.
 const LATE: Duration = Duration::from_secs(120);
+/// How long a pod lived that lived for a time that nobody knows.
+const INSTANT: Duration = Duration::from_secs(1);
 /// How the agents' own pods are found: this label, on pods of a DaemonSet.
 const AGENT: (&str, &str) = ("app.kubernetes.io/name", "guardrail-agent");
 
@@ -128,6 +130,18 @@ impl Presence {
         }
     }
 
+    /// Pods of this node that were there as the gap began, and of which the list after it knows
+    /// nothing, lived into it. How far, nobody knows.
+    fn lived_into(&mut self, gap: Interval, node: &str) {
+        let Self { own, ended, .. } = self;
+        for ((namespace, name, of, _, told), pod) in ended.iter_mut() {
+            let is_gone = || !own.contains_key(&(Arc::clone(namespace), Arc::clone(name)));
+            if **of == *node && !*told && pod.to >= gap.from && is_gone() {
+                pod.to = pod.to.max(gap.from.after(INSTANT).min(gap.to));
+            }
+        }
+    }
+
     /// Joins pods that ended long ago, by workload and node, and forgets those of workloads that
     /// are not known any more.
     fn expire(&mut self, before: Timestamp, is_known: impl Fn(&WorkloadRef) -> bool) {
@@ -167,9 +181,16 @@ impl Observer {
             return;
         }
         if pod.finished {
-            // How long it was there before anybody heard of it, its start says.
-            if self.presence.listed.is_some() && before.is_none() && pod.started.is_some_and(|at| at < now) {
-                self.end_own(pod, None, now);
+            // How long it was there before anybody heard of it, its start says: if it was not seen
+            // before, and in a first list if it began while nobody watched.
+            let gap = self.history.gap();
+            let end = match pod.started.filter(|at| before.is_none() && *at < now) {
+                Some(_) if self.presence.listed.is_some() => Some(now),
+                Some(at) => gap.filter(|gap| gap.from <= at && at < gap.to).map(|gap| gap.to),
+                None => None,
+            };
+            if let Some(end) = end {
+                self.end_own(pod, None, end);
             }
             return;
         }
@@ -248,6 +269,11 @@ impl Observer {
 
     /// The list of pods has come.
     pub(super) fn pods_are_listed(&mut self, now: Timestamp) {
+        if self.presence.listed.is_none()
+            && let Some(gap) = self.history.gap()
+        {
+            self.presence.lived_into(gap, &self.config.node);
+        }
         self.presence.listed.get_or_insert(now);
         self.presence.restored = HashMap::new();
     }
