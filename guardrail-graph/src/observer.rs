@@ -8,6 +8,7 @@
 mod catalogue;
 mod config;
 mod counters;
+mod doubts;
 mod edge;
 mod edges;
 mod expire;
@@ -20,6 +21,7 @@ mod inside;
 mod ledger;
 mod lookups;
 mod names;
+mod nodes;
 mod own_pods;
 mod peers;
 mod presence;
@@ -89,6 +91,7 @@ pub struct Observer {
     ledger: Ledger,
     history: History,
     presence: Presence,
+    nodes: nodes::Nodes,
     restored: Option<Restored>,
     /// Documents made so far.
     documents: u32,
@@ -113,6 +116,7 @@ impl Observer {
             last_expire: config.started,
             history: History::new(config.started),
             presence: Presence::default(),
+            nodes: nodes::Nodes::default(),
             config,
             peers,
             texts: Interner::default(),

@@ -14,6 +14,7 @@ pub(crate) mod facts;
 pub(crate) mod intervals;
 pub mod marks;
 mod merge;
+pub(crate) mod nodes;
 pub(crate) mod owners;
 mod places;
 pub(crate) mod presence;
@@ -35,6 +36,7 @@ pub use counters::{EdgeCounter, EdgeCounters, OUTCOMES};
 pub use coverage::{NotRun, Starts, WorkloadTime};
 pub use document::{Chunks, Document};
 pub use merge::{merge, merge_within};
+pub use nodes::{NodeCoverage, NodeTime};
 pub use presence::{LossTime, PodPresence, Witness};
 pub use read::SnapshotError;
 pub use revisions::{Revision, RevisionError, SourceRevision, check_revisions};
@@ -110,6 +112,9 @@ pub struct Body {
     /// Which pods were there when. Sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub presence: Vec<PodPresence>,
+    /// Which nodes there were when. Sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeTime>,
     /// The edges, sorted by key.
     #[serde(deserialize_with = "records::edges")]
     pub edges: Vec<EdgeRecord>,
@@ -200,19 +205,6 @@ impl InventoryState {
             (a, b) => a.or(b),
         }
     }
-}
-
-/// Nodes observed and expected.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct NodeCoverage {
-    /// Nodes whose agent contributed.
-    pub observed: BTreeSet<String>,
-    /// Nodes of the inventory (and those observed), without those that nobody can observe.
-    pub expected: BTreeSet<String>,
-    /// Nodes that nobody can observe, and why: another operating system, a virtual kubelet,
-    /// Fargate, or a person says so.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub unobservable: BTreeMap<String, String>,
 }
 
 /// A number of losses of one kind at one source.

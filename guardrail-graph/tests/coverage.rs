@@ -266,7 +266,7 @@ fn after_a_gap(before: &[String], after: &[String]) -> Snapshot {
 fn a_pod_that_began_and_ended_in_a_gap_was_there_if_the_list_after_it_still_has_it() {
     let over = |name: &str, at| pod(name, "node-a", "10.244.1.9", at).replace("Running", "Succeeded");
     let web = pod("web", "node-a", "10.244.1.2", -DAY);
-    let snapshot = after_a_gap(&[web.clone()], &[web, over("job", 5 * HOUR), over("old", -HOUR)]);
+    let snapshot = after_a_gap(std::slice::from_ref(&web), &[web.clone(), over("job", 5 * HOUR), over("old", -HOUR)]);
     let coverage = &snapshot.body.coverage;
     assert_eq!(
         (share(&snapshot, "job").to_bits(), share(&snapshot, "web").to_bits()),
@@ -323,6 +323,63 @@ fn nodes_that_nobody_can_observe_are_named_and_not_waited_for() {
     assert_eq!((coverage.coverage, coverage.complete), (Some(1.0), true), "{coverage:#?}");
     assert!(coverage.not_run.iter().all(|idle| idle.workload.name != "iis"), "it runs where nobody looks");
     assert_eq!(merge(vec![snapshot.clone()]), snapshot);
+}
+
+fn expected(snapshot: &Snapshot) -> Vec<&str> {
+    snapshot.body.coverage.nodes.expected.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn a_node_that_is_gone_is_expected_in_spans_in_which_it_was_there_and_in_no_other() {
+    let pods = [pod("web", "node-a", "10.244.1.2", -DAY)];
+    let mut a = observer("node-a", 0, &pods);
+    let key = ObjectKey { kind: Kind::Node, namespace: String::new(), name: "node-b".into() };
+    a.apply(Change::Delete(key), t(2 * HOUR));
+    let first = a.snapshot(t(10 * HOUR));
+    assert_eq!((expected(&first), first.body.coverage.complete), (vec!["node-a", "node-b"], false));
+    let within = |snapshot: &Snapshot, since: i64, until: i64| {
+        merge_within(vec![snapshot.clone()], &Span::new(Some(t(since)), Some(t(until))).unwrap())
+    };
+    assert_eq!(expected(&within(&first, HOUR, 3 * HOUR)), ["node-a", "node-b"]);
+    let later = within(&first, 3 * HOUR, 9 * HOUR);
+    assert_eq!((expected(&later), later.body.coverage.complete), (vec!["node-a"], true), "{:#?}", later.body.coverage);
+    // A restart knows of it; the next epoch does not.
+    let mut restored = Observer::restore(ObserverConfig::new("node-a", "x", t(10 * HOUR)), &first, true).unwrap();
+    let only_a = CLUSTER.split("---").take(2).collect::<Vec<_>>().join("---");
+    let list = |kind, text: &str| Change::Replace { kind, objects: read::objects(text, "list").unwrap().objects };
+    restored.apply(list(Kind::Node, &only_a), t(10 * HOUR));
+    restored.apply(list(Kind::Pod, &pods.concat()), t(10 * HOUR));
+    assert_eq!(expected(&restored.snapshot(t(11 * HOUR))), ["node-a", "node-b"]);
+    let ended = restored.turn(&[], t(12 * HOUR)).snapshot();
+    let next = restored.snapshot(t(20 * HOUR));
+    assert_eq!((expected(&ended), expected(&next)), (vec!["node-a", "node-b"], vec!["node-a"]));
+    let both = merge(vec![next.clone(), ended.clone()]);
+    assert_eq!(expected(&both), ["node-a", "node-b"]);
+    assert_eq!(merge(vec![both.clone(), next, ended]), both);
+}
+
+#[test]
+fn a_node_is_expected_while_it_can_be_observed_and_its_pods_time_counts_then() {
+    let label = |os: &str| format!("---\nkind: Node\nmetadata: {{name: node-b, labels: {{kubernetes.io/os: {os}}}}}\n");
+    let pods = [agent("node-a", true), agent("node-b", false), pod("api", "node-b", "10.244.2.3", -DAY)];
+    let mut a = observer("node-a", 0, &pods);
+    apply_text(&mut a, &label("windows"), t(2 * HOUR));
+    let whole = a.snapshot(t(10 * HOUR));
+    assert_eq!((expected(&whole), share(&whole, "api").to_bits()), (vec!["node-a", "node-b"], 0f64.to_bits()));
+    let within = |since, until| {
+        merge_within(vec![whole.clone()], &Span::new(Some(t(since)), Some(t(until))).unwrap()).body.coverage
+    };
+    let (before, after) = (within(HOUR, 2 * HOUR), within(3 * HOUR, 9 * HOUR));
+    assert!(before.nodes.unobservable.is_empty() && before.nodes.expected.contains("node-b"), "{before:#?}");
+    assert_eq!(after.nodes.unobservable.keys().collect::<Vec<_>>(), ["node-b"]);
+    assert!(!after.nodes.expected.contains("node-b") && after.complete, "{after:#?}");
+    assert!(after.by_workload.iter().all(|time| time.workload.name != "api"), "{after:#?}");
+    // Back in Linux's hands it is as before.
+    apply_text(&mut a, &label("linux"), t(12 * HOUR));
+    let whole = a.snapshot(t(22 * HOUR));
+    let api = time(&whole.body.coverage, "api");
+    assert_eq!(api.coverage.to_bits(), 0f64.to_bits());
+    assert_eq!(whole.body.nodes.iter().filter(|node| node.name == "node-b").count(), 3, "{:#?}", whole.body.nodes);
 }
 
 #[test]

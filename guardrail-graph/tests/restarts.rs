@@ -7,7 +7,7 @@ use guardrail_graph::{
     Observation, Observer, ObserverConfig, Peer, Protocol, Snapshot, Timestamp,
     inventory::Kind,
     observe::{CgroupId, FlowDelta, Role},
-    snapshot::AddressEntry,
+    snapshot::{AddressEntry, merge_within, span::Span},
 };
 
 const SERVICE: &str = "---\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {clusterIP: 10.96.0.7, selector: {app: api}, ports: [{port: 80, targetPort: http}]}\n";
@@ -111,6 +111,12 @@ fn the_endpoints_of_services_are_known_before_and_after_the_lists() {
     assert!(!known(&next), "gone");
 }
 
+/// Nodes that a span from then on expects.
+fn expected_since(snapshot: &Snapshot, since: i64) -> Vec<String> {
+    let span = Span::new(Some(t(since)), None).unwrap();
+    merge_within(vec![snapshot.clone()], &span).body.coverage.nodes.expected.into_iter().collect()
+}
+
 fn pods_and_service() -> Vec<String> {
     [&pods()[..], &[SERVICE.to_owned()]].concat()
 }
@@ -135,7 +141,8 @@ fn what_is_gone_when_the_lists_come_ended_with_the_state() {
     assert_eq!(ended("10.244.1.3"), [None]);
     let backends = heard.body.services.iter().flat_map(|s| &s.ports).flat_map(|p| &p.backends);
     assert!(backends.clone().count() == 2 && backends.clone().all(|b| b.to.is_some()), "{:?}", heard.body.services);
-    assert_eq!(heard.body.coverage.nodes.expected.len(), 1);
+    assert_eq!(expected_since(&heard, 0), ["node-a", "node-b"], "it was there before");
+    assert_eq!(expected_since(&heard, 500), ["node-a"]);
     // Pods that are gone are nowhere, also of workloads that were.
     let api = heard.body.workloads.iter().find(|w| w.workload.name == "api").unwrap();
     assert_eq!(api.pods.keys().collect::<Vec<_>>(), ["node-a"]);
@@ -204,7 +211,7 @@ fn lists_that_will_not_come_end_the_wait_for_them() {
     let snapshot = next.snapshot();
     let open: Vec<_> = snapshot.body.addresses.iter().filter(|a| a.to.is_none()).map(|a| a.address).collect();
     assert_eq!(open, [ip("10.244.1.0"), ip("169.254.20.10"), ip("172.17.0.1")], "what this node's own records showed");
-    assert_eq!(snapshot.body.coverage.nodes.expected.len(), 1);
+    assert_eq!(expected_since(&snapshot, 500), ["node-a"]);
 }
 
 #[test]

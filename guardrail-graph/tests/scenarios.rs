@@ -529,7 +529,7 @@ fn a_loss_of_class_hint_leaves_the_window_complete() {
     let mut lab = Lab::new("node-a", &[]);
     lab.observer.apply(
         guardrail_graph::inventory::Change::Replace { kind: guardrail_graph::inventory::Kind::Node, objects: vec![] },
-        t(1),
+        t(0),
     );
     lab.observer.observe(Observation::Lost { reason: LossReason::RingFull, cgroup: None, count: 9, at: t(5) }, t(5));
     assert!(lab.snapshot().body.coverage.complete);

@@ -107,7 +107,9 @@ fn a_node_that_was_gone_before_the_span_is_not_missing_in_it() {
     let key = ObjectKey { kind: Kind::Node, namespace: String::new(), name: "node-b".into() };
     lab.at(100).observer.apply(Change::Delete(key), t(100));
     let first = lab.at(DAY).snapshot();
-    assert!(!first.body.coverage.nodes.expected.contains("node-b"), "{:?}", first.body.coverage.nodes);
+    assert!(first.body.coverage.nodes.expected.contains("node-b"), "{:?}", first.body.coverage.nodes);
+    let alone = merge_within(vec![first.clone()], &span(Some(200), None));
+    assert!(alone.body.coverage.complete, "{:#?}", alone.body.coverage);
     // Another agent's word from before it went.
     let early = Lab::new("node-a", &[]).at(50).snapshot();
     let all = vec![early, first];

@@ -393,6 +393,23 @@ fn call(client: usize, server: usize) -> Action {
     Action::Call { client, server, lost: false }
 }
 
+/// Found at random: the words of an outage came, and the agent ended before it had named what
+/// waited for them.
+#[test]
+fn what_an_outage_left_in_doubt_is_so_after_a_restart() {
+    use Action::{End, Gap, Outage};
+    let actions = [
+        (1, begin(0, 2)),
+        (1, begin(2, 0)),
+        (5, End { nth: 1 }),
+        (1, Outage { node: 2, long: 166 }),
+        (81, begin(1, 0)),
+        (21, call(0, 1)),
+        (65, Gap { node: 2, long: 5 }),
+    ];
+    judge(&actions).unwrap();
+}
+
 /// Found at random.
 #[test]
 fn a_new_pod_s_flow_is_not_the_former_owner_s_of_its_address_whose_end_a_restart_missed() {

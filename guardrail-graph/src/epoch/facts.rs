@@ -14,6 +14,7 @@ use crate::{
         Coverage, Document, InventoryState, LossEntry, Side, Source, UnresolvedEntry, WorkloadCoverage,
         facts::{BySource, Facts, Seen, is_computed},
         marks,
+        nodes::node_times,
     },
     unresolved::UnresolvedReason,
 };
@@ -41,6 +42,9 @@ pub(crate) fn put_facts(recording: &mut Recording<'_>, source: &Source, facts: &
         witness: facts.witnesses.get(source).copied(),
     };
     put_json(recording, section::HEAD, &(), &head);
+    for node in node_times(&facts.nodes) {
+        put_json(recording, section::NODE, &(&node.name, &node.unobservable, node.time.from), &node);
+    }
     for loss in losses {
         put_json(recording, section::LOSS, &loss.reason, &loss);
     }

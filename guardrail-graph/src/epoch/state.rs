@@ -20,7 +20,7 @@ use crate::{
     peer::{Peer, Protocol},
     snapshot::{
         AddressEntry, Body, Counts, Coverage, Document, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry,
-        NodeCoverage, PodPresence, RemoteFlow, Revision, ServiceEntry, ServiceFlow, Side, Snapshot, Source,
+        NodeCoverage, NodeTime, PodPresence, RemoteFlow, Revision, ServiceEntry, ServiceFlow, Side, Snapshot, Source,
         SourceCounts, SourceRevision, UnresolvedEntry, UnresolvedFlow, Window, Witness, WorkloadCoverage,
         WorkloadEntry, facts::Seen,
     },
@@ -48,6 +48,8 @@ pub mod section {
     pub(crate) const OWN_POD: u8 = 13;
     pub(crate) const WAITING: u8 = 14;
     pub(crate) const LABEL_CHANGES: u8 = 15;
+    pub(crate) const NODE: u8 = 16;
+    pub(crate) const DOUBT: u8 = 17;
     /// The first that has no meaning here.
     pub const CALLER: u8 = 128;
 }
@@ -308,6 +310,11 @@ impl Reader<'_> {
                 }
                 body.workloads.push(workload);
             }
+            section::NODE => {
+                let mut node: NodeTime = read(value, "nodes")?;
+                node.time.to = self.time(node.time.to).max(node.time.from);
+                body.nodes.push(node);
+            }
             section::LABEL_CHANGES => body.label_changes.push(read(value, "labels")?),
             section::SERVICE => {
                 let mut service: ServiceEntry = read(value, "Services")?;
@@ -462,6 +469,7 @@ fn sort(body: &mut Body) {
     body.coverage.workloads.sort_by(|a, b| a.peer.cmp(&b.peer));
     body.workloads.sort_by(|a, b| a.workload.cmp(&b.workload));
     body.label_changes.sort_by(|a, b| a.workload.cmp(&b.workload));
+    body.nodes.sort();
     body.services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     body.addresses.sort_by(|a, b| (a.address, a.from, &a.peer, &a.pod).cmp(&(b.address, b.from, &b.peer, &b.pod)));
     body.presence.sort_by(|a, b| (&a.workload, &a.pod, &a.node, a.from).cmp(&(&b.workload, &b.pod, &b.node, b.from)));

@@ -384,6 +384,11 @@ impl<O: Copy + PartialEq> AddressIndex<O> {
         self.tenures.get(&address).into_iter().flatten()
     }
 
+    /// The tenure that this owner had until then.
+    pub fn until(&mut self, address: IpAddr, owner: O, to: Timestamp) -> Option<&mut Tenure<O>> {
+        self.tenures.get_mut(&address)?.iter_mut().find(|t| t.owner == owner && t.to == to)
+    }
+
     /// All tenures, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (IpAddr, &Tenure<O>)> {
         self.tenures.iter().flat_map(|(address, tenures)| tenures.iter().map(|t| (*address, t)))

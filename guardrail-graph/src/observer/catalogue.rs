@@ -53,6 +53,12 @@ pub(super) struct Catalogue {
     max_ended: usize,
 }
 
+/// Why nobody can observe a node, if so.
+pub(super) fn why_unobservable(node: &Node, told: &[LabelSelector]) -> Option<String> {
+    let told = || told.iter().any(|selector| selector.matches(&node.labels)).then(|| "as told".to_owned());
+    node.unobservable().or_else(told)
+}
+
 impl Catalogue {
     /// Nothing is known yet.
     pub(super) fn new(config: &ObserverConfig) -> Self {
@@ -112,11 +118,7 @@ impl Catalogue {
 
     /// Nodes that nobody can observe, and why. `told`: a person says so of those with these labels.
     pub(super) fn unobservable_nodes(&self, told: &[LabelSelector]) -> BTreeMap<String, String> {
-        let why = |node: &Node| {
-            let told = || told.iter().any(|selector| selector.matches(&node.labels)).then(|| "as told".to_owned());
-            node.unobservable().or_else(told)
-        };
-        self.inventory.nodes().filter_map(|node| Some((node.name.clone(), why(node)?))).collect()
+        self.inventory.nodes().filter_map(|node| Some((node.name.clone(), why_unobservable(node, told)?))).collect()
     }
 
     /// A pod was added or changed. Returns it as it is kept, and as it was before.

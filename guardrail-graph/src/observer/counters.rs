@@ -88,8 +88,7 @@ impl Observer {
         }
         self.settle_services(now);
         self.catalogue.refresh_workloads(&mut self.texts, now);
-        let mut nodes = self.expected_nodes();
-        nodes.insert(self.config.node.clone());
+        let nodes = self.nodes_of_epoch(now);
         let all_observed = nodes.len() == 1;
         let mut held = self.held_edges(now);
         let (attached, backends_known) = self.behind_services(nodes, &held, now);

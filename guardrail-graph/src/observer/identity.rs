@@ -134,6 +134,24 @@ impl Identity {
         self.addresses.iter()
     }
 
+    /// Who had this address when.
+    pub(super) fn tenures_of(&self, address: IpAddr) -> impl Iterator<Item = &Tenure<AddressOwner>> {
+        self.addresses.of(address)
+    }
+
+    /// Changes what is sure of the tenure that an owner had until then.
+    pub(super) fn doubt(
+        &mut self,
+        address: IpAddr,
+        owner: AddressOwner,
+        to: Timestamp,
+        change: impl FnOnce(&mut Tenure<AddressOwner>),
+    ) {
+        if let Some(tenure) = self.addresses.until(address, owner, to) {
+            change(tenure);
+        }
+    }
+
     /// Nodes that have or had an address.
     pub(super) fn nodes_with(&self, address: IpAddr) -> impl Iterator<Item = PeerId> {
         self.addresses.of(address).filter_map(|tenure| match tenure.owner {

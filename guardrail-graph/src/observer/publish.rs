@@ -78,6 +78,7 @@ impl Observer {
         let mut facts = Facts::default();
         facts.expected = self.expected_nodes();
         facts.unobservable = self.catalogue.unobservable_nodes(&self.config.unobservable);
+        facts.nodes = self.nodes.times(end);
         facts.sources.insert(Arc::clone(&source));
         facts.observed.insert(self.config.node.clone());
         facts.window.insert(self.config.node.clone(), self.history.intervals(end));

@@ -81,6 +81,11 @@ impl Restored {
         !self.unheard.contains(kind)
     }
 
+    /// Whether a node that is in no list is none any more.
+    pub(super) fn knows_nodes(&self) -> bool {
+        [Kind::Node, Kind::Pod].iter().all(|kind| self.knows(kind))
+    }
+
     /// Whether an endpoint that is in no list is none any more.
     pub(super) fn knows_endpoints(&self) -> bool {
         [Kind::Service, Kind::EndpointSlice, Kind::Pod].iter().all(|kind| self.knows(kind))
@@ -171,6 +176,7 @@ impl Observer {
             expected: body.coverage.nodes.expected.clone(),
         };
         self.restore_presence(body);
+        self.nodes.restore(body);
         let unknown = body.window.whole();
         for loss in &body.coverage.losses {
             self.ledger.restore_loss(&loss.reason, loss.count);

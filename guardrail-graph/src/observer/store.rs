@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     Observer, OwnPod,
+    doubts::Doubt,
     edge::{Edge, marks_of},
     graph::RemoteKey,
     peers::PeerId,
@@ -37,6 +38,9 @@ impl Observer {
             self.put_flows(&mut recording);
             for pod in self.own_pods() {
                 put_json(&mut recording, section::OWN_POD, &pod.uid, &pod);
+            }
+            for doubt in self.doubts() {
+                put_json(&mut recording, section::DOUBT, &(doubt.address, &doubt.owner, doubt.to), &doubt);
             }
             let mut same: HashMap<Vec<u8>, u32> = HashMap::new();
             for flow in self.waiting() {
@@ -155,7 +159,9 @@ impl Observer {
     pub fn continue_with(&mut self, state: &State) -> Result<(), LogError> {
         let pods: Vec<OwnPod> = state.values(section::OWN_POD, "pods")?;
         let waiting: Vec<FlowDelta> = state.values(section::WAITING, "flows")?;
+        let doubts: Vec<Doubt> = state.values(section::DOUBT, "doubts")?;
         self.know_pods(pods);
+        self.restore_doubts(doubts);
         let started = self.config.started;
         for flow in waiting {
             self.observe(crate::observe::Observation::Flow(flow), started);

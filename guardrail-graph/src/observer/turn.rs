@@ -62,6 +62,7 @@ impl Observer {
         self.ledger.turn();
         self.presence.turn();
         self.catalogue.turn();
+        self.nodes.turn();
         self.history.turn(now);
         for (key, edge) in young {
             self.graph.restore_edge(key, edge, &self.peers);

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     AddressOwner, Observer,
+    catalogue::why_unobservable,
     identity::{AddressChanges, Told, range_addresses},
 };
 use crate::{
@@ -26,8 +27,10 @@ impl Observer {
                 for object in objects {
                     self.apply_object(object, now);
                 }
-                if kind == Kind::Pod {
-                    self.pods_are_listed(now);
+                match kind {
+                    Kind::Pod => self.pods_are_listed(now),
+                    Kind::Node => self.nodes.are_listed(),
+                    _ => {}
                 }
                 self.settle_restored(&kind, now);
                 self.stop_awaiting(&kind);
@@ -93,6 +96,8 @@ impl Observer {
 
     fn apply_node(&mut self, node: Arc<Node>, now: Timestamp) {
         let before = self.catalogue.apply_node(Arc::clone(&node));
+        let why = why_unobservable(&node, &self.config.unobservable);
+        self.nodes.is_there(&node.name, why, self.history.started(), now);
         let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
         let told = self.told(&Kind::Node, now);
         let released = before.iter().flat_map(|before| &before.addresses).filter(|a| !node.addresses.contains(a));
@@ -123,6 +128,7 @@ impl Observer {
                 }
             }
             Kind::Node => {
+                self.nodes.is_gone(&key.name, now);
                 if let Some(node) = self.catalogue.delete_node(key) {
                     let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
                     let told = self.told(&Kind::Node, now);
@@ -154,7 +160,8 @@ impl Observer {
     /// Nodes that the cluster has, as far as the inventory shows.
     pub(super) fn expected_nodes(&self) -> BTreeSet<String> {
         let mut expected = self.catalogue.expected_nodes();
-        expected.extend(self.restored.iter().flat_map(|restored| restored.expected.iter().cloned()));
+        let restored = self.restored.iter().filter(|restored| !restored.knows_nodes());
+        expected.extend(restored.flat_map(|restored| restored.expected.iter().cloned()));
         let unobservable = self.catalogue.unobservable_nodes(&self.config.unobservable);
         expected.retain(|node| !unobservable.contains_key(node));
         expected

@@ -207,7 +207,7 @@ impl Facts {
         if !self.presence_is_known() || clip.from > clip.to {
             return Judged::default();
         }
-        let watch = Watch::new(self);
+        let (watch, unobservable) = (Watch::new(self), self.unobservable_times());
         let mut workloads: BTreeMap<&WorkloadRef, HashMap<(&str, &str), OnePod>> = BTreeMap::new();
         let pods = self.pods.iter().filter(|((_, _, node, ..), _)| !self.unobservable.contains_key(&**node));
         for ((_, pod, node, from, told), Present { to, started, workload }) in pods {
@@ -221,7 +221,9 @@ impl Facts {
             let (mut time, mut started) = (Time::default(), Starts::default());
             for ((_, node), pod) in pods {
                 let covered = of_node.entry(node).or_insert_with(|| watch.covered(node, workload));
-                let (more, starts) = judge(pod, covered, watch.near.get(node).map_or(&[], Vec::as_slice), clip);
+                let near = watch.near.get(node).map_or(&[][..], Vec::as_slice);
+                let not = unobservable.get(node).map_or(&[][..], Vec::as_slice);
+                let (more, starts) = judge(pod, covered, near, &without(&[clip], not));
                 (time.covered, time.all) = (time.covered + more.covered, time.all + more.all);
                 started = started.plus(starts);
             }
@@ -242,9 +244,9 @@ impl Facts {
 }
 
 /// The time of one pod, and whether its start is covered.
-fn judge(pod: &OnePod, covered: &[Interval], near: &[Interval], clip: Interval) -> (Time, Starts) {
+fn judge(pod: &OnePod, covered: &[Interval], near: &[Interval], clip: &[Interval]) -> (Time, Starts) {
     let told = without(&joined(pod.told.clone()), near);
-    let there = common(&joined(pod.own.iter().copied().chain(told).collect()), &[clip]);
+    let there = common(&joined(pod.own.iter().copied().chain(told).collect()), clip);
     let seen = common(&there, covered);
     let time = Time { covered: length_ns(&seen), all: length_ns(&there) };
     let mut starts = Starts::default();

@@ -19,6 +19,7 @@ use super::{
         EdgeFacts, EdgeKey, Facts, FlowFacts, FlowKey, KnownTenure, RemoteKey, ServiceFacts, TenureKey, source_counts,
     },
     intervals::{hull, joined},
+    nodes::node_times,
     owners::Owners,
     presence::{PodKey, pod_presence},
     remote::remote_entry,
@@ -116,9 +117,7 @@ impl Facts {
     /// Brings what was joined into its form.
     pub(crate) fn settle(&mut self) {
         self.observed.extend(self.sources.iter().map(|s| s.node.clone()));
-        self.unobservable.retain(|node, _| !self.observed.contains(node));
-        self.expected.retain(|node| !self.unobservable.contains_key(node));
-        self.expected.extend(self.observed.iter().cloned());
+        self.settle_nodes();
         for (source, intervals) in std::mem::take(&mut self.observed_by) {
             self.window.entry(source.node.clone()).or_default().extend(intervals);
         }
@@ -221,6 +220,7 @@ impl Document {
             own_pods_as_of: self.own_pods_as_of(),
             witnesses: self.facts.witness_list(),
             presence: self.facts.pods.iter().map(|(key, pod)| pod_presence(key, pod)).collect(),
+            nodes: node_times(&self.facts.nodes).collect(),
             edges: self.edges(None).map(|(_, edge)| edge).collect(),
         };
         snapshot
@@ -294,6 +294,7 @@ enum At {
     RemoteFlows(Option<RemoteKey>),
     OwnPods,
     Presence(Option<PodKey>),
+    Nodes,
     Edges(Option<EdgeKey>),
     Done,
 }
@@ -463,11 +464,19 @@ impl Iterator for Chunks {
                     }
                     At::Presence(None)
                 }
-                At::Presence(_) if facts.pods.is_empty() => At::Edges(None),
+                At::Presence(_) if facts.pods.is_empty() => At::Nodes,
                 At::Presence(last) => {
                     let rest = facts.pods.range(after(last.as_ref())).map(|(key, pod)| (key, pod_presence(key, pod)));
                     let last = list(&mut out, bytes, "presence", last, rest);
-                    last.map_or(At::Edges(None), |last| At::Presence(Some(last)))
+                    last.map_or(At::Nodes, |last| At::Presence(Some(last)))
+                }
+                At::Nodes => {
+                    let nodes: Vec<_> = node_times(&facts.nodes).collect();
+                    if !nodes.is_empty() {
+                        out.extend_from_slice(b",\"nodes\":");
+                        json(&mut out, &nodes);
+                    }
+                    At::Edges(None)
                 }
                 At::Edges(last) => {
                     let rest = self.document.edges(last.as_ref());

@@ -21,6 +21,7 @@ use super::{
     Side, Snapshot, Source, SourceCounts,
     intervals::hull,
     marks,
+    nodes::Nodes,
     presence::{LossTimes, Pods, Witnesses},
     span::Span,
     unresolved::Unresolved,
@@ -335,6 +336,8 @@ pub(crate) struct Facts {
     pub(crate) observed: BTreeSet<String>,
     pub(crate) expected: BTreeSet<String>,
     pub(crate) unobservable: BTreeMap<String, String>,
+    /// When nodes were there. What is expected beside these has no times.
+    pub(crate) nodes: Nodes,
     pub(crate) losses: BTreeMap<(Arc<Source>, String), (LossClass, u64)>,
     /// When those were; `None`: nobody knows.
     pub(crate) loss_times: BTreeMap<(Arc<Source>, String), Option<LossTimes>>,
@@ -409,17 +412,13 @@ impl Facts {
             own_pods_as_of,
             witnesses,
             presence,
+            nodes,
             edges,
         } = snapshot.body;
         self.add_presence(witnesses, presence);
         self.take_own_pods(own_pods_as_of, &mut workloads);
-        self.observed.extend(coverage.nodes.observed);
-        self.expected.extend(coverage.nodes.expected);
+        self.add_nodes(nodes, coverage.nodes);
         let mut own = sources.first().cloned().filter(|_| sources.len() == 1);
-        for (node, why) in coverage.nodes.unobservable {
-            let known = self.unobservable.entry(node).or_default();
-            *known = std::mem::take(known).max(why);
-        }
         self.sources.extend(sources.into_iter().map(|source| self.counters.intern(source)));
         let all_of_it = hull(window.nodes.values().flatten().copied());
         for (node, intervals) in window.nodes {

@@ -21,7 +21,7 @@ use thiserror::Error;
 
 use super::{
     AddressEntry, Body, Interval, Side, Snapshot, Source, SourceCounts, SourceWindow, Window, WorkloadEntry,
-    intervals::hull,
+    intervals::hull, nodes::cut_nodes,
 };
 use crate::{
     peer::{Peer, Protocol},
@@ -177,6 +177,7 @@ impl Body {
 /// Cuts facts to a span that has an end. What follows from them is not: it is derived anew.
 pub(super) fn cut(body: &mut Body, span: &Span) {
     let all_of_it = body.window.whole();
+    cut_nodes(body, span);
     cut_coverage(body, span, all_of_it);
     cut_presence(body, span);
     // Whoever said so of all of the window said so of all of it, not of the part that is left.

@@ -445,6 +445,7 @@ impl Scenario {
                 own_pods_as_of: BTreeMap::new(),
                 witnesses: Vec::new(),
                 presence: Vec::new(),
+                nodes: Vec::new(),
                 edges,
             },
         }
