@@ -13,7 +13,7 @@ use guardrail_common::{
 };
 
 /// First bytes of the file: name and version of its form.
-const MAGIC: &[u8; 16] = b"guardrail-flows1";
+const MAGIC: &[u8; 16] = b"guardrail-flows2";
 const KEY: usize = size_of::<FlowKey>();
 const VALUE: usize = size_of::<FlowValue>();
 
@@ -130,8 +130,8 @@ impl Checkpoint {
     }
 
     /// The entries of FLOWS, each with its key, as bytes.
-    pub fn entries(&self) -> impl Iterator<Item = ([u8; KEY], [u8; VALUE])> {
-        self.flows.iter().map(|(key, value)| (encode::key(key), encode::value(value)))
+    pub fn entries(&self) -> impl Iterator<Item = ([u8; KEY], Vec<u8>)> {
+        self.flows.iter().map(|(key, value)| (encode::key(key), reported(value)))
     }
 
     /// Puts together what [`Checkpoint::head`] and [`Checkpoint::entries`] gave.
@@ -144,14 +144,89 @@ impl Checkpoint {
     ) -> Result<Self, CheckpointError> {
         let mut checkpoint = Self::from_bytes(head)?;
         for (key, value) in entries {
-            if (key.len(), value.len()) != (KEY, VALUE) {
+            if key.len() != KEY {
                 return Err(CheckpointError::Length);
             }
             let key = decode::key(key).map_err(CheckpointError::Entry)?;
-            checkpoint.flows.push((key, decode::value(value).map_err(CheckpointError::Entry)?));
+            checkpoint.flows.push((key, read_reported(value).ok_or(CheckpointError::Length)?));
         }
         Ok(checkpoint)
     }
+}
+
+/// What of an entry can have been reported: which numbers are not zero, and those. One changes each
+/// minute for each edge that is used, so it is short. Of connections it is what is open that is
+/// written, which mostly is none.
+fn reported(value: &FlowValue) -> Vec<u8> {
+    let FlowValue { first_open, opened, closed, bytes_sent, bytes_received, .. } = *value;
+    let FlowValue { refused, unanswered, unreachable, by_protocol, found, .. } = *value;
+    let open = opened.wrapping_add(found.into()).wrapping_sub(closed);
+    let numbers = [
+        first_open,
+        opened,
+        open,
+        bytes_sent,
+        bytes_received,
+        found.into(),
+        by_protocol.into(),
+        refused,
+        unanswered,
+        unreachable,
+    ];
+    let mask = (0..).zip(numbers).fold(0, |mask, (i, number)| mask | u64::from(number != 0) << i);
+    let mut out = Vec::with_capacity(24);
+    for mut number in std::iter::once(mask).chain(numbers.into_iter().filter(|number| *number != 0)) {
+        while number > 0x7f {
+            out.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        out.push(number as u8);
+    }
+    out
+}
+
+/// As [`reported`] wrote it, to the end.
+fn read_reported(mut bytes: &[u8]) -> Option<FlowValue> {
+    let mut next = || {
+        let mut number = 0u64;
+        for shift in (0..u64::BITS).step_by(7) {
+            let (byte, rest) = bytes.split_first()?;
+            bytes = rest;
+            let bits = u64::from(byte & 0x7f);
+            if (bits << shift) >> shift != bits {
+                return None;
+            }
+            number |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    };
+    let mask = next()?;
+    let mut numbers = [0; 10];
+    if mask >> numbers.len() != 0 {
+        return None;
+    }
+    for (_, number) in numbers.iter_mut().enumerate().filter(|(i, _)| mask >> i & 1 == 1) {
+        *number = next()?;
+    }
+    let [first_open, opened, open, bytes_sent, bytes_received, found, by_protocol, refused, unanswered, unreachable] =
+        numbers;
+    let value = FlowValue {
+        first_open,
+        opened,
+        closed: opened.wrapping_add(found).wrapping_sub(open),
+        bytes_sent,
+        bytes_received,
+        found: u32::try_from(found).ok()?,
+        by_protocol: u32::try_from(by_protocol).ok()?,
+        refused,
+        unanswered,
+        unreachable,
+        ..FlowValue::default()
+    };
+    bytes.is_empty().then_some(value)
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], CheckpointError> {
@@ -162,9 +237,20 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], CheckpointError> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use guardrail_common::flow::{FlowRole, PROTOCOL_TCP};
+    use guardrail_graph::{
+        Observation, Observer, ObserverConfig, Timestamp,
+        epoch::{
+            log::{Recorder, Recording, Write},
+            state::section,
+        },
+        observe::CgroupId,
+    };
 
     use super::*;
+    use crate::fold::Fold;
 
     fn example() -> Checkpoint {
         let key = FlowKey {
@@ -202,6 +288,105 @@ mod tests {
             let entries: Vec<_> = checkpoint.entries().collect();
             let entries = entries.iter().map(|(key, value)| (&key[..], &value[..]));
             assert_eq!(Checkpoint::from_parts(&checkpoint.head(), entries), Ok(checkpoint));
+        }
+    }
+
+    #[test]
+    fn an_entry_is_read_as_it_was_written_and_nothing_else_is_one() {
+        let most = FlowValue {
+            first_open: u64::MAX,
+            opened: u64::MAX,
+            closed: 5,
+            bytes_sent: 1 << 63,
+            bytes_received: 127,
+            found: u32::MAX,
+            by_protocol: u32::MAX,
+            refused: 128,
+            unanswered: u64::MAX,
+            unreachable: 1,
+            ..FlowValue::default()
+        };
+        let more_closed = FlowValue { opened: 1, closed: 9, ..FlowValue::default() };
+        for value in [most, more_closed, FlowValue::default()] {
+            let bytes = reported(&value);
+            assert_eq!(read_reported(&bytes), Some(value));
+            for length in 0..bytes.len() {
+                assert_eq!(read_reported(&bytes[..length]), None, "{length}");
+            }
+            assert_eq!(read_reported(&[&bytes[..], &[0]].concat()), None);
+            for at in 0..bytes.len() {
+                let mut changed = bytes.clone();
+                changed[at] = !changed[at];
+                let _ = read_reported(&changed);
+            }
+        }
+        assert_eq!(read_reported(&[0x80, 0x08]), None, "an eleventh number");
+        assert_eq!(read_reported(&[0x20, 0xff, 0xff, 0xff, 0xff, 0x7f]), None, "more found than fit");
+    }
+
+    /// What a minute of a busy node with pins writes: the edges that changed, and how much of FLOWS
+    /// they are.
+    #[test]
+    fn a_minute_s_writes_are_at_most_three_times_the_bytes_of_the_edges_that_changed_with_pins_too() {
+        const EDGES: u16 = 4_000;
+        let t = Timestamp::from_unix_seconds;
+        let mut observer = Observer::new(ObserverConfig::new("node-a", "i", t(1_700_000_000)));
+        let path = "/system.slice/app.service".to_owned();
+        observer.observe(Observation::CgroupCreated { id: CgroupId(7), path, at: t(1_700_000_000) }, t(1_700_000_000));
+        let mut random = 1_u64;
+        let mut next = move || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random >> 40
+        };
+        let address = |port: u16| Ipv4Addr::from(0xc633_6400 + u32::from(port % 64)).to_ipv6_mapped().octets();
+        let mut flows: Vec<(FlowKey, FlowValue)> = (0..EDGES)
+            .map(|port| {
+                let key = FlowKey {
+                    cgroup_id: 7,
+                    local: Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets(),
+                    remote: address(port),
+                    server_port: 1_000 + port,
+                    local_port: 0,
+                    protocol: PROTOCOL_TCP,
+                    role: FlowRole::Client as u8,
+                    pad: [0; 2],
+                };
+                (key, FlowValue { first_open: next() << 20, ..FlowValue::default() })
+            })
+            .collect();
+        let mut fold = Fold::default();
+        let (mut recorder, mut written) = (Recorder::default(), Vec::new());
+        for (minute, changed) in [EDGES, 10, 100, 400, 10, 100, 400].into_iter().enumerate() {
+            let wall = |boot: u64| {
+                let at = 1_700_000_000 + 60 * i64::try_from(minute).expect("small");
+                Timestamp::from_unix_ns(at * 1_000_000_000 + (boot % 60_000_000_000).cast_signed())
+            };
+            for (key, value) in &mut flows[..usize::from(changed)] {
+                let opened = 1 + next() % 4;
+                value.opened += opened;
+                value.closed += opened;
+                value.last_open = next() << 12;
+                value.bytes_sent += next() % 10_000;
+                value.bytes_received += next() % 100_000;
+                fold.fold(key, value, wall, &mut |delta| observer.observe(Observation::Flow(delta), wall(0)));
+            }
+            let checkpoint = Checkpoint { flows: fold.reported(), ..Checkpoint::default() };
+            let put = |recording: &mut Recording<'_>| {
+                recording.put(section::CALLER, &[], &checkpoint.head());
+                for (key, value) in checkpoint.entries() {
+                    recording.put(section::CALLER + 1, &key, &value);
+                }
+            };
+            let bytes = match observer.store(&mut recorder, wall(0), put) {
+                Write::Nothing => 0,
+                Write::Append { bytes, .. } | Write::Base(bytes) => bytes.len(),
+            };
+            written.push((usize::from(changed), bytes));
+        }
+        let per_edge = written[0].1 / usize::from(EDGES);
+        println!("base: {per_edge} bytes an edge and its entry; written: {written:?}");
+        for (changed, bytes) in &written[1..] {
+            assert!(*bytes <= 3 * changed * per_edge, "{changed} edges: {bytes} bytes, {per_edge} an edge");
         }
     }
 
