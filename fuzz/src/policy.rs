@@ -30,7 +30,7 @@ pub(super) fn policies(bytes: &[u8]) {
         cluster.push_pod(ClusterPod {
             namespace: policy.namespace.clone(),
             name: policy.name.clone(),
-            labels: policy.pod_selector.match_labels.clone(),
+            labels: (*policy.pod_selector.match_labels).clone(),
             addresses: vec![[10, 0, 0, 1].into()],
             ports: vec![("http".to_owned(), Protocol::Tcp, 80)],
             ..ClusterPod::default()

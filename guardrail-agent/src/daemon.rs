@@ -558,7 +558,7 @@ fn allow_lists(answer: &Answer, options: &generate::Options) -> BTreeMap<String,
         tracing::warn!("the allow-lists are without the evidence of an epoch: {why}");
         Arc::clone(&answer.open)
     });
-    export::export(&joined.snapshot(), options).files
+    export::export(&joined.snapshot(), options).all_files()
 }
 
 async fn at(deadline: Option<Instant>) {

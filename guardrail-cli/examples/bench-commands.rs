@@ -1,8 +1,10 @@
 //! What the commands cost on large graphs, from files to files: 100,000 edges over 5,000 workloads,
 //! and thirty graphs of 10,000 edges; those of a plan on 500 namespaces and 50,000 edges. Prints
-//! one line of figures a command; started by `cargo xtask bench policy`.
+//! one line of figures a command; started by `cargo xtask bench policy`. With a directory as its
+//! argument, the graphs and what the commands write stay there.
 //!
-//! Each command runs in a process of its own, this program again, which prints its most memory.
+//! Each command runs in a process of its own, this program again, which prints its most memory and
+//! the time on CPUs that it took: what others do on the machine changes that least.
 
 use std::{
     collections::BTreeSet,
@@ -30,11 +32,13 @@ fn main() -> ExitCode {
     let mut args = env::args_os().skip(1).peekable();
     if args.peek().is_some_and(|first| first == COMMAND) {
         let code = guardrail_cli::run(args);
-        eprintln!("peak {}", peak_memory_mib().unwrap_or_default());
+        eprintln!("took {} {}", peak_memory_mib().unwrap_or_default(), cpu_ms().unwrap_or_default());
         return code;
     }
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = |name: &str| directory.path().join(name);
+    let scratch = tempfile::tempdir().expect("a directory");
+    let directory = args.next().map_or_else(|| scratch.path().to_owned(), PathBuf::from);
+    fs::create_dir_all(&directory).expect("a directory");
+    let path = |name: &str| directory.join(name);
     let large = Size { workloads: 5_000, namespaces: 250, edges: 100_000, nodes: 30 };
     let [client, server, merged] = ["client.json", "server.json", "merged.json"].map(path);
     write(&client, large, &[Side::Client]);
@@ -57,8 +61,19 @@ fn main() -> ExitCode {
         let what = format!("merge of {count} times 10,000");
         measure(&what, count * day.edges, &["merge"], &days[..count], &merged);
     }
-    planned(directory.path());
+    planned(&directory);
     ExitCode::SUCCESS
+}
+
+/// What this process took on CPUs, in user space and in the kernel.
+fn cpu_ms() -> Option<u64> {
+    /// What a tick of `/proc` is, on every Linux.
+    const TICK_MS: u64 = 10;
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The name of the program may hold blanks; utime and stime are fields 12 and 13 after it.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let [user, system] = [fields.next()?, fields.next()?].map(str::parse::<u64>);
+    Some((user.ok()? + system.ok()?) * TICK_MS)
 }
 
 /// The commands that read a plan.
@@ -120,15 +135,16 @@ fn measure(what: &str, edges: usize, args: &[&str], files: impl IntoIterator<Ite
         let ended = command.output().expect("started");
         let took = before.elapsed();
         let said = String::from_utf8_lossy(&ended.stderr);
-        let peak = said.lines().find_map(|line| line.strip_prefix("peak ")?.parse::<u64>().ok());
-        let peak = peak.unwrap_or_else(|| panic!("{what}: {said}"));
+        let told = said.lines().find_map(|line| line.strip_prefix("took ")?.split_once(' '));
+        let told = told.and_then(|(peak, cpu)| Some((peak.parse::<u64>().ok()?, cpu.parse::<u64>().ok()?)));
+        let (peak, cpu) = told.unwrap_or_else(|| panic!("{what}: {said}"));
         assert!(ended.status.success(), "{what}: {said}");
-        runs.push((took, peak));
+        runs.push((took, cpu, peak));
     }
-    let (took, peak) = runs.into_iter().min().expect("a run");
+    let (took, cpu, peak) = runs.into_iter().min().expect("a run");
     let [written, bytes] = [fs::metadata(out).map_or(0, |m| m.len()), peak * 1024 * 1024].map(|b| b / edges as u64);
     println!(
-        "{what}: {} ms; peak {peak} MiB, {bytes} bytes an edge; {written} bytes an edge written",
+        "{what}: {} ms, {cpu} ms of CPU; peak {peak} MiB, {bytes} bytes an edge; {written} bytes an edge written",
         took.as_millis()
     );
 }

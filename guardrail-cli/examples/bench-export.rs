@@ -6,7 +6,6 @@ use std::{collections::BTreeSet, time::Instant};
 use guardrail_graph::snapshot::Side;
 use guardrail_policy::{
     emit,
-    emit::KUSTOMIZATION_FILE,
     export::export,
     generate::{Options, Phase, plan_for},
     prove::prove,
@@ -30,13 +29,10 @@ fn main() {
         let decision = plan_for(&snapshot, &options);
         let planned = before.elapsed();
         let before = Instant::now();
-        let files = emit::files(&decision.plan, &options, &decision.stopped);
+        let files = emit::policies(&decision.plan, &options, &decision.stopped);
         let printed = before.elapsed();
         let before = Instant::now();
-        let policies = files
-            .iter()
-            .filter(|(name, _)| *name != KUSTOMIZATION_FILE)
-            .map(|(name, text)| (name.as_str(), text.as_str()));
+        let policies = files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
         let proof = prove(&snapshot, &options, &decision, policies);
         let proven = before.elapsed();
         assert!(proof.problems.is_empty());

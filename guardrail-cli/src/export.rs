@@ -5,7 +5,7 @@ mod earlier;
 mod write;
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ use guardrail_lifecycle::plan::Environment;
 use guardrail_policy::{
     emit::{EVIDENCE_FILE, KUSTOMIZATION_FILE, REPORT_FILE, is_exception_file, namespace_of_file},
     exception::ExceptionOutcome,
-    export::{self, Exported},
+    export::{self, Exported, Sidecar},
     generate::{Options, Phase},
     report::window_in_words,
 };
@@ -24,6 +24,7 @@ use crate::input::tell;
 
 pub(crate) use args::Args;
 use args::Input;
+use write::Streamed;
 
 /// Runs `guardrail export`.
 pub(crate) fn run(args: Args) -> ExitCode {
@@ -70,7 +71,13 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
     }
     match &args.directory {
         Some(directory) => {
-            write::replace_set(directory, &generated.files, |name| stays(name, &generated, &options))
+            let fill = |sidecar| {
+                let generated = &generated;
+                (move |out: &mut dyn io::Write| generated.write(sidecar, out), Sidecar::file(sidecar))
+            };
+            let sidecars = Sidecar::ALL.map(fill);
+            let streamed = sidecars.each_ref().map(|(fill, name)| -> Streamed<'_> { (*name, fill) });
+            write::replace_set(directory, &generated.files, &streamed, |name| stays(name, &generated, &options))
                 .with_context(|| format!("cannot write the export to {}", directory.display()))?;
             anstream::eprintln!(
                 "{policies} policies, {KUSTOMIZATION_FILE}, {EVIDENCE_FILE} and {REPORT_FILE} in {}",
@@ -89,7 +96,7 @@ fn export(args: &Args) -> anyhow::Result<Outcome> {
 }
 
 /// The namespaces that were asked for and are not written.
-fn stopped<'a>(generated: &'a Exported, options: &Options) -> BTreeSet<&'a str> {
+fn stopped<'a>(generated: &'a Exported<'_>, options: &Options) -> BTreeSet<&'a str> {
     generated.stopped.iter().map(String::as_str).filter(|namespace| !options.leaves(namespace)).collect()
 }
 
@@ -100,7 +107,7 @@ fn namespaces(stopped: &BTreeSet<&str>) -> String {
 
 /// Whether a policy's file that an earlier export wrote stays, whatever this one says: exceptions
 /// are decided for every namespace that was asked for.
-fn stays(name: &str, generated: &Exported, options: &Options) -> bool {
+fn stays(name: &str, generated: &Exported<'_>, options: &Options) -> bool {
     namespace_of_file(name).is_some_and(|namespace| {
         options.leaves(namespace) || generated.stopped.contains(namespace) && !is_exception_file(name)
     })
@@ -111,7 +118,7 @@ fn stays(name: &str, generated: &Exported, options: &Options) -> bool {
 /// files go.
 fn changes_nothing(
     earlier: &BTreeSet<String>,
-    (generated, options): (&Exported, &Options),
+    (generated, options): (&Exported<'_>, &Options),
     directory: Option<&Path>,
 ) -> bool {
     let policies = || generated.files.iter().filter(|(name, _)| !SIDECARS.contains(&name.as_str()));
@@ -126,7 +133,7 @@ fn changes_nothing(
 }
 
 /// Says what became of exceptions. Returns whether each is written, or needs no policy.
-fn tell_exceptions(generated: &Exported) -> bool {
+fn tell_exceptions(generated: &Exported<'_>) -> bool {
     let mut all_said = true;
     for side in &generated.exceptions {
         let severity = match side.outcome {
@@ -144,7 +151,7 @@ fn tell_exceptions(generated: &Exported) -> bool {
 
 /// A namespace that is meant to be closed and of which nothing was observed stays as it is: without
 /// its files it would be open.
-fn keep_unseen(earlier: &BTreeSet<String>, environment: &Environment, options: &Options, generated: &mut Exported) {
+fn keep_unseen(earlier: &BTreeSet<String>, environment: &Environment, options: &Options, generated: &mut Exported<'_>) {
     let namespaces: BTreeSet<&str> = earlier.iter().filter_map(|name| namespace_of_file(name)).collect();
     for namespace in namespaces.into_iter().filter(|namespace| !options.leaves(namespace)) {
         let seen = generated.verdicts.iter().any(|verdict| verdict.namespace == namespace);
@@ -161,7 +168,7 @@ fn keep_unseen(earlier: &BTreeSet<String>, environment: &Environment, options: &
 const SIDECARS: [&str; 3] = [KUSTOMIZATION_FILE, EVIDENCE_FILE, REPORT_FILE];
 
 /// Says what stops which namespace, and what `--force` has accepted.
-fn tell_problems(generated: &Exported, options: &Options) {
+fn tell_problems(generated: &Exported<'_>, options: &Options) {
     for problem in &generated.problems {
         let namespaces: Vec<&str> =
             problem.namespaces.iter().map(String::as_str).filter(|namespace| !options.leaves(namespace)).collect();
@@ -178,8 +185,8 @@ fn tell_problems(generated: &Exported, options: &Options) {
 }
 
 /// Without a directory: the policies as one YAML stream.
-fn print(generated: &Exported) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+fn print(generated: &Exported<'_>) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
     for text in generated.files.iter().filter(|(name, _)| !SIDECARS.contains(&name.as_str())).map(|(_, text)| text) {
         out.write_all(b"---\n")?;
         out.write_all(text.as_bytes())?;

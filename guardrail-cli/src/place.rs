@@ -9,6 +9,7 @@ use std::{
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    thread,
 };
 
 use anyhow::Context as _;
@@ -16,6 +17,8 @@ use tempfile::TempPath;
 
 /// Most links that are followed, as the kernel has it.
 const MAX_LINKS: usize = 40;
+/// Files that wait for the disk at once; each is open then.
+const SYNCED_AT_ONCE: usize = 4;
 /// How much is written with one call, bytes.
 const WRITTEN_AT_ONCE: usize = 256 << 10;
 
@@ -81,7 +84,11 @@ pub(crate) fn stage(file: &Path, bytes: &[u8], mode: u32) -> io::Result<TempPath
 }
 
 /// As [`stage`], of what `fill` writes piece by piece.
-fn stage_with(file: &Path, mode: u32, fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Result<TempPath> {
+pub(crate) fn stage_with(
+    file: &Path,
+    mode: u32,
+    fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+) -> io::Result<TempPath> {
     let staged = tempfile::Builder::new()
         .prefix(".guardrail-")
         .permissions(fs::Permissions::from_mode(mode))
@@ -108,9 +115,17 @@ pub(crate) fn persist(staged: Vec<(TempPath, PathBuf)>) -> io::Result<()> {
     let cannot = |file: &Path, error: io::Error| {
         io::Error::new(error.kind(), format!("cannot replace {}: {error}", file.display()))
     };
-    for (new, file) in &staged {
-        fs::File::open(new).and_then(|new| new.sync_all()).map_err(|error| cannot(file, error))?;
-    }
+    // Each waits for the disk, which takes what waits together at once.
+    let sync = |files: &[(TempPath, PathBuf)]| {
+        files.iter().try_for_each(|(new, file)| {
+            fs::File::open(new).and_then(|new| new.sync_all()).map_err(|error| cannot(file, error))
+        })
+    };
+    let share = staged.len().div_ceil(SYNCED_AT_ONCE).max(1);
+    thread::scope(|scope| {
+        let waiting: Vec<_> = staged.chunks(share).map(|files| scope.spawn(move || sync(files))).collect();
+        waiting.into_iter().try_for_each(|one| one.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())))
+    })?;
     let mut directories = BTreeSet::new();
     for (new, file) in staged {
         new.persist(&file).map_err(|failed| cannot(&file, failed.error))?;
@@ -143,7 +158,8 @@ pub(crate) fn pour(stream: &Path, bytes: &[u8]) -> io::Result<()> {
     pour_with(stream, |out| out.write_all(bytes))
 }
 
-fn pour_with(stream: &Path, fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Result<()> {
+/// As [`pour`], of what `fill` writes piece by piece.
+pub(crate) fn pour_with(stream: &Path, fill: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> io::Result<()> {
     // What stdout was redirected to with `>>` keeps what it has.
     let stream = fs::OpenOptions::new().append(true).open(stream)?;
     let mut stream = io::BufWriter::with_capacity(WRITTEN_AT_ONCE, stream);

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
+    sync::Arc,
 };
 
 use anyhow::bail;
@@ -163,7 +164,8 @@ fn combine(
     }
     let logged = log.iter().filter_map(|flow| flow.logged.as_deref()).flat_map(|l| [&l.src, &l.dst]);
     let (cluster, without_ports) = dataplane.with_names(cluster)?.with_logged(logged);
-    let before = Evaluator::mixed(cluster.clone(), in_force, forms_in_force, enforcer);
+    let cluster = Arc::new(cluster);
+    let before = Evaluator::mixed(Arc::clone(&cluster), in_force, forms_in_force, enforcer);
     let policies = proposed.policies.into_iter().chain(kept).collect();
     let forms = proposed.forms.into_iter().chain(kept_forms).collect();
     let evaluator = Evaluator::mixed(cluster, policies, forms, enforcer);

@@ -1,7 +1,7 @@
 //! Label selectors as Kubernetes writes them. How they match stands with labels, in
 //! [`crate::inventory`].
 
-use std::{collections::BTreeMap, str::FromStr};
+use std::{collections::BTreeMap, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,12 +9,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LabelSelector {
-    /// Equality requirements, ANDed.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub match_labels: BTreeMap<String, String>,
+    /// Equality requirements, ANDed. Shared by copies: a policy for each of a workload's hundred
+    /// callers names it a hundred times.
+    #[serde(default, skip_serializing_if = "no_labels")]
+    pub match_labels: Arc<BTreeMap<String, String>>,
     /// Set requirements, ANDed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub match_expressions: Vec<SelectorRequirement>,
+}
+
+fn no_labels(labels: &Arc<BTreeMap<String, String>>) -> bool {
+    labels.is_empty()
 }
 
 /// One requirement of a selector (`meta/v1 LabelSelectorRequirement`).
@@ -96,7 +101,7 @@ impl LabelSelector {
         }
         if let Some((key, wanted)) = part.split_once("==").or_else(|| part.split_once('=')) {
             let (key, wanted) = (word(key)?, value(wanted)?);
-            return self.match_labels.insert(key, wanted).is_none().then_some(());
+            return Arc::make_mut(&mut self.match_labels).insert(key, wanted).is_none().then_some(());
         }
         match part.strip_prefix('!') {
             Some(key) => expression(key, SelectorOperator::DoesNotExist, Vec::new()),

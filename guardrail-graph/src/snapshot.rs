@@ -39,6 +39,7 @@ pub use merge::{merge, merge_within};
 pub use nodes::{NodeCoverage, NodeTime};
 pub use presence::{LossTime, PodPresence, Witness};
 pub use read::SnapshotError;
+pub use records::edges;
 pub use revisions::{Revision, RevisionError, SourceRevision, check_revisions};
 use serde::{Deserialize, Serialize};
 pub use unresolved::{FlowTime, UnresolvedEntry, UnresolvedFlow};

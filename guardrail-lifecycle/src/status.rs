@@ -13,7 +13,7 @@ use guardrail_graph::{Peer, Snapshot, Timestamp, WorkloadRef};
 use guardrail_policy::{
     evaluate::Evaluator,
     export,
-    generate::{FlowName, MIN_COVERAGE, NamespaceVerdict, Options, Phase, Problem, ProblemKind, plan_for},
+    generate::{self, FlowName, MIN_COVERAGE, NamespaceVerdict, Options, Phase, Problem, ProblemKind},
     words::{duration, percent},
 };
 use serde::Serialize;
@@ -327,8 +327,8 @@ pub(crate) fn verdicts(snapshot: &Snapshot, options: &Options, gates: &Gates) ->
     let mut options = options.clone();
     options.min_coverage = gates.coverage.unwrap_or(MIN_COVERAGE);
     (options.phase, options.egress, options.min_window) = (Phase::Observe, false, Duration::ZERO);
-    let decision = plan_for(snapshot, &options);
-    decision.verdicts.into_iter().map(|verdict| (verdict.namespace.clone(), verdict)).collect()
+    let verdicts = generate::verdicts(snapshot, &options);
+    verdicts.into_iter().map(|verdict| (verdict.namespace.clone(), verdict)).collect()
 }
 
 /// What stands against a step. Gates are judged by the plan, not here.

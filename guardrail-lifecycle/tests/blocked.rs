@@ -94,7 +94,7 @@ fn snapshot(edges: Vec<EdgeRecord>) -> Snapshot {
         snapshot.body.workloads.push(WorkloadEntry {
             workload,
             selector: Some(guardrail_graph::snapshot::LabelSelector {
-                match_labels: labels.clone(),
+                match_labels: labels.clone().into(),
                 match_expressions: Vec::new(),
             }),
             selector_advice: None,

@@ -244,7 +244,7 @@ proptest! {
             .filter(|(_, (_, labels, _))| known && !labels.is_empty())
             .map(|(index, (namespace, labels, _))| {
                 let first = labels.iter().take(1).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-                (workload(namespace, index), LabelSelector { match_labels: first, match_expressions: Vec::new() })
+                (workload(namespace, index), LabelSelector::of_labels(first))
             })
             .collect();
         let mark = ExceptionMark { id: "x".to_owned(), expires: end(), reason: "r".to_owned(), owner: "o".to_owned() };

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     exception::opening::{self, ExceptionMark},
     generate::{Format, Options, Phase, Plan, PlannedPolicy, Purpose},
+    parallel::in_parallel,
 };
 
 pub use networkpolicy::NetworkPolicyObject;
@@ -27,20 +28,22 @@ pub const REPORT_FILE: &str = "REPORT.md";
 /// Name of the file that `kubectl kustomize` and `kubectl apply -k` read.
 pub const KUSTOMIZATION_FILE: &str = "kustomization.yaml";
 
-/// Every policy as one file, but for those of namespaces that are stopped, and the
-/// `kustomization.yaml` that lists them.
+/// Files of policies with the `kustomization.yaml` that lists them.
 #[must_use]
-pub fn files(plan: &Plan, options: &Options, stopped: &BTreeSet<String>) -> BTreeMap<String, String> {
-    let mut files = policies(plan, options, stopped);
-    files.insert(KUSTOMIZATION_FILE.to_owned(), kustomization(files.keys().map(String::as_str)));
-    files
+pub fn listed(mut policies: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let list = kustomization(policies.keys().map(String::as_str));
+    policies.insert(KUSTOMIZATION_FILE.to_owned(), list);
+    policies
 }
 
 /// Every policy as one file, but for those of namespaces that are stopped.
 #[must_use]
 pub fn policies(plan: &Plan, options: &Options, stopped: &BTreeSet<String>) -> BTreeMap<String, String> {
-    let written = plan.policies.iter().filter(|policy| is_written(policy, stopped));
-    written.map(|policy| (file_name(policy), policy_file(policy, plan, options))).collect()
+    let written: Vec<&PlannedPolicy> = plan.policies.iter().filter(|policy| is_written(policy, stopped)).collect();
+    let print = |policies: &[&PlannedPolicy]| -> Vec<(String, String)> {
+        policies.iter().map(|policy| (file_name(policy), policy_file(policy, plan, options))).collect()
+    };
+    in_parallel(&written, print).into_iter().flatten().collect()
 }
 
 /// Whether the policy is written although these namespaces stay as they are: exceptions are, since

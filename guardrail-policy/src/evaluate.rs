@@ -12,7 +12,7 @@
 //! Invariant: a verdict depends only on the two ends, protocol, port, cluster and policies; never
 //! on the order of policies or pods.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use guardrail_graph::snapshot::LabelSelector;
 
@@ -167,7 +167,7 @@ impl Verdict {
 /// ```
 #[derive(Debug)]
 pub struct Evaluator {
-    cluster: Cluster,
+    cluster: Arc<Cluster>,
     policies: Vec<NetworkPolicy>,
     /// The policies, and those of other kinds after them.
     forms: Vec<TierPolicy>,
@@ -194,11 +194,12 @@ impl Evaluator {
     /// not know have to be left out by the caller.
     #[must_use]
     pub fn mixed(
-        cluster: Cluster,
+        cluster: impl Into<Arc<Cluster>>,
         policies: Vec<NetworkPolicy>,
         others: Vec<TierPolicy>,
         dataplane: &Dataplane,
     ) -> Self {
+        let cluster = cluster.into();
         let mut forms: Vec<TierPolicy> = policies.iter().map(TierPolicy::from).collect();
         forms.extend(others);
         let compiled = Compiled::new(&cluster, &forms, dataplane);
@@ -213,7 +214,7 @@ impl Evaluator {
     /// The same policies over a cluster that has these pods, too; they come after its own.
     #[must_use]
     pub fn with_pods(&self, pods: impl IntoIterator<Item = ClusterPod>) -> Self {
-        let mut cluster = self.cluster.clone();
+        let mut cluster = Cluster::clone(&self.cluster);
         for pod in pods {
             cluster.push_pod(pod);
         }
@@ -228,7 +229,7 @@ impl Evaluator {
         let (own, own_others) = (&self.policies, &self.forms[self.policies.len()..]);
         let policies = own.iter().cloned().chain(policies).collect();
         let others = own_others.iter().cloned().chain(others).collect();
-        Self::mixed(self.cluster.clone(), policies, others, &self.dataplane)
+        Self::mixed(Arc::clone(&self.cluster), policies, others, &self.dataplane)
     }
 
     /// The cluster.
@@ -410,6 +411,13 @@ impl Evaluator {
     pub fn allows(&self, src: &End, dst: &End, protocol: Protocol, port: u16) -> bool {
         let (_, egress, ingress) = self.verdict::<AnyRule>(src, dst, protocol, port);
         egress.allows() && ingress.allows()
+    }
+
+    /// Whether the policies of one side let that connection pass: the source's egress, or the
+    /// destination's ingress.
+    pub(crate) fn side_allows(&self, of: Direction, src: &End, dst: &End, protocol: Protocol, port: u16) -> bool {
+        let (_, egress, ingress) = self.verdict::<AnyRule>(src, dst, protocol, port);
+        if of == Direction::Ingress { ingress.allows() } else { egress.allows() }
     }
 
     /// What exempts the connection, if anything, and what the policies of its source and of its

@@ -147,7 +147,8 @@ fn side(
     let peers = peers(context, &workload.namespace, other).map_err(impossible)?;
     let ports =
         opening.ports.iter().map(|(protocol, port)| RulePort { protocol: *protocol, port: PortRef::Number(*port) });
-    let rules = Some(vec![PlannedRule { peers, ports: ports.collect(), learns_names: false }]);
+    let rules =
+        Some(vec![PlannedRule { peers: peers.into_iter().collect(), ports: ports.collect(), learns_names: false }]);
     let (ingress, egress) = match direction {
         Direction::Ingress => (rules, None),
         Direction::Egress => (None, rules),

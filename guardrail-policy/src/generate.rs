@@ -397,6 +397,14 @@ pub struct Announced {
     pub callers: BTreeSet<(WorkloadRef, Protocol, u16)>,
 }
 
+/// How good the evidence is, per namespace in scope: [`Decision::verdicts`] without the rest.
+#[must_use]
+pub fn verdicts(snapshot: &Snapshot, options: &Options) -> Vec<NamespaceVerdict> {
+    let context = Context::new(snapshot, options);
+    let uses: Vec<EdgeUse> = context.body.edges.iter().map(|edge| edges::classify(edge, &context)).collect();
+    completeness::Completeness::new(&context).verdicts(&uses)
+}
+
 /// Decides which policies to write.
 #[must_use]
 pub fn plan_for(snapshot: &Snapshot, options: &Options) -> Decision {

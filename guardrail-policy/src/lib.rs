@@ -13,6 +13,7 @@ pub mod generate;
 pub mod lint;
 pub mod memory;
 pub mod model;
+mod parallel;
 pub mod prove;
 pub mod read;
 pub mod report;

@@ -1,22 +1,23 @@
 //! What earlier exports allowed. A rule is never removed because its evidence grew old
 //! (docs/design.md#policy, 8).
 //!
-//! An export writes down every edge that supports it, in `evidence.json` ([`Written`]). The next
-//! one reads that back ([`Memory`]), and an edge that its own snapshot no longer shows is put
+//! An export writes down every edge, and which of them support it, in `evidence.json`. The next one
+//! reads that back ([`Memory`]), and an edge that its own snapshot no longer shows is put
 //! beside those that it shows, marked [`REMEMBERED`]: from there on plan, proof and report treat it
 //! as any other. It is forgotten if one of its ends is gone, or if a person says after how long.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, btree_map::Entry};
+use std::fmt;
 use std::sync::Arc;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, Timestamp, WorkloadRef,
-    snapshot::{Body, Counts, EdgePeer, EdgeRecord, InventoryState, LabelSelector, Side, SourceCounts, WorkloadEntry},
+    snapshot::{self, Body, EdgeRecord, InventoryState, LabelSelector, Side, WorkloadEntry},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::generate::{Decision, EdgeUse, Options, is_established};
+use crate::generate::{EdgeUse, Options, is_established};
 
 /// Mark of an edge that an earlier export allowed and the snapshot does not show.
 pub const REMEMBERED: &str = "remembered";
@@ -51,6 +52,20 @@ pub enum Why {
     Unused,
 }
 
+/// The edges that a snapshot shows to be used: nothing has to be remembered of them.
+fn shown(snapshot: &Snapshot) -> HashSet<EdgeKey> {
+    snapshot.body.edges.iter().filter(|edge| is_established(edge)).map(key).collect()
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone(peer) => write!(f, "{peer} is gone"),
+            Self::Unused => f.write_str("not used for longer than --drop-unused says"),
+        }
+    }
+}
+
 /// An edge that an earlier export allowed and this one does not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Forgotten {
@@ -71,39 +86,9 @@ pub enum MemoryError {
     WrongKind,
 }
 
-/// An edge as it is written down: what a rule for it needs.
-#[derive(Debug, Serialize, Deserialize)]
-struct KeptEdge<'a> {
-    client: Cow<'a, EdgePeer>,
-    server: Cow<'a, EdgePeer>,
-    protocol: Protocol,
-    port: u16,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    port_name: Option<Cow<'a, str>>,
-    #[serde(default, skip_serializing_if = "is_empty")]
-    via: Cow<'a, BTreeSet<String>>,
-    #[serde(default, skip_serializing_if = "is_empty")]
-    marks: Cow<'a, BTreeSet<String>>,
-    #[serde(default, skip_serializing_if = "is_empty")]
-    node_workloads: Cow<'a, BTreeSet<String>>,
-    #[serde(default)]
-    seen_by: BTreeSet<Side>,
-    first_seen: Timestamp,
-    last_seen: Timestamp,
-    /// Where a node is the client: whose sockets the node's connections came from.
-    #[serde(default, skip_serializing_if = "<[SourceCounts]>::is_empty")]
-    sources: Cow<'a, [SourceCounts]>,
-    #[serde(flatten)]
-    counts: Counts,
-}
-
-fn is_empty(set: &BTreeSet<String>) -> bool {
-    set.is_empty()
-}
-
 /// A workload as it is written down: what names its pods in a rule.
 #[derive(Debug, Serialize, Deserialize)]
-struct KeptWorkload<'a> {
+pub(crate) struct KeptWorkload<'a> {
     #[serde(flatten)]
     workload: Cow<'a, WorkloadRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,13 +99,6 @@ struct KeptWorkload<'a> {
     host_network: bool,
 }
 
-/// What an export writes down for the next one.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Written<'a> {
-    edges: Vec<KeptEdge<'a>>,
-    workloads: Vec<KeptWorkload<'a>>,
-}
-
 impl Memory {
     /// Reads what an export wrote down.
     ///
@@ -128,22 +106,45 @@ impl Memory {
     /// If the text is no `evidence.json`.
     pub fn read(text: &str) -> Result<Self, MemoryError> {
         #[derive(Deserialize)]
+        struct NamedEdge {
+            edge: usize,
+        }
+        #[derive(Deserialize)]
+        struct EdgeList(#[serde(deserialize_with = "snapshot::edges")] Vec<EdgeRecord>);
+        #[derive(Deserialize)]
         struct Document<'a> {
             #[serde(default)]
             kind: String,
+            edges: Option<EdgeList>,
             #[serde(default)]
-            memory: Written<'a>,
+            unused: Vec<NamedEdge>,
+            #[serde(default)]
+            inexpressible: BTreeSet<usize>,
+            #[serde(default)]
+            unexplained: BTreeSet<usize>,
+            #[serde(default)]
+            workloads: Vec<KeptWorkload<'a>>,
         }
-        let Document { kind, memory } = serde_json::from_str(text)?;
+        let Document { kind, edges, unused, inexpressible, unexplained, workloads } = serde_json::from_str(text)?;
         if kind != KIND {
             return Err(MemoryError::WrongKind);
         }
+        let EdgeList(edges) =
+            edges.ok_or_else(|| serde::de::Error::missing_field("edges")).map_err(MemoryError::Invalid)?;
+        let unused: BTreeSet<usize> = unused.into_iter().map(|named| named.edge).collect();
         let mut read = Self::default();
-        for kept in memory.edges {
-            let edge = EdgeRecord::from(kept);
+        for (index, mut edge) in edges.into_iter().enumerate() {
+            let was_remembered = edge.marks.remove(REMEMBERED);
+            if unused.contains(&index) || inexpressible.contains(&index) && !was_remembered {
+                continue;
+            }
+            if unexplained.contains(&index) {
+                edge.seen_by.remove(&Side::Client);
+            }
+            edge.supported = true;
             read.edges.insert(key(&edge), edge);
         }
-        for KeptWorkload { workload, selector, labels, host_network } in memory.workloads {
+        for KeptWorkload { workload, selector, labels, host_network } in workloads {
             let workload = workload.into_owned();
             let entry = WorkloadEntry {
                 workload: workload.clone(),
@@ -164,34 +165,22 @@ impl Memory {
     /// Adds what another export wrote down: of one edge the later word counts.
     pub fn join(&mut self, other: Self) {
         for (key, edge) in other.edges {
-            let known = self.edges.entry(key).or_insert_with(|| edge.clone());
-            if known.last_seen < edge.last_seen {
-                *known = edge;
+            match self.edges.entry(key) {
+                Entry::Vacant(new) => _ = new.insert(edge),
+                Entry::Occupied(mut known) if known.get().last_seen < edge.last_seen => _ = known.insert(edge),
+                Entry::Occupied(_) => {}
             }
         }
         for (name, workload) in other.workloads {
             self.workloads.entry(name).or_insert(workload);
         }
     }
-}
 
-impl From<KeptEdge<'_>> for EdgeRecord {
-    fn from(kept: KeptEdge<'_>) -> Self {
-        Self {
-            client: kept.client.into_owned(),
-            server: kept.server.into_owned(),
-            protocol: kept.protocol,
-            port: kept.port,
-            port_name: kept.port_name.map(Cow::into_owned),
-            via: kept.via.into_owned(),
-            seen_by: kept.seen_by,
-            counts: kept.counts,
-            first_seen: kept.first_seen,
-            last_seen: kept.last_seen,
-            supported: true,
-            marks: kept.marks.into_owned(),
-            node_workloads: kept.node_workloads.into_owned(),
-            sources: kept.sources.into_owned(),
+    /// Leaves out what this snapshot shows: an export of it needs no more, and it may be all.
+    pub fn leave_out_shown(&mut self, snapshot: &Snapshot) {
+        if !self.edges.is_empty() {
+            let shown = shown(snapshot);
+            self.edges.retain(|key, _| !shown.contains(key));
         }
     }
 }
@@ -204,7 +193,7 @@ pub(crate) fn recall<'a>(snapshot: &'a Snapshot, options: &Options) -> (Cow<'a, 
     if memory.edges.is_empty() {
         return (Cow::Borrowed(snapshot), forgotten);
     }
-    let shown: BTreeSet<EdgeKey> = snapshot.body.edges.iter().filter(|e| is_established(e)).map(key).collect();
+    let shown = shown(snapshot);
     let lists = Lists::new(&snapshot.body, options);
     let mut remembered: BTreeMap<EdgeKey, EdgeRecord> = BTreeMap::new();
     for (key, edge) in memory.edges.iter().filter(|(key, _)| !shown.contains(*key)) {
@@ -307,55 +296,31 @@ impl<'a> Lists<'a> {
     }
 }
 
-/// What this export writes down: every edge that supports a rule, and the remembered ones that no
-/// rule can name at present.
-pub(crate) fn written<'a>(snapshot: &'a Snapshot, decision: &Decision) -> Written<'a> {
-    let edges = snapshot.body.edges.iter().zip(&decision.uses).enumerate();
-    let kept: Vec<(usize, &EdgeRecord)> = edges
-        .filter(|(index, (edge, used))| {
-            **used == EdgeUse::Supports && (!decision.inexpressible.contains(index) || edge.marks.contains(REMEMBERED))
-        })
-        .map(|(index, (edge, _))| (index, edge))
-        .collect();
-    let ends: BTreeSet<&WorkloadRef> =
-        kept.iter().flat_map(|(_, edge)| [&*edge.client.peer, &*edge.server.peer]).filter_map(Peer::workload).collect();
+/// Whether the next export asks who counted: where a node is the client, whose sockets its
+/// connections came from.
+pub(crate) fn needs_sources(edge: &EdgeRecord) -> bool {
+    matches!(*edge.client.peer, Peer::Node { .. })
+}
+
+/// The ends of every edge that supports a rule, and of the remembered ones that no rule can name at
+/// present.
+pub(crate) fn workloads<'a>(
+    snapshot: &'a Snapshot,
+    uses: &[EdgeUse],
+    inexpressible: &BTreeSet<usize>,
+) -> Vec<KeptWorkload<'a>> {
+    let is_kept = |(index, (edge, used)): &(usize, (&EdgeRecord, &EdgeUse))| {
+        **used == EdgeUse::Supports && (!inexpressible.contains(index) || edge.marks.contains(REMEMBERED))
+    };
+    let kept = snapshot.body.edges.iter().zip(uses).enumerate().filter(is_kept);
+    let ends = kept.flat_map(|(_, (edge, _))| [&*edge.client.peer, &*edge.server.peer]).filter_map(Peer::workload);
+    let ends: HashSet<&WorkloadRef> = ends.collect();
     let workloads = snapshot.body.workloads.iter().filter(|entry| ends.contains(&entry.workload));
-    let workloads = workloads.map(|entry| KeptWorkload {
+    let written = workloads.map(|entry| KeptWorkload {
         workload: Cow::Borrowed(&entry.workload),
         selector: entry.selector.as_ref().map(Cow::Borrowed),
         labels: Cow::Borrowed(&entry.labels),
         host_network: entry.host_network,
     });
-    Written {
-        workloads: workloads.collect(),
-        edges: kept.into_iter().map(|(index, edge)| kept_edge(edge, decision.unexplained.contains(&index))).collect(),
-    }
-}
-
-/// `unexplained`: a node stands for clients of which its own sockets know nothing.
-fn kept_edge(edge: &EdgeRecord, unexplained: bool) -> KeptEdge<'_> {
-    let from_node = matches!(*edge.client.peer, Peer::Node { .. });
-    let mut seen_by = edge.seen_by.clone();
-    if unexplained {
-        seen_by.remove(&Side::Client);
-    }
-    let mut marks = Cow::Borrowed(&edge.marks);
-    if edge.marks.contains(REMEMBERED) {
-        marks.to_mut().remove(REMEMBERED);
-    }
-    KeptEdge {
-        client: Cow::Borrowed(&edge.client),
-        server: Cow::Borrowed(&edge.server),
-        protocol: edge.protocol,
-        port: edge.port,
-        port_name: edge.port_name.as_deref().map(Cow::Borrowed),
-        via: Cow::Borrowed(&edge.via),
-        marks,
-        node_workloads: Cow::Borrowed(&edge.node_workloads),
-        seen_by,
-        first_seen: edge.first_seen,
-        last_seen: edge.last_seen,
-        sources: Cow::Borrowed(if from_node && !unexplained { edge.sources.as_slice() } else { &[] }),
-        counts: edge.counts,
-    }
+    written.collect()
 }

@@ -12,7 +12,10 @@ mod newly;
 mod texts;
 mod unnamed;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use guardrail_graph::{
     Peer, Snapshot, WorkloadRef,
@@ -20,7 +23,7 @@ use guardrail_graph::{
 };
 
 use crate::{
-    evaluate::{Clients, End, Evaluator, SideVerdict, Verdict},
+    evaluate::{Clients, Cluster, End, Evaluator, SideVerdict, Verdict},
     generate::{
         Decision, EdgeUse, FlowName, Options, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name, stopped,
     },
@@ -37,7 +40,7 @@ pub struct Proof {
     pub problems: BTreeSet<Problem>,
     /// What a person should know.
     pub warnings: BTreeSet<String>,
-    /// Flows newly judged, sorted.
+    /// Workloads whose flows are newly judged, sorted.
     pub newly_judged: Vec<NewlyJudged>,
     /// Supported edges that were judged.
     pub edges_judged: usize,
@@ -53,14 +56,30 @@ pub fn prove<'a>(
     decision: &Decision,
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Proof {
+    let cluster = Arc::new(options.cluster.clone().with_snapshot(snapshot));
+    prove_in(&cluster, snapshot, options, decision, files).0
+}
+
+/// As [`prove`], in the snapshot's cluster. Beside the proof, what will be in force with these
+/// files: with them the policies of other hands and of namespaces that stay as they are. No
+/// exception is among them.
+pub(crate) fn prove_in<'a>(
+    cluster: &Arc<Cluster>,
+    snapshot: &Snapshot,
+    options: &Options,
+    decision: &Decision,
+    files: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> (Proof, Evaluator) {
     let mut proof = Proof::default();
     let (policies, forms) = texts::read_back(decision, files, &mut proof);
-    let cluster = options.cluster.clone().with_snapshot(snapshot);
     let enforcer = options.enforcer();
     let (kept, kept_forms) = texts::not_replaced(options, decision, &policies, &forms);
     let any_exists = !(options.existing.is_empty() && options.existing_forms.is_empty());
+    // In the one form that is judged: nobody asks for the other, and both are large.
     let evaluator = |policies: Vec<NetworkPolicy>, forms: Vec<TierPolicy>| {
-        Evaluator::mixed(cluster.clone(), policies, forms, &enforcer)
+        let mut all: Vec<TierPolicy> = policies.into_iter().map(|policy| TierPolicy::from(&policy)).collect();
+        all.extend(forms);
+        Evaluator::mixed(Arc::clone(cluster), Vec::new(), all, &enforcer)
     };
     // With a plan, what an earlier export wrote counts as not there: an export of the same is the
     // same.
@@ -82,22 +101,7 @@ pub fn prove<'a>(
     unnamed::flows_are_allowed(snapshot, options, &alone, &mut proof);
     Pairs::new(snapshot, options, decision, &alone).judge(&mut proof);
     newly_judged(snapshot, &alone, before.as_ref(), together.as_ref(), &mut proof);
-    proof
-}
-
-/// What will be in force with these files: the policies of other hands and of namespaces that stay
-/// as they are, beside them. No exception is among them.
-pub(crate) fn in_force<'a>(
-    snapshot: &Snapshot,
-    options: &Options,
-    decision: &Decision,
-    files: impl IntoIterator<Item = (&'a str, &'a str)>,
-) -> Evaluator {
-    let (policies, forms) = texts::read_back(decision, files, &mut Proof::default());
-    let (mut all, mut all_forms) = texts::not_replaced(options, decision, &policies, &forms);
-    all.extend(policies);
-    all_forms.extend(forms);
-    Evaluator::mixed(options.cluster.clone().with_snapshot(snapshot), all, all_forms, &options.enforcer())
+    (proof, together.unwrap_or(alone))
 }
 
 fn supported_flows_are_allowed(
@@ -339,7 +343,7 @@ impl<'a> Pairs<'a> {
         let Some(entry) = self.entry(workload).filter(|e| e.selector.is_none() && !e.labels.is_empty()) else {
             return self.places.get(workload).copied().into_iter().collect();
         };
-        let selector = LabelSelector { match_labels: entry.labels.clone(), match_expressions: Vec::new() };
+        let selector = LabelSelector::of_labels(entry.labels.clone());
         let alike = self
             .snapshot
             .body

@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::{
     evaluate::Facts,
     model::{
-        Location, NetworkPolicy,
+        Location, NetworkPolicy, SharedLabels,
         tier::{PolicyKind, TierPolicy},
     },
 };
@@ -325,6 +325,7 @@ pub struct Reader {
     known: BTreeMap<(String, String), usize>,
     /// Indices into the forms, by [`TierPolicy::key`].
     known_forms: BTreeMap<String, usize>,
+    shared: SharedLabels,
 }
 
 impl Reader {
@@ -390,7 +391,8 @@ impl Reader {
         for decoded in policies {
             self.set.warnings.extend(decoded.warnings);
             self.problems.extend(decoded.problems);
-            if let Some(policy) = decoded.policy {
+            if let Some(mut policy) = decoded.policy {
+                self.shared.policy(&mut policy);
                 self.insert(policy);
             }
         }
@@ -403,7 +405,8 @@ impl Reader {
             }
             self.set.warnings.extend(form.warnings);
             self.problems.extend(form.problems);
-            for policy in form.policies {
+            for mut policy in form.policies {
+                self.shared.form(&mut policy);
                 self.insert_form(policy);
             }
         }

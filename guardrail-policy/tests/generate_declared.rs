@@ -39,16 +39,16 @@ fn scenario(addresses: u32, names: &[&str], export: serde_json::Value, rest: ser
     serde_json::from_value(all).unwrap()
 }
 
-fn export(scenario: &Scenario) -> Exported {
-    let generated = export::export(&scenario.snapshot(), &scenario.options());
+fn export(scenario: &Scenario) -> Exported<'static> {
+    let generated = export::export(&scenario.snapshot(), &scenario.options()).into_owned();
     assert!(generated.problems.is_empty(), "{:?}", generated.problems);
     for warning in &generated.warnings {
-        assert!(generated.files["REPORT.md"].contains(warning), "in the report too: {warning}");
+        assert!(generated.all_files()["REPORT.md"].contains(warning), "in the report too: {warning}");
     }
     generated
 }
 
-fn blocks(generated: &Exported) -> BTreeSet<String> {
+fn blocks(generated: &Exported<'_>) -> BTreeSet<String> {
     let text = &generated.files["shop.guardrail-allow-deployment-web.yaml"];
     let (_, egress) = text.split_once("egress:").unwrap();
     egress
@@ -63,7 +63,7 @@ fn set<const N: usize>(texts: [&str; N]) -> BTreeSet<String> {
 }
 
 /// Warnings that speak of an option.
-fn said(generated: &Exported) -> Vec<&str> {
+fn said<'a>(generated: &'a Exported<'_>) -> Vec<&'a str> {
     let said = ["in the snapshot", "declare", "--ignore-client"];
     generated.warnings.iter().map(String::as_str).filter(|w| said.iter().any(|part| w.contains(part))).collect()
 }

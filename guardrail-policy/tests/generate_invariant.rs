@@ -252,7 +252,7 @@ fn flow_name(edge: &EdgeRecord) -> String {
 }
 
 /// The flows that problems offer to accept.
-fn offered(generated: &Exported) -> BTreeSet<String> {
+fn offered(generated: &Exported<'_>) -> BTreeSet<String> {
     let texts = generated.problems.iter().flat_map(|p| p.message.split("--accept '").skip(1));
     texts.map(|rest| rest.split_once('\'').unwrap().0.to_owned()).collect()
 }

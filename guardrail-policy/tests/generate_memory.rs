@@ -8,7 +8,7 @@ use std::time::Duration;
 use generate_support::Scenario;
 use guardrail_graph::{
     Snapshot, Timestamp, WorkloadRef,
-    snapshot::{InventoryState, merge_within, span::Span},
+    snapshot::{EdgeRecord, InventoryState, merge_within, span::Span},
 };
 use guardrail_policy::{
     emit::{EVIDENCE_FILE, REPORT_FILE},
@@ -61,31 +61,37 @@ fn since(snapshot: &Snapshot, seconds: i64) -> Snapshot {
     merge_within(vec![snapshot.clone()], &Span::new(Some(at(seconds)), None).unwrap())
 }
 
-fn memory(exported: &Exported) -> Memory {
-    Memory::read(&exported.files[EVIDENCE_FILE]).unwrap()
+fn memory(exported: &Exported<'_>) -> Memory {
+    Memory::read(&exported.all_files()[EVIDENCE_FILE]).unwrap()
 }
 
-fn policies(exported: &Exported) -> BTreeMap<String, String> {
+fn policies(exported: &Exported<'_>) -> BTreeMap<String, String> {
     let mut files = exported.files.clone();
     files.retain(|name, _| name.ends_with(".yaml"));
     files
 }
 
-fn evidence(exported: &Exported) -> serde_json::Value {
-    serde_json::from_str(&exported.files[EVIDENCE_FILE]).unwrap()
+fn evidence(exported: &Exported<'_>) -> serde_json::Value {
+    serde_json::from_str(&exported.all_files()[EVIDENCE_FILE]).unwrap()
 }
 
 /// `field` of the evidence as `client -> server`, with why.
-fn listed(exported: &Exported, field: &str) -> Vec<String> {
-    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-    let edge = |e: &serde_json::Value| format!("{} -> {} {}", text(&e["client"]), text(&e["server"]), text(&e["why"]));
-    evidence(exported)[field].as_array().unwrap().iter().map(|e| edge(e).trim_end().to_owned()).collect()
+fn listed(exported: &Exported<'_>, field: &str) -> Vec<String> {
+    let evidence = evidence(exported);
+    let said = |entry: &serde_json::Value| {
+        let edge = if entry.is_object() { &entry["edge"] } else { entry };
+        let edge = edge.as_u64().map_or(edge, |place| &evidence["edges"][usize::try_from(place).unwrap()]);
+        let edge: EdgeRecord = serde_json::from_value(edge.clone()).unwrap();
+        let why = entry["why"].as_str().unwrap_or_default();
+        format!("{} -> {} {why}", edge.client.peer, edge.server.peer).trim_end().to_owned()
+    };
+    evidence[field].as_array().unwrap().iter().map(said).collect()
 }
 
 /// An export of all, and the options of the next one, which remembers it.
-fn first() -> (Exported, Options) {
+fn first() -> (Exported<'static>, Options) {
     let options = scenario().options();
-    let first = export::export(&observed(), &options);
+    let first = export::export(&observed(), &options).into_owned();
     assert!(first.problems.is_empty(), "{:?}", first.problems);
     let next = Options { memory: memory(&first), ..options };
     (first, next)
@@ -109,7 +115,7 @@ fn an_export_of_a_span_without_an_edge_keeps_its_rule_and_says_so() {
         "shop/Deployment/web -> external/203.0.113.7",
     ];
     assert_eq!(listed(&second, "remembered"), remembered);
-    let report = &second.files[REPORT_FILE];
+    let report = &second.all_files()[REPORT_FILE];
     let date = at(2).to_string()[..10].to_owned();
     assert!(report.contains("## Remembered"), "{report}");
     let line = format!("shop/CronJob/monthly → shop/Deployment/api 8080/TCP [remembered, last seen {date}]");
@@ -118,10 +124,11 @@ fn an_export_of_a_span_without_an_edge_keeps_its_rule_and_says_so() {
 
     // The third remembers what the second did, and says the same.
     let third = export::export(&later, &Options { memory: memory(&second), ..next.clone() });
-    assert_eq!(third.files, second.files);
+    assert_eq!(third.all_files(), second.all_files());
     // Seen again, it is remembered no longer.
-    let again = export::export(&observed(), &Options { memory: memory(&third), ..next });
-    assert_eq!(again.files, first.files);
+    let observed = observed();
+    let again = export::export(&observed, &Options { memory: memory(&third), ..next });
+    assert_eq!(again.all_files(), first.all_files());
 }
 
 #[test]
@@ -158,7 +165,7 @@ fn what_is_gone_from_complete_lists_is_forgotten_and_reported() {
         let second = export::export(&later, &next);
         let gone = "shop/Deployment/old -> shop/Deployment/api shop/Deployment/old is gone";
         assert_eq!(listed(&second, "forgotten"), [gone]);
-        assert!(second.files[REPORT_FILE].contains("## Forgotten"), "{}", second.files[REPORT_FILE]);
+        assert!(second.all_files()[REPORT_FILE].contains("## Forgotten"), "{}", second.all_files()[REPORT_FILE]);
         let third = export::export(&later, &Options { memory: memory(&second), ..next.clone() });
         assert_eq!(listed(&third, "forgotten"), [] as [&str; 0], "it is said once");
         assert_eq!(policies(&third), policies(&second));
@@ -219,5 +226,8 @@ fn the_memory_of_two_exports_is_both_and_what_is_no_evidence_is_refused() {
     assert_eq!(joined, next.memory);
     assert_eq!(Memory::read("{\"kind\": \"Other\"}").unwrap_err().to_string(), "this is no ExportEvidence");
     assert!(Memory::read("{\"kind\": \"Export").unwrap_err().to_string().contains("line 1"));
-    assert_eq!(Memory::read("{\"kind\": \"ExportEvidence\"}").unwrap(), Memory::default());
+    // An evidence of another form would make every rule forgotten.
+    let other = Memory::read("{\"kind\": \"ExportEvidence\", \"memory\": {\"edges\": []}}");
+    assert_eq!(other.unwrap_err().to_string(), "missing field `edges`");
+    assert_eq!(Memory::read("{\"kind\": \"ExportEvidence\", \"edges\": []}").unwrap(), Memory::default());
 }

@@ -75,11 +75,11 @@ fn options() -> Options {
     options
 }
 
-fn proven(snapshot: &Snapshot, options: &Options) -> Exported {
+fn proven(snapshot: &Snapshot, options: &Options) -> Exported<'static> {
     let generated = export(snapshot, options);
     let bugs = generated.problems.iter().filter(|p| !p.kind.can_be_forced()).collect::<Vec<_>>();
     assert!(bugs.is_empty(), "{bugs:?}");
-    generated
+    generated.into_owned()
 }
 
 /// The addresses that the one allow policy of `api` lets in.
@@ -174,7 +174,7 @@ fn spoken_from(others: u16) -> Snapshot {
 
 #[test]
 fn a_rule_names_what_the_api_lists_of_a_node_and_not_all_that_it_ever_spoke_from() {
-    let few = export(&spoken_from(0), &options());
+    let few = export(&spoken_from(0), &options()).into_owned();
     let many = spoken_from(3_000);
     let listed = |listed| many.body.addresses.iter().filter(|a| a.listed == Some(listed)).count();
     assert_eq!((listed(false), listed(true)), (3_000, 6), "the snapshot tells them apart");
@@ -270,7 +270,7 @@ fn what_a_node_answers_itself_is_named_by_the_address_that_pods_ask_for() {
     let mut options = options();
     options.egress = true;
     let generated = proven(&merge(vec![a.snapshot(), b.snapshot()]), &options);
-    let text: String = generated.files.values().map(String::as_str).collect();
+    let text: String = generated.all_files().into_values().collect();
     for address in asked.map(|(address, ..)| address).into_iter().chain(["169.254.169.254"]) {
         assert!(text.contains(&format!("{address}/32")), "{address} in {text}");
     }

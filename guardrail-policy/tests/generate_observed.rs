@@ -36,7 +36,7 @@ fn service(spec: &str) -> String {
 
 const NODE_PORT_SERVICE: &str = "---\nkind: Service\nmetadata: {name: api, namespace: shop}\nspec: {type: NodePort, clusterIP: 10.96.0.7, selector: {app: api}, ports: [{name: http, port: 80, targetPort: http, nodePort: 30080}]}\n";
 
-fn export(snapshot: &Snapshot, egress: bool) -> Exported {
+fn export(snapshot: &Snapshot, egress: bool) -> Exported<'static> {
     let generated = export_with_problems(snapshot, egress);
     let bugs = generated.problems.iter().filter(|p| !p.kind.can_be_forced()).collect::<Vec<_>>();
     assert!(bugs.is_empty(), "{bugs:?}");
@@ -44,7 +44,7 @@ fn export(snapshot: &Snapshot, egress: bool) -> Exported {
 }
 
 /// One of whose flows some have no name: each is a problem, and nothing else is.
-fn export_of_unnamed(snapshot: &Snapshot, flow: &str) -> Exported {
+fn export_of_unnamed(snapshot: &Snapshot, flow: &str) -> Exported<'static> {
     let generated = export_with_problems(snapshot, false);
     for problem in generated.problems.iter().filter(|p| !p.kind.can_be_forced()) {
         assert_eq!(problem.kind, ProblemKind::Unallowed, "{problem:?}");
@@ -55,15 +55,15 @@ fn export_of_unnamed(snapshot: &Snapshot, flow: &str) -> Exported {
     generated
 }
 
-fn export_with_problems(snapshot: &Snapshot, egress: bool) -> Exported {
+fn export_with_problems(snapshot: &Snapshot, egress: bool) -> Exported<'static> {
     let mut options = Options::new(Phase::DefaultDeny);
     options.stopped_too = true;
     options.egress = egress;
     options.cluster = Cluster::from_objects(&read::objects(common::CLUSTER, "cluster").unwrap().objects);
-    export::export(snapshot, &options)
+    export::export(snapshot, &options).into_owned()
 }
 
-fn rules(generated: &Exported) -> Vec<String> {
+fn rules(generated: &Exported<'_>) -> Vec<String> {
     let mut lines = Vec::new();
     for policy in &generated.plan.policies {
         let subject = labels(&policy.subject);
@@ -253,7 +253,7 @@ fn b17_a_connection_older_than_the_agent_supports_a_rule() {
     lab.flow(failed(tcp_client(2, "10.244.1.3", "10.244.1.9", 5432, t(1)), found));
     let generated = export(&lab.snapshot(), false);
     assert_eq!(rules(&generated), ["app=db <- app=api TCP/5432"]);
-    assert!(generated.files["REPORT.md"].contains("found-at-start"), "{}", generated.files["REPORT.md"]);
+    assert!(generated.all_files()["REPORT.md"].contains("found-at-start"), "{}", generated.all_files()["REPORT.md"]);
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn b22_refused_calls_through_a_service_are_no_rule() {
     lab.flow(failed(tcp_client(1, "10.244.1.2", "10.96.0.7", 80, t(5)), refused));
     let generated = export(&lab.snapshot(), true);
     assert_eq!(rules(&generated), NOTHING);
-    assert!(generated.files["REPORT.md"].contains("failed attempts only"));
+    assert!(generated.all_files()["REPORT.md"].contains("failed attempts only"));
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn the_view_of_one_node_is_marked_and_the_merge_of_all_is_not() {
     b.pod_cgroup(2, "api", 0);
     b.flow(tcp_server(2, "10.244.2.3", "10.244.1.2", 8080, t(5)));
     let (a, b) = (a.snapshot(), b.snapshot());
-    let file = |generated: &Exported| generated.files["shop.guardrail-allow-deployment-api.yaml"].clone();
+    let file = |generated: &Exported<'_>| generated.files["shop.guardrail-allow-deployment-api.yaml"].clone();
     let of_a = export(&a, false);
     assert!(file(&of_a).contains("# view: node node-a, not for applying"), "{}", file(&of_a));
     assert!(of_a.problems.iter().any(|p| p.kind == ProblemKind::Incomplete));

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use generate_support::{Edge, Export, Pod, Scenario, Workload, peer};
 use guardrail_graph::snapshot::{LabelSelector, SelectorOperator, SelectorRequirement};
 use guardrail_policy::{
-    emit::{EVIDENCE_FILE, REPORT_FILE, namespace_of_file},
+    emit::{EVIDENCE_FILE, namespace_of_file},
     evaluate::Evaluator,
     export::{self, Exported},
     generate::{Goal, Options, Phase},
@@ -86,7 +86,7 @@ fn expressions(labels: &BTreeMap<String, String>) -> LabelSelector {
     let is_there = labels.contains_key("role");
     let operator = if is_there { SelectorOperator::Exists } else { SelectorOperator::DoesNotExist };
     let match_expressions = vec![app, requirement("role", operator, Vec::new())];
-    LabelSelector { match_labels: BTreeMap::new(), match_expressions }
+    LabelSelector { match_labels: Default::default(), match_expressions }
 }
 
 impl World {
@@ -183,14 +183,14 @@ impl World {
 
 /// An export, and how to judge it.
 struct Judged {
-    exported: Exported,
+    exported: Exported<'static>,
     evaluator: Evaluator,
 }
 
 impl Judged {
     fn new(scenario: &Scenario, options: &Options) -> Self {
         let snapshot = scenario.snapshot();
-        let exported = export::export(&snapshot, options);
+        let exported = export::export(&snapshot, options).into_owned();
         let cluster = options.cluster.clone().with_snapshot(&snapshot);
         let evaluator = generate_support::evaluator(options, cluster, &exported.files);
         Self { exported, evaluator }
@@ -198,8 +198,7 @@ impl Judged {
 
     /// The text of each policy, by file.
     fn policies(&self) -> BTreeMap<&str, &str> {
-        let all = self.exported.files.iter().map(|(name, text)| (name.as_str(), text.as_str()));
-        all.filter(|(name, _)| ![EVIDENCE_FILE, REPORT_FILE].contains(name)).collect()
+        self.exported.files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect()
     }
 
     fn passes(&self, client: &str, server: &str, protocol: Protocol, port: u16) -> bool {
@@ -280,13 +279,13 @@ proptest! {
         let mut options = world.options(&scenario, &aim);
         let first = Judged::new(&scenario, &options);
         // As the command does: what lies in the directory is in force, and its evidence is read.
-        options.memory = Memory::read(&first.exported.files[EVIDENCE_FILE]).unwrap();
+        options.memory = Memory::read(&first.exported.all_files()[EVIDENCE_FILE]).unwrap();
         for (name, text) in first.policies().into_iter().filter(|(name, _)| namespace_of_file(name).is_some()) {
             options.existing.extend(read::policies(name, text.as_bytes()).unwrap().policies);
         }
         let again = Judged::new(&scenario, &options);
         prop_assert_eq!(first.policies(), again.policies());
-        prop_assert_eq!(&first.exported.files[EVIDENCE_FILE], &again.exported.files[EVIDENCE_FILE]);
+        prop_assert_eq!(&first.exported.all_files()[EVIDENCE_FILE], &again.exported.all_files()[EVIDENCE_FILE]);
     }
 
     #[test]
@@ -298,12 +297,7 @@ proptest! {
         let edges = turned.body.edges.len().max(1);
         turned.body.edges.rotate_left(turn % edges);
         turned.body.workloads.reverse();
-        let files = |snapshot| {
-            let mut files = export::export(snapshot, &options).files;
-            files.remove(EVIDENCE_FILE);
-            files.remove(REPORT_FILE);
-            files
-        };
+        let files = |snapshot| export::export(snapshot, &options).files;
         prop_assert_eq!(files(&snapshot), files(&snapshot));
         prop_assert_eq!(files(&snapshot), files(&turned));
     }

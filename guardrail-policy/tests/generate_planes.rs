@@ -44,15 +44,15 @@ fn options() -> Options {
 }
 
 /// What is exported when the other node has seen nothing.
-fn exported(lab: &mut Lab) -> Exported {
+fn exported(lab: &mut Lab) -> Exported<'static> {
     let options = options();
     let mut other = Lab::new("node-b", &pods());
     other.now = lab.now;
-    export(&merge(vec![lab.snapshot(), other.snapshot()]), &options)
+    export(&merge(vec![lab.snapshot(), other.snapshot()]), &options).into_owned()
 }
 
 /// The ports and ranges of a namespace's policies.
-fn opened(exported: &Exported, workload: &str) -> Vec<String> {
+fn opened(exported: &Exported<'_>, workload: &str) -> Vec<String> {
     let file = format!("shop.guardrail-allow-deployment-{workload}.yaml");
     let text = exported.files.get(&file).map_or("", String::as_str);
     let lines = text.lines().map(str::trim).filter_map(|line| line.trim_start_matches("- ").split_once(": "));
@@ -86,7 +86,7 @@ fn in_an_ambient_mesh_the_tunnels_and_probes_have_rules_and_what_is_inside_has_n
     assert!(exported.stopped.is_empty(), "{:?}", exported.problems);
     assert_eq!(opened(&exported, "api"), ["15008", "169.254.7.127/32", "8080"]);
     assert_eq!(opened(&exported, "web"), ["15008"]);
-    let report = exported.files.values().map(String::as_str).collect::<String>();
+    let report = exported.all_files().into_values().collect::<String>();
     assert!(report.contains("opens every port of the server that its proxy serves"), "{report}");
     assert!(report.contains("| inside a tunnel, or on a secondary network: no policy judges it |"), "{report}");
 }
@@ -100,7 +100,7 @@ fn on_a_network_beside_the_first_nothing_is_written_nothing_stops_and_the_report
     let exported = exported(&mut lab);
     assert!(exported.stopped.is_empty(), "{:?}", exported.problems);
     assert_eq!([opened(&exported, "api"), opened(&exported, "web")], [[""; 0]; 2]);
-    let report = exported.files.values().map(String::as_str).collect::<String>();
+    let report = exported.all_files().into_values().collect::<String>();
     assert!(report.contains("| inside a tunnel, or on a secondary network: no policy judges it |"), "{report}");
 }
 
@@ -191,7 +191,7 @@ fn where_nodes_answer_for_dns_its_pods_are_open_to_everybody_for_when_the_cache_
     a.at(5);
     for phase in [Phase::DefaultDeny, Phase::Constrain] {
         let options = Options { phase, ..options() };
-        let exported = export(&merge(vec![a.snapshot(), b.snapshot()]), &options);
+        let exported = export(&merge(vec![a.snapshot(), b.snapshot()]), &options).into_owned();
         assert!(exported.stopped.is_empty(), "{:?}", exported.problems);
         let ingress = &exported.files["kube-system.guardrail-allow-deployment-coredns.yaml"];
         assert!(ingress.contains("namespaceSelector: {}") && ingress.contains("port: 53"), "{ingress}");

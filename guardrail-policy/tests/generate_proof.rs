@@ -223,8 +223,8 @@ fn a_client_that_reached_unusually_many_servers_is_in_the_report() {
         serde_saphyr::from_str(&format!("{{edge: {edge}, failed: true, addresses: 30}}")).unwrap()
     };
     scenario.edges.push(scan("shop/Deployment/idle -> 203.0.113.1 22"));
-    let generated = export::export(&scenario.snapshot(), &scenario.options());
-    let report = &generated.files["REPORT.md"];
+    let generated = export::export(&scenario.snapshot(), &scenario.options()).into_owned();
+    let report = &generated.all_files()["REPORT.md"];
     assert!(report.contains("shop/Deployment/idle reached or tried 30 servers and ports"), "{report}");
     assert!(!report.contains("shop/Deployment/web reached"), "{report}");
 }

@@ -470,12 +470,7 @@ proptest! {
         shuffle(&mut shuffled.body.workloads, by);
         shuffle(&mut shuffled.body.services, by);
         shuffle(&mut shuffled.body.addresses, by);
-        let files = |s| {
-            let mut files = export::export(s, &scenario.options()).files;
-            files.remove(EVIDENCE_FILE);
-            files.remove(REPORT_FILE);
-            files
-        };
+        let files = |s| export::export(s, &scenario.options()).files;
         prop_assert_eq!(files(&snapshot), files(&snapshot));
         prop_assert_eq!(files(&snapshot), files(&shuffled));
     }
@@ -493,7 +488,7 @@ proptest! {
             edge.last_seen = edge.last_seen.after(std::time::Duration::from_secs(more));
         }
         let policies = |s| {
-            let mut files = export::export(s, &scenario.options()).files;
+            let mut files = export::export(s, &scenario.options()).all_files();
             let sidecars = (files.remove(EVIDENCE_FILE), files.remove(REPORT_FILE));
             (files, sidecars)
         };
@@ -522,7 +517,7 @@ proptest! {
             // Files of stopped namespaces stay as they were.
             let namespace = |name: &str| emit::namespace_of_file(name).map(str::to_owned);
             directory.retain(|name, _| namespace(name).is_some_and(|ns| exported.stopped.contains(&ns)));
-            directory.extend(exported.files.clone());
+            directory.extend(exported.all_files());
             let cluster = options.cluster.clone().with_snapshot(&whole);
             let evaluator = generate_support::evaluator(&options, cluster, &directory);
             let verdicts: Vec<bool> = whole

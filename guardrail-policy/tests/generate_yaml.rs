@@ -110,7 +110,7 @@ const HOSTILE: [&str; 66] = [
 
 fn policy(key: &str, value: &str) -> PlannedPolicy {
     let selector = LabelSelector {
-        match_labels: BTreeMap::from([(key.to_owned(), value.to_owned())]),
+        match_labels: BTreeMap::from([(key.to_owned(), value.to_owned())]).into(),
         match_expressions: vec![SelectorRequirement {
             key: key.to_owned(),
             operator: SelectorOperator::In,

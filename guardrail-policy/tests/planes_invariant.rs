@@ -297,12 +297,12 @@ fn snapshot(world: &World) -> Snapshot {
     merge(snapshots.collect())
 }
 
-fn exported(world: &World, snapshot: &Snapshot) -> (Options, Exported) {
+fn exported(world: &World, snapshot: &Snapshot) -> (Options, Exported<'static>) {
     let mut options = Options::new(world.phase);
     options.egress = world.egress;
     options.accept_inferred = world.accept_inferred;
     options.cluster = Cluster::from_objects(&read::objects(CLUSTER, "cluster").unwrap().objects);
-    let exported = export(snapshot, &options);
+    let exported = export(snapshot, &options).into_owned();
     (options, exported)
 }
 

@@ -56,7 +56,7 @@ impl Size {
                 };
                 WorkloadEntry {
                     workload: self.workload(index),
-                    selector: Some(LabelSelector { match_labels: labels.clone(), match_expressions: Vec::new() }),
+                    selector: Some(LabelSelector::of_labels(labels.clone())),
                     selector_advice: None,
                     labels,
                     schedule: None,

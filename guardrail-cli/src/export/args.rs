@@ -214,6 +214,7 @@ impl Args {
         options.forced = self.force;
         options.drop_unused = self.drop_unused;
         options.memory = earlier::memory(self.directory.as_deref(), self.policies.iter().map(PathBuf::as_path))?;
+        options.memory.leave_out_shown(&snapshot);
         options.listed = earlier::listed(&inventory.objects);
         for (name, range) in &self.declare {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);

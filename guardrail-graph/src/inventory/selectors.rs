@@ -1,6 +1,9 @@
 //! Label selectors: matching (docs/semantics.md A21), and the labels that controllers generate.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     inventory::types::Labels,
@@ -232,7 +235,7 @@ impl LabelSelector {
     /// A selector that asks for exactly these labels.
     #[must_use]
     pub fn of_labels(labels: BTreeMap<String, String>) -> Self {
-        Self { match_labels: labels, match_expressions: Vec::new() }
+        Self { match_labels: labels.into(), match_expressions: Vec::new() }
     }
 
     /// It has no requirement and so selects everything.
@@ -262,7 +265,7 @@ impl LabelSelector {
     pub fn without_release_labels(&self) -> Self {
         let mut kept = self.clone();
         let passing = release_keys(self.match_labels.iter().map(|(k, v)| (k.as_str(), v.as_str())));
-        kept.match_labels.retain(|key, _| !passing.contains(key.as_str()));
+        Arc::make_mut(&mut kept.match_labels).retain(|key, _| !passing.contains(key.as_str()));
         kept.match_expressions.retain(|requirement| !is_release_label(&requirement.key));
         kept
     }
@@ -295,7 +298,7 @@ mod tests {
 
     fn requirement(operator: SelectorOperator, values: &[&str]) -> LabelSelector {
         LabelSelector {
-            match_labels: BTreeMap::new(),
+            match_labels: Arc::default(),
             match_expressions: vec![SelectorRequirement {
                 key: "a".into(),
                 operator,

@@ -202,6 +202,7 @@ impl Facts {
                 let own = source_counts(&facts.sources, false);
                 let mut all: Vec<_> = own.chain(source_counts(&rare.by_merge.sources, true)).collect();
                 all.sort_by(|a, b| (&a.source, a.side, a.by_merge).cmp(&(&b.source, b.side, b.by_merge)));
+                all.shrink_to_fit();
                 all
             },
         }

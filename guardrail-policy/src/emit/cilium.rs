@@ -1,6 +1,6 @@
 //! CiliumNetworkPolicy, `cilium.io/v2`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use guardrail_graph::snapshot::{LabelSelector, SelectorOperator, SelectorRequirement};
 use serde::Serialize;
@@ -159,12 +159,12 @@ fn peer<'a>(own: &str, peer: &'a RulePeer) -> Peer<'a> {
             // Without the label it is the policy's own namespace; `{}` alone would not say so.
             let said = namespace.as_deref().or(selector.is_empty().then_some(own));
             if let Some(said) = said {
-                selector.match_labels.insert(format!("k8s:{POD_NAMESPACE}"), said.to_owned());
+                Arc::make_mut(&mut selector.match_labels).insert(format!("k8s:{POD_NAMESPACE}"), said.to_owned());
             }
             Peer::Endpoints(selector)
         }
         RulePeer::EveryPod => Peer::Endpoints(LabelSelector {
-            match_labels: BTreeMap::new(),
+            match_labels: Arc::default(),
             match_expressions: vec![SelectorRequirement {
                 key: format!("k8s:{POD_NAMESPACE}"),
                 operator: SelectorOperator::Exists,

@@ -120,9 +120,8 @@ fn peers(rule: &PlannedRule) -> Vec<Peer> {
 fn peer(peer: &RulePeer) -> Peer {
     match peer {
         RulePeer::Pods { namespace, selector } => Peer {
-            namespace_selector: namespace.as_ref().map(|name| LabelSelector {
-                match_labels: BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), name.clone())]),
-                match_expressions: Vec::new(),
+            namespace_selector: namespace.as_ref().map(|name| {
+                LabelSelector::of_labels(BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), name.clone())]))
             }),
             pod_selector: Some(selector.clone()),
             ip_block: None,

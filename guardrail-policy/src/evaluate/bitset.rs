@@ -70,6 +70,14 @@ impl Sets {
         word >> (number % 64) & 1 == 1
     }
 
+    /// Whether the set with this index holds these numbers and no others.
+    pub(super) fn is(&self, set: u32, other: &BitSet) -> bool {
+        let at = set as usize * self.stride;
+        let words = &self.words[at..at + self.stride];
+        let (same, rest) = words.split_at(other.0.len().min(words.len()));
+        same == other.0 && rest.iter().all(|word| *word == 0)
+    }
+
     /// Adds the numbers of the set with this index.
     pub(super) fn add_to(&self, set: u32, to: &mut BitSet) {
         for (a, b) in to.0.iter_mut().zip(&self.words[set as usize * self.stride..]) {
@@ -96,9 +104,12 @@ mod tests {
         let mut sets = Sets::new(70);
         let mut first = BitSet::with_len(70);
         first.insert(69);
+        let set = first.clone();
         let (first, empty) = (sets.push(&first), sets.push(&BitSet::with_len(0)));
         assert!(sets.contains(first, 69) && !sets.contains(first, 5));
         assert!((0..70).all(|n| !sets.contains(empty, n)));
+        assert!(sets.is(first, &set) && !sets.is(empty, &set) && !sets.is(first, &BitSet::with_len(70)));
+        assert!(sets.is(empty, &BitSet::with_len(70)) && sets.is(empty, &BitSet::with_len(0)));
         let mut all = BitSet::with_len(70);
         sets.add_to(first, &mut all);
         sets.add_to(empty, &mut all);

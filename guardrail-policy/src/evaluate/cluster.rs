@@ -319,7 +319,7 @@ impl Cluster {
     fn add_stand_ins(&mut self, entry: &WorkloadEntry) -> Vec<u32> {
         let mut labels = entry.labels.clone();
         if let Some(selector) = &entry.selector {
-            for (key, value) in &selector.match_labels {
+            for (key, value) in selector.match_labels.iter() {
                 labels.entry(key.clone()).or_insert_with(|| value.clone());
             }
         }

@@ -15,7 +15,8 @@ use super::{
     stages::{Subjects, SubjectsBuilder},
 };
 use crate::model::{
-    Direction, IpBlock, Labels, PolicyPort, PortMatch, Protocol, selector_matches, selector_matches_by,
+    Direction, IpBlock, Labels, NAMESPACE_NAME_LABEL, PolicyPort, PortMatch, Protocol, selector_matches,
+    selector_matches_by,
     tier::{
         Entity, NamePattern, PodSelector, Reach, Requires, Scope, ServiceBy, Stars, Subject, TierPeer, TierPolicy,
         TierRule,
@@ -31,9 +32,17 @@ pub(super) struct Class {
     pods: u32,
 }
 
+/// A namespace with the classes of its pods.
+#[derive(Debug)]
+struct Namespace {
+    name: String,
+    labels: Labels,
+    classes: Vec<u32>,
+}
+
 #[derive(Debug)]
 pub(super) struct Compiled {
-    namespaces: Vec<(String, Labels)>,
+    namespaces: Vec<Namespace>,
     pub(super) classes: Vec<Class>,
     /// Class per pod; `None`: finished or on the host network.
     pods: Vec<Option<u32>>,
@@ -53,7 +62,7 @@ pub(super) struct Compiled {
 
 struct Builder<'a> {
     cluster: &'a Cluster,
-    namespaces: &'a [(String, Labels)],
+    namespaces: &'a [Namespace],
     classes: &'a [Class],
     class_ports: &'a [Vec<(String, Protocol, u16)>],
     nodes: &'a HashMap<String, u32>,
@@ -66,10 +75,17 @@ struct Builder<'a> {
 impl Compiled {
     pub(super) fn new(cluster: &Cluster, policies: &[TierPolicy], dataplane: &Dataplane) -> Self {
         let cilium = dataplane.cilium();
-        let namespaces: Vec<(String, Labels)> =
-            cluster.namespaces().map(|n| (n.to_owned(), cluster.namespace_labels(n))).collect();
+        let namespace = |name: &str| Namespace {
+            name: name.to_owned(),
+            labels: cluster.namespace_labels(name),
+            classes: Vec::new(),
+        };
+        let mut namespaces: Vec<Namespace> = cluster.namespaces().map(namespace).collect();
         let by_account = policies.iter().any(|p| p.kind.is_cilium());
         let (classes, class_ports, pods) = classify(cluster, &namespaces, by_account);
+        for (class, index) in classes.iter().zip(0..) {
+            namespaces[class.namespace as usize].classes.push(index);
+        }
         let mut nodes = HashMap::new();
         let names = cluster.nodes.iter().map(|n| &n.name).chain(cluster.pods.iter().filter_map(|p| p.node.as_ref()));
         for name in names {
@@ -181,8 +197,8 @@ impl Compiled {
 /// Classes, their named ports, and the class of each pod.
 type Classes = (Vec<Class>, Vec<Vec<(String, Protocol, u16)>>, Vec<Option<u32>>);
 
-fn classify(cluster: &Cluster, namespaces: &[(String, Labels)], by_account: bool) -> Classes {
-    let numbers: HashMap<&str, u32> = namespaces.iter().zip(0..).map(|((name, _), n)| (name.as_str(), n)).collect();
+fn classify(cluster: &Cluster, namespaces: &[Namespace], by_account: bool) -> Classes {
+    let numbers: HashMap<&str, u32> = namespaces.iter().zip(0..).map(|(ns, n)| (ns.name.as_str(), n)).collect();
     let mut classes: Vec<Class> = Vec::new();
     let mut class_ports = Vec::new();
     let mut known = BTreeMap::new();
@@ -215,26 +231,38 @@ fn classify(cluster: &Cluster, namespaces: &[(String, Labels)], by_account: bool
 }
 
 fn pod_set(
-    namespaces: &[(String, Labels)],
+    namespaces: &[Namespace],
     classes: &[Class],
     cilium: Option<&CiliumOptions>,
     selector: &PodSelector,
 ) -> BitSet {
     let without = CiliumOptions::default();
     let CiliumOptions { cluster, labels: filter, .. } = cilium.unwrap_or(&without);
-    let wanted: Vec<bool> = namespaces
-        .iter()
-        .map(|(name, labels)| match selector {
-            PodSelector::Kubernetes { namespace, namespaces, .. } => {
-                namespace.as_ref().is_none_or(|n| n == name)
-                    && namespaces.as_ref().is_none_or(|s| selector_matches(s, labels))
-            }
-            PodSelector::Cilium { scope: Scope::Namespace(own), .. } => own == name,
-            PodSelector::Cilium { .. } => true,
-        })
-        .collect();
+    let wanted = |ns: &&Namespace| match selector {
+        PodSelector::Kubernetes { namespace, namespaces, .. } => {
+            namespace.as_ref().is_none_or(|name| *name == ns.name)
+                && namespaces.as_ref().is_none_or(|s| selector_matches(s, &ns.labels))
+        }
+        PodSelector::Cilium { scope: Scope::Namespace(own), .. } => *own == ns.name,
+        PodSelector::Cilium { .. } => true,
+    };
+    // Most selectors name one namespace, and each has its name for a label.
+    let named = match selector {
+        PodSelector::Kubernetes { namespace: Some(name), .. } => Some(name),
+        PodSelector::Kubernetes { namespaces: Some(labels), .. } => labels.match_labels.get(NAMESPACE_NAME_LABEL),
+        PodSelector::Cilium { scope: Scope::Namespace(own), .. } => Some(own),
+        _ => None,
+    };
+    let among = match named {
+        Some(name) => match namespaces.binary_search_by(|ns| ns.name.cmp(name)) {
+            Ok(at) => &namespaces[at..=at],
+            Err(_) => &[],
+        },
+        None => namespaces,
+    };
     let mut set = BitSet::with_len(classes.len());
-    for (index, class) in classes.iter().enumerate().filter(|(_, c)| wanted[c.namespace as usize]) {
+    for index in among.iter().filter(wanted).flat_map(|ns| &ns.classes) {
+        let class = &classes[*index as usize];
         let matches = match selector {
             // Cilium knows a pod by its identity, whoever asks.
             PodSelector::Kubernetes { pods, .. } if cilium.is_some() => pods.as_ref().is_none_or(|s| {
@@ -244,7 +272,7 @@ fn pod_set(
             }),
             PodSelector::Kubernetes { pods, .. } => pods.as_ref().is_none_or(|s| selector_matches(s, &class.labels)),
             PodSelector::Cilium { selector, .. } => {
-                let (namespace, namespace_labels) = &namespaces[class.namespace as usize];
+                let Namespace { name: namespace, labels: namespace_labels, .. } = &namespaces[class.namespace as usize];
                 let account = class.account.as_deref();
                 let identity =
                     Identity { namespace, namespace_labels, labels: &class.labels, account, cluster, filter };
@@ -252,7 +280,7 @@ fn pod_set(
             }
         };
         if matches {
-            set.insert(index);
+            set.insert(*index as usize);
         }
     }
     set

@@ -6,7 +6,7 @@
 //! one workload count as two replicas, so a self edge is judged, not exempt.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -67,7 +67,7 @@ pub(super) struct Replica {
 }
 
 /// The kinds of pods per workload.
-pub(super) type Replicas = BTreeMap<WorkloadRef, Vec<Replica>>;
+pub(super) type Replicas = HashMap<WorkloadRef, Vec<Replica>>;
 
 impl Evaluator {
     /// Judges an observed edge, from what was recorded with it: a node and the pods on that same

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{BuildHasher as _, RandomState},
     net::IpAddr,
     ops::Range,
 };
@@ -283,7 +284,10 @@ impl Named {
 /// together.
 pub(super) struct RulesBuilder {
     rules: Rules,
-    known_sets: HashMap<BitSet, u32>,
+    /// By the hash of what is in them: there may be as many as rules, each as long as there are
+    /// classes, and they lie in `rules` already.
+    known_sets: HashMap<u64, Vec<u32>>,
+    hasher: RandomState,
 }
 
 impl RulesBuilder {
@@ -296,7 +300,7 @@ impl RulesBuilder {
             others: vec![Others::default()],
             named: Named { classes, first: Vec::new(), further: BTreeMap::new() },
         };
-        Self { rules, known_sets: HashMap::new() }
+        Self { rules, known_sets: HashMap::new(), hasher: RandomState::new() }
     }
 
     /// A named port, by the numbers that it stands for in each class.
@@ -322,7 +326,7 @@ impl RulesBuilder {
         ports: Vec<Port>,
         peers: Option<Peers>,
     ) {
-        let Self { rules, known_sets } = self;
+        let Self { rules, known_sets, hasher } = self;
         let ports = match *ports {
             [] => Ports::All,
             [port] => Ports::One(port),
@@ -335,7 +339,13 @@ impl RulesBuilder {
         };
         let any_peer = peers.is_none();
         let Peers { classes, others } = peers.unwrap_or_else(|| Peers::new(0));
-        let set = *known_sets.entry(classes).or_insert_with_key(|classes| rules.sets.push(classes));
+        let alike = known_sets.entry(hasher.hash_one(&classes)).or_default();
+        let known = alike.iter().copied().find(|set| rules.sets.is(*set, &classes));
+        let set = known.unwrap_or_else(|| {
+            let new = rules.sets.push(&classes);
+            alike.push(new);
+            new
+        });
         let others = if others.is_empty() {
             0
         } else {

@@ -35,7 +35,7 @@ impl Cluster {
                 name: controller.name.clone(),
             };
             if let Some(own) = controller.selector.as_ref().filter(|own| own.match_expressions.is_empty()) {
-                cluster.selectors.insert(workload.clone(), own.match_labels.clone());
+                cluster.selectors.insert(workload.clone(), (*own.match_labels).clone());
             }
             if !live.contains(&workload) {
                 cluster.push_pod(stand_in(controller, workload));

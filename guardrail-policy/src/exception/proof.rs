@@ -1,6 +1,6 @@
 //! The proof of exceptions, as their texts would be read by the API server.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use guardrail_graph::{Peer, WorkloadRef};
 
@@ -35,23 +35,21 @@ pub(super) fn failing(context: &Context<'_>, in_force: &Evaluator, candidates: &
     }
     let after = in_force.beside(policies, forms);
     let opened = Opened::new(context, in_force, candidates);
+    let worlds = [in_force, &after].map(|evaluator| World::new(context, evaluator));
     for candidate in candidates {
-        let pairs = Pairs { before: in_force, after: &after, direction: candidate.direction };
         let ports = ports(context, candidate);
         let holds = context.alike(candidate.workload).iter().all(|own| {
-            context.body.workloads.iter().all(|entry| {
-                ports.iter().all(|port| {
-                    let may = opened.has(candidate.direction, own, &entry.workload, *port);
-                    pairs.are_fine(own, &entry.workload, *port, may)
-                })
-            })
+            let may = opened.by(candidate.direction, own);
+            let pairs = Pairs { worlds: &worlds, own, direction: candidate.direction };
+            context.body.workloads.iter().all(|entry| pairs.are_fine(&entry.workload, &ports, may))
         });
         // And what it is for.
         let passes = match candidate.other {
             ExceptionEnd::Range(_) => true,
-            ExceptionEnd::Workload(other) => candidate.opening.ports.iter().all(|port| {
-                pairs.ends(&after, candidate.workload, other).iter().all(|ends| pairs.passes(&after, ends, *port))
-            }),
+            ExceptionEnd::Workload(other) => {
+                let pairs = Pairs { worlds: &worlds, own: candidate.workload, direction: candidate.direction };
+                candidate.opening.ports.iter().all(|port| pairs.passes_all(other, *port))
+            }
         };
         if !(holds && passes) {
             wrong.insert(candidate.side);
@@ -92,47 +90,66 @@ impl Opened {
         Self { all }
     }
 
-    fn has(
-        &self,
-        direction: Direction,
-        own: &WorkloadRef,
-        other: &WorkloadRef,
-        (protocol, port): (Protocol, u16),
-    ) -> bool {
-        self.all.get(&(direction, own.clone())).is_some_and(|opened| opened.contains(&(other.clone(), protocol, port)))
+    /// Whom exceptions are meant to open to this workload, if any.
+    fn by(&self, direction: Direction, own: &WorkloadRef) -> Option<&Ports> {
+        self.all.get(&(direction, own.clone()))
     }
 }
 
-/// Two worlds, and the side that an exception is about.
+/// One of two worlds, with the ends of each workload.
+struct World<'a> {
+    evaluator: &'a Evaluator,
+    ends: HashMap<&'a WorkloadRef, Vec<End>>,
+}
+
+impl<'a> World<'a> {
+    fn new(context: &Context<'a>, evaluator: &'a Evaluator) -> Self {
+        let ends = |workload: &'a WorkloadRef| evaluator.peer_ends(&Peer::Workload(workload.clone()), true).ok();
+        let workloads = context.body.workloads.iter().map(|entry| &entry.workload);
+        Self { evaluator, ends: workloads.filter_map(|workload| Some((workload, ends(workload)?))).collect() }
+    }
+
+    fn ends(&self, workload: &WorkloadRef) -> &[End] {
+        self.ends.get(workload).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The world before and after, and the side that an exception is about.
 struct Pairs<'a> {
-    before: &'a Evaluator,
-    after: &'a Evaluator,
+    worlds: &'a [World<'a>; 2],
+    own: &'a WorkloadRef,
     direction: Direction,
 }
 
 impl Pairs<'_> {
-    /// Whether all pods of the two workloads have at the port what they had, and more only if it
+    /// Whether all pods of the two workloads have at the ports what they had, and more only if it
     /// `may` be: a range may hold some pods of a workload.
-    fn are_fine(&self, own: &WorkloadRef, other: &WorkloadRef, port: (Protocol, u16), may: bool) -> bool {
-        let (before, after) = (self.ends(self.before, own, other), self.ends(self.after, own, other));
-        before.iter().zip(&after).all(|(before, after)| {
-            let (before, after) = (self.passes(self.before, before, port), self.passes(self.after, after, port));
-            after == before || after && may
+    fn are_fine(&self, other: &WorkloadRef, ports: &BTreeSet<(Protocol, u16)>, may: Option<&Ports>) -> bool {
+        let [before, after] = self.worlds;
+        let may = |(protocol, port)| may.is_some_and(|may| may.contains(&(other.clone(), protocol, port)));
+        ports.iter().all(|port| {
+            self.ends(before, other).zip(self.ends(after, other)).all(|(old, new)| {
+                let (old, new) = (self.passes(before, old, *port), self.passes(after, new, *port));
+                new == old || new && may(*port)
+            })
         })
     }
 
-    fn ends(&self, evaluator: &Evaluator, own: &WorkloadRef, other: &WorkloadRef) -> Vec<(End, End)> {
-        let (client, server) = if self.direction == Direction::Ingress { (other, own) } else { (own, other) };
-        let ends = |workload: &WorkloadRef, is_client: bool| {
-            evaluator.peer_ends(&Peer::Workload(workload.clone()), is_client).unwrap_or_default()
-        };
-        let (clients, servers) = (ends(client, true), ends(server, false));
-        clients.iter().flat_map(|client| servers.iter().map(move |server| (*client, *server))).collect()
+    /// Whether all pods of the two workloads may connect afterwards.
+    fn passes_all(&self, other: &WorkloadRef, port: (Protocol, u16)) -> bool {
+        let [_, after] = self.worlds;
+        self.ends(after, other).all(|ends| self.passes(after, ends, port))
     }
 
-    fn passes(&self, evaluator: &Evaluator, (client, server): &(End, End), (protocol, port): (Protocol, u16)) -> bool {
-        let verdict = evaluator.evaluate(client, server, protocol, port);
-        if self.direction == Direction::Ingress { verdict.ingress.allows() } else { verdict.egress.allows() }
+    /// Every client with every server.
+    fn ends<'w>(&self, world: &'w World<'_>, other: &WorkloadRef) -> impl Iterator<Item = [&'w End; 2]> + use<'w> {
+        let (own, other) = (world.ends(self.own), world.ends(other));
+        let [clients, servers] = if self.direction == Direction::Ingress { [other, own] } else { [own, other] };
+        clients.iter().flat_map(move |client| servers.iter().map(move |server| [client, server]))
+    }
+
+    fn passes(&self, world: &World<'_>, [client, server]: [&End; 2], (protocol, port): (Protocol, u16)) -> bool {
+        world.evaluator.side_allows(self.direction, client, server, protocol, port)
     }
 }
 

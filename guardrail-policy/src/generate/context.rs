@@ -1,6 +1,6 @@
 //! Indexes over a snapshot: what generation looks up again and again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use guardrail_graph::{
@@ -30,13 +30,13 @@ pub(crate) struct Context<'a> {
     pub(crate) reach: Reach,
     /// The API server's own addresses, as far as known.
     api_servers: BTreeSet<IpAddr>,
-    pub(crate) workloads: BTreeMap<&'a WorkloadRef, &'a WorkloadEntry>,
+    pub(crate) workloads: HashMap<&'a WorkloadRef, &'a WorkloadEntry>,
     /// Workloads that a policy can apply to (not host-network), in the snapshot's order.
     by_namespace: BTreeMap<&'a str, Vec<&'a WorkloadEntry>>,
     /// Sorted by namespace.
     subjects: Vec<Subject<'a>>,
     /// Index of each workload's subject.
-    subject_of: BTreeMap<&'a WorkloadRef, usize>,
+    subject_of: HashMap<&'a WorkloadRef, usize>,
     nodes: BTreeMap<&'a str, NodeAddresses>,
     /// Nodes of each host-network workload (`namespace/Owner/name`).
     host_workloads: BTreeMap<String, BTreeSet<&'a str>>,
@@ -108,7 +108,7 @@ impl<'a> Context<'a> {
         let reach = Reach::new(options);
         let mut api_servers = facts::api_servers_in(body);
         api_servers.extend(options.cluster.api_servers().into_iter().flatten());
-        let workloads: BTreeMap<_, _> = body.workloads.iter().map(|w| (&w.workload, w)).collect();
+        let workloads: HashMap<_, _> = body.workloads.iter().map(|w| (&w.workload, w)).collect();
 
         let mut by_namespace: BTreeMap<&str, Vec<&WorkloadEntry>> = BTreeMap::new();
         for entry in body.workloads.iter().filter(|w| !w.host_network) {
@@ -275,7 +275,7 @@ impl<'a> Context<'a> {
         let (selector, wider) = match self.selector(workload) {
             Some(selector) => (selector.clone(), false),
             None if entry.labels.is_empty() => return None,
-            None => (LabelSelector { match_labels: entry.labels.clone(), match_expressions: Vec::new() }, true),
+            None => (LabelSelector::of_labels(entry.labels.clone()), true),
         };
         let namespace = (workload.namespace != policy_namespace).then(|| workload.namespace.clone());
         Some((RulePeer::Pods { namespace, selector }, wider))

@@ -87,7 +87,7 @@ pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
             Unused::Ignored
         } else if edge.is_set_aside() {
             Unused::NotJudged
-        } else if is_accepted(&FlowName::of(edge), context) {
+        } else if is_accepted(edge, context) {
             Unused::Accepted
         } else if is_stale(edge, context) {
             Unused::Stale
@@ -116,8 +116,12 @@ pub(crate) fn is_node_local_dns(edge: &EdgeRecord) -> bool {
     edge.port == 53 && edge.counts.bytes_received > 0 && external_address(&edge.server.peer).is_some_and(is_link_local)
 }
 
-fn is_accepted(flow: &FlowName, context: &Context<'_>) -> bool {
-    context.options.accepted.iter().any(|accepted| accepted.names(flow))
+fn is_accepted(edge: &EdgeRecord, context: &Context<'_>) -> bool {
+    let accepted = &context.options.accepted;
+    !accepted.is_empty() && {
+        let flow = FlowName::of(edge);
+        accepted.iter().any(|accepted| accepted.names(&flow))
+    }
 }
 
 fn is_not_routable(edge: &EdgeRecord) -> bool {

@@ -1,7 +1,7 @@
 //! Under Cilium pods are known by their identities, and some labels are left out of those: a
 //! selector that asks for one matches nobody.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use guardrail_graph::{
     Snapshot,
@@ -33,7 +33,7 @@ pub(crate) fn identities<'a>(snapshot: &'a Snapshot, dataplane: &Dataplane) -> C
         if selector.is_empty() {
             continue;
         }
-        selector.match_labels.retain(|key, _| !is_left_out(key));
+        Arc::make_mut(&mut selector.match_labels).retain(|key, _| !is_left_out(key));
         selector.match_expressions.retain(|expression| !is_left_out(&expression.key));
         if *selector == LabelSelector::default() {
             entry.selector = None;
@@ -59,7 +59,7 @@ mod tests {
     fn labels_outside_of_identities_go_from_pods_and_selectors_under_cilium_alone() {
         let entry = |name: &str, text: &str| WorkloadEntry {
             workload: guardrail_graph::WorkloadRef { namespace: "shop".into(), owner: "Job".into(), name: name.into() },
-            labels: selector(text).match_labels,
+            labels: (*selector(text).match_labels).clone(),
             selector: Some(selector(text)),
             selector_advice: None,
             schedule: None,
@@ -78,7 +78,7 @@ mod tests {
         let under_cilium = identities(&snapshot, &Dataplane::Cilium(CiliumOptions::default()));
         let [import, bare] = under_cilium.body.workloads.as_slice() else { panic!() };
         let app = selector(r#"{"matchLabels": {"app": "import"}}"#);
-        assert_eq!((&import.selector, &import.labels), (&Some(app.clone()), &app.match_labels));
+        assert_eq!((&import.selector, &import.labels), (&Some(app.clone()), &*app.match_labels));
         assert!(bare.selector.is_none() && bare.labels.is_empty());
         assert!(bare.selector_advice.as_ref().is_some_and(|advice| advice.contains("identities")));
     }

@@ -14,7 +14,8 @@ use guardrail_graph::{
 };
 
 use super::{
-    Announced, Decision, Phase, Plan, PlannedPolicy, PortRef, Problem, ProblemKind, Purpose, RulePeer, RulePort,
+    Announced, Decision, Phase, Plan, PlannedPolicy, PlannedRule, PortRef, Problem, ProblemKind, Purpose, RulePeer,
+    RulePort,
     completeness::{Completeness, NamespaceVerdict},
     context::{Context, single},
     dns::Dns,
@@ -37,12 +38,15 @@ pub struct RuleEvidence {
     pub direction: Direction,
     /// Index of the rule.
     pub rule: usize,
-    /// Indices of edges in the snapshot.
-    pub edges: BTreeSet<usize>,
+    /// Indices of edges in the snapshot, sorted.
+    pub edges: Vec<usize>,
 }
 
 /// Which edge asks for which peer on which port.
 type Support = Vec<(RulePeer, RulePort, usize)>;
+
+/// Which edges one rule of a policy rests on.
+type Rested = (Direction, usize, Vec<usize>);
 
 /// Rules of one direction while they are collected.
 #[derive(Default)]
@@ -107,7 +111,8 @@ struct Builder<'a> {
     meant: Meant,
     /// The whole export is incomplete, whatever the single namespaces are.
     whole: Option<String>,
-    policies: Vec<(PlannedPolicy, Support, Support)>,
+    /// With what the rules of each rest on.
+    policies: Vec<(PlannedPolicy, Vec<Rested>)>,
     closed_without_evidence: BTreeSet<WorkloadRef>,
     inexpressible: BTreeSet<usize>,
     announced: Announced,
@@ -115,6 +120,24 @@ struct Builder<'a> {
     warnings: BTreeSet<String>,
     inbound: BTreeMap<&'a WorkloadRef, Vec<usize>>,
     outbound: BTreeMap<&'a WorkloadRef, Vec<usize>>,
+}
+
+/// The edges that each of these rules rests on, for those that rest on any.
+fn rest(rules: &[PlannedRule], support: &Support) -> impl Iterator<Item = (usize, Vec<usize>)> + use<> {
+    let mut by_rule = vec![Vec::new(); rules.len()];
+    for (peer, port, edge) in support {
+        let allows =
+            |rule: &PlannedRule| rule.peers.binary_search(peer).is_ok() && rule.ports.binary_search(port).is_ok();
+        if let Some(rule) = rules.iter().position(allows) {
+            by_rule[rule].push(*edge);
+        }
+    }
+    by_rule.into_iter().enumerate().filter(|(_, edges)| !edges.is_empty()).map(|(rule, mut edges)| {
+        edges.sort_unstable();
+        edges.dedup();
+        edges.shrink_to_fit();
+        (rule, edges)
+    })
 }
 
 /// What a reader must know of workloads that share a policy.
@@ -391,6 +414,9 @@ impl<'a> Builder<'a> {
                 .collect();
             draft.allow([peer], &ports.into_iter().collect(), &edges);
         }
+        if !self.context.options.enforcer().judges_what_was_asked() {
+            return;
+        }
         for index in (0..self.uses.len()).filter(|index| self.uses[*index].must_be_allowed()) {
             if self.dns.covers(self.edge(index)) {
                 let edges = asks.iter().copied().filter(|ask| *ask == index).collect::<Vec<_>>();
@@ -484,15 +510,16 @@ impl<'a> Builder<'a> {
         let idle = self.isolates_idle(selects, ingress.is_some() || egress.is_some());
         let complete = complete && idle.is_none();
         notes.extend(idle);
-        let mut split = |draft: Option<Draft>| match draft {
-            None => (None, Vec::new()),
-            Some(Draft { rules, support, notes: said, .. }) => {
-                notes.extend(said);
-                (Some(rules.into_rules(format)), support)
-            }
+        let mut rested = Vec::new();
+        let mut rules = |draft: Option<Draft>, direction| {
+            let Draft { rules, support, notes: said, .. } = draft?;
+            notes.extend(said);
+            let rules = rules.into_rules(format);
+            rested.extend(rest(&rules, &support).map(|(rule, edges)| (direction, rule, edges)));
+            Some(rules)
         };
-        let (ingress, ingress_support) = split(ingress);
-        let (egress, egress_support) = split(egress);
+        let ingress = rules(ingress, Direction::Ingress);
+        let egress = rules(egress, Direction::Egress);
         let policy = PlannedPolicy {
             namespace: namespace.to_owned(),
             name,
@@ -505,33 +532,17 @@ impl<'a> Builder<'a> {
             view,
             notes,
         };
-        self.policies.push((policy, ingress_support, egress_support));
+        self.policies.push((policy, rested));
     }
 
     fn finish(self, verdicts: Vec<NamespaceVerdict>) -> Decision {
         let mut policies = self.policies;
-        policies.sort_by(|(a, ..), (b, ..)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        policies.sort_by(|(a, _), (b, _)| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         let mut evidence = Vec::new();
         let mut planned = Vec::with_capacity(policies.len());
-        for (index, (policy, ingress_support, egress_support)) in policies.into_iter().enumerate() {
-            for (direction, rules, support) in [
-                (Direction::Ingress, &policy.ingress, ingress_support),
-                (Direction::Egress, &policy.egress, egress_support),
-            ] {
-                let mut by_rule: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
-                let rules = rules.as_deref().unwrap_or_default();
-                for (peer, port, edge) in support {
-                    if let Some(rule) = rules.iter().position(|r| r.peers.contains(&peer) && r.ports.contains(&port)) {
-                        by_rule.entry(rule).or_default().insert(edge);
-                    }
-                }
-                evidence.extend(by_rule.into_iter().map(|(rule, edges)| RuleEvidence {
-                    policy: index,
-                    direction,
-                    rule,
-                    edges,
-                }));
-            }
+        for (index, (policy, rested)) in policies.into_iter().enumerate() {
+            let of_rule = |(direction, rule, edges)| RuleEvidence { policy: index, direction, rule, edges };
+            evidence.extend(rested.into_iter().map(of_rule));
             planned.push(policy);
         }
         let edges = self.context.body.edges.iter().zip(&self.uses).enumerate();

@@ -67,10 +67,10 @@ pub struct PlannedPolicy {
 /// kind.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PlannedRule {
-    /// Peers, never empty.
-    pub peers: BTreeSet<RulePeer>,
-    /// Ports; empty means every port (only within a namespace, phase constrain).
-    pub ports: BTreeSet<RulePort>,
+    /// Peers, sorted, never empty.
+    pub peers: Vec<RulePeer>,
+    /// Ports, sorted; empty means every port (only within a namespace, phase constrain).
+    pub ports: Vec<RulePort>,
     /// A way to DNS servers on which the data plane learns which addresses a name has.
     pub learns_names: bool,
 }
@@ -176,7 +176,10 @@ impl RuleSet {
             let place = if format == Format::Cilium { peer.field() } else { 0 };
             shared.entry((ports, learns, place)).or_default().insert(peer);
         }
-        let rule = |((ports, learns_names, _), peers)| PlannedRule { peers, ports, learns_names };
+        let rule = |((ports, learns_names, _), peers): ((BTreeSet<RulePort>, bool, u8), BTreeSet<RulePeer>)| {
+            let (peers, ports) = (peers.into_iter().collect(), ports.into_iter().collect());
+            PlannedRule { peers, ports, learns_names }
+        };
         let mut rules: Vec<_> = shared.into_iter().map(rule).collect();
         rules.sort();
         rules

@@ -5,7 +5,10 @@
 //! workload that is selected by the way is kept apart by a label that it alone has; pods of Jobs,
 //! which often bear the labels of a Deployment, by the label that the Job controller gives them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use guardrail_graph::{
     WorkloadRef,
@@ -88,7 +91,7 @@ fn candidates(bases: &[Option<LabelSelector>], labels: &[Labels]) -> BTreeSet<(u
 /// What all pods of the workload bear.
 pub(crate) fn labels_of(entry: &WorkloadEntry) -> Labels {
     let mut labels = entry.labels.clone();
-    for (key, value) in entry.selector.iter().flat_map(|selector| &selector.match_labels) {
+    for (key, value) in entry.selector.iter().flat_map(|selector| selector.match_labels.iter()) {
         labels.entry(key.clone()).or_insert_with(|| value.clone());
     }
     labels.extend(job_label(&entry.workload));
@@ -160,7 +163,7 @@ fn keep_apart(
         stable(key) && other.get(*key) != Some(*value) && rest.iter().all(|own| own.get(*key) == Some(*value))
     };
     if let Some((key, value)) = first.iter().find(of_all) {
-        selector.match_labels.insert(key.clone(), value.clone());
+        Arc::make_mut(&mut selector.match_labels).insert(key.clone(), value.clone());
         return Some(());
     }
     let everybodys =

@@ -1,24 +1,24 @@
-//! Flows on which policies had no say before, and have now (docs/semantics.md B24).
+//! Workloads on whose flows policies had no say before, and have now (docs/semantics.md B24).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
 
 use guardrail_graph::{Peer, Snapshot, WorkloadRef};
 use serde::Serialize;
 
 use super::Proof;
-use crate::{evaluate::Evaluator, generate::edge_name, model::Direction};
+use crate::{evaluate::Evaluator, model::Direction};
 
-/// A flow on which policies had no say before, and have now (docs/semantics.md B24).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// A workload on whose flows policies had no say before, and have now (docs/semantics.md B24).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NewlyJudged {
     /// The side that becomes isolated.
     pub direction: Direction,
     /// The workload that becomes isolated.
     pub workload: String,
-    /// `client -> server port/protocol`.
-    pub flow: String,
-    /// Whether it stays allowed.
-    pub allowed: bool,
+    /// Indices of edges in the snapshot that stay allowed.
+    pub allowed: Vec<usize>,
+    /// Of those that do not.
+    pub denied: Vec<usize>,
 }
 
 /// Finds them.
@@ -33,25 +33,29 @@ pub(super) fn newly_judged(
     let isolates = |evaluator: &Evaluator, peer: &Peer, direction: Direction| {
         !evaluator.isolating_peer(peer, direction).is_empty()
     };
-    let mut newly: BTreeMap<(Direction, &WorkloadRef), bool> = BTreeMap::new();
-    let mut found = BTreeSet::new();
-    for edge in &snapshot.body.edges {
+    let mut newly: HashMap<(Direction, &WorkloadRef), Option<NewlyJudged>> = HashMap::new();
+    for (index, edge) in snapshot.body.edges.iter().enumerate() {
+        let mut verdict = None;
         for (direction, peer) in [(Direction::Ingress, &*edge.server.peer), (Direction::Egress, &*edge.client.peer)] {
             let Peer::Workload(workload) = peer else { continue };
-            let new = *newly.entry((direction, workload)).or_insert_with(|| {
-                isolates(alone, peer, direction) && !before.is_some_and(|b| isolates(b, peer, direction))
+            let known = newly.entry((direction, workload)).or_insert_with(|| {
+                let is_new = isolates(alone, peer, direction) && !before.is_some_and(|b| isolates(b, peer, direction));
+                let workload = workload.to_string();
+                is_new.then(|| NewlyJudged { direction, workload, allowed: Vec::new(), denied: Vec::new() })
             });
-            if !new {
-                continue;
+            let Some(judged) = known else { continue };
+            match verdict.get_or_insert_with(|| after.evaluate_edge(edge).map(|verdict| verdict.allowed())) {
+                Ok(true) => judged.allowed.push(index),
+                Ok(false) => judged.denied.push(index),
+                Err(_) => {}
             }
-            let Ok(verdict) = after.evaluate_edge(edge) else { continue };
-            found.insert(NewlyJudged {
-                direction,
-                workload: workload.to_string(),
-                flow: edge_name(edge),
-                allowed: verdict.allowed(),
-            });
         }
     }
-    proof.newly_judged = found.into_iter().collect();
+    let mut newly: Vec<NewlyJudged> = newly
+        .into_values()
+        .flatten()
+        .filter(|judged| !(judged.allowed.is_empty() && judged.denied.is_empty()))
+        .collect();
+    newly.sort_by(|a, b| (a.direction, &a.workload).cmp(&(b.direction, &b.workload)));
+    proof.newly_judged = newly;
 }

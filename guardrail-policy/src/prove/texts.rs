@@ -7,9 +7,10 @@ use crate::{
     emit, exception,
     generate::{Decision, Format, Options, Problem, ProblemKind, stopped},
     model::{
-        NetworkPolicy,
+        NetworkPolicy, SharedLabels,
         tier::{TierPeer, TierPolicy, TierRule},
     },
+    parallel::in_parallel,
     read,
 };
 
@@ -21,8 +22,22 @@ pub(super) fn read_back<'a>(
 ) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
     let (mut policies, mut forms) = (Vec::new(), Vec::new());
     let format = decision.plan.format;
-    for (name, text) in files {
-        let why = match read::policies(name, text.as_bytes()) {
+    let files: Vec<(&str, &str)> = files.into_iter().collect();
+    let read = in_parallel(&files, |files| {
+        // Each policy names many workloads, and each workload is named by many.
+        let mut shared = SharedLabels::default();
+        let read = files.iter().map(|(name, text)| {
+            let mut read = read::policies(name, text.as_bytes());
+            if let Ok(set) = &mut read {
+                set.policies.iter_mut().for_each(|policy| shared.policy(policy));
+                set.forms.iter_mut().for_each(|form| shared.form(form));
+            }
+            (*name, read)
+        });
+        read.collect::<Vec<_>>()
+    });
+    for (name, read) in read.into_iter().flatten() {
+        let why = match read {
             Ok(set) => {
                 let expected = match format {
                     Format::NetworkPolicy => (1, 0),

@@ -1,5 +1,7 @@
 //! `meta/v1 LabelSelector`, validated.
 
+use std::sync::Arc;
+
 use guardrail_graph::snapshot::{LabelSelector, SelectorOperator, SelectorRequirement};
 
 use super::{
@@ -47,7 +49,7 @@ impl Decoder<'_> {
                 continue;
             };
             self.label_value(text, value.line, &key.name);
-            selector.match_labels.insert(key.name.clone(), text.to_owned());
+            Arc::make_mut(&mut selector.match_labels).insert(key.name.clone(), text.to_owned());
         }
     }
 

@@ -6,14 +6,14 @@ use std::fmt::Write as _;
 use guardrail_graph::{Protocol, WorkloadRef};
 use serde::Serialize;
 
-use super::section;
+use super::markdown::section;
 use crate::{
     exception::ExceptionMark,
     generate::{Decision, Options},
 };
 
 /// What a plan says; empty without one.
-#[derive(Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Meant {
     /// The phase of each namespace, `with egress` if that is closed, too.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

@@ -484,7 +484,7 @@ fn workload(name: &str, w: &Workload) -> WorkloadEntry {
     let selector = match (&w.selector, &w.no_selector) {
         (_, Some(_)) => None,
         (Some(selector), None) => Some(selector.clone()),
-        (None, None) => Some(LabelSelector { match_labels: w.labels.clone(), match_expressions: vec![] }),
+        (None, None) => Some(LabelSelector::of_labels(w.labels.clone())),
     };
     let mut pods: BTreeMap<String, Vec<PodEntry>> = BTreeMap::new();
     for (pod, p) in &w.pods {

@@ -4,7 +4,7 @@
 //! the boundary leaves its pods out, by a label that only sensitive pods bear, and where there is
 //! none, it is drawn workload by workload, with the same rules for each.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use guardrail_graph::{
     WorkloadRef,
@@ -132,7 +132,7 @@ fn all_but(closed: &[&WorkloadEntry], open: &[&WorkloadEntry]) -> Option<LabelSe
     for entry in closed {
         let labels = labels_of(entry);
         // A controller's selector cannot change, its template's other labels can.
-        let firm = entry.selector.iter().flat_map(|selector| &selector.match_labels);
+        let firm = entry.selector.iter().flat_map(|selector| selector.match_labels.iter());
         let own = |(key, value): &(&String, &String)| {
             !is_generated_label(key) && !open.iter().any(|other| other.get(*key) == Some(*value))
         };
@@ -145,7 +145,7 @@ fn all_but(closed: &[&WorkloadEntry], open: &[&WorkloadEntry]) -> Option<LabelSe
         SelectorRequirement { key, operator: SelectorOperator::NotIn, values }
     };
     Some(LabelSelector {
-        match_labels: BTreeMap::new(),
+        match_labels: Arc::default(),
         match_expressions: values.into_iter().map(requirement).collect(),
     })
 }

@@ -1,5 +1,7 @@
 //! Cilium's label selectors: keys may carry a source, the namespace is implied or not.
 
+use std::sync::Arc;
+
 use guardrail_graph::snapshot::LabelSelector;
 
 use super::super::{
@@ -23,7 +25,7 @@ pub(super) struct SourcedSelector {
 impl SourcedSelector {
     /// Without conditions on the pod's namespace.
     pub(super) fn without_namespace(mut self) -> Self {
-        self.labels.match_labels.remove(POD_NAMESPACE);
+        Arc::make_mut(&mut self.labels.match_labels).remove(POD_NAMESPACE);
         self.labels.match_expressions.retain(|e| e.key != POD_NAMESPACE);
         self
     }
@@ -71,7 +73,7 @@ impl Decoder<'_> {
                 "k8s" | "any" => {}
                 "reserved" if asks => {
                     found.reserved.push(key.clone());
-                    found.labels.match_labels.remove(&key);
+                    Arc::make_mut(&mut found.labels.match_labels).remove(&key);
                     found.labels.match_expressions.retain(|e| e.key != key);
                 }
                 _ => found.foreign = Some(format!("{source}:{key}")),
