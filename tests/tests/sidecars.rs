@@ -15,6 +15,7 @@ use guardrail_tests::{
     compare::{compare, edges, has_mark, number},
     lab::{
         EXTERNAL_CLIENT, Lab,
+        bpffs::BpfFs,
         plane::{Sidecar, Transparent},
         process::AppProcess,
         wait_until,
@@ -143,6 +144,48 @@ fn of_thousands_of_connections_in_a_hurry_none_is_left_at_a_proxys_port_and_none
     let expected = ["client", "plain-client"]
         .map(|client| (format!("lab/Deployment/{client} -> lab/Deployment/server 8080/TCP"), all));
     assert_eq!(opened, expected);
+}
+
+#[test]
+fn agents_that_crash_while_proxies_are_called_leave_nothing_at_their_ports_and_lose_no_connection() {
+    if !bins::can_run("crashes beside sidecars") {
+        return;
+    }
+    const TIMES: u32 = 400;
+    let mut c = cluster(&["node-a"]);
+    let (server, client) = (deployment(&mut c, "server", 8080, 0), deployment(&mut c, "client", 8080, 0));
+    let plain_client = outside(&mut c, "plain-client", 0);
+    let meshed = service(&mut c, "meshed", "server");
+    let lab = Lab::start_on(ISTIO, c, &bins::find("guardrail-lab-app")).unwrap();
+    let pins = BpfFs::mount(&lab.directory).unwrap().pins();
+    let pinned = ["--pin", pins.to_str().unwrap(), "--state-interval", "1"];
+    let mut agent = Agent::start(&lab, 0, &pinned).unwrap();
+    let _proxies = sidecars(&lab, &[&server, &client], &BTreeMap::new());
+    let _server = start(&lab, vec![(&server, serving(vec![Serve::tcp(8080)]))]).unwrap();
+    let asked = [SocketAddr::new(meshed.0, 80), SocketAddr::new(meshed.1, 80)];
+    let calls = || calling(asked.map(|to| Call::new(&to.to_string(), How::Tcp, TIMES).pause(5, 25)).into());
+    let mut clients = start(&lab, vec![(&client, calls()), (&plain_client, calls())]).unwrap();
+    clients.iter_mut().for_each(|process| process.go().unwrap());
+    // Whatever arrived at a proxy waits for its answer then, and so does what an application calls.
+    for share in [1, 2, 3] {
+        let opened = |snapshot: &serde_json::Value| -> u64 {
+            edges(snapshot).values().map(|value| number(value, "opened")).sum()
+        };
+        wait_until(Duration::from_secs(60), "more calls", || {
+            let so_far = agent.snapshot().ok().map(|snapshot| opened(&snapshot))?;
+            (so_far >= share * u64::from(TIMES) / 2).then_some(())
+        })
+        .unwrap();
+        agent.crash().unwrap();
+        drop(agent);
+        agent = Agent::start(&lab, 0, &pinned).unwrap();
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    clients.iter().for_each(|process| process.wait_for("done", deadline).unwrap());
+    let snapshot = settled(&agent, &truth(&lab).unwrap());
+    assert_eq!(edges(&snapshot).len(), 2, "{:?}", edges(&snapshot).keys());
+    let window = &snapshot["window"]["nodes"]["node-a"];
+    assert_eq!(window.as_array().map(Vec::len), Some(1), "the hooks were there all the time: {window}");
 }
 
 #[test]

@@ -107,8 +107,9 @@ enum Bench {
     Kernel,
     /// Where the time of the kernel programs goes, sampled with perf (needs root).
     KernelProfile,
-    /// The agent under load: highest connection rate, 10,000 and 100,000 edges, time to a visible
-    /// edge, start, a workload with and without it, a cluster of 10,000 pods (needs root).
+    /// The agent under load: highest connection rate, a thousand calls a second through sidecars,
+    /// 10,000 and 100,000 edges, time to a visible edge, start, a workload with and without it, a
+    /// cluster of 10,000 pods (needs root).
     Load,
     /// Policy evaluation: 1,000,000 flows against 500 policies; export and proof of 10,000 edges;
     /// the commands on 100,000 edges; those of a plan on 500 namespaces and 50,000 edges.

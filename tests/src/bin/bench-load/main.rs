@@ -8,6 +8,7 @@ mod cluster;
 mod edges;
 mod measure;
 mod rate;
+mod sidecars;
 mod startup;
 mod workload;
 
@@ -21,8 +22,9 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 type Part = fn() -> Result<()>;
 
 /// Parts by name.
-const PARTS: [(&str, Part); 6] = [
+const PARTS: [(&str, Part); 7] = [
     ("rate", rate::run),
+    ("sidecars", sidecars::run),
     ("edges", edges::run),
     ("visible", edges::visible),
     ("startup", startup::run),
