@@ -1,8 +1,13 @@
 //! Figures of a process, and how they are printed.
 
-use std::{fs, time::Duration};
+use std::{
+    fs::{self, File},
+    os::fd::AsFd as _,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
+use guardrail_tests::lab::netns::enter;
 
 /// One line: what, the figure, and what it should be.
 pub(crate) fn row(what: &str, figure: &str, aim: &str) {
@@ -17,6 +22,19 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
     // SAFETY: sysconf(3) with a known name.
     Ok(ticks / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64)
+}
+
+/// Room for the connections of all rounds: closed ones hold their port for a minute, and where few
+/// ports are left the kernel looks for one longer than all else takes.
+pub(crate) fn give_ports(pid: u32) -> Result<()> {
+    let netns = File::open(format!("/proc/{pid}/ns/net"))?;
+    std::thread::spawn(move || -> Result<()> {
+        enter(netns.as_fd())?;
+        fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65535")?;
+        Ok(fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?)
+    })
+    .join()
+    .map_err(|_| anyhow!("the thread in the client's namespace panicked"))?
 }
 
 /// Resident memory now, MiB.

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use guardrail_tests::{
     agent::Agent,
     app::scenario::{Call, How, Onward, Scenario, Serve},
@@ -23,7 +23,7 @@ use guardrail_tests::{
 
 use crate::{
     LIMIT,
-    measure::{cpu_seconds, row},
+    measure::{cpu_seconds, give_ports, row},
 };
 
 const PLANE: Sidecar = Sidecar { inbound: 15006, outbound: Some(15001) };
@@ -62,6 +62,8 @@ pub(crate) fn run() -> Result<()> {
     let call = Call { payload_bytes: (10, 200), ..Call::new(&asked, How::Tcp, TIMES).pause(PAUSE.0, PAUSE.1) };
     let calls = Scenario { after: vec![call; CALLERS as usize], ..Scenario::default() };
     let mut clients = start(&lab, vec![(&client, calls)])?;
+    // The application and its proxy both call from here.
+    give_ports(clients.last().context("a client")?.pid())?;
     let cpu = cpu_seconds(agent.pid())?;
     go(&mut clients)?;
     let truth = truth(&lab)?;

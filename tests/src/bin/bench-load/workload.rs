@@ -6,22 +6,17 @@
 //! the latencies is an operation that nothing disturbed: what the programs in the kernel add to it
 //! hides behind no noise.
 
-use std::{
-    fs::{self, File},
-    mem::MaybeUninit,
-    os::fd::AsFd as _,
-    time::Instant,
-};
+use std::{mem::MaybeUninit, time::Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, ensure};
 use guardrail_tests::{
     agent::Agent,
     app::scenario::{Call, How, Measured, Scenario, Serve},
-    lab::{netns::enter, process::AppProcess},
+    lab::process::AppProcess,
     small::{cluster, deployment, go_again, lab, start},
 };
 
-use crate::measure::{median, row};
+use crate::measure::{give_ports, median, row};
 
 /// Pairs of rounds; the first warms up and is left out.
 const PAIRS: usize = 31;
@@ -95,19 +90,6 @@ fn compare(what: &str, measured: Measured, bytes: u32, times: u32, udp: &str) ->
     show("CPU per operation, both ends", &|r| r[4]);
     show("CPU per operation, with the agent's", &|r| r[4] + r[5]);
     Ok(())
-}
-
-/// Room for the connections of all rounds: closed ones hold their port for a minute, and where few
-/// ports are left the kernel looks for one longer than all else takes.
-fn give_ports(pid: u32) -> Result<()> {
-    let netns = File::open(format!("/proc/{pid}/ns/net"))?;
-    std::thread::spawn(move || -> Result<()> {
-        enter(netns.as_fd())?;
-        fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65535")?;
-        Ok(fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")?)
-    })
-    .join()
-    .map_err(|_| anyhow!("the thread in the client's namespace panicked"))?
 }
 
 fn round(processes: &mut [AppProcess], n: usize, times: u32, agent: Option<&Agent>) -> Result<Round> {
