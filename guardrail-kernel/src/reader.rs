@@ -227,6 +227,12 @@ impl State {
         self.line.at(boot_ns)
     }
 
+    /// Whether the end of this cgroup was told, whose number the kernel gives to no other. What its
+    /// map of recent cgroups tells may come out of the ring a moment later.
+    fn has_ended(&self, id: u64) -> bool {
+        self.ended.iter().any(|(ended, _)| *ended == id)
+    }
+
     fn count(&mut self, kind: &'static str, n: u64) {
         *self.published.events.entry(kind).or_insert(0) += n;
     }
@@ -411,7 +417,7 @@ impl Reader {
     }
 
     fn cgroup_created(&mut self, id: u64, path: String, at: Timestamp) {
-        if self.state.known.insert(id) {
+        if !self.state.has_ended(id) && self.state.known.insert(id) {
             self.state.count("cgroup_created", 1);
             self.out.push(Observation::CgroupCreated { id: CgroupId(id), path, at });
         }
@@ -419,7 +425,9 @@ impl Reader {
 
     /// `at`: boot time, ns.
     fn cgroup_removed(&mut self, id: u64, at: u64) {
-        self.state.known.remove(&id);
+        if !self.state.known.remove(&id) && self.state.has_ended(id) {
+            return;
+        }
         self.state.ended.push_back((id, at));
         if self.state.ended.len() > MAX_ENDED {
             self.state.ended.pop_front();
