@@ -1,8 +1,9 @@
 //! When epochs end. Pure: both clocks are arguments.
 
-pub(crate) mod bytes;
+pub mod bytes;
 pub(crate) mod facts;
 pub mod file;
+pub(crate) mod flows;
 pub mod log;
 pub mod state;
 

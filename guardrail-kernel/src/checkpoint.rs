@@ -11,6 +11,7 @@ use guardrail_common::{
     encode,
     flow::{FlowKey, FlowValue},
 };
+use guardrail_graph::epoch::bytes::{Bytes, put_numbers};
 
 /// First bytes of the file: name and version of its form.
 const MAGIC: &[u8; 16] = b"guardrail-flows2";
@@ -173,46 +174,16 @@ fn reported(value: &FlowValue) -> Vec<u8> {
         unanswered,
         unreachable,
     ];
-    let mask = (0..).zip(numbers).fold(0, |mask, (i, number)| mask | u64::from(number != 0) << i);
     let mut out = Vec::with_capacity(24);
-    for mut number in std::iter::once(mask).chain(numbers.into_iter().filter(|number| *number != 0)) {
-        while number > 0x7f {
-            out.push(number as u8 | 0x80);
-            number >>= 7;
-        }
-        out.push(number as u8);
-    }
+    put_numbers(&mut out, numbers);
     out
 }
 
 /// As [`reported`] wrote it, to the end.
-fn read_reported(mut bytes: &[u8]) -> Option<FlowValue> {
-    let mut next = || {
-        let mut number = 0u64;
-        for shift in (0..u64::BITS).step_by(7) {
-            let (byte, rest) = bytes.split_first()?;
-            bytes = rest;
-            let bits = u64::from(byte & 0x7f);
-            if (bits << shift) >> shift != bits {
-                return None;
-            }
-            number |= bits << shift;
-            if byte & 0x80 == 0 {
-                return Some(number);
-            }
-        }
-        None
-    };
-    let mask = next()?;
-    let mut numbers = [0; 10];
-    if mask >> numbers.len() != 0 {
-        return None;
-    }
-    for (_, number) in numbers.iter_mut().enumerate().filter(|(i, _)| mask >> i & 1 == 1) {
-        *number = next()?;
-    }
+fn read_reported(bytes: &[u8]) -> Option<FlowValue> {
+    let mut bytes = Bytes(bytes);
     let [first_open, opened, open, bytes_sent, bytes_received, found, by_protocol, refused, unanswered, unreachable] =
-        numbers;
+        bytes.numbers()?;
     let value = FlowValue {
         first_open,
         opened,
@@ -226,7 +197,7 @@ fn read_reported(mut bytes: &[u8]) -> Option<FlowValue> {
         unreachable,
         ..FlowValue::default()
     };
-    bytes.is_empty().then_some(value)
+    bytes.0.is_empty().then_some(value)
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], CheckpointError> {

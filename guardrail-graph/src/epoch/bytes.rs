@@ -14,6 +14,12 @@ pub(crate) fn put_signed(out: &mut Vec<u8>, number: i64) {
     put_int(out, ((number << 1) ^ (number >> 63)).cast_unsigned());
 }
 
+/// Which of these numbers are not zero, and those.
+pub fn put_numbers<const N: usize>(out: &mut Vec<u8>, numbers: [u64; N]) {
+    put_int(out, (0..).zip(numbers).fold(0, |mask, (i, number)| mask | u64::from(number != 0) << i));
+    numbers.into_iter().filter(|number| *number != 0).for_each(|number| put_int(out, number));
+}
+
 /// Bytes with their length before them.
 pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_int(out, bytes.len() as u64);
@@ -28,7 +34,7 @@ pub(crate) fn put_texts<'a>(out: &mut Vec<u8>, texts: impl ExactSizeIterator<Ite
 
 /// What is still to be read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bytes<'a>(pub(crate) &'a [u8]);
+pub struct Bytes<'a>(pub &'a [u8]);
 
 impl<'a> Bytes<'a> {
     /// One byte.
@@ -69,6 +75,19 @@ impl<'a> Bytes<'a> {
         Some((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
     }
 
+    /// As [`put_numbers`] wrote them.
+    pub fn numbers<const N: usize>(&mut self) -> Option<[u64; N]> {
+        let mask = self.int()?;
+        if mask >> N != 0 {
+            return None;
+        }
+        let mut numbers = [0; N];
+        for (_, number) in numbers.iter_mut().enumerate().filter(|(i, _)| mask >> i & 1 == 1) {
+            *number = self.int()?;
+        }
+        Some(numbers)
+    }
+
     /// As [`put_bytes`] wrote it.
     pub(crate) fn bytes(&mut self) -> Option<&'a [u8]> {
         let length = usize::try_from(self.int()?).ok()?;
@@ -99,6 +118,12 @@ mod tests {
             let mut bytes = Bytes(&out);
             assert_eq!((bytes.int(), bytes.signed(), bytes.0), (Some(number), Some(number.cast_signed()), &[][..]));
         }
+        let numbers = [0, 7, u64::MAX, 0];
+        let mut out = Vec::new();
+        put_numbers(&mut out, numbers);
+        assert_eq!(Bytes(&out).numbers(), Some(numbers));
+        assert_eq!(Bytes(&out).numbers::<2>(), None, "more than there are");
+        assert_eq!(Bytes(&out[..out.len() - 1]).numbers::<4>(), None);
         let mut out = Vec::new();
         put_texts(&mut out, ["a", "", "bc"].into_iter());
         assert_eq!(Bytes(&out).texts::<Vec<_>>().unwrap(), ["a", "", "bc"]);

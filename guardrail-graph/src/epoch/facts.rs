@@ -1,19 +1,18 @@
 //! Facts as entries on disk: of the open epoch, as its observer has them now, and of a closed one,
 //! as its document has them. [`super::state`] reads both.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::BTreeSet;
 
 use super::{
-    bytes::put_bytes,
+    flows::Flows,
     log::Recording,
-    state::{self, Flow, Head, Unnamed, json, put_json, section},
+    state::{Flow, Head, Unnamed, put_json, section},
 };
 use crate::{
-    peer::{CompactPeer, Peer},
+    peer::CompactPeer,
     snapshot::{
         Coverage, Document, InventoryState, LossEntry, Side, Source, UnresolvedEntry, WorkloadCoverage,
         facts::{BySource, Facts, Seen, is_computed},
-        marks,
         nodes::node_times,
     },
     unresolved::UnresolvedReason,
@@ -94,47 +93,29 @@ pub(super) fn put_document(recording: &mut Recording<'_>, source: &Source, docum
         put_json(recording, section::LABEL_CHANGES, &entry.workload, &entry);
     }
     let begun = source.start.unwrap_or_default();
-    let (mut peers, mut key, mut value) = (Peers::default(), Vec::new(), Vec::new());
+    let mut flows = Flows::new(recording, begun);
     for ((client, service, protocol, port), flow) in &facts.service_flows {
-        key.clear();
-        peers.put(recording, &mut key, &client.into());
-        put_bytes(&mut key, service.as_bytes());
-        state::put_port(&mut key, *protocol, *port);
+        let client = CompactPeer::from(client);
         let words = [texts(&flow.marks), texts(&flow.node_workloads), Vec::new()];
-        value.clear();
-        Flow { sides: sides(&flow.sources), port_name: None, words }.put(&mut value, begun);
-        recording.put(section::SERVICE_FLOW, &key, &value);
+        let counted = Flow { sides: sides(&flow.sources), port_name: None, words };
+        flows.service_flow((client.clone(), &client), service, (*protocol, *port), &counted);
     }
     for ((local, side, address, protocol, port, untold), facts) in &facts.remote_flows {
-        key.clear();
-        peers.put(recording, &mut key, &local.into());
-        state::put_end(&mut key, *side, *untold);
-        state::put_address(&mut key, *address);
-        state::put_port(&mut key, *protocol, *port);
-        let mut words = [texts(&facts.flow.marks), texts(&facts.flow.node_workloads), Vec::new()];
-        if *untold {
-            words[0].push(marks::REDIRECTED);
-        }
-        value.clear();
-        let port_name = facts.port_name.as_deref();
-        Flow { sides: sides(&facts.flow.sources), port_name, words }.put(&mut value, begun);
-        recording.put(section::REMOTE_FLOW, &key, &value);
+        let local = CompactPeer::from(local);
+        let words = [texts(&facts.flow.marks), texts(&facts.flow.node_workloads), Vec::new()];
+        let counted = Flow { sides: sides(&facts.flow.sources), port_name: facts.port_name.as_deref(), words };
+        flows.remote_flow(((local.clone(), &local), *side, *untold), *address, (*protocol, *port), counted);
     }
     // What no source counted follows from something else.
     for ((client, server, protocol, port), edge) in facts.edges.iter().filter(|(_, edge)| !edge.sources.is_empty()) {
-        key.clear();
-        peers.put(recording, &mut key, client);
-        peers.put(recording, &mut key, server);
-        state::put_port(&mut key, *protocol, *port);
         let rare = edge.rare();
         let words = [texts(&rare.marks), texts(&rare.node_workloads), texts(&rare.server_names)];
-        value.clear();
-        Flow { sides: sides(&edge.sources), port_name: edge.port_name.as_deref(), words }.put(&mut value, begun);
-        recording.put(section::EDGE, &key, &value);
+        let counted = Flow { sides: sides(&edge.sources), port_name: edge.port_name.as_deref(), words };
+        flows.edge([client, server].map(|end| (end.clone(), end)), (*protocol, *port), &counted);
     }
 }
 
-fn texts(texts: &std::collections::BTreeSet<String>) -> Vec<&str> {
+fn texts(texts: &BTreeSet<String>) -> Vec<&str> {
     texts.iter().map(String::as_str).collect()
 }
 
@@ -142,29 +123,4 @@ fn texts(texts: &std::collections::BTreeSet<String>) -> Vec<&str> {
 fn sides(sources: &BySource) -> [Option<(&Seen, bool)>; 2] {
     let at = |of: Side| sources.iter().find(|(_, side, _)| *side == of).map(|(_, _, seen)| (seen, false));
     [at(Side::Client), at(Side::Server)]
-}
-
-/// Peers by the number of their entries.
-#[derive(Default)]
-struct Peers(HashMap<Arc<Peer>, u32>);
-
-impl Peers {
-    /// A peer that is no address has an entry of its own.
-    fn put(&mut self, recording: &mut Recording<'_>, out: &mut Vec<u8>, peer: &CompactPeer) {
-        match (peer.address(), peer.named()) {
-            (Some(address), _) => state::put_address(out, address),
-            (None, Some(named)) => {
-                let number = match self.0.get(named) {
-                    Some(number) => *number,
-                    None => {
-                        let number = recording.put(section::PEER, &json(&**named), &[]);
-                        self.0.insert(Arc::clone(named), number);
-                        number
-                    }
-                };
-                state::put_named(out, number);
-            }
-            (None, None) => {}
-        }
-    }
 }

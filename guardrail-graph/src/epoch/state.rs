@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    bytes::{Bytes, put_bytes, put_int, put_signed, put_texts},
+    bytes::{Bytes, put_bytes, put_int, put_numbers, put_signed, put_texts},
     log::{Cut, Entry, LogError, Recording, Replayed},
 };
 use crate::{
@@ -163,28 +163,16 @@ impl Flow<'_> {
     }
 }
 
-/// Which numbers are not zero, and those.
 fn put_counts(out: &mut Vec<u8>, counts: &Counts) {
     let Counts { opened, found, open, refused, unanswered, unreachable, broken, bytes_sent, bytes_received } = *counts;
     let numbers =
         [opened, bytes_sent, bytes_received, found, open.into(), refused, unanswered, unreachable, broken.into()];
-    let mask = (0..).zip(numbers).fold(0, |mask, (i, number)| mask | u64::from(number != 0) << i);
-    put_int(out, mask);
-    numbers.into_iter().filter(|number| *number != 0).for_each(|number| put_int(out, number));
+    put_numbers(out, numbers);
 }
 
 fn counts(bytes: &mut Bytes<'_>) -> Option<Counts> {
-    let mask = bytes.int()?;
-    let mut numbers = [0; 9];
-    if mask >> numbers.len() != 0 {
-        return None;
-    }
-    for (i, number) in numbers.iter_mut().enumerate() {
-        if mask >> i & 1 == 1 {
-            *number = bytes.int()?;
-        }
-    }
-    let [opened, bytes_sent, bytes_received, found, open, refused, unanswered, unreachable, broken] = numbers;
+    let [opened, bytes_sent, bytes_received, found, open, refused, unanswered, unreachable, broken] =
+        bytes.numbers()?;
     let (open, broken) = (u32::try_from(open).ok()?, u32::try_from(broken).ok()?);
     Some(Counts { opened, found, open, refused, unanswered, unreachable, broken, bytes_sent, bytes_received })
 }

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     epoch::{
-        bytes::put_bytes,
         facts::{Beside, put_facts},
+        flows::Flows,
         log::{LogError, Recorder, Recording, Write},
         state::{self, OPEN, State, json, put_json, section},
     },
@@ -20,9 +20,6 @@ use crate::{
     snapshot::{WorkloadCoverage, facts::Facts},
     time::Timestamp,
 };
-
-/// Peers by the number of their entries.
-type Numbers = HashMap<PeerId, u32>;
 
 impl Observer {
     /// What has to be written so that the disk has everything that is known now. Pending flows are
@@ -82,50 +79,29 @@ impl Observer {
     }
 
     fn put_flows(&self, recording: &mut Recording<'_>) {
-        let (mut numbers, mut key, mut value) = (Numbers::new(), Vec::new(), Vec::new());
-        let begun = self.history.epoch().unwrap_or_default();
+        let mut flows = Flows::new(recording, self.history.epoch().unwrap_or_default());
+        let end = |peer: PeerId| (peer, self.peers.compact(peer));
         for ((client, service, protocol, port), flow) in self.graph.service_flows() {
             let Some(seen) = &flow.seen else { continue };
-            key.clear();
-            value.clear();
-            self.put_peer(recording, &mut numbers, &mut key, *client);
-            put_bytes(&mut key, service.as_bytes());
-            state::put_port(&mut key, *protocol, *port);
             let words =
                 [marks_of(flow.marks).collect(), flow.node_workloads.iter().map(|w| &**w).collect(), Vec::new()];
-            let flow = state::Flow { sides: [Some((seen, flow.still_open > 0)), None], port_name: None, words };
-            flow.put(&mut value, begun);
-            recording.put(section::SERVICE_FLOW, &key, &value);
+            let counted = state::Flow { sides: [Some((seen, flow.still_open > 0)), None], port_name: None, words };
+            flows.service_flow(end(*client), service, (*protocol, *port), &counted);
         }
         let held = self.held_with_remotes();
         let remotes = self.graph.remote_flows().iter().filter(|(key, _)| !held.contains_key(*key));
         for ((local, side, address, protocol, port, untold), edge) in remotes.chain(&held) {
             let side_index = super::edge::side_index(*side);
             let Some(seen) = &edge.sides[side_index] else { continue };
-            key.clear();
-            value.clear();
-            self.put_peer(recording, &mut numbers, &mut key, *local);
-            state::put_end(&mut key, *side, *untold);
-            state::put_address(&mut key, *address);
-            state::put_port(&mut key, *protocol, *port);
-            let mut flow = counted(edge, Vec::new());
-            if *untold {
-                flow.words[0].push(crate::snapshot::marks::REDIRECTED);
-            }
-            flow.sides = [None, None];
-            flow.sides[side_index] = Some((seen, edge.still_open[side_index] > 0));
-            flow.put(&mut value, begun);
-            recording.put(section::REMOTE_FLOW, &key, &value);
+            let mut counted = counted(edge, Vec::new());
+            counted.sides = [None, None];
+            counted.sides[side_index] = Some((seen, edge.still_open[side_index] > 0));
+            flows.remote_flow((end(*local), *side, *untold), *address, (*protocol, *port), counted);
         }
         for ((client, server, protocol, port), edge) in self.graph.edges().iter() {
-            key.clear();
-            value.clear();
-            self.put_peer(recording, &mut numbers, &mut key, *client);
-            self.put_peer(recording, &mut numbers, &mut key, *server);
-            state::put_port(&mut key, *protocol, *port);
             let names = self.peers.address(*server).map_or(&[][..], |address| self.graph.names().of(*client, address));
-            counted(edge, names.iter().map(|name| &**name).collect()).put(&mut value, begun);
-            recording.put(section::EDGE, &key, &value);
+            let counted = counted(edge, names.iter().map(|name| &**name).collect());
+            flows.edge([*client, *server].map(end), (*protocol, *port), &counted);
         }
     }
 
@@ -138,18 +114,6 @@ impl Observer {
             held.entry(*key).or_insert_with(known).absorb(edge.clone());
         }
         held
-    }
-
-    /// A peer that is no address has an entry of its own.
-    fn put_peer(&self, recording: &mut Recording<'_>, numbers: &mut Numbers, out: &mut Vec<u8>, peer: PeerId) {
-        let compact = self.peers.compact(peer);
-        match compact.address() {
-            Some(address) => state::put_address(out, address),
-            None => {
-                let put = || recording.put(section::PEER, &json(&*compact.peer()), &[]);
-                state::put_named(out, *numbers.entry(peer).or_insert_with(put));
-            }
-        }
     }
 
     /// Takes what a state knows beside its facts. Call it before anything is observed.
