@@ -12,7 +12,7 @@ use guardrail_graph::{
 use ipnet::IpNet;
 
 use crate::{
-    evaluate::facts,
+    evaluate::{ClusterPod, facts},
     model::{selector_matches, tier::Entity},
 };
 
@@ -325,18 +325,12 @@ impl<'a> Context<'a> {
         let is_direct = edge.sources.iter().any(|source| source.side == Side::Client);
         let server = edge.server.peer.workload().filter(|_| is_direct);
         let server = server.and_then(|server| self.workloads.get(server)).copied();
-        let pods = server.into_iter().flat_map(|entry| {
-            entry
-                .pods
-                .iter()
-                .flat_map(move |(node, pods)| pods.iter().map(move |pod| (node, &pod.name, &entry.workload)))
-        });
-        for (node, name, workload) in pods {
-            let known = self.options.cluster.pods.iter();
-            let declared = known
-                .filter(|pod| pod.namespace == workload.namespace && pod.name == *name)
-                .flat_map(|pod| &pod.declared_ports)
-                .filter(|port| port.protocol == edge.protocol && port.port == edge.port);
+        let Some(server) = server else { return asked };
+        let of_namespace = self.options.cluster.pods.iter().filter(|pod| pod.namespace == server.workload.namespace);
+        let known: HashMap<&str, &ClusterPod> = of_namespace.map(|pod| (&*pod.name, pod)).collect();
+        for (node, pods) in &server.pods {
+            let declared = pods.iter().filter_map(|pod| known.get(&*pod.name)).flat_map(|pod| &pod.declared_ports);
+            let declared = declared.filter(|port| port.protocol == edge.protocol && port.port == edge.port);
             for port in declared.filter_map(|port| port.host_port) {
                 asked.entry(port).or_default().insert(node);
             }
