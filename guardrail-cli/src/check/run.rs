@@ -10,7 +10,7 @@ use guardrail_graph::{Peer, Snapshot, inventory::Inventory};
 use guardrail_policy::{
     check::{Check, Findings},
     evaluate::{AskedServices, End, Evaluator, RuleRef, SideVerdict, UnknownEnd, Verdict, common_addresses, families},
-    model::{Direction, PortMatch, logged::LoggedEnd, tier::TierPolicy},
+    model::{Direction, PortMatch, Protocol, logged::LoggedEnd, tier::TierPolicy},
     read::{self, Flow, Flows, PassedOver},
 };
 
@@ -30,6 +30,8 @@ use crate::{
 
 /// Largest flow file, bytes.
 const MAX_FLOWS_BYTES: usize = 1 << 30;
+/// Wrong flows that are told of before the rest is left unread.
+const MAX_WRONG: usize = 20;
 
 pub(super) fn check(args: &Args) -> anyhow::Result<Outcome> {
     let Args {
@@ -128,13 +130,13 @@ fn outcome(report: &Report<'_>, allow_partial: bool) -> Outcome {
     if report.denied > 0 { Outcome::Findings } else { Outcome::Fine }
 }
 
-/// A flow without a verdict.
-fn row<'a>(flow: &Flow<'a>) -> Row<'a> {
+/// A flow or an edge without a verdict.
+fn row<'a>(src: Cow<'a, str>, dst: Cow<'a, str>, (protocol, port): (Protocol, u16)) -> Row<'a> {
     Row {
-        src: flow.src.clone(),
-        dst: flow.dst.clone(),
-        protocol: flow.protocol,
-        port: flow.port,
+        src,
+        dst,
+        protocol,
+        port,
         verdict: Answer::Unproven,
         ingress_by: "-".to_owned(),
         egress_by: "-".to_owned(),
@@ -167,6 +169,9 @@ impl Judge<'_> {
         let mut rows = Vec::with_capacity(flows.len());
         let mut progress = Progress::new("flows", flows.len());
         for (flow, done) in flows.into_iter().zip(0..) {
+            if wrong.len() == MAX_WRONG {
+                break;
+            }
             progress.at(done);
             let mut end = |name: &Cow<'b, str>| match ends.get(name) {
                 Some(known) => known.clone(),
@@ -198,20 +203,14 @@ impl Judge<'_> {
                     Ok(row) => rows.push(row),
                     Err(error) => wrong.push(format!("{file}:{}: {error}", flow.line)),
                 }
-                if wrong.len() == 20 {
-                    break;
-                }
                 continue;
             }
             let bad = [&src, &dst].into_iter().filter_map(|e| e.as_ref().err()).find(|e| !e.is_unproven());
             if let Some(error) = bad {
                 wrong.push(format!("{file}:{}: {error}; correct the flow or complete --inventory", flow.line));
-                if wrong.len() == 20 {
-                    break;
-                }
                 continue;
             }
-            let mut row = row(&flow);
+            let mut row = row(flow.src.clone(), flow.dst.clone(), (flow.protocol, flow.port));
             match (src, dst) {
                 (Ok(_), Ok(_)) if self.named_ports && self.without_ports.contains(&*row.dst) => {
                     let why = format!(
@@ -245,10 +244,8 @@ impl Judge<'_> {
         dst: &Result<End, UnknownEnd>,
     ) -> Option<anyhow::Result<Row<'b>>> {
         let asked = (flow.protocol, flow.port);
-        let translated = dst
-            .as_ref()
-            .err()
-            .and_then(|unknown| Translated::new(self.evaluator, self.inventory, unknown, (flow.protocol, flow.port)));
+        let translated =
+            dst.as_ref().err().and_then(|unknown| Translated::new(self.evaluator, self.inventory, unknown, asked));
         let to_node = translated.is_some() || dst.as_ref().is_ok_and(End::is_node);
         let from = match src {
             Ok(end) => Ok(Ends::one(*end, &flow.src, 0)),
@@ -270,7 +267,7 @@ impl Judge<'_> {
         };
         let to = match to {
             Ok(to) => to,
-            // An address that nobody answers for now is as unproven as before.
+            // An address that nobody answers for is unproven.
             Err(_) if dst.as_ref().is_err_and(UnknownEnd::is_unproven) => return None,
             Err(error) => return Some(Err(error)),
         };
@@ -302,7 +299,7 @@ impl Judge<'_> {
         }
         let said = format!("{} -> {} {}/{}: {}", flow.src, flow.dst, flow.protocol, flow.port, notes.join("; "));
         tell("note", &said);
-        let mut row = row(flow);
+        let mut row = row(flow.src.clone(), flow.dst.clone(), (flow.protocol, flow.port));
         let namespaces = ends.map(|end| namespace(self.evaluator, end));
         self.fill(&mut row, &verdict, rank == 1, namespaces);
         Some(Ok(row))
@@ -312,7 +309,7 @@ impl Judge<'_> {
     /// behind.
     fn translated<'b>(&mut self, flow: &Flow<'b>, from: &Ends, to: &Translated<'_>) -> Row<'b> {
         let said = format!("{} -> {} {}/{}: ", flow.src, flow.dst, flow.protocol, flow.port);
-        let mut row = row(flow);
+        let mut row = row(flow.src.clone(), flow.dst.clone(), (flow.protocol, flow.port));
         let mut worst: Option<(Judged, [&End; 2])> = None;
         for src in &from.ends {
             let all = match to.judge(src, |verdict| self.check.uses(verdict)) {
@@ -380,18 +377,8 @@ impl Judge<'_> {
         let mut rows = Vec::with_capacity(supported.len());
         for (edge, done) in supported.into_iter().zip(0..) {
             progress.at(done);
-            let mut row = Row {
-                src: edge.client.peer.to_string().into(),
-                dst: edge.server.peer.to_string().into(),
-                protocol: edge.protocol,
-                port: edge.port,
-                verdict: Answer::Unproven,
-                ingress_by: "-".to_owned(),
-                egress_by: "-".to_owned(),
-                exempt: None,
-                restricted: false,
-                reason: None,
-            };
+            let [src, dst] = [&edge.client, &edge.server].map(|end| end.peer.to_string().into());
+            let mut row = row(src, dst, (edge.protocol, edge.port));
             match self.check.edge(edge) {
                 Ok(verdict) => {
                     let namespaces = [&*edge.client.peer, &*edge.server.peer].map(|peer| match peer {
