@@ -146,6 +146,9 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Cluster addresses.
     pub addresses: (Ipv4Addr, Ipv6Addr),
+    /// Addresses for clients outside (`spec.externalIPs`, `status.loadBalancer`), of which clients
+    /// inside may ask as well: every node translates them for its own pods.
+    pub external_ips: Vec<IpAddr>,
     /// The lab's address translation sends everything to this workload, though others are endpoints
     /// as well (traffic distribution).
     pub only_reached: Option<String>,
@@ -258,6 +261,7 @@ impl Cluster {
             selector: ("app".into(), selects.into()),
             ports: ports.to_vec(),
             addresses: (Ipv4Addr::new(10, 96, 0, number), Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into())),
+            external_ips: Vec::new(),
             only_reached: None,
             hides_clients: false,
         });

@@ -163,8 +163,10 @@ impl<'a> Table<'a> {
             for port in &service.ports {
                 let name = format!("{}/{}:{}", service.namespace, service.name, port.port);
                 if !service.headless {
-                    services.insert(SocketAddr::new(service.addresses.0.into(), port.port), name.clone());
-                    services.insert(SocketAddr::new(service.addresses.1.into(), port.port), name.clone());
+                    let own = [service.addresses.0.into(), service.addresses.1.into()];
+                    for address in own.iter().chain(&service.external_ips) {
+                        services.insert(SocketAddr::new(*address, port.port), name.clone());
+                    }
                 }
                 if let Some(node_port) = port.node_port {
                     for node in 0..cluster.nodes.len() {

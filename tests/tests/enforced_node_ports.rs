@@ -107,6 +107,37 @@ fn what_check_says_of_a_node_port_and_of_a_host_port_is_what_becomes_of_packets_
 }
 
 #[test]
+fn a_services_addresses_for_clients_outside_are_open_to_who_asked_for_them_inside() {
+    if !bins::can_run("external addresses under policies") {
+        return;
+    }
+    let mut c = cluster(&["node-a", "node-b"]);
+    let web = deployment(&mut c, "web", 8080, 0);
+    let (near, far) = (deployment(&mut c, "near", 8080, 0), deployment(&mut c, "far", 8080, 1));
+    let (stranger, other) = (deployment(&mut c, "stranger", 8080, 0), other(&mut c, "other", 1));
+    // One of `externalIPs`, and a load balancer's.
+    let [external, balanced] = ["203.0.113.40", "203.0.113.41"].map(|address| address.parse::<IpAddr>().unwrap());
+    c.service("lab", "front", "web", &[node_port(30080)]).external_ips = vec![external, balanced];
+    let lab = Lab::start(c, &bins::find("guardrail-lab-app")).unwrap();
+    let mut agents: Vec<_> = (0..2).map(|node| Agent::start(&lab, node, &[]).unwrap()).collect();
+    let _server = start(&lab, vec![(&web, serving(vec![Serve::tcp(8080)]))]).unwrap();
+    let asked = [external, balanced].map(|address| SocketAddr::new(address, 80));
+    let calls = [(asked[0], 4), (asked[1], 5)];
+    let mut clients = start(&lab, vec![(&near, calling(&calls)), (&far, calling(&calls))]).unwrap();
+    go(&mut clients).unwrap();
+    let before = truth(&lab).unwrap();
+    let merged = lab.directory.join("merged.json");
+    let is_so = |snapshot: &serde_json::Value| same(&compare(snapshot, &before));
+    let snapshot = eventually(std::time::Duration::from_secs(60), || merge(&lab, &agents, &merged), is_so).unwrap();
+    agents.iter_mut().for_each(|agent| assert!(agent.terminate().unwrap().success()));
+    let tries: Vec<_> = [(near, true), (far, true), (stranger, false), (other, false)]
+        .into_iter()
+        .flat_map(|(who, passes)| asked.map(|to| tried(&Trier::Pod(who.clone()), to, passes)))
+        .collect();
+    hold_under_every_judge(&lab, (&snapshot, &before), &tries, |round| go_again(&mut clients, round + 1).unwrap());
+}
+
+#[test]
 fn a_call_through_another_nodes_port_is_open_at_that_node_too() {
     if !bins::can_run("another node's port under policies") {
         return;

@@ -166,10 +166,15 @@ fn services(cluster: &Cluster, service: &super::Service, out: &mut Vec<Value>) {
     if node_port {
         spec["externalTrafficPolicy"] = if service.hides_clients { "Cluster" } else { "Local" }.into();
     }
+    let mut status = json!({});
+    if let [external @ .., balanced] = &service.external_ips[..] {
+        spec["externalIPs"] = json!(external);
+        status["loadBalancer"]["ingress"] = json!([{"ip": balanced}]);
+    }
     let addresses = if service.headless { json!(["None"]) } else { json!([v4, v6]) };
     spec["clusterIP"] = addresses[0].clone();
     spec["clusterIPs"] = addresses;
-    out.push(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": service.name, "namespace": service.namespace}, "spec": spec}));
+    out.push(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": service.name, "namespace": service.namespace}, "spec": spec, "status": status}));
     for v6 in [false, true] {
         out.push(slice(cluster, service, v6));
     }

@@ -46,6 +46,8 @@ pub fn rules(cluster: &Cluster, node: usize, v6: bool) -> String {
                 })
                 .collect();
             let mut fronts = vec![(pick(service.addresses, v6), port.port, backends.clone())];
+            let external = service.external_ips.iter().filter(|address| address.is_ipv6() == v6);
+            fronts.extend(external.map(|address| (*address, port.port, backends.clone())));
             if let Some(node_port) = port.node_port {
                 let reached = backends.into_iter().filter(|(on, _)| service.hides_clients || *on == node).collect();
                 fronts.push((own, node_port, reached));
