@@ -13,6 +13,7 @@ mod edge;
 mod edges;
 mod expire;
 mod flows;
+mod former;
 mod graph;
 mod held;
 mod history;
@@ -43,6 +44,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use catalogue::Catalogue;
 pub use config::ObserverConfig;
 use flows::{Last, Step};
+use former::Former;
 use graph::Graph;
 use held::Held;
 use history::History;
@@ -88,6 +90,7 @@ pub struct Observer {
     unnamed: Unnamed,
     words: Words,
     held: Held,
+    former: Former,
     ledger: Ledger,
     history: History,
     presence: Presence,
@@ -113,6 +116,7 @@ impl Observer {
             unnamed: Unnamed::default(),
             words: Words::new(config.watched),
             held: Held::new(config.max_held),
+            former: Former::default(),
             last_expire: config.started,
             history: History::new(config.started),
             presence: Presence::default(),

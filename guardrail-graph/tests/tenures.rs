@@ -158,3 +158,28 @@ fn an_address_that_comes_back_to_its_first_owner_proves_two_connections_and_no_m
     assert_eq!(lab.snapshot().body.edges[1].counts.opened, 5);
     assert_eq!(lab.unresolved("ip_reuse"), 0);
 }
+
+/// Rollouts end pods all day long; at the end of the day their flows still have names.
+#[test]
+fn who_had_an_address_hours_ago_stays_known_until_the_epoch_ends() {
+    for (asked, restarts) in [(HOUR + 1_800, false), (4 * HOUR, false), (20 * HOUR, false), (20 * HOUR, true)] {
+        let a = caller(0, &[5, 600]).at(asked).snapshot();
+        let mut b = agent("node-b", 0, &owner("billing"));
+        b.pod_cgroup(7, "billing", 0);
+        b.at(HOUR).delete_pod("shop", "billing-5d9c-0");
+        (HOUR..asked / 2).step_by(60).for_each(|at| {
+            b.at(at);
+        });
+        if restarts {
+            let state = b.snapshot();
+            let config = ObserverConfig { own_pods_only: true, ..ObserverConfig::new("node-b", "another", b.now) };
+            b.observer = Observer::restore(config, &state, true).unwrap();
+            apply_text(&mut b.observer, CLUSTER, b.now);
+        }
+        (asked / 2..asked).step_by(60).for_each(|at| {
+            b.at(at);
+        });
+        let b = b.at(asked).snapshot();
+        assert_eq!(answer(&[a, b]), (vec![edge("billing", 2)], 0, true), "asked at {asked}, {restarts}");
+    }
+}

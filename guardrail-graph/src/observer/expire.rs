@@ -9,6 +9,7 @@ impl Observer {
     /// Forgets what ended before the tombstones' time and what nothing refers to.
     pub(super) fn expire(&mut self, now: Timestamp) {
         let before = now.before(self.config.tombstone_ttl);
+        self.keep_former(now, before);
         self.identity.expire(now, before);
         let services =
             self.graph.service_flows().keys().filter_map(|(_, service, ..)| Some(service.rsplit_once(':')?.0));
@@ -34,6 +35,7 @@ impl Observer {
             .chain(self.reclassify.peers())
             .chain(self.unnamed.peers())
             .chain(self.held.peers())
+            .chain(self.former.peers())
             .chain(self.ledger.incomplete().map(|(peer, _)| peer))
             .chain(self.ledger.flow_peers());
         let mut used = vec![false; self.peers.numbers()];

@@ -183,6 +183,7 @@ impl Observer {
             None => all_of_it,
         };
         let (of_pods, of_nodes) = (told(Kind::Pod), told(Kind::Node));
+        self.former_facts(facts, all_of_it);
         for (address, tenure) in self.identity.tenures() {
             let heard = match tenure.owner {
                 owner if self.identity.is_on_record(address, owner, now) => all_of_it,
@@ -198,12 +199,7 @@ impl Observer {
                     None => continue,
                 },
             };
-            // Who had it before this agent began, others may have seen: since the pod's start, or
-            // the first proof, if that is earlier.
-            let first_proof = tenure.proven.map_or(Timestamp::MAX, |(first, _)| first);
-            let since_start =
-                || started.map(|at| at.min(first_proof)).filter(|at| *at < now.max(self.history.started()));
-            let key = (address, bound(tenure.from).or_else(since_start), self.peers.get(peer), pod);
+            let key = (address, self.begin_of(tenure, started, now), self.peers.get(peer), pod);
             let known = KnownTenure { to: bound(tenure.to), heard, proven: tenure.proven.is_some(), listed };
             facts.addresses.insert(key, known);
         }

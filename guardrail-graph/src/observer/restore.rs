@@ -205,6 +205,9 @@ impl Observer {
         }
         for entry in &body.addresses {
             let peer = self.peers.id(entry.peer.clone());
+            if self.former.restore(entry, peer, ended.before(self.config.tombstone_ttl)) {
+                continue;
+            }
             let from = entry.from.unwrap_or(Timestamp::MIN);
             let to = entry.to.unwrap_or(Timestamp::MAX);
             let owner = match entry.pod.as_deref().and_then(|p| p.split_once('/')) {

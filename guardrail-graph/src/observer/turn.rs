@@ -63,6 +63,7 @@ impl Observer {
         self.presence.turn();
         self.catalogue.turn();
         self.nodes.turn();
+        self.former.turn();
         self.history.turn(now);
         for (key, edge) in young {
             self.graph.restore_edge(key, edge, &self.peers);
