@@ -7,7 +7,8 @@ use common::{Lab, edges, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{
     Observer, ObserverConfig, Snapshot,
     epoch::{End, file},
-    snapshot::{Revision, check_revisions, merge, span::Span},
+    observe::{FlowCounts, LossClass},
+    snapshot::{LossEntry, Revision, check_revisions, merge, merge_within, span::Span},
 };
 
 /// A pod that is asked from an address of which nobody has told yet.
@@ -123,7 +124,7 @@ fn a_connection_that_broke_off_is_counted_and_was_there_until_then() {
     a.at(100).flow(pool.clone());
     let mut broken = pool;
     (broken.first_open, broken.last_open) = (None, None);
-    broken.counts = guardrail_graph::observe::FlowCounts { closed: 1, broken: 1, ..Default::default() };
+    broken.counts = FlowCounts { closed: 1, broken: 1, ..Default::default() };
     a.at(500).flow(broken.clone());
     let snapshot = a.snapshot();
     let edge = &snapshot.body.edges[0];
@@ -137,4 +138,59 @@ fn a_connection_that_broke_off_is_counted_and_was_there_until_then() {
     broken.remote = guardrail_graph::observe::Remote::Addr([203, 0, 113, 7].into());
     a.flow(broken);
     assert_eq!(a.snapshot().body.edges.len(), 1);
+}
+
+#[test]
+fn nothing_of_a_replaced_revision_counts_beside_another_node_s_word_in_any_order() {
+    let mut a = lab("node-a");
+    ask(&mut a, "10.99.0.44", 100);
+    let state = a.at(110).snapshot();
+    ask(&mut a, "10.99.0.44", 120);
+    let served = a.at(130).snapshot();
+    let config = ObserverConfig { run: 2, ..ObserverConfig::new("node-a", "another", t(140)) };
+    let mut next = Lab { observer: Observer::restore(config, &state, false).unwrap(), now: t(140) };
+    let after = next.at(150).snapshot();
+    let other = Lab::with("node-b", &[], |config| config.run = 7).at(160).snapshot();
+    let expected = merge(vec![after.clone(), other.clone()]);
+    assert_eq!(expected.body.window.nodes["node-a"].len(), 2);
+    for order in [[&served, &other, &after], [&served, &after, &other], [&other, &served, &after]] {
+        for [first, second, third] in [order, [order[2], order[1], order[0]]] {
+            let all = vec![first.clone(), second.clone(), third.clone()];
+            assert_eq!(merge(all.clone()), expected);
+            let span = Span::new(Some(t(50)), None).unwrap();
+            let within = merge_within(vec![after.clone(), other.clone()], &span);
+            assert_eq!(merge_within(all, &span), within);
+        }
+    }
+}
+
+#[test]
+fn equal_revisions_that_differ_in_anything_that_was_not_counted_are_refused() {
+    let pods = [pod("shop", "api", 0, "node-a", "10.99.0.3", &[])];
+    let mut a = Lab::with("node-a", &pods, |config| (config.run, config.own_pods_only) = (1, true));
+    a.pod_cgroup(2, "api", 0);
+    ask(&mut a, "10.244.2.44", 100);
+    let whole = a.at(5_001).snapshot();
+    assert_eq!(whole.body.remote_flows.len(), 1);
+    assert_eq!(check_revisions(&[whole.clone(), merge(vec![whole.clone()]), whole.clone()]), Ok(()));
+    let [mut presence, mut tenures, mut nodes, mut flows, mut lost] = [(); 5].map(|()| whole.clone());
+    presence.body.presence[0].to = t(4_000);
+    tenures.body.addresses.retain(|entry| entry.pod.is_none());
+    nodes.body.nodes.clear();
+    flows.body.remote_flows[0].sources[0].counts.opened = 7;
+    lost.body.coverage.losses.push(LossEntry {
+        source: lost.body.sources.first().unwrap().clone(),
+        reason: "flows_map_full".to_owned(),
+        class: LossClass::Edge,
+        count: 3,
+        times: None,
+    });
+    for (what, other) in
+        [("presence", presence), ("tenures", tenures), ("nodes", nodes), ("flows", flows), ("losses", lost)]
+    {
+        assert_ne!(other, whole, "{what}");
+        for pair in [[&whole, &other], [&other, &whole]] {
+            assert!(check_revisions(&pair.map(Clone::clone)).is_err(), "{what}");
+        }
+    }
 }

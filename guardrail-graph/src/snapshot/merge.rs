@@ -3,21 +3,25 @@
 use super::{
     Document, Snapshot,
     facts::Facts,
+    revisions::leave_newest,
     span::{Span, cut},
 };
 
 /// Joins snapshots of several nodes or times into one.
 #[must_use]
-pub fn merge(snapshots: Vec<Snapshot>) -> Snapshot {
+pub fn merge(mut snapshots: Vec<Snapshot>) -> Snapshot {
+    leave_newest(&mut snapshots);
     Document::joined(snapshots).snapshot()
 }
 
 /// Joins what snapshots say of a span.
 #[must_use]
-pub fn merge_within(snapshots: Vec<Snapshot>, span: &Span) -> Snapshot {
+pub fn merge_within(mut snapshots: Vec<Snapshot>, span: &Span) -> Snapshot {
     if span.is_all() {
         return merge(snapshots);
     }
+    // Before they are cut: what the newest does not say of the span, no other says.
+    leave_newest(&mut snapshots);
     let mut joined = Facts { span: *span, ..Facts::default() };
     for mut snapshot in snapshots {
         cut(&mut snapshot.body, span);

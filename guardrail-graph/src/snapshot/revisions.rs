@@ -12,8 +12,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Body, Counts, Side, Snapshot, Source, facts::Facts};
-use crate::{peer::Protocol, time::Timestamp};
+use super::{Body, Counts, Side, Snapshot, Source, facts::Facts, marks, merge};
+use crate::{peer::Protocol, time::Timestamp, unresolved::UnresolvedReason};
 
 /// How far a document of an epoch is: the greater of two of one epoch replaces the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -96,6 +96,19 @@ impl Body {
         self.sources.remove(source);
     }
 
+    /// Whether both say the same of one epoch, beside what was counted.
+    fn says_the_same(&self, other: &Self) -> bool {
+        // One of them may have been joined before, which has a form of its own.
+        let own = |body: &Self| {
+            let Body { coverage, workloads, label_changes, services, addresses, presence, nodes, .. } =
+                merge(vec![Snapshot { body: body.clone(), ..Snapshot::empty() }]).body;
+            let derived = |reason: &str| UnresolvedReason::DERIVED.iter().any(|derived| derived.as_str() == reason);
+            let unresolved: Vec<_> = coverage.unresolved.into_iter().filter(|entry| !derived(&entry.reason)).collect();
+            (coverage.losses, unresolved, workloads, label_changes, services, addresses, presence, nodes)
+        };
+        self == other || own(self) == own(other)
+    }
+
     /// What this epoch counted, by what it was counted of.
     fn counted(&self, source: &Source) -> Counted<'_> {
         let mut all = Counted::new();
@@ -112,7 +125,32 @@ impl Body {
                 all.insert(key, (counts.counts, counts.first_seen, counts.last_seen));
             }
         }
+        for flow in &self.remote_flows {
+            for counts in flow.sources.iter().filter(|counts| *counts.source == *source) {
+                let ends = format!("{} <-> {}", flow.local, flow.address);
+                // Those that a proxy took stand beside those to the same port that it did not.
+                let what = if flow.marks.contains(marks::REDIRECTED) { "redirected" } else { "remote" };
+                let key = (ends, what, flow.protocol, flow.port, counts.side);
+                all.insert(key, (counts.counts, counts.first_seen, counts.last_seen));
+            }
+        }
         all
+    }
+}
+
+/// Leaves of each epoch the highest revision that there is, whole: in whichever order they are
+/// joined, nothing of the others counts.
+pub(super) fn leave_newest(snapshots: &mut [Snapshot]) {
+    let mut newest: BTreeMap<Source, Revision> = BTreeMap::new();
+    for SourceRevision { source, revision } in snapshots.iter().flat_map(|snapshot| &snapshot.body.revisions) {
+        let known = newest.entry(source.clone()).or_default();
+        *known = (*known).max(*revision);
+    }
+    for body in snapshots.iter_mut().map(|snapshot| &mut snapshot.body) {
+        let known: BTreeMap<&Source, Revision> = body.revisions.iter().map(|of| (&of.source, of.revision)).collect();
+        let is_old = |source: &&Source| newest.get(*source) > Some(&known.get(*source).copied().unwrap_or_default());
+        let old: Vec<Source> = body.sources.iter().filter(is_old).cloned().collect();
+        old.iter().for_each(|source| body.forget(source));
     }
 }
 
@@ -187,7 +225,7 @@ pub fn check_revisions(snapshots: &[Snapshot]) -> Result<(), RevisionError> {
             // What a span left out is missing on one side only.
             let is_whole = is_alone(first) && is_alone(other) && first.window == other.window;
             let differs = counted.iter().any(|(key, was)| there.get(key).is_some_and(|is| is != was));
-            if differs || is_whole && !counted.keys().eq(there.keys()) {
+            if differs || is_whole && (!counted.keys().eq(there.keys()) || !first.says_the_same(other)) {
                 let Source { node, instance, .. } = source.clone();
                 return Err(RevisionError { node, instance, revision });
             }
