@@ -461,6 +461,11 @@ pub struct RemoteFlow {
     /// As [`EdgeRecord::node_workloads`], of the end on the agent's node.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub node_workloads: BTreeSet<String>,
+    /// Whose those established connections may be that no edge stands for: all who had the address
+    /// at the time, and the address itself, unless nobody else can have had it. `None`: there is
+    /// none. It follows from the other facts and is computed anew with each snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_be: Option<BTreeSet<Peer>>,
     /// Counts per source, sorted.
     pub sources: Vec<SourceCounts>,
 }

@@ -280,7 +280,8 @@ impl Reader<'_> {
         let (protocol, port) = port(&mut key)?;
         let Counted { sources, port_name, marks, node_workloads, .. } = self.flow(Bytes(value))?;
         let address = address.parse().ok()?;
-        Some(RemoteFlow { local, side, address, protocol, port, port_name, marks, node_workloads, sources })
+        let may_be = None;
+        Some(RemoteFlow { local, side, address, protocol, port, port_name, marks, node_workloads, may_be, sources })
     }
 
     /// Adds an entry to what they say together.

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Counts, Coverage, EdgePeer, EdgeRecord, InventoryState, LossEntry, NodeCoverage, Side, Source, WorkloadCoverage,
     behind::{Evidence, behind},
-    facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, Seen, Services, source_counts},
+    facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, RemoteKey, Seen, Services, source_counts},
     marks,
     owners::Owners,
     unresolved::Unresolved,
@@ -50,6 +50,8 @@ pub(super) struct Deriver {
     pub(super) derived: BTreeMap<EdgeKey, Derived>,
     pub(super) unresolved: BTreeMap<(Arc<Source>, String), Unresolved>,
     pub(super) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
+    /// Remote flows with established connections that nobody can be given, and whose they may be.
+    pub(super) unnamed: Vec<(RemoteKey, BTreeSet<Arc<Peer>>)>,
 }
 
 /// Facts, and who had the addresses that only `merge` can name, as evidence for what is behind

@@ -109,7 +109,10 @@ impl Facts {
         deriver.unnamed_flows(&self, &owners);
         deriver.redirected(untold);
         deriver.coverage_of_nodes(&self);
-        let Deriver { derived, unresolved, incomplete } = deriver;
+        let Deriver { derived, unresolved, incomplete, unnamed } = deriver;
+        for (key, may_be) in unnamed {
+            self.remote_flows.entry(key).or_default().may_be = Some(may_be);
+        }
         let coverage = self.coverage(unresolved, incomplete);
         Document::new(self, derived, coverage)
     }

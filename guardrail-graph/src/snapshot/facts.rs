@@ -274,6 +274,8 @@ pub(crate) type RemoteKey = (Arc<Peer>, Side, IpAddr, Protocol, u16, bool);
 pub(crate) struct RemoteFacts {
     pub(crate) port_name: Option<Arc<str>>,
     pub(crate) flow: FlowFacts,
+    /// As [`RemoteFlow::may_be`]: follows from the others.
+    pub(crate) may_be: Option<BTreeSet<Arc<Peer>>>,
 }
 
 /// The pods of one node by workload.

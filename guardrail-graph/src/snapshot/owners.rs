@@ -83,6 +83,13 @@ impl<'a> Owners<'a> {
         known_until.after(LEAD) >= last
     }
 
+    /// Whether nobody but those who are known to have had it can have had it in between.
+    pub(super) fn are_all_known(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> bool {
+        let tenures = self.0.get(&address).into_iter().flatten();
+        let had = |at| tenures.clone().any(|t| t.meets(at, at) || t.is_near(at));
+        had(first) && had(last) && self.is_known_throughout(address, first, last)
+    }
+
     /// Everybody who had it some time in between.
     pub(super) fn between(&self, address: IpAddr, first: Timestamp, last: Timestamp) -> BTreeSet<&'a Arc<Peer>> {
         let tenures = self.0.get(&address).into_iter().flatten();

@@ -6,7 +6,7 @@
 //! commutative, associative and idempotent.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
 };
@@ -94,7 +94,7 @@ impl Facts {
             if unlisted {
                 by_merge.marks.insert(super::marks::UNLISTED_ADDRESS.to_owned());
             }
-            if let Some(RemoteFacts { port_name, flow }) = self.remote_flows.get(&remote) {
+            if let Some(RemoteFacts { port_name, flow, .. }) = self.remote_flows.get(&remote) {
                 if by_merge.port_name < *port_name {
                     by_merge.port_name.clone_from(port_name);
                 }
@@ -123,6 +123,7 @@ pub(super) fn remote_entry(
         port_name: facts.port_name.as_deref().map(str::to_owned),
         marks,
         node_workloads: facts.flow.node_workloads.clone(),
+        may_be: facts.may_be.as_ref().map(|peers| peers.iter().map(|peer| Peer::clone(peer)).collect()),
         sources: source_counts(&facts.flow.sources, false).collect(),
     }
 }
@@ -137,7 +138,9 @@ fn edge_key((local, side, _, protocol, port, _): &RemoteKey, other: &Arc<Peer>) 
 impl Deriver {
     /// Counts the remote flows that nobody can name.
     pub(super) fn unnamed_flows(&mut self, facts: &Facts, owners: &Owners<'_>) {
-        for ((local, side, address, protocol, port, _), remote) in facts.remote_flows.iter().filter(|(key, _)| !key.5) {
+        for (key, remote) in facts.remote_flows.iter().filter(|(key, _)| !key.5) {
+            let (local, side, address, protocol, port, _) = key;
+            let mut may_be = BTreeSet::new();
             for (source, _, seen) in remote.flow.sources.iter() {
                 let left = owners.shares(*address, seen).1;
                 if left == 0 {
@@ -154,7 +157,14 @@ impl Deriver {
                         .entry(Arc::clone(local))
                         .or_default()
                         .insert(UnresolvedReason::RemotePod.as_str().to_owned());
+                    may_be.extend(owners.between(*address, seen.first, seen.last).into_iter().cloned());
+                    if !owners.are_all_known(*address, seen.first, seen.last) {
+                        may_be.insert(Arc::new(Peer::External { address: address.to_string() }));
+                    }
                 }
+            }
+            if !may_be.is_empty() {
+                self.unnamed.push((key.clone(), may_be));
             }
         }
     }

@@ -24,24 +24,14 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
     let mut owners: BTreeMap<IpAddr, BTreeSet<&Peer>> = BTreeMap::new();
     let kept =
         || body.coverage.unresolved.iter().flat_map(|entry| entry.flows.iter().flatten().map(move |f| (entry, f)));
-    let mut edges: BTreeSet<(&Peer, &Peer, Protocol, u16)> = BTreeSet::new();
-    if !body.remote_flows.is_empty() {
-        edges.extend(body.edges.iter().map(|e| (&*e.client.peer, &*e.server.peer, e.protocol, e.port)));
-    }
-    if !body.remote_flows.is_empty() || kept().next().is_some() {
+    if kept().next().is_some() {
         for entry in &body.addresses {
             owners.entry(entry.address).or_default().insert(&entry.peer);
         }
     }
-    // An edge that stands for a use of a Service is judged by itself; so is what `merge` made of a
-    // flow with another node.
+    // An edge that stands for a use of a Service is judged by itself; so are those that `merge`
+    // made of a flow with another node.
     let has_edge = |f: &ServiceFlow| via.contains(&(&f.client, f.service.as_str()));
-    let is_named = |f: &RemoteFlow| {
-        owners.get(&f.address).into_iter().flatten().any(|owner| match f.side {
-            Side::Client => edges.contains(&(&f.local, *owner, f.protocol, f.port)),
-            Side::Server => edges.contains(&(*owner, &f.local, f.protocol, f.port)),
-        })
-    };
     for flow in body.service_flows.iter().filter(|f| established(f.protocol, &f.sources) && !has_edge(f)) {
         let server = service_peer(&flow.service);
         let name = FlowName::new(&flow.client, &server, flow.port, flow.protocol);
@@ -63,7 +53,7 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
     // Those that a proxy took stand below, as far as nothing explains them.
     let is_untold = |f: &RemoteFlow| f.marks.contains(marks::REDIRECTED);
     let remote = body.remote_flows.iter().filter(|f| established(f.protocol, &f.sources) && !is_untold(f));
-    for flow in remote.filter(|f| !is_named(f)) {
+    for (flow, may_be) in remote.filter_map(|flow| Some((flow, flow.may_be.as_ref()?))) {
         let other = Peer::External { address: flow.address.to_string() };
         let (client, server) = match flow.side {
             Side::Client => (&flow.local, &other),
@@ -73,7 +63,10 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
         let what = format!("{client} -> {server} {}/{}", flow.port, flow.protocol);
         let why = "nobody knows whose address that is: merge the snapshot of its node";
         let judge = Judge { options, alone, name, client, what, why };
-        judge.pair([client, server], (flow.protocol, flow.port), proof);
+        for whose in may_be {
+            let pair = if flow.side == Side::Client { [client, whose] } else { [whose, server] };
+            judge.pair(pair, (flow.protocol, flow.port), proof);
+        }
     }
     for (entry, UnresolvedFlow { client, server, protocol, port, .. }) in kept() {
         let name = FlowName::new(client, server, *port, *protocol);
