@@ -98,7 +98,7 @@ fn equal_revisions_that_differ_are_refused_and_parts_of_one_are_not() {
     ask(&mut a, "198.51.100.1", 5_000);
     let whole = a.at(5_001).snapshot();
     let within = |since| Span::new(Some(t(since)), None).unwrap();
-    let part = guardrail_graph::snapshot::merge_within(vec![whole.clone()], &within(4_000));
+    let part = merge_within(vec![whole.clone()], &within(4_000));
     assert_eq!(edges(&part).len(), 1);
     assert_eq!(check_revisions(&[whole.clone(), part, whole.clone()]), Ok(()));
     let mut edited = whole.clone();
