@@ -1,5 +1,5 @@
-//! Established flows of which nobody can say with whom they were: a person is told of each, whatever
-//! else its client was seen to do.
+//! Established flows of which nobody can say with whom they were: a person is told of each,
+//! whatever else its client was seen to do.
 
 #[path = "../../guardrail-graph/tests/common/mod.rs"]
 mod common;
