@@ -47,6 +47,7 @@ fn snapshot() -> String {
         port: 80,
         marks: BTreeSet::new(),
         node_workloads: BTreeSet::new(),
+        backend_unknown: None,
         sources: vec![seen],
     });
     snapshot.to_json()

@@ -433,6 +433,9 @@ pub struct ServiceFlow {
     /// As [`EdgeRecord::node_workloads`], of the client.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub node_workloads: BTreeSet<String>,
+    /// When those uses were of which nobody knows who answered; computed anew with each snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_unknown: Option<Interval>,
     /// Counts per source, sorted.
     pub sources: Vec<SourceCounts>,
 }

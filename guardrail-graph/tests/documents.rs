@@ -383,6 +383,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
         port: 80,
         marks: Default::default(),
         node_workloads: Default::default(),
+        backend_unknown: None,
         sources,
     });
     let span = || (time(), time()).prop_map(|(a, b)| Interval { from: a.min(b), to: a.max(b) });

@@ -343,6 +343,7 @@ fn through_service(backends: &[&str], client: &str, seen: Half, edges: Vec<EdgeR
         port: 15432,
         marks: BTreeSet::new(),
         node_workloads: BTreeSet::new(),
+        backend_unknown: None,
         sources: vec![source(Side::Client, seen)],
     });
     snapshot

@@ -269,7 +269,8 @@ impl Reader<'_> {
         let (protocol, port) = port(&mut key)?;
         let Counted { sources, marks, node_workloads, .. } = self.flow(Bytes(value))?;
         let client = Arc::unwrap_or_clone(client);
-        Some(ServiceFlow { client, service, protocol, port, marks, node_workloads, sources })
+        let backend_unknown = None;
+        Some(ServiceFlow { client, service, protocol, port, marks, node_workloads, backend_unknown, sources })
     }
 
     fn remote_flow(&mut self, Entry { key, value, .. }: &Entry) -> Option<RemoteFlow> {

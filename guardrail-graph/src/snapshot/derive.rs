@@ -7,9 +7,11 @@ use std::{
 };
 
 use super::{
-    Counts, Coverage, EdgePeer, EdgeRecord, InventoryState, LossEntry, NodeCoverage, Side, Source, WorkloadCoverage,
-    behind::{Evidence, behind},
-    facts::{BySource, EdgeFacts, EdgeKey, Facts, FlowKey, RemoteKey, Seen, Services, source_counts},
+    Counts, Coverage, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry, NodeCoverage, Side, Source,
+    WorkloadCoverage,
+    behind::{ENDPOINT_SLACK, Evidence, behind},
+    facts::{EdgeFacts, EdgeKey, Facts, FlowKey, RemoteKey, Seen, Services, source_counts},
+    intervals::hull,
     marks,
     owners::Owners,
     unresolved::Unresolved,
@@ -50,6 +52,8 @@ pub(super) struct Deriver {
     pub(super) derived: BTreeMap<EdgeKey, Derived>,
     pub(super) unresolved: BTreeMap<(Arc<Source>, String), Unresolved>,
     pub(super) incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
+    /// Uses of Services of which nobody knows who answered, and when they were.
+    pub(super) backend_unknown: Vec<(FlowKey, Interval)>,
     /// Remote flows with established connections that nobody can be given, and whose they may be.
     pub(super) unnamed: Vec<(RemoteKey, BTreeSet<Arc<Peer>>)>,
 }
@@ -60,7 +64,9 @@ pub(super) struct Known<'a> {
     facts: &'a Facts,
     owners: &'a Owners<'a>,
     /// Addresses of Services that nodes have themselves.
-    on_nodes: BTreeMap<IpAddr, Vec<Arc<Peer>>>,
+    on_nodes: Arc<BTreeMap<IpAddr, Vec<Arc<Peer>>>>,
+    /// Only what was recorded in this time counts.
+    within: Option<Interval>,
 }
 
 impl<'a> Known<'a> {
@@ -73,7 +79,13 @@ impl<'a> Known<'a> {
                 on_nodes.entry(*address).or_default().push(Arc::clone(peer));
             }
         }
-        Self { facts, owners, on_nodes }
+        Self { facts, owners, on_nodes: Arc::new(on_nodes), within: None }
+    }
+
+    /// What of it is of the time of a flow.
+    fn at_the_time_of(&self, flow: &Seen) -> Self {
+        let time = Interval { from: flow.first.before(ENDPOINT_SLACK), to: flow.last.after(ENDPOINT_SLACK) };
+        Self { on_nodes: Arc::clone(&self.on_nodes), within: Some(time), ..*self }
     }
 }
 
@@ -95,7 +107,11 @@ impl Evidence for Known<'_> {
     }
 
     fn seen_at(&self, key: &EdgeKey, side: Side) -> Option<Seen> {
-        self.facts.edges.get(key).filter(|edge| !edge.is_set_aside())?.at(side)
+        let edge = self.facts.edges.get(key).filter(|edge| !edge.is_set_aside())?;
+        let Some(time) = self.within else { return edge.at(side) };
+        let meets = |seen: &Seen| seen.first <= time.to && time.from <= seen.last;
+        let seen = edge.seen().filter(|(_, of, seen)| *of == side && meets(seen));
+        seen.fold(None, |sum, (.., seen)| Seen::sum(sum, Some(*seen)))
     }
 
     fn services_used_by(&self, node: &Arc<Peer>) -> Vec<(Arc<str>, Seen)> {
@@ -338,6 +354,17 @@ impl Deriver {
         for (flow, of_flow) in &facts.service_flows {
             let Some(total) = of_flow.sources.total() else { continue };
             let found = behind(&known, flow, &total);
+            // A record of another time says nothing of these; what was open already is told where
+            // it began.
+            let has_backend = |seen: &Seen| {
+                let known = known.at_the_time_of(seen);
+                found.attached.iter().any(|edge| known.server_saw(&edge.key))
+                    || !behind(&known, flow, seen).backend_unknown
+            };
+            let several = of_flow.sources.iter().nth(1).is_some();
+            let is_unknown =
+                |seen: &Seen| found.backend_unknown || several && seen.counts.established() > 0 && !has_backend(seen);
+            let unknown: Vec<_> = of_flow.sources.iter().filter(|(.., seen)| is_unknown(seen)).collect();
             for attached in found.attached {
                 let derived = self.derived.entry(attached.key).or_default();
                 let flows = if attached.marks.is_empty() { &mut derived.certain } else { &mut derived.inferred };
@@ -345,20 +372,27 @@ impl Deriver {
                 derived.marks.extend(attached.marks);
                 derived.extra = Seen::sum(derived.extra, attached.extra);
             }
-            if found.backend_unknown {
+            if !unknown.is_empty() {
                 let reason = UnresolvedReason::ServiceBackendUnknown;
-                self.count(flow, &of_flow.sources, reason, Counts::established);
+                self.count(flow, unknown.iter().copied(), reason, Counts::established);
+                let times = unknown.iter().map(|(.., seen)| Interval { from: seen.first, to: seen.last });
+                self.backend_unknown.push((flow.clone(), hull(times)));
                 self.incomplete.entry(Arc::clone(&flow.0)).or_default().insert(reason.as_str().to_owned());
             }
             if found.attempts_unknown {
-                self.count(flow, &of_flow.sources, UnresolvedReason::ServiceAttemptFailed, Counts::failed);
+                self.count(flow, of_flow.sources.iter(), UnresolvedReason::ServiceAttemptFailed, Counts::failed);
             }
         }
     }
 
-    fn count(&mut self, flow: &FlowKey, sources: &BySource, reason: UnresolvedReason, number: impl Fn(&Counts) -> u64) {
-        let (client, service, protocol, _) = flow;
-        for (source, _, seen) in sources.iter() {
+    fn count<'a>(
+        &mut self,
+        (client, service, protocol, _): &FlowKey,
+        sources: impl Iterator<Item = (&'a Arc<Source>, Side, &'a Seen)>,
+        reason: UnresolvedReason,
+        number: impl Fn(&Counts) -> u64,
+    ) {
+        for (source, _, seen) in sources {
             self.count_at(source, reason, number(&seen.counts), format!("{client} -> {service}/{protocol}"));
         }
     }

@@ -88,6 +88,7 @@ fn service_flow(key: &FlowKey, facts: &FlowFacts) -> ServiceFlow {
         port: *port,
         marks: facts.marks.clone(),
         node_workloads: facts.node_workloads.clone(),
+        backend_unknown: facts.backend_unknown,
         sources: source_counts(&facts.sources, false).collect(),
     }
 }
@@ -109,7 +110,10 @@ impl Facts {
         deriver.unnamed_flows(&self, &owners);
         deriver.redirected(untold);
         deriver.coverage_of_nodes(&self);
-        let Deriver { derived, unresolved, incomplete, unnamed } = deriver;
+        let Deriver { derived, unresolved, incomplete, unnamed, backend_unknown } = deriver;
+        for (key, times) in backend_unknown {
+            self.service_flows.entry(key).or_default().backend_unknown = Some(times);
+        }
         for (key, may_be) in unnamed {
             self.remote_flows.entry(key).or_default().may_be = Some(may_be);
         }

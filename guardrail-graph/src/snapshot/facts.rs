@@ -263,6 +263,8 @@ pub(crate) struct FlowFacts {
     pub(crate) marks: BTreeSet<String>,
     pub(crate) node_workloads: BTreeSet<String>,
     pub(crate) sources: BySource,
+    /// As [`ServiceFlow::backend_unknown`]: follows from the others.
+    pub(crate) backend_unknown: Option<Interval>,
 }
 
 /// `(end on the agent's node, which end that is, address of the other, protocol, port, whether a

@@ -4,10 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, WorkloadRef,
-    snapshot::{Body, RemoteFlow, ServiceFlow, Side, SourceCounts, UnresolvedFlow, marks},
+    snapshot::{BackendEntry, Body, Interval, RemoteFlow, ServiceFlow, Side, SourceCounts, UnresolvedFlow, marks},
 };
 
 use super::{Evaluator, Proof, denied_sides};
@@ -15,6 +16,9 @@ use crate::{
     generate::{FlowName, Options, Problem, ProblemKind},
     model::Direction,
 };
+
+/// The word of an endpoint comes late, and a terminating one still serves.
+const SLACK: Duration = Duration::from_secs(30);
 
 /// Judges them under the generated policies.
 pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &Evaluator, proof: &mut Proof) {
@@ -32,10 +36,15 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
     // An edge that stands for a use of a Service is judged by itself; so are those that `merge`
     // made of a flow with another node.
     let has_edge = |f: &ServiceFlow| via.contains(&(&f.client, f.service.as_str()));
-    for flow in body.service_flows.iter().filter(|f| established(f.protocol, &f.sources) && !has_edge(f)) {
+    for flow in body.service_flows.iter().filter(|f| established(f.protocol, &f.sources)) {
+        // Of other times nothing is asked where an edge stands for the use.
+        let asked = if has_edge(flow) { Some(flow.backend_unknown) } else { None };
+        if asked == Some(None) {
+            continue;
+        }
         let server = service_peer(&flow.service);
         let name = FlowName::new(&flow.client, &server, flow.port, flow.protocol);
-        let backends = backends(flow, body);
+        let backends = backends(flow, asked.flatten(), body);
         if backends.iter().any(|(peer, _)| **peer == flow.client) {
             // A pod that reached itself leaves no edge.
             continue;
@@ -121,14 +130,20 @@ fn service_peer(service: &str) -> Peer {
     Peer::Workload(WorkloadRef { namespace: namespace.to_owned(), owner: "svc".to_owned(), name: name.to_owned() })
 }
 
-fn backends<'a>(flow: &ServiceFlow, body: &'a Body) -> BTreeSet<(&'a Peer, u16)> {
+/// Who was behind it, then or ever.
+fn backends<'a>(flow: &ServiceFlow, then: Option<Interval>, body: &'a Body) -> BTreeSet<(&'a Peer, u16)> {
+    let was_there = |b: &BackendEntry| {
+        let begins = |time: Interval| b.from.is_none_or(|from| from.before(SLACK) <= time.to);
+        let ends = |time: Interval| b.to.is_none_or(|to| time.from <= to.after(SLACK));
+        then.is_none_or(|time| begins(time) && ends(time))
+    };
     let Peer::Workload(service) = service_peer(&flow.service) else { return BTreeSet::new() };
     body.services
         .iter()
         .filter(|s| s.namespace == service.namespace && s.name == service.name)
         .flat_map(|s| &s.ports)
         .filter(|p| p.port == flow.port && flow.protocol.is_named(&p.protocol))
-        .flat_map(|p| p.backends.iter().map(|b| (&b.peer, b.port)))
+        .flat_map(|p| p.backends.iter().filter(|b| was_there(b)).map(|b| (&b.peer, b.port)))
         .collect()
 }
 
