@@ -219,3 +219,46 @@ fn a_span_without_time_and_times_that_run_backwards_are_refused_in_a_sentence() 
     window.body.window.nodes.get_mut("node-a").unwrap()[0].to = t(-1);
     assert!(window.check_times().unwrap_err().to_string().contains("the window of node node-a begins at"));
 }
+
+#[test]
+fn times_of_pods_addresses_nodes_and_losses_that_run_backwards_are_refused_too() {
+    let mut lab = Lab::new("node-a", &[pod("shop", "api", 0, "node-a", "10.244.1.3", &[])]);
+    lab.pod_cgroup(1, "api", 0);
+    lab.observer.observe(Observation::Lost { reason: LossReason::MapFull, cgroup: None, count: 1, at: t(50) }, t(50));
+    let right = lab.at(100).snapshot();
+    assert_eq!(right.check_times(), Ok(()));
+    let [mut pods, mut nodes, mut tenures, mut losses] = [(); 4].map(|()| right.clone());
+    pods.body.presence[0].to = t(-7_200);
+    nodes.body.nodes[0].time.to = t(-7_200);
+    (tenures.body.addresses[0].from, tenures.body.addresses[0].to) = (Some(t(9)), Some(t(8)));
+    losses.body.coverage.losses[0].times.as_mut().unwrap()[0].time.to = t(-7_200);
+    for (what, wrong) in [("pod", pods), ("node", nodes), ("address", tenures), ("loss", losses)] {
+        let said = wrong.check_times().unwrap_err().to_string();
+        assert!(said.contains("times run backwards: ") && said.contains(what), "{said}");
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_turns_no_time_of_what_an_agent_says() {
+    let pods = [("api", "node-a", "10.244.1.3"), ("db", "node-b", "10.244.2.4")];
+    let pods = pods.map(|(name, node, address)| pod("shop", name, 0, node, address, &[]));
+    let mut lab = Lab::new("node-a", &pods);
+    lab.pod_cgroup(1, "api", 0);
+    lab.at(50_000).apply(&pod("shop", "late", 0, "node-a", "10.244.1.9", &[]));
+    lab.flow(tcp_client(1, "10.244.1.3", "10.244.2.4", 80, t(50_000)));
+    let lost = || Observation::Lost { reason: LossReason::MapFull, cgroup: None, count: 1, at: t(50_001) };
+    lab.observer.observe(lost(), t(50_001));
+    assert_eq!(lab.at(50_010).snapshot().check_times(), Ok(()));
+    lab.now = t(1_000);
+    assert_eq!(lab.observer.turn(&[], t(1_000)).snapshot().check_times(), Ok(()));
+    lab.at(1_010).delete_pod("shop", "late-5d9c-0");
+    lab.delete_pod("shop", "db-5d9c-0");
+    lab.observer.observe(lost(), t(1_020));
+    lab.observer.apply(
+        Change::Delete(ObjectKey { kind: Kind::Node, namespace: String::new(), name: "node-b".into() }),
+        t(1_030),
+    );
+    for at in [1_040, 20_000] {
+        assert_eq!(lab.at(at).snapshot().check_times(), Ok(()), "{at}");
+    }
+}

@@ -57,7 +57,11 @@ impl Turning {
         if self.asked.is_some() || self.ended.is_some() {
             return None;
         }
+        let steps = self.calendar.steps_counted_only();
         self.asked = self.calendar.due(clocks);
+        if self.calendar.steps_counted_only() != steps {
+            self.calm_since = clocks.boot;
+        }
         self.asked
     }
 }
@@ -110,5 +114,30 @@ impl Daemon {
     pub(super) fn answering(&self) -> impl FnOnce(Arc<Document>) -> Answer + use<> {
         let (ended, kept) = self.turning.as_ref().map(|t| (t.ended(), t.kept().to_vec())).unwrap_or_default();
         move |open| Answer { open, ended, kept }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_ends_no_epoch_is_no_calm_either() {
+        let mut turning = Turning::new(Epochs::default(), "node-a", now());
+        let start = clocks();
+        let (mut ahead, mut begun) = (0, 0);
+        for second in (15..7_200).step_by(15) {
+            ahead = 1_000 - ahead;
+            let later = Duration::from_secs(second);
+            let clocks =
+                Clocks { wall: start.wall.after(later + Duration::from_secs(ahead)), boot: start.boot + later };
+            if turning.due(clocks).is_some() {
+                turning.asked = None;
+                turning.calendar.turned(clocks);
+                begun += 1;
+            }
+            assert!(begun < 48 || turning.calm_since + CALM > clocks.boot, "it has stepped all the time");
+        }
+        assert_eq!(begun, 48);
     }
 }

@@ -136,7 +136,7 @@ impl Snapshot {
     /// # Errors
     /// The first entry that ends before it begins.
     pub fn check_times(&self) -> Result<(), SpanError> {
-        let Body { window, service_flows, remote_flows, edges, .. } = &self.body;
+        let Body { window, service_flows, remote_flows, edges, presence, addresses, nodes, coverage, .. } = &self.body;
         let check = |what: &dyn Fn() -> String, first: Timestamp, last: Timestamp| {
             if first > last { Err(SpanError::Backwards { what: what(), first, last }) } else { Ok(()) }
         };
@@ -144,6 +144,20 @@ impl Snapshot {
             for interval in intervals {
                 check(&|| format!("the window of node {node}"), interval.from, interval.to)?;
             }
+        }
+        for pod in presence {
+            check(&|| format!("the time of pod {}/{}", pod.workload.namespace, pod.pod), pod.from, pod.to)?;
+        }
+        for node in nodes {
+            check(&|| format!("the time of node {}", node.name), node.time.from, node.time.to)?;
+        }
+        for tenure in addresses {
+            let what = || format!("the time of {} with the address {}", tenure.peer, tenure.address);
+            tenure.from.zip(tenure.to).map_or(Ok(()), |(from, to)| check(&what, from, to))?;
+        }
+        for loss in &coverage.losses {
+            let mut times = loss.times.iter().flatten().map(|lost| lost.time);
+            times.try_for_each(|time| check(&|| format!("a loss ({})", loss.reason), time.from, time.to))?;
         }
         for flow in service_flows {
             let what = || format!("the flow {} -> {}/{}", flow.client, flow.service, flow.protocol);
