@@ -5,6 +5,7 @@ pub(crate) mod facts;
 pub mod file;
 pub(crate) mod flows;
 pub mod log;
+pub(crate) mod nodes;
 pub mod state;
 
 use std::{collections::VecDeque, time::Duration};

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{CLUSTER, Lab, apply_text, delta, edges, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{
     Observation, Observer, ObserverConfig, Peer, Protocol, Snapshot, Timestamp, WorkloadRef,
@@ -9,8 +11,8 @@ use guardrail_graph::{
     observer::RestoreError,
     snapshot::{
         AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, FlowTime, Interval, InventoryState, LossEntry,
-        LossTime, NodeView, PodPresence, ServiceEntry, ServiceFlow, ServicePortEntry, Side, Source, SourceCounts,
-        UnresolvedEntry, UnresolvedFlow, Witness, WorkloadCoverage, WorkloadEntry, merge,
+        LossTime, NodeDescription, NodeTime, NodeView, PodPresence, ServiceEntry, ServiceFlow, ServicePortEntry, Side,
+        Source, SourceCounts, UnresolvedEntry, UnresolvedFlow, Witness, WorkloadCoverage, WorkloadEntry, merge,
     },
 };
 use proptest::prelude::*;
@@ -467,6 +469,21 @@ fn document() -> impl Strategy<Value = Snapshot> {
             listed,
         },
     );
+    let node = ("[xyz]", prop::option::of("as told|windows node"), 0u8..3, any::<bool>(), time(), time()).prop_map(
+        |(name, unobservable, n, more_labels, a, b)| NodeTime {
+            name,
+            unobservable,
+            described: Arc::new(NodeDescription {
+                os: Some("linux".into()).filter(|_| n > 0),
+                labels: (0..n).map(|n| (["a", "b"][usize::from(n)], "v")).collect(),
+                more_labels,
+                addresses: (0..n).map(|last| [10, 0, 0, last].into()).collect(),
+                pod_cidrs: (0..n).map(|n| format!("10.0.{n}.0/24").parse().unwrap()).collect(),
+            }),
+            time: Interval { from: a.min(b), to: a.max(b) },
+        },
+    );
+    let nodes = prop::collection::vec(node, 0..3);
     (
         (
             windows,
@@ -484,6 +501,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
             (
                 prop::collection::btree_set("[xyz]", 0..3),
                 prop::collection::btree_map("[xyz]", "as told|windows node", 0..2),
+                nodes,
             ),
             prop::option::of(prop_oneof![
                 Just(InventoryState::Missing),
@@ -501,7 +519,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
                 services,
                 edges,
                 (sources, (witnesses, presence)),
-                ((expected, unobservable), inventory),
+                ((expected, unobservable, nodes), inventory),
             )| {
                 let mut snapshot = Snapshot::empty();
                 let body = &mut snapshot.body;
@@ -511,6 +529,7 @@ fn document() -> impl Strategy<Value = Snapshot> {
                 (body.services, body.edges, body.sources) = (services, edges, sources);
                 (body.witnesses, body.presence) = (witnesses, presence);
                 (body.coverage.nodes.expected, body.coverage.nodes.unobservable) = (expected, unobservable);
+                body.nodes = nodes;
                 body.coverage.inventory = inventory;
                 snapshot
             },

@@ -7,7 +7,7 @@ use common::{Lab, delta, pod, t};
 use guardrail_graph::{
     Observation, Observer, ObserverConfig, Protocol, Snapshot, Timestamp,
     epoch::{
-        log::{Recorder, Write},
+        log::{Recorder, Write, base_of},
         state::State,
     },
     observe::{CgroupId, OpenFlow, Role},
@@ -241,15 +241,25 @@ fn an_idle_node_writes_nothing_whatever_is_open_and_its_state_ends_later() {
     assert_eq!(last, Some(t(119 * 60)), "what is open lasts");
 }
 
-const SEEDS: [&[u8]; 2] = [include_bytes!("../../fuzz/seeds/state/base"), include_bytes!("../../fuzz/seeds/state/log")];
+const SEEDS: [&[u8]; 3] = [
+    include_bytes!("../../fuzz/seeds/state/base"),
+    include_bytes!("../../fuzz/seeds/state/log"),
+    include_bytes!("../../fuzz/seeds/state/nodes"),
+];
 
 #[test]
 fn the_seeds_of_the_fuzz_target_are_states_of_this_version() {
-    for (seed, edges) in SEEDS.into_iter().zip([1, 2]) {
+    for (seed, (edges, nodes)) in SEEDS.into_iter().zip([(1, 0), (2, 0), (1, 4)]) {
         let (length, files) = seed.split_first_chunk().unwrap();
         let (base, log) = files.split_at(usize::try_from(u32::from_le_bytes(*length)).unwrap());
         let state = State::read(base, log).unwrap();
         assert_eq!((state.cut(), log.is_empty()), (None, edges == 1));
-        assert_eq!(state.document(state.at()).unwrap().snapshot().body.edges.len(), edges);
+        let body = state.document(state.at()).unwrap().snapshot().body;
+        assert_eq!((body.edges.len(), body.nodes.len()), (edges, nodes));
     }
+    let operations = include_bytes!("../../fuzz/seeds/state/operations-nodes");
+    let state = State::read(&base_of(operations), &[]).unwrap();
+    let nodes = state.facts(state.at()).unwrap().body.nodes;
+    let told: Vec<_> = nodes.iter().map(|node| (&*node.name, node.described.labels.get("pool"))).collect();
+    assert_eq!(told, [("node-b", Some("x")), ("win", Some("x"))]);
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use super::{
     flows::Flows,
     log::Recording,
+    nodes::put_nodes,
     state::{Flow, Head, Unnamed, put_json, section},
 };
 use crate::{
@@ -13,7 +14,6 @@ use crate::{
     snapshot::{
         Coverage, Document, InventoryState, LossEntry, Side, Source, UnresolvedEntry, WorkloadCoverage,
         facts::{BySource, Facts, Seen, is_computed},
-        nodes::node_times,
     },
     unresolved::UnresolvedReason,
 };
@@ -41,9 +41,7 @@ pub(crate) fn put_facts(recording: &mut Recording<'_>, source: &Source, facts: &
         witness: facts.witnesses.get(source).copied(),
     };
     put_json(recording, section::HEAD, &(), &head);
-    for node in node_times(&facts.nodes) {
-        put_json(recording, section::NODE, &(&node.name, &node.unobservable, node.time.from), &node);
-    }
+    put_nodes(recording, &facts.nodes, source.start.unwrap_or_default());
     for loss in losses {
         put_json(recording, section::LOSS, &loss.reason, &loss);
     }

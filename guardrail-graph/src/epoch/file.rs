@@ -190,8 +190,11 @@ mod tests {
     use super::*;
     use crate::{Observer, ObserverConfig};
 
-    const SEEDS: [&[u8]; 2] =
-        [include_bytes!("../../../fuzz/seeds/epoch/empty"), include_bytes!("../../../fuzz/seeds/epoch/edge")];
+    const SEEDS: [&[u8]; 3] = [
+        include_bytes!("../../../fuzz/seeds/epoch/empty"),
+        include_bytes!("../../../fuzz/seeds/epoch/edge"),
+        include_bytes!("../../../fuzz/seeds/epoch/nodes"),
+    ];
 
     fn example() -> Vec<u8> {
         let t = Timestamp::from_unix_seconds;
@@ -236,10 +239,11 @@ mod tests {
 
     #[test]
     fn the_seeds_of_the_fuzz_target_are_epochs_of_this_version() {
-        let [empty, edge] = SEEDS.map(|seed| decode(seed).unwrap());
+        let [empty, edge, nodes] = SEEDS.map(|seed| decode(seed).unwrap());
         assert_eq!((empty.0.end, edge.0.end), (End::ClockStep, End::Day));
         assert_eq!((empty.1.body.edges.len(), edge.1.body.edges.len()), (0, 1));
-        for (header, snapshot) in [empty, edge] {
+        assert_eq!(nodes.1.body.nodes.len(), 4);
+        for (header, snapshot) in [empty, edge, nodes] {
             let document = Document::joined([snapshot.clone()]);
             assert_eq!(decode(&encode(&header, &document)).unwrap(), (header, snapshot));
         }

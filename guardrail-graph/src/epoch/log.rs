@@ -325,6 +325,11 @@ impl From<Stop> for LogError {
 }
 
 impl Replayed {
+    /// The entry with this number, if it is there and of this section.
+    pub(crate) fn entry(&self, id: u64, section: u8) -> Option<&Entry> {
+        self.entries.get(usize::try_from(id).ok()?)?.as_ref().filter(|entry| entry.section == section)
+    }
+
     /// Reads a base and the log behind it; an empty one: there is none.
     ///
     /// # Errors

@@ -15,12 +15,13 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{
     bytes::{Bytes, put_bytes, put_int, put_numbers, put_signed, put_texts},
     log::{Cut, Entry, LogError, Recording, Replayed},
+    nodes::NodeReader,
 };
 use crate::{
     peer::{Peer, Protocol},
     snapshot::{
         AddressEntry, Body, Counts, Coverage, Document, EdgePeer, EdgeRecord, Interval, InventoryState, LossEntry,
-        NodeCoverage, NodeTime, PodPresence, RemoteFlow, Revision, ServiceEntry, ServiceFlow, Side, Snapshot, Source,
+        NodeCoverage, PodPresence, RemoteFlow, Revision, ServiceEntry, ServiceFlow, Side, Snapshot, Source,
         SourceCounts, SourceRevision, UnresolvedEntry, UnresolvedFlow, Window, Witness, WorkloadCoverage,
         WorkloadEntry, facts::Seen,
     },
@@ -48,8 +49,10 @@ pub mod section {
     pub(crate) const OWN_POD: u8 = 13;
     pub(crate) const WAITING: u8 = 14;
     pub(crate) const LABEL_CHANGES: u8 = 15;
-    pub(crate) const NODE: u8 = 16;
     pub(crate) const DOUBT: u8 = 17;
+    pub(crate) const NODE_LABEL: u8 = 18;
+    pub(crate) const NODE_WORD: u8 = 19;
+    pub(crate) const NODE: u8 = 20;
     /// The first that has no meaning here.
     pub const CALLER: u8 = 128;
 }
@@ -103,6 +106,15 @@ pub(crate) fn put_address(out: &mut Vec<u8>, address: IpAddr) {
             out.extend(address.octets());
         }
     }
+}
+
+/// What follows the first byte of an address.
+pub(super) fn address(family: u8, bytes: &mut Bytes<'_>) -> Option<IpAddr> {
+    Some(match family {
+        V4 => IpAddr::from(<[u8; 4]>::try_from(bytes.take(4)?).ok()?),
+        V6 => IpAddr::from(<[u8; 16]>::try_from(bytes.take(16)?).ok()?),
+        _ => return None,
+    })
 }
 
 /// A peer by the number of its entry.
@@ -194,6 +206,7 @@ struct Reader<'a> {
     /// What is open ends here.
     end: Timestamp,
     peers: HashMap<u64, Arc<Peer>>,
+    nodes: NodeReader,
 }
 
 impl Reader<'_> {
@@ -229,13 +242,11 @@ impl Reader<'_> {
                 if let Some(known) = self.peers.get(&id) {
                     return Some(Arc::clone(known));
                 }
-                let entry = self.replayed.entries.get(usize::try_from(id).ok()?)?.as_ref()?;
-                let peer = serde_json::from_slice(&entry.key).ok().filter(|_| entry.section == section::PEER)?;
+                let entry = self.replayed.entry(id, section::PEER)?;
+                let peer = serde_json::from_slice(&entry.key).ok()?;
                 return Some(Arc::clone(self.peers.entry(id).insert_entry(Arc::new(peer)).get()));
             }
-            V4 => IpAddr::from(<[u8; 4]>::try_from(bytes.take(4)?).ok()?),
-            V6 => IpAddr::from(<[u8; 16]>::try_from(bytes.take(16)?).ok()?),
-            _ => return None,
+            family => address(family, bytes)?,
         };
         Some(Arc::new(Peer::External { address: address.to_string() }))
     }
@@ -301,9 +312,8 @@ impl Reader<'_> {
                 body.workloads.push(workload);
             }
             section::NODE => {
-                let mut node: NodeTime = read(value, "nodes")?;
-                node.time.to = self.time(node.time.to).max(node.time.from);
-                body.nodes.push(node);
+                let node = self.nodes.read(self.replayed, entry, (self.begun, self.end));
+                body.nodes.push(node.ok_or(LogError::Entry("nodes"))?);
             }
             section::LABEL_CHANGES => body.label_changes.push(read(value, "labels")?),
             section::SERVICE => {
@@ -425,7 +435,9 @@ impl State {
                 .collect(),
             ..Body::default()
         };
-        let mut reader = Reader { replayed: &self.0, source: Arc::new(source), begun, end, peers: HashMap::new() };
+        let source = Arc::new(source);
+        let (peers, nodes) = (HashMap::new(), NodeReader::default());
+        let mut reader = Reader { replayed: &self.0, source, begun, end, peers, nodes };
         let mut unnamed = Vec::new();
         for entry in self.0.entries.iter().flatten() {
             reader.add(&mut body, &mut unnamed, entry)?;

@@ -82,6 +82,8 @@ pub struct Node {
     pub name: String,
     /// `metadata.labels`.
     pub labels: Labels,
+    /// `status.nodeInfo.operatingSystem`: the kubelet's own word.
+    pub os: Option<String>,
     /// `status.addresses` that are IPs, and tunnel addresses from annotations (Calico, flannel,
     /// Cilium).
     pub addresses: Vec<IpAddr>,
@@ -358,8 +360,15 @@ impl Node {
         if self.labels.get("eks.amazonaws.com/compute-type") == Some("fargate") {
             return Some("Fargate".to_owned());
         }
-        let os = self.labels.get("kubernetes.io/os").filter(|os| !os.is_empty() && *os != "linux")?;
+        let os = self.os().filter(|os| *os != "linux")?;
         Some(format!("{os} node"))
+    }
+
+    /// Its operating system: what its kubelet says, else the label.
+    #[must_use]
+    pub fn os(&self) -> Option<&str> {
+        let label = || self.labels.get("kubernetes.io/os").filter(|os| !os.is_empty());
+        self.os.as_deref().or_else(label)
     }
 }
 

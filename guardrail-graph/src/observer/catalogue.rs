@@ -21,7 +21,7 @@ use crate::{
     inventory::{Inventory, Kind, Node, Object, ObjectKey, Pod, Service, VirtualTarget},
     peer::{Protocol, WorkloadRef},
     selector::LabelSelector,
-    snapshot::{InventoryState, ServiceEntry, facts::Services, workloads::WorkloadFacts},
+    snapshot::{InventoryState, ServiceEntry, facts::Services, nodes::AS_TOLD, workloads::WorkloadFacts},
     time::Timestamp,
 };
 
@@ -55,7 +55,7 @@ pub(super) struct Catalogue {
 
 /// Why nobody can observe a node, if so.
 pub(super) fn why_unobservable(node: &Node, told: &[LabelSelector]) -> Option<String> {
-    let told = || told.iter().any(|selector| selector.matches(&node.labels)).then(|| "as told".to_owned());
+    let told = || told.iter().any(|selector| selector.matches(&node.labels)).then(|| AS_TOLD.to_owned());
     node.unobservable().or_else(told)
 }
 

@@ -7,9 +7,15 @@
 mod ends;
 mod networks;
 mod pods;
+mod ranges;
 mod sockets;
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 pub(super) use ends::{Evidence, LocalEnd, RemoteEnd, Resolution, address_class};
 use ipnet::IpNet;
@@ -29,7 +35,7 @@ use crate::{
     },
     inventory::{Inventory, Kind, Pod},
     observe::CgroupId,
-    peer::{Peer, Protocol},
+    peer::Protocol,
     time::Timestamp,
 };
 
@@ -76,6 +82,9 @@ pub(super) struct Identity {
     /// has them.
     range_nodes: HashMap<IpAddr, PeerId>,
     pod_ranges: Vec<IpNet>,
+    /// Those of nodes that are gone, and since when: the cluster gives them to others, and meanwhile
+    /// pods call addresses that were in them.
+    former_ranges: BTreeMap<IpNet, Timestamp>,
     /// Those of this node.
     own_ranges: Vec<IpNet>,
     /// Ports that host-network pods declare → their workload, if it is one.
@@ -99,6 +108,7 @@ impl Identity {
             awaited: config.awaited.clone(),
             range_nodes: HashMap::new(),
             pod_ranges: Vec::new(),
+            former_ranges: BTreeMap::new(),
             own_ranges: Vec::new(),
             host_ports: HashMap::new(),
         }
@@ -158,16 +168,6 @@ impl Identity {
             AddressOwner::Node(peer) => Some(peer),
             AddressOwner::Pod(_) => None,
         })
-    }
-
-    /// Addresses that nodes own by their pod range.
-    pub(super) fn range_nodes(&self) -> &HashMap<IpAddr, PeerId> {
-        &self.range_nodes
-    }
-
-    /// Whether nobody is known to have had the address.
-    pub(super) fn is_unknown(&self, address: IpAddr) -> bool {
-        self.addresses.lookup(address, Timestamp::MAX) == Lookup::Unknown
     }
 
     /// The one owner of an address at `at`.
@@ -410,23 +410,6 @@ impl Identity {
         own.find_map(|uid| self.cgroups.pod(uid)).copied()
     }
 
-    /// Takes the ranges of all nodes of the inventory.
-    pub(super) fn index_nodes(&mut self, inventory: &Inventory, peers: &mut Peers) {
-        self.range_nodes.clear();
-        self.pod_ranges.clear();
-        self.own_ranges.clear();
-        for node in inventory.nodes() {
-            let peer = peers.id(Peer::Node { name: node.name.clone() });
-            for range in &node.pod_cidrs {
-                self.pod_ranges.push(*range);
-                if node.name == self.node {
-                    self.own_ranges.push(*range);
-                }
-                self.range_nodes.extend(range_addresses(*range).map(|address| (address, peer)));
-            }
-        }
-    }
-
     /// Takes the ports that host-network pods declare.
     pub(super) fn index_host_ports(&mut self) {
         self.host_ports.clear();
@@ -471,6 +454,7 @@ impl Identity {
             };
             owner == now_there
         });
+        self.forget_ranges(now);
         self.pods.expire(before);
         self.networks.retain(|pod| self.pods.get(pod).is_some());
         self.addresses.expire(before);
@@ -522,20 +506,13 @@ impl Identity {
     }
 }
 
-/// The network and the first host address of a pod range: those of a tunnel and a bridge.
-pub(super) fn range_addresses(range: IpNet) -> impl Iterator<Item = IpAddr> {
-    let network = range.network();
-    let first = match network {
-        IpAddr::V4(v4) => u32::from(v4).checked_add(1).map(|next| IpAddr::V4(next.into())),
-        IpAddr::V6(v6) => u128::from(v6).checked_add(1).map(|next| IpAddr::V6(next.into())),
-    };
-    [network].into_iter().chain(first.filter(|first| range.contains(first)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{Object, read};
+    use crate::{
+        inventory::{Object, read},
+        peer::Peer,
+    };
 
     const CLUSTER: &str = "kind: Node\nmetadata: {name: a}\nspec: {podCIDR: 10.244.1.0/24}\n---\nkind: Node\nmetadata: {name: b}\nspec: {podCIDR: 10.244.2.0/24}\n---\n\
         kind: Pod\nmetadata: {name: web, namespace: shop, uid: aaaaaaaa-1}\nspec: {nodeName: a}\nstatus: {podIP: 10.244.1.2}\n";

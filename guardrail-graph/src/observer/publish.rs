@@ -204,9 +204,11 @@ impl Observer {
             facts.addresses.insert(key, known);
         }
         for (address, peer) in self.identity.range_nodes() {
-            if self.identity.is_unknown(*address) {
+            if let Some(free) = self.identity.is_free_since(*address, now) {
+                let since = self.peers.node_name(*peer).and_then(|name| self.nodes.since(name));
+                let from = bound(since.unwrap_or(Timestamp::MIN).max(free));
                 let known = KnownTenure { to: None, heard: of_nodes, proven: false, listed: Some(true) };
-                facts.addresses.insert((*address, None, self.peers.get(*peer), None), known);
+                facts.addresses.insert((*address, from, self.peers.get(*peer), None), known);
             }
         }
     }

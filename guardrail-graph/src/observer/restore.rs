@@ -177,6 +177,9 @@ impl Observer {
         };
         self.restore_presence(body);
         self.nodes.restore(body);
+        for node in &body.nodes {
+            node.described.pod_cidrs.iter().for_each(|range| self.identity.remember_range(*range, node.time.to));
+        }
         let unknown = body.window.whole();
         for loss in &body.coverage.losses {
             self.ledger.restore_loss(&loss.reason, loss.count);

@@ -2,14 +2,17 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use ipnet::IpNet;
+
 use super::{
     AddressOwner, Observer,
     catalogue::why_unobservable,
-    identity::{AddressChanges, Told, range_addresses},
+    identity::{AddressChanges, Told},
 };
 use crate::{
     inventory::{Change, Kind, Node, Object, ObjectKey, Pod},
     peer::Peer,
+    snapshot::nodes::range_addresses,
     time::Timestamp,
 };
 
@@ -97,9 +100,12 @@ impl Observer {
     fn apply_node(&mut self, node: Arc<Node>, now: Timestamp) {
         let before = self.catalogue.apply_node(Arc::clone(&node));
         let why = why_unobservable(&node, &self.config.unobservable);
-        self.nodes.is_there(&node.name, why, self.history.started(), now);
+        self.nodes.is_there(&node, why, self.history.started(), now);
         let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
         let told = self.told(&Kind::Node, now);
+        if let Some(before) = &before {
+            self.ranges_are_gone(before, |range| !node.pod_cidrs.contains(&range), told);
+        }
         let released = before.iter().flat_map(|before| &before.addresses).filter(|a| !node.addresses.contains(a));
         for address in released {
             self.identity.release(*address, owner, told);
@@ -128,17 +134,26 @@ impl Observer {
                 }
             }
             Kind::Node => {
-                self.nodes.is_gone(&key.name, now);
                 if let Some(node) = self.catalogue.delete_node(key) {
                     let owner = AddressOwner::Node(self.peers.id(Peer::Node { name: node.name.clone() }));
                     let told = self.told(&Kind::Node, now);
+                    self.ranges_are_gone(&node, |_| true, told);
                     for address in &node.addresses {
                         self.identity.release(*address, owner, told);
                     }
                 }
+                self.nodes.is_gone(&key.name, now);
                 self.identity.index_nodes(self.catalogue.inventory(), &mut self.peers);
             }
             _ => self.catalogue.delete_other(key, now),
+        }
+    }
+
+    /// Pod ranges are a node's no more: what it owned by them was its own until now.
+    fn ranges_are_gone(&mut self, node: &Node, is_gone: impl Fn(IpNet) -> bool, told: Told) {
+        let (peer, since) = (self.peers.id(Peer::Node { name: node.name.clone() }), self.nodes.since(&node.name));
+        for range in node.pod_cidrs.iter().copied().filter(|range| is_gone(*range)) {
+            self.identity.range_is_gone(range, peer, since, told);
         }
     }
 

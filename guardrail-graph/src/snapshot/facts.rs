@@ -342,6 +342,10 @@ pub(crate) struct Facts {
     pub(crate) unobservable: BTreeMap<String, String>,
     /// When nodes were there. What is expected beside these has no times.
     pub(crate) nodes: Nodes,
+    /// The same at all times, where there is a span.
+    pub(super) uncut_nodes: Nodes,
+    /// Those as peers, by name.
+    pub(super) node_peers: BTreeMap<String, Arc<Peer>>,
     pub(crate) losses: BTreeMap<(Arc<Source>, String), (LossClass, u64)>,
     /// When those were; `None`: nobody knows.
     pub(crate) loss_times: BTreeMap<(Arc<Source>, String), Option<LossTimes>>,

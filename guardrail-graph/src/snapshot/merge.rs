@@ -24,6 +24,7 @@ pub fn merge_within(mut snapshots: Vec<Snapshot>, span: &Span) -> Snapshot {
     leave_newest(&mut snapshots);
     let mut joined = Facts { span: *span, ..Facts::default() };
     for mut snapshot in snapshots {
+        joined.keep_nodes(&snapshot.body.nodes);
         cut(&mut snapshot.body, span);
         joined.add(snapshot);
     }

@@ -1,15 +1,16 @@
 //! Who had which address when, over all nodes.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
 use super::{
-    Counts,
+    Counts, Interval,
     facts::{Facts, Seen},
+    nodes::range_addresses,
 };
 use crate::{peer::Peer, time::Timestamp};
 
@@ -44,7 +45,6 @@ impl Tenure<'_> {
 /// Who had which address when, over all nodes.
 #[derive(Default)]
 pub(super) struct Owners<'a>(HashMap<IpAddr, Vec<Tenure<'a>>>);
-
 impl<'a> Owners<'a> {
     /// Those of the facts, or none if nothing has to be named.
     pub(super) fn of(facts: &'a Facts) -> Self {
@@ -58,7 +58,25 @@ impl<'a> Owners<'a> {
             let to = to.max(from);
             owners.0.entry(*address).or_default().push(Tenure { from, to, open: known.to.is_none(), peer });
         }
+        owners.add_nodes(facts);
         owners
+    }
+
+    /// What was told of nodes themselves outlasts the tenures that their agents remember.
+    fn add_nodes(&mut self, facts: &'a Facts) {
+        let last = facts.named_nodes().values().flatten().map(|time| time.to).max();
+        let pods: HashSet<IpAddr> = facts.addresses.keys().filter(|key| key.3.is_some()).map(|key| key.0).collect();
+        for ((name, _, described), times) in facts.named_nodes() {
+            let Some(peer) = facts.node_peers.get(name) else { continue };
+            let by_range = described.pod_cidrs.iter().flat_map(|range| range_addresses(*range));
+            // A pod may have an address that else is its node's.
+            let by_range = by_range.filter(|address| !pods.contains(address));
+            for address in described.addresses.iter().copied().chain(by_range) {
+                let tenure =
+                    |time: &Interval| Tenure { from: time.from, to: time.to, open: Some(time.to) == last, peer };
+                self.0.entry(address).or_default().extend(times.iter().map(tenure));
+            }
+        }
     }
 
     /// The one who had the address at an instant; `None` if nobody is known, or several are

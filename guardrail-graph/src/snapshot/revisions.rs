@@ -179,9 +179,8 @@ impl Facts {
     /// Takes out what this epoch counted; everything, if there is nothing else.
     fn forget(&mut self, source: &Arc<Source>) {
         if self.sources.len() == 1 {
-            let span = self.span;
-            *self = Self::default();
-            self.span = span;
+            let (span, uncut_nodes) = (self.span, std::mem::take(&mut self.uncut_nodes));
+            *self = Self { span, uncut_nodes, ..Self::default() };
             return;
         }
         self.edges.retain(|_, edge| {

@@ -88,7 +88,8 @@ pub(super) fn node(meta: Meta, spec: NodeSpec, status: NodeStatus) -> Result<Nod
             c.parse::<IpNet>().map_err(|_| format!("spec.podCIDR: `{c}` is not a range: write it like 10.244.1.0/24"))
         })
         .collect::<Result<_, _>>()?;
-    Ok(Node { name: meta.name, labels: meta.labels, addresses, pod_cidrs })
+    let os = status.node_info.operating_system.filter(|os| !os.is_empty());
+    Ok(Node { name: meta.name, labels: meta.labels, os, addresses, pod_cidrs })
 }
 
 /// Ports of regular and restartable init containers.

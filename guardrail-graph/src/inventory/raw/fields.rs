@@ -142,7 +142,8 @@ raw!(PodStatus {
 raw!(RawPodIp { ip: Option<MaybeIp> });
 raw!(Condition { r#type: String, status: String, last_transition_time: Option<String> });
 raw!(NodeSpec { #[serde(rename = "podCIDR")] pod_cidr: Option<String>, #[serde(rename = "podCIDRs")] pod_cidrs: Vec<String> });
-raw!(NodeStatus { addresses: Vec<NodeAddress> });
+raw!(NodeStatus { addresses: Vec<NodeAddress>, node_info: NodeInfo });
+raw!(NodeInfo { operating_system: Option<String> });
 raw!(NodeAddress { r#type: String, address: String });
 raw!(ServiceSpec {
     r#type: Option<String>,

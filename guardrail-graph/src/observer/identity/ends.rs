@@ -232,7 +232,7 @@ impl Identity {
 
     /// Whether the address lies in a node's pod range.
     pub(in crate::observer) fn in_pod_range(&self, address: IpAddr) -> bool {
-        self.pod_ranges.iter().any(|r| r.contains(&address))
+        self.pod_ranges.iter().chain(self.former_ranges.keys()).any(|r| r.contains(&address))
     }
 
     /// Whether the address is that of another node's pod, and nothing more will become known of it
