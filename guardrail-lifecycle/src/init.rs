@@ -10,7 +10,7 @@ use std::{
     fmt::Write as _,
 };
 
-use guardrail_graph::{Peer, Snapshot, WorkloadRef, snapshot::EdgeRecord};
+use guardrail_graph::{Snapshot, WorkloadRef, snapshot::EdgeRecord};
 
 use crate::plan::{API_VERSION, KIND};
 
@@ -108,11 +108,9 @@ impl Found {
                 found.shared.insert(workload.clone(), (ports, namespaces.len()));
             }
         }
-        for entry in &body.addresses {
-            if let (Peer::Node { .. }, None, true) = (&entry.peer, &entry.pod, entry.listed != Some(false)) {
-                found.nodes.insert(entry.address.to_canonical());
-            }
-        }
+        let known = body.known_nodes();
+        let lasting = body.lasting_addresses(&known).filter(|(_, entry)| entry.listed != Some(false));
+        found.nodes.extend(lasting.map(|(_, entry)| entry.address.to_canonical()));
         found
     }
 

@@ -249,7 +249,10 @@ impl<'a> Lists<'a> {
     fn new(body: &'a Body, options: &'a Options) -> Self {
         let ends = body.coverage.nodes.observed.iter().filter_map(|node| body.window.nodes.get(node));
         let end = ends.filter_map(|intervals| intervals.iter().map(|i| i.to).max()).min();
+        let known = body.known_nodes();
+        let is_gone = |name: &&str| known.get(name).is_some_and(|node| node.is_gone);
         let nodes = body.coverage.nodes.expected.union(&body.coverage.nodes.observed).map(String::as_str);
+        let nodes = nodes.filter(|name| !is_gone(name));
         let mut lists = Self {
             options,
             complete: body.coverage.inventory == Some(InventoryState::Complete),

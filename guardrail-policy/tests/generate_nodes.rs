@@ -5,9 +5,14 @@
 mod common;
 
 use common::{Lab, delta, pod, t, tcp_client, tcp_server};
-use guardrail_graph::{Protocol, Snapshot, inventory::read, observe::Role, snapshot::merge};
+use guardrail_graph::{
+    Protocol, Snapshot,
+    inventory::{Change, Kind, ObjectKey, read},
+    observe::Role,
+    snapshot::merge,
+};
 use guardrail_policy::{
-    evaluate::Cluster,
+    evaluate::{Cluster, ClusterNode},
     export::{Exported, export},
     generate::{Options, Phase},
 };
@@ -317,4 +322,95 @@ fn a_port_of_another_node_is_open_at_that_node_and_one_of_the_own_node_needs_no_
     assert_eq!(called_beside_pods("10.96.0.7", 80), NOBODY);
     assert_eq!(called_beside_pods("192.0.2.11", 8443), ["192.0.2.11/32", "8443"]);
     assert_eq!(called_beside_pods(ON_A, 8080), NOBODY);
+}
+
+/// Node b called the pod on node a, and is gone.
+fn left() -> Probed {
+    let mut lab = Probed::new("");
+    lab.a.flow(tcp_server(2, ON_A, "192.0.2.12", 8080, t(7)));
+    lab.b.at(50);
+    lab.a.at(100);
+    let key = ObjectKey { kind: Kind::Node, namespace: String::new(), name: "node-b".into() };
+    lab.a.observer.apply(Change::Delete(key), t(100));
+    lab.a.delete_pod("shop", "api-5d9c-1");
+    lab.a.delete_pod("edge", "ingress-5d9c-0");
+    lab.a.at(4 * 3600);
+    lab
+}
+
+/// The inventory as it is then.
+fn options_without_b() -> Options {
+    let only_a = common::CLUSTER.rsplit_once("---").unwrap().0;
+    let mut options = options();
+    options.cluster = Cluster::from_objects(&read::objects(only_a, "cluster").unwrap().objects);
+    options
+}
+
+#[test]
+fn the_addresses_of_a_node_that_is_gone_are_opened_to_nobody() {
+    let mut lab = left();
+    let (a, b) = (lab.a.snapshot(), lab.b.snapshot());
+    // Whether its own agent, which did not see its end, says that it has them or not.
+    for snapshot in [merge(vec![a.clone()]), merge(vec![a, b])] {
+        assert!(snapshot.body.known_nodes()["node-b"].is_gone);
+        for options in [options_without_b(), Options::new(Phase::DefaultDeny)] {
+            let generated = export(&snapshot, &options);
+            let files: String = generated.files.values().map(String::as_str).collect();
+            assert!(!files.contains("192.0.2.12"), "{files}");
+            let problems: Vec<String> = generated.problems.iter().map(|p| p.message.clone()).collect();
+            let [problem] = &problems.iter().filter(|p| p.contains("no ingress rule")).collect::<Vec<_>>()[..] else {
+                panic!("{problems:#?}")
+            };
+            assert!(problem.contains("node node-b is gone, and 192.0.2.12 may be another's by now"), "{problem}");
+            assert!(problem.contains("--node-range") && problem.contains("--accept 'node/node-b->"), "{problem}");
+        }
+    }
+}
+
+#[test]
+fn a_declared_range_allows_what_a_node_that_is_gone_did() {
+    let mut lab = left();
+    let snapshot = merge(vec![lab.a.snapshot(), lab.b.snapshot()]);
+    for mut options in [options_without_b(), Options::new(Phase::DefaultDeny)] {
+        options.node_ranges.insert("192.0.2.0/24".parse().unwrap());
+        assert_eq!(callers(&snapshot, &options), ["192.0.2.0/24"]);
+        let generated = proven(&snapshot, &options);
+        assert!(generated.problems.is_empty(), "{:?}", generated.problems);
+    }
+    let mut accepting = options_without_b();
+    accepting.accepted.insert("node/node-b->shop/Deployment/api:8080/TCP".parse().unwrap());
+    assert!(proven(&snapshot, &accepting).problems.is_empty());
+}
+
+#[test]
+fn what_nodes_were_tells_where_pods_live_without_an_inventory() {
+    let mut lab = left();
+    // Somebody outside, through a node port: any address, but for pods.
+    let snapshot = merge(vec![lab.a.snapshot(), lab.b.snapshot()]);
+    let cluster = Cluster::default().with_snapshot(&snapshot);
+    let ranges: Vec<String> = cluster.pod_ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["10.244.1.0/24", "10.244.2.0/24"], "another node will have that of the one that is gone");
+    let names = |nodes: &[ClusterNode]| nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>();
+    assert_eq!((names(&cluster.nodes), names(&cluster.former_nodes)), (vec!["node-a".into()], vec!["node-b".into()]));
+    let options = Options {
+        accepted: ["node/node-b->shop/Deployment/api:8080/TCP".parse().unwrap()].into(),
+        ..Options::new(Phase::DefaultDeny)
+    };
+    let mut open = snapshot;
+    let edge = open.body.edges.iter_mut().find(|edge| edge.server.peer.to_string() == "shop/Deployment/api").unwrap();
+    edge.client.peer = std::sync::Arc::new(guardrail_graph::Peer::External { address: "*".into() });
+    let files = export(&open, &options).into_owned().files;
+    let text = &files["shop.guardrail-allow-deployment-api.yaml"];
+    assert!(text.contains("10.244.1.0/24") && text.contains("10.244.2.0/24"), "{text}");
+}
+
+#[test]
+fn labels_of_nodes_are_those_that_were_told() {
+    let labelled = "---\nkind: Node\nmetadata: {name: node-b, labels: {pool: edge}}\nspec: {podCIDR: 10.244.2.0/24}\n\
+                    status: {addresses: [{type: InternalIP, address: 192.0.2.12}]}\n";
+    let mut lab = Probed::new("");
+    lab.a.at(10).apply(labelled);
+    let cluster = Cluster::default().with_snapshot(&lab.a.at(20).snapshot());
+    let labels: Vec<_> = cluster.nodes.iter().map(|node| (&*node.name, node.labels.get("pool").cloned())).collect();
+    assert_eq!(labels, [("node-a", None), ("node-b", Some("edge".to_owned()))]);
 }

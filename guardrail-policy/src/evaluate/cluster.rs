@@ -9,7 +9,7 @@ use std::{
 use guardrail_graph::{
     Peer, Snapshot, WorkloadRef,
     inventory::{ContainerPort, Namespace, Node, Object, Pod, Service},
-    snapshot::WorkloadEntry,
+    snapshot::{Body, KnownNode, WorkloadEntry},
 };
 use ipnet::IpNet;
 
@@ -84,6 +84,8 @@ pub struct Cluster {
     pub pods: Vec<ClusterPod>,
     /// Nodes.
     pub nodes: Vec<ClusterNode>,
+    /// Nodes that are gone, as they were last: only flows of their time are judged with them.
+    pub former_nodes: Vec<ClusterNode>,
     /// Labels per namespace, the name label included; `None`: the namespace was seen, its labels
     /// were not.
     namespaces: BTreeMap<String, Option<Labels>>,
@@ -155,26 +157,7 @@ impl Cluster {
             let pods = if pods.is_empty() { self.add_stand_ins(entry) } else { pods };
             self.workloads.insert(entry.workload.clone(), pods);
         }
-        let mut listed: BTreeMap<&str, BTreeSet<IpAddr>> = BTreeMap::new();
-        for entry in &body.addresses {
-            if let (Peer::Node { name }, None, None) = (&entry.peer, &entry.pod, entry.to) {
-                let address = entry.address.to_canonical();
-                if entry.listed == Some(false) {
-                    self.unlisted_addresses.insert(address, name.clone());
-                } else {
-                    listed.entry(name).or_default().insert(address);
-                }
-            }
-        }
-        for node in &mut self.nodes {
-            node.addresses.extend(listed.remove(node.name.as_str()).into_iter().flatten());
-        }
-        let more = listed.into_iter().map(|(name, addresses)| ClusterNode {
-            name: name.to_owned(),
-            addresses,
-            labels: Labels::new(),
-        });
-        self.nodes.extend(more);
+        self.add_nodes_of(body);
         for peer in body.edges.iter().map(|edge| &edge.server) {
             if let Peer::External { address } = &*peer.peer
                 && let Ok(address) = address.parse::<IpAddr>()
@@ -195,6 +178,42 @@ impl Cluster {
             }
         }
         self
+    }
+
+    /// Adds the nodes of a snapshot, those that are gone by themselves, and all ranges from which
+    /// pods had their addresses.
+    fn add_nodes_of(&mut self, body: &Body) {
+        let known = body.known_nodes();
+        let mut listed: BTreeMap<&str, BTreeSet<IpAddr>> = BTreeMap::new();
+        for (name, entry) in body.lasting_addresses(&known) {
+            let address = entry.address.to_canonical();
+            if entry.listed == Some(false) {
+                self.unlisted_addresses.insert(address, name.to_owned());
+            } else {
+                listed.entry(name).or_default().insert(address);
+            }
+        }
+        for node in &mut self.nodes {
+            node.addresses.extend(listed.remove(node.name.as_str()).into_iter().flatten());
+        }
+        let listed_here: BTreeSet<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
+        for (name, KnownNode { described, is_gone, .. }) in known {
+            if listed_here.contains(name) {
+                continue;
+            }
+            let told = described.iter().flat_map(|described| described.addresses.iter().map(IpAddr::to_canonical));
+            let addresses = listed.remove(name).into_iter().flatten().chain(told).collect();
+            let labels = described.first().map(|described| described.labels.to_map()).unwrap_or_default();
+            let node = ClusterNode { name: name.to_owned(), addresses, labels };
+            if is_gone { &mut self.former_nodes } else { &mut self.nodes }.push(node);
+        }
+        let more = listed.into_iter().map(|(name, addresses)| ClusterNode {
+            name: name.to_owned(),
+            addresses,
+            labels: Labels::new(),
+        });
+        self.nodes.extend(more);
+        self.pod_ranges.extend(body.pod_ranges());
     }
 
     /// A namespace's labels; only the name label if nothing else is known (A22).

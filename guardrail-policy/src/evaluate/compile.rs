@@ -87,7 +87,8 @@ impl Compiled {
             namespaces[class.namespace as usize].classes.push(index);
         }
         let mut nodes = HashMap::new();
-        let names = cluster.nodes.iter().map(|n| &n.name).chain(cluster.pods.iter().filter_map(|p| p.node.as_ref()));
+        let all = cluster.nodes.iter().chain(&cluster.former_nodes);
+        let names = all.map(|n| &n.name).chain(cluster.pods.iter().filter_map(|p| p.node.as_ref()));
         for name in names {
             let next = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
             nodes.entry(name.clone()).or_insert(next);
@@ -298,7 +299,8 @@ impl<'a> Builder<'a> {
 
     fn nodes_by_label(&self, selector: &LabelSelector) -> BitSet {
         let mut set = BitSet::with_len(self.nodes.len());
-        for node in self.cluster.nodes.iter().filter(|n| selector_matches(selector, &n.labels)) {
+        let nodes = self.cluster.nodes.iter().chain(&self.cluster.former_nodes);
+        for node in nodes.filter(|n| selector_matches(selector, &n.labels)) {
             if let Some(index) = self.nodes.get(&node.name) {
                 set.insert(*index as usize);
             }

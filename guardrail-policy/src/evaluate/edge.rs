@@ -15,7 +15,7 @@ use guardrail_graph::{
     snapshot::{EdgeRecord, Side, marks},
 };
 
-use super::{End, Evaluator, Exemption, RuleRef, SideVerdict, Verdict};
+use super::{ClusterNode, End, Evaluator, Exemption, RuleRef, SideVerdict, Verdict};
 use crate::model::{Direction, Protocol};
 
 /// Addresses that stand for "many external clients": every one of them has to be allowed.
@@ -124,7 +124,7 @@ impl Evaluator {
                 servers.retain(is_behind);
             }
         }
-        Ok(self.judge(&clients, &servers, edge.protocol, edge.port))
+        Ok(self.judge_peers([&edge.client.peer, &edge.server.peer], [&clients, &servers], edge.protocol, edge.port))
     }
 
     /// Judges every kind of pod of the client against every kind of the server.
@@ -138,7 +138,41 @@ impl Evaluator {
         protocol: Protocol,
         port: u16,
     ) -> Result<EdgeVerdict, UnknownPeer> {
-        Ok(self.judge(&self.peer_ends(client, true)?, &self.peer_ends(server, false)?, protocol, port))
+        let ends = [self.peer_ends(client, true)?, self.peer_ends(server, false)?];
+        Ok(self.judge_peers([client, server], [&ends[0], &ends[1]], protocol, port))
+    }
+
+    /// A node that is gone.
+    fn former_node(&self, name: &str) -> Option<&ClusterNode> {
+        self.cluster().former_nodes.iter().find(|node| node.name == name)
+    }
+
+    /// Judges the ends that stand for two peers. Nobody knows which of its addresses a node used that
+    /// is gone, and it uses none any more: one that is allowed speaks for it.
+    fn judge_peers(
+        &self,
+        peers: [&Peer; 2],
+        [clients, servers]: [&[End]; 2],
+        protocol: Protocol,
+        port: u16,
+    ) -> EdgeVerdict {
+        let is_gone = |peer: &Peer| matches!(peer, Peer::Node { name } if self.former_node(name).is_some());
+        let are_gone = peers.map(is_gone);
+        if are_gone == [false, false] {
+            return self.judge(clients, servers, protocol, port);
+        }
+        let [clients_of, servers_of] = [(are_gone[0], clients), (are_gone[1], servers)]
+            .map(|(is_gone, ends)| ends.chunks(if is_gone { 1 } else { ends.len().max(1) }));
+        let pairs = clients_of.flat_map(|clients| servers_of.clone().map(move |servers| (clients, servers)));
+        let can_reach = |(clients, servers): &(&[End], &[End])| {
+            clients.iter().any(|client| servers.iter().any(|server| client.can_reach(server)))
+        };
+        let mut verdicts =
+            pairs.filter(can_reach).map(|(clients, servers)| self.judge(clients, servers, protocol, port));
+        match verdicts.find(|verdict| verdict.denied == 0) {
+            Some(allowed) => allowed,
+            None => self.judge(clients, servers, protocol, port),
+        }
     }
 
     /// The ends that stand for a peer, as the client or as the server of a connection.
@@ -156,7 +190,7 @@ impl Evaluator {
                 Ok(replicas.iter().map(|r| r.end).collect())
             }
             Peer::Node { name } => {
-                let node = self.cluster().nodes.iter().find(|n| n.name == *name);
+                let node = self.cluster().nodes.iter().find(|n| n.name == *name).or_else(|| self.former_node(name));
                 let all: Vec<IpAddr> = node.into_iter().flat_map(|n| n.addresses.iter().copied()).collect();
                 let outside = |a: &IpAddr| !self.cluster().pod_ranges.iter().any(|range| range.contains(a));
                 let called: Vec<IpAddr> = all.iter().copied().filter(outside).collect();

@@ -38,6 +38,9 @@ pub(crate) struct Context<'a> {
     /// Index of each workload's subject.
     subject_of: HashMap<&'a WorkloadRef, usize>,
     nodes: BTreeMap<&'a str, NodeAddresses>,
+    /// The last addresses of nodes that are gone. They may be others' by now: no rule names them by
+    /// themselves.
+    former_nodes: BTreeMap<&'a str, BTreeSet<IpAddr>>,
     /// Nodes of each host-network workload (`namespace/Owner/name`).
     host_workloads: BTreeMap<String, BTreeSet<&'a str>>,
     node_ranges: BTreeMap<IpNet, DeclaredRange>,
@@ -127,16 +130,19 @@ impl<'a> Context<'a> {
         };
         let subject_of = subjects.iter().enumerate().flat_map(members).collect();
         let mut nodes: BTreeMap<&str, NodeAddresses> = BTreeMap::new();
-        for entry in &body.addresses {
-            if let (Peer::Node { name }, None) = (&entry.peer, entry.to) {
-                let known = nodes.entry(name).or_default();
-                let kind = if entry.listed == Some(false) { &mut known.unlisted } else { &mut known.listed };
-                kind.insert(entry.address);
-            }
+        let told = body.known_nodes();
+        for (name, entry) in body.lasting_addresses(&told) {
+            let known = nodes.entry(name).or_default();
+            let kind = if entry.listed == Some(false) { &mut known.unlisted } else { &mut known.listed };
+            kind.insert(entry.address);
         }
         for node in &options.cluster.nodes {
             nodes.entry(&node.name).or_default().listed.extend(&node.addresses);
         }
+        let gone = told.into_iter().filter(|(name, node)| node.is_gone && !nodes.contains_key(name));
+        let former =
+            gone.map(|(name, node)| (name, node.described.iter().flat_map(|d| d.addresses.iter().copied()).collect()));
+        let former: BTreeMap<&str, BTreeSet<IpAddr>> = former.collect();
         let usable = |a: &IpAddr| !a.is_loopback() && !a.is_unspecified();
         let mut unlisted = BTreeMap::new();
         for (name, known) in &mut nodes {
@@ -175,7 +181,8 @@ impl<'a> Context<'a> {
                 }
             }
         }
-        let pod_ranges: Vec<IpNet> = IpNet::aggregate(&options.cluster.pod_ranges.iter().map(IpNet::trunc).collect());
+        let pod_ranges = options.cluster.pod_ranges.iter().copied().chain(body.pod_ranges());
+        let pod_ranges: Vec<IpNet> = IpNet::aggregate(&pod_ranges.map(|range| range.trunc()).collect());
         let pods = body.workloads.iter().filter(|w| !w.host_network).flat_map(|w| w.pods.values().flatten());
         let in_a_range = |address: &IpAddr| pod_ranges.iter().any(|range| range.contains(address));
         let all_pods_in_ranges = !pod_ranges.is_empty() && pods.flat_map(|pod| &pod.addresses).all(in_a_range);
@@ -200,6 +207,7 @@ impl<'a> Context<'a> {
             subjects,
             subject_of,
             nodes,
+            former_nodes: former,
             host_workloads,
             node_ranges,
             control_plane_ranges,
@@ -351,7 +359,10 @@ impl<'a> Context<'a> {
     /// What a rule names for a node: the addresses that the API lists, or the declared ranges where
     /// one covers an address of the node.
     pub(crate) fn peers_of_node(&self, name: &str, called: bool) -> BTreeSet<RulePeer> {
-        let Some(node) = self.nodes.get(name) else { return BTreeSet::new() };
+        let Some(node) = self.nodes.get(name) else {
+            let former = self.former_addresses(name).into_iter().flatten();
+            return former.filter_map(|address| Some(self.node_range(*address)?.peer.clone())).collect();
+        };
         let listed: BTreeSet<IpAddr> = node.listed.iter().copied().filter(|a| !is_link_local(*a)).collect();
         // Nobody calls a node at its tunnel addresses, which lie where pods live.
         let outside: BTreeSet<IpAddr> =
@@ -363,6 +374,11 @@ impl<'a> Context<'a> {
             .collect();
         peers.extend(node.unlisted.iter().filter_map(|a| Some(self.node_range(*a)?.peer.clone())));
         peers
+    }
+
+    /// The last addresses of a node that is gone; `None`: it is not.
+    pub(crate) fn former_addresses(&self, name: &str) -> Option<&BTreeSet<IpAddr>> {
+        self.former_nodes.get(name)
     }
 
     /// What a rule names for the nodes on which pods of a workload are.

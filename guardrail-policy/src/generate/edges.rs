@@ -405,6 +405,14 @@ fn node(edge: &EdgeRecord, name: &str, side: Side, context: &Context<'_>) -> Nee
         }
         Nodes::Entities => every_node().into_iter().chain(context.ranges_of_unlisted(name)).collect(),
     };
+    if let Some(addresses) = context.former_addresses(name).filter(|_| peers.is_empty()) {
+        let were: Vec<String> = addresses.iter().take(2).map(ToString::to_string).collect();
+        let were =
+            if were.is_empty() { String::new() } else { format!(", and {} may be another's by now", were.join(", ")) };
+        return Need::Inexpressible(format!(
+            "node {name} is gone{were}: declare the range from which nodes have their addresses with --node-range CIDR"
+        ));
+    }
     if peers.is_empty() {
         return Need::Inexpressible(format!(
             "no address of node {name} is known: export with an inventory that has it, or declare it with --node-range CIDR"

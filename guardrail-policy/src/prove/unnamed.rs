@@ -28,9 +28,14 @@ pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &
     let mut owners: BTreeMap<IpAddr, BTreeSet<&Peer>> = BTreeMap::new();
     let kept =
         || body.coverage.unresolved.iter().flat_map(|entry| entry.flows.iter().flatten().map(move |f| (entry, f)));
+    let nodes: Vec<Peer> = body.nodes.iter().map(|node| Peer::Node { name: node.name.clone() }).collect();
     if kept().next().is_some() {
         for entry in &body.addresses {
             owners.entry(entry.address).or_default().insert(&entry.peer);
+        }
+        // Agents forget who had an address sooner than what nodes were.
+        for (node, peer) in body.nodes.iter().zip(&nodes) {
+            node.described.addresses.iter().for_each(|address| _ = owners.entry(*address).or_default().insert(peer));
         }
     }
     // An edge that stands for a use of a Service is judged by itself; so are those that `merge`
