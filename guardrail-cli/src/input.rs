@@ -62,10 +62,11 @@ pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs, span: &SpanArgs) -
 }
 
 /// Snapshots as one, within the span that is asked about.
-pub(crate) fn joined(all: Vec<Snapshot>, span: &SpanArgs, now: Timestamp) -> anyhow::Result<Snapshot> {
-    let span = span.span(now)?;
+pub(crate) fn joined(mut all: Vec<Snapshot>, args: &SpanArgs, now: Timestamp) -> anyhow::Result<Snapshot> {
+    let span = args.span(now)?;
     span::check(&span, &all)?;
     check_revisions(&all)?;
+    args.tell_unobservable(&mut all);
     // One snapshot is merged too, so that what is printed does not depend on how it was written.
     Ok(merge_within(all, &span))
 }

@@ -8,6 +8,7 @@ use std::{
     fs,
     path::Path,
     process::{Command, Output},
+    sync::Arc,
 };
 
 use generate_support::Scenario;
@@ -15,8 +16,8 @@ use guardrail_graph::{
     Peer, Protocol, Snapshot, Timestamp, WorkloadRef,
     observe::LossClass,
     snapshot::{
-        FlowTime, Interval, LossEntry, LossTime, PodPresence, UnresolvedEntry, UnresolvedFlow, Witness,
-        WorkloadCoverage,
+        FlowTime, Interval, LossEntry, LossTime, NodeDescription, NodeTime, PodPresence, UnresolvedEntry,
+        UnresolvedFlow, Witness, WorkloadCoverage,
     },
 };
 
@@ -283,6 +284,30 @@ fn a_node_that_nobody_can_observe_stops_nothing_and_is_named() {
     let missing = export(&snapshot, &[]);
     assert_eq!(missing.code, Some(1), "{}", missing.said);
     assert!(missing.said.contains("shop/Deployment/api: 0 % of its pods' time was observed"), "{}", missing.said);
+    // A person may say so later: what labels the nodes had stands in the snapshot.
+    let mut labelled = snapshot.clone();
+    labelled.body.nodes = ["node-a", "node-b"]
+        .map(|name| NodeTime {
+            name: name.to_owned(),
+            unobservable: None,
+            described: Arc::new(NodeDescription {
+                labels: [("on", name)].into_iter().collect(),
+                ..NodeDescription::default()
+            }),
+            time: Interval { from: t(1, 0), to: t(11, 0) },
+        })
+        .into();
+    let told = export(&labelled, &["--unobservable-nodes", "on=node-b"]);
+    assert_eq!(told.code, Some(0), "{}", told.said);
+    assert!(told.wrote("shop"));
+    let warned = "shop/Deployment/api has pods on node-b, which nobody can observe (as told)";
+    assert!(told.said.contains(warned), "{}", told.said);
+    let useless = export(&labelled, &["--unobservable-nodes", "on=node-c"]);
+    assert_eq!(useless.code, Some(1), "{}", useless.said);
+    let warned = "--unobservable-nodes 'on=node-c' has no effect: no node of the snapshots had such labels at any time";
+    assert!(useless.said.contains(warned), "{}", useless.said);
+    let wrong = export(&labelled, &["--unobservable-nodes", "on in"]);
+    assert_eq!(wrong.code, Some(2), "{}", wrong.said);
     snapshot.body.coverage.nodes.unobservable = [("node-b".to_owned(), "windows node".to_owned())].into();
     let named = export(&snapshot, &[]);
     assert_eq!(named.code, Some(0), "{}", named.said);

@@ -101,6 +101,7 @@ fn every_command_that_reads_snapshots_takes_a_span() {
     for command in ["init", "graph", "merge", "status", "export", "diff", "drift", "check"] {
         let (_, help, _) = guardrail(&[command, "--help"]);
         assert!(help.contains("--since <TIME>") && help.contains("--until <TIME>"), "{command}: {help}");
+        assert!(help.contains("--unobservable-nodes <SELECTOR>"), "{command}: {help}");
     }
 }
 

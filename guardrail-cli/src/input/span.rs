@@ -1,11 +1,12 @@
-//! `--since` and `--until`: which time of the snapshots counts.
+//! `--since` and `--until`: which time of the snapshots counts; `--unobservable-nodes`: which nodes
+//! nobody waits for.
 
-use std::time::SystemTime;
+use std::{str::FromStr, time::SystemTime};
 
 use anyhow::bail;
 use guardrail_graph::{
     Snapshot, Timestamp,
-    snapshot::{Interval, span::Span},
+    snapshot::{BadSelector, Interval, LabelSelector, span::Span},
 };
 use guardrail_policy::words::PointInTime;
 
@@ -24,6 +25,26 @@ pub(crate) struct SpanArgs {
     /// ago
     #[arg(long, value_name = "TIME")]
     until: Option<PointInTime>,
+
+    /// Nodes that had these labels cannot have had an agent, whatever the agents were told: nobody
+    /// waits for what ran there (repeatable, as in `kubectl get -l`)
+    #[arg(long, value_name = "SELECTOR", help_heading = "Which nodes count")]
+    unobservable_nodes: Vec<NodesWith>,
+}
+
+/// A label selector as it was written.
+#[derive(Clone, Debug)]
+struct NodesWith {
+    text: String,
+    selector: LabelSelector,
+}
+
+impl FromStr for NodesWith {
+    type Err = BadSelector;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self { text: text.to_owned(), selector: text.parse()? })
+    }
 }
 
 impl SpanArgs {
@@ -34,6 +55,19 @@ impl SpanArgs {
     pub(super) fn span(&self, now: Timestamp) -> anyhow::Result<Span> {
         let (since, until) = (self.since.map(|point| point.begin(now)), self.until.map(|point| point.end(now)));
         Span::new(since, until).map_err(|error| anyhow::anyhow!("--since and --until: {error}"))
+    }
+
+    /// Says in the snapshots which nodes nobody can observe, at the times at which they had the
+    /// labels.
+    pub(super) fn tell_unobservable(&self, snapshots: &mut [Snapshot]) {
+        for NodesWith { text, selector } in &self.unobservable_nodes {
+            let told: Vec<bool> =
+                snapshots.iter_mut().map(|snapshot| snapshot.body.tell_unobservable(selector)).collect();
+            if !told.contains(&true) {
+                let why = "no node of the snapshots had such labels at any time";
+                tell("warning", &format!("--unobservable-nodes '{text}' has no effect: {why}"));
+            }
+        }
     }
 }
 
