@@ -174,7 +174,7 @@ fn whatever_changes_all_the_time_is_bounded() {
 
 #[test]
 fn sixty_nodes_that_come_and_go_share_their_labels() {
-    let labels: String = (0..17).map(|n| format!(", example.com/label-{n}: value-of-label-{n}")).collect();
+    let labels: String = (0..19).map(|n| format!(", example.com/label-{n}: value-of-label-{n}")).collect();
     let nodes =
         |from: usize| (from..from + 60).map(|n| node(&format!("node-{n}"), n, &labels, "linux")).collect::<String>();
     let mut lab = lab(|_| (), &nodes(10));
