@@ -29,8 +29,8 @@ use crate::{
 /// There is a text: an operating system, a reason.
 const TEXT: u8 = 1;
 const MORE_LABELS: u8 = 2;
-/// Bytes of labels that one state may spell out: some bytes can name the same label for thousands of
-/// nodes. More of them are left out.
+/// Bytes of labels that one state may spell out: some bytes can name the same label for thousands
+/// of nodes. More of them are left out.
 const MAX_LABEL_BYTES: usize = 256 << 20;
 
 fn put_flags(out: &mut Vec<u8>, flags: u8, text: Option<&str>) {
@@ -91,8 +91,8 @@ pub(super) struct NodeReader {
 }
 
 impl NodeReader {
-    /// A node; `None`: the entry makes no sense. `times`: where they are counted from, and where what
-    /// is open ends.
+    /// A node; `None`: the entry makes no sense. `times`: where they are counted from, and where
+    /// what is open ends.
     pub(super) fn read(
         &mut self,
         replayed: &Replayed,

@@ -82,8 +82,8 @@ pub(super) struct Identity {
     /// has them.
     range_nodes: HashMap<IpAddr, PeerId>,
     pod_ranges: Vec<IpNet>,
-    /// Those of nodes that are gone, and since when: the cluster gives them to others, and meanwhile
-    /// pods call addresses that were in them.
+    /// Those of nodes that are gone, and since when: the cluster gives them to others, and
+    /// meanwhile pods call addresses that were in them.
     former_ranges: BTreeMap<IpNet, Timestamp>,
     /// Those of this node.
     own_ranges: Vec<IpNet>,

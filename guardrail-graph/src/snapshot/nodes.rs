@@ -135,9 +135,9 @@ impl Body {
         known
     }
 
-    /// Addresses that nodes still have, by name: not what was left open by an agent that was gone
-    /// before its node was, or before the node changed. `known`: [`Body::known_nodes`]; where nobody
-    /// was told of any, what was left open lasts.
+    /// Addresses that nodes still have, by name: not what was left open by an agent that was
+    /// gone before the node was, or before the node changed. `known`: [`Body::known_nodes`]; where
+    /// nobody was told of any, what was left open lasts.
     pub fn lasting_addresses<'a>(
         &'a self,
         known: &BTreeMap<&'a str, KnownNode<'a>>,

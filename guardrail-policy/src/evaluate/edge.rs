@@ -147,8 +147,8 @@ impl Evaluator {
         self.cluster().former_nodes.iter().find(|node| node.name == name)
     }
 
-    /// Judges the ends that stand for two peers. Nobody knows which of its addresses a node used that
-    /// is gone, and it uses none any more: one that is allowed speaks for it.
+    /// Judges the ends that stand for two peers. Nobody knows which of its addresses a node used
+    /// that is gone, and it uses none any more: one that is allowed speaks for it.
     fn judge_peers(
         &self,
         peers: [&Peer; 2],
