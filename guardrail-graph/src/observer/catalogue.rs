@@ -302,8 +302,29 @@ impl Catalogue {
 
 /// Whether a change of a pod may change the endpoints of Services: most tell of readiness alone.
 fn endpoints_may_differ(before: &Pod, after: &Pod) -> bool {
-    *before
-        != Pod { ready: before.ready, terminating: before.terminating, networked: before.networked, ..after.clone() }
+    // All fields, so that none that is new is forgotten.
+    let Pod {
+        namespace,
+        name,
+        uid,
+        config_hash,
+        labels,
+        controller,
+        node,
+        host_network,
+        addresses,
+        secondary_addresses,
+        started,
+        networked: _,
+        finished,
+        terminating: _,
+        ready: _,
+        ports,
+    } = before;
+    (namespace, name, uid, config_hash) != (&after.namespace, &after.name, &after.uid, &after.config_hash)
+        || (labels, controller, node) != (&after.labels, &after.controller, &after.node)
+        || (addresses, secondary_addresses, ports) != (&after.addresses, &after.secondary_addresses, &after.ports)
+        || (*host_network, *started, *finished) != (after.host_network, after.started, after.finished)
 }
 
 #[cfg(test)]
@@ -358,6 +379,21 @@ mod tests {
             catalogue.apply_other(object, t(2));
         }
         assert_eq!(catalogue.cached(&asked), None);
+    }
+
+    #[test]
+    fn news_of_readiness_alone_changes_no_endpoints() {
+        let pod = Pod { name: "a".into(), started: Some(t(1)), ..Pod::default() };
+        assert!(!endpoints_may_differ(&pod, &Pod { ready: true, ..pod.clone() }));
+        assert!(!endpoints_may_differ(&pod, &Pod { terminating: true, networked: Some(t(2)), ..pod.clone() }));
+        for other in [
+            Pod { labels: [("app", "web")].into_iter().collect(), ..pod.clone() },
+            Pod { node: Some("n".into()), ..pod.clone() },
+            Pod { addresses: vec![IpAddr::from([10, 0, 0, 1])], ..pod.clone() },
+            Pod { finished: true, ..pod.clone() },
+        ] {
+            assert!(endpoints_may_differ(&pod, &other), "{other:?}");
+        }
     }
 
     #[test]

@@ -142,8 +142,10 @@ impl Pods {
             released: before.into_iter().filter(|a| !after.contains(a)).collect(),
         });
         self.records.insert(id, PodRecord { pod: Arc::clone(pod), peer, node_workload, provisional, deleted: None });
-        self.by_name.entry(pod.namespace.as_str().into()).or_default().insert(pod.name.as_str().into(), id);
-        if !pod.uid.is_empty() {
+        if same.is_none() {
+            self.by_name.entry(pod.namespace.as_str().into()).or_default().insert(pod.name.as_str().into(), id);
+        }
+        if !pod.uid.is_empty() && self.by_uid.get(pod.uid.as_str()) != Some(&id) {
             self.by_uid.insert(pod.uid.as_str().into(), id);
         }
         if let Some(hash) = pod.config_hash.as_deref().filter(|hash| !hash.is_empty()) {
