@@ -425,10 +425,10 @@ impl Daemon {
         if self.changes_taken + entries.abs_diff(self.trimmed_at) > LARGE {
             (self.trimmed_at, self.changes_taken, self.trims_due) = (entries, 0, TRIMS);
         }
-        // Not at once, and more than once: the answer is still on its way out, as long as its
-        // reader takes.
+        // Also once the last reader of an answer is done, however slow it is, and more than once:
+        // what it holds besides the document goes later.
         if self.trims_due > 0 {
-            self.trims_due -= 1;
+            self.trims_due = if self.documents.are_read() { TRIMS } else { self.trims_due - 1 };
             memory::trim();
         }
     }

@@ -17,6 +17,11 @@ const SHARED_FOR: Duration = Duration::from_millis(200);
 pub(super) struct Documents(Vec<(Weak<Document>, Instant)>);
 
 impl Documents {
+    /// Whether somebody still reads one.
+    pub(super) fn are_read(&self) -> bool {
+        self.0.iter().any(|(document, _)| document.strong_count() > 0)
+    }
+
     /// The latest, if somebody reads it and it is fresh; else a new one, if there are not too many.
     pub(super) fn get(&mut self, make: impl FnOnce() -> Document) -> Option<Arc<Document>> {
         self.0.retain(|(document, _)| document.strong_count() > 0);
@@ -61,5 +66,17 @@ mod tests {
         assert!(documents.get(|| panic!("there are four")).is_none());
         held.pop();
         assert!(documents.get(document).is_some(), "one was read to its end");
+    }
+
+    #[test]
+    fn a_document_is_read_until_the_last_of_its_readers_is_done() {
+        let mut documents = Documents::default();
+        assert!(!documents.are_read());
+        let readers = [documents.get(document), documents.get(document)];
+        let [first, second] = readers;
+        drop(first);
+        assert!(documents.are_read());
+        drop(second);
+        assert!(!documents.are_read());
     }
 }
