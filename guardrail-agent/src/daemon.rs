@@ -220,6 +220,10 @@ impl Daemon {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
             timer.reset();
         }
+        if self.turning.as_ref().and_then(Turning::ended).is_some() {
+            // That of the state.
+            self.state_is_due();
+        }
         let failed = loop {
             tokio::select! {
                 batch = self.batches.recv() => match batch {

@@ -88,13 +88,20 @@ impl Calendar {
             self.begun.pop_front();
         }
         let has_room = self.begun.len() < MAX_PER_DAY;
-        if clocks.ahead().abs_diff(self.ahead) > u64::try_from(STEP.as_nanos()).unwrap_or(u64::MAX) {
+        if self.has_stepped(clocks) {
             if has_room {
                 return Some(End::ClockStep);
             }
             (self.ahead, self.steps) = (clocks.ahead(), self.steps.saturating_add(1));
         }
         (has_room && day(clocks.wall, self.offset) != self.day).then_some(End::Day)
+    }
+
+    /// Whether the wall clock stepped against boot time since the epoch began, or since the last
+    /// step that was counted only.
+    #[must_use]
+    pub fn has_stepped(&self, clocks: Clocks) -> bool {
+        clocks.ahead().abs_diff(self.ahead) > u64::try_from(STEP.as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Another epoch began.

@@ -291,6 +291,29 @@ fn a_pod_that_did_not_outlive_a_gap_lived_into_it() {
 }
 
 #[test]
+fn an_epoch_that_ends_as_of_its_state_and_the_next_say_together_what_one_of_both_does() {
+    let over = |name: &str, at| pod(name, "node-a", "10.244.1.9", at).replace("Running", "Succeeded");
+    let web = pod("web", "node-a", "10.244.1.2", -DAY);
+    for after in [vec![web.clone(), over("job", 5 * HOUR)], vec![]] {
+        let whole = after_a_gap(std::slice::from_ref(&web), &after);
+        let mut first = alone(0, std::slice::from_ref(&web)).snapshot(t(4 * HOUR));
+        let mut next = Observer::restore(ObserverConfig::new("node-a", "x", t(6 * HOUR)), &first, false).unwrap();
+        next.turn_back();
+        let objects = if after.is_empty() { Vec::new() } else { read::objects(&after.concat(), "p").unwrap().objects };
+        next.apply(Change::Replace { kind: Kind::Pod, objects }, t(6 * HOUR));
+        let second = next.snapshot(t(8 * HOUR));
+        assert_eq!(second.body.window.nodes["node-a"].iter().map(|run| run.from).collect::<Vec<_>>(), [t(6 * HOUR)]);
+        first.body.revisions.clear();
+        let both = merge(vec![second, first]).body.coverage;
+        let coverage = whole.body.coverage;
+        assert_eq!(
+            (&both.by_workload, both.coverage, both.complete),
+            (&coverage.by_workload, coverage.coverage, coverage.complete)
+        );
+    }
+}
+
+#[test]
 fn a_workload_without_pods_in_the_span_did_not_run() {
     let mut a = alone(0, &[pod("web", "node-a", "10.244.1.2", -DAY)]);
     let cron = "kind: CronJob\nmetadata: {name: report, namespace: shop}\nspec: {schedule: \"0 3 1 * *\", jobTemplate: {spec: {template: {metadata: {labels: {app: report}}}}}}\n";

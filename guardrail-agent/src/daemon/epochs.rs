@@ -4,10 +4,10 @@
 use std::{sync::Arc, time::Duration};
 
 use guardrail_graph::{
-    Timestamp,
-    epoch::{Calendar, Clocks, End},
+    Observer, Snapshot, Timestamp,
+    epoch::{Calendar, Clocks, End, file::key_of},
     observe::OpenFlow,
-    snapshot::Document,
+    snapshot::{Document, Revision},
 };
 use guardrail_kernel::{
     Checkpoint, Mark,
@@ -31,15 +31,75 @@ pub(super) struct Turning {
     asked: Option<End>,
     /// It ended, and is in no file yet.
     ended: Option<Arc<Ended>>,
+    /// Its day was over, by the clock, as the agent started: nobody saw that day pass.
+    is_of_before: bool,
     /// Since when the clocks agree, by boot time.
     calm_since: Duration,
+    /// The newest end of a day that was reached by running since then, or before by the agent that
+    /// wrote the state: never by a clock that was set.
+    reached: Option<Timestamp>,
 }
 
 impl Turning {
     /// The epochs that are stored, and one that began then.
-    pub(super) fn new(epochs: Epochs, node: &str, begun: Timestamp) -> Self {
-        let clocks = clocks();
-        Self { epochs, calendar: Calendar::new(node, begun, clocks), asked: None, ended: None, calm_since: clocks.boot }
+    pub(super) fn new(epochs: Epochs, node: &str, begun: Timestamp, clocks: Clocks) -> Self {
+        let mut calendar = Calendar::new(node, begun, clocks);
+        let is_of_before = calendar.due(clocks) == Some(End::Day);
+        let calm_since = clocks.boot;
+        Self { epochs, calendar, asked: None, ended: None, is_of_before, calm_since, reached: None }
+    }
+
+    /// Ends the epoch of the state that the observer continues, if its day is over: with what is
+    /// stored, as nobody watched since. What the clock shows now may be wrong. `run`: of this
+    /// agent.
+    pub(super) fn end_stored(&mut self, stored: Snapshot, run: u32, observer: &mut Observer, clocks: Clocks) {
+        let Some(source) = key_of(&stored).filter(|key| self.is_of_before && key.start == observer.epoch()) else {
+            return;
+        };
+        let mut document = stored;
+        for known in &mut document.body.revisions {
+            // An earlier run may have served more of it than is stored.
+            known.revision = Revision { run, n: 1 };
+        }
+        let Some(ended) = Ended::of(Arc::new(Document::joined([document])), End::Day) else { return };
+        tracing::info!(begun = %source.start.unwrap_or_default(), "the epoch of the state ends, as of that state");
+        observer.turn_back();
+        self.reached = Some(ended.header.to).filter(|to| *to <= clocks.wall);
+        self.ended = Some(Arc::new(ended));
+        self.begins(clocks);
+    }
+
+    fn begins(&mut self, clocks: Clocks) {
+        self.calendar.turned(clocks);
+        self.is_of_before = false;
+    }
+
+    /// The epoch has ended, as was asked for.
+    fn ends(&mut self, document: Arc<Document>, end: End, clocks: Clocks) {
+        // The clock may have been set since.
+        let has_stepped = self.calendar.has_stepped(clocks);
+        let end = if has_stepped { End::ClockStep } else { end };
+        self.ended = Ended::of(document, end).map(Arc::new);
+        if end == End::ClockStep {
+            self.clocks_differ(clocks);
+        } else if !self.is_of_before {
+            self.reached = self.reached.max(self.ended.as_ref().map(|ended| ended.header.to));
+        }
+        self.begins(clocks);
+    }
+
+    fn clocks_differ(&mut self, clocks: Clocks) {
+        (self.calm_since, self.reached) = (clocks.boot, None);
+    }
+
+    /// Takes out the epochs that are past their retention.
+    fn expired(&mut self, retention: Duration, clocks: Clocks) -> Vec<Kept> {
+        match self.reached {
+            Some(reached) if clocks.boot.saturating_sub(self.calm_since) >= CALM => {
+                self.epochs.expire(reached.before(retention))
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// What ended and is in no file yet.
@@ -60,7 +120,7 @@ impl Turning {
         let steps = self.calendar.steps_counted_only();
         self.asked = self.calendar.due(clocks);
         if self.calendar.steps_counted_only() != steps {
-            self.calm_since = clocks.boot;
+            self.clocks_differ(clocks);
         }
         self.asked
     }
@@ -85,12 +145,7 @@ impl Daemon {
         let now = now();
         self.series.turn(self.observer.edge_counters(now).edges);
         let document = Arc::new(self.observer.turn(open, now));
-        turning.ended = Ended::of(document, end).map(Arc::new);
-        let clocks = clocks();
-        turning.calendar.turned(clocks);
-        if end == End::ClockStep {
-            turning.calm_since = clocks.boot;
-        }
+        turning.ends(document, end, clocks());
         self.write_state(checkpoint.map(|(checkpoint, mark)| (*checkpoint, mark)));
     }
 
@@ -101,12 +156,10 @@ impl Daemon {
             turning.epochs.add(kept.clone());
             turning.ended = None;
         }
-        if clocks().boot.saturating_sub(turning.calm_since) >= CALM {
-            let old = turning.epochs.expire(self.config.retention, now());
-            if !old.is_empty() {
-                // A slow disk must not stop the observer.
-                drop(tokio::task::spawn_blocking(move || remove(&old)));
-            }
+        let old = turning.expired(self.config.retention, clocks());
+        if !old.is_empty() {
+            // A slow disk must not stop the observer.
+            drop(tokio::task::spawn_blocking(move || remove(&old)));
         }
     }
 
@@ -121,9 +174,145 @@ impl Daemon {
 mod tests {
     use super::*;
 
+    use guardrail_graph::ObserverConfig;
+
+    use crate::state::{StateFile, Stored};
+
+    const NODE: &str = "node-a";
+    const HOUR: i64 = 3_600;
+    const DAY: i64 = 24 * HOUR;
+    const MONTH: Duration = Duration::from_secs(30 * 86_400);
+
+    /// So long after a midnight.
+    fn t(seconds: i64) -> Timestamp {
+        Timestamp::from_unix_seconds(1_700_006_400 + seconds)
+    }
+
+    /// Both clocks of a machine that booted then, by its wall clock.
+    fn at(wall: i64, booted: i64) -> Clocks {
+        Clocks { wall: t(wall), boot: Duration::from_secs((wall - booted).unsigned_abs()) }
+    }
+
+    /// A state with an epoch from day -40 and one from day -2, whose open one was last touched at
+    /// noon of day 0.
+    fn a_state() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for day in [-40, -2] {
+            let mut observer = Observer::new(ObserverConfig::new(NODE, format!("of-{day}"), t(day * DAY + HOUR)));
+            let document = Arc::new(observer.turn(&[], t((day + 1) * DAY)));
+            Epochs::write(dir.path(), &Ended::of(document, End::Day).unwrap()).unwrap();
+        }
+        let config = ObserverConfig { run: 1, ..ObserverConfig::new(NODE, "open".to_owned(), t(HOUR)) };
+        let mut state = StateFile::open(dir.path()).unwrap();
+        state.begin(&mut Observer::new(config), None, None, t(DAY / 2)).run().unwrap();
+        dir
+    }
+
+    /// An agent that starts on it without pins.
+    fn started(dir: &tempfile::TempDir, clocks: Clocks) -> (Turning, Observer) {
+        let (state, epochs) = (StateFile::open(dir.path()).unwrap(), Epochs::open(dir.path(), NODE));
+        let stored = state.load(&epochs, clocks.wall).unwrap();
+        let before = stored.snapshot.clone().unwrap();
+        let config = ObserverConfig { run: 2, ..ObserverConfig::new(NODE, "new".to_owned(), clocks.wall) };
+        let mut observer = state.restore(stored, config, false);
+        let begun = observer.epoch().unwrap();
+        let mut turning = Turning::new(epochs, NODE, begun, clocks);
+        turning.end_stored(before, 2, &mut observer, clocks);
+        (turning, observer)
+    }
+
+    /// What ended is stored; then how many epochs are past their retention.
+    fn expired(dir: &tempfile::TempDir, turning: &mut Turning, clocks: Clocks) -> usize {
+        if let Some(ended) = turning.ended.take() {
+            turning.epochs.add(Epochs::write(dir.path(), &ended).unwrap());
+        }
+        turning.expired(MONTH, clocks).len()
+    }
+
+    /// The epoch ends by itself.
+    fn ends(turning: &mut Turning, observer: &mut Observer, clocks: Clocks) -> Option<End> {
+        let end = turning.due(clocks)?;
+        turning.asked = None;
+        turning.ends(Arc::new(observer.turn(&[], clocks.wall)), end, clocks);
+        Some(turning.ended.as_ref().unwrap().header.end)
+    }
+
+    #[test]
+    fn an_epoch_whose_day_was_over_as_the_agent_started_ends_where_the_disk_does() {
+        let dir = a_state();
+        let clocks = at(5 * DAY, 5 * DAY - 60);
+        let (mut turning, mut observer) = started(&dir, clocks);
+        let header = turning.ended.as_ref().unwrap().header.clone();
+        assert_eq!((header.from, header.to, header.end), (t(HOUR), t(DAY / 2), End::Day));
+        assert_eq!(header.revision, (2, 1), "over all that the earlier run may have served");
+        assert_eq!(observer.epoch(), Some(t(5 * DAY)));
+        let open = observer.document(t(5 * DAY + 60));
+        assert_eq!((open.window().from, open.window().to), (Some(t(5 * DAY)), Some(t(5 * DAY + 60))));
+        let next = at(5 * DAY + 2 * HOUR, 5 * DAY - 60);
+        assert_eq!(expired(&dir, &mut turning, next), 1, "what is a month older than the noon of day 0");
+        assert_eq!(turning.epochs.kept().len(), 2);
+        // Killed before that was in its file, the next agent finds the same.
+        let dir = a_state();
+        drop(started(&dir, clocks));
+        let (again, _) = started(&dir, clocks);
+        assert_eq!(again.ended.unwrap().header.key, header.key);
+        let Stored { snapshot, .. } =
+            StateFile::open(dir.path()).unwrap().load(&Epochs::default(), clocks.wall).unwrap();
+        assert_eq!(key_of(&snapshot.unwrap()), Some(header.key));
+    }
+
+    #[test]
+    fn a_clock_that_is_far_ahead_as_the_agent_starts_takes_nothing_along() {
+        let dir = a_state();
+        let (booted, ahead) = (400 * DAY + HOUR - 60, 400 * DAY + HOUR);
+        let (mut turning, mut observer) = started(&dir, at(ahead, booted));
+        for hour in 1..20 {
+            assert_eq!(ends(&mut turning, &mut observer, at(ahead + hour * HOUR, booted)), None);
+            let old = expired(&dir, &mut turning, at(ahead + hour * HOUR, booted));
+            assert_eq!(old, usize::from(hour == 1), "the one of day -40");
+        }
+        assert_eq!(turning.epochs.kept().len(), 2, "day -2 and day 0");
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_over_a_midnight_takes_nothing_along() {
+        let dir = a_state();
+        let booted = DAY / 2 - 60;
+        // Day 0 goes on after a restart.
+        let (mut turning, mut observer) = started(&dir, at(DAY / 2 + 60, booted));
+        assert!(turning.ended.is_none());
+        // Set a year ahead, over a midnight, and back.
+        let ahead = |wall: i64, by: i64| Clocks { wall: t(wall + by), ..at(wall, booted) };
+        let year = 365 * DAY;
+        assert_eq!(ends(&mut turning, &mut observer, ahead(DAY / 2 + HOUR, year)), Some(End::ClockStep));
+        assert_eq!(expired(&dir, &mut turning, ahead(DAY / 2 + HOUR, year)), 0);
+        assert_eq!(ends(&mut turning, &mut observer, ahead(DAY + 600, year)), Some(End::Day));
+        assert_eq!(ends(&mut turning, &mut observer, at(DAY + 700, booted)), None, "not before that is stored");
+        turning.calm_since = at(DAY + 600, booted).boot;
+        assert_eq!(expired(&dir, &mut turning, ahead(DAY + 660, year)), 0);
+        assert_eq!(ends(&mut turning, &mut observer, at(DAY + 720, booted)), Some(End::ClockStep));
+        assert_eq!(expired(&dir, &mut turning, at(DAY + 8 * HOUR, booted)), 0, "no day ended since the clock was set");
+        assert_eq!(turning.epochs.kept().len(), 5);
+        // The next midnight was reached by running.
+        assert_eq!(ends(&mut turning, &mut observer, at(2 * DAY + 600, booted)), Some(End::Day));
+        assert_eq!(expired(&dir, &mut turning, at(2 * DAY + 700, booted)), 1, "the one of day -40");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_while_an_epoch_ends_reaches_no_day() {
+        let dir = a_state();
+        let booted = DAY / 2 - 60;
+        let (mut turning, mut observer) = started(&dir, at(DAY / 2 + 60, booted));
+        assert_eq!(turning.due(at(DAY + 600, booted)), Some(End::Day));
+        turning.asked = None;
+        let set = Clocks { wall: t(400 * DAY), ..at(DAY + 601, booted) };
+        turning.ends(Arc::new(observer.turn(&[], set.wall)), End::Day, set);
+        assert_eq!((turning.ended.as_ref().unwrap().header.end, turning.reached), (End::ClockStep, None));
+    }
+
     #[test]
     fn a_step_that_ends_no_epoch_is_no_calm_either() {
-        let mut turning = Turning::new(Epochs::default(), "node-a", now());
+        let mut turning = Turning::new(Epochs::default(), "node-a", now(), clocks());
         let start = clocks();
         let (mut ahead, mut begun) = (0, 0);
         for second in (15..7_200).step_by(15) {
@@ -133,7 +322,7 @@ mod tests {
                 Clocks { wall: start.wall.after(later + Duration::from_secs(ahead)), boot: start.boot + later };
             if turning.due(clocks).is_some() {
                 turning.asked = None;
-                turning.calendar.turned(clocks);
+                turning.begins(clocks);
                 begun += 1;
             }
             assert!(begun < 48 || turning.calm_since + CALM > clocks.boot, "it has stepped all the time");

@@ -6,7 +6,11 @@ use guardrail_graph::{
     Observer, ObserverConfig,
     inventory::{Change, Kind},
 };
-use guardrail_kernel::{Kernel, KernelConfig, Pinned, clock::now, find_cgroup2_root};
+use guardrail_kernel::{
+    Kernel, KernelConfig, Pinned,
+    clock::{clocks, now},
+    find_cgroup2_root,
+};
 use guardrail_kube::{
     Api, Source,
     watch::{Options, Policies, follow},
@@ -185,18 +189,21 @@ impl Daemon {
             observer_config.awaited = vec![Kind::Node, Kind::Service, Kind::Pod];
             observer_config.watched = true;
         }
+        let (is_seamless, before) = (kernel.is_seamless(), stored.snapshot.clone());
         let mut observer = match &state {
-            Some(state) => state.restore(stored, observer_config, kernel.is_seamless()),
+            Some(state) => state.restore(stored, observer_config, is_seamless),
             None => Observer::new(observer_config),
         };
-        for change in inventory.drain(..) {
-            observer.apply(change, started);
-        }
-
         // Before anybody is served: who is told that the agent is ready may tell it to end, or set
         // the clock, which ends the epoch.
         let begun = observer.epoch().unwrap_or(started);
-        let turning = state.is_some().then(|| Turning::new(epochs, &observer.config().node, begun));
+        let mut turning = state.is_some().then(|| Turning::new(epochs, &observer.config().node, begun, clocks()));
+        if let (Some(turning), Some(before)) = (&mut turning, before.filter(|_| !is_seamless)) {
+            turning.end_stored(before, run, &mut observer, clocks());
+        }
+        for change in inventory.drain(..) {
+            observer.apply(change, started);
+        }
         let signals = Signals::new().map_err(StartError::Runtime)?;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();

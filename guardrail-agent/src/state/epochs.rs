@@ -4,7 +4,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use guardrail_graph::{
@@ -154,13 +153,8 @@ impl Epochs {
         Ok(Kept { id, header: ended.header.clone(), bytes: bytes.len() as u64, path })
     }
 
-    /// Takes out those that ended more than `retention` before the newest day that had ended by
-    /// `now`, for [`remove`]: counted from what was reached by running, so that a clock that was
-    /// wrong for a while takes nothing along.
-    pub fn expire(&mut self, retention: Duration, now: Timestamp) -> Vec<Kept> {
-        let days = self.kept.iter().filter(|kept| kept.header.end == End::Day && kept.header.to <= now);
-        let Some(newest) = days.map(|kept| kept.header.to).max() else { return Vec::new() };
-        let before = newest.before(retention);
+    /// Takes out those that ended before, for [`remove`].
+    pub fn expire(&mut self, before: Timestamp) -> Vec<Kept> {
         let (old, kept) = std::mem::take(&mut self.kept).into_iter().partition(|kept| kept.header.to < before);
         self.kept = kept;
         old

@@ -1,7 +1,5 @@
 //! What is found of a state after any end of the agent that wrote it.
 
-use std::time::Duration;
-
 use guardrail_graph::{
     epoch::End,
     inventory::{Change, read},
@@ -381,24 +379,6 @@ fn pods_that_went_and_flows_that_wait_are_part_of_the_state() {
     let stored = state.load(&Epochs::open(dir.path(), NODE), t(9_000)).unwrap();
     let next = state.restore(stored, config(t(600)), true);
     assert_eq!((next.own_pods(), next.waiting()), (pods, vec![waiting]));
-}
-
-#[test]
-fn epochs_past_their_retention_go_by_the_newest_that_was_reached_whatever_a_clock_said() {
-    let dir = tempfile::tempdir().unwrap();
-    let day = 86_400;
-    for (from, to) in [(0, 1), (1, 2), (20, 21), (31, 32), (20_000, 20_001)] {
-        let mut observer = Observer::new(config(t(from * day)));
-        let document = Arc::new(observer.turn(&[], t(to * day)));
-        Epochs::write(dir.path(), &Ended::of(document, End::Day).unwrap()).unwrap();
-    }
-    let mut epochs = Epochs::open(dir.path(), NODE);
-    assert_eq!(epochs.kept().len(), 5);
-    let month = Duration::from_secs(30 * 86_400);
-    let old = epochs.expire(month, t(33 * day));
-    assert_eq!(old.iter().map(|kept| kept.header.to).collect::<Vec<_>>(), [t(day)], "32 days less 30 is the 2nd");
-    remove(&old);
-    assert_eq!(Epochs::open(dir.path(), NODE).kept().len(), 4);
 }
 
 #[test]

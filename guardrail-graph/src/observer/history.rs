@@ -16,6 +16,8 @@ pub(super) struct History {
     epoch: Option<Timestamp>,
     /// Those of the restored state.
     earlier: Vec<Interval>,
+    /// Since when nobody had watched as this run began.
+    unwatched: Option<Timestamp>,
     saw_flow: bool,
     /// When what is known without a time was known at latest: the end of the restored state, if
     /// there is one.
@@ -25,7 +27,14 @@ pub(super) struct History {
 impl History {
     /// Observation begins.
     pub(super) fn new(started: Timestamp) -> Self {
-        Self { started, epoch: Some(started), earlier: Vec::new(), saw_flow: false, heard_since: Timestamp::MIN }
+        Self {
+            started,
+            epoch: Some(started),
+            earlier: Vec::new(),
+            unwatched: None,
+            saw_flow: false,
+            heard_since: Timestamp::MIN,
+        }
     }
 
     /// When the open epoch began; `None`: a state that knows no epochs is continued.
@@ -40,7 +49,7 @@ impl History {
 
     /// When nobody watched, before this run of observation.
     pub(super) fn gap(&self) -> Option<Interval> {
-        let from = self.earlier.last()?.to;
+        let from = self.unwatched?;
         (from < self.started).then_some(Interval { from, to: self.started })
     }
 
@@ -60,22 +69,31 @@ impl History {
     pub(super) fn restore(&mut self, mut earlier: Vec<Interval>, ended: Timestamp) {
         let excess = earlier.len().saturating_sub(MAX_INTERVALS);
         earlier.drain(..excess);
-        (self.earlier, self.heard_since) = (earlier, ended);
+        (self.unwatched, self.earlier, self.heard_since) = (earlier.last().map(|run| run.to), earlier, ended);
     }
 
     /// The hooks were attached all the time: this run is the last one, continued. Returns its
     /// beginning, if there was one.
     pub(super) fn join_last(&mut self) -> Option<Timestamp> {
         self.started = self.earlier.pop()?.from;
+        self.unwatched = self.earlier.last().map(|run| run.to);
         Some(self.started)
     }
 
     /// Another epoch begins; of one instance no two begin at the same instant.
     pub(super) fn turn(&mut self, at: Timestamp) {
         self.earlier.clear();
+        self.unwatched = None;
         self.started = at;
         let is_taken = self.epoch == Some(at);
         self.epoch = Some(if is_taken { at.after(Duration::from_nanos(1)) } else { at });
+    }
+
+    /// Another epoch begins with this run, which goes on.
+    pub(super) fn turn_back(&mut self) {
+        let unwatched = self.unwatched;
+        self.turn(self.started);
+        self.unwatched = unwatched;
     }
 
     /// Traffic was seen.

@@ -160,6 +160,15 @@ impl Presence {
         }
     }
 
+    /// Another epoch begins with this run of observation. Pods that were there as nobody watched
+    /// any more may have lived on.
+    pub(super) fn turn_back(&mut self, node: &str, ended: Timestamp) {
+        let mut there = std::mem::take(&mut self.ended);
+        there.retain(|(_, _, of, _, told), pod| **of == *node && !*told && pod.to >= ended);
+        self.turn();
+        self.ended = there;
+    }
+
     /// Another epoch begins.
     pub(super) fn turn(&mut self) {
         self.ended.clear();

@@ -76,6 +76,20 @@ impl Observer {
         document
     }
 
+    /// Begins an epoch with this run of observation: the one of the state that was continued had
+    /// ended before, and has everything that the state has. For an observer that observed nothing
+    /// yet.
+    pub fn turn_back(&mut self) {
+        let ended = self.restored.as_ref().map_or(self.config.started, |restored| restored.ended);
+        self.graph.turn(&self.config);
+        self.ledger.turn();
+        self.presence.turn_back(&self.config.node, ended);
+        self.catalogue.turn();
+        self.nodes.turn();
+        self.former.turn();
+        self.history.turn_back();
+    }
+
     /// Where connections that are open stand in the graph, and how many they are.
     fn standings(&mut self, open: &[OpenFlow], now: Timestamp) -> HashMap<Standing, u32> {
         let openings: Vec<Opening> = open.iter().filter_map(|open| self.opening(open, now)).collect();
