@@ -148,7 +148,7 @@ impl<'a> Completeness<'a> {
         let Some(time) = self.time(workload) else { return Vec::new() };
         let needed = self.context.options.min_coverage;
         let mut short = Vec::new();
-        if time.coverage * 100.0 < needed {
+        if is_below(time.coverage, needed) {
             let is = percent(time.coverage);
             short.push(format!(
                 "{is} of its pods' time was observed, and {needed} % is needed (--min-coverage {needed})"
@@ -282,6 +282,12 @@ impl<'a> Completeness<'a> {
     }
 }
 
+/// Whether a share is less than so many percent. As binary fractions equal ones may differ in their
+/// last digits, and equal is enough.
+fn is_below(share: f64, percent: f64) -> bool {
+    percent / 100.0 - share > 8.0 * f64::EPSILON
+}
+
 /// `client -> server port/protocol`, as messages and reports name an edge.
 #[must_use]
 pub fn edge_name(edge: &EdgeRecord) -> String {
@@ -291,4 +297,20 @@ pub fn edge_name(edge: &EdgeRecord) -> String {
 /// The time between a node's intervals during which nobody watched it.
 fn gap(intervals: &[Interval]) -> Duration {
     intervals.windows(2).map(|pair| pair[1].from.since(pair[0].to)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_needed_is_enough_and_a_millionth_less_is_not() {
+        for millionths in 0..=1_000_000u32 {
+            // As it is read from a snapshot, and from an argument.
+            let share = f64::from(millionths) / 1e6;
+            let needed: f64 = format!("{}.{:04}", millionths / 10_000, millionths % 10_000).parse().unwrap();
+            assert!(!is_below(share, needed), "{share} {needed}");
+            assert!(millionths == 0 || is_below(f64::from(millionths - 1) / 1e6, needed), "{share} {needed}");
+        }
+    }
 }
