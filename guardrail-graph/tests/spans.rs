@@ -227,12 +227,18 @@ fn times_of_pods_addresses_nodes_and_losses_that_run_backwards_are_refused_too()
     lab.observer.observe(Observation::Lost { reason: LossReason::MapFull, cgroup: None, count: 1, at: t(50) }, t(50));
     let right = lab.at(100).snapshot();
     assert_eq!(right.check_times(), Ok(()));
-    let [mut pods, mut nodes, mut tenures, mut losses] = [(); 4].map(|()| right.clone());
+    let [mut pods, mut nodes, mut tenures, mut losses, mut unnamed] = [(); 5].map(|()| right.clone());
     pods.body.presence[0].to = t(-7_200);
     nodes.body.nodes[0].time.to = t(-7_200);
     (tenures.body.addresses[0].from, tenures.body.addresses[0].to) = (Some(t(9)), Some(t(8)));
     losses.body.coverage.losses[0].times.as_mut().unwrap()[0].time.to = t(-7_200);
-    for (what, wrong) in [("pod", pods), ("node", nodes), ("address", tenures), ("loss", losses)] {
+    let ends = serde_json::json!({"client": {"kind": "External", "address": "192.0.2.1"}, "protocol": "TCP", "port": 80,
+        "server": {"kind": "Node", "name": "node-a"}, "first_seen": t(9), "last_seen": t(8)});
+    let entry = serde_json::json!({"source": right.body.sources.first(), "reason": "role_unknown", "count": 1,
+        "examples": [], "flows": [ends]});
+    unnamed.body.coverage.unresolved.push(serde_json::from_value(entry).unwrap());
+    let wrong = [("pod", pods), ("node", nodes), ("address", tenures), ("loss", losses), ("the flow", unnamed)];
+    for (what, wrong) in wrong {
         let said = wrong.check_times().unwrap_err().to_string();
         assert!(said.contains("times run backwards: ") && said.contains(what), "{said}");
     }

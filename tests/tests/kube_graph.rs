@@ -265,6 +265,22 @@ fn an_answer_that_makes_no_sense_is_no_answer() {
 }
 
 #[test]
+fn an_answer_in_which_times_run_backwards_is_refused_as_a_file_is() {
+    let mut backwards = snapshot("b");
+    let edge = &mut backwards.body.edges[0];
+    (edge.first_seen, edge.last_seen) = (edge.last_seen, edge.first_seen);
+    let cluster = Cluster::with_b(http(200, backwards.to_json().into_bytes()));
+    let of_cluster = refusal(&cluster.run(&["graph", "kube"]));
+    let file = cluster.file("b.json");
+    std::fs::write(&file, backwards.to_json()).unwrap();
+    let of_file = refusal(&cluster.run(&["graph", file.to_str().unwrap()]));
+    let why = |text: &str, name: &str| text.trim().strip_prefix(&format!("error: {name}: ")).map(str::to_owned);
+    let expected = why(&of_file, file.to_str().unwrap());
+    assert!(expected.as_deref().is_some_and(|why| why.contains("begins at")), "{of_file}");
+    assert_eq!(why(&of_cluster, "node b (agent-b)"), expected, "{of_cluster}");
+}
+
+#[test]
 fn pods_that_are_not_ready_are_agents_that_do_not_answer() {
     let mut pending = agent_pod("agent-b", "b", false);
     pending["status"] =

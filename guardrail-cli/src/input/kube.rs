@@ -150,7 +150,8 @@ pub(super) fn namespace(name: &str) -> anyhow::Result<Option<&str>> {
 /// What all agents of the namespace answer. Says on stderr which nodes did not, and why.
 ///
 /// # Errors
-/// No kubeconfig, no API server, no permission, no agent, or no agent that answers.
+/// No kubeconfig, no API server, no permission, no agent, no agent that answers, or one in whose
+/// answer times run backwards.
 pub(super) fn snapshots(namespace: &str, args: &KubeArgs) -> anyhow::Result<Vec<Snapshot>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
@@ -225,6 +226,7 @@ async fn ask(api: &Arc<Api>, namespace: &str, agents: Vec<Agent>, limit: Duratio
         let (agent, answer) = done.context("asking an agent broke")?;
         match answer {
             Ok(snapshot) => {
+                snapshot.check_times().with_context(|| format!("node {} ({})", agent.node, agent.pod))?;
                 nodes.answered.insert(agent.node);
                 snapshots.push(snapshot);
             }

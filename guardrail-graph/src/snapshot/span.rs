@@ -159,6 +159,10 @@ impl Snapshot {
             let mut times = loss.times.iter().flatten().map(|lost| lost.time);
             times.try_for_each(|time| check(&|| format!("a loss ({})", loss.reason), time.from, time.to))?;
         }
+        for flow in coverage.unresolved.iter().flat_map(|entry| entry.flows.iter().flatten()) {
+            let what = || format!("the flow {} -> {}:{}/{}", flow.client, flow.server, flow.port, flow.protocol);
+            check(&what, flow.time.first_seen, flow.time.last_seen)?;
+        }
         for flow in service_flows {
             let what = || format!("the flow {} -> {}/{}", flow.client, flow.service, flow.protocol);
             flow.sources.iter().try_for_each(|s| check(&what, s.first_seen, s.last_seen))?;
