@@ -262,6 +262,7 @@ impl Daemon {
         self.readiness.send_modify(|ready| ready.hooks = false);
         let options = self.export_options();
         let ended = self.turning.as_ref().and_then(Turning::ended);
+        let calendar = self.turning.as_ref().map(Turning::calendar);
         let answer = self.answering();
         let (kernel, mut batches, mut observer) = (self.kernel, self.batches, self.observer);
         let kernel = spawn_blocking(move || kernel.shutdown());
@@ -303,7 +304,10 @@ impl Daemon {
             // The stored graph fits the maps that stay. One without its checkpoint would make the
             // next agent count everything once more.
             Some(_) if self.config.pin.is_some() && last.is_none() => Ok(()),
-            Some(state) => state.begin(&mut observer, last.as_deref(), ended, now).run().map(drop),
+            Some(state) => {
+                calendar.iter().for_each(|calendar| state.remember(calendar));
+                state.begin(&mut observer, last.as_deref(), ended, now).run().map(drop)
+            }
             None => Ok(()),
         };
         let export = match &self.config.export_dir {
@@ -479,6 +483,7 @@ impl Daemon {
         } else if let Some(state) = &mut self.state {
             let (checkpoint, mark) = checkpoint.unzip();
             let ended = self.turning.as_ref().and_then(Turning::ended);
+            self.turning.iter().for_each(|turning| state.remember(&turning.calendar()));
             let job = state.begin(&mut self.observer, checkpoint.as_ref(), ended, now());
             self.writes.spawn_blocking(move || Written::State(job.run().map(|kept| (job.number(), mark, kept))));
         }

@@ -13,6 +13,7 @@ pub use epochs::{Ended, Epochs, Kept, remove};
 use guardrail_graph::{
     Observation, Observer, ObserverConfig, Snapshot, Timestamp,
     epoch::{
+        Remembered,
         file::key_of,
         log::{Recorder, Recording, Write},
         state::{State, section},
@@ -28,6 +29,8 @@ use crate::files::{self, FileError};
 /// those.
 const CHECKPOINT: u8 = section::CALLER;
 const FLOWS: u8 = section::CALLER + 1;
+/// When epochs began.
+const CALENDAR: u8 = section::CALLER + 2;
 /// Files of a state before there were bases and logs.
 const FORMER: [&str; 2] = ["state.json", "state.next.json"];
 const FORMER_PROGRESS: &str = "state.progress-";
@@ -39,6 +42,8 @@ pub struct Stored {
     pub snapshot: Option<Snapshot>,
     /// With `--pin`, how much of the kernel's counters is in it.
     pub checkpoint: Option<Checkpoint>,
+    /// When epochs began.
+    pub calendar: Option<Remembered>,
     /// What else it knew.
     rest: Option<State>,
     /// Some of what was stored is no more.
@@ -50,6 +55,7 @@ pub struct Stored {
 pub struct StateFile {
     dir: PathBuf,
     recorder: Recorder,
+    calendar: Vec<u8>,
     /// Of the base that this agent wrote.
     base: Option<u64>,
     /// Two agents that write one state would each undo what the other has seen.
@@ -64,7 +70,7 @@ impl StateFile {
     pub fn open(dir: &Path) -> Result<Self, FileError> {
         files::require_writable_dir(dir)?;
         let lock = files::lock_dir(dir)?;
-        Ok(Self { dir: dir.to_owned(), recorder: Recorder::default(), base: None, _lock: lock })
+        Ok(Self { dir: dir.to_owned(), recorder: Recorder::default(), calendar: Vec::new(), base: None, _lock: lock })
     }
 
     /// What is stored. A file that cannot be used is set aside, never overwritten: it may be
@@ -221,6 +227,11 @@ impl StateFile {
         }
     }
 
+    /// What is written from now on says so of when epochs began.
+    pub fn remember(&mut self, calendar: &Remembered) {
+        self.calendar = serde_json::to_vec(calendar).unwrap_or_default();
+    }
+
     /// What has to be written so that the disk has everything that is known now; with pins, how
     /// much of the kernel's counters that is. If an epoch `ended` before, its file, too. Before
     /// another begins, [`StateFile::done`] is told of this one.
@@ -236,6 +247,7 @@ impl StateFile {
             self.recorder.forget();
         }
         let write = observer.store(&mut self.recorder, now, |recording| {
+            recording.put(CALENDAR, &[], &self.calendar);
             if let Some(checkpoint) = checkpoint {
                 put_checkpoint(recording, checkpoint);
             }
@@ -271,7 +283,8 @@ fn stored(open::Found { state, until }: open::Found) -> Result<Stored, String> {
     let checkpoint = head.map(|head| Checkpoint::from_parts(head, state.entries(FLOWS))).transpose();
     let checkpoint = checkpoint.map_err(|why| format!("how much of the kernel's counters it holds: {why}"))?;
     let is_damaged = state.cut().is_some_and(|cut| !cut.is_torn);
-    Ok(Stored { snapshot: Some(snapshot), checkpoint, rest: Some(state), is_damaged })
+    let calendar = state.entries(CALENDAR).next().and_then(|(_, calendar)| serde_json::from_slice(calendar).ok());
+    Ok(Stored { snapshot: Some(snapshot), checkpoint, calendar, rest: Some(state), is_damaged })
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ pub mod state;
 
 use std::{collections::VecDeque, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use crate::time::Timestamp;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -68,9 +70,20 @@ pub struct Calendar {
     day: i64,
     /// [`Clocks::ahead`] as the epoch began, or at the last step that was counted only.
     ahead: i64,
-    /// When epochs of the last day began, by boot time.
-    begun: VecDeque<Duration>,
+    /// Until when each epoch that began counts, which is for a day, by boot time.
+    count_until: VecDeque<Duration>,
     steps: u64,
+}
+
+/// What of a calendar outlives its agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Which boot this is of.
+    pub boot: String,
+    /// How far the wall clock was ahead of boot time as the open epoch began, ns.
+    pub ahead_ns: i64,
+    /// When epochs of the last day began, by boot time, ns; sorted.
+    pub begun_ns: Vec<u64>,
 }
 
 impl Calendar {
@@ -78,16 +91,16 @@ impl Calendar {
     #[must_use]
     pub fn new(node: &str, begun: Timestamp, clocks: Clocks) -> Self {
         let offset = offset(node);
-        Self { offset, day: day(begun, offset), ahead: clocks.ahead(), begun: VecDeque::new(), steps: 0 }
+        Self { offset, day: day(begun, offset), ahead: clocks.ahead(), count_until: VecDeque::new(), steps: 0 }
     }
 
     /// Whether the epoch ends now, and why. Ask at each sweep. If it does end, tell
     /// [`Calendar::turned`].
     pub fn due(&mut self, clocks: Clocks) -> Option<End> {
-        while self.begun.front().is_some_and(|at| clocks.boot.saturating_sub(*at) >= DAY) {
-            self.begun.pop_front();
+        while self.count_until.front().is_some_and(|until| *until <= clocks.boot) {
+            self.count_until.pop_front();
         }
-        let has_room = self.begun.len() < MAX_PER_DAY;
+        let has_room = self.count_until.len() < MAX_PER_DAY;
         if self.has_stepped(clocks) {
             if has_room {
                 return Some(End::ClockStep);
@@ -107,7 +120,30 @@ impl Calendar {
     /// Another epoch began.
     pub fn turned(&mut self, clocks: Clocks) {
         (self.day, self.ahead) = (day(clocks.wall, self.offset), clocks.ahead());
-        self.begun.push_back(clocks.boot);
+        self.count_until.push_back(clocks.boot.saturating_add(DAY));
+    }
+
+    /// What the next agent of this node has to know. `boot`: which boot this is.
+    #[must_use]
+    pub fn remembered(&self, boot: String) -> Remembered {
+        let ns = |until: &Duration| u64::try_from(until.saturating_sub(DAY).as_nanos()).unwrap_or(u64::MAX);
+        Remembered { boot, ahead_ns: self.ahead, begun_ns: self.count_until.iter().map(ns).collect() }
+    }
+
+    /// Goes on from what an earlier agent of this node knew. After another boot nobody knows how
+    /// much time has passed: the last epoch counts as if it began now.
+    pub fn recall(&mut self, known: &Remembered, boot: &str, clocks: Clocks) {
+        let begun = known.begun_ns.iter().copied().map(Duration::from_nanos);
+        let last = begun.clone().max().unwrap_or_default();
+        let is_same = known.boot == boot && !boot.is_empty() && last <= clocks.boot;
+        if is_same {
+            self.ahead = known.ahead_ns;
+        }
+        let now = if is_same { last } else { clocks.boot };
+        let mut until: Vec<Duration> =
+            begun.map(|at| now.saturating_add(DAY).saturating_sub(last.saturating_sub(at))).collect();
+        until.sort_unstable();
+        self.count_until = until.into();
     }
 
     /// Steps of the wall clock that ended no epoch, because too many had begun within a day.
@@ -201,5 +237,37 @@ mod tests {
         assert!(calendar.steps_counted_only() > 1_000);
         let next_day = clocks(20_000 + 86_400 + 15, ahead);
         assert_eq!(calendar.due(next_day), Some(End::Day), "when the first are a day old there is room");
+    }
+
+    #[test]
+    fn restarts_open_no_more_epochs_than_one_agent_does_nor_hide_a_step_of_the_clock() {
+        let day = 86_400;
+        for (is_rebooted, expected) in [(false, 2 * MAX_PER_DAY), (true, MAX_PER_DAY)] {
+            let mut known = Remembered::default();
+            let mut begun = Vec::new();
+            for restart in 0..2_000i64 {
+                // A step each time, while no agent runs.
+                let (seconds, ahead) = (restart * 60 + 20_000, restart % 2 * 1_000);
+                let mut now = clocks(seconds, ahead);
+                let boot = if is_rebooted { restart } else { 0 };
+                if is_rebooted {
+                    now.boot = Duration::from_secs(30);
+                }
+                let mut calendar = Calendar::new("node-a", clocks(seconds, ahead).wall, now);
+                calendar.recall(&known, &boot.to_string(), now);
+                // After a boot the clocks say nothing of each other; it is set a little later.
+                let later = Clocks {
+                    wall: now.wall.after(Duration::from_secs(if is_rebooted { 500 } else { 1 })),
+                    boot: now.boot + Duration::from_secs(1),
+                };
+                if calendar.due(later).is_some() {
+                    calendar.turned(later);
+                    begun.push(seconds);
+                }
+                known = calendar.remembered(boot.to_string());
+            }
+            let most = begun.iter().map(|at| begun.iter().filter(|b| (*at..at + day).contains(b)).count()).max();
+            assert_eq!((most, begun.len()), (Some(MAX_PER_DAY), expected), "{is_rebooted}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use guardrail_graph::{
     Observer, Snapshot, Timestamp,
-    epoch::{Calendar, Clocks, End, file::key_of},
+    epoch::{Calendar, Clocks, End, Remembered, file::key_of},
     observe::OpenFlow,
     snapshot::{Document, Revision},
 };
@@ -23,16 +23,21 @@ use crate::{
 /// Nothing is past its retention before both clocks have agreed for so long.
 const CALM: Duration = Duration::from_secs(3_600);
 
+/// See random(4).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// The epochs of the state.
 pub(super) struct Turning {
     epochs: Epochs,
     calendar: Calendar,
+    /// Which boot of the machine this is.
+    boot: String,
     /// An end was asked for.
     asked: Option<End>,
     /// It ended, and is in no file yet.
     ended: Option<Arc<Ended>>,
-    /// Its day was over, by the clock, as the agent started: nobody saw that day pass.
-    is_of_before: bool,
+    /// It was over, by the clock, as the agent started: nobody saw that come.
+    over_at_start: Option<End>,
     /// Since when the clocks agree, by boot time.
     calm_since: Duration,
     /// The newest end of a day that was reached by running since then, or before by the agent that
@@ -41,37 +46,50 @@ pub(super) struct Turning {
 }
 
 impl Turning {
-    /// The epochs that are stored, and one that began then.
-    pub(super) fn new(epochs: Epochs, node: &str, begun: Timestamp, clocks: Clocks) -> Self {
+    /// The epochs that are stored, and one that began then. `known`: what an earlier agent knew.
+    pub(super) fn new(
+        epochs: Epochs,
+        (node, begun): (&str, Timestamp),
+        known: Option<&Remembered>,
+        clocks: Clocks,
+    ) -> Self {
         let mut calendar = Calendar::new(node, begun, clocks);
-        let is_of_before = calendar.due(clocks) == Some(End::Day);
+        let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
+        if let Some(known) = known {
+            calendar.recall(known, &boot, clocks);
+        }
+        let over_at_start = calendar.due(clocks);
         let calm_since = clocks.boot;
-        Self { epochs, calendar, asked: None, ended: None, is_of_before, calm_since, reached: None }
+        Self { epochs, calendar, boot, asked: None, ended: None, over_at_start, calm_since, reached: None }
     }
 
-    /// Ends the epoch of the state that the observer continues, if its day is over: with what is
-    /// stored, as nobody watched since. What the clock shows now may be wrong. `run`: of this
-    /// agent.
+    /// When epochs began, for the next agent.
+    pub(super) fn calendar(&self) -> Remembered {
+        self.calendar.remembered(self.boot.clone())
+    }
+
+    /// Ends the epoch of the state that the observer continues, if it is over: with what is stored,
+    /// as nobody watched since. What the clock shows now may be wrong. `run`: of this agent.
     pub(super) fn end_stored(&mut self, stored: Snapshot, run: u32, observer: &mut Observer, clocks: Clocks) {
-        let Some(source) = key_of(&stored).filter(|key| self.is_of_before && key.start == observer.epoch()) else {
-            return;
-        };
+        let Some(end) = self.over_at_start else { return };
+        let Some(source) = key_of(&stored).filter(|key| key.start == observer.epoch()) else { return };
         let mut document = stored;
         for known in &mut document.body.revisions {
             // An earlier run may have served more of it than is stored.
             known.revision = Revision { run, n: 1 };
         }
-        let Some(ended) = Ended::of(Arc::new(Document::joined([document])), End::Day) else { return };
-        tracing::info!(begun = %source.start.unwrap_or_default(), "the epoch of the state ends, as of that state");
+        let Some(ended) = Ended::of(Arc::new(Document::joined([document])), end) else { return };
+        let begun = source.start.unwrap_or_default();
+        tracing::info!(why = end.as_str(), %begun, "the epoch of the state ends, as of that state");
         observer.turn_back();
-        self.reached = Some(ended.header.to).filter(|to| *to <= clocks.wall);
+        self.reached = Some(ended.header.to).filter(|to| end == End::Day && *to <= clocks.wall);
         self.ended = Some(Arc::new(ended));
         self.begins(clocks);
     }
 
     fn begins(&mut self, clocks: Clocks) {
         self.calendar.turned(clocks);
-        self.is_of_before = false;
+        self.over_at_start = None;
     }
 
     /// The epoch has ended, as was asked for.
@@ -82,7 +100,7 @@ impl Turning {
         self.ended = Ended::of(document, end).map(Arc::new);
         if end == End::ClockStep {
             self.clocks_differ(clocks);
-        } else if !self.is_of_before {
+        } else if self.over_at_start.is_none() {
             self.reached = self.reached.max(self.ended.as_ref().map(|ended| ended.header.to));
         }
         self.begins(clocks);
@@ -212,11 +230,11 @@ mod tests {
     fn started(dir: &tempfile::TempDir, clocks: Clocks) -> (Turning, Observer) {
         let (state, epochs) = (StateFile::open(dir.path()).unwrap(), Epochs::open(dir.path(), NODE));
         let stored = state.load(&epochs, clocks.wall).unwrap();
-        let before = stored.snapshot.clone().unwrap();
+        let (before, known) = (stored.snapshot.clone().unwrap(), stored.calendar.clone());
         let config = ObserverConfig { run: 2, ..ObserverConfig::new(NODE, "new".to_owned(), clocks.wall) };
         let mut observer = state.restore(stored, config, false);
         let begun = observer.epoch().unwrap();
-        let mut turning = Turning::new(epochs, NODE, begun, clocks);
+        let mut turning = Turning::new(epochs, (NODE, begun), known.as_ref(), clocks);
         turning.end_stored(before, 2, &mut observer, clocks);
         (turning, observer)
     }
@@ -311,8 +329,22 @@ mod tests {
     }
 
     #[test]
+    fn agents_that_find_the_clock_set_at_each_restart_open_48_epochs_a_day_in_all() {
+        let dir = a_state();
+        for restart in 1..100 {
+            let clocks = Clocks { wall: t(DAY / 2 + restart * 60 + restart % 2 * 1_000), ..at(restart * 60, 0) };
+            let (mut turning, mut observer) = started(&dir, clocks);
+            let mut state = StateFile::open(dir.path()).unwrap();
+            state.remember(&turning.calendar());
+            state.begin(&mut observer, None, turning.ended.take(), clocks.wall).run().unwrap();
+        }
+        let epochs = Epochs::open(dir.path(), NODE);
+        assert_eq!(epochs.kept().iter().filter(|kept| kept.header.end == End::ClockStep).count(), 48);
+    }
+
+    #[test]
     fn a_step_that_ends_no_epoch_is_no_calm_either() {
-        let mut turning = Turning::new(Epochs::default(), "node-a", now(), clocks());
+        let mut turning = Turning::new(Epochs::default(), ("node-a", now()), None, clocks());
         let start = clocks();
         let (mut ahead, mut begun) = (0, 0);
         for second in (15..7_200).step_by(15) {

@@ -189,7 +189,7 @@ impl Daemon {
             observer_config.awaited = vec![Kind::Node, Kind::Service, Kind::Pod];
             observer_config.watched = true;
         }
-        let (is_seamless, before) = (kernel.is_seamless(), stored.snapshot.clone());
+        let (is_seamless, before, known) = (kernel.is_seamless(), stored.snapshot.clone(), stored.calendar.clone());
         let mut observer = match &state {
             Some(state) => state.restore(stored, observer_config, is_seamless),
             None => Observer::new(observer_config),
@@ -197,7 +197,8 @@ impl Daemon {
         // Before anybody is served: who is told that the agent is ready may tell it to end, or set
         // the clock, which ends the epoch.
         let begun = observer.epoch().unwrap_or(started);
-        let mut turning = state.is_some().then(|| Turning::new(epochs, &observer.config().node, begun, clocks()));
+        let mut turning =
+            state.is_some().then(|| Turning::new(epochs, (&observer.config().node, begun), known.as_ref(), clocks()));
         if let (Some(turning), Some(before)) = (&mut turning, before.filter(|_| !is_seamless)) {
             turning.end_stored(before, run, &mut observer, clocks());
         }
