@@ -14,6 +14,9 @@ use crate::state::{Ended, Kept};
 /// How far an answer reaches back for whoever names no span.
 const UNASKED: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// So long after it a flow may still wait for its name, and then for a sweep.
+const WAIT: Duration = Duration::from_secs(20 * 60);
+
 /// The span that the query of an URL asks for (`since=14d&until=2026-11-01`): without one, the last
 /// 24 hours.
 ///
@@ -78,31 +81,119 @@ impl Answer {
         Self { open, ended: None, kept: Vec::new() }
     }
 
-    /// The document of all epochs that meet the span. Blocking: it reads their files.
+    /// The document of all epochs that meet the span, or have a flow that does: one that waited for
+    /// a name may be of an epoch that began after it. Blocking: it reads their files.
     ///
     /// # Errors
     /// [`NoAnswer`]
     pub fn joined(&self, span: &Span) -> Result<Arc<Document>, NoAnswer> {
-        let of_window = |document: &Document| {
+        let has_any = |document: &Document| {
             let window = document.window();
-            window.from.zip(window.to).is_none_or(|(from, to)| span.meets(from, to))
+            window.from.zip(window.to).is_none_or(|(from, to)| span.meets(from, to)) || document.has_flow_within(span)
         };
-        let kept: Vec<&Kept> = self.kept.iter().filter(|kept| span.meets(kept.header.from, kept.header.to)).collect();
         let documents = [Some(&self.open), self.ended.as_ref().map(|ended| &ended.document)];
-        let mut documents: Vec<&Arc<Document>> = documents.into_iter().flatten().filter(|d| of_window(d)).collect();
-        if kept.is_empty() && documents.len() <= 1 {
+        let mut documents: Vec<&Arc<Document>> = documents.into_iter().flatten().filter(|d| has_any(d)).collect();
+        let kept =
+            self.kept.iter().filter(|kept| span.meets(kept.header.from, kept.header.to)).map(|kept| (kept, true));
+        let mut kept = kept.chain(self.next(span).map(|kept| (kept, false))).peekable();
+        if kept.peek().is_none() && documents.len() == 1 {
             return documents.pop().cloned().ok_or(NoAnswer::NothingObserved);
         }
-        let mut failed = None;
-        let stored = kept.into_iter().map_while(|kept| kept.snapshot().map_err(|why| failed = Some(why)).ok());
+        let (mut failed, mut is_empty) = (None, documents.is_empty());
+        let stored = kept.map_while(|(kept, meets)| match kept.snapshot() {
+            Ok(snapshot) => Some(Some(snapshot).filter(|snapshot| meets || snapshot.has_flow_within(span))),
+            Err(why) => {
+                failed = Some(why);
+                None
+            }
+        });
+        let stored = stored.flatten().inspect(|_| is_empty = false);
         let joined = Document::joined(documents.into_iter().map(|document| document.snapshot()).chain(stored));
-        failed.map_or_else(|| Ok(Arc::new(joined)), |why| Err(NoAnswer::Epoch(why)))
+        match failed {
+            Some(why) => Err(NoAnswer::Epoch(why)),
+            None if is_empty => Err(NoAnswer::NothingObserved),
+            None => Ok(Arc::new(joined)),
+        }
+    }
+
+    /// Epochs in files that began after the span, and so soon that a flow of the span may have
+    /// waited for them.
+    fn next(&self, span: &Span) -> impl Iterator<Item = &Kept> {
+        let until = span.until().unwrap_or(Timestamp::MAX);
+        let mut later: Vec<&Kept> = self.kept.iter().filter(|kept| kept.header.from >= until).collect();
+        later.sort_by_key(|kept| kept.header.from);
+        let soon = later.first().map_or(Timestamp::MIN, |next| next.header.from).max(until.after(WAIT));
+        later.into_iter().take_while(move |kept| kept.header.from <= soon)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use guardrail_graph::{
+        Observation, Observer, ObserverConfig,
+        epoch::End,
+        inventory::{Change, read},
+        observe::{CgroupId, FlowCounts, FlowDelta, Remote, Role},
+        peer::Protocol,
+    };
+
     use super::*;
+    use crate::state::Epochs;
+
+    #[test]
+    fn a_flow_that_waited_for_its_name_until_the_next_epoch_is_in_the_answer_of_its_own_time() {
+        let t = Timestamp::from_unix_seconds;
+        let dir = tempfile::tempdir().unwrap();
+        let mut observer = Observer::new(ObserverConfig::new("node-a", "i", t(0)));
+        let path = "/kubepods/burstable/podweb-00000000-0001/0123456789abcdef".to_owned();
+        observer.observe(Observation::CgroupCreated { id: CgroupId(1), path, at: t(990) }, t(990));
+        observer.observe(
+            Observation::Flow(FlowDelta {
+                cgroup: CgroupId(1),
+                netns: None,
+                local: [10, 244, 1, 2].into(),
+                remote: Remote::Addr([203, 0, 113, 9].into()),
+                protocol: Protocol::Tcp,
+                role: Role::Client,
+                server_port: 443,
+                local_port: None,
+                bind_seen: true,
+                first_open: Some(t(995)),
+                last_open: Some(t(995)),
+                counts: FlowCounts { opened: 1, ..FlowCounts::default() },
+            }),
+            t(996),
+        );
+        let end = |observer: &mut Observer, at| {
+            let ended = Ended::of(Arc::new(observer.turn(&[], t(at))), End::Day).unwrap();
+            (Epochs::write(dir.path(), &ended).unwrap(), Arc::new(ended))
+        };
+        let (first, _) = end(&mut observer, 1_000);
+        let web = "kind: Pod\nmetadata: {name: web, namespace: shop, uid: web-00000000-0001}\n\
+            spec: {nodeName: node-a, containers: [{name: c}]}\nstatus: {phase: Running, podIP: 10.244.1.2}\n";
+        for object in read::objects(web, "test").unwrap().objects {
+            observer.apply(Change::Apply(object), t(1_100));
+        }
+        observer.tick(t(1_101));
+        let edges = |answer: &Answer, since, until| {
+            let span = Span::new(Some(t(since)), Some(t(until))).unwrap();
+            answer.joined(&span).map(|joined| (joined.snapshot().body.edges.len(), joined.sources().count())).ok()
+        };
+        let open = Arc::new(observer.document(t(1_200)));
+        let mut answer = Answer { open, ended: None, kept: vec![first] };
+        assert_eq!(edges(&answer, 900, 999), Some((1, 2)), "of the open epoch");
+        assert_eq!(edges(&answer, 100, 990), Some((0, 1)), "no flow of the next one was then");
+        let (second, ended) = end(&mut observer, 2_000);
+        answer.open = Arc::new(observer.document(t(2_001)));
+        answer.ended = Some(ended);
+        assert_eq!(edges(&answer, 900, 999), Some((1, 2)), "of one that ended");
+        answer.ended = None;
+        answer.kept.push(second);
+        assert_eq!(edges(&answer, 900, 999), Some((1, 2)), "of one in a file");
+        assert_eq!(edges(&answer, 100, 990), Some((0, 1)));
+        answer.kept.remove(0);
+        assert_eq!((edges(&answer, 100, 990), edges(&answer, 900, 999)), (None, Some((1, 1))));
+    }
 
     #[test]
     fn a_query_is_the_span_that_the_command_would_ask_for() {

@@ -20,8 +20,10 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::{
-    AddressEntry, Body, Interval, Side, Snapshot, Source, SourceCounts, SourceWindow, Window, WorkloadEntry,
-    intervals::hull, nodes::cut_nodes,
+    AddressEntry, Body, Document, Interval, Side, Snapshot, Source, SourceCounts, SourceWindow, Window, WorkloadEntry,
+    facts::{BySource, Facts},
+    intervals::hull,
+    nodes::cut_nodes,
 };
 use crate::{
     peer::{Peer, Protocol},
@@ -82,6 +84,12 @@ impl Span {
     #[must_use]
     pub fn since(&self) -> Option<Timestamp> {
         self.since
+    }
+
+    /// Its end; `None`: the end of all time.
+    #[must_use]
+    pub fn until(&self) -> Option<Timestamp> {
+        self.until
     }
 
     /// Whether it has no ends, and so leaves everything as it is.
@@ -178,6 +186,34 @@ impl Snapshot {
             edge.sources.iter().try_for_each(|s| check(&what, s.first_seen, s.last_seen))?;
         }
         Ok(())
+    }
+}
+
+impl Snapshot {
+    /// Whether a flow of it was seen in the span. One that waited for a name is of the epoch in
+    /// which it got one, and may have been before that began.
+    #[must_use]
+    pub fn has_flow_within(&self, span: &Span) -> bool {
+        let Body { service_flows, remote_flows, edges, coverage, .. } = &self.body;
+        let unresolved = coverage.unresolved.iter().flat_map(|entry| entry.flows.iter().flatten());
+        edges.iter().flat_map(|edge| &edge.sources).any(|counts| span.meets_counts(counts))
+            || service_flows.iter().flat_map(|flow| &flow.sources).any(|counts| span.meets_counts(counts))
+            || remote_flows.iter().flat_map(|flow| &flow.sources).any(|counts| span.meets_counts(counts))
+            || unresolved.into_iter().any(|flow| span.meets(flow.time.first_seen, flow.time.last_seen))
+    }
+}
+
+impl Document {
+    /// As [`Snapshot::has_flow_within`].
+    #[must_use]
+    pub fn has_flow_within(&self, span: &Span) -> bool {
+        let Facts { service_flows, remote_flows, edges, .. } = self.facts();
+        let meets = |sources: &BySource| sources.iter().any(|(.., seen)| span.meets(seen.first, seen.last));
+        let unresolved = self.coverage().unresolved.iter().flat_map(|entry| entry.flows.iter().flatten());
+        edges.values().any(|edge| meets(&edge.sources))
+            || service_flows.values().any(|flow| meets(&flow.sources))
+            || remote_flows.values().any(|remote| meets(&remote.flow.sources))
+            || unresolved.into_iter().any(|flow| span.meets(flow.time.first_seen, flow.time.last_seen))
     }
 }
 
