@@ -104,7 +104,8 @@ pub struct Config {
     pub state_interval: Seconds,
 
     /// Keep closed epochs (days) of the graph for so long in --state-dir, at least 1d. Counted from
-    /// the newest that ended, so that a clock that was wrong takes nothing along.
+    /// the newest day that was reached by running, so that a clock that was set takes nothing
+    /// along.
     #[arg(long, env = "GUARDRAIL_RETENTION", value_name = "DURATION", default_value = "30d",
           value_parser = retention)]
     pub retention: Duration,

@@ -5,10 +5,10 @@ mod common;
 
 use common::{Lab, edges, pod, t, tcp_client, tcp_server};
 use guardrail_graph::{
-    Observer, ObserverConfig, Snapshot,
+    Observation, Observer, ObserverConfig, Snapshot,
     epoch::{End, file},
-    observe::{FlowCounts, LossClass},
-    snapshot::{LossEntry, Revision, check_revisions, merge, merge_within, span::Span},
+    observe::{FlowCounts, LossClass, LossReason},
+    snapshot::{Body, EdgeRecord, LossEntry, Revision, check_revisions, merge, merge_within, span::Span},
 };
 
 /// A pod that is asked from an address of which nobody has told yet.
@@ -193,4 +193,96 @@ fn equal_revisions_that_differ_in_anything_that_was_not_counted_are_refused() {
             assert!(check_revisions(&pair.map(Clone::clone)).is_err(), "{what}");
         }
     }
+}
+
+/// Two pulls of one open epoch, between which the agent was killed and went on from an older state,
+/// and another node's word: what was there, lost and told in between is no more.
+fn pulls_and_another() -> [Snapshot; 3] {
+    let pods = |with: &[(&str, &str)]| {
+        let with = with.iter().map(|(name, address)| pod("shop", name, 0, "node-a", address, &[]));
+        with.collect::<Vec<_>>()
+    };
+    let mut a = Lab::with("node-a", &pods(&[("api", "10.99.0.3"), ("old", "10.99.0.9")]), |config| config.run = 1);
+    a.pod_cgroup(2, "api", 0);
+    ask(&mut a, "10.99.0.44", 100);
+    let state = a.at(110).snapshot();
+    ask(&mut a, "10.99.0.44", 120);
+    ask(&mut a, "198.51.100.1", 121);
+    a.observer.observe(Observation::Lost { reason: LossReason::MapFull, cgroup: None, count: 3, at: t(125) }, t(125));
+    a.at(126).apply(&pod("shop", "brief", 126, "node-a", "10.99.0.8", &[]));
+    a.apply("kind: Node\nmetadata: {name: node-z, labels: {pool: brief}}\n");
+    let early = a.at(130).snapshot();
+    let config = ObserverConfig { run: 2, ..ObserverConfig::new("node-a", "another", t(140)) };
+    let mut a = Lab { observer: Observer::restore(config, &state, false).unwrap(), now: t(140) };
+    for pod in pods(&[("api", "10.99.0.3"), ("new", "10.99.0.9")]) {
+        a.apply(&pod);
+    }
+    ask(&mut a, "10.99.0.44", 145);
+    let late = a.at(150).snapshot();
+    let mut b = Lab::with("node-b", &pods(&[("api", "10.99.0.3")]), |config| config.run = 7);
+    [early, late, b.at(160).snapshot()]
+}
+
+#[test]
+fn of_a_revision_that_was_merged_before_nothing_that_was_observed_counts_beside_the_next() {
+    let [early, late, other] = pulls_and_another();
+    let expected = merge(vec![late.clone(), other.clone()]);
+    assert_eq!(expected.body.window.nodes["node-a"].len(), 2);
+    let file = Snapshot::from_json(&merge(vec![early.clone(), other.clone()]).to_json(), "file").unwrap();
+    for order in [vec![file.clone(), late.clone()], vec![late.clone(), file], vec![early, other, late]] {
+        let is_of_file = order.len() == 2;
+        let merged = merge(order);
+        // What has a source.
+        let observed = |snapshot: &Snapshot| {
+            let Body { sources, window, source_windows, revisions, coverage, witnesses, .. } = snapshot.body.clone();
+            let edges: Vec<_> = snapshot.body.edges.iter().map(|edge| (edges_of(edge), edge.sources.clone())).collect();
+            let flows = (snapshot.body.service_flows.clone(), snapshot.body.remote_flows.clone());
+            let coverage = (coverage.losses, coverage.unresolved);
+            (sources, window, source_windows, revisions, coverage, witnesses, edges, flows)
+        };
+        assert_eq!(observed(&merged), observed(&expected));
+        // What the API server told of pods, addresses and nodes has none: it is not taken back.
+        if !is_of_file {
+            assert_eq!(merged, expected);
+            continue;
+        }
+        let told = |snapshot: &Snapshot| {
+            let Body { presence, addresses, nodes, workloads, .. } = snapshot.body.clone();
+            let of = |list: Vec<String>| list.into_iter().collect::<std::collections::BTreeSet<_>>();
+            [
+                of(presence.iter().map(|pod| format!("{} {}", pod.pod, pod.from)).collect()),
+                of(addresses
+                    .iter()
+                    .map(|entry| format!("{} {:?} {:?}", entry.address, entry.from, entry.pod))
+                    .collect()),
+                of(nodes.iter().map(|node| format!("{} {:?}", node.name, node.described)).collect()),
+                of(workloads.iter().map(|entry| entry.workload.to_string()).collect()),
+            ]
+        };
+        for (i, (has, needs)) in told(&merged).into_iter().zip(told(&expected)).enumerate() {
+            assert!(has.is_superset(&needs), "{i}: {has:#?} {needs:#?}");
+        }
+    }
+}
+
+#[test]
+fn when_a_node_was_watched_is_the_last_word_of_each_of_its_epochs() {
+    let mut a = lab("node-a");
+    let day = a.at(1_000).observer.turn(&[], t(1_000)).snapshot();
+    let state = a.at(1_050).snapshot();
+    let early = a.at(1_100).snapshot();
+    let config = ObserverConfig { run: 2, ..ObserverConfig::new("node-a", "another", t(1_140)) };
+    let late = Observer::restore(config, &state, false).unwrap().snapshot(t(1_150));
+    let other = Lab::with("node-b", &[], |config| config.run = 7).at(160).snapshot();
+    let window = |all: &[&Snapshot]| merge(all.iter().copied().cloned().collect()).body.window;
+    let expected = window(&[&day, &late, &other]);
+    assert_eq!(expected.nodes["node-a"].iter().map(|run| run.to).collect::<Vec<_>>(), [t(1_050), t(1_150)]);
+    let file = merge(vec![day.clone(), early.clone(), other.clone()]);
+    for all in [vec![&file, &late], vec![&late, &file], vec![&file, &late, &day], vec![&day, &file, &early, &late]] {
+        assert_eq!(window(&all), expected);
+    }
+}
+
+fn edges_of(edge: &EdgeRecord) -> String {
+    format!("{} -> {} {}/{}", edge.client.peer, edge.server.peer, edge.protocol, edge.port)
 }

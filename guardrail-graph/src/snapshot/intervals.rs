@@ -63,6 +63,14 @@ pub(super) fn without(a: &[Interval], b: &[Interval]) -> Vec<Interval> {
     out
 }
 
+/// Cuts a set to what is in another one, too; what has no length stays if it lies there.
+pub(super) fn cut_to(set: &mut Vec<Interval>, other: &[Interval]) {
+    let mut both = common(set, other);
+    both.extend(set.iter().filter(|at| at.from == at.to && holds(other, **at)));
+    both.sort_unstable();
+    *set = both;
+}
+
 /// Whether an interval lies in a set as a whole.
 pub(super) fn holds(set: &[Interval], part: Interval) -> bool {
     set.iter().any(|interval| interval.from <= part.from && part.to <= interval.to)

@@ -4,15 +4,23 @@
 //! documents of one epoch must not be added up or joined then, so each says its revision: the run
 //! of the agent, raised on disk before anything leaves the process, and a number within it.
 //!
-//! What has no source of its own (who had an address, how a workload is described) is joined as
-//! over any sources: a later word of it wins by its own time.
+//! What has no source of its own (who was there, who had an address, which nodes there were, how a
+//! workload is described, marks and names of edges) is joined as over any sources: a later word of
+//! it wins by its own time. Of a document of several sources it cannot be taken back, so what an
+//! earlier revision said of it stays if that was merged with others before the later one came
+//! (docs/design.md).
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Body, Counts, Side, Snapshot, Source, facts::Facts, marks, merge};
+use super::{
+    Body, Counts, Interval, Side, Snapshot, Source,
+    facts::Facts,
+    intervals::{cut_to, joined},
+    marks, merge,
+};
 use crate::{peer::Protocol, time::Timestamp, unresolved::UnresolvedReason};
 
 /// How far a document of an epoch is: the greater of two of one epoch replaces the other.
@@ -65,6 +73,25 @@ pub struct RevisionError {
 /// A counted fact of an epoch, and what was counted.
 type Counted<'a> = BTreeMap<(String, &'a str, Protocol, u16, Side), (Counts, Timestamp, Timestamp)>;
 
+/// Leaves of when a node was watched what others than a source did, if all of them say when.
+fn leave_others<'a>(
+    watched: &mut BTreeMap<String, Vec<Interval>>,
+    source: &Source,
+    windows: impl Iterator<Item = (&'a Source, &'a Interval)>,
+) {
+    let others = windows.filter(|(other, _)| other.node == source.node && *other != source);
+    let others: Vec<Interval> = others.map(|(_, window)| *window).collect();
+    if others.iter().all(|window| window.from <= window.to)
+        && let Some(intervals) = watched.get_mut(&source.node)
+    {
+        *intervals = joined(std::mem::take(intervals));
+        cut_to(intervals, &joined(others));
+        if intervals.is_empty() {
+            watched.remove(&source.node);
+        }
+    }
+}
+
 impl Body {
     fn revision(&self, source: &Source) -> Revision {
         self.revisions.iter().find(|known| known.source == *source).map(|known| known.revision).unwrap_or_default()
@@ -91,6 +118,8 @@ impl Body {
         });
         self.coverage.losses.retain(|loss| loss.source != *source);
         self.coverage.unresolved.retain(|entry| entry.source != *source);
+        let windows = self.windows_of_sources();
+        leave_others(&mut self.window.nodes, source, windows.iter());
         self.source_windows.retain(|known| known.source != *source);
         self.witnesses.retain(|witness| witness.source != *source);
         self.sources.remove(source);
@@ -199,6 +228,8 @@ impl Facts {
         self.loss_times.retain(|(of, _), _| of != source);
         self.witnesses.remove(source);
         self.unresolved.retain(|(of, _), _| of != source);
+        let windows = self.source_windows.iter().map(|(source, window)| (&**source, window));
+        leave_others(&mut self.window, source, windows);
         self.source_windows.remove(source);
         self.observed_by.remove(source);
     }
