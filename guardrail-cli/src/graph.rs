@@ -11,7 +11,7 @@ use std::{
 use clap::ValueEnum;
 use guardrail_graph::{
     Peer, Snapshot,
-    snapshot::{EdgeRecord, Window},
+    snapshot::{EdgeRecord, Window, write_lines},
 };
 
 use crate::{
@@ -75,7 +75,7 @@ fn graph(args: &Args) -> anyhow::Result<Outcome> {
     let mut out = BufWriter::new(std::io::stdout().lock());
     match output {
         Format::Table => table(&mut out, &snapshot)?,
-        Format::Json => output::write_json(&mut out, &snapshot)?,
+        Format::Json => write_lines(&mut out, &snapshot)?,
         Format::Dot => draw::dot(&mut out, &snapshot)?,
         Format::Mermaid => draw::mermaid(&mut out, &snapshot)?,
         Format::Html => page::file(&mut out, &snapshot)?,

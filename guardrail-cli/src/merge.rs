@@ -2,11 +2,13 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use guardrail_graph::snapshot::write_lines;
+
 use crate::{
     coverage,
     exit::{Outcome, finish},
     input::{self, KubeArgs, SpanArgs, tell},
-    output, place,
+    place,
 };
 
 /// Options of `guardrail merge`.
@@ -36,7 +38,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
 fn merge(args: &Args) -> anyhow::Result<Outcome> {
     let Args { snapshots, output, cluster, span } = args;
     let snapshot = input::snapshots(snapshots, cluster, span)?;
-    place::deliver_with(output.as_deref(), |out| output::write_json(out, &snapshot))?;
+    place::deliver_with(output.as_deref(), |out| write_lines(out, &snapshot))?;
     for reason in coverage::incomplete(&snapshot) {
         tell("warning", &format!("the merged graph is incomplete: {reason}"));
     }

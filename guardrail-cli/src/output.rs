@@ -60,13 +60,8 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
 
 /// Prints JSON with a newline at its end.
 pub(crate) fn print_json(out: &mut impl Write, value: &impl Serialize) -> anyhow::Result<()> {
-    Ok(write_json(out, value)?)
-}
-
-/// As [`print_json`]; what fails is the writing.
-pub(crate) fn write_json(out: &mut (impl Write + ?Sized), value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
-    out.write_all(b"\n")
+    Ok(out.write_all(b"\n")?)
 }
 
 /// Tells on a terminal's stderr how far the work is, once it has taken a second.

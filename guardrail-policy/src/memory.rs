@@ -133,17 +133,19 @@ impl Memory {
             edges.ok_or_else(|| serde::de::Error::missing_field("edges")).map_err(MemoryError::Invalid)?;
         let unused: BTreeSet<usize> = unused.into_iter().map(|named| named.edge).collect();
         let mut read = Self::default();
-        for (index, mut edge) in edges.into_iter().enumerate() {
+        let kept = edges.into_iter().enumerate().filter_map(|(index, mut edge)| {
             let was_remembered = edge.marks.remove(REMEMBERED);
             if unused.contains(&index) || inexpressible.contains(&index) && !was_remembered {
-                continue;
+                return None;
             }
             if unexplained.contains(&index) {
                 edge.seen_by.remove(&Side::Client);
             }
             edge.supported = true;
-            read.edges.insert(key(&edge), edge);
-        }
+            Some((key(&edge), edge))
+        });
+        // They come sorted: nothing is searched for its place.
+        read.edges = kept.collect();
         for KeptWorkload { workload, selector, labels, host_network } in workloads {
             let workload = workload.into_owned();
             let entry = WorkloadEntry {

@@ -28,6 +28,7 @@ use crate::{
         Decision, EdgeUse, FlowName, Options, Plan, PortRef, Problem, ProblemKind, Purpose, edge_name, stopped,
     },
     model::{Direction, NetworkPolicy, PolicyPort, PortMatch, Protocol, selector_matches, tier::TierPolicy},
+    parallel::in_parallel,
 };
 
 pub use newly::NewlyJudged;
@@ -97,27 +98,39 @@ pub(crate) fn prove_in<'a>(
         )
     });
     let alone = evaluator(policies, forms);
-    supported_flows_are_allowed(snapshot, decision, &alone, together.as_ref(), &mut proof);
+    let allowed_alone = allowed(&alone, &snapshot.body.edges);
+    let allowed_together = together.as_ref().map(|together| allowed(together, &snapshot.body.edges));
+    let judges = Judges {
+        alone: (&alone, &allowed_alone),
+        together: together.as_ref().zip(allowed_together.as_deref()),
+    };
+    supported_flows_are_allowed(snapshot, decision, judges, &mut proof);
     unnamed::flows_are_allowed(snapshot, options, &alone, &mut proof);
     Pairs::new(snapshot, options, decision, &alone).judge(&mut proof);
-    newly_judged(snapshot, &alone, before.as_ref(), together.as_ref(), &mut proof);
+    newly_judged(snapshot, judges, before.as_ref(), &mut proof);
     (proof, together.unwrap_or(alone))
 }
 
-fn supported_flows_are_allowed(
-    snapshot: &Snapshot,
-    decision: &Decision,
-    alone: &Evaluator,
-    together: Option<&Evaluator>,
-    proof: &mut Proof,
-) {
+/// What was generated, alone and together with what is in force beside it if there is any; each with
+/// its answer for every edge.
+#[derive(Clone, Copy)]
+struct Judges<'a> {
+    alone: (&'a Evaluator, &'a [Option<bool>]),
+    together: Option<(&'a Evaluator, &'a [Option<bool>])>,
+}
+
+/// Of each edge whether it is allowed; `None`: an end of it cannot be judged.
+fn allowed(evaluator: &Evaluator, edges: &[EdgeRecord]) -> Vec<Option<bool>> {
+    in_parallel(edges, |share| share.iter().map(|edge| evaluator.allows_edge(edge).ok()).collect::<Vec<_>>()).concat()
+}
+
+fn supported_flows_are_allowed(snapshot: &Snapshot, decision: &Decision, judges: Judges<'_>, proof: &mut Proof) {
+    let Judges { alone: (alone, allowed_alone), together } = judges;
     for (index, (edge, used)) in snapshot.body.edges.iter().zip(&decision.uses).enumerate() {
-        if !used.is_owed() {
-            continue;
-        }
-        let Ok(verdict) = alone.evaluate_edge(edge) else { continue };
+        let Some(is_allowed) = allowed_alone[index].filter(|_| used.is_owed()) else { continue };
         proof.edges_judged += 1;
-        if !verdict.allowed() {
+        if !is_allowed {
+            let Ok(verdict) = alone.evaluate_edge(edge) else { continue };
             let (side, namespaces) = denied_sides(&edge.client.peer, &edge.server.peer, &verdict.verdict);
             if decision.inexpressible.contains(&index) {
                 // A problem says it already. Here its namespace is not stopped: for a reader of the
@@ -143,9 +156,10 @@ fn supported_flows_are_allowed(
             proof.problems.insert(Problem::new(kind, namespaces, message));
             continue;
         }
-        let Some(together) = together else { continue };
-        let Ok(joint) = together.evaluate_edge(edge) else { continue };
-        if !joint.allowed() {
+        if let Some((together, allowed_together)) = together
+            && allowed_together[index] == Some(false)
+            && let Ok(joint) = together.evaluate_edge(edge)
+        {
             conflict(edge, &joint.verdict, together, decision, proof);
         }
     }

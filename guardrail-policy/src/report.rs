@@ -5,7 +5,6 @@
 //! from what the export rests on ([`Told`]).
 
 mod evidence;
-mod lines;
 mod markdown;
 mod meant;
 mod window;
@@ -14,7 +13,10 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use guardrail_graph::{Snapshot, WorkloadRef, snapshot::EdgeRecord};
+use guardrail_graph::{
+    Snapshot, WorkloadRef,
+    snapshot::{EdgeRecord, write_lines},
+};
 use serde::Serialize;
 
 use crate::export::Exported;
@@ -85,9 +87,7 @@ impl<'a> Told<'a> {
 
 /// Writes `evidence.json`: one list of all edges, which the rest names by their places in it.
 pub(crate) fn write_evidence(exported: &Exported<'_>, out: &mut dyn io::Write) -> io::Result<()> {
-    let mut json = serde_json::Serializer::with_formatter(&mut *out, lines::Lines::default());
-    Evidence::of(exported).serialize(&mut json)?;
-    out.write_all(b"\n")
+    write_lines(out, &Evidence::of(exported))
 }
 
 /// Writes `REPORT.md`.

@@ -9,7 +9,7 @@ use serde::{
 use serde_json::Value;
 use thiserror::Error;
 
-use super::{API_VERSION, Body, KIND, Snapshot};
+use super::{API_VERSION, Body, KIND, Snapshot, write_lines};
 
 /// The format before epochs: one sum without times.
 const FORMER_VERSION: &str = "guardrail.dev/v1";
@@ -161,13 +161,12 @@ impl Snapshot {
         Ok(Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), body })
     }
 
-    /// The document as it is served and stored: pretty-printed, with a newline at its end. Equal
+    /// The document as commands write it: a line for each record, as [`write_lines`] has it. Equal
     /// graphs give equal bytes.
     #[must_use]
     pub fn to_json(&self) -> String {
+        let mut text = Vec::new();
         // Serialising these types cannot fail: every map key is a string and no number is a float.
-        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
-        text.push('\n');
-        text
+        write_lines(&mut text, self).ok().and_then(|()| String::from_utf8(text).ok()).unwrap_or_default()
     }
 }

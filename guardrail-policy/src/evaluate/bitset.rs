@@ -1,5 +1,10 @@
 //! Sets of classes: which pods a selector selects.
 
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+};
+
 /// A set of small numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct BitSet(Vec<u64>);
@@ -30,6 +35,11 @@ impl BitSet {
         }
     }
 
+    /// How many numbers it holds.
+    fn len(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// Its numbers, ascending.
     pub(super) fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().enumerate().flat_map(|(at, &word)| {
@@ -40,54 +50,100 @@ impl BitSet {
     }
 }
 
-/// Sets of numbers below one limit, side by side: many are asked about the same number.
-#[derive(Debug)]
+/// A set among [`Sets`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SetId(u32);
+
+/// Many sets, side by side: a set of few numbers lists them, as most rules name few of many
+/// workloads; the others are bits. Equal sets are one.
+#[derive(Debug, Default)]
 pub(super) struct Sets {
-    words: Vec<u64>,
-    /// Words of each.
-    stride: usize,
+    /// Of each set how many numbers it lists, or [`BITS`] and of how many words, and these.
+    words: Vec<u32>,
+    /// Where sets with a hash begin: what is in them lies in `words`.
+    known: HashMap<u64, Vec<u32>>,
+    hasher: RandomState,
 }
 
+/// What follows are bits.
+const BITS: u32 = 1 << 31;
+
 impl Sets {
-    /// None yet, of numbers below `len`.
-    pub(super) fn new(len: usize) -> Self {
-        Self { words: Vec::new(), stride: len.div_ceil(64).max(1) }
+    /// Takes a set; an equal one keeps its place.
+    pub(super) fn push(&mut self, set: &BitSet) -> SetId {
+        let start = self.words.len();
+        let listed = set.len();
+        // Trailing zeros say nothing: equal sets are equal words.
+        let bits = 2 * set.0.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+        if listed <= bits {
+            self.words.push(number(listed));
+            self.words.extend(set.iter().map(number));
+        } else {
+            self.words.push(number(bits) | BITS);
+            #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
+            self.words.extend(set.0[..bits / 2].iter().flat_map(|word| [*word as u32, (word >> 32) as u32]));
+        }
+        let (old, new) = self.words.split_at(start);
+        let alike = self.known.entry(self.hasher.hash_one(new)).or_default();
+        if let Some(at) = alike.iter().copied().find(|at| old[*at as usize..].starts_with(new)) {
+            self.words.truncate(start);
+            return SetId(at);
+        }
+        alike.push(number(start));
+        SetId(number(start))
     }
 
-    /// Takes one more; its index.
-    pub(super) fn push(&mut self, set: &BitSet) -> u32 {
-        let index = self.words.len() / self.stride;
-        self.words.extend_from_slice(&set.0);
-        self.words.resize((index + 1) * self.stride, 0);
-        u32::try_from(index).unwrap_or(u32::MAX)
+    /// No set is taken any more.
+    pub(super) fn finish(&mut self) {
+        self.known = HashMap::new();
+        self.words.shrink_to_fit();
     }
 
-    /// Whether the set with this index holds the number.
     #[inline]
-    pub(super) fn contains(&self, set: u32, number: u32) -> bool {
-        let number = number as usize;
-        let word = self.words[set as usize * self.stride + number / 64];
-        word >> (number % 64) & 1 == 1
+    fn of(&self, set: SetId) -> (bool, &[u32]) {
+        let at = set.0 as usize;
+        let head = self.words[at];
+        (head & BITS != 0, &self.words[at + 1..][..(head & !BITS) as usize])
     }
 
-    /// Whether the set with this index holds these numbers and no others.
-    pub(super) fn is(&self, set: u32, other: &BitSet) -> bool {
-        let at = set as usize * self.stride;
-        let words = &self.words[at..at + self.stride];
-        let (same, rest) = words.split_at(other.0.len().min(words.len()));
-        same == other.0 && rest.iter().all(|word| *word == 0)
-    }
-
-    /// Adds the numbers of the set with this index.
-    pub(super) fn add_to(&self, set: u32, to: &mut BitSet) {
-        for (a, b) in to.0.iter_mut().zip(&self.words[set as usize * self.stride..]) {
-            *a |= b;
+    /// Whether a set holds the number.
+    #[inline]
+    pub(super) fn contains(&self, set: SetId, number: u32) -> bool {
+        /// So many are found sooner by looking at each.
+        const FEW: usize = 16;
+        match self.of(set) {
+            (true, words) => words.get(number as usize / 32).is_some_and(|word| word >> (number % 32) & 1 == 1),
+            (false, listed) if listed.len() <= FEW => listed.contains(&number),
+            (false, listed) => listed.binary_search(&number).is_ok(),
         }
     }
+
+    /// The numbers of a set, ascending.
+    pub(super) fn iter(&self, set: SetId) -> impl Iterator<Item = u32> + '_ {
+        let (bits, words) = self.of(set);
+        let (listed, words) = if bits { (&[][..], words) } else { (words, &[][..]) };
+        let of_word = |(at, word): (u32, &u32)| {
+            let next = |word: &u32| Some(word & (word - 1)).filter(|rest| *rest != 0);
+            let rests = std::iter::successors(Some(*word).filter(|w| *w != 0), next);
+            rests.map(move |rest| at * 32 + rest.trailing_zeros())
+        };
+        listed.iter().copied().chain((0..).zip(words).flat_map(of_word))
+    }
+
+    /// Adds the numbers of a set to another that has room for them.
+    pub(super) fn add_to(&self, set: SetId, to: &mut BitSet) {
+        self.iter(set).for_each(|number| to.insert(number as usize));
+    }
+}
+
+fn number(index: usize) -> u32 {
+    u32::try_from(index).expect("sets of classes of pods are below 8 GiB")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -100,19 +156,32 @@ mod tests {
     }
 
     #[test]
-    fn sets_side_by_side_do_not_mix() {
-        let mut sets = Sets::new(70);
-        let mut first = BitSet::with_len(70);
-        first.insert(69);
-        let set = first.clone();
-        let (first, empty) = (sets.push(&first), sets.push(&BitSet::with_len(0)));
-        assert!(sets.contains(first, 69) && !sets.contains(first, 5));
-        assert!((0..70).all(|n| !sets.contains(empty, n)));
-        assert!(sets.is(first, &set) && !sets.is(empty, &set) && !sets.is(first, &BitSet::with_len(70)));
-        assert!(sets.is(empty, &BitSet::with_len(70)) && sets.is(empty, &BitSet::with_len(0)));
-        let mut all = BitSet::with_len(70);
-        sets.add_to(first, &mut all);
-        sets.add_to(empty, &mut all);
-        assert_eq!(all.iter().collect::<Vec<_>>(), [69]);
+    fn sets_side_by_side_hold_what_they_were_given() {
+        let mut sets = Sets::default();
+        let given: Vec<BTreeSet<u32>> = vec![
+            BTreeSet::new(),
+            BTreeSet::from([69]),
+            BTreeSet::from([0, 31, 32, 63, 64]),
+            (0..1_000).filter(|n| n % 3 == 0).collect(),
+            (0..40).map(|n| n * 101).collect(),
+            BTreeSet::from([4_999]),
+        ];
+        let bits = |numbers: &BTreeSet<u32>, len| {
+            let mut set = BitSet::with_len(len);
+            numbers.iter().for_each(|n| set.insert(*n as usize));
+            set
+        };
+        let ids: Vec<SetId> = given.iter().map(|numbers| sets.push(&bits(numbers, 5_000))).collect();
+        for (numbers, id) in given.iter().zip(&ids) {
+            assert_eq!(sets.iter(*id).collect::<BTreeSet<_>>(), *numbers);
+            assert!((0..6_000).all(|n| sets.contains(*id, n) == numbers.contains(&n)), "{numbers:?}");
+            let mut to = bits(&BTreeSet::from([7]), 5_000);
+            sets.add_to(*id, &mut to);
+            assert_eq!(to, bits(&numbers.iter().copied().chain([7]).collect(), 5_000));
+            // Whatever room it had.
+            assert_eq!(sets.push(&bits(numbers, 7_000)), *id);
+        }
+        assert_eq!(sets.push(&BitSet::default()), ids[0]);
+        assert!(ids.iter().enumerate().all(|(at, id)| !ids[..at].contains(id)));
     }
 }

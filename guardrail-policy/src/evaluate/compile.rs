@@ -1,13 +1,17 @@
 //! Policies compiled against a cluster: classes of pods, sets of classes, rules as bit tests.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use guardrail_graph::snapshot::LabelSelector;
 use ipnet::IpNet;
 
 use super::{
     Cluster, End,
-    bitset::BitSet,
+    bitset::{BitSet, SetId},
     dataplane::{CiliumOptions, Dataplane, Enforcement},
     identity::Identity,
     kinds::Kinds,
@@ -47,7 +51,7 @@ pub(super) struct Compiled {
     /// Class per pod; `None`: finished or on the host network.
     pods: Vec<Option<u32>>,
     /// Classes that each policy selects, whatever it says.
-    selected: Vec<BitSet>,
+    selected: Vec<SetId>,
     pub(super) rules: Rules,
     /// Priority per policy; only those of ordered tiers mean something.
     pub(super) priorities: Vec<u16>,
@@ -67,7 +71,7 @@ struct Builder<'a> {
     class_ports: &'a [Vec<(String, Protocol, u16)>],
     nodes: &'a HashMap<String, u32>,
     cilium: Option<&'a CiliumOptions>,
-    sets: HashMap<PodSelector, BitSet>,
+    sets: HashMap<Asked<'a>, SetId>,
     named_ids: HashMap<(&'a str, Protocol), u32>,
     rules: RulesBuilder,
 }
@@ -114,27 +118,31 @@ impl Compiled {
                 }
             }
         }
-        let selected: Vec<BitSet> = policies
+        let nobody = BitSet::default();
+        let selected: Vec<SetId> = policies
             .iter()
             .map(|policy| match &policy.subject {
                 Subject::Pods(selector) => builder.set(selector),
-                Subject::Nodes(_) => BitSet::with_len(classes.len()),
+                Subject::Nodes(_) => builder.rules.rules.sets.push(&nobody),
             })
             .collect();
         let host_subjects =
             cilium.is_some_and(|o| o.host_firewall) && policies.iter().any(|p| matches!(p.subject, Subject::Nodes(_)));
-        let hosts: Vec<BitSet> = policies
+        let hosts: Vec<SetId> = policies
             .iter()
             .map(|policy| match &policy.subject {
-                Subject::Nodes(selector) if host_subjects => builder.nodes_by_label(selector),
-                _ => BitSet::default(),
+                Subject::Nodes(selector) if host_subjects => {
+                    let nodes = builder.nodes_by_label(selector);
+                    builder.rules.rules.sets.push(&nodes)
+                }
+                _ => builder.rules.rules.sets.push(&nobody),
             })
             .collect();
         let requires = policies
             .iter()
             .map(|policy| {
                 policy.requires.each_ref().map(|Requires { accept, deny }| {
-                    [accept, deny].map(|conditions| conditions.iter().map(|s| builder.set(s)).collect())
+                    [accept, deny].map(|conditions| conditions.iter().map(|s| builder.pod_set(s)).collect())
                 })
             })
             .collect::<Vec<_>>();
@@ -176,16 +184,17 @@ impl Compiled {
     }
 
     pub(super) fn selected(&self, policy: u32) -> Vec<u32> {
-        self.pods_in(&self.selected[policy as usize])
+        let selected = self.selected[policy as usize];
+        self.pods_in(|class| self.rules.sets.contains(selected, class))
     }
 
     pub(super) fn pods_selected_by(&self, selector: &PodSelector) -> Vec<u32> {
-        self.pods_in(&pod_set(&self.namespaces, &self.classes, self.cilium.as_ref(), selector))
+        let set = pod_set(&self.namespaces, &self.classes, self.cilium.as_ref(), selector);
+        self.pods_in(|class| set.contains(class))
     }
 
-    fn pods_in(&self, set: &BitSet) -> Vec<u32> {
-        let of_set = |class: &Option<u32>| class.is_some_and(|c| set.contains(c));
-        self.pods.iter().zip(0..).filter(|(class, _)| of_set(class)).map(|(_, pod)| pod).collect()
+    fn pods_in(&self, holds: impl Fn(u32) -> bool) -> Vec<u32> {
+        self.pods.iter().zip(0..).filter(|(class, _)| class.is_some_and(&holds)).map(|(_, pod)| pod).collect()
     }
 
     /// How many live pods a selector matches.
@@ -287,13 +296,57 @@ fn pod_set(
     set
 }
 
-impl<'a> Builder<'a> {
-    fn set(&mut self, selector: &PodSelector) -> BitSet {
-        if let Some(known) = self.sets.get(selector) {
-            return known.clone();
+/// A selector that was asked for. Policies that are read together share their labels
+/// ([`crate::model::SharedLabels`]): where a selector lies says enough, and its labels need not be
+/// looked at. Equal ones in two places are two.
+struct Asked<'a>(&'a PodSelector);
+
+impl<'a> Asked<'a> {
+    /// The namespace's name or cluster, and the selectors.
+    fn parts(&self) -> (Option<&'a Scope>, Option<&'a String>, [Option<&'a LabelSelector>; 2]) {
+        match self.0 {
+            PodSelector::Kubernetes { namespace, namespaces, pods } => {
+                (None, namespace.as_ref(), [namespaces.as_ref(), pods.as_ref()])
+            }
+            PodSelector::Cilium { scope, selector } => (Some(scope), None, [None, Some(selector)]),
         }
-        let set = pod_set(self.namespaces, self.classes, self.cilium, selector);
-        self.sets.insert(selector.clone(), set.clone());
+    }
+}
+
+impl Hash for Asked<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (_, namespace, selectors) = self.parts();
+        namespace.hash(state);
+        selectors.map(|selector| selector.map(|s| Arc::as_ptr(&s.match_labels))).hash(state);
+    }
+}
+
+impl PartialEq for Asked<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |pair: (Option<&LabelSelector>, Option<&LabelSelector>)| match pair {
+            (Some(a), Some(b)) => {
+                Arc::ptr_eq(&a.match_labels, &b.match_labels) && a.match_expressions == b.match_expressions
+            }
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        let ((scope, namespace, a), (other_scope, other_namespace, b)) = (self.parts(), other.parts());
+        scope == other_scope && namespace == other_namespace && a.into_iter().zip(b).all(same)
+    }
+}
+
+impl Eq for Asked<'_> {}
+
+impl<'a> Builder<'a> {
+    fn pod_set(&self, selector: &PodSelector) -> BitSet {
+        pod_set(self.namespaces, self.classes, self.cilium, selector)
+    }
+
+    fn set(&mut self, selector: &'a PodSelector) -> SetId {
+        if let Some(known) = self.sets.get(&Asked(selector)) {
+            return *known;
+        }
+        let set = self.rules.rules.sets.push(&self.pod_set(selector));
+        self.sets.insert(Asked(selector), set);
         set
     }
 
@@ -331,11 +384,11 @@ impl<'a> Builder<'a> {
         self.rules.add(index, direction, rule.action, ports, peers);
     }
 
-    fn peer(&mut self, policy: &TierPolicy, peer: &TierPeer, rule: &mut Peers) {
+    fn peer(&mut self, policy: &TierPolicy, peer: &'a TierPeer, rule: &mut Peers) {
         match peer {
             TierPeer::Pods(selector) => {
                 let set = self.set(selector);
-                rule.classes.union(&set);
+                self.rules.rules.sets.add_to(set, &mut rule.classes);
                 if selector.may_match_no_pod() {
                     rule.others.unknown = rule.others.unknown.with(Kinds::ALL.without(Kinds::POD));
                 }
@@ -415,8 +468,7 @@ impl<'a> Builder<'a> {
             } else if self.since((1, 17)) {
                 let selector = LabelSelector::of_labels(service.selector.clone());
                 let scope = Scope::Namespace(service_namespace.clone());
-                let set = self.set(&PodSelector::Cilium { scope, selector });
-                rule.classes.union(&set);
+                rule.classes.union(&self.pod_set(&PodSelector::Cilium { scope, selector }));
             }
         }
     }

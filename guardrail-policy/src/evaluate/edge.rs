@@ -77,6 +77,42 @@ impl Evaluator {
     /// # Errors
     /// [`UnknownPeer`] if an end cannot be judged.
     pub fn evaluate_edge(&self, edge: &EdgeRecord) -> Result<EdgeVerdict, UnknownPeer> {
+        if let Some((clients, servers)) = self.ends_of(edge)? {
+            let peers = [&*edge.client.peer, &*edge.server.peer];
+            return Ok(self.judge_peers(peers, [&clients, &servers], edge.protocol, edge.port));
+        }
+        let verdict = Verdict {
+            exemption: Some(Exemption::OwnNode),
+            egress: SideVerdict::NotIsolated,
+            ingress: SideVerdict::NotIsolated,
+        };
+        Ok(EdgeVerdict {
+            verdict,
+            pairs: 1,
+            denied: 0,
+            unproven: 0,
+            egress_rules: Vec::new(),
+            ingress_rules: Vec::new(),
+        })
+    }
+
+    /// Whether an observed edge is allowed, as [`EdgeVerdict::allowed`] says of it. It costs less
+    /// than asking which rules decide.
+    ///
+    /// # Errors
+    /// [`UnknownPeer`] if an end cannot be judged.
+    pub fn allows_edge(&self, edge: &EdgeRecord) -> Result<bool, UnknownPeer> {
+        if self.is_gone(&edge.client.peer) || self.is_gone(&edge.server.peer) {
+            return Ok(self.evaluate_edge(edge)?.allowed());
+        }
+        let Some((clients, servers)) = self.ends_of(edge)? else { return Ok(true) };
+        let mut pairs = pairs(&clients, &servers);
+        Ok(pairs.all(|(client, server)| self.allows(client, server, edge.protocol, edge.port)))
+    }
+
+    /// The ends that stand for those of an edge, as clients and as servers; `None`: whatever
+    /// policies say, it is allowed.
+    fn ends_of(&self, edge: &EdgeRecord) -> Result<Option<(Vec<End>, Vec<End>)>, UnknownPeer> {
         let seen_at = |side: Side| -> BTreeSet<&str> {
             edge.sources.iter().filter(|s| s.side == side).map(|s| s.source.node.as_str()).collect()
         };
@@ -90,19 +126,7 @@ impl Evaluator {
             _ => false,
         };
         if own_node {
-            let verdict = Verdict {
-                exemption: Some(Exemption::OwnNode),
-                egress: SideVerdict::NotIsolated,
-                ingress: SideVerdict::NotIsolated,
-            };
-            return Ok(EdgeVerdict {
-                verdict,
-                pairs: 1,
-                denied: 0,
-                unproven: 0,
-                egress_rules: Vec::new(),
-                ingress_rules: Vec::new(),
-            });
+            return Ok(None);
         }
         let mut clients = self.peer_ends(&edge.client.peer, true)?;
         if let (Peer::Node { name }, true) = (&*edge.client.peer, edge.marks.contains(marks::UNLISTED_ADDRESS)) {
@@ -124,7 +148,7 @@ impl Evaluator {
                 servers.retain(is_behind);
             }
         }
-        Ok(self.judge_peers([&edge.client.peer, &edge.server.peer], [&clients, &servers], edge.protocol, edge.port))
+        Ok(Some((clients, servers)))
     }
 
     /// Judges every kind of pod of the client against every kind of the server.
@@ -147,6 +171,11 @@ impl Evaluator {
         self.cluster().former_nodes.iter().find(|node| node.name == name)
     }
 
+    /// Whether a peer is such a node.
+    fn is_gone(&self, peer: &Peer) -> bool {
+        matches!(peer, Peer::Node { name } if self.former_node(name).is_some())
+    }
+
     /// Judges the ends that stand for two peers. Nobody knows which of its addresses a node used
     /// that is gone, and it uses none any more: one that is allowed speaks for it.
     fn judge_peers(
@@ -156,8 +185,7 @@ impl Evaluator {
         protocol: Protocol,
         port: u16,
     ) -> EdgeVerdict {
-        let is_gone = |peer: &Peer| matches!(peer, Peer::Node { name } if self.former_node(name).is_some());
-        let are_gone = peers.map(is_gone);
+        let are_gone = peers.map(|peer| self.is_gone(peer));
         if are_gone == [false, false] {
             return self.judge(clients, servers, protocol, port);
         }
@@ -223,34 +251,20 @@ impl Evaluator {
         // Allowed, unproven, denied: the worst one speaks for all.
         let rank = |v: &Verdict| if v.allowed() { 0 } else { 1 + u8::from(v.denied()) };
         let mut rules = (Vec::new(), Vec::new());
-        for client in clients {
-            for server in servers {
-                if clients.len() + servers.len() > 2 && !client.can_reach(server) {
-                    continue;
-                }
-                let verdict = self.evaluate(client, server, protocol, port);
-                pairs += 1;
-                rules.0.extend_from_slice(verdict.egress.rules());
-                rules.1.extend_from_slice(verdict.ingress.rules());
-                if !verdict.allowed() {
-                    denied += 1;
-                    unproven += usize::from(!verdict.denied());
-                }
-                if first.as_ref().is_none_or(|f| rank(f) < rank(&verdict)) {
-                    first = Some(verdict);
-                }
+        for (client, server) in self::pairs(clients, servers) {
+            let verdict = self.evaluate(client, server, protocol, port);
+            pairs += 1;
+            rules.0.extend_from_slice(verdict.egress.rules());
+            rules.1.extend_from_slice(verdict.ingress.rules());
+            if !verdict.allowed() {
+                denied += 1;
+                unproven += usize::from(!verdict.denied());
+            }
+            if first.as_ref().is_none_or(|f| rank(f) < rank(&verdict)) {
+                first = Some(verdict);
             }
         }
-        // Ends without a family in common: judge one pair all the same, by what does not depend on
-        // addresses.
-        let verdict = first.unwrap_or_else(|| {
-            let verdict = self.evaluate(&clients[0], &servers[0], protocol, port);
-            pairs = 1;
-            denied = usize::from(!verdict.allowed());
-            unproven = usize::from(!verdict.allowed() && !verdict.denied());
-            rules = (verdict.egress.rules().to_vec(), verdict.ingress.rules().to_vec());
-            verdict
-        });
+        let verdict = first.expect("there is a pair");
         for side in [&mut rules.0, &mut rules.1] {
             side.sort_unstable();
             side.dedup();
@@ -292,6 +306,16 @@ impl Evaluator {
         };
         self.cluster().workloads.iter().map(|(workload, pods)| (workload.clone(), kinds(pods))).collect()
     }
+}
+
+/// The pairs of ends that are judged, at least one: those that can reach each other. Of ends without
+/// a family in common one pair is judged all the same, by what does not depend on addresses.
+fn pairs<'a>(clients: &'a [End], servers: &'a [End]) -> impl Iterator<Item = (&'a End, &'a End)> {
+    let all = || clients.iter().flat_map(|client| servers.iter().map(move |server| (client, server)));
+    let reach = move |(client, server): &(&End, &End)| clients.len() + servers.len() <= 2 || client.can_reach(server);
+    let mut found = all().filter(reach).peekable();
+    let instead = if found.peek().is_none() { all().next() } else { None };
+    found.chain(instead)
 }
 
 /// Whether the client used Service `default/kubernetes`: the server is the API server.

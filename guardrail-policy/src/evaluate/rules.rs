@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    hash::{BuildHasher as _, RandomState},
     net::IpAddr,
     ops::Range,
 };
@@ -13,7 +12,7 @@ use ipnet::IpNet;
 use super::{
     RuleRef,
     asked::{Asked, Other},
-    bitset::{BitSet, Sets},
+    bitset::{BitSet, SetId, Sets},
     kinds::Kinds,
 };
 use crate::model::{Direction, IpBlock, Protocol, tier::Action};
@@ -23,7 +22,7 @@ use crate::model::{Direction, IpBlock, Protocol, tier::Action};
 pub(super) struct CompiledRule {
     pub(super) name: RuleRef,
     /// Pods that it names, among [`Rules::sets`].
-    set: u32,
+    set: SetId,
     /// What else it names, among [`Rules::others`]; 0: nothing.
     others: u32,
     ports: Ports,
@@ -89,7 +88,8 @@ pub(super) struct Rules {
     /// Where the rules of each policy lie, per direction.
     places: Vec<[Range<u32>; 2]>,
     ports: Vec<Port>,
-    sets: Sets,
+    /// Those that rules name, and those that policies select.
+    pub(super) sets: Sets,
     others: Vec<Others>,
     named: Named,
 }
@@ -283,11 +283,7 @@ impl Named {
 /// Takes rules, those of a policy one after the other. What is judged together should come
 /// together.
 pub(super) struct RulesBuilder {
-    rules: Rules,
-    /// By the hash of what is in them: there may be as many as rules, each as long as there are
-    /// classes, and they lie in `rules` already.
-    known_sets: HashMap<u64, Vec<u32>>,
-    hasher: RandomState,
+    pub(super) rules: Rules,
 }
 
 impl RulesBuilder {
@@ -296,11 +292,11 @@ impl RulesBuilder {
             rules: [Vec::new(), Vec::new()],
             places: vec![[0..0, 0..0]; policies],
             ports: Vec::new(),
-            sets: Sets::new(classes),
+            sets: Sets::default(),
             others: vec![Others::default()],
             named: Named { classes, first: Vec::new(), further: BTreeMap::new() },
         };
-        Self { rules, known_sets: HashMap::new(), hasher: RandomState::new() }
+        Self { rules }
     }
 
     /// A named port, by the numbers that it stands for in each class.
@@ -326,7 +322,7 @@ impl RulesBuilder {
         ports: Vec<Port>,
         peers: Option<Peers>,
     ) {
-        let Self { rules, known_sets, hasher } = self;
+        let Self { rules } = self;
         let ports = match *ports {
             [] => Ports::All,
             [port] => Ports::One(port),
@@ -339,13 +335,7 @@ impl RulesBuilder {
         };
         let any_peer = peers.is_none();
         let Peers { classes, others } = peers.unwrap_or_else(|| Peers::new(0));
-        let alike = known_sets.entry(hasher.hash_one(&classes)).or_default();
-        let known = alike.iter().copied().find(|set| rules.sets.is(*set, &classes));
-        let set = known.unwrap_or_else(|| {
-            let new = rules.sets.push(&classes);
-            alike.push(new);
-            new
-        });
+        let set = rules.sets.push(&classes);
         let others = if others.is_empty() {
             0
         } else {
@@ -363,7 +353,8 @@ impl RulesBuilder {
         place.end += 1;
     }
 
-    pub(super) fn build(self) -> Rules {
+    pub(super) fn build(mut self) -> Rules {
+        self.rules.sets.finish();
         self.rules
     }
 }

@@ -2,7 +2,11 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use super::{bitset::BitSet, kinds::Kinds, rules::Rules};
+use super::{
+    bitset::{BitSet, SetId},
+    kinds::Kinds,
+    rules::Rules,
+};
 use crate::model::{
     Direction,
     tier::{Action, Tier, TierPolicy},
@@ -71,13 +75,14 @@ pub(super) struct SubjectsBuilder<'a> {
 impl SubjectsBuilder<'_> {
     /// Adds `count` subjects. `selected` says of each policy which of these it selects; `isolated`:
     /// they are isolated whether or not a policy says so.
-    pub(super) fn add(&mut self, count: usize, selected: &[BitSet], isolated: bool) {
+    pub(super) fn add(&mut self, count: usize, selected: &[SetId], isolated: bool) {
         let mut asked: Vec<[Vec<u32>; 2]> = vec![<[Vec<u32>; 2]>::default(); count];
         for ((policy, subjects), index) in self.policies.iter().zip(selected).zip(0..) {
             for direction in Direction::BOTH {
                 let requires = self.requires[index as usize][direction.slot()].iter().any(|sets| !sets.is_empty());
                 if requires || policy.isolates(direction) || !policy.rules(direction).is_empty() {
-                    subjects.iter().for_each(|subject| asked[subject][direction.slot()].push(index));
+                    let subjects = self.rules.sets.iter(*subjects);
+                    subjects.for_each(|subject| asked[subject as usize][direction.slot()].push(index));
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use guardrail_graph::{Peer, Snapshot, WorkloadRef};
 use serde::Serialize;
 
-use super::Proof;
+use super::{Judges, Proof};
 use crate::{evaluate::Evaluator, model::Direction};
 
 /// A workload on whose flows policies had no say before, and have now (docs/semantics.md B24).
@@ -24,18 +24,17 @@ pub struct NewlyJudged {
 /// Finds them.
 pub(super) fn newly_judged(
     snapshot: &Snapshot,
-    alone: &Evaluator,
+    judges: Judges<'_>,
     before: Option<&Evaluator>,
-    together: Option<&Evaluator>,
     proof: &mut Proof,
 ) {
-    let after = together.unwrap_or(alone);
+    let (alone, _) = judges.alone;
+    let (_, allowed_after) = judges.together.unwrap_or(judges.alone);
     let isolates = |evaluator: &Evaluator, peer: &Peer, direction: Direction| {
         !evaluator.isolating_peer(peer, direction).is_empty()
     };
     let mut newly: HashMap<(Direction, &WorkloadRef), Option<NewlyJudged>> = HashMap::new();
     for (index, edge) in snapshot.body.edges.iter().enumerate() {
-        let mut verdict = None;
         for (direction, peer) in [(Direction::Ingress, &*edge.server.peer), (Direction::Egress, &*edge.client.peer)] {
             let Peer::Workload(workload) = peer else { continue };
             let known = newly.entry((direction, workload)).or_insert_with(|| {
@@ -44,10 +43,10 @@ pub(super) fn newly_judged(
                 is_new.then(|| NewlyJudged { direction, workload, allowed: Vec::new(), denied: Vec::new() })
             });
             let Some(judged) = known else { continue };
-            match verdict.get_or_insert_with(|| after.evaluate_edge(edge).map(|verdict| verdict.allowed())) {
-                Ok(true) => judged.allowed.push(index),
-                Ok(false) => judged.denied.push(index),
-                Err(_) => {}
+            match allowed_after[index] {
+                Some(true) => judged.allowed.push(index),
+                Some(false) => judged.denied.push(index),
+                None => {}
             }
         }
     }
