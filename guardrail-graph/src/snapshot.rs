@@ -41,7 +41,7 @@ pub use merge::{merge, merge_within};
 pub use nodes::{KnownNode, NodeCoverage, NodeDescription, NodeTime};
 pub use presence::{LossTime, PodPresence, Witness};
 pub use read::SnapshotError;
-pub use records::edges;
+pub use records::EachEdge;
 pub use revisions::{Revision, RevisionError, SourceRevision, check_revisions};
 use serde::{Deserialize, Serialize};
 pub use unresolved::{FlowTime, UnresolvedEntry, UnresolvedFlow};

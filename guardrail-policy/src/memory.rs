@@ -13,9 +13,12 @@ use std::sync::Arc;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, Timestamp, WorkloadRef,
-    snapshot::{self, Body, EdgeRecord, InventoryState, LabelSelector, Side, WorkloadEntry},
+    snapshot::{Body, EachEdge, EdgeRecord, InventoryState, LabelSelector, Side, WorkloadEntry},
 };
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor},
+};
 
 use crate::generate::{EdgeUse, Options, is_established};
 
@@ -53,8 +56,19 @@ pub enum Why {
 }
 
 /// The edges that a snapshot shows to be used: nothing has to be remembered of them.
-fn shown(snapshot: &Snapshot) -> HashSet<EdgeKey> {
-    snapshot.body.edges.iter().filter(|edge| is_established(edge)).map(key).collect()
+#[derive(Debug, Default)]
+pub struct Shown(HashSet<EdgeKey>);
+
+impl Shown {
+    /// Those of a snapshot.
+    #[must_use]
+    pub fn of(snapshot: &Snapshot) -> Self {
+        Self(snapshot.body.edges.iter().filter(|edge| is_established(edge)).map(key).collect())
+    }
+
+    fn holds(&self, edge: &EdgeRecord) -> bool {
+        self.0.contains(&key(edge))
+    }
 }
 
 impl fmt::Display for Why {
@@ -105,47 +119,36 @@ impl Memory {
     /// # Errors
     /// If the text is no `evidence.json`.
     pub fn read(text: &str) -> Result<Self, MemoryError> {
-        #[derive(Deserialize)]
-        struct NamedEdge {
-            edge: usize,
-        }
-        #[derive(Deserialize)]
-        struct EdgeList(#[serde(deserialize_with = "snapshot::edges")] Vec<EdgeRecord>);
-        #[derive(Deserialize)]
-        struct Document<'a> {
-            #[serde(default)]
-            kind: String,
-            edges: Option<EdgeList>,
-            #[serde(default)]
-            unused: Vec<NamedEdge>,
-            #[serde(default)]
-            inexpressible: BTreeSet<usize>,
-            #[serde(default)]
-            unexplained: BTreeSet<usize>,
-            #[serde(default)]
-            workloads: Vec<KeptWorkload<'a>>,
-        }
-        let Document { kind, edges, unused, inexpressible, unexplained, workloads } = serde_json::from_str(text)?;
+        Self::read_unshown(text, &Shown::default())
+    }
+
+    /// As [`Memory::read`], without the edges that a snapshot shows: an export of it needs no more,
+    /// and they may be all.
+    ///
+    /// # Errors
+    /// If the text is no `evidence.json`.
+    pub fn read_unshown(text: &str, shown: &Shown) -> Result<Self, MemoryError> {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let Document { kind, edges, unused, inexpressible, unexplained, workloads } =
+            Reading(shown).deserialize(&mut json)?;
+        json.end()?;
         if kind != KIND {
             return Err(MemoryError::WrongKind);
         }
-        let EdgeList(edges) =
-            edges.ok_or_else(|| serde::de::Error::missing_field("edges")).map_err(MemoryError::Invalid)?;
+        let edges = edges.ok_or_else(|| serde::de::Error::missing_field("edges")).map_err(MemoryError::Invalid)?;
         let unused: BTreeSet<usize> = unused.into_iter().map(|named| named.edge).collect();
         let mut read = Self::default();
-        let kept = edges.into_iter().enumerate().filter_map(|(index, mut edge)| {
+        for (index, mut edge) in edges {
             let was_remembered = edge.marks.remove(REMEMBERED);
             if unused.contains(&index) || inexpressible.contains(&index) && !was_remembered {
-                return None;
+                continue;
             }
             if unexplained.contains(&index) {
                 edge.seen_by.remove(&Side::Client);
             }
             edge.supported = true;
-            Some((key(&edge), edge))
-        });
-        // They come sorted: nothing is searched for its place.
-        read.edges = kept.collect();
+            read.edges.insert(key(&edge), edge);
+        }
         for KeptWorkload { workload, selector, labels, host_network } in workloads {
             let workload = workload.into_owned();
             let entry = WorkloadEntry {
@@ -177,13 +180,64 @@ impl Memory {
             self.workloads.entry(name).or_insert(workload);
         }
     }
+}
 
-    /// Leaves out what this snapshot shows: an export of it needs no more, and it may be all.
-    pub fn leave_out_shown(&mut self, snapshot: &Snapshot) {
-        if !self.edges.is_empty() {
-            let shown = shown(snapshot);
-            self.edges.retain(|key, _| !shown.contains(key));
+#[derive(Deserialize)]
+struct NamedEdge {
+    edge: usize,
+}
+
+/// What an `evidence.json` says to the next export.
+#[derive(Default)]
+struct Document<'a> {
+    kind: String,
+    /// With their places in its list.
+    edges: Option<Vec<(usize, EdgeRecord)>>,
+    unused: Vec<NamedEdge>,
+    inexpressible: BTreeSet<usize>,
+    unexplained: BTreeSet<usize>,
+    workloads: Vec<KeptWorkload<'a>>,
+}
+
+/// Reads a document, but for edges that are shown.
+struct Reading<'s>(&'s Shown);
+
+impl<'de> DeserializeSeed<'de> for Reading<'_> {
+    type Value = Document<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Document<'de>, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Reading<'_> {
+    type Value = Document<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an {KIND}")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Document<'de>, A::Error> {
+        let mut read = Document::default();
+        while let Some(field) = fields.next_key::<Cow<'de, str>>()? {
+            match &*field {
+                "kind" => read.kind = fields.next_value()?,
+                "unused" => read.unused = fields.next_value()?,
+                "inexpressible" => read.inexpressible = fields.next_value()?,
+                "unexplained" => read.unexplained = fields.next_value()?,
+                "workloads" => read.workloads = fields.next_value()?,
+                "edges" => {
+                    let (edges, mut places) = (read.edges.insert(Vec::new()), 0..);
+                    let keep = |edge: EdgeRecord| {
+                        let place = places.next();
+                        edges.extend(place.filter(|_| !self.0.holds(&edge)).map(|place| (place, edge)));
+                    };
+                    fields.next_value_seed(EachEdge(keep))?;
+                }
+                _ => drop(fields.next_value::<IgnoredAny>()?),
+            }
         }
+        Ok(read)
     }
 }
 
@@ -195,10 +249,10 @@ pub(crate) fn recall<'a>(snapshot: &'a Snapshot, options: &Options) -> (Cow<'a, 
     if memory.edges.is_empty() {
         return (Cow::Borrowed(snapshot), forgotten);
     }
-    let shown = shown(snapshot);
+    let shown = Shown::of(snapshot);
     let lists = Lists::new(&snapshot.body, options);
     let mut remembered: BTreeMap<EdgeKey, EdgeRecord> = BTreeMap::new();
-    for (key, edge) in memory.edges.iter().filter(|(key, _)| !shown.contains(*key)) {
+    for (key, edge) in memory.edges.iter().filter(|(_, edge)| !shown.holds(edge)) {
         let gone = [&*edge.client.peer, &*edge.server.peer].into_iter().find(|peer| lists.are_without(peer));
         let why = match gone {
             Some(peer) => Some(Why::Gone(peer.clone())),

@@ -72,32 +72,29 @@ pub(crate) fn prove_in<'a>(
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> (Proof, Evaluator) {
     let mut proof = Proof::default();
-    let (policies, forms) = texts::read_back(decision, files, &mut proof);
+    let written = texts::read_back(decision, files, &mut proof);
     let enforcer = options.enforcer();
-    let (kept, kept_forms) = texts::not_replaced(options, decision, &policies, &forms);
+    let (kept, kept_forms) = texts::not_replaced(options, decision, &written);
     let any_exists = !(options.existing.is_empty() && options.existing_forms.is_empty());
-    // In the one form that is judged: nobody asks for the other, and both are large.
-    let evaluator = |policies: Vec<NetworkPolicy>, forms: Vec<TierPolicy>| {
-        let mut all: Vec<TierPolicy> = policies.into_iter().map(|policy| TierPolicy::from(&policy)).collect();
-        all.extend(forms);
-        Evaluator::mixed(Arc::clone(cluster), Vec::new(), all, &enforcer)
+    let evaluator = |forms: Vec<TierPolicy>| Evaluator::mixed(Arc::clone(cluster), Vec::new(), forms, &enforcer);
+    let in_force = |policies: &[NetworkPolicy], forms: &[TierPolicy]| -> Vec<TierPolicy> {
+        policies.iter().map(TierPolicy::from).chain(forms.iter().cloned()).collect()
     };
     // With a plan, what an earlier export wrote counts as not there: an export of the same is the
     // same.
     let before = any_exists.then(|| {
         if options.goals.is_empty() {
-            evaluator(options.existing.clone(), options.existing_forms.clone())
+            evaluator(in_force(&options.existing, &options.existing_forms))
         } else {
-            evaluator(kept.clone(), kept_forms.clone())
+            evaluator(in_force(&kept, &kept_forms))
         }
     });
     let together = (!(kept.is_empty() && kept_forms.is_empty())).then(|| {
-        evaluator(
-            kept.into_iter().chain(policies.iter().cloned()).collect(),
-            kept_forms.into_iter().chain(forms.iter().cloned()).collect(),
-        )
+        let mut all = in_force(&kept, &kept_forms);
+        all.extend(written.iter().cloned());
+        evaluator(all)
     });
-    let alone = evaluator(policies, forms);
+    let alone = evaluator(written);
     let allowed_alone = allowed(&alone, &snapshot.body.edges);
     let allowed_together = together.as_ref().map(|together| allowed(together, &snapshot.body.edges));
     let judges = Judges {

@@ -213,8 +213,8 @@ impl Args {
         options.min_coverage = self.min_coverage.unwrap_or(MIN_COVERAGE);
         options.forced = self.force;
         options.drop_unused = self.drop_unused;
-        options.memory = earlier::memory(self.directory.as_deref(), self.policies.iter().map(PathBuf::as_path))?;
-        options.memory.leave_out_shown(&snapshot);
+        let others = self.policies.iter().map(PathBuf::as_path);
+        options.memory = earlier::memory(self.directory.as_deref(), others, &snapshot)?;
         options.listed = earlier::listed(&inventory.objects);
         for (name, range) in &self.declare {
             options.declared_ranges.entry(name.clone()).or_default().insert(*range);

@@ -4,12 +4,12 @@ use std::{collections::BTreeSet, path::Path};
 
 use anyhow::anyhow;
 use guardrail_graph::{
-    WorkloadRef,
+    Snapshot, WorkloadRef,
     inventory::{Kind, Object},
 };
 use guardrail_policy::{
     emit::EVIDENCE_FILE,
-    memory::{Memory, MemoryError},
+    memory::{Memory, MemoryError, Shown},
 };
 
 use crate::input;
@@ -18,15 +18,16 @@ use crate::input;
 const MAX_BYTES: usize = 1 << 30;
 
 /// Reads the evidence of the export in `directory`, and of those among other directories that are
-/// exports.
+/// exports: the edges that the snapshot does not show.
 ///
 /// # Errors
 /// If it cannot be read, or is no evidence where an export is to be written.
 pub(super) fn memory<'a>(
     directory: Option<&Path>,
     others: impl IntoIterator<Item = &'a Path>,
+    snapshot: &Snapshot,
 ) -> anyhow::Result<Memory> {
-    let mut memory = Memory::default();
+    let (mut memory, mut shown) = (Memory::default(), None);
     for (path, ours) in directory.map(|path| (path, true)).into_iter().chain(others.into_iter().map(|p| (p, false))) {
         let path = path.join(EVIDENCE_FILE);
         // Whoever reads a device or FIFO there would wait for it.
@@ -35,7 +36,8 @@ pub(super) fn memory<'a>(
         }
         let name = path.to_string_lossy();
         let bytes = input::bytes(&name, MAX_BYTES)?;
-        match Memory::read(&String::from_utf8_lossy(&bytes)) {
+        let shown = shown.get_or_insert_with(|| Shown::of(snapshot));
+        match Memory::read_unshown(&String::from_utf8_lossy(&bytes), shown) {
             Ok(read) => memory.join(read),
             Err(MemoryError::WrongKind) if !ours => {}
             Err(error) => {

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, SeqAccess, Visitor},
+    de::{DeserializeSeed, Error, SeqAccess, Visitor},
 };
 
 use super::{Counts, EdgePeer, EdgeRecord, Side, Source, SourceCounts};
@@ -209,32 +209,43 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// Reads the edges of a document, which share their peers and sources: for serde's
-/// `deserialize_with`.
+/// Reads the edges of a document, which share their peers and sources, and gives each to the
+/// function: not all of them need be kept.
 ///
-/// # Errors
-/// If it is no list of edges.
-pub fn edges<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EdgeRecord>, D::Error> {
-    struct Edges;
+/// It fails if there is no list of edges.
+#[derive(Debug)]
+pub struct EachEdge<F>(pub F);
 
-    impl<'de> Visitor<'de> for Edges {
-        type Value = Vec<EdgeRecord>;
+impl<'de, F: FnMut(EdgeRecord)> DeserializeSeed<'de> for EachEdge<F> {
+    type Value = ();
 
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a sequence")
-        }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
 
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            let (mut shared, mut edges) = (Shared::default(), Vec::new());
-            while let Some(fields) = list.next_element::<EdgeFields<'de>>()? {
-                edges.push(shared.edge(fields)?);
-            }
-            edges.shrink_to_fit();
-            Ok(edges)
-        }
+impl<'de, F: FnMut(EdgeRecord)> Visitor<'de> for EachEdge<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a sequence")
     }
 
-    deserializer.deserialize_seq(Edges)
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        let mut shared = Shared::default();
+        while let Some(fields) = list.next_element::<EdgeFields<'de>>()? {
+            (self.0)(shared.edge(fields)?);
+        }
+        Ok(())
+    }
+}
+
+/// As [`EachEdge`], all of them: for serde's `deserialize_with`.
+pub(super) fn edges<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<EdgeRecord>, D::Error> {
+    let mut edges = Vec::new();
+    EachEdge(|edge| edges.push(edge)).deserialize(deserializer)?;
+    edges.shrink_to_fit();
+    Ok(edges)
 }
 
 impl<'de> Deserialize<'de> for EdgePeer {

@@ -2,7 +2,7 @@
 //! inventory, a snapshot, or both.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -145,7 +145,10 @@ impl Cluster {
         let body = &snapshot.body;
         // Stand-ins of one workload are not pods that another one's selector may claim, nor is a
         // pod that is another's by name.
-        let inventory = self.pods.len();
+        let mut by_namespace: HashMap<String, Vec<u32>> = HashMap::new();
+        for (pod, index) in self.pods.iter().zip(0..).filter(|(pod, _)| !pod.finished) {
+            by_namespace.entry(pod.namespace.clone()).or_default().push(index);
+        }
         let mut named: BTreeMap<(&str, &str), &WorkloadRef> = BTreeMap::new();
         for entry in &body.workloads {
             let pods = entry.pods.values().flatten();
@@ -153,10 +156,12 @@ impl Cluster {
         }
         for entry in &body.workloads {
             self.namespaces.entry(entry.workload.namespace.clone()).or_default();
-            let pods = self.pods_of(entry, inventory, &named);
+            let listed = by_namespace.get(&entry.workload.namespace).map_or(&[][..], Vec::as_slice);
+            let pods = self.pods_of(entry, listed, &named);
             let pods = if pods.is_empty() { self.add_stand_ins(entry) } else { pods };
             self.workloads.insert(entry.workload.clone(), pods);
         }
+        self.pods.shrink_to_fit();
         self.add_nodes_of(body);
         for peer in body.edges.iter().map(|edge| &edge.server) {
             if let Peer::External { address } = &*peer.peer
@@ -314,25 +319,25 @@ impl Cluster {
         self.nodes.sort_by(|a, b| a.name.cmp(&b.name));
     }
 
-    /// Those of the first `inventory` pods that are this workload's, by name or by its selector.
+    /// Those of the pods of its namespace, as the inventory `listed` them, that are this workload's
+    /// by name or by its selector.
     fn pods_of(
         &self,
         entry: &WorkloadEntry,
-        inventory: usize,
+        listed: &[u32],
         named: &BTreeMap<(&str, &str), &WorkloadRef>,
     ) -> Vec<u32> {
-        let belongs = |pod: &ClusterPod| {
-            pod.namespace == entry.workload.namespace
-                && !pod.finished
-                && match named.get(&(pod.namespace.as_str(), pod.name.as_str())) {
-                    Some(owner) => **owner == entry.workload,
-                    None => {
-                        pod.host_network == entry.host_network
-                            && entry.selector.as_ref().is_some_and(|s| selector_matches(s, &pod.labels))
-                    }
+        let belongs = |index: &u32| {
+            let pod = &self.pods[*index as usize];
+            match named.get(&(pod.namespace.as_str(), pod.name.as_str())) {
+                Some(owner) => **owner == entry.workload,
+                None => {
+                    pod.host_network == entry.host_network
+                        && entry.selector.as_ref().is_some_and(|s| selector_matches(s, &pod.labels))
                 }
+            }
         };
-        self.pods[..inventory].iter().zip(0..).filter(|(pod, _)| belongs(pod)).map(|(_, index)| index).collect()
+        listed.iter().copied().filter(belongs).collect()
     }
 
     fn add_stand_ins(&mut self, entry: &WorkloadEntry) -> Vec<u32> {

@@ -8,44 +8,45 @@ use crate::{
     generate::{Decision, Format, Options, Problem, ProblemKind, stopped},
     model::{
         NetworkPolicy, SharedLabels,
-        tier::{TierPeer, TierPolicy, TierRule},
+        tier::{PolicyKind, TierPeer, TierPolicy, TierRule},
     },
     parallel::in_parallel,
     read,
 };
 
-/// The policies that the files hold. Each holds one of the planned kind, or it is a problem.
+/// The policies that the files hold, in the one form that is judged: nobody asks for the other, and
+/// both are large. Each file holds one of the planned kind, or it is a problem.
 pub(super) fn read_back<'a>(
     decision: &Decision,
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
     proof: &mut Proof,
-) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
-    let (mut policies, mut forms) = (Vec::new(), Vec::new());
+) -> Vec<TierPolicy> {
+    let mut forms = Vec::new();
     let format = decision.plan.format;
     let files: Vec<(&str, &str)> = files.into_iter().collect();
     let read = in_parallel(&files, |files| {
         // Each policy names many workloads, and each workload is named by many.
         let mut shared = SharedLabels::default();
         let read = files.iter().map(|(name, text)| {
-            let mut read = read::policies(name, text.as_bytes());
-            if let Ok(set) = &mut read {
+            let read = read::policies(name, text.as_bytes()).map(|mut set| {
+                let found = (set.policies.len(), set.forms.len());
                 set.policies.iter_mut().for_each(|policy| shared.policy(policy));
                 set.forms.iter_mut().for_each(|form| shared.form(form));
-            }
+                let forms: Vec<TierPolicy> = set.policies.iter().map(TierPolicy::from).chain(set.forms).collect();
+                (found, forms)
+            });
             (*name, read)
         });
         read.collect::<Vec<_>>()
     });
     for (name, read) in read.into_iter().flatten() {
         let why = match read {
-            Ok(set) => {
+            Ok((found, read)) => {
                 let expected = match format {
                     Format::NetworkPolicy => (1, 0),
                     Format::Cilium => (0, 1),
                 };
-                let found = (set.policies.len(), set.forms.len());
-                policies.extend(set.policies);
-                forms.extend(set.forms);
+                forms.extend(read);
                 if found == expected {
                     continue;
                 }
@@ -57,7 +58,7 @@ pub(super) fn read_back<'a>(
         proof.problems.insert(Problem::new(ProblemKind::Denied, emit::namespace_of_file(name), message));
     }
     names_are_learnt(&forms, proof);
-    (policies, forms)
+    forms
 }
 
 /// To Cilium a name stands for the addresses that it saw in answers: without a rule that sends the
@@ -79,7 +80,6 @@ const OURS: &str = "guardrail-";
 pub(super) fn not_replaced(
     options: &Options,
     decision: &Decision,
-    policies: &[NetworkPolicy],
     forms: &[TierPolicy],
 ) -> (Vec<NetworkPolicy>, Vec<TierPolicy>) {
     let stopped = stopped(&decision.problems, options.forced || options.stopped_too);
@@ -88,9 +88,9 @@ pub(super) fn not_replaced(
         // Exceptions are decided anew for every namespace.
         name.starts_with(OURS) && goes_on || name.starts_with(exception::PREFIX) && !options.goals.is_empty()
     };
-    let written: BTreeSet<(&str, &str)> = policies.iter().map(|p| (p.namespace.as_str(), p.name.as_str())).collect();
-    let kept = options.existing.iter().filter(|p| !written.contains(&(p.namespace.as_str(), p.name.as_str())));
     let written: BTreeSet<_> = forms.iter().map(TierPolicy::object).collect();
+    let object = |p: &NetworkPolicy| (PolicyKind::NetworkPolicy, p.namespace.clone(), p.name.clone());
+    let kept = options.existing.iter().filter(|policy| !written.contains(&object(policy)));
     let kept_forms = options.existing_forms.iter().filter(|form| !written.contains(&form.object()));
     (
         kept.filter(|p| !is_earlier(&p.namespace, &p.name)).cloned().collect(),
