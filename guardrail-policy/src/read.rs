@@ -46,6 +46,7 @@ pub use flows::flows;
 pub use foreign::is_read;
 pub use names::names;
 pub use text::decode;
+pub(crate) use yaml::with_room;
 
 /// Larger files are refused, bytes. A policy file of this size is a mistake.
 pub const MAX_FILE_BYTES: usize = 64 << 20;

@@ -24,7 +24,7 @@ pub(super) fn read_back<'a>(
     let mut forms = Vec::new();
     let format = decision.plan.format;
     let files: Vec<(&str, &str)> = files.into_iter().collect();
-    let read = in_parallel(&files, |files| {
+    let read_all = |files: &[(&'a str, &'a str)]| {
         // Each policy names many workloads, and each workload is named by many.
         let mut shared = SharedLabels::default();
         let read = files.iter().map(|(name, text)| {
@@ -38,7 +38,8 @@ pub(super) fn read_back<'a>(
             (*name, read)
         });
         read.collect::<Vec<_>>()
-    });
+    };
+    let read = in_parallel(&files, |files| read::with_room(|| read_all(files)).unwrap_or_else(|| read_all(files)));
     for (name, read) in read.into_iter().flatten() {
         let why = match read {
             Ok((found, read)) => {

@@ -1,6 +1,6 @@
 //! YAML and JSON text to a tree that knows its lines and tells absent, null and empty apart.
 
-use std::{fmt, sync::Arc, thread};
+use std::{cell::Cell, fmt, sync::Arc, thread};
 
 use guardrail_graph::inventory::{complaint, is_duplicate};
 use serde::{
@@ -262,15 +262,31 @@ pub(super) fn documents_beside(file: &Arc<str>, bytes: &[u8]) -> Result<Vec<Node
 
 /// `keys`: in documents that hold no policy.
 fn in_a_thread(file: &Arc<str>, bytes: &[u8], keys: DuplicateKeyPolicy) -> Result<Vec<Node>, ObjectProblem> {
-    // The YAML reader calls itself for each level, and the stack of the caller may be small.
+    with_room(|| read(file, bytes, keys)).unwrap_or_else(|| {
+        let location = Location { file: file.clone(), line: 1 };
+        let message = "there is no memory left to read it; end something else".to_owned();
+        Err(ObjectProblem { location, kind: ObjectProblemKind::Syntax, policy: None, message })
+    })
+}
+
+thread_local! {
+    /// This thread has [`STACK_BYTES`] of stack.
+    static HAS_ROOM: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs work that reads YAML where there is stack for it: the reader calls itself for each level,
+/// and the stack of the caller may be small. What reads many files does so within one call, since
+/// each call from outside begins a thread. `None`: there is no memory for one.
+pub(crate) fn with_room<R: Send>(work: impl FnOnce() -> R + Send) -> Option<R> {
+    if HAS_ROOM.get() {
+        return Some(work());
+    }
     thread::scope(|scope| {
-        let reader = thread::Builder::new().stack_size(STACK_BYTES);
-        let read = reader.spawn_scoped(scope, || read(file, bytes, keys)).ok().and_then(|thread| thread.join().ok());
-        read.unwrap_or_else(|| {
-            let location = Location { file: file.clone(), line: 1 };
-            let message = "there is no memory left to read it; end something else".to_owned();
-            Err(ObjectProblem { location, kind: ObjectProblemKind::Syntax, policy: None, message })
-        })
+        let work = || {
+            HAS_ROOM.set(true);
+            work()
+        };
+        thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work).ok()?.join().ok()
     })
 }
 
