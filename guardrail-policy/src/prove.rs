@@ -97,10 +97,8 @@ pub(crate) fn prove_in<'a>(
     let alone = evaluator(written);
     let allowed_alone = allowed(&alone, &snapshot.body.edges);
     let allowed_together = together.as_ref().map(|together| allowed(together, &snapshot.body.edges));
-    let judges = Judges {
-        alone: (&alone, &allowed_alone),
-        together: together.as_ref().zip(allowed_together.as_deref()),
-    };
+    let judges =
+        Judges { alone: (&alone, &allowed_alone), together: together.as_ref().zip(allowed_together.as_deref()) };
     supported_flows_are_allowed(snapshot, decision, judges, &mut proof);
     unnamed::flows_are_allowed(snapshot, options, &alone, &mut proof);
     Pairs::new(snapshot, options, decision, &alone).judge(&mut proof);

@@ -321,12 +321,7 @@ impl Cluster {
 
     /// Those of the pods of its namespace, as the inventory `listed` them, that are this workload's
     /// by name or by its selector.
-    fn pods_of(
-        &self,
-        entry: &WorkloadEntry,
-        listed: &[u32],
-        named: &BTreeMap<(&str, &str), &WorkloadRef>,
-    ) -> Vec<u32> {
+    fn pods_of(&self, entry: &WorkloadEntry, listed: &[u32], named: &BTreeMap<(&str, &str), &WorkloadRef>) -> Vec<u32> {
         let belongs = |index: &u32| {
             let pod = &self.pods[*index as usize];
             match named.get(&(pod.namespace.as_str(), pod.name.as_str())) {

@@ -22,12 +22,7 @@ pub struct NewlyJudged {
 }
 
 /// Finds them.
-pub(super) fn newly_judged(
-    snapshot: &Snapshot,
-    judges: Judges<'_>,
-    before: Option<&Evaluator>,
-    proof: &mut Proof,
-) {
+pub(super) fn newly_judged(snapshot: &Snapshot, judges: Judges<'_>, before: Option<&Evaluator>, proof: &mut Proof) {
     let (alone, _) = judges.alone;
     let (_, allowed_after) = judges.together.unwrap_or(judges.alone);
     let isolates = |evaluator: &Evaluator, peer: &Peer, direction: Direction| {
