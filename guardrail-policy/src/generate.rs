@@ -44,7 +44,7 @@ use crate::{
 pub use completeness::{NamespaceVerdict, edge_name};
 pub(crate) use context::Context;
 pub(crate) use edges::is_established;
-pub use edges::{EdgeUse, Unused};
+pub use edges::{EdgeUse, Unused, asks_who_counted};
 pub use flow::{Accepted, BadFlowName, FlowName};
 pub use format::{Format, UnknownFormat};
 pub(crate) use identity::identities;

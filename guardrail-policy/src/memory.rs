@@ -149,7 +149,10 @@ impl Memory {
             edge.supported = true;
             read.edges.insert(key(&edge), edge);
         }
-        for KeptWorkload { workload, selector, labels, host_network } in workloads {
+        let ends = read.edges.values().flat_map(|edge| [&edge.client.peer, &edge.server.peer]);
+        let ends: HashSet<WorkloadRef> = ends.filter_map(|peer| peer.workload()).cloned().collect();
+        let asked = workloads.into_iter().filter(|kept| ends.contains(&*kept.workload));
+        for KeptWorkload { workload, selector, labels, host_network } in asked {
             let workload = workload.into_owned();
             let entry = WorkloadEntry {
                 workload: workload.clone(),

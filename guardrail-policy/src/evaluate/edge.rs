@@ -66,6 +66,9 @@ pub(super) struct Replica {
     pod: u32,
 }
 
+/// Ends as clients, and as servers.
+type Ends = (Vec<End>, Vec<End>);
+
 /// The kinds of pods per workload.
 pub(super) type Replicas = HashMap<WorkloadRef, Vec<Replica>>;
 
@@ -112,7 +115,7 @@ impl Evaluator {
 
     /// The ends that stand for those of an edge, as clients and as servers; `None`: whatever
     /// policies say, it is allowed.
-    fn ends_of(&self, edge: &EdgeRecord) -> Result<Option<(Vec<End>, Vec<End>)>, UnknownPeer> {
+    fn ends_of(&self, edge: &EdgeRecord) -> Result<Option<Ends>, UnknownPeer> {
         let seen_at = |side: Side| -> BTreeSet<&str> {
             edge.sources.iter().filter(|s| s.side == side).map(|s| s.source.node.as_str()).collect()
         };

@@ -80,6 +80,14 @@ pub(crate) fn is_established(edge: &EdgeRecord) -> bool {
         }
 }
 
+/// Whether an export asks which sources counted this edge: where a node is an end of it, where a port
+/// of a node was asked for, or where its counts alone do not show a conversation.
+#[must_use]
+pub fn asks_who_counted(edge: &EdgeRecord) -> bool {
+    let is_node = |peer: &Peer| matches!(peer, Peer::Node { .. });
+    is_node(&edge.client.peer) || is_node(&edge.server.peer) || edge.marks.contains(marks::HOST_PORT) || !edge.supported
+}
+
 /// Classifies an edge.
 pub(crate) fn classify(edge: &EdgeRecord, context: &Context<'_>) -> EdgeUse {
     let unused =
