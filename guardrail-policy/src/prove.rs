@@ -106,8 +106,8 @@ pub(crate) fn prove_in<'a>(
     (proof, together.unwrap_or(alone))
 }
 
-/// What was generated, alone and together with what is in force beside it if there is any; each with
-/// its answer for every edge.
+/// What was generated, alone and together with what is in force beside it if there is any; each
+/// with its answer for every edge.
 #[derive(Clone, Copy)]
 struct Judges<'a> {
     alone: (&'a Evaluator, &'a [Option<bool>]),

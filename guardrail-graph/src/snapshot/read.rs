@@ -1,5 +1,7 @@
 //! Text to snapshot and back.
 
+mod lines;
+
 use std::{borrow::Cow, fmt};
 
 use serde::{
@@ -9,7 +11,8 @@ use serde::{
 use serde_json::Value;
 use thiserror::Error;
 
-use super::{API_VERSION, Body, KIND, Snapshot, write_lines};
+use super::{API_VERSION, Body, KIND, Snapshot};
+pub use lines::write_lines;
 
 /// The format before epochs: one sum without times.
 const FORMER_VERSION: &str = "guardrail.dev/v1";

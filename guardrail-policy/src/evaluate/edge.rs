@@ -311,8 +311,9 @@ impl Evaluator {
     }
 }
 
-/// The pairs of ends that are judged, at least one: those that can reach each other. Of ends without
-/// a family in common one pair is judged all the same, by what does not depend on addresses.
+/// The pairs of ends that are judged, at least one: those that can reach each other. Of ends
+/// without a family in common one pair is judged all the same, by what does not depend on
+/// addresses.
 fn pairs<'a>(clients: &'a [End], servers: &'a [End]) -> impl Iterator<Item = (&'a End, &'a End)> {
     let all = || clients.iter().flat_map(|client| servers.iter().map(move |server| (client, server)));
     let reach = move |(client, server): &(&End, &End)| clients.len() + servers.len() <= 2 || client.can_reach(server);

@@ -80,8 +80,8 @@ pub(crate) fn is_established(edge: &EdgeRecord) -> bool {
         }
 }
 
-/// Whether an export asks which sources counted this edge: where a node is an end of it, where a port
-/// of a node was asked for, or where its counts alone do not show a conversation.
+/// Whether an export asks which sources counted this edge: where a node is an end of it, where a
+/// port of a node was asked for, or where its counts alone do not show a conversation.
 #[must_use]
 pub fn asks_who_counted(edge: &EdgeRecord) -> bool {
     let is_node = |peer: &Peer| matches!(peer, Peer::Node { .. });
