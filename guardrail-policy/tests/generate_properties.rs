@@ -500,6 +500,24 @@ proptest! {
     }
 
     #[test]
+    fn who_counted_an_edge_is_asked_only_where_it_is_kept(world in world(0..3)) {
+        let scenario = world.scenario();
+        let (whole, options) = (scenario.snapshot(), scenario.options());
+        let mut without = whole.clone();
+        for edge in without.body.edges.iter_mut().filter(|edge| !generate::asks_who_counted(edge)) {
+            edge.sources.clear();
+        }
+        let [exported, again] = [&whole, &without].map(|snapshot| export::export(snapshot, &options));
+        prop_assert_eq!(exported.all_files(), again.all_files());
+        let cluster = options.cluster.clone().with_snapshot(&whole);
+        let evaluator = generate_support::evaluator(&options, cluster, &exported.all_files());
+        for edge in &whole.body.edges {
+            let verdict = evaluator.evaluate_edge(edge).map(|verdict| verdict.allowed());
+            prop_assert_eq!(evaluator.allows_edge(edge), verdict, "{}", generate::edge_name(edge));
+        }
+    }
+
+    #[test]
     fn what_an_export_allowed_the_next_ones_allow_whatever_they_see(
         world in world(0..3),
         seen in any::<[u16; 2]>(),
