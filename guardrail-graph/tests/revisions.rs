@@ -131,7 +131,7 @@ fn a_connection_that_broke_off_is_counted_and_was_there_until_then() {
     assert_eq!((edge.counts.opened, edge.counts.broken, edge.last_seen), (1, 1, t(500)));
     assert!(edge.supported);
     let text = snapshot.to_json();
-    assert_eq!(text.matches("\"broken\": 1").count(), 2, "of the edge and of its source: {text}");
+    assert_eq!(text.matches("\"broken\":1").count(), 2, "of the edge and of its source: {text}");
     let last = snapshot.edge_counters()[0].outcomes;
     assert_eq!(last, [1, 0, 0, 0, 1]);
     // What broke off alone supports nothing.
