@@ -53,14 +53,17 @@ impl Turning {
         known: Option<&Remembered>,
         clocks: Clocks,
     ) -> Self {
-        let mut calendar = Calendar::new(node, begun, clocks);
-        let boot = std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned();
-        if let Some(known) = known {
-            calendar.recall(known, &boot, clocks);
-        }
+        let boot = boot();
+        let mut calendar = calendar((node, begun), known, &boot, clocks);
         let over_at_start = calendar.due(clocks);
         let calm_since = clocks.boot;
         Self { epochs, calendar, boot, asked: None, ended: None, over_at_start, calm_since, reached: None }
+    }
+
+    /// Whether the epoch of a state is over, by the clock.
+    pub(super) fn is_over(stored: &Snapshot, known: Option<&Remembered>, clocks: Clocks) -> bool {
+        let begun = key_of(stored).and_then(|key| Some((key.start?, key.node)));
+        begun.is_some_and(|(begun, node)| calendar((&node, begun), known, &boot(), clocks).due(clocks).is_some())
     }
 
     /// When epochs began, for the next agent.
@@ -142,6 +145,20 @@ impl Turning {
         }
         self.asked
     }
+}
+
+/// Which boot of the machine this is.
+fn boot() -> String {
+    std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
+}
+
+/// That of a node whose epoch began then, with what an earlier agent knew.
+fn calendar((node, begun): (&str, Timestamp), known: Option<&Remembered>, boot: &str, clocks: Clocks) -> Calendar {
+    let mut calendar = Calendar::new(node, begun, clocks);
+    if let Some(known) = known {
+        calendar.recall(known, boot, clocks);
+    }
+    calendar
 }
 
 impl Daemon {

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc};
 
 use guardrail_graph::{
-    Observer, ObserverConfig,
+    Observer, ObserverConfig, Snapshot,
     inventory::{Change, Kind},
 };
 use guardrail_kernel::{
@@ -189,7 +189,10 @@ impl Daemon {
             observer_config.awaited = vec![Kind::Node, Kind::Service, Kind::Pod];
             observer_config.watched = true;
         }
-        let (is_seamless, before, known) = (kernel.is_seamless(), stored.snapshot.clone(), stored.calendar.clone());
+        let (is_seamless, known, clocks) = (kernel.is_seamless(), stored.calendar.clone(), clocks());
+        // A large one is copied only where it is needed twice.
+        let is_needed = |stored: &&Snapshot| !is_seamless && Turning::is_over(stored, known.as_ref(), clocks);
+        let before = stored.snapshot.as_ref().filter(is_needed).cloned();
         let mut observer = match &state {
             Some(state) => state.restore(stored, observer_config, is_seamless),
             None => Observer::new(observer_config),
@@ -198,9 +201,9 @@ impl Daemon {
         // the clock, which ends the epoch.
         let begun = observer.epoch().unwrap_or(started);
         let mut turning =
-            state.is_some().then(|| Turning::new(epochs, (&observer.config().node, begun), known.as_ref(), clocks()));
-        if let (Some(turning), Some(before)) = (&mut turning, before.filter(|_| !is_seamless)) {
-            turning.end_stored(before, run, &mut observer, clocks());
+            state.is_some().then(|| Turning::new(epochs, (&observer.config().node, begun), known.as_ref(), clocks));
+        if let (Some(turning), Some(before)) = (&mut turning, before) {
+            turning.end_stored(before, run, &mut observer, clocks);
         }
         for change in inventory.drain(..) {
             observer.apply(change, started);
