@@ -129,51 +129,27 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
-    use guardrail_graph::{
-        Observation, Observer, ObserverConfig,
-        epoch::End,
-        inventory::{Change, read},
-        observe::{CgroupId, FlowCounts, FlowDelta, Remote, Role},
-        peer::Protocol,
-    };
+    use guardrail_graph::{Observation, Observer, ObserverConfig, epoch::End};
 
     use super::*;
-    use crate::state::Epochs;
+    use crate::state::{
+        Epochs,
+        tests::{flow, is_told, starts},
+    };
 
     #[test]
     fn a_flow_that_waited_for_its_name_until_the_next_epoch_is_in_the_answer_of_its_own_time() {
         let t = Timestamp::from_unix_seconds;
         let dir = tempfile::tempdir().unwrap();
         let mut observer = Observer::new(ObserverConfig::new("node-a", "i", t(0)));
-        let path = "/kubepods/burstable/podweb-00000000-0001/0123456789abcdef".to_owned();
-        observer.observe(Observation::CgroupCreated { id: CgroupId(1), path, at: t(990) }, t(990));
-        observer.observe(
-            Observation::Flow(FlowDelta {
-                cgroup: CgroupId(1),
-                netns: None,
-                local: [10, 244, 1, 2].into(),
-                remote: Remote::Addr([203, 0, 113, 9].into()),
-                protocol: Protocol::Tcp,
-                role: Role::Client,
-                server_port: 443,
-                local_port: None,
-                bind_seen: true,
-                first_open: Some(t(995)),
-                last_open: Some(t(995)),
-                counts: FlowCounts { opened: 1, ..FlowCounts::default() },
-            }),
-            t(996),
-        );
+        starts(&mut observer, t(990), t(990));
+        observer.observe(Observation::Flow(flow(443, t(995))), t(996));
         let end = |observer: &mut Observer, at| {
             let ended = Ended::of(Arc::new(observer.turn(&[], t(at))), End::Day).unwrap();
             (Epochs::write(dir.path(), &ended).unwrap(), Arc::new(ended))
         };
         let (first, _) = end(&mut observer, 1_000);
-        let web = "kind: Pod\nmetadata: {name: web, namespace: shop, uid: web-00000000-0001}\n\
-            spec: {nodeName: node-a, containers: [{name: c}]}\nstatus: {phase: Running, podIP: 10.244.1.2}\n";
-        for object in read::objects(web, "test").unwrap().objects {
-            observer.apply(Change::Apply(object), t(1_100));
-        }
+        is_told(&mut observer, t(1_100));
         observer.tick(t(1_101));
         let edges = |answer: &Answer, since, until| {
             let span = Span::new(Some(t(since)), Some(t(until))).unwrap();

@@ -288,4 +288,4 @@ fn stored(open::Found { state, until }: open::Found) -> Result<Stored, String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -18,15 +18,26 @@ fn t(seconds: i64) -> Timestamp {
     Timestamp::from_unix_seconds(1_700_000_000 + seconds)
 }
 
-fn know(observer: &mut Observer, now: Timestamp) {
+/// The pod's cgroup is there.
+pub(crate) fn starts(observer: &mut Observer, at: Timestamp, now: Timestamp) {
     let path = "/kubepods/burstable/podweb-00000000-0001/0123456789abcdef".to_owned();
-    observer.observe(Observation::CgroupCreated { id: CgroupId(1), path, at: t(0) }, now);
+    observer.observe(Observation::CgroupCreated { id: CgroupId(1), path, at }, now);
+}
+
+/// The API server's word of the pod comes.
+pub(crate) fn is_told(observer: &mut Observer, now: Timestamp) {
     for object in read::objects(WEB, "test").unwrap().objects {
         observer.apply(Change::Apply(object), now);
     }
 }
 
-fn flow(port: u16, at: Timestamp) -> FlowDelta {
+fn know(observer: &mut Observer, now: Timestamp) {
+    starts(observer, t(0), now);
+    is_told(observer, now);
+}
+
+/// A connection of the pod that was opened then.
+pub(crate) fn flow(port: u16, at: Timestamp) -> FlowDelta {
     FlowDelta {
         cgroup: CgroupId(1),
         netns: None,
