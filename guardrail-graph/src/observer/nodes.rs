@@ -82,22 +82,8 @@ impl Changes {
             os,
             more_labels: labels != node.labels,
             labels,
-            addresses: node
-                .addresses
-                .iter()
-                .copied()
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .take(MAX_ADDRESSES)
-                .collect(),
-            pod_cidrs: node
-                .pod_cidrs
-                .iter()
-                .copied()
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .take(MAX_ADDRESSES)
-                .collect(),
+            addresses: lowest(&node.addresses),
+            pod_cidrs: lowest(&node.pod_cidrs),
         }
     }
 
@@ -121,6 +107,11 @@ impl Changes {
         }
         kept.into_iter().collect()
     }
+}
+
+/// The [`MAX_ADDRESSES`] lowest.
+fn lowest<T: Copy + Ord>(all: &[T]) -> BTreeSet<T> {
+    all.iter().copied().collect::<BTreeSet<_>>().into_iter().take(MAX_ADDRESSES).collect()
 }
 
 fn size(described: &NodeDescription) -> usize {
