@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Counts, Side,
+    BackendEntry, Counts, Interval, Side,
     facts::{EdgeKey, FlowKey, Seen, ServiceFacts, Services},
     marks,
 };
@@ -228,6 +228,19 @@ fn leads_to(evidence: &impl Evidence, service: &str, target: &Target) -> bool {
     ports.flat_map(|backends| backends.keys()).any(|(_, port, peer, ..)| *port == target.port && *peer == target.peer)
 }
 
+impl BackendEntry {
+    /// Whether it may have answered at some moment of this time.
+    #[must_use]
+    pub fn was_there(&self, time: Interval) -> bool {
+        was_there(self.from, self.to, time)
+    }
+}
+
+fn was_there(from: Option<Timestamp>, to: Option<Timestamp>, time: Interval) -> bool {
+    from.is_none_or(|from| from.before(ENDPOINT_SLACK) <= time.to)
+        && to.is_none_or(|to| to.after(ENDPOINT_SLACK) >= time.from)
+}
+
 fn targets(evidence: &impl Evidence, service: &str, protocol: Protocol, port: u16, flow: &Seen) -> Vec<Target> {
     let Some(facts) = facts_of(evidence, service) else { return Vec::new() };
     let all = facts
@@ -235,10 +248,8 @@ fn targets(evidence: &impl Evidence, service: &str, protocol: Protocol, port: u1
         .iter()
         .filter(|((p, proto, ..), _)| *p == port && protocol.is_named(proto))
         .flat_map(|(_, backends)| backends);
-    let at_that_time = |from: &Option<Timestamp>, to: &Option<Timestamp>| {
-        from.is_none_or(|f| f.before(ENDPOINT_SLACK) <= flow.last)
-            && to.is_none_or(|t| t.after(ENDPOINT_SLACK) >= flow.first)
-    };
+    let time = Interval { from: flow.first, to: flow.last };
+    let at_that_time = |from: &Option<Timestamp>, to: &Option<Timestamp>| was_there(*from, *to, time);
     let mut targets: BTreeMap<(Arc<Peer>, u16), Endpoints> = BTreeMap::new();
     for ((address, port, peer, node, from), to) in all {
         for peer in evidence.backend(*address, peer, node.is_some(), flow) {

@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, WorkloadRef,
@@ -16,9 +15,6 @@ use crate::{
     generate::{FlowName, Options, Problem, ProblemKind},
     model::Direction,
 };
-
-/// The word of an endpoint comes late, and a terminating one still serves.
-const SLACK: Duration = Duration::from_secs(30);
 
 /// Judges them under the generated policies.
 pub(super) fn flows_are_allowed(snapshot: &Snapshot, options: &Options, alone: &Evaluator, proof: &mut Proof) {
@@ -137,11 +133,7 @@ fn service_peer(service: &str) -> Peer {
 
 /// Who was behind it, then or ever.
 fn backends<'a>(flow: &ServiceFlow, then: Option<Interval>, body: &'a Body) -> BTreeSet<(&'a Peer, u16)> {
-    let was_there = |b: &BackendEntry| {
-        let begins = |time: Interval| b.from.is_none_or(|from| from.before(SLACK) <= time.to);
-        let ends = |time: Interval| b.to.is_none_or(|to| time.from <= to.after(SLACK));
-        then.is_none_or(|time| begins(time) && ends(time))
-    };
+    let was_there = |backend: &BackendEntry| then.is_none_or(|time| backend.was_there(time));
     let Peer::Workload(service) = service_peer(&flow.service) else { return BTreeSet::new() };
     body.services
         .iter()
