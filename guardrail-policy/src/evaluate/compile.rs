@@ -123,7 +123,7 @@ impl Compiled {
             .iter()
             .map(|policy| match &policy.subject {
                 Subject::Pods(selector) => builder.set(selector),
-                Subject::Nodes(_) => builder.rules.rules.sets.push(&nobody),
+                Subject::Nodes(_) => builder.rules.sets().push(&nobody),
             })
             .collect();
         let host_subjects =
@@ -133,9 +133,9 @@ impl Compiled {
             .map(|policy| match &policy.subject {
                 Subject::Nodes(selector) if host_subjects => {
                     let nodes = builder.nodes_by_label(selector);
-                    builder.rules.rules.sets.push(&nodes)
+                    builder.rules.sets().push(&nodes)
                 }
-                _ => builder.rules.rules.sets.push(&nobody),
+                _ => builder.rules.sets().push(&nobody),
             })
             .collect();
         let requires = policies
@@ -345,7 +345,8 @@ impl<'a> Builder<'a> {
         if let Some(known) = self.sets.get(&Asked(selector)) {
             return *known;
         }
-        let set = self.rules.rules.sets.push(&self.pod_set(selector));
+        let pods = self.pod_set(selector);
+        let set = self.rules.sets().push(&pods);
         self.sets.insert(Asked(selector), set);
         set
     }
@@ -388,7 +389,7 @@ impl<'a> Builder<'a> {
         match peer {
             TierPeer::Pods(selector) => {
                 let set = self.set(selector);
-                self.rules.rules.sets.add_to(set, &mut rule.classes);
+                self.rules.sets().add_to(set, &mut rule.classes);
                 if selector.may_match_no_pod() {
                     rule.others.unknown = rule.others.unknown.with(Kinds::ALL.without(Kinds::POD));
                 }

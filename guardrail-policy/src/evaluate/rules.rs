@@ -283,7 +283,7 @@ impl Named {
 /// Takes rules, those of a policy one after the other. What is judged together should come
 /// together.
 pub(super) struct RulesBuilder {
-    pub(super) rules: Rules,
+    rules: Rules,
 }
 
 impl RulesBuilder {
@@ -297,6 +297,11 @@ impl RulesBuilder {
             named: Named { classes, first: Vec::new(), further: BTreeMap::new() },
         };
         Self { rules }
+    }
+
+    /// Those that rules name, and those that policies select.
+    pub(super) fn sets(&mut self) -> &mut Sets {
+        &mut self.rules.sets
     }
 
     /// A named port, by the numbers that it stands for in each class.
