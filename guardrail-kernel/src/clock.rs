@@ -2,9 +2,11 @@
 //!
 //! Kernel events carry boot time, words of the API server the time at which they came, and identity
 //! compares the two. So both are read off one line: boot time, which nobody can set, plus an
-//! offset. When the wall clock is set forward, the line jumps with it. When it is set back, the
-//! line goes on at half speed until the wall clock has caught up: who had an address when stays in
-//! order, and every wait ends.
+//! offset. When the wall clock is set forward by more than a minute, the line goes on as before
+//! until the epoch has ended ([`jump`]), and then is where the wall clock is: the time in between
+//! never was, and belongs to no epoch. When it is set back, the line goes on at half speed until
+//! the wall clock has caught up: who had an address when stays in order, and every wait ends.
+//! A boot time before the last step has the time that it had then.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -16,6 +18,8 @@ use guardrail_graph::{Timestamp, epoch::Clocks};
 /// Two readings of unchanged clocks differ by the time between them; what differs more than this
 /// was set.
 const STEP_NS: i64 = 20_000_000;
+/// A step forward of more than this ends the epoch; the line waits for that.
+const LEAP_NS: i64 = 60_000_000_000;
 
 static CURRENT: Mutex<Option<Line>> = Mutex::new(None);
 
@@ -28,6 +32,8 @@ pub struct Line {
     offset: i64,
     /// How far the line is ahead of the wall clock at `from`, ns; not negative.
     ahead: i64,
+    /// The line minus boot time just before `from`, ns.
+    before: i64,
 }
 
 impl Line {
@@ -37,8 +43,14 @@ impl Line {
         self.wall(boot_ns.cast_signed())
     }
 
+    /// One that begins now.
+    const fn begin(boot: i64, offset: i64) -> Self {
+        Self { from: boot, offset, ahead: 0, before: offset }
+    }
+
     fn wall(&self, boot: i64) -> Timestamp {
-        Timestamp::from_unix_ns(boot.saturating_add(self.offset).saturating_add(self.ahead_at(boot)))
+        let plus = if boot < self.from { self.before } else { self.offset.saturating_add(self.ahead_at(boot)) };
+        Timestamp::from_unix_ns(boot.saturating_add(plus))
     }
 
     fn ahead_at(&self, boot: i64) -> i64 {
@@ -46,24 +58,60 @@ impl Line {
         self.ahead.saturating_sub(passed / 2).max(0)
     }
 
+    /// Whether the wall clock is so far before it that it may not follow yet.
+    fn is_held(&self, boot: i64, wall: i64) -> bool {
+        wall.saturating_sub(self.wall(boot).as_unix_ns()) > LEAP_NS
+    }
+
     /// This line, going on from `boot` now that the wall clock is there.
     fn follow(self, boot: i64, wall: i64) -> Self {
+        if self.is_held(boot, wall) { self } else { self.leap(boot, wall) }
+    }
+
+    /// The same, however far that is.
+    fn leap(self, boot: i64, wall: i64) -> Self {
         let offset = wall.saturating_sub(boot);
         if offset.abs_diff(self.offset) < STEP_NS.unsigned_abs() {
             return self;
         }
         let here = self.wall(boot).as_unix_ns();
-        Self { from: boot, offset, ahead: here.saturating_sub(wall).max(0) }
+        Self { from: boot, offset, ahead: here.saturating_sub(wall).max(0), before: here.saturating_sub(boot) }
     }
 }
 
 /// The line as of now. Follows the wall clock, and says so when that was set.
 #[must_use]
 pub fn line() -> Line {
+    change(Line::follow)
+}
+
+/// An epoch has ended, or goes on over the step: where the wall clock was set forward, the line is
+/// there from now on. Gives the time, if it was not there yet.
+pub fn jump() -> Option<Timestamp> {
+    is_held().then(|| change(Line::leap).wall(read(libc::CLOCK_BOOTTIME)))
+}
+
+/// Whether the wall clock was set forward, and the line waits for [`jump`].
+#[must_use]
+pub fn is_held() -> bool {
+    let line = line();
+    line.is_held(read(libc::CLOCK_BOOTTIME), read(libc::CLOCK_REALTIME))
+}
+
+/// Goes on with the line of an earlier agent of this boot, for which the wall clock was so far
+/// ahead of boot time, if it was set forward since. Call it before anything is observed.
+pub fn resume(ahead_ns: i64) {
+    let before = Line::begin(read(libc::CLOCK_BOOTTIME), ahead_ns);
+    if before.is_held(read(libc::CLOCK_BOOTTIME), read(libc::CLOCK_REALTIME)) {
+        *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+    }
+}
+
+fn change(follow: impl FnOnce(Line, i64, i64) -> Line) -> Line {
     let (boot, wall) = (read(libc::CLOCK_BOOTTIME), read(libc::CLOCK_REALTIME));
     let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = current.unwrap_or(Line { from: boot, offset: wall.saturating_sub(boot), ahead: 0 });
-    let line = before.follow(boot, wall);
+    let before = current.unwrap_or(Line::begin(boot, wall.saturating_sub(boot)));
+    let line = follow(before, boot, wall);
     *current = Some(line);
     drop(current);
     if line != before {
@@ -125,7 +173,7 @@ mod tests {
 
     /// Reads the line every second while the wall clock is what `wall` says, and gives the times.
     fn times(seconds: i64, wall: impl Fn(i64) -> i64) -> Vec<i64> {
-        let mut line = Line { from: 0, offset: wall(0), ahead: 0 };
+        let mut line = Line::begin(0, wall(0));
         let mut times = Vec::new();
         for boot in (0..seconds).map(|s| s * SECOND) {
             line = line.follow(boot, wall(boot));
@@ -142,9 +190,28 @@ mod tests {
     }
 
     #[test]
-    fn a_step_forward_is_followed_at_once() {
-        let times = times(20, |boot| boot + if boot < 10 * SECOND { 0 } else { 3600 * SECOND });
-        assert_eq!((times[9], times[10]), (9 * SECOND, 3610 * SECOND));
+    fn a_step_forward_of_a_minute_is_followed_at_once() {
+        let times = times(20, |boot| boot + if boot < 10 * SECOND { 0 } else { 60 * SECOND });
+        assert_eq!((times[9], times[10]), (9 * SECOND, 70 * SECOND));
+    }
+
+    #[test]
+    fn a_step_forward_of_more_than_a_minute_is_followed_when_the_epoch_has_ended() {
+        let set = |boot: i64| boot + if boot < 10 * SECOND { 0 } else { 3600 * SECOND };
+        let held = times(20, set);
+        assert_eq!((held[9], held[10], held[19]), (9 * SECOND, 10 * SECOND, 19 * SECOND), "it goes on as before");
+        let line = Line::begin(0, 0).follow(15 * SECOND, set(15 * SECOND));
+        let after = line.leap(20 * SECOND, set(20 * SECOND));
+        let seconds = |boot: i64| after.wall(boot * SECOND).as_unix_ns() / SECOND;
+        assert_eq!((seconds(20), seconds(21)), (3620, 3621));
+        assert_eq!((seconds(5), seconds(19)), (5, 19), "what was before has the time that it had");
+        assert!(line.is_held(20 * SECOND, set(20 * SECOND)) && !after.is_held(20 * SECOND, set(20 * SECOND)));
+    }
+
+    #[test]
+    fn a_step_forward_that_is_taken_back_before_the_epoch_has_ended_never_was() {
+        let times = times(30, |boot| boot + if (10..20).contains(&(boot / SECOND)) { 3600 * SECOND } else { 0 });
+        assert_eq!(times, (0..30).map(|s| s * SECOND).collect::<Vec<_>>());
     }
 
     #[test]
@@ -159,7 +226,7 @@ mod tests {
 
     #[test]
     fn one_boot_time_is_one_time_before_and_after_a_step_back() {
-        let before = Line { from: 0, offset: 1000 * SECOND, ahead: 0 };
+        let before = Line::begin(0, 1000 * SECOND);
         let after = before.follow(10 * SECOND, 910 * SECOND);
         for seconds in [0, 5, 10] {
             assert_eq!(before.at(seconds * 1_000_000_000), after.at(seconds * 1_000_000_000));

@@ -305,6 +305,7 @@ impl Reader {
                 std::thread::sleep(RETRY);
             }
             sys::acknowledge(self.wake.as_fd());
+            self.state.line = clock::line();
             self.read_rings();
             let mut end = false;
             // One sweep does for all that came meanwhile.

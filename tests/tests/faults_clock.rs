@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use guardrail_graph::Timestamp;
 use guardrail_tests::{
     agent::Agent,
     app::scenario::{Call, How, Scenario, Serve},
@@ -32,10 +33,27 @@ fn sane(snapshot: &Value) {
     }
 }
 
+/// No epoch reaches over a step: none lasted for longer than this took, and none says that more was
+/// observed.
+fn no_epoch_reaches_over_a_step(agent: &Agent, took: Duration) {
+    let list: Value = serde_json::from_str(&agent.get("/v1/epochs").unwrap().1).unwrap();
+    let at = |value: &Value| value.as_str().unwrap().parse::<Timestamp>().unwrap();
+    let mut times: Vec<_> =
+        list["epochs"].as_array().unwrap().iter().map(|epoch| (at(&epoch["from"]), at(&epoch["to"]))).collect();
+    let snapshot = agent.snapshot().unwrap();
+    let windows = snapshot["window"]["nodes"]["node-a"].as_array().unwrap();
+    times.extend(windows.iter().map(|window| (at(&window["from"]), at(&window["to"]))));
+    for pod in snapshot["presence"].as_array().into_iter().flatten() {
+        times.extend(Some((at(&pod["from"]), at(&pod["to"]))).filter(|_| pod["node"] == "node-a"));
+    }
+    assert!(times.len() > 1 && times.iter().all(|(from, to)| to.since(*from) < took), "{times:#?}");
+}
+
 /// The clock is set to and fro, and after each step another pod gets the address that a pod had
 /// before. Each owner has a client of its own, so a call that is counted for the wrong owner is an
 /// edge that never was.
 fn stepped(distances: &[&str]) {
+    let began = Instant::now();
     let mut c = cluster(&["node-a"]);
     let clients: Vec<_> = (0..=distances.len()).map(|i| deployment(&mut c, &format!("client-{i}"), 8080, 0)).collect();
     let early = deployment(&mut c, "early", 8080, 0);
@@ -92,6 +110,7 @@ fn stepped(distances: &[&str]) {
         })
         .unwrap_or_else(|e| panic!("after {distance}: {e}\n{}", agent.said()));
     }
+    no_epoch_reaches_over_a_step(&agent, began.elapsed() + Duration::from_secs(60));
     let snapshot = agent.snapshot().unwrap();
     // Around each change of an owner some calls may be undecided, clock or no clock; nothing else
     // is.

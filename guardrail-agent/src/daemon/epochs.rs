@@ -11,7 +11,7 @@ use guardrail_graph::{
 };
 use guardrail_kernel::{
     Checkpoint, Mark,
-    clock::{clocks, now},
+    clock::{self, clocks, now},
 };
 
 use super::Daemon;
@@ -40,9 +40,6 @@ pub(super) struct Turning {
     over_at_start: Option<End>,
     /// Since when the clocks agree, by boot time.
     calm_since: Duration,
-    /// The newest end of a day that was reached by running since then, or before by the agent that
-    /// wrote the state: never by a clock that was set.
-    reached: Option<Timestamp>,
 }
 
 impl Turning {
@@ -57,7 +54,7 @@ impl Turning {
         let mut calendar = calendar((node, begun), known, &boot, clocks);
         let over_at_start = calendar.due(clocks);
         let calm_since = clocks.boot;
-        Self { epochs, calendar, boot, asked: None, ended: None, over_at_start, calm_since, reached: None }
+        Self { epochs, calendar, boot, asked: None, ended: None, over_at_start, calm_since }
     }
 
     /// Whether the epoch of a state is over, by the clock.
@@ -85,7 +82,6 @@ impl Turning {
         let begun = source.start.unwrap_or_default();
         tracing::info!(why = end.as_str(), %begun, "the epoch of the state ends, as of that state");
         observer.turn_back();
-        self.reached = Some(ended.header.to).filter(|to| end == End::Day && *to <= clocks.wall);
         self.ended = Some(Arc::new(ended));
         self.begins(clocks);
     }
@@ -102,25 +98,15 @@ impl Turning {
         let end = if has_stepped { End::ClockStep } else { end };
         self.ended = Ended::of(document, end).map(Arc::new);
         if end == End::ClockStep {
-            self.clocks_differ(clocks);
-        } else if self.over_at_start.is_none() {
-            self.reached = self.reached.max(self.ended.as_ref().map(|ended| ended.header.to));
+            self.calm_since = clocks.boot;
         }
         self.begins(clocks);
     }
 
-    fn clocks_differ(&mut self, clocks: Clocks) {
-        (self.calm_since, self.reached) = (clocks.boot, None);
-    }
-
     /// Takes out the epochs that are past their retention.
     fn expired(&mut self, retention: Duration, clocks: Clocks) -> Vec<Kept> {
-        match self.reached {
-            Some(reached) if clocks.boot.saturating_sub(self.calm_since) >= CALM => {
-                self.epochs.expire(reached.before(retention))
-            }
-            _ => Vec::new(),
-        }
+        let is_calm = clocks.boot.saturating_sub(self.calm_since) >= CALM;
+        if is_calm { self.epochs.expire(retention) } else { Vec::new() }
     }
 
     /// What ended and is in no file yet.
@@ -141,7 +127,7 @@ impl Turning {
         let steps = self.calendar.steps_counted_only();
         self.asked = self.calendar.due(clocks);
         if self.calendar.steps_counted_only() != steps {
-            self.clocks_differ(clocks);
+            self.calm_since = clocks.boot;
         }
         self.asked
     }
@@ -150,6 +136,11 @@ impl Turning {
 /// Which boot of the machine this is.
 fn boot() -> String {
     std::fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
+}
+
+/// How far the wall clock was ahead of boot time, ns, if that was in this boot.
+pub(super) fn ahead_in_this_boot(known: &Remembered) -> Option<i64> {
+    (!known.boot.is_empty() && known.boot == boot()).then_some(known.ahead_ns)
 }
 
 /// That of a node whose epoch began then, with what an earlier agent knew.
@@ -164,12 +155,20 @@ fn calendar((node, begun): (&str, Timestamp), known: Option<&Remembered>, boot: 
 impl Daemon {
     /// Not before the lists are in, or given up: a closed epoch says for good how much was known.
     pub(super) fn end_epoch_if_due(&mut self) {
-        if self.readiness.borrow().inventory
-            && let Some(turning) = &mut self.turning
-            && let Some(end) = turning.due(clocks())
-        {
+        if !self.readiness.borrow().inventory {
+            return;
+        }
+        if let Some(end) = self.turning.as_mut().and_then(|turning| turning.due(clocks())) {
             tracing::info!(why = end.as_str(), "the epoch ends");
             self.kernel.turn();
+        }
+        if self.turning.as_ref().is_none_or(|turning| turning.asked.is_none()) {
+            // No epoch ends with this step: there is no state, or one has ended just now, or too
+            // many began within a day.
+            let ended = now();
+            if let Some(begins) = clock::jump() {
+                self.observer.step(ended, begins);
+            }
         }
     }
 
@@ -177,9 +176,11 @@ impl Daemon {
     pub(super) fn turn(&mut self, open: &[OpenFlow], checkpoint: Option<(Box<Checkpoint>, Mark)>) {
         let Some(turning) = &mut self.turning else { return };
         let Some(end) = turning.asked.take() else { return };
-        let now = now();
-        self.series.turn(self.observer.edge_counters(now).edges);
-        let document = Arc::new(self.observer.turn(open, now));
+        let ended = now();
+        // Where the clock was set forward, the next epoch begins there.
+        let begins = clock::jump().unwrap_or(ended);
+        self.series.turn(self.observer.edge_counters(ended).edges);
+        let document = Arc::new(self.observer.turn_over(open, ended, begins));
         turning.ends(document, end, clocks());
         self.write_state(checkpoint.map(|(checkpoint, mark)| (*checkpoint, mark)));
     }
@@ -228,12 +229,13 @@ mod tests {
         Clocks { wall: t(wall), boot: Duration::from_secs((wall - booted).unsigned_abs()) }
     }
 
-    /// A state with an epoch from day -40 and one from day -2, whose open one was last touched at
-    /// noon of day 0.
+    /// A state with an epoch of each of the last forty days, whose open one was last touched at noon
+    /// of day 0.
     fn a_state() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        for day in [-40, -2] {
-            let mut observer = Observer::new(ObserverConfig::new(NODE, format!("of-{day}"), t(day * DAY + HOUR)));
+        for day in -40..0 {
+            let config = ObserverConfig::new(NODE, format!("of-{day}"), t(day * DAY));
+            let mut observer = Observer::new(ObserverConfig { run: 1, ..config });
             let document = Arc::new(observer.turn(&[], t((day + 1) * DAY)));
             Epochs::write(dir.path(), &Ended::of(document, End::Day).unwrap()).unwrap();
         }
@@ -242,6 +244,9 @@ mod tests {
         state.begin(&mut Observer::new(config), None, None, t(DAY / 2)).run().unwrap();
         dir
     }
+
+    /// Those after which agents ran for more than a month when day 0 has ended at noon.
+    const PAST: usize = 10;
 
     /// An agent that starts on it without pins.
     fn started(dir: &tempfile::TempDir, clocks: Clocks) -> (Turning, Observer) {
@@ -264,11 +269,11 @@ mod tests {
         turning.expired(MONTH, clocks).len()
     }
 
-    /// The epoch ends by itself.
-    fn ends(turning: &mut Turning, observer: &mut Observer, clocks: Clocks) -> Option<End> {
+    /// The epoch ends by itself, where its own clock was.
+    fn ends(turning: &mut Turning, observer: &mut Observer, ended: Timestamp, clocks: Clocks) -> Option<End> {
         let end = turning.due(clocks)?;
         turning.asked = None;
-        turning.ends(Arc::new(observer.turn(&[], clocks.wall)), end, clocks);
+        turning.ends(Arc::new(observer.turn_over(&[], ended, clocks.wall)), end, clocks);
         Some(turning.ended.as_ref().unwrap().header.end)
     }
 
@@ -284,8 +289,8 @@ mod tests {
         let open = observer.document(t(5 * DAY + 60));
         assert_eq!((open.window().from, open.window().to), (Some(t(5 * DAY)), Some(t(5 * DAY + 60))));
         let next = at(5 * DAY + 2 * HOUR, 5 * DAY - 60);
-        assert_eq!(expired(&dir, &mut turning, next), 1, "what is a month older than the noon of day 0");
-        assert_eq!(turning.epochs.kept().len(), 2);
+        assert_eq!(expired(&dir, &mut turning, next), PAST);
+        assert_eq!(turning.epochs.kept().len(), 31);
         // Killed before that was in its file, the next agent finds the same.
         let dir = a_state();
         drop(started(&dir, clocks));
@@ -297,16 +302,27 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_far_ahead_as_the_agent_starts_takes_nothing_along() {
-        let dir = a_state();
-        let (booted, ahead) = (400 * DAY + HOUR - 60, 400 * DAY + HOUR);
-        let (mut turning, mut observer) = started(&dir, at(ahead, booted));
-        for hour in 1..20 {
-            assert_eq!(ends(&mut turning, &mut observer, at(ahead + hour * HOUR, booted)), None);
-            let old = expired(&dir, &mut turning, at(ahead + hour * HOUR, booted));
-            assert_eq!(old, usize::from(hour == 1), "the one of day -40");
+    fn what_expires_is_as_old_as_agents_ran_since_however_wrong_the_clock_is_from_the_start() {
+        // A year ahead, long before, and as it should be.
+        for day in [400, -19_000, 1] {
+            let dir = a_state();
+            let (booted, begun) = (day * DAY + HOUR - 60, day * DAY + HOUR);
+            let (mut turning, mut observer) = started(&dir, at(begun, booted));
+            let mut old = Vec::new();
+            for hour in 1..20 {
+                let clocks = at(begun + hour * HOUR, booted);
+                assert_eq!(ends(&mut turning, &mut observer, clocks.wall, clocks), None);
+                old.push(expired(&dir, &mut turning, clocks));
+            }
+            assert_eq!((old[0], old.iter().sum::<usize>()), (PAST, PAST), "{day}");
+            for later in 1..=31 {
+                let clocks = at((day + later) * DAY + 700, booted);
+                assert_eq!(ends(&mut turning, &mut observer, clocks.wall, clocks), Some(End::Day));
+                old.push(expired(&dir, &mut turning, clocks));
+            }
+            assert!(old[19..].iter().all(|old| (1..=2).contains(old)), "{day}: a day each day: {old:?}");
+            assert_eq!(turning.epochs.kept().len(), 31, "{day}: none of before");
         }
-        assert_eq!(turning.epochs.kept().len(), 2, "day -2 and day 0");
     }
 
     #[test]
@@ -317,24 +333,28 @@ mod tests {
         let (mut turning, mut observer) = started(&dir, at(DAY / 2 + 60, booted));
         assert!(turning.ended.is_none());
         // Set a year ahead, over a midnight, and back.
-        let ahead = |wall: i64, by: i64| Clocks { wall: t(wall + by), ..at(wall, booted) };
         let year = 365 * DAY;
-        assert_eq!(ends(&mut turning, &mut observer, ahead(DAY / 2 + HOUR, year)), Some(End::ClockStep));
-        assert_eq!(expired(&dir, &mut turning, ahead(DAY / 2 + HOUR, year)), 0);
-        assert_eq!(ends(&mut turning, &mut observer, ahead(DAY + 600, year)), Some(End::Day));
-        assert_eq!(ends(&mut turning, &mut observer, at(DAY + 700, booted)), None, "not before that is stored");
-        turning.calm_since = at(DAY + 600, booted).boot;
-        assert_eq!(expired(&dir, &mut turning, ahead(DAY + 660, year)), 0);
-        assert_eq!(ends(&mut turning, &mut observer, at(DAY + 720, booted)), Some(End::ClockStep));
-        assert_eq!(expired(&dir, &mut turning, at(DAY + 8 * HOUR, booted)), 0, "no day ended since the clock was set");
-        assert_eq!(turning.epochs.kept().len(), 5);
-        // The next midnight was reached by running.
-        assert_eq!(ends(&mut turning, &mut observer, at(2 * DAY + 600, booted)), Some(End::Day));
-        assert_eq!(expired(&dir, &mut turning, at(2 * DAY + 700, booted)), 1, "the one of day -40");
+        let ahead = |wall: i64| Clocks { wall: t(wall + year), ..at(wall, booted) };
+        let noon = DAY / 2 + HOUR;
+        assert_eq!(ends(&mut turning, &mut observer, t(noon), ahead(noon)), Some(End::ClockStep));
+        assert_eq!(expired(&dir, &mut turning, ahead(noon)), 0, "the clocks do not agree");
+        let midnight = ahead(DAY + 600);
+        assert_eq!(ends(&mut turning, &mut observer, midnight.wall, midnight), Some(End::Day));
+        assert_eq!(
+            ends(&mut turning, &mut observer, midnight.wall, at(DAY + 700, booted)),
+            None,
+            "not before it is stored"
+        );
+        assert_eq!(expired(&dir, &mut turning, midnight), PAST, "agents ran for a day since noon");
+        let back = at(DAY + 720, booted);
+        assert_eq!(ends(&mut turning, &mut observer, ahead(DAY + 720).wall, back), Some(End::ClockStep));
+        assert_eq!(expired(&dir, &mut turning, back), 0);
+        assert_eq!(expired(&dir, &mut turning, at(DAY + 8 * HOUR, booted)), 0);
+        assert_eq!(turning.epochs.kept().len(), 40 + 3 - PAST);
     }
 
     #[test]
-    fn a_clock_that_is_set_while_an_epoch_ends_reaches_no_day() {
+    fn a_clock_that_is_set_while_an_epoch_ends_is_a_step() {
         let dir = a_state();
         let booted = DAY / 2 - 60;
         let (mut turning, mut observer) = started(&dir, at(DAY / 2 + 60, booted));
@@ -342,7 +362,8 @@ mod tests {
         turning.asked = None;
         let set = Clocks { wall: t(400 * DAY), ..at(DAY + 601, booted) };
         turning.ends(Arc::new(observer.turn(&[], set.wall)), End::Day, set);
-        assert_eq!((turning.ended.as_ref().unwrap().header.end, turning.reached), (End::ClockStep, None));
+        assert_eq!(turning.ended.as_ref().unwrap().header.end, End::ClockStep);
+        assert_eq!(expired(&dir, &mut turning, Clocks { wall: t(401 * DAY), ..at(DAY + 700, booted) }), 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use guardrail_graph::{
 };
 use guardrail_kernel::{
     Kernel, KernelConfig, Pinned,
-    clock::{clocks, now},
+    clock::{self, clocks, now},
     find_cgroup2_root,
 };
 use guardrail_kube::{
@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Daemon, Followed, Signals, StartError, Waits, documents::Documents, epochs::Turning};
+use super::{Daemon, Followed, Signals, StartError, Waits, documents::Documents, epochs, epochs::Turning};
 use crate::{
     auth::{self, Guard, tls::Tls},
     config::{AuthMode, Config, InventorySource, Redirects, Scope, Switch},
@@ -165,6 +165,11 @@ impl Daemon {
             Some(state) => state.load(&epochs, now()).map_err(StartError::StateDir)?,
             None => Stored::default(),
         };
+        if config.pin.is_some()
+            && let Some(ahead) = stored.calendar.as_ref().and_then(epochs::ahead_in_this_boot)
+        {
+            clock::resume(ahead);
+        }
         let pinned = config.pin.clone().map(|dir| Pinned { dir, checkpoint: stored.checkpoint.clone() });
         let (kernel, batches) = spawn_blocking(move || Kernel::start(kernel_config, pinned))
             .await

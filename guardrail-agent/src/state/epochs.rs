@@ -1,13 +1,15 @@
 //! Closed epochs of this node: a file each, which never changes, below the state's directory.
 
 use std::{
+    cmp::Reverse,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use guardrail_graph::{
-    Snapshot, Timestamp,
+    Snapshot,
     epoch::{
         End,
         file::{self, EpochError, Header},
@@ -19,6 +21,9 @@ use crate::files::{self, FileError};
 
 const DIR: &str = "epochs";
 const SUFFIX: &str = "epoch";
+/// Epochs end daily. One that says that it lasted longer counts for no more: agents of before let
+/// one reach over a clock that was set.
+const LONGEST: Duration = Duration::from_secs(25 * 3_600);
 
 /// An epoch that ended and is in no file yet.
 #[derive(Debug)]
@@ -138,7 +143,7 @@ impl Epochs {
     pub fn add(&mut self, kept: Kept) {
         self.kept.retain(|other| other.header.key != kept.header.key);
         self.kept.push(kept);
-        self.kept.sort_by_key(|kept| (kept.header.to, kept.header.from, kept.id.clone()));
+        self.sort();
     }
 
     /// Writes one into the state's directory.
@@ -153,11 +158,25 @@ impl Epochs {
         Ok(Kept { id, header: ended.header.clone(), bytes: bytes.len() as u64, path })
     }
 
-    /// Takes out those that ended before, for [`remove`].
-    pub fn expire(&mut self, before: Timestamp) -> Vec<Kept> {
-        let (old, kept) = std::mem::take(&mut self.kept).into_iter().partition(|kept| kept.header.to < before);
+    /// Takes out those after whose end agents ran on this node for longer than that, as the epochs
+    /// that ended later show, for [`remove`]. When an epoch was, its clock says, which may have
+    /// been wrong; in which order they ended, and how long each lasted, no clock can change.
+    pub fn expire(&mut self, retention: Duration) -> Vec<Kept> {
+        let mut newest_first = std::mem::take(&mut self.kept);
+        newest_first.sort_by_key(|kept| Reverse((kept.header.revision, kept.header.to)));
+        let mut ran = Duration::ZERO;
+        let (old, kept) = newest_first.into_iter().partition(|kept: &Kept| {
+            let is_old = ran > retention;
+            ran = ran.saturating_add(kept.header.to.since(kept.header.from).min(LONGEST));
+            is_old
+        });
         self.kept = kept;
+        self.sort();
         old
+    }
+
+    fn sort(&mut self) {
+        self.kept.sort_by_key(|kept| (kept.header.to, kept.header.from, kept.id.clone()));
     }
 }
 

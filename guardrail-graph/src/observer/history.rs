@@ -12,9 +12,11 @@ const MAX_INTERVALS: usize = 1_000;
 #[derive(Debug)]
 pub(super) struct History {
     started: Timestamp,
+    /// Since when this run goes on without a step of the clock.
+    going: Timestamp,
     /// When the open epoch began; `None`: a state that knows no epochs is continued.
     epoch: Option<Timestamp>,
-    /// Those of the restored state.
+    /// Those of the restored state, and of this run before a step of the clock.
     earlier: Vec<Interval>,
     /// Since when nobody had watched as this run began.
     unwatched: Option<Timestamp>,
@@ -29,6 +31,7 @@ impl History {
     pub(super) fn new(started: Timestamp) -> Self {
         Self {
             started,
+            going: started,
             epoch: Some(started),
             earlier: Vec::new(),
             unwatched: None,
@@ -76,6 +79,7 @@ impl History {
     /// beginning, if there was one.
     pub(super) fn join_last(&mut self) -> Option<Timestamp> {
         self.started = self.earlier.pop()?.from;
+        self.going = self.started;
         self.unwatched = self.earlier.last().map(|run| run.to);
         Some(self.started)
     }
@@ -84,7 +88,7 @@ impl History {
     pub(super) fn turn(&mut self, at: Timestamp) {
         self.earlier.clear();
         self.unwatched = None;
-        self.started = at;
+        (self.started, self.going) = (at, at);
         let is_taken = self.epoch == Some(at);
         self.epoch = Some(if is_taken { at.after(Duration::from_nanos(1)) } else { at });
     }
@@ -94,6 +98,15 @@ impl History {
         let unwatched = self.unwatched;
         self.turn(self.started);
         self.unwatched = unwatched;
+    }
+
+    /// The clock was set forward: what lies between never was.
+    pub(super) fn step(&mut self, ended: Timestamp, begins: Timestamp) {
+        if self.earlier.len() >= MAX_INTERVALS {
+            self.earlier.remove(0);
+        }
+        self.earlier.push(Interval { from: self.going, to: ended.max(self.going) });
+        self.going = begins;
     }
 
     /// Traffic was seen.
@@ -116,7 +129,7 @@ impl History {
     /// When this node was watched, this run last.
     pub(super) fn intervals(&self, now: Timestamp) -> Vec<Interval> {
         let mut intervals = self.earlier.clone();
-        intervals.push(Interval { from: self.started, to: now.max(self.started) });
+        intervals.push(Interval { from: self.going, to: now.max(self.going) });
         intervals
     }
 }
@@ -146,6 +159,18 @@ mod tests {
         assert_eq!(history.owned_since(t(61)), t(50));
         assert_eq!(history.join_last(), Some(t(0)));
         assert_eq!(history.intervals(t(70)), [Interval { from: t(0), to: t(70) }]);
+    }
+
+    #[test]
+    fn a_clock_that_steps_for_ever_does_not_grow_the_state_either() {
+        let mut history = History::new(t(0));
+        history.step(t(10), t(100));
+        assert_eq!(
+            history.intervals(t(110)),
+            [(0, 10), (100, 110)].map(|(from, to)| Interval { from: t(from), to: t(to) })
+        );
+        (1..5_000).for_each(|i| history.step(t(100 * i + 10), t(100 * i + 100)));
+        assert_eq!((history.intervals(t(999_999)).len(), history.gap()), (MAX_INTERVALS + 1, None));
     }
 
     #[test]

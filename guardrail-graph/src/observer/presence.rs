@@ -42,6 +42,21 @@ type Name = (Arc<str>, Arc<str>);
 struct Since {
     from: Timestamp,
     started: Option<Timestamp>,
+    /// The clock was set to this while it was there: what it shows of before is told already.
+    resumed: Option<Timestamp>,
+}
+
+impl Since {
+    fn heard(from: Timestamp) -> Self {
+        Self { from, started: None, resumed: None }
+    }
+
+    /// It started then, by its own word.
+    fn starts(&mut self, started: Timestamp) {
+        let is_new = self.resumed.is_none_or(|resumed| started >= resumed);
+        self.from = self.resumed.filter(|_| !is_new).unwrap_or(started);
+        self.started = is_new.then_some(started);
+    }
 }
 
 /// Pods that are, and were, there.
@@ -60,7 +75,8 @@ pub(super) struct Presence {
     left: BTreeMap<Arc<str>, Timestamp>,
     /// When the list of pods came.
     listed: Option<Timestamp>,
-    /// Since when pods of a restored state were there that never said when they started.
+    /// Since when pods of a restored state were there that never said when they started, or over
+    /// a step of the clock.
     restored: HashMap<Name, Timestamp>,
     texts: Interner<str>,
     names: Interner<WorkloadRef>,
@@ -77,7 +93,7 @@ fn is_there(pod: &Pod) -> bool {
 
 /// What is told of a pod that started then, by one who tells since then.
 fn told(started: Timestamp, since: Timestamp) -> Since {
-    Since { from: started.max(since), started: Some(started) }
+    Since { from: started.max(since), started: Some(started), resumed: None }
 }
 
 impl Presence {
@@ -122,7 +138,8 @@ impl Presence {
         for pod in pods {
             let name = (self.texts.intern(&*pod.workload.namespace), self.texts.intern(&*pod.pod));
             if pod.node == node && pod.started.is_none() {
-                self.restored.insert(name.clone(), pod.from);
+                let from = self.restored.entry(name.clone()).or_insert(pod.from);
+                *from = pod.from.max(*from);
             }
             let key = (name.0, name.1, self.texts.intern(&*pod.node), pod.from, pod.told);
             let workload = self.names.intern(pod.workload.clone());
@@ -169,6 +186,13 @@ impl Presence {
         self.ended = there;
     }
 
+    /// What is there goes on from a time to which the clock was set.
+    pub(super) fn resume(&mut self, at: Timestamp) {
+        for since in self.own.values_mut() {
+            *since = Since { resumed: Some(at), ..Since::heard(at) };
+        }
+    }
+
     /// Another epoch begins.
     pub(super) fn turn(&mut self) {
         self.ended.clear();
@@ -206,10 +230,13 @@ impl Observer {
         let name = self.presence.name(pod);
         let first_heard = if self.presence.listed.is_some() { now } else { self.history.started() };
         let restored = self.presence.restored.remove(&name);
-        let since =
-            self.presence.own.entry(name).or_insert(Since { from: restored.unwrap_or(first_heard), started: None });
+        let since = self
+            .presence
+            .own
+            .entry(name)
+            .or_insert_with(|| Since { resumed: restored, ..Since::heard(restored.unwrap_or(first_heard)) });
         if let Some(started) = pod.started {
-            *since = Since { from: started, started: Some(started) };
+            since.starts(started);
         }
     }
 
@@ -227,10 +254,23 @@ impl Observer {
     }
 
     fn end_own(&mut self, pod: &Pod, since: Option<Since>, now: Timestamp) {
-        let started = || pod.started.map(|at| Since { from: at, started: Some(at) });
+        let started = || pod.started.map(|at| Since { started: Some(at), ..Since::heard(at) });
         let Some(since) = since.or_else(started) else { return };
         let owner = self.catalogue.inventory().owner_of(pod).workload;
         self.presence.end(pod, owner, since, now, false);
+    }
+
+    /// The clock was set forward, within an epoch: what was there, was there until the one time and
+    /// from the other one on.
+    pub(super) fn step_presence(&mut self, ended: Timestamp, begins: Timestamp) {
+        let there: Vec<(Name, Since)> = self.presence.own.iter().map(|(name, since)| (name.clone(), *since)).collect();
+        for ((namespace, name), since) in there {
+            let pod = self.catalogue.inventory().pod(&namespace, &name).cloned();
+            if let Some(pod) = pod {
+                self.end_own(&pod, Some(since), ended);
+            }
+        }
+        self.presence.resume(begins);
     }
 
     /// Tells of a pod of another node until now, if nobody else does. One without a start is not

@@ -51,6 +51,12 @@ impl Observer {
     /// are known now and the epoch that ended has it. An edge with an address that may turn out to
     /// be the cluster's own moves to the next epoch whole, and so does a flow that has no name yet.
     pub fn turn(&mut self, open: &[OpenFlow], now: Timestamp) -> Document {
+        self.turn_over(open, now, now)
+    }
+
+    /// The same where the clock was set forward: the epoch ends at `now`, as it was before, and the
+    /// next one `begins` where the clock is. What lies between never was, and is in neither.
+    pub fn turn_over(&mut self, open: &[OpenFlow], now: Timestamp, begins: Timestamp) -> Document {
         self.reclassify_due(now);
         let open = self.standings(open, now);
         self.graph.set_open(&open);
@@ -64,16 +70,26 @@ impl Observer {
         self.catalogue.turn();
         self.nodes.turn();
         self.former.turn();
-        self.history.turn(now);
+        self.history.turn(begins);
+        if begins > now {
+            self.presence.resume(begins);
+        }
         for (key, edge) in young {
             self.graph.restore_edge(key, edge, &self.peers);
         }
         self.put_unnamed(unnamed);
         self.held = held;
         for (at, count) in open {
-            self.graph.open(at, count, now, &closed, &self.peers);
+            self.graph.open(at, count, begins, &closed, &self.peers);
         }
         document
+    }
+
+    /// The clock was set forward from `now`, and the epoch goes on where it `begins` anew: nothing
+    /// was observed in between, and nobody was there.
+    pub fn step(&mut self, now: Timestamp, begins: Timestamp) {
+        self.step_presence(now, begins);
+        self.history.step(now, begins);
     }
 
     /// Begins an epoch with this run of observation: the one of the state that was continued had
