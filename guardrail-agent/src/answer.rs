@@ -81,8 +81,9 @@ impl Answer {
         Self { open, ended: None, kept: Vec::new() }
     }
 
-    /// The document of all epochs that meet the span, or have a flow that does: one that waited for
-    /// a name may be of an epoch that began after it. Blocking: it reads their files.
+    /// What all epochs say of the span that meet it, or have a flow that does: one that waited for
+    /// a name may be of an epoch that began after it. Cut as the commands cut it; where nothing is
+    /// beyond the span, nothing is copied. Blocking: it reads their files.
     ///
     /// # Errors
     /// [`NoAnswer`]
@@ -97,7 +98,11 @@ impl Answer {
             self.kept.iter().filter(|kept| span.meets(kept.header.from, kept.header.to)).map(|kept| (kept, true));
         let mut kept = kept.chain(self.next(span).map(|kept| (kept, false))).peekable();
         if kept.peek().is_none() && documents.len() == 1 {
-            return documents.pop().cloned().ok_or(NoAnswer::NothingObserved);
+            let open = documents.pop().ok_or(NoAnswer::NothingObserved)?;
+            return Ok(match open.is_within(span) {
+                true => Arc::clone(open),
+                false => Arc::new(Document::joined_within([open.snapshot()], span)),
+            });
         }
         let (mut failed, mut is_empty) = (None, documents.is_empty());
         let stored = kept.map_while(|(kept, meets)| match kept.snapshot() {
@@ -108,12 +113,23 @@ impl Answer {
             }
         });
         let stored = stored.flatten().inspect(|_| is_empty = false);
-        let joined = Document::joined(documents.into_iter().map(|document| document.snapshot()).chain(stored));
+        let all = documents.into_iter().map(|document| document.snapshot()).chain(stored);
+        let joined = match self.is_within(span) {
+            true => Document::joined(all),
+            false => Document::joined_within(all, span),
+        };
         match failed {
             Some(why) => Err(NoAnswer::Epoch(why)),
             None if is_empty => Err(NoAnswer::NothingObserved),
             None => Ok(Arc::new(joined)),
         }
+    }
+
+    /// Whether there is nothing beyond the span.
+    fn is_within(&self, span: &Span) -> bool {
+        let documents = [Some(&self.open), self.ended.as_ref().map(|ended| &ended.document)];
+        documents.into_iter().flatten().all(|document| document.is_within(span))
+            && self.kept.iter().all(|kept| span.holds(kept.header.from, kept.header.to))
     }
 
     /// Epochs in files that began after the span, and so soon that a flow of the span may have
@@ -129,7 +145,7 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
-    use guardrail_graph::{Observation, Observer, ObserverConfig, epoch::End};
+    use guardrail_graph::{Observation, Observer, ObserverConfig, epoch::End, snapshot::merge_within};
 
     use super::*;
     use crate::state::{
@@ -153,22 +169,70 @@ mod tests {
         observer.tick(t(1_101));
         let edges = |answer: &Answer, since, until| {
             let span = Span::new(Some(t(since)), Some(t(until))).unwrap();
-            answer.joined(&span).map(|joined| (joined.snapshot().body.edges.len(), joined.sources().count())).ok()
+            answer.joined(&span).map(|joined| joined.snapshot().body.edges.len()).ok()
         };
         let open = Arc::new(observer.document(t(1_200)));
         let mut answer = Answer { open, ended: None, kept: vec![first] };
-        assert_eq!(edges(&answer, 900, 999), Some((1, 2)), "of the open epoch");
-        assert_eq!(edges(&answer, 100, 990), Some((0, 1)), "no flow of the next one was then");
+        assert_eq!(edges(&answer, 900, 999), Some(1), "of the open epoch");
+        assert_eq!(edges(&answer, 100, 990), Some(0), "no flow of the next one was then");
         let (second, ended) = end(&mut observer, 2_000);
         answer.open = Arc::new(observer.document(t(2_001)));
         answer.ended = Some(ended);
-        assert_eq!(edges(&answer, 900, 999), Some((1, 2)), "of one that ended");
+        assert_eq!(edges(&answer, 900, 999), Some(1), "of one that ended");
         answer.ended = None;
         answer.kept.push(second);
-        assert_eq!(edges(&answer, 900, 999), Some((1, 2)), "of one in a file");
-        assert_eq!(edges(&answer, 100, 990), Some((0, 1)));
+        assert_eq!(edges(&answer, 900, 999), Some(1), "of one in a file");
+        assert_eq!(edges(&answer, 100, 990), Some(0));
         answer.kept.remove(0);
-        assert_eq!((edges(&answer, 100, 990), edges(&answer, 900, 999)), (None, Some((1, 1))));
+        assert_eq!((edges(&answer, 100, 990), edges(&answer, 900, 999)), (None, Some(1)));
+    }
+
+    #[test]
+    fn an_answer_is_cut_to_its_span_as_the_commands_cut_it_and_what_lies_within_it_is_not_copied() {
+        let t = Timestamp::from_unix_seconds;
+        let dir = tempfile::tempdir().unwrap();
+        let mut observer = Observer::new(ObserverConfig::new("node-a", "i", t(0)));
+        starts(&mut observer, t(1), t(1));
+        is_told(&mut observer, t(1));
+        let seen = |observer: &mut Observer, times: &[i64]| {
+            for at in times {
+                observer.observe(Observation::Flow(flow(u16::try_from(*at).unwrap(), t(*at))), t(*at));
+            }
+        };
+        seen(&mut observer, &[100, 500, 600]);
+        let first = Ended::of(Arc::new(observer.turn(&[], t(1_000))), End::Day).unwrap();
+        let kept = vec![Epochs::write(dir.path(), &first).unwrap()];
+        seen(&mut observer, &[1_100, 1_500, 1_900]);
+        let open = Arc::new(observer.document(t(2_000)));
+        let all = || vec![kept[0].snapshot().unwrap(), open.snapshot()];
+        let answer = Answer { open: Arc::clone(&open), ended: None, kept: kept.clone() };
+        for (since, until, expected) in [
+            (None, None, &[100, 500, 600, 1_100, 1_500, 1_900][..]),
+            (Some(0), None, &[100, 500, 600, 1_100, 1_500, 1_900]),
+            (Some(400), None, &[500, 600, 1_100, 1_500, 1_900]),
+            (Some(1_000), None, &[1_100, 1_500, 1_900]),
+            (Some(1_200), None, &[1_500, 1_900]),
+            (Some(400), Some(600), &[500]),
+            (Some(550), Some(1_200), &[600, 1_100]),
+            (None, Some(1_500), &[100, 500, 600, 1_100]),
+        ] {
+            let span = Span::new(since.map(t), until.map(t)).unwrap();
+            let joined = answer.joined(&span).unwrap().snapshot();
+            let ports: Vec<u16> = joined.body.edges.iter().map(|edge| edge.port).collect();
+            assert_eq!(ports, expected, "{span}");
+            let command = merge_within(all(), &span).body;
+            assert_eq!((&joined.body.edges, &joined.body.window), (&command.edges, &command.window), "{span}");
+            let (cut, asked) = (&joined.body.coverage, &command.coverage);
+            assert_eq!((cut.coverage, &cut.by_workload), (asked.coverage, &asked.by_workload), "{span}");
+        }
+        // The open epoch is whole in its own time.
+        let alone = Answer::of(Arc::clone(&open));
+        for (since, is_same) in [(0, true), (1_000, true), (1_001, false)] {
+            let joined = alone.joined(&Span::new(Some(t(since)), None).unwrap()).unwrap();
+            assert_eq!(Arc::ptr_eq(&joined, &open), is_same, "{since}");
+        }
+        let today = Span::new(Some(t(1_000)), None).unwrap();
+        assert_eq!(answer.joined(&today).unwrap().snapshot().body.edges, open.snapshot().body.edges);
     }
 
     #[test]

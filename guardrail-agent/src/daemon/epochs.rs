@@ -229,8 +229,8 @@ mod tests {
         Clocks { wall: t(wall), boot: Duration::from_secs((wall - booted).unsigned_abs()) }
     }
 
-    /// A state with an epoch of each of the last forty days, whose open one was last touched at noon
-    /// of day 0.
+    /// A state with an epoch of each of the last forty days, whose open one was last touched at
+    /// noon of day 0.
     fn a_state() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for day in -40..0 {

@@ -105,6 +105,12 @@ impl Span {
         self.since.is_none_or(|since| last >= since) && self.until.is_none_or(|until| first < until)
     }
 
+    /// Whether all of such a time lies in the span.
+    #[must_use]
+    pub fn holds(&self, first: Timestamp, last: Timestamp) -> bool {
+        self.since.is_none_or(|since| first >= since) && self.until.is_none_or(|until| last <= until)
+    }
+
     /// The part of an interval inside; `None` if there is none.
     pub(super) fn cut(&self, interval: Interval) -> Option<Interval> {
         let from = self.since.map_or(interval.from, |since| interval.from.max(since));
@@ -207,13 +213,26 @@ impl Document {
     /// As [`Snapshot::has_flow_within`].
     #[must_use]
     pub fn has_flow_within(&self, span: &Span) -> bool {
+        self.flow_times().any(|(first, last)| span.meets(first, last))
+    }
+
+    /// Whether all of it was observed and seen in the span, so that nothing is to be cut.
+    #[must_use]
+    pub fn is_within(&self, span: &Span) -> bool {
+        let window = self.window();
+        window.from.zip(window.to).is_none_or(|(from, to)| span.holds(from, to))
+            && self.flow_times().all(|(first, last)| span.meets(first, last))
+    }
+
+    /// When each of its flows was first and last seen.
+    fn flow_times(&self) -> impl Iterator<Item = (Timestamp, Timestamp)> {
         let Facts { service_flows, remote_flows, edges, .. } = self.facts();
-        let meets = |sources: &BySource| sources.iter().any(|(.., seen)| span.meets(seen.first, seen.last));
+        let of_services = service_flows.values().map(|flow| &flow.sources);
+        let counted = edges.values().map(|edge| &edge.sources).chain(of_services);
+        let counted = counted.chain(remote_flows.values().map(|remote| &remote.flow.sources));
         let unresolved = self.coverage().unresolved.iter().flat_map(|entry| entry.flows.iter().flatten());
-        edges.values().any(|edge| meets(&edge.sources))
-            || service_flows.values().any(|flow| meets(&flow.sources))
-            || remote_flows.values().any(|remote| meets(&remote.flow.sources))
-            || unresolved.into_iter().any(|flow| span.meets(flow.time.first_seen, flow.time.last_seen))
+        let unresolved = unresolved.map(|flow| (flow.time.first_seen, flow.time.last_seen));
+        counted.flat_map(BySource::iter).map(|(.., seen)| (seen.first, seen.last)).chain(unresolved)
     }
 }
 
