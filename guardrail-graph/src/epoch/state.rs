@@ -53,6 +53,7 @@ pub mod section {
     pub(crate) const NODE_LABEL: u8 = 18;
     pub(crate) const NODE_WORD: u8 = 19;
     pub(crate) const NODE: u8 = 20;
+    pub(crate) const NAMES: u8 = 21;
     /// The first that has no meaning here.
     pub const CALLER: u8 = 128;
 }

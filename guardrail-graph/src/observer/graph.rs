@@ -2,7 +2,11 @@
 //! and the DNS names that clients asked for. It knows peers by number, and nothing of who is behind
 //! an address.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use indexmap::IndexMap;
 
@@ -220,8 +224,15 @@ impl Graph {
         self.edges.take_young(since, peers)
     }
 
-    /// Begins anew, and gives what there was. Names stay.
-    pub(super) fn turn(&mut self, config: &ObserverConfig) -> Closed {
+    /// Begins anew, and gives what there was. `open`: what is open now. Names stay as long as no
+    /// other answer contradicts them.
+    pub(super) fn turn(&mut self, config: &ObserverConfig, open: &HashMap<Standing, u32>, peers: &Peers) -> Closed {
+        let to_address = |standing: &Standing| match standing {
+            Standing::Edge((client, server, ..), Side::Client) => Some((*client, peers.address(*server)?)),
+            _ => None,
+        };
+        let connected: HashSet<(PeerId, IpAddr)> = open.keys().filter_map(to_address).collect();
+        self.names.turn(|client, address| connected.contains(&(client, address)));
         let edges = self.edges.turn(config);
         let service_flows = std::mem::take(&mut self.service_flows);
         let remote_flows = std::mem::take(&mut self.remote_flows);

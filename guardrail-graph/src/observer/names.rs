@@ -1,23 +1,67 @@
 //! DNS names that clients asked for, bounded as a whole and per client: whoever asks for many names
 //! loses his own, not the others'.
+//!
+//! A name that was answered for an address holds until an epoch has other answers for that address
+//! and not this one. As several names may have one address at a time, the names of an epoch are all
+//! that held at some time in it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     net::IpAddr,
     sync::Arc,
 };
 
-use super::peers::PeerId;
+use serde::{Deserialize, Serialize};
 
-/// Names kept for one address of one client.
+use super::{Observer, peers::PeerId};
+use crate::peer::Peer;
+
+/// Names kept for one address of one client: those that were answered last.
 const MAX_NAMES_PER_ADDRESS: usize = 8;
 /// One client has at most this part of all names while others want some.
 const SHARE: usize = 8;
 
+/// Names of one address, the one that was answered last at the end.
+#[derive(Debug, Default)]
+struct OfAddress {
+    names: Vec<Arc<str>>,
+    /// So many at the end were answered in the open epoch.
+    answered: usize,
+}
+
+impl OfAddress {
+    /// Takes an answer. Gives how many names that adds, and how many go for it.
+    fn learn(&mut self, name: &Arc<str>) -> (usize, usize) {
+        let known = self.names.iter().position(|known| known == name);
+        if let Some(at) = known {
+            let is_first = at < self.names.len() - self.answered;
+            self.names[at..].rotate_left(1);
+            self.answered += usize::from(is_first);
+            return (0, 0);
+        }
+        let goes = self.names.len() >= MAX_NAMES_PER_ADDRESS;
+        if goes {
+            self.names.remove(0);
+        }
+        self.names.push(Arc::clone(name));
+        self.answered = (self.answered + 1).min(self.names.len());
+        (1, usize::from(goes))
+    }
+
+    /// Another epoch begins: other answers than those of an earlier epoch contradict these. Gives
+    /// how many names that takes.
+    fn turn(&mut self) -> usize {
+        let contradicted = if self.answered > 0 { self.names.len() - self.answered } else { 0 };
+        self.names.drain(..contradicted);
+        self.answered = 0;
+        contradicted
+    }
+}
+
 /// One client's names; the oldest addresses go first.
 #[derive(Debug, Default)]
 struct Client {
-    names: HashMap<IpAddr, Vec<Arc<str>>>,
+    names: HashMap<IpAddr, OfAddress>,
     order: VecDeque<IpAddr>,
     /// Over all addresses.
     count: usize,
@@ -26,7 +70,8 @@ struct Client {
 impl Client {
     /// Forgets the oldest address. Returns how many names that were.
     fn forget_oldest(&mut self) -> usize {
-        let forgotten = self.order.pop_front().and_then(|oldest| self.names.remove(&oldest)).map_or(0, |n| n.len());
+        let forgotten =
+            self.order.pop_front().and_then(|oldest| self.names.remove(&oldest)).map_or(0, |n| n.names.len());
         self.count -= forgotten;
         forgotten
     }
@@ -47,14 +92,12 @@ impl Names {
         let own = self.clients.entry(client).or_default();
         let known = own.names.entry(address).or_insert_with(|| {
             own.order.push_back(address);
-            Vec::new()
+            OfAddress::default()
         });
-        if known.contains(name) || known.len() >= MAX_NAMES_PER_ADDRESS {
-            return;
-        }
-        known.push(Arc::clone(name));
-        own.count += 1;
-        self.count += 1;
+        let (more, gone) = known.learn(name);
+        own.count = own.count + more - gone;
+        self.count = self.count + more - gone;
+        self.forgotten = self.forgotten.saturating_add(gone as u64);
         let mut forgotten = 0;
         while own.count > (max / SHARE).max(1) {
             forgotten += own.forget_oldest();
@@ -73,7 +116,30 @@ impl Names {
     }
 
     pub(super) fn of(&self, client: PeerId, address: IpAddr) -> &[Arc<str>] {
-        self.clients.get(&client).and_then(|c| c.names.get(&address)).map_or(&[], Vec::as_slice)
+        self.clients.get(&client).and_then(|c| c.names.get(&address)).map_or(&[], |of| &of.names)
+    }
+
+    /// Every name, by client and address.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, IpAddr, &[Arc<str>])> {
+        self.clients
+            .iter()
+            .flat_map(|(client, own)| own.names.iter().map(|(address, of)| (*client, *address, &*of.names)))
+    }
+
+    /// Another epoch begins. What an answer of the one that ended contradicts is forgotten, but for
+    /// addresses to which a client has connections of that time.
+    pub(super) fn turn(&mut self, is_open: impl Fn(PeerId, IpAddr) -> bool) {
+        for (client, own) in &mut self.clients {
+            for (address, of) in &mut own.names {
+                if is_open(*client, *address) {
+                    of.answered = 0;
+                    continue;
+                }
+                let gone = of.turn();
+                own.count -= gone;
+                self.count -= gone;
+            }
+        }
     }
 
     /// Forgets what clients were told that `is_used` says are no more.
@@ -95,6 +161,40 @@ impl Names {
     /// Names that made room for newer ones.
     pub(super) fn forgotten(&self) -> u64 {
         self.forgotten
+    }
+}
+
+/// Names of an address that no edge shows: the workload that was told them may call it later.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct UnusedNames {
+    pub(super) client: Peer,
+    pub(super) address: IpAddr,
+    /// The one that was answered last at the end.
+    names: Vec<String>,
+}
+
+impl Observer {
+    /// Names that no edge shows, for the state: a snapshot has them only where they were used.
+    pub(super) fn unused_names(&self) -> impl Iterator<Item = UnusedNames> + '_ {
+        let used = self.graph.edges().iter().filter_map(|((client, server, ..), _)| {
+            let address = self.peers.address(*server)?;
+            Some((*client, address))
+        });
+        let used: HashSet<(PeerId, IpAddr)> = used.collect();
+        let unused = self.graph.names().iter().filter(move |(client, address, _)| !used.contains(&(*client, *address)));
+        unused.map(|(client, address, names)| UnusedNames {
+            client: Peer::clone(&self.peers.get(client)),
+            address,
+            names: names.iter().map(|name| name.to_string()).collect(),
+        })
+    }
+
+    /// Takes them back. They count as answered in the open epoch: when they were is not stored.
+    pub(super) fn know_names(&mut self, all: Vec<UnusedNames>) {
+        for UnusedNames { client, address, names } in all {
+            let client = self.peers.id(client);
+            names.iter().for_each(|name| self.graph.learn_name(client, address, &Arc::from(name.as_str())));
+        }
     }
 }
 

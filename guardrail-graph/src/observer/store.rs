@@ -7,6 +7,7 @@ use super::{
     doubts::Doubt,
     edge::{Edge, marks_of},
     graph::RemoteKey,
+    names::UnusedNames,
     peers::PeerId,
 };
 use crate::{
@@ -38,6 +39,9 @@ impl Observer {
             }
             for doubt in self.doubts() {
                 put_json(&mut recording, section::DOUBT, &(doubt.address, &doubt.owner, doubt.to), &doubt);
+            }
+            for names in self.unused_names() {
+                put_json(&mut recording, section::NAMES, &(&names.client, names.address), &names);
             }
             let mut same: HashMap<Vec<u8>, u32> = HashMap::new();
             for flow in self.waiting() {
@@ -124,7 +128,9 @@ impl Observer {
         let pods: Vec<OwnPod> = state.values(section::OWN_POD, "pods")?;
         let waiting: Vec<FlowDelta> = state.values(section::WAITING, "flows")?;
         let doubts: Vec<Doubt> = state.values(section::DOUBT, "doubts")?;
+        let names: Vec<UnusedNames> = state.values(section::NAMES, "names")?;
         self.know_pods(pods);
+        self.know_names(names);
         self.restore_doubts(doubts);
         let started = self.config.started;
         for flow in waiting {

@@ -64,7 +64,7 @@ impl Observer {
         let young = self.graph.take_young(since, &self.peers);
         let (unnamed, held) = (self.take_unnamed(), self.take_held());
         let document = self.document(now);
-        let closed = self.graph.turn(&self.config);
+        let closed = self.graph.turn(&self.config, &open, &self.peers);
         self.ledger.turn();
         self.presence.turn();
         self.catalogue.turn();
@@ -97,7 +97,7 @@ impl Observer {
     /// yet.
     pub fn turn_back(&mut self) {
         let ended = self.restored.as_ref().map_or(self.config.started, |restored| restored.ended);
-        self.graph.turn(&self.config);
+        self.graph.turn(&self.config, &HashMap::new(), &self.peers);
         self.ledger.turn();
         self.presence.turn_back(&self.config.node, ended);
         self.catalogue.turn();
