@@ -145,7 +145,7 @@ impl Observer {
 
     /// Takes one observation. `now` is the time of the call; events carry their own time.
     pub fn observe(&mut self, observation: Observation, now: Timestamp) {
-        self.ledger.sweep(now.before(self.config.sweep_interval), now);
+        self.sweep(now);
         match observation {
             Observation::Flow(_) | Observation::DnsAnswer { .. } => {
                 self.history.saw_flow();
@@ -165,7 +165,7 @@ impl Observer {
                 }
             }
             Observation::Lost { reason, cgroup, count, at } => {
-                self.ledger.sweep(self.history.lost_since(reason, at.before(self.config.sweep_interval)), at);
+                self.sweep(at);
                 self.ledger.count_loss(reason, count);
                 if reason.class() == LossClass::Edge {
                     let local =
@@ -178,6 +178,19 @@ impl Observer {
                 }
             }
         }
+    }
+
+    /// The kernel's map was read to its end for the last time at `since`, and never will be again:
+    /// what it counted from then on is lost.
+    pub fn unread(&mut self, since: Timestamp, now: Timestamp) {
+        self.sweep(now);
+        self.ledger.count_loss(LossReason::Unread, 1);
+        self.ledger.incomplete_node_since(LossReason::Unread.as_str(), since);
+    }
+
+    /// What comes now was noticed by a sweep that ended then.
+    fn sweep(&mut self, at: Timestamp) {
+        self.ledger.sweep(self.history.noticed_since(at.before(self.config.sweep_interval)), at);
     }
 
     /// `is_settled`: what a proxy may have been told of it is no longer waited for.
@@ -220,17 +233,17 @@ impl Observer {
     /// There is no room: what it would have become is not known.
     fn evict_pending(&mut self, pending: &Pending, now: Timestamp) {
         self.ledger.count_loss(LossReason::PendingOverflow, 1);
+        let reason = LossReason::PendingOverflow.as_str();
         // Failed attempts support nothing, and an address without its name is no loss.
         if let Observation::Flow(delta) = &pending.observation
             && (delta.counts.opened > 0 || delta.counts.found > 0)
         {
             let at = delta.last_open.or(delta.first_open).unwrap_or(now);
+            let since = delta.first_open.unwrap_or(at).min(at);
             match self.local_end(delta.cgroup, delta.local, at, true) {
-                Resolution::Known(local) => {
-                    self.ledger.incomplete_peer(local.peer, LossReason::PendingOverflow.as_str())
-                }
+                Resolution::Known(local) => self.ledger.incomplete_peer_since(local.peer, reason, since),
                 Resolution::Unresolved(UnresolvedReason::OtherNode) => {}
-                _ => self.ledger.incomplete_node(LossReason::PendingOverflow.as_str()),
+                _ => self.ledger.incomplete_node_since(reason, since),
             }
         }
         self.try_observation(&pending.observation, now, Last::ALL);
@@ -259,7 +272,7 @@ impl Observer {
 
     /// Ends waits that are over and forgets what is too old. Call it about once a second.
     pub fn tick(&mut self, now: Timestamp) {
-        self.ledger.sweep(now.before(self.config.sweep_interval), now);
+        self.sweep(now);
         self.reclassify_due(now);
         self.reclassify_waiting(now);
         self.settle_services(now);

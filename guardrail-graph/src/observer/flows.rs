@@ -310,6 +310,7 @@ impl Observer {
         remote: RemoteEnd,
         mut gain: Gain,
     ) {
+        let first = gain.seen.first;
         self.name_port(local, &remote, (port, protocol), &mut gain);
         let local_ref = Ref::Peer(local.peer);
         let (remote_ref, port) = match remote {
@@ -331,14 +332,14 @@ impl Observer {
             RemoteEnd::RemotePod => {
                 let key = (local.peer, gain.side, address, protocol, port, false);
                 if self.graph.gain_remote(key, &gain).is_err() {
-                    self.ledger.count_full(local.peer);
+                    self.ledger.count_full(local.peer, first);
                 }
                 return;
             }
             RemoteEnd::Service { service, port } => {
                 let key = (local.peer, service, protocol, port);
                 if self.graph.gain_service(key, &gain).is_err() {
-                    self.ledger.count_full(local.peer);
+                    self.ledger.count_full(local.peer, first);
                 }
                 return;
             }
@@ -346,7 +347,7 @@ impl Observer {
         let is_server = gain.side == Side::Server;
         let ends = if is_server { [remote_ref, local_ref] } else { [local_ref, remote_ref] };
         if self.graph.gain(ends, (protocol, port), &gain, &mut self.peers).is_err() {
-            self.ledger.count_full(local.peer);
+            self.ledger.count_full(local.peer, first);
         }
     }
 
@@ -378,10 +379,10 @@ impl Observer {
             gain.port_name = local.pod.and_then(|id| self.port_name(id, port, delta.protocol));
             let ends = [Ref::Peer(self.graph.many()), Ref::Peer(local.peer)];
             if self.graph.gain(ends, (delta.protocol, port), &gain, &mut self.peers).is_err() {
-                self.ledger.count_full(local.peer);
+                self.ledger.count_full(local.peer, first);
             }
         } else if weight(&delta.counts) > 0 {
-            self.ledger.count_coarse_client(local.peer, weight(&delta.counts));
+            self.ledger.count_coarse_client(local.peer, weight(&delta.counts), first);
         }
     }
 

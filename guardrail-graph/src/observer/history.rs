@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{observe::LossReason, snapshot::Interval, time::Timestamp};
+use crate::{snapshot::Interval, time::Timestamp};
 
 /// Intervals of observation that a state may bring along. A node that restarts for ever keeps the
 /// latest.
@@ -24,6 +24,8 @@ pub(super) struct History {
     /// When what is known without a time was known at latest: the end of the restored state, if
     /// there is one.
     heard_since: Timestamp,
+    /// When this run went on from a state.
+    resumed: Option<Timestamp>,
 }
 
 impl History {
@@ -37,6 +39,7 @@ impl History {
             unwatched: None,
             saw_flow: false,
             heard_since: Timestamp::MIN,
+            resumed: None,
         }
     }
 
@@ -56,11 +59,13 @@ impl History {
         (from < self.started).then_some(Interval { from, to: self.started })
     }
 
-    /// Since when something may have been lost that was noticed in a sweep which began then: an
-    /// agent that was killed had lost it since its last state.
-    pub(super) fn lost_since(&self, reason: LossReason, sweep: Timestamp) -> Timestamp {
-        let of_the_one_before = reason == LossReason::JournalFull && self.heard_since != Timestamp::MIN;
-        if of_the_one_before { sweep.min(self.heard_since) } else { sweep }
+    /// Since when may have been what is noticed in a sweep which began then: the first one after a
+    /// restart has all that the kernel counted since the state that is continued.
+    pub(super) fn noticed_since(&self, sweep: Timestamp) -> Timestamp {
+        match self.resumed {
+            Some(at) if sweep <= at => sweep.min(self.heard_since),
+            _ => sweep,
+        }
     }
 
     /// The epoch of a state is continued.
@@ -73,6 +78,7 @@ impl History {
         let excess = earlier.len().saturating_sub(MAX_INTERVALS);
         earlier.drain(..excess);
         (self.unwatched, self.earlier, self.heard_since) = (earlier.last().map(|run| run.to), earlier, ended);
+        self.resumed = Some(self.started);
     }
 
     /// The hooks were attached all the time: this run is the last one, continued. Returns its

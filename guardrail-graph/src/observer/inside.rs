@@ -70,7 +70,8 @@ impl Observer {
         if !self.waiting.redirects.answer(key, delta.counts.opened, now, self.config.max_pending) {
             // What it would have been taken off is taken for what it was not.
             self.ledger.count_loss(LossReason::PendingOverflow, 1);
-            self.ledger.incomplete_peer(local.peer, LossReason::PendingOverflow.as_str());
+            let first = delta.first_open.or(delta.last_open).unwrap_or(now);
+            self.ledger.incomplete_peer_since(local.peer, LossReason::PendingOverflow.as_str(), first);
         }
         let first = delta.first_open.unwrap_or(at).min(at);
         let gain = Gain {

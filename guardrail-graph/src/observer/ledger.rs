@@ -71,7 +71,7 @@ impl Ledger {
             self.losses[index] = self.losses[index].saturating_add(count);
         }
         if reason.class() == LossClass::Hint {
-            self.times.add(reason, None);
+            self.times.add(reason, None, Timestamp::MAX);
         }
     }
 
@@ -107,16 +107,17 @@ impl Ledger {
         self.losses().zip(self.before.1).map(|((reason, count), before)| (reason, count.saturating_add(before)))
     }
 
-    /// Counts flows of a client whose servers are not known.
-    pub(super) fn count_coarse_client(&mut self, client: PeerId, count: u64) {
+    /// Counts flows of a client whose servers are not known, the first of them then.
+    pub(super) fn count_coarse_client(&mut self, client: PeerId, count: u64, first: Timestamp) {
         self.coarse_clients = self.coarse_clients.saturating_add(count);
-        self.incomplete_peer(client, LossReason::CoarseClient.as_str());
+        self.incomplete_peer_since(client, LossReason::CoarseClient.as_str(), first);
     }
 
-    /// A table had no room for something of this peer.
-    pub(super) fn count_full(&mut self, peer: PeerId) {
+    /// A table had no room for something of this peer that was there since then: it may have waited
+    /// for a name.
+    pub(super) fn count_full(&mut self, peer: PeerId, first: Timestamp) {
         self.count_loss(LossReason::GraphFull, 1);
-        self.incomplete_peer(peer, LossReason::GraphFull.as_str());
+        self.incomplete_peer_since(peer, LossReason::GraphFull.as_str(), first);
     }
 
     /// Losses in the order of [`LossReason::ALL`].
@@ -207,8 +208,13 @@ impl Ledger {
 
     /// Edges of this peer may be missing.
     pub(super) fn incomplete_peer(&mut self, peer: PeerId, reason: &str) {
+        self.incomplete_peer_since(peer, reason, Timestamp::MAX);
+    }
+
+    /// Edges of this peer may be missing, which were there then, or since the sweep.
+    pub(super) fn incomplete_peer_since(&mut self, peer: PeerId, reason: &str, first: Timestamp) {
         if let Some(lost) = LossReason::ALL.into_iter().find(|lost| lost.as_str() == reason) {
-            self.times.add(lost, Some(peer));
+            self.times.add(lost, Some(peer), first);
         }
         self.mark_peer(peer, reason);
     }
@@ -237,8 +243,13 @@ impl Ledger {
 
     /// Edges of anyone on this node may be missing.
     pub(super) fn incomplete_node(&mut self, reason: &str) {
+        self.incomplete_node_since(reason, Timestamp::MAX);
+    }
+
+    /// Edges of anyone on this node may be missing, which were there then, or since the sweep.
+    pub(super) fn incomplete_node_since(&mut self, reason: &str, first: Timestamp) {
         if let Some(lost) = LossReason::ALL.into_iter().find(|lost| lost.as_str() == reason) {
-            self.times.add(lost, None);
+            self.times.add(lost, None, first);
         }
         self.node_wide.insert(reason.into());
     }
@@ -279,7 +290,7 @@ impl Ledger {
         let Some(reason) = LossReason::ALL.into_iter().find(|known| known.as_str() == reason) else { return };
         for (peer, time) in times.unwrap_or_else(|| whole.into_iter().map(|whole| (None, whole)).collect()) {
             self.times.sweep(time.from, time.to);
-            self.times.add(reason, peer);
+            self.times.add(reason, peer, Timestamp::MAX);
         }
     }
 
@@ -318,7 +329,7 @@ mod tests {
     fn of_the_two_counts_of_coarse_clients_the_greater_is_shown() {
         let (mut ledger, mut peers) = (Ledger::default(), Peers::default());
         let client = peers.id(Peer::Node { name: "a".into() });
-        ledger.count_coarse_client(client, 5);
+        ledger.count_coarse_client(client, 5, Timestamp::MAX);
         ledger.count_loss(LossReason::CoarseClient, 3);
         assert_eq!(count(&ledger, LossReason::CoarseClient), 5);
         ledger.count_loss(LossReason::CoarseClient, 4);

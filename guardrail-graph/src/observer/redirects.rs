@@ -155,7 +155,8 @@ impl Observer {
             if !self.waiting.redirects.answer(key, delta.counts.opened, now, max) {
                 // What it would have been taken off is taken for what it was not.
                 self.ledger.count_loss(LossReason::PendingOverflow, 1);
-                self.ledger.incomplete_peer(local.peer, LossReason::PendingOverflow.as_str());
+                let first = delta.first_open.or(delta.last_open).unwrap_or(now);
+                self.ledger.incomplete_peer_since(local.peer, LossReason::PendingOverflow.as_str(), first);
             }
             if side == Side::Client {
                 self.captured(delta, local, now);
@@ -213,7 +214,7 @@ impl Observer {
             port_name: None,
         };
         if self.graph.capture_service((local.peer, service, delta.protocol, port), &gain).is_err() {
-            self.ledger.count_full(local.peer);
+            self.ledger.count_full(local.peer, first);
         }
     }
 
@@ -240,7 +241,7 @@ impl Observer {
         };
         let key = (local.peer, Side::Server, from, delta.protocol, delta.server_port, true);
         if self.graph.gain_remote(key, &gain).is_err() {
-            self.ledger.count_full(local.peer);
+            self.ledger.count_full(local.peer, gain.seen.first);
         }
         true
     }

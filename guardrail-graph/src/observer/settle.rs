@@ -63,8 +63,8 @@ impl Observer {
             if clients.peek().is_some() {
                 self.ledger.count_loss(LossReason::GraphFull, 1);
             }
-            for (client, ..) in clients {
-                self.ledger.incomplete_peer(*client, LossReason::GraphFull.as_str());
+            for (client, first, _) in clients {
+                self.ledger.incomplete_peer_since(*client, LossReason::GraphFull.as_str(), *first);
             }
         }
     }

@@ -45,9 +45,10 @@ impl Times {
         Self { sweep: self.sweep, ..Self::default() }
     }
 
-    /// Something was lost; `None`: anyone's.
-    pub(super) fn add(&mut self, reason: LossReason, whom: Option<PeerId>) {
+    /// Something was lost that was there at `first`, or since the sweep began; `None`: anyone's.
+    pub(super) fn add(&mut self, reason: LossReason, whom: Option<PeerId>, first: Timestamp) {
         let Interval { from, to } = self.sweep;
+        let from = from.min(first);
         let (from, next) = (from.floor(GRID), to.floor(GRID));
         let to = if next == to { to } else { next.after(std::time::Duration::from_secs(GRID.unsigned_abs())) };
         // Who it was is no more to be told apart than when.
@@ -88,7 +89,7 @@ mod tests {
         let mut times = Times::default();
         for at in [70, 85, 100, 115, 130, 600] {
             times.sweep(t(at - 15), t(at));
-            times.add(LossReason::MapFull, None);
+            times.add(LossReason::MapFull, None, Timestamp::MAX);
         }
         assert_eq!(all(&times), [Interval { from: t(0), to: t(180) }, Interval { from: t(540), to: t(600) }]);
         assert!(all(&times.turned()).is_empty());
@@ -100,7 +101,7 @@ mod tests {
         let last = 600 * (i64::try_from(MAX_TIMES).unwrap() + 10);
         for at in (600..=last).step_by(600) {
             times.sweep(t(at - 15), t(at));
-            times.add(LossReason::MapFull, None);
+            times.add(LossReason::MapFull, None, Timestamp::MAX);
         }
         let all = all(&times);
         assert_eq!((all.len(), all.last().unwrap().to), (MAX_TIMES, t(last)));
