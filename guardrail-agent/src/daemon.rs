@@ -3,6 +3,7 @@
 
 mod documents;
 mod epochs;
+mod signals;
 mod start;
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use documents::Documents;
 use epochs::Turning;
+use signals::Signals;
 
 use crate::{
     answer::Answer,
@@ -192,6 +194,10 @@ async fn changed(lists: &mut Option<Lists>) {
     std::future::pending().await
 }
 
+fn is_of_what_was_not_read(observation: &Observation) -> bool {
+    matches!(observation, Observation::Lost { reason: LossReason::Unread, .. })
+}
+
 /// Writes that wait for the one that is going on.
 #[derive(Clone, Copy, Debug, Default)]
 struct Waits {
@@ -260,13 +266,14 @@ impl Daemon {
     /// Detaches, folds what the kernel still holds, and writes the last files.
     async fn finish(mut self) -> Result<(), RunError> {
         self.readiness.send_modify(|ready| ready.hooks = false);
+        let swept = self.readiness.borrow().swept.unwrap_or_else(Instant::now);
         let options = self.export_options();
         let ended = self.turning.as_ref().and_then(Turning::ended);
         let calendar = self.turning.as_ref().map(Turning::calendar);
         let answer = self.answering();
         let (kernel, mut batches, mut observer) = (self.kernel, self.batches, self.observer);
         let kernel = spawn_blocking(move || kernel.shutdown());
-        let mut last = None;
+        let (mut last, mut is_unread) = (None, false);
         let hangs = loop {
             let batch = match timeout(SILENCE, batches.recv()).await {
                 Ok(Some(batch)) => batch,
@@ -275,7 +282,11 @@ impl Daemon {
             };
             let now = now();
             match batch {
-                Batch::Observations(batch) => batch.into_iter().for_each(|o| observer.observe(o, now)),
+                Batch::Observations(batch) => {
+                    let (unread, read): (Vec<_>, _) = batch.into_iter().partition(is_of_what_was_not_read);
+                    is_unread |= !unread.is_empty();
+                    read.into_iter().for_each(|o| observer.observe(o, now));
+                }
                 Batch::Checkpoint(checkpoint, _) => last = Some(checkpoint),
                 // The epoch ends with the next agent.
                 Batch::Turn { .. } => {}
@@ -286,7 +297,10 @@ impl Daemon {
         if !is_whole {
             // What came after the last one cannot be told from what did not.
             last = None;
-            observer.observe(Observation::Lost { reason: LossReason::Unread, cgroup: None, count: 1, at: now }, now);
+            is_unread = true;
+        }
+        if is_unread {
+            observer.unread(now.before(swept.elapsed() + TICK), now);
         }
         if last.is_none() {
             // Flows that still wait for their pod are counted, not forgotten. With pins they wait
@@ -574,24 +588,5 @@ async fn at(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn received(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
     }
 }

@@ -44,6 +44,6 @@ pub struct KernelStats {
     /// How often the open sockets were listed as an epoch began, by whether the list was complete.
     /// Both exist from the start at 0.
     pub socket_lists: BTreeMap<bool, u64>,
-    /// Sweeps done.
+    /// How often the FLOWS map was read to its end.
     pub sweeps: u64,
 }

@@ -1,6 +1,6 @@
 //! The sweep of FLOWS, and what was lost.
 
-use std::{collections::HashSet, net::IpAddr, time::Duration};
+use std::{collections::HashSet, io, net::IpAddr, time::Duration};
 
 use guardrail_common::{
     counter::{self, LossKind},
@@ -10,13 +10,27 @@ use guardrail_common::{
 use guardrail_graph::observe::{CgroupId, FlowCounts, LossReason, Observation};
 use tracing::{debug, warn};
 
-use super::{Reader, VALUE};
+use super::{Reader, State, VALUE};
 use crate::{
     bpf, clock,
     fold::{self, Fold, counts, ip},
     load::SECOND,
     stats::ProgramStats,
 };
+
+impl State {
+    /// FLOWS was read. A reading that breaks off does not count, so that one that always does shows
+    /// like a thread that hangs.
+    fn was_read(&mut self, result: &io::Result<()>) {
+        match result {
+            Ok(()) => {
+                self.count("sweep", 1);
+                self.published.sweeps += 1;
+            }
+            Err(error) => warn!("reading the FLOWS map failed: {error}"),
+        }
+    }
+}
 
 impl Reader {
     /// Folds a value as the map gave it.
@@ -86,12 +100,7 @@ impl Reader {
                 doomed.push(*key);
             }
         });
-        match &result {
-            // Counted when the whole map was read, so that a reading that always breaks off shows
-            // like a thread that hangs.
-            Ok(()) => self.state.count("sweep", 1),
-            Err(error) => warn!("reading the FLOWS map failed: {error}"),
-        }
+        self.state.was_read(&result);
         self.state.count("flow_delta", deltas);
         for key in doomed {
             self.delete(&key);
@@ -101,7 +110,6 @@ impl Reader {
         }
         self.read_losses();
         self.read_programs();
-        self.state.published.sweeps += 1;
         self.state.publish();
         debug!(entries = self.state.fold.len(), "swept");
         result.is_ok()
@@ -255,6 +263,26 @@ impl Reader {
         self.state.reported_losses.recursion += gain;
         if gain > 0 {
             self.lose(LossReason::Recursion, None, gain);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::stats::KernelStats;
+
+    #[test]
+    fn a_reading_that_breaks_off_is_none_for_who_watches_the_thread() {
+        let stats = Arc::new(Mutex::new(KernelStats::default()));
+        let mut state = State::new(8, Arc::clone(&stats));
+        for (result, whole) in [(Ok(()), 1), (Err(io::Error::other("no map")), 1), (Ok(()), 2)] {
+            state.was_read(&result);
+            state.publish();
+            let stats = stats.lock().expect("a lock");
+            assert_eq!((stats.sweeps, stats.events["sweep"]), (whole, whole), "{result:?}");
         }
     }
 }
