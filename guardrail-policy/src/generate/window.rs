@@ -22,6 +22,10 @@ impl Phase {
     }
 }
 
+/// Agents of a cluster do not begin at one instant, and hear of nodes a moment later: a node that
+/// somebody was told of so soon was there before.
+const AT_ONCE: Duration = Duration::from_secs(300);
+
 /// When the nodes of one namespace were observed.
 pub(crate) struct NamespaceWindow<'a> {
     /// Observed nodes on which workloads of the namespace run or ran. That other nodes of theirs
@@ -47,7 +51,11 @@ impl<'a> NamespaceWindow<'a> {
             nodes.extend(places);
         }
         nodes.retain(|node| coverage.nodes.observed.contains(*node));
-        let common = window.common(nodes.iter().copied());
+        let common = match coverage.coverage {
+            // How much of the time of pods was observed is judged by itself.
+            Some(_) => common_of_those_there(context.body, &nodes),
+            None => window.common(nodes.iter().copied()),
+        };
         Self { nodes, common }
     }
 
@@ -80,6 +88,33 @@ impl<'a> NamespaceWindow<'a> {
             argument(needed)
         ))
     }
+}
+
+fn both(a: Interval, b: Interval) -> Interval {
+    Interval { from: a.from.max(b.from), to: a.to.min(b.to) }
+}
+
+/// When all of these were observed that were there: of a node that joined, or is gone, nobody
+/// expects that it was observed before, or later.
+fn common_of_those_there(body: &Body, nodes: &BTreeSet<&str>) -> Option<Interval> {
+    let known = body.known_nodes();
+    let whole = body.window.whole()?;
+    let mut common: Option<Interval> = None;
+    let mut watched: Option<Interval> = None;
+    for node in nodes {
+        let observed = body.window.common([*node])?;
+        let told = body.nodes.iter().filter(|told| told.name == *node);
+        let has_joined = told.map(|told| told.time.from).min().is_some_and(|from| from > whole.from.after(AT_ONCE));
+        let is_gone = known.get(node).is_some_and(|known| known.is_gone);
+        let from = if has_joined { whole.from } else { observed.from };
+        let to = if is_gone { whole.to } else { observed.to };
+        let of_node = Interval { from, to };
+        common = Some(common.map_or(of_node, |all| both(all, of_node)));
+        watched = Some(
+            watched.map_or(observed, |all| Interval { from: all.from.min(observed.from), to: all.to.max(observed.to) }),
+        );
+    }
+    common.zip(watched).map(|(common, watched)| both(common, watched)).filter(|common| common.from <= common.to)
 }
 
 /// A duration as `--min-window` takes it, in the largest unit that says it exactly.
