@@ -16,7 +16,11 @@ const WEEKDAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 /// The longest time between two runs; `None` if the schedule is not understood, or never comes.
 #[must_use]
 pub(crate) fn longest_pause(schedule: &str) -> Option<Duration> {
-    let named = match schedule.trim() {
+    if let Some(every) = schedule.trim().strip_prefix("@every ") {
+        return every_so_often(every.trim());
+    }
+    // A time zone moves the runs, and not the pauses between them but for an hour twice a year.
+    let named = match without_zone(schedule.trim()) {
         "@yearly" | "@annually" => "0 0 1 1 *",
         "@monthly" => "0 0 1 * *",
         "@weekly" => "0 0 * * 0",
@@ -48,6 +52,32 @@ pub(crate) fn longest_pause(schedule: &str) -> Option<Duration> {
     let on: Vec<i64> = (FIRST..FIRST + DAYS).filter(|at| runs_on(*at)).collect();
     let between = on.windows(2).map(|pair| (pair[1] - pair[0]) * i64::from(DAY_MINUTES) + first - last).max()?;
     Some(Duration::from_secs(u64::try_from(between.max(within)).ok()? * 60))
+}
+
+/// The schedule behind `TZ=ZONE` or `CRON_TZ=ZONE`.
+fn without_zone(text: &str) -> &str {
+    let zone = ["TZ=", "CRON_TZ="].iter().find_map(|prefix| text.strip_prefix(prefix));
+    zone.and_then(|rest| rest.split_once(' ')).map_or(text, |(_, schedule)| schedule.trim())
+}
+
+/// A duration as Go writes it, like `36h` or `1h30m`, of hours, minutes and seconds.
+fn every_so_often(text: &str) -> Option<Duration> {
+    let (mut all, mut number) = (0_u64, String::new());
+    for c in text.chars() {
+        let unit = match c {
+            '0'..='9' => {
+                number.push(c);
+                continue;
+            }
+            'h' => 3_600,
+            'm' => 60,
+            's' => 1,
+            _ => return None,
+        };
+        let count: u64 = std::mem::take(&mut number).parse().ok()?;
+        all = all.checked_add(count.checked_mul(unit)?)?;
+    }
+    (number.is_empty() && all > 0).then_some(Duration::from_secs(all))
 }
 
 /// Values of a field.
@@ -83,7 +113,7 @@ fn field(text: &str, least: u32, most: u32, names: &[&str]) -> Option<Values> {
         };
         let (from, to) = match range.split_once('-') {
             _ if range == "*" || range == "?" => {
-                values.any |= step.is_none();
+                values.any |= step.is_none_or(|step| step == 1);
                 (least, most)
             }
             Some((from, to)) => (value(from)?, value(to)?),
@@ -130,6 +160,13 @@ mod tests {
             ("0 0 29 2 *", 1_461.0 * 24.0),
             // The first of a month, or a Monday.
             ("0 0 1 * 1", 168.0),
+            // `*/1` says no more than `*`.
+            ("0 0 */1 * 1", 168.0),
+            ("0 0 1 * */1", 31.0 * 24.0),
+            ("TZ=Europe/Berlin 0 3 1 * *", 31.0 * 24.0),
+            ("CRON_TZ=UTC @monthly", 31.0 * 24.0),
+            ("@every 720h", 720.0),
+            ("@every 1h30m", 1.5),
         ] {
             let pause = longest_pause(schedule).unwrap_or_else(|| panic!("{schedule}"));
             assert!((pause.as_secs_f64() / 3_600.0 - hours).abs() < 1e-9, "{schedule}: {pause:?}");
@@ -149,6 +186,11 @@ mod tests {
             "@often",
             "0 0 31 2 *",
             "- * * * *",
+            "@every",
+            "@every 5",
+            "@every -5h",
+            "@every 0s",
+            "TZ=UTC",
         ] {
             assert_eq!(longest_pause(wrong), None, "{wrong:?}");
         }
