@@ -7,10 +7,6 @@
 
 use crate::address::Address;
 
-/// Ports on which proxies take what is redirected to them: Istio outbound and inbound, Linkerd
-/// outbound and inbound, Consul inbound.
-pub const PROXY_PORTS: [u16; 5] = [15001, 15006, 4140, 4143, 20000];
-
 /// Connections that are remembered with what they dialled until they end: of more, the oldest end
 /// where the proxy's port was counted.
 pub const REMEMBERED: u32 = 16_384;

@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{peer::Protocol, time::Timestamp};
 
+/// Ports on which proxies take what is redirected to them: Istio outbound and inbound, Linkerd
+/// outbound and inbound, Consul inbound.
+pub const PROXY_PORTS: [u16; 5] = [15001, 15006, 4140, 4143, 20000];
+
 /// cgroup v2 id: the inode of the cgroup's directory; `kernfs_node.id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CgroupId(pub u64);

@@ -165,6 +165,11 @@ fn of_many_clients_outside_the_cluster_a_bounded_number_is_kept_apart_and_none_i
     assert_eq!(snapshot.body.remote_flows.len(), 1_001);
     let entry = &snapshot.body.coverage.unresolved[0];
     assert!(entry.more || entry.flows.as_ref().unwrap().iter().any(|flow| flow.client.to_string() == "external/*"));
+    // Another epoch has room for others.
+    b.observer.turn(&[], t(50));
+    b.at(60).flow(tcp_server(1, API, "203.0.117.250", 20000, t(60)));
+    let flows = b.at(100).snapshot().body.remote_flows;
+    assert_eq!(flows.iter().map(|flow| flow.address.to_string()).collect::<Vec<_>>(), ["203.0.117.250"]);
 }
 
 #[test]

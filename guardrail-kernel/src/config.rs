@@ -56,7 +56,7 @@ pub struct KernelConfig {
     /// Observe UDP and DNS answers (per-packet hooks). Off: nothing runs per packet.
     pub udp: bool,
     /// See what redirected connections dialled, from when a proxy listens on the node
-    /// ([`guardrail_common::redirect::PROXY_PORTS`]): then each getsockopt of the node costs a
+    /// ([`guardrail_graph::observe::PROXY_PORTS`]): then each getsockopt of the node costs a
     /// little more. Off: that is never attached.
     pub redirects: bool,
     /// Size of the ring for new-flow hints, bytes. Rounded up to a power of two of at least one

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use guardrail_common::redirect::PROXY_PORTS;
+use guardrail_graph::observe::PROXY_PORTS;
 
 use crate::bpf;
 

@@ -14,10 +14,10 @@ use super::{
     edge::{Gain, mark_bit},
     flows::{Last, Step, as_client},
     identity::{LocalEnd, Resolution},
-    redirects::{Key, PROXY_PORTS},
+    redirects::Key,
 };
 use crate::{
-    observe::{FlowDelta, LossReason, Remote, Role},
+    observe::{FlowDelta, LossReason, PROXY_PORTS, Remote, Role},
     peer::Protocol,
     snapshot::{
         Side,

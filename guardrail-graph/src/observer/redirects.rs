@@ -18,15 +18,12 @@ use super::{
     identity::{LocalEnd, PodId, RemoteEnd, Resolution},
 };
 use crate::{
-    observe::{FlowDelta, LossReason, Observation, Remote, Role},
+    observe::{FlowDelta, LossReason, Observation, PROXY_PORTS, Remote, Role},
     peer::Protocol,
     snapshot::{Counts, Side, facts::Seen},
     time::Timestamp,
 };
 
-/// Ports on which proxies take what is redirected to them, as `guardrail_common::redirect` has them
-/// (this crate knows nothing of the kernel's side).
-pub(super) const PROXY_PORTS: [u16; 5] = [15001, 15006, 4140, 4143, 20000];
 /// How long an answer may come after the connection: a proxy asks as soon as it accepts, and both
 /// are in the kernel's map at the next sweep but one.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -78,7 +75,8 @@ impl Account {
 pub(super) struct Redirects {
     accounts: BTreeMap<Key, Account>,
     held: usize,
-    /// Addresses outside of the cluster of which nobody has a record: kept apart up to a bound.
+    /// Addresses outside of the cluster of which nobody has a record: kept apart up to a bound
+    /// in each epoch.
     outside: BTreeSet<IpAddr>,
 }
 
@@ -96,6 +94,11 @@ impl Redirects {
     /// Takes answers for so many connections. False: there is no room for another account.
     pub(super) fn answer(&mut self, key: Key, connections: u64, now: Timestamp, max: usize) -> bool {
         self.change(key, now, max, |account| account.answers += connections)
+    }
+
+    /// Another epoch begins: it has room for others.
+    pub(super) fn turn(&mut self) {
+        self.outside.clear();
     }
 
     /// The address under which a client outside of the cluster is kept: its own, or that of many.

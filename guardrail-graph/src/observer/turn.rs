@@ -70,6 +70,7 @@ impl Observer {
         self.catalogue.turn();
         self.nodes.turn();
         self.former.turn();
+        self.waiting.redirects.turn();
         self.history.turn(begins);
         if begins > now {
             self.presence.resume(begins);
