@@ -22,7 +22,7 @@ pub use selectors::{is_generated_label, is_release, is_release_label, is_replica
 pub use services::{Backend, VirtualTarget};
 pub use store::Inventory;
 pub use types::*;
-pub use workloads::{Owner, WorkloadSelector};
+pub use workloads::{Owner, WorkloadSelector, as_label_value};
 
 use crate::time::Timestamp;
 

@@ -36,7 +36,7 @@ pub use counters::{EdgeCounter, EdgeCounters, OUTCOMES};
 pub use coverage::{NotRun, Starts, WorkloadTime};
 pub use document::{Chunks, Document};
 pub use merge::{merge, merge_within};
-pub use nodes::{KnownNode, NodeCoverage, NodeDescription, NodeTime};
+pub use nodes::{KnownNode, NodeCoverage, NodeDescription, NodeTime, range_addresses};
 pub use presence::{LossTime, PodPresence, Witness};
 pub use read::{SnapshotError, write_lines};
 pub use records::EachEdge;

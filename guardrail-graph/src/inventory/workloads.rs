@@ -147,15 +147,28 @@ impl Inventory {
         let advice = match clash {
             Some(other) => format!(
                 "no stable label tells {workload} from {other}: add a label to the pod template of {} {} that no other workload of the namespace has, for example app.kubernetes.io/name: {}",
-                workload.owner, workload.name, workload.name
+                workload.owner,
+                workload.name,
+                as_label_value(&workload.name)
             ),
             None => format!(
                 "the pods of {workload} share no stable label: add one to the pod template, for example app.kubernetes.io/name: {}",
-                workload.name
+                as_label_value(&workload.name)
             ),
         };
         WorkloadSelector { selector: None, advice: Some(advice), labels }
     }
+}
+
+/// A name as a label may have it for its value: at most 63 letters, digits, `-`, `_` and `.`,
+/// beginning and ending with a letter or digit.
+#[must_use]
+pub fn as_label_value(name: &str) -> String {
+    let ends = |c: char| !c.is_ascii_alphanumeric();
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let value: String = name.chars().map(allowed).skip_while(|c| ends(*c)).take(63).collect();
+    let value = value.trim_end_matches(ends);
+    if value.is_empty() { "x".to_owned() } else { value.to_owned() }
 }
 
 /// The labels that all sets have in common.
@@ -164,4 +177,24 @@ fn shared(sets: &BTreeSet<Labels>) -> Labels {
     let Some(first) = sets.next() else { return Labels::default() };
     let everywhere = |(key, value): &(&str, &str)| sets.clone().all(|set| set.get(key) == Some(value));
     first.iter().filter(|(key, _)| !is_generated_label(key)).filter(everywhere).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_a_label_cannot_have_is_proposed_as_one_that_it_can() {
+        let long = "a".repeat(62);
+        for (name, value) in [
+            ("api", "api"),
+            ("system:node_x.y", "system-node_x.y"),
+            ("-.a-", "a"),
+            ("it's", "it-s"),
+            ("::", "x"),
+            (&format!("{long}-b"), &*long),
+        ] {
+            assert_eq!(as_label_value(name), value, "{name}");
+        }
+    }
 }

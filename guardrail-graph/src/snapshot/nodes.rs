@@ -261,7 +261,7 @@ impl Facts {
 }
 
 /// The network and the first host address of a pod range: those of a tunnel and a bridge.
-pub(crate) fn range_addresses(range: IpNet) -> impl Iterator<Item = IpAddr> {
+pub fn range_addresses(range: IpNet) -> impl Iterator<Item = IpAddr> {
     let network = range.network();
     let first = match network {
         IpAddr::V4(v4) => u32::from(v4).checked_add(1).map(|next| IpAddr::V4(next.into())),

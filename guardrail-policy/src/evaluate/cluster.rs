@@ -9,7 +9,7 @@ use std::{
 use guardrail_graph::{
     Peer, Snapshot, WorkloadRef,
     inventory::{ContainerPort, Namespace, Node, Object, Pod, Service},
-    snapshot::{Body, KnownNode, WorkloadEntry},
+    snapshot::{Body, KnownNode, WorkloadEntry, range_addresses},
 };
 use ipnet::IpNet;
 
@@ -266,11 +266,7 @@ impl Cluster {
         self.pod_ranges.extend(node.pod_cidrs.iter().copied());
         // The network and the first host address of a node's pod range are its bridge or tunnel
         // (docs/design.md#identity).
-        let own = node.pod_cidrs.iter().flat_map(|range| {
-            let network = range.network();
-            [Some(network), next(network)]
-        });
-        let own: Vec<IpAddr> = own.flatten().collect();
+        let own: Vec<IpAddr> = node.pod_cidrs.iter().flat_map(|range| range_addresses(*range)).collect();
         let known = self.node_mut(&node.name);
         known.addresses.extend(node.addresses.iter().map(IpAddr::to_canonical));
         known.addresses.extend(own);
@@ -371,12 +367,5 @@ impl Cluster {
             pods.push(ClusterPod { name, ..template });
         }
         pods.into_iter().map(|pod| self.push_pod(pod)).collect()
-    }
-}
-
-fn next(address: IpAddr) -> Option<IpAddr> {
-    match address {
-        IpAddr::V4(a) => u32::from(a).checked_add(1).map(|n| IpAddr::V4(n.into())),
-        IpAddr::V6(a) => u128::from(a).checked_add(1).map(|n| IpAddr::V6(n.into())),
     }
 }

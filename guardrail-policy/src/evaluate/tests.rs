@@ -449,3 +449,14 @@ fn all_connections_hold_the_ranges_behind_names_and_groups() {
         .collect();
     assert_eq!(with_blocks, ["198.51.100.0/24 -> a/web", "a/web -> 203.0.113.7/32"]);
 }
+
+#[test]
+fn a_node_has_the_first_addresses_of_its_pod_range_as_far_as_they_lie_in_it() {
+    for (range, expected) in [("10.0.0.4/30", &["10.0.0.4", "10.0.0.5"][..]), ("10.0.0.5/32", &["10.0.0.5"])] {
+        let node = format!("kind: Node\nmetadata: {{name: a}}\nspec: {{podCIDR: {range}}}\n");
+        let objects = guardrail_graph::inventory::read::objects(&node, "objects.yaml").unwrap().objects;
+        let cluster = Cluster::from_objects(&objects);
+        let addresses: Vec<String> = cluster.nodes[0].addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(addresses, expected, "{range}");
+    }
+}

@@ -10,7 +10,7 @@ use std::{
 
 use guardrail_graph::{
     Snapshot, WorkloadRef,
-    inventory::{is_release_label, release_keys},
+    inventory::{as_label_value, is_release_label, release_keys},
     snapshot::{LabelChanges, LabelSelector, SelectorOperator, SelectorRequirement, WorkloadEntry},
 };
 
@@ -80,7 +80,8 @@ pub(crate) fn stable(snapshot: &Snapshot) -> Cow<'_, Snapshot> {
         if selector.is_none() {
             entry.selector_advice = Some(format!(
                 "no label of {} stays the same over its runs and releases: add one to its pod template, for example app.kubernetes.io/name: {}",
-                entry.workload, entry.workload.name
+                entry.workload,
+                as_label_value(&entry.workload.name)
             ));
         }
         // A rule for it as a peer is made of these where no selector is. Its pods have them all the
