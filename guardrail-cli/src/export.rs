@@ -32,13 +32,19 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn export(args: &Args) -> anyhow::Result<Outcome> {
-    let Input { snapshot, options, unevaluated, planned, sensitive_are_known } = args.input()?;
+    let Input { snapshot, mut options, unevaluated, planned, sensitive_are_known } = args.input()?;
     anstream::eprintln!("{}", window_in_words(&snapshot));
     // What only closes more than NetworkPolicy does takes nothing from the proof that everything
     // observed stays allowed.
     let (closing, unevaluated): (Vec<_>, Vec<_>) = unevaluated.into_iter().partition(|u| u.restricts_only);
     for restricting in &closing {
         tell("warning", &format!("{restricting} is not evaluated: it may close more than the exported policies do"));
+    }
+    // What applies to one namespace's pods stops that namespace.
+    let (of_namespaces, unevaluated): (Vec<_>, Vec<_>) = unevaluated.into_iter().partition(|u| u.concerns().is_some());
+    for policy in &of_namespaces {
+        let namespace = policy.concerns().unwrap_or_default().to_owned();
+        options.unproven.entry(namespace).or_default().insert(policy.to_string());
     }
     if !unevaluated.is_empty() {
         let names: Vec<String> = unevaluated.iter().map(ToString::to_string).collect();
@@ -158,7 +164,12 @@ fn keep_unseen(earlier: &BTreeSet<String>, environment: &Environment, options: &
         let closed = environment.wanted(namespace).phase != Phase::Observe
             || environment.sensitive.iter().any(|glob| glob.is_of(namespace));
         if !seen && closed {
-            tell("error", &format_args!("{namespace}: the snapshot has no workload of it"));
+            tell(
+                "error",
+                &format_args!(
+                    "{namespace}: the snapshot has no workload of it: if it is gone, remove its files, or leave it at observe in the plan"
+                ),
+            );
             generated.stopped.insert(namespace.to_owned());
         }
     }

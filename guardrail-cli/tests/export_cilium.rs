@@ -156,7 +156,19 @@ fn policies_of_other_kinds_that_are_in_force_are_judged_with_the_export() {
     assert!(said.contains("not written: namespaces pay"), "{said}");
     // Whose service account a pod has, a snapshot does not say.
     let (code, _, said) = run("account.yaml", &[]);
-    assert_eq!(code, Some(2), "{said}");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("error: pay: policies in force are not evaluated"), "{said}");
     assert!(said.contains("CiliumNetworkPolicy pay/extra") && said.contains("unproven"), "{said}");
-    assert_eq!(run("account.yaml", &["--force"]).0, Some(0));
+    assert!(said.contains("not written: namespaces pay"), "one namespace's policy stops no other: {said}");
+    let (code, _, said) = run("account.yaml", &["--force"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("warning: pay: policies in force are not evaluated"), "{said}");
+    let (code, _, said) = run("account.yaml", &["-n", "pay"]);
+    assert_eq!(code, Some(2), "{said}");
+    // One that may apply to everybody's pods leaves nothing that is proven.
+    let everywhere = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: all}\nspec: {}\n";
+    fs::write(directory.path().join("global.yaml"), everywhere).unwrap();
+    let (code, _, said) = run("global.yaml", &[]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("nothing was written, --force accepts it"), "{said}");
 }

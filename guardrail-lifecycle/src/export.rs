@@ -68,7 +68,13 @@ pub fn aim(options: &mut Options, snapshot: &Snapshot, environment: &Environment
         let reached = if closed.contains(namespace.as_str()) { Phase::DefaultDeny } else { wanted.phase };
         let of_it = unmatched.iter().filter(|unmatched| unmatched.glob.is_of(&namespace));
         let mut held: Vec<String> =
-            of_it.map(|unmatched| format!("{} is meant to be sensitive and exists nowhere", unmatched.glob)).collect();
+            of_it.map(|unmatched| {
+                format!(
+                    "{} is meant to be sensitive and exists nowhere: take it out of the plan if it is gone, or accept it with --force",
+                    unmatched.glob
+                )
+            })
+            .collect();
         if reached != Phase::Observe {
             let workloads = workloads_of(snapshot, &namespace);
             for gate in gates(&environment.gates, reached, &verdict, workloads).iter().filter(|gate| !gate.passed) {

@@ -201,7 +201,7 @@ pub fn status(question: &Question<'_>) -> Vec<NamespaceStatus> {
                 let Some(status) = all.get_mut(namespace) else { continue };
                 match problem.kind {
                     ProblemKind::Incomplete | ProblemKind::ShortWindow => {}
-                    ProblemKind::Excess => status.stopped_by.push(problem.message.clone()),
+                    ProblemKind::Excess | ProblemKind::Unproven => status.stopped_by.push(problem.message.clone()),
                     _ => status.would_break.push(problem.message.clone()),
                 }
             }

@@ -264,6 +264,9 @@ pub struct Options {
     pub existing: Vec<NetworkPolicy>,
     /// The same, of other kinds.
     pub existing_forms: Vec<TierPolicy>,
+    /// Policies that are in force and that nobody evaluates, by the namespace to whose pods alone
+    /// they apply.
+    pub unproven: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Options {
@@ -304,6 +307,7 @@ impl Options {
             listed: BTreeSet::new(),
             existing: Vec::new(),
             existing_forms: Vec::new(),
+            unproven: BTreeMap::new(),
         }
     }
 

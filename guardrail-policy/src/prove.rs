@@ -132,17 +132,17 @@ fn supported_flows_are_allowed(snapshot: &Snapshot, decision: &Decision, judges:
                 // whole plan.
                 continue;
             }
-            let flow = FlowName::of(edge);
+            let flow = FlowName::of(edge).quoted();
             let (kind, message) = if used.must_be_allowed() {
                 let message = format!(
-                    "{} was observed and would be denied by the generated {side} policies: please report it; --accept '{flow}' leaves it without a rule",
+                    "{} was observed and would be denied by the generated {side} policies: please report it; --accept {flow} leaves it without a rule",
                     edge_name(edge)
                 );
                 (ProblemKind::Denied, message)
             } else {
                 let marks: Vec<&str> = edge.marks.iter().map(String::as_str).collect();
                 let message = format!(
-                    "{} was observed ({}) and would be denied ({side}): --accept-inferred writes rules for such flows, --accept '{flow}' leaves this one without a rule",
+                    "{} was observed ({}) and would be denied ({side}): --accept-inferred writes rules for such flows, --accept {flow} leaves this one without a rule",
                     edge_name(edge),
                     marks.join(", ")
                 );
@@ -182,9 +182,9 @@ fn conflict(edge: &EdgeRecord, verdict: &Verdict, together: &Evaluator, decision
     let would = if verdict.denied() { "would" } else { "may" };
     let message = format!(
         "{} was observed and {would} be denied: {why}; change that policy, export with the missing direction, or leave it \
-         without a rule with --accept '{}'",
+         without a rule with --accept {}",
         edge_name(edge),
-        FlowName::of(edge),
+        FlowName::of(edge).quoted(),
     );
     proof.problems.insert(Problem::new(ProblemKind::Conflict, stops, message));
 }
@@ -429,8 +429,10 @@ impl<'a> Pairs<'a> {
             let shown: Vec<String> = clients.iter().take(3).map(ToString::to_string).collect();
             let more = clients.len().saturating_sub(shown.len());
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let message =
-                format!("{}{more} could call {server} {port}/{protocol}, which nobody observed", shown.join(", "));
+            let message = format!(
+                "{}{more} could call {server} {port}/{protocol}, which nobody observed: please report it; -n writes other namespaces",
+                shown.join(", ")
+            );
             let closed = covered_ingress.get(server).copied().into_iter();
             let callers = clients.iter().filter(|client| covered_egress.contains(**client)).copied();
             let namespaces = closed.chain(callers).map(|workload| workload.namespace.as_str());

@@ -18,7 +18,7 @@ use crate::{
 
 use super::{
     Options, PortRef, RulePeer, RulePort,
-    reach::Reach,
+    reach::{Reach, is_link_local},
     subjects::{Subject, subjects},
 };
 
@@ -575,14 +575,6 @@ impl<'a> Context<'a> {
             };
         }
         if numbers.len() > 1 { NameInPods::Varies } else { NameInPods::Plain }
-    }
-}
-
-/// 169.254.0.0/16 and fe80::/10.
-pub(crate) fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(a) => a.is_link_local(),
-        IpAddr::V6(a) => a.is_unicast_link_local(),
     }
 }
 

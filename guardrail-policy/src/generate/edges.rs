@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::{
     FlowName, RulePeer,
-    context::{Context, is_link_local, single},
-    reach::{Nodes, every_node},
+    context::{Context, single},
+    reach::{Nodes, every_node, is_link_local},
 };
 use crate::{
     evaluate::{is_node_cache, uses_api_server},
@@ -413,17 +413,17 @@ fn node(edge: &EdgeRecord, name: &str, side: Side, context: &Context<'_>) -> Nee
         }
         Nodes::Entities => every_node().into_iter().chain(context.ranges_of_unlisted(name)).collect(),
     };
-    if let Some(addresses) = context.former_addresses(name).filter(|_| peers.is_empty()) {
+    let former = context.former_addresses(name).filter(|addresses| peers.is_empty() && !addresses.is_empty());
+    if let Some(addresses) = former {
         let were: Vec<String> = addresses.iter().take(2).map(ToString::to_string).collect();
-        let were =
-            if were.is_empty() { String::new() } else { format!(", and {} may be another's by now", were.join(", ")) };
         return Need::Inexpressible(format!(
-            "node {name} is gone{were}: declare the range from which nodes have their addresses with --node-range CIDR"
+            "node {name} is gone, and {} may be another's by now: declare the range from which nodes have their addresses with --node-range CIDR",
+            were.join(", ")
         ));
     }
     if peers.is_empty() {
         return Need::Inexpressible(format!(
-            "no address of node {name} is known: export with an inventory that has it, or declare it with --node-range CIDR"
+            "no address of node {name} is known, so no range can be said to hold it: export with an --inventory FILE that has the node"
         ));
     }
     if side == Side::Client && edge.marks.contains(marks::UNLISTED_ADDRESS) {

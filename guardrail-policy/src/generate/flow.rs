@@ -34,6 +34,12 @@ impl FlowName {
         Self::new(&edge.client.peer, &edge.server.peer, edge.port, edge.protocol)
     }
 
+    /// As a shell takes it for one word, whatever stands in names.
+    #[must_use]
+    pub fn quoted(&self) -> String {
+        format!("'{}'", self.to_string().replace('\'', r"'\''"))
+    }
+
     /// Whether it names this flow: `external` also names each external address.
     #[must_use]
     pub fn names(&self, flow: &Self) -> bool {

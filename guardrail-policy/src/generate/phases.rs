@@ -29,6 +29,10 @@ use super::{
 use crate::model::Direction;
 use meant::Meant;
 
+/// What to do where a node was not observed.
+const UNOBSERVED: &str =
+    "observe longer or on every node, say with --unobservable-nodes SELECTOR which nodes nobody can observe";
+
 /// Which edges a rule rests on.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RuleEvidence {
@@ -228,19 +232,24 @@ impl<'a> Builder<'a> {
                 self.problem(ProblemKind::Held, [verdict.namespace.as_str()], reason.clone());
             }
         }
+        let verdicts_of_all = verdicts;
         let verdicts: Vec<&NamespaceVerdict> =
             verdicts.iter().filter(|v| !options.goals.contains_key(&v.namespace)).collect();
         // Nodes that know their own pods only cannot say what ran on the others.
-        let advice = match coverage.coverage {
-            None if !self.context.body.own_pods_as_of.is_empty() => {
-                "which pods ran on other nodes is not known from these snapshots: give those of every node, or ask the collector"
-            }
-            _ => "observe longer or on every node",
-        };
+        let of_others = coverage.coverage.is_none() && !self.context.body.own_pods_as_of.is_empty();
+        let unobserved: BTreeSet<&String> = coverage.nodes.expected.difference(&coverage.nodes.observed).collect();
         for verdict in verdicts.iter().filter(|v| !v.complete) {
             let shown: Vec<&str> = verdict.reasons.iter().take(5).map(String::as_str).collect();
             let more = verdict.reasons.len().saturating_sub(shown.len());
             let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+            let mut hosts = self.context.covered(&verdict.namespace).flat_map(|entry| entry.pods.keys());
+            let advice = if of_others {
+                "which pods ran on other nodes is not known from these snapshots: give those of every node, or ask the collector"
+            } else if hosts.any(|node| unobserved.contains(node)) {
+                UNOBSERVED
+            } else {
+                "observe longer or on every node"
+            };
             self.problem(
                 ProblemKind::Incomplete,
                 [verdict.namespace.as_str()],
@@ -272,10 +281,11 @@ impl<'a> Builder<'a> {
                 self.problem(
                     ProblemKind::Incomplete,
                     verdicts.iter().map(|v| v.namespace.as_str()),
-                    format!("the snapshot is incomplete ({why}): merge every node's snapshot, choose complete namespaces with -n, or accept it with --force"),
+                    format!("the snapshot is incomplete ({why}): merge every node's snapshot, say with --unobservable-nodes SELECTOR which nodes nobody can observe, choose complete namespaces with -n, or accept it with --force"),
                 );
             }
         }
+        self.refuse_unproven(verdicts_of_all);
         self.warn_unseen();
         if options.namespaces.is_empty() && options.goals.is_empty() && verdicts.is_empty() {
             self.warnings

@@ -12,6 +12,8 @@ pub enum ProblemKind {
     Incomplete,
     /// A gate: the nodes of a namespace were not observed together for long enough.
     ShortWindow,
+    /// Policies in force there are of kinds that nobody evaluates.
+    Unproven,
     /// A gate of a plan: the namespace is not ready for the phase that is wanted.
     Held,
     /// A person asked for other namespaces of the plan only.
@@ -36,7 +38,7 @@ impl ProblemKind {
     /// failed proof.
     #[must_use]
     pub const fn can_be_forced(self) -> bool {
-        matches!(self, Self::Incomplete | Self::ShortWindow | Self::Held)
+        matches!(self, Self::Incomplete | Self::ShortWindow | Self::Unproven | Self::Held)
     }
 }
 

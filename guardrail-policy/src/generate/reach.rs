@@ -93,3 +93,11 @@ mod tests {
         }
     }
 }
+
+/// 169.254.0.0/16 and fe80::/10.
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}

@@ -186,8 +186,10 @@ impl Judge<'_> {
 
     fn problem(&self, side: &str, namespaces: BTreeSet<&str>, proof: &mut Proof) {
         let message = format!(
-            "{} was observed, {}, and would be denied ({side}): --accept '{}' leaves it without a rule",
-            self.what, self.why, self.name
+            "{} was observed, {}, and would be denied ({side}): --accept {} leaves it without a rule",
+            self.what,
+            self.why,
+            self.name.quoted()
         );
         proof.problems.insert(Problem::new(ProblemKind::Unallowed, namespaces, message));
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use guardrail_graph::{WorkloadRef, snapshot::WorkloadEntry};
 
 use super::{Builder, one_subject};
-use crate::generate::ProblemKind;
+use crate::generate::{NamespaceVerdict, ProblemKind};
 
 impl<'a> Builder<'a> {
     /// Workloads that talk but that no selector names: a namespace-wide deny would cut them off.
@@ -30,6 +30,20 @@ impl<'a> Builder<'a> {
                 entry.workload
             );
             self.problem(ProblemKind::Unselectable, [namespace], message);
+        }
+    }
+
+    /// Where policies in force are not evaluated, nobody knows what else is closed or open: that
+    /// stops the namespaces to whose pods they apply, and no other.
+    pub(super) fn refuse_unproven(&mut self, verdicts: &[NamespaceVerdict]) {
+        for (namespace, names) in &self.context.options.unproven {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let what = format!("policies in force are not evaluated, so the export is unproven: {}", names.join(", "));
+            if verdicts.iter().any(|verdict| verdict.namespace == *namespace) {
+                self.problem(ProblemKind::Unproven, [namespace.as_str()], format!("{what}; --force accepts it"));
+            } else {
+                self.warnings.insert(format!("{namespace}, of which nothing is written: {what}"));
+            }
         }
     }
 

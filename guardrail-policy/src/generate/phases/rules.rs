@@ -111,9 +111,9 @@ impl Builder<'_> {
                         ProblemKind::Inexpressible,
                         [namespace],
                         format!(
-                            "{} would be denied, no {side} rule can allow it: {why}; or leave it without a rule with --accept '{}'",
+                            "{} would be denied, no {side} rule can allow it: {why}; or leave it without a rule with --accept {}",
                             edge_name(edge),
-                            FlowName::of(edge)
+                            FlowName::of(edge).quoted()
                         ),
                     );
                     draft.notes.insert(format!("not allowed although observed: {} ({side})", edge_name(edge)));
