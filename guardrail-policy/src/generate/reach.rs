@@ -78,6 +78,14 @@ pub(crate) fn dns_name(name: &str) -> Option<String> {
     (name.len() <= 255 && name.split('.').all(label) && name.parse::<IpAddr>().is_err()).then_some(name)
 }
 
+/// 169.254.0.0/16 and fe80::/10.
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,13 +99,5 @@ mod tests {
         for name in ["", ".", "a..b", "a b", "*.example.com", "203.0.113.9", "straße.example", long.as_str()] {
             assert_eq!(dns_name(name), None, "{name}");
         }
-    }
-}
-
-/// 169.254.0.0/16 and fe80::/10.
-pub(crate) fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(a) => a.is_link_local(),
-        IpAddr::V6(a) => a.is_unicast_link_local(),
     }
 }
