@@ -191,6 +191,19 @@ fn connections_that_are_open_as_an_epoch_begins_are_told_in_that_epoch_as_well()
     assert_eq!(unresolved(&merge([first, second].concat())), []);
 }
 
+#[test]
+fn what_is_open_of_clients_that_are_not_kept_apart_is_open_in_the_next_epoch_too() {
+    let [_, mut b] = nodes(false);
+    let of =
+        |client: u32| tcp_server(1, API, &format!("203.0.{}.{}", 113 + client / 250, client % 250 + 1), 20000, t(5));
+    (0..1_100).for_each(|client| b.flow(of(client)));
+    let pools = [7, 1_050].map(|client| OpenFlow { flow: of(client), open: 1 });
+    b.at(40).observer.turn(&pools, t(50));
+    let flows = b.at(60).snapshot().body.remote_flows;
+    let open = flows.iter().map(|flow| (flow.address.to_string(), flow.sources[0].counts.open));
+    assert_eq!(open.collect::<Vec<_>>(), [("203.0.113.8".to_owned(), 1), ("::".to_owned(), 1)]);
+}
+
 /// Flows at web and at api, in any mixture of ways and of who asks.
 fn mixture() -> impl Strategy<Value = Vec<(u16, bool, u64)>> {
     let port = prop_oneof![Just(80u16), Just(8080), Just(9090), Just(20000)];

@@ -32,6 +32,8 @@ const MEMORY: Duration = Duration::from_secs(60);
 
 /// Clients outside of the cluster that are kept apart, of those whose port nobody was told.
 const MAX_OUTSIDE: usize = 1_000;
+/// The address that stands for the others.
+pub(super) const MANY_OUTSIDE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// Which connections answers are taken off: those of one pod, one remote and one port (a server's:
 /// the proxy's).
@@ -106,7 +108,7 @@ impl Redirects {
         if self.outside.len() < MAX_OUTSIDE {
             self.outside.insert(address);
         }
-        if self.outside.contains(&address) { address } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) }
+        if self.outside.contains(&address) { address } else { MANY_OUTSIDE }
     }
 
     /// False: there is no room for another account.

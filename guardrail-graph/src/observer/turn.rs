@@ -11,6 +11,7 @@ use super::{
     graph::Standing,
     identity::{LocalEnd, PodId, RemoteEnd, Resolution},
     peers::PeerId,
+    redirects::MANY_OUTSIDE,
 };
 use crate::{
     observe::{OpenFlow, Remote, Role},
@@ -131,7 +132,9 @@ impl Observer {
                     if is_at_a_proxy && side == Side::Server {
                         at = match proxy {
                             (.., Remote::Addr(address), port) => {
-                                Standing::Remote((local, side, address, Protocol::Tcp, port, true))
+                                let of = |address| (local, side, address, Protocol::Tcp, port, true);
+                                let is_apart = self.graph.has_remote(&of(address));
+                                Standing::Remote(of(if is_apart { address } else { MANY_OUTSIDE }))
                             }
                             _ => continue,
                         };
