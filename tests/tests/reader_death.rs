@@ -177,6 +177,7 @@ fn a_daemon_whose_reader_hangs_says_so_to_its_probe_and_still_ends_when_it_is_to
     let dir = tempfile::tempdir().expect("a directory");
     let address = free_address();
     let daemon = live_until(&HANGS, &lab, dir.path(), &["--listen", &address.to_string()]);
+    let hung = guardrail_kernel::clock::now();
     let says = |text: &str| healthz(address).is_some_and(|answer| answer.contains(text));
     assert!(says("200 OK"), "{:?}", healthz(address));
     assert!(until(|| says("503 ")), "{:?}", healthz(address));
@@ -190,6 +191,10 @@ fn a_daemon_whose_reader_hangs_says_so_to_its_probe_and_still_ends_when_it_is_to
     assert!(matches!(error, RunError::Hangs("the kernel reader")), "{error}");
     assert_eq!(opened(dir.path()), [3]);
     assert_unread(dir.path());
+    // What came since then was in no reading.
+    let losses = stored(dir.path()).expect("a state").body.coverage.losses;
+    let since = losses[0].times.as_ref().expect("times")[0].time.from;
+    assert!(since <= hung, "{since} {hung}");
 }
 
 #[test]
