@@ -50,6 +50,7 @@ use held::Held;
 use history::History;
 use identity::{AddressOwner, Identity, Resolution};
 use ledger::Ledger;
+pub use names::MAX_NAMES_PER_ADDRESS;
 pub use own_pods::OwnPod;
 use peers::Peers;
 use presence::Presence;

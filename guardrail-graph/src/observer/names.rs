@@ -17,7 +17,7 @@ use super::{Observer, peers::PeerId};
 use crate::peer::Peer;
 
 /// Names kept for one address of one client: those that were answered last.
-const MAX_NAMES_PER_ADDRESS: usize = 8;
+pub const MAX_NAMES_PER_ADDRESS: usize = 8;
 /// One client has at most this part of all names while others want some.
 const SHARE: usize = 8;
 

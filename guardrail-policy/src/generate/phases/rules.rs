@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use guardrail_graph::{
     Peer, Protocol, WorkloadRef,
+    observer::MAX_NAMES_PER_ADDRESS,
     snapshot::{
         EdgeRecord,
         marks::{self, HBONE},
@@ -80,6 +81,13 @@ impl Builder<'_> {
                 Need::ExternalAddress(address) if draft.by_name && edge.port != 53 && !names_of(edge).is_empty() => {
                     let names = names_of(edge);
                     draft.allow(names.iter().cloned().map(RulePeer::Name), &ports, &[index]);
+                    if edge.server.names.len() >= MAX_NAMES_PER_ADDRESS {
+                        // It may have been called by one that is not kept.
+                        draft.allow([single(address)], &ports, &[index]);
+                        draft.notes.insert(format!(
+                            "{address} had many names, of which some may not be known: allowed by itself, too"
+                        ));
+                    }
                     for name in names {
                         named.entry(name).or_default().insert(address);
                     }
