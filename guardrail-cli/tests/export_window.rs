@@ -109,6 +109,23 @@ fn a_namespace_whose_nodes_were_observed_together_too_briefly_is_stopped_and_the
 }
 
 #[test]
+fn time_that_a_clock_was_set_over_is_no_gap_and_no_time_that_was_observed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut snapshot = cluster([("node-a", DAY.0, DAY.1), ("node-b", DAY.0, DAY.1)]);
+    let interval = |from: &str, to: &str| Interval { from: from.parse().unwrap(), to: to.parse().unwrap() };
+    let (from, to) = ("2026-11-01T00:20:00Z", "2026-11-02T23:40:00Z");
+    snapshot.body.window.nodes.insert("node-b".to_owned(), vec![interval(DAY.0, from), interval(to, DAY.1)]);
+    let gap = export(directory.path(), &snapshot, &["--phase", "default-deny", "--min-window", "0s"]);
+    assert!(gap.said.contains("window_gap:node-b") && !gap.wrote("shop"), "{}", gap.said);
+    snapshot.body.window.steps.insert("node-b".to_owned(), vec![interval(from, to)]);
+    let step = export(directory.path(), &snapshot, &["--phase", "default-deny", "--min-window", "40m"]);
+    assert!(step.code == Some(0) && step.wrote("shop"), "{}", step.said);
+    let short = export(directory.path(), &snapshot, &["--phase", "default-deny", "--min-window", "41m"]);
+    let said = "the nodes of namespace shop were observed together for 40 minutes (node-a, node-b)";
+    assert!(short.said.contains(said) && short.wrote("ops") && !short.wrote("shop"), "{}", short.said);
+}
+
+#[test]
 fn nodes_that_were_never_observed_together_are_not_complete() {
     let directory = tempfile::tempdir().unwrap();
     let snapshot = cluster([

@@ -37,6 +37,7 @@ pub use coverage::{NotRun, Starts, WorkloadTime};
 pub use document::{Chunks, Document};
 pub use merge::{merge, merge_within};
 pub use nodes::{KnownNode, NodeCoverage, NodeDescription, NodeTime, range_addresses};
+pub use places::Window;
 pub use presence::{LossTime, PodPresence, Witness};
 pub use read::{SnapshotError, write_lines};
 pub use records::EachEdge;
@@ -119,18 +120,6 @@ pub struct Body {
     /// The edges, sorted by key.
     #[serde(deserialize_with = "records::edges")]
     pub edges: Vec<EdgeRecord>,
-}
-
-/// The observation window: a set of intervals per node. A gap between two intervals of a node is a
-/// time nobody watched it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Window {
-    /// Start of the earliest interval.
-    pub from: Option<Timestamp>,
-    /// End of the latest interval.
-    pub to: Option<Timestamp>,
-    /// Intervals per node, sorted, disjoint.
-    pub nodes: BTreeMap<String, Vec<Interval>>,
 }
 
 /// A half-open interval of time.

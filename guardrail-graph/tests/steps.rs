@@ -6,9 +6,13 @@ mod common;
 use common::{CLUSTER, Lab, apply_text, edges, t, tcp_client};
 use guardrail_graph::{
     Observer, ObserverConfig, Snapshot,
+    epoch::{
+        log::{Recorder, Write},
+        state::State,
+    },
     inventory::{Change, Kind, read},
     observe::OpenFlow,
-    snapshot::{Interval, Starts, merge},
+    snapshot::{Interval, Starts, merge, merge_within, span::Span},
 };
 
 const HOUR: i64 = 3_600;
@@ -39,6 +43,13 @@ fn windows(snapshot: &Snapshot) -> Vec<(i64, i64)> {
     snapshot.body.window.nodes["node-a"].iter().map(|Interval { from, to }| (seconds(*from), seconds(*to))).collect()
 }
 
+/// What a state on disk says.
+fn through_disk(lab: &mut Lab) -> Snapshot {
+    let Write::Base(base) = lab.observer.store(&mut Recorder::default(), lab.now, |_| ()) else { panic!("no base") };
+    let state = State::read(&base, &[]).unwrap();
+    merge(vec![state.facts(lab.now).unwrap()])
+}
+
 /// Completeness: the share of time, and starts.
 fn judged(snapshot: &Snapshot) -> (Option<f64>, Option<Starts>) {
     (snapshot.body.coverage.coverage, snapshot.body.coverage.starts)
@@ -63,6 +74,10 @@ fn an_epoch_that_a_step_forward_ends_ends_where_the_clock_was_and_the_next_begin
     assert_eq!(edges(&second), ["web -> api TCP/8080"], "the pool");
     assert_eq!(second.body.edges[0].first_seen, t(DAY));
     let both = merge(vec![first.clone(), second.clone()]);
+    assert!(first.body.coverage.complete && second.body.coverage.complete && both.body.coverage.complete);
+    assert!(lab.observer.edge_counters(t(DAY + 1_000)).complete);
+    let late = Span::new(Some(t(500)), None).unwrap();
+    assert!(merge_within(vec![both.clone()], &late).body.coverage.complete, "nothing is missing");
     assert_eq!(judged(&both), (Some(1.0), Some(Starts { covered: 2, all: 2 })), "{:#?}", both.body.presence);
     // Nor for an agent that goes on from there, and hears of all of them again.
     let mut known = pods.to_vec();
@@ -71,7 +86,8 @@ fn an_epoch_that_a_step_forward_ends_ends_where_the_clock_was_and_the_next_begin
     let mut lab = alone(restored, DAY + 1_001, &known);
     let third = lab.at(DAY + 2_000).snapshot();
     assert_eq!(windows(&third), [(DAY, DAY + 2_000)]);
-    let all = merge(vec![first, third]);
+    let all = merge(vec![first, through_disk(&mut lab), third]);
+    assert!(all.body.coverage.complete);
     assert_eq!(judged(&all), judged(&both), "{:#?}", all.body.presence);
 }
 
@@ -85,6 +101,8 @@ fn an_epoch_that_goes_on_over_a_step_forward_observed_nothing_in_between() {
     let snapshot = lab.at(2 * HOUR + 1_000).snapshot();
     assert_eq!(windows(&snapshot), [(0, 1_000), (HOUR, HOUR + 1_000), (2 * HOUR, 2 * HOUR + 1_000)]);
     assert_eq!(judged(&snapshot), (Some(1.0), Some(Starts { covered: 1, all: 1 })), "{:#?}", snapshot.body.presence);
+    assert!(snapshot.body.coverage.complete && lab.observer.edge_counters(lab.now).complete);
+    assert!(through_disk(&mut lab).body.coverage.complete);
     // An agent that goes on from there.
     let at = 2 * HOUR + 1_000;
     let restored = Observer::restore(ObserverConfig { started: t(at), ..config() }, &snapshot, true).unwrap();

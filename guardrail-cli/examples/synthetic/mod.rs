@@ -121,6 +121,7 @@ impl Size {
                     from: Some(at(0)),
                     to: Some(at(100)),
                     nodes: nodes.iter().map(|n| (n.clone(), vec![Interval { from: at(0), to: at(100) }])).collect(),
+                    ..Window::default()
                 },
                 source_windows: Vec::new(),
                 coverage: Coverage {

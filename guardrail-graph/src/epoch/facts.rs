@@ -34,6 +34,7 @@ pub(crate) fn put_facts(recording: &mut Recording<'_>, source: &Source, facts: &
     let head = Head {
         source: source.clone(),
         window: facts.window.get(&source.node).cloned().unwrap_or_default(),
+        steps: facts.steps.get(&source.node).cloned().unwrap_or_default(),
         expected: facts.expected.clone(),
         unobservable: facts.unobservable.clone(),
         inventory,

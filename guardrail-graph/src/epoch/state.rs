@@ -64,6 +64,9 @@ pub(crate) struct Head {
     pub(crate) source: Source,
     /// When the node was observed.
     pub(crate) window: Vec<Interval>,
+    /// As [`Window::steps`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) steps: Vec<Interval>,
     pub(crate) expected: BTreeSet<String>,
     pub(crate) unobservable: BTreeMap<String, String>,
     pub(crate) inventory: Option<InventoryState>,
@@ -407,7 +410,8 @@ impl State {
     /// They make no sense.
     pub fn facts(&self, end: Timestamp) -> Result<Snapshot, LogError> {
         let head = self.entries(section::HEAD).next().ok_or(LogError::Entry("head"))?.1;
-        let Head { source, mut window, expected, unobservable, inventory, own_pods, witness } = read(head, "head")?;
+        let Head { source, mut window, steps, expected, unobservable, inventory, own_pods, witness } =
+            read(head, "head")?;
         for interval in &mut window {
             if interval.to == OPEN {
                 interval.to = end.max(interval.from);
@@ -422,6 +426,7 @@ impl State {
                 from: window.iter().map(|interval| interval.from).min(),
                 to: window.iter().map(|interval| interval.to).max(),
                 nodes: BTreeMap::from([(node.clone(), window)]),
+                steps: Some((node.clone(), steps)).into_iter().filter(|(_, steps)| !steps.is_empty()).collect(),
             },
             revisions: (run > 0).then(|| SourceRevision { source: source.clone(), revision }).into_iter().collect(),
             coverage: Coverage {

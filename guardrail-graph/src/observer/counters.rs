@@ -144,7 +144,7 @@ impl Observer {
             && backends_known
             && self.catalogue.state() != InventoryState::Missing
             && !self.ran_elsewhere(now)
-            && joined(self.history.intervals(now)).len() == 1;
+            && joined([&self.history.intervals(now), self.history.steps()].concat()).len() == 1;
         EdgeCounters { edges, complete }
     }
 

@@ -18,6 +18,8 @@ pub(super) struct History {
     epoch: Option<Timestamp>,
     /// Those of the restored state, and of this run before a step of the clock.
     earlier: Vec<Interval>,
+    /// Times that never were: the clock was set forward over them.
+    steps: Vec<Interval>,
     /// Since when nobody had watched as this run began.
     unwatched: Option<Timestamp>,
     saw_flow: bool,
@@ -36,6 +38,7 @@ impl History {
             going: started,
             epoch: Some(started),
             earlier: Vec::new(),
+            steps: Vec::new(),
             unwatched: None,
             saw_flow: false,
             heard_since: Timestamp::MIN,
@@ -74,7 +77,9 @@ impl History {
     }
 
     /// Observation goes on after `earlier`; what the state holds was known at `ended`.
-    pub(super) fn restore(&mut self, mut earlier: Vec<Interval>, ended: Timestamp) {
+    /// With the times that never were.
+    pub(super) fn restore(&mut self, (mut earlier, steps): (Vec<Interval>, Vec<Interval>), ended: Timestamp) {
+        self.steps = steps;
         let excess = earlier.len().saturating_sub(MAX_INTERVALS);
         earlier.drain(..excess);
         (self.unwatched, self.earlier, self.heard_since) = (earlier.last().map(|run| run.to), earlier, ended);
@@ -93,6 +98,7 @@ impl History {
     /// Another epoch begins; of one instance no two begin at the same instant.
     pub(super) fn turn(&mut self, at: Timestamp) {
         self.earlier.clear();
+        self.steps.clear();
         self.unwatched = None;
         (self.started, self.going) = (at, at);
         let is_taken = self.epoch == Some(at);
@@ -108,11 +114,24 @@ impl History {
 
     /// The clock was set forward: what lies between never was.
     pub(super) fn step(&mut self, ended: Timestamp, begins: Timestamp) {
-        if self.earlier.len() >= MAX_INTERVALS {
-            self.earlier.remove(0);
+        for times in [&mut self.earlier, &mut self.steps] {
+            if times.len() >= MAX_INTERVALS {
+                times.remove(0);
+            }
         }
+        self.steps.push(Interval { from: ended, to: begins });
         self.earlier.push(Interval { from: self.going, to: ended.max(self.going) });
         self.going = begins;
+    }
+
+    /// The clock was set forward as the epoch before had ended then.
+    pub(super) fn begins_with_step(&mut self, ended: Timestamp) {
+        self.steps.push(Interval { from: ended, to: self.started });
+    }
+
+    /// Times that never were, sorted.
+    pub(super) fn steps(&self) -> &[Interval] {
+        &self.steps
     }
 
     /// Traffic was seen.
@@ -160,7 +179,7 @@ mod tests {
     #[test]
     fn a_restart_leaves_a_gap_unless_the_hooks_were_attached() {
         let mut history = History::new(t(60));
-        history.restore(vec![Interval { from: t(0), to: t(50) }], t(50));
+        history.restore((vec![Interval { from: t(0), to: t(50) }], Vec::new()), t(50));
         assert_eq!(history.intervals(t(70)).len(), 2);
         assert_eq!(history.owned_since(t(61)), t(50));
         assert_eq!(history.join_last(), Some(t(0)));
@@ -183,7 +202,7 @@ mod tests {
     fn a_crash_loop_does_not_grow_the_state() {
         let mut history = History::new(t(9_000));
         let earlier = (0..5_000).map(|i| Interval { from: t(i), to: t(i) }).collect();
-        history.restore(earlier, t(5_000));
+        history.restore((earlier, Vec::new()), t(5_000));
         assert_eq!(history.intervals(t(9_001)).len(), MAX_INTERVALS + 1);
     }
 }

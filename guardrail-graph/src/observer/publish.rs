@@ -82,6 +82,9 @@ impl Observer {
         facts.sources.insert(Arc::clone(&source));
         facts.observed.insert(self.config.node.clone());
         facts.window.insert(self.config.node.clone(), self.history.intervals(end));
+        if !self.history.steps().is_empty() {
+            facts.steps.insert(self.config.node.clone(), self.history.steps().to_vec());
+        }
         for (reason, count) in self.ledger.losses().filter(|(_, count)| *count > 0) {
             let key = (Arc::clone(&source), reason.as_str().to_owned());
             facts.loss_times.insert(key.clone(), self.ledger.times(reason, &self.peers));

@@ -165,7 +165,8 @@ impl Observer {
     fn load(&mut self, body: &Body, is_seamless: bool) {
         let earlier = body.window.nodes.get(&self.config.node).cloned().unwrap_or_default();
         let ended = body.window.to.unwrap_or(self.config.started);
-        self.history.restore(earlier, ended);
+        let steps = body.window.steps.get(&self.config.node).cloned().unwrap_or_default();
+        self.history.restore((earlier, steps), ended);
         self.words.restore(word_of(body, ended));
         let mut restored = Restored {
             ended,

@@ -74,6 +74,7 @@ impl Observer {
         self.waiting.redirects.turn();
         self.history.turn(begins);
         if begins > now {
+            self.history.begins_with_step(now);
             self.presence.resume(begins);
         }
         for (key, edge) in young {

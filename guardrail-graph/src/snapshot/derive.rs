@@ -303,7 +303,7 @@ impl Facts {
         incomplete: BTreeMap<Arc<Peer>, BTreeSet<String>>,
     ) -> Coverage {
         let lost = self.losses.values().any(|(class, count)| *class == LossClass::Edge && *count > 0);
-        let gap = self.window.values().any(|intervals| intervals.len() > 1);
+        let gap = self.with_gaps().next().is_some();
         let judged = self.judged();
         Coverage {
             complete: !lost

@@ -128,7 +128,7 @@ impl Facts {
         for (source, intervals) in std::mem::take(&mut self.observed_by) {
             self.window.entry(source.node.clone()).or_default().extend(intervals);
         }
-        for intervals in self.window.values_mut() {
+        for intervals in self.window.values_mut().chain(self.steps.values_mut()) {
             *intervals = joined(std::mem::take(intervals));
         }
         self.settle_losses();
@@ -165,6 +165,7 @@ impl Document {
             from: times().map(|i| i.from).min(),
             to: times().map(|i| i.to).max(),
             nodes: facts.window.clone(),
+            steps: facts.steps.clone(),
         };
         let source_windows = facts.source_windows.iter().filter(|(source, observed)| {
             hull(window.nodes.get(&source.node).into_iter().flatten().copied()) != **observed

@@ -334,6 +334,10 @@ pub(crate) struct Facts {
     /// When each source observed; without an entry, in all of its node's window.
     pub(crate) source_windows: BTreeMap<Arc<Source>, Interval>,
     pub(crate) window: BTreeMap<String, Vec<Interval>>,
+    /// As [`Window::steps`]: whoever says it, it goes with nobody.
+    ///
+    /// [`Window::steps`]: super::Window::steps
+    pub(crate) steps: BTreeMap<String, Vec<Interval>>,
     /// The same of sources that came alone: it goes with them.
     pub(crate) observed_by: BTreeMap<Arc<Source>, Vec<Interval>>,
     pub(crate) revisions: BTreeMap<Arc<Source>, Revision>,
@@ -429,6 +433,9 @@ impl Facts {
         let mut own = sources.first().cloned().filter(|_| sources.len() == 1);
         self.sources.extend(sources.into_iter().map(|source| self.counters.intern(source)));
         let all_of_it = hull(window.nodes.values().flatten().copied());
+        for (node, steps) in window.steps {
+            self.steps.entry(node).or_default().extend(steps);
+        }
         for (node, intervals) in window.nodes {
             match own.take_if(|source| source.node == node) {
                 Some(own) => self.observed_by.entry(self.counters.intern(own)).or_default().extend(intervals),

@@ -7,10 +7,13 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    Interval, Side, Window, WorkloadEntry,
+    Interval, Side, WorkloadEntry,
     derive::Deriver,
     facts::{Facts, LOSSES, NODE_UNOBSERVED, WINDOW_APART, WINDOW_GAP},
+    intervals::joined,
     workloads::WorkloadFacts,
 };
 use crate::{
@@ -18,6 +21,21 @@ use crate::{
     peer::{Peer, WorkloadRef},
     time::Timestamp,
 };
+
+/// The observation window: a set of intervals per node. A gap between two intervals of a node is a
+/// time nobody watched it, but for its steps.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// Start of the earliest interval.
+    pub from: Option<Timestamp>,
+    /// End of the latest interval.
+    pub to: Option<Timestamp>,
+    /// Intervals per node, sorted, disjoint.
+    pub nodes: BTreeMap<String, Vec<Interval>>,
+    /// Times that never were on a node, whose clock was set forward over them: sorted, disjoint.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub steps: BTreeMap<String, Vec<Interval>>,
+}
 
 impl Window {
     /// The time in which every one of these nodes was observed, from the last that began to the
@@ -130,10 +148,21 @@ impl Facts {
     }
 }
 
+impl Facts {
+    /// Nodes that were not observed all the time, as far as that ever was.
+    pub(super) fn with_gaps(&self) -> impl Iterator<Item = &str> {
+        let has_gap = |node: &str, intervals: &[Interval]| match self.steps.get(node) {
+            Some(steps) if intervals.len() > 1 => joined([intervals, steps].concat()).len() > 1,
+            _ => intervals.len() > 1,
+        };
+        self.window.iter().filter(move |(node, intervals)| has_gap(node, intervals)).map(|(node, _)| &**node)
+    }
+}
+
 impl Deriver {
     /// Workloads that are, or were, on nodes that nobody watched, or not all the time.
     pub(super) fn coverage_of_nodes(&mut self, facts: &Facts) {
-        let gaps: BTreeSet<&str> = facts.window.iter().filter(|(_, i)| i.len() > 1).map(|(node, _)| &**node).collect();
+        let gaps: BTreeSet<&str> = facts.with_gaps().collect();
         let apart = facts.apart();
         let lossy = facts.lossy(&self.incomplete);
         let all_well = gaps.is_empty() && apart.is_empty() && lossy.is_empty();

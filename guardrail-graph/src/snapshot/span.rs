@@ -259,10 +259,10 @@ pub(super) fn cut(body: &mut Body, span: &Span) {
     }
     cut_places(body, span);
     cut_flows(body, span);
-    for intervals in body.window.nodes.values_mut() {
-        *intervals = intervals.iter().filter_map(|interval| span.cut(*interval)).collect();
+    for times in [&mut body.window.nodes, &mut body.window.steps] {
+        times.values_mut().for_each(|times| *times = times.iter().filter_map(|time| span.cut(*time)).collect());
+        times.retain(|_, times| !times.is_empty());
     }
-    body.window.nodes.retain(|_, intervals| !intervals.is_empty());
     let left = body.window.whole();
     (body.window.from, body.window.to) = (left.map(|w| w.from), left.map(|w| w.to));
 }

@@ -112,7 +112,7 @@ impl<'a> Completeness<'a> {
         let gaps: BTreeMap<&str, Duration> = window
             .nodes
             .iter()
-            .map(|(node, intervals)| (node.as_str(), gap(intervals)))
+            .map(|(node, intervals)| (node.as_str(), gap(intervals, window.steps.get(node).map_or(&[], Vec::as_slice))))
             .filter(|(_, g)| !g.is_zero())
             .collect();
         let times = coverage.coverage.map(|_| coverage.by_workload.iter().map(|time| (&time.workload, time)).collect());
@@ -294,9 +294,11 @@ pub fn edge_name(edge: &EdgeRecord) -> String {
     format!("{} -> {} {}/{}", edge.client.peer, edge.server.peer, edge.port, edge.protocol)
 }
 
-/// The time between a node's intervals during which nobody watched it.
-fn gap(intervals: &[Interval]) -> Duration {
-    intervals.windows(2).map(|pair| pair[1].from.since(pair[0].to)).sum()
+/// The time between a node's intervals during which nobody watched it; `steps`: which never was.
+fn gap(intervals: &[Interval], steps: &[Interval]) -> Duration {
+    let mut times = [intervals, steps].concat();
+    times.sort_unstable();
+    times.windows(2).map(|pair| pair[1].from.since(pair[0].to)).sum()
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub(crate) struct NamespaceWindow<'a> {
     nodes: BTreeSet<&'a str>,
     /// When all of these were observed; `None` if at no time.
     pub(crate) common: Option<Interval>,
+    /// How much of it never was on one of them, whose clock was set forward.
+    never: Duration,
 }
 
 impl<'a> NamespaceWindow<'a> {
@@ -56,12 +58,17 @@ impl<'a> NamespaceWindow<'a> {
             Some(_) => common_of_those_there(context.body, &nodes),
             None => window.common(nodes.iter().copied()),
         };
-        Self { nodes, common }
+        let steps_of = |node: &str| window.steps.get(node).into_iter().flatten();
+        let within = |step: &Interval| {
+            common.map_or(Duration::ZERO, |common| step.to.min(common.to).since(step.from.max(common.from)))
+        };
+        let never = nodes.iter().map(|node| steps_of(node).map(within).sum()).max().unwrap_or_default();
+        Self { nodes, common, never }
     }
 
     /// How long they were observed together.
     pub(crate) fn length(&self) -> Duration {
-        self.common.map_or(Duration::ZERO, |common| common.to.since(common.from))
+        self.common.map_or(Duration::ZERO, |common| common.to.since(common.from)).saturating_sub(self.never)
     }
 
     /// Why this is not enough, if it is not: what there is and what is needed.

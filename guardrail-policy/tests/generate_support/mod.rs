@@ -432,7 +432,7 @@ impl Scenario {
             kind: KIND.to_owned(),
             body: Body {
                 sources: observed.iter().map(|n| source(n)).collect(),
-                window: Window { from: Some(at(0)), to: Some(at(100)), nodes: window_nodes },
+                window: Window { from: Some(at(0)), to: Some(at(100)), nodes: window_nodes, ..Window::default() },
                 source_windows: Vec::new(),
                 revisions: Vec::new(),
                 coverage,
