@@ -163,6 +163,25 @@ fn what_holds_another_namespace_is_no_matter_and_what_holds_this_one_is() {
 }
 
 #[test]
+fn what_a_namespace_is_held_for_names_the_workloads_whose_evidence_is_incomplete_and_why() {
+    let scratch = Scratch::new();
+    let mut snapshot: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(common::data().join("shop.json")).unwrap()).unwrap();
+    let cart = serde_json::json!({"kind": "Workload", "namespace": "shop", "owner": "Deployment", "name": "cart"});
+    let incomplete = serde_json::json!({"peer": cart, "complete": false, "reasons": ["pod_unknown"]});
+    snapshot["coverage"]["workloads"].as_array_mut().unwrap().push(incomplete);
+    snapshot["coverage"]["complete"] = false.into();
+    let incomplete = common::file(&scratch.directory, "incomplete.json", snapshot.to_string());
+    let (code, stderr) = scratch.export_of(&incomplete, PLAN, &[]);
+    assert_eq!(code, 1, "{stderr}");
+    let held = stderr.lines().find(|line| line.contains("namespace shop is not ready")).unwrap_or_default();
+    assert!(held.contains("(coverage: ") && held.contains("shop/Deployment/cart: pod_unknown"), "{stderr}");
+    assert!(held.contains("accept it with --force"), "{held}");
+    let (code, stderr) = scratch.export_of(&incomplete, PLAN, &["--force"]);
+    assert_eq!(code, 0, "{stderr}");
+}
+
+#[test]
 fn when_every_namespace_is_held_nothing_is_written_at_all() {
     let scratch = Scratch::new();
     assert_eq!(scratch.export(PLAN, &[]).0, 0);

@@ -9,6 +9,7 @@ use guardrail_policy::{
     exception::{ExceptionMark, Opening},
     generate::{External, Goal, Options, Phase},
     model::Protocol,
+    words::few,
 };
 
 use crate::{
@@ -78,8 +79,13 @@ pub fn aim(options: &mut Options, snapshot: &Snapshot, environment: &Environment
         if reached != Phase::Observe {
             let workloads = workloads_of(snapshot, &namespace);
             for gate in gates(&environment.gates, reached, &verdict, workloads).iter().filter(|gate| !gate.passed) {
+                let reasons: Vec<&str> = verdict.reasons.iter().map(String::as_str).collect();
+                let why = match gate.name {
+                    "coverage" if !reasons.is_empty() => format!("; {}", few(&reasons)),
+                    _ => String::new(),
+                };
                 held.push(format!(
-                    "namespace {namespace} is not ready for {reached} ({}: {}, needs {}): observe longer, or accept it with --force",
+                    "namespace {namespace} is not ready for {reached} ({}: {}, needs {}{why}): observe longer, or accept it with --force",
                     gate.name, gate.is, gate.needs
                 ));
             }
