@@ -42,7 +42,6 @@ use crate::{
     files::{self, FileError},
     http::{Query, Readiness},
     inventory::{Failures, FileInventoryError},
-    memory,
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
     serve::thread::ServerThread,
     state::{Kept, StateFile},
@@ -451,7 +450,7 @@ impl Daemon {
         // what it holds besides the document goes later.
         if self.trims_due > 0 {
             self.trims_due = if self.documents.are_read() { TRIMS } else { self.trims_due - 1 };
-            memory::trim();
+            guardrail_heap::trim();
         }
     }
 

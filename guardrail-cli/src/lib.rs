@@ -36,8 +36,10 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
 
-/// Runs `guardrail` with these arguments, the program's name first.
+/// Runs `guardrail` with these arguments, the program's name first. Call it before any thread
+/// starts.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    guardrail_heap::map_large_tables();
     match cli::Cli::try_parse_from(args) {
         Ok(cli) => cli::run(cli),
         Err(error) => exit::usage(&error),
