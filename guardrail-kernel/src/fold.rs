@@ -21,10 +21,34 @@ use indexmap::IndexMap;
 /// belong to one life of the key.
 const SAME_LIFE_NS: u64 = 1_000_000_000;
 
+/// As [`FlowCounts`]; what the programs count as a short number is one here: 100,000 entries have
+/// it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    opened: u64,
+    refused: u64,
+    unanswered: u64,
+    unreachable: u64,
+    closed: u64,
+    bytes_sent: u64,
+    bytes_received: u64,
+    found: u32,
+    broken: u32,
+}
+
+impl From<FlowCounts> for Counted {
+    fn from(counts: FlowCounts) -> Self {
+        let FlowCounts { opened, found, refused, unanswered, unreachable, closed, broken, .. } = counts;
+        let FlowCounts { bytes_sent, bytes_received, .. } = counts;
+        let [found, broken] = [found, broken].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+        Self { opened, refused, unanswered, unreachable, closed, bytes_sent, bytes_received, found, broken }
+    }
+}
+
 /// What was reported of one entry.
 #[derive(Clone, Copy, Debug, Default)]
 struct Reported {
-    counts: FlowCounts,
+    counts: Counted,
     /// `first_open` as it was reported, boot time, ns; 0: not yet.
     first_open: u64,
     /// When a gain was found last, ms on the fold's clock.
@@ -88,7 +112,7 @@ impl Fold {
             return Duration::from_millis(now.wrapping_sub(reported.gained_at).into());
         }
         reported.gained_at = now;
-        reported.counts = counted;
+        reported.counts = counted.into();
         let failed = FlowCounts {
             refused: gain.refused,
             unanswered: gain.unanswered,
@@ -116,7 +140,7 @@ impl Fold {
     /// Takes an entry's value for reported.
     pub(crate) fn mark_reported(&mut self, key: FlowKey, value: &FlowValue) {
         let reported = Reported {
-            counts: counts(key.protocol, value),
+            counts: counts(key.protocol, value).into(),
             first_open: value.first_open,
             gained_at: self.now,
             found_in: self.sweep,
@@ -127,26 +151,17 @@ impl Fold {
     /// Every live entry as it was reported, for [`Fold::mark_reported`].
     pub(crate) fn reported(&self) -> Vec<(FlowKey, FlowValue)> {
         let entry = |(key, reported): (&FlowKey, &Reported)| {
-            let FlowCounts {
+            let Counted { opened, refused, unanswered, unreachable, closed, .. } = reported.counts;
+            let Counted { bytes_sent, bytes_received, found, broken, .. } = reported.counts;
+            let value = FlowValue {
+                first_open: reported.first_open,
                 opened,
                 found,
                 refused,
                 unanswered,
                 unreachable,
                 closed,
-                broken,
-                bytes_sent,
-                bytes_received,
-            } = reported.counts;
-            let value = FlowValue {
-                first_open: reported.first_open,
-                opened,
-                found: u32::try_from(found).unwrap_or(u32::MAX),
-                refused,
-                unanswered,
-                unreachable,
-                closed,
-                by_protocol: u32::try_from(broken).unwrap_or(u32::MAX),
+                by_protocol: broken,
                 bytes_sent,
                 bytes_received,
                 ..FlowValue::default()
@@ -240,15 +255,15 @@ pub(crate) fn counts(protocol: u8, value: &FlowValue) -> FlowCounts {
 }
 
 /// Saturating: a value read while it changes, or twice, must not become a huge gain.
-fn difference(now: &FlowCounts, before: &FlowCounts) -> FlowCounts {
+fn difference(now: &FlowCounts, before: &Counted) -> FlowCounts {
     FlowCounts {
         opened: now.opened.saturating_sub(before.opened),
-        found: now.found.saturating_sub(before.found),
+        found: now.found.saturating_sub(before.found.into()),
         refused: now.refused.saturating_sub(before.refused),
         unanswered: now.unanswered.saturating_sub(before.unanswered),
         unreachable: now.unreachable.saturating_sub(before.unreachable),
         closed: now.closed.saturating_sub(before.closed),
-        broken: now.broken.saturating_sub(before.broken),
+        broken: now.broken.saturating_sub(before.broken.into()),
         bytes_sent: now.bytes_sent.saturating_sub(before.bytes_sent),
         bytes_received: now.bytes_received.saturating_sub(before.bytes_received),
     }
