@@ -86,7 +86,7 @@ fn trusted(question: &AdmissionQuestion<'_>, left_out: &mut Vec<String>) -> BTre
     let pods = &question.evaluator.cluster().pods;
     for form in question.evaluator.forms() {
         let peers = form.ingress.iter().chain(&form.egress).flat_map(|rule| rule.peers.iter().flatten());
-        for (namespaces, selector) in peers.filter_map(peer_of) {
+        for (namespaces, selector) in peers.filter_map(|peer| peer_of(peer)) {
             let Some(namespace) = named(namespaces, form) else {
                 left_out.push(format!(
                     "{} trusts pods of namespaces that it selects by other labels than their name: those labels are not kept honest",

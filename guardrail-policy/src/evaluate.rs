@@ -17,7 +17,7 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 use guardrail_graph::snapshot::LabelSelector;
 
 use crate::model::{
-    Direction, NAMESPACE_NAME_LABEL, NetworkPolicy, Protocol,
+    Direction, NAMESPACE_NAME_LABEL, NetworkPolicy, Protocol, Shared,
     tier::{Entity, PodSelector, Subject, TierPeer, TierPolicy, TierRule},
 };
 
@@ -201,6 +201,9 @@ impl Evaluator {
     ) -> Self {
         let cluster = cluster.into();
         let mut forms: Vec<TierPolicy> = policies.iter().map(TierPolicy::from).collect();
+        let mut shared = Shared::default();
+        forms.iter_mut().for_each(|form| shared.form(form));
+        drop(shared);
         forms.extend(others);
         let compiled = Compiled::new(&cluster, &forms, dataplane);
         let names = cluster.pods.iter().zip(0..).map(|(p, i)| (format!("{}/{}", p.namespace, p.name), i)).collect();
@@ -308,7 +311,7 @@ impl Evaluator {
                 )
             };
             let without_address = || {
-                (!tie && peers().any(range))
+                (!tie && peers().any(|peer| range(peer)))
                     .then(|| "whether its addresses hold the peer, which has none here, is not known".to_owned())
             };
             peers().find_map(|peer| self.undecidable(peer)).or_else(without_address)
@@ -356,7 +359,7 @@ impl Evaluator {
                         TierPeer::CidrGroup { name, .. } if !groups.contains_key(name) => Some(name.clone()),
                         _ => None,
                     };
-                    for name in rule.peers.iter().flatten().filter_map(missing) {
+                    for name in rule.peers.iter().flatten().filter_map(|peer| missing(peer)) {
                         let rule = self.rule_name(direction, RuleRef { policy, rule: number });
                         all.push(format!(
                             "{rule} refers to CiliumCIDRGroup {name}, which the inventory does not have: it matches nobody"
@@ -564,7 +567,7 @@ fn selectors(policy: &TierPolicy) -> impl Iterator<Item = &PodSelector> {
         Subject::Nodes(_) => None,
     };
     let peers = policy.ingress.iter().chain(&policy.egress).flat_map(|r| r.peers.iter().flatten());
-    let peers = peers.filter_map(|peer| if let TierPeer::Pods(selector) = peer { Some(selector) } else { None });
+    let peers = peers.filter_map(|peer| if let TierPeer::Pods(selector) = &**peer { Some(selector) } else { None });
     subject.into_iter().chain(peers).chain(policy.requires.iter().flat_map(|r| r.accept.iter().chain(&r.deny)))
 }
 

@@ -283,7 +283,7 @@ impl Evaluator {
 
 fn has_ip_block(policy: &TierPolicy) -> bool {
     let mut peers = policy.ingress.iter().chain(&policy.egress).flat_map(|r| r.peers.iter().flatten());
-    peers.any(|p| matches!(p, TierPeer::Addresses { .. }))
+    peers.any(|p| matches!(**p, TierPeer::Addresses { .. }))
 }
 
 impl fmt::Display for PortMatch {

@@ -20,7 +20,7 @@ pub mod tier;
 pub(crate) use selector::words;
 pub(crate) use selector::{JOB_NAME_LABEL, job_label};
 pub use selector::{Labels, NAMESPACE_NAME_LABEL, selector_matches, selector_matches_by};
-pub(crate) use shared::SharedLabels;
+pub(crate) use shared::Shared;
 
 /// A side of a policy: whose rules are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

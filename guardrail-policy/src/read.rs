@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::{
     evaluate::Facts,
     model::{
-        Location, NetworkPolicy, SharedLabels,
+        Location, NetworkPolicy, Shared,
         tier::{PolicyKind, TierPolicy},
     },
 };
@@ -326,7 +326,7 @@ pub struct Reader {
     known: BTreeMap<(String, String), usize>,
     /// Indices into the forms, by [`TierPolicy::key`].
     known_forms: BTreeMap<String, usize>,
-    shared: SharedLabels,
+    shared: Shared,
 }
 
 impl Reader {

@@ -426,7 +426,7 @@ fn check_form(world: &World, evaluator: &Evaluator) -> Result<(), TestCaseError>
                 }
             }
             for peer in peers {
-                let TierPeer::Addresses { block, .. } = peer else { continue };
+                let TierPeer::Addresses { block, .. } = &**peer else { continue };
                 let inside =
                     block.cidr.to_string().starts_with("10.244.") || block.cidr.to_string().starts_with("fd00:10:244");
                 let node = node_addresses.contains(&block.cidr.addr());

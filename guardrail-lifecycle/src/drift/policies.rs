@@ -1,6 +1,9 @@
 //! The policies of the cluster against those of the files, by meaning.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use guardrail_graph::snapshot::LabelSelector;
 use guardrail_policy::{
@@ -88,7 +91,8 @@ fn pairs(rule: TierRule) -> Vec<String> {
         None => vec!["anybody".to_owned()],
         Some(peers) => peers
             .into_iter()
-            .map(|mut peer| {
+            .map(|peer| {
+                let mut peer = Arc::unwrap_or_clone(peer);
                 match &mut peer {
                     TierPeer::Pods(selector) => sort_pods(selector),
                     TierPeer::Nodes { selector, .. } => sort(selector),

@@ -297,7 +297,7 @@ fn pod_set(
 }
 
 /// A selector that was asked for. Policies that are read together share their labels
-/// ([`crate::model::SharedLabels`]): where a selector lies says enough, and its labels need not be
+/// ([`crate::model::Shared`]): where a selector lies says enough, and its labels need not be
 /// looked at. Equal ones in two places are two.
 struct Asked<'a>(&'a PodSelector);
 

@@ -286,7 +286,7 @@ fn spans(sets: [&Evaluator; 2]) -> Spans<[End; 2]> {
         // Peers that stand for addresses that the cluster knows, and exceptions of such.
         let mut by_facts = false;
         for peer in peers {
-            match peer {
+            match &**peer {
                 TierPeer::Pods(_) | TierPeer::Addresses { .. } | TierPeer::Undecidable(_) => {}
                 TierPeer::CidrGroup { except, .. } | TierPeer::CidrGroups { except, .. } => {
                     by_facts = true;

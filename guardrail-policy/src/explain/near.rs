@@ -1,6 +1,6 @@
 //! The rule that came nearest, and why it does not match.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use guardrail_graph::snapshot::LabelSelector;
 
@@ -80,7 +80,12 @@ impl Evaluator {
         least(misses)
     }
 
-    fn peers_distance(&self, direction: Direction, peers: Option<&[TierPeer]>, question: &Question<'_>) -> Distance {
+    fn peers_distance(
+        &self,
+        direction: Direction,
+        peers: Option<&[Arc<TierPeer>]>,
+        question: &Question<'_>,
+    ) -> Distance {
         let Some(peers) = peers else { return (0, Vec::new()) };
         let (other, name, address) = question.peer(direction);
         if peers.is_empty() {
@@ -88,7 +93,7 @@ impl Evaluator {
         }
         let mut misses = Vec::new();
         for peer in peers {
-            let miss = match peer {
+            let miss = match &**peer {
                 TierPeer::Addresses { block, .. } => match block_distance(block, address, name) {
                     None if self.is_cilium() && (other.is_pod() || other.is_node()) => {
                         let what = if other.is_pod() { "pod" } else { "node" };

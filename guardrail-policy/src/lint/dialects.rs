@@ -88,9 +88,9 @@ impl Linter<'_> {
             Some(peers) if peers.is_empty() => self.nobody(form, direction, rule, name),
             Some(peers) => {
                 for (peer, line) in peers.iter().zip(&rule.peer_lines) {
-                    self.form_peer(form, direction, (peer, *line), accepts, name);
+                    self.form_peer(form, direction, (&**peer, *line), accepts, name);
                 }
-                let everybody = peers.contains(&TierPeer::Entity(Entity::All));
+                let everybody = peers.iter().any(|peer| **peer == TierPeer::Entity(Entity::All));
                 if everybody && accepts && rule.ports.is_empty() {
                     let message = format!("{name} allows every peer on every port, the world and nodes included");
                     self.add(&ALLOW_ALL, form, rule.line, message);
@@ -194,7 +194,7 @@ impl Linter<'_> {
             let pods = self.evaluator.map(|evaluator| evaluator.cluster().pods.as_slice()).unwrap_or_default();
             let leads_to: Option<Vec<&PodSelector>> = rule.peers.as_ref().and_then(|peers| {
                 let selectors =
-                    peers.iter().map(|peer| if let TierPeer::Pods(selector) = peer { Some(selector) } else { None });
+                    peers.iter().map(|peer| if let TierPeer::Pods(selector) = &**peer { Some(selector) } else { None });
                 selectors.collect()
             });
             let concerned: Vec<&ClusterPod> = match (direction, self.evaluator, leads_to) {
@@ -278,7 +278,7 @@ impl Linter<'_> {
         if !form.kind.is_cilium() {
             return;
         }
-        let by_name = |rule: &&TierRule| rule.peers.iter().flatten().any(|p| matches!(p, TierPeer::Name(_)));
+        let by_name = |rule: &&TierRule| rule.peers.iter().flatten().any(|p| matches!(**p, TierPeer::Name(_)));
         let Some(rule) = form.egress.iter().find(by_name) else { return };
         // HTTP and its like are for TCP alone.
         let dns = |rule: &TierRule| rule.l7 && rule.ports.iter().any(|p| p.protocol == Protocol::Udp);

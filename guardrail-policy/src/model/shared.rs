@@ -1,4 +1,4 @@
-//! Equal labels once: policies name the same pods again and again.
+//! Equal labels and equal peers once: policies name the same pods again and again.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -12,15 +12,19 @@ use super::{
     tier::{PodSelector, Subject, TierPeer, TierPolicy},
 };
 
-/// Labels that selectors ask for.
+/// What is equal in several policies.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct SharedLabels(HashSet<Arc<BTreeMap<String, String>>>);
+pub(crate) struct Shared {
+    /// Labels that selectors ask for.
+    labels: HashSet<Arc<BTreeMap<String, String>>>,
+    peers: HashSet<Arc<TierPeer>>,
+}
 
-impl SharedLabels {
+impl Shared {
     fn share(&mut self, selector: &mut LabelSelector) {
-        match self.0.get(&selector.match_labels) {
+        match self.labels.get(&selector.match_labels) {
             Some(known) => selector.match_labels = Arc::clone(known),
-            None => _ = self.0.insert(Arc::clone(&selector.match_labels)),
+            None => _ = self.labels.insert(Arc::clone(&selector.match_labels)),
         }
     }
 
@@ -38,16 +42,21 @@ impl SharedLabels {
         }
     }
 
-    /// The same for a policy of another kind.
+    /// The same for a policy in the form that is judged.
     pub(crate) fn form(&mut self, form: &mut TierPolicy) {
         if let Subject::Pods(selector) = &mut form.subject {
             self.pods(selector);
         }
         for rule in form.ingress.iter_mut().chain(&mut form.egress) {
             for peer in rule.peers.iter_mut().flatten() {
-                if let TierPeer::Pods(selector) = peer {
+                if let Some(known) = self.peers.get(peer) {
+                    *peer = Arc::clone(known);
+                    continue;
+                }
+                if let TierPeer::Pods(selector) = Arc::make_mut(peer) {
                     self.pods(selector);
                 }
+                self.peers.insert(Arc::clone(peer));
             }
         }
     }
@@ -78,12 +87,21 @@ mod tests {
         };
         let (mut one, mut two) = (policy("one"), policy("two"));
         let before = (one.clone(), two.clone());
-        let mut shared = SharedLabels::default();
+        let mut shared = Shared::default();
         shared.policy(&mut one);
         shared.policy(&mut two);
         assert_eq!((&one, &two), (&before.0, &before.1));
         assert!(Arc::ptr_eq(&one.pod_selector.match_labels, &two.pod_selector.match_labels));
         let PeerKind::Pods { pods: Some(pods), .. } = &two.ingress[0].peers[0].kind else { panic!("{two:?}") };
         assert!(Arc::ptr_eq(&one.pod_selector.match_labels, &pods.match_labels));
+
+        let forms = [&one, &two].map(|policy| {
+            let mut form = TierPolicy::from(policy);
+            shared.form(&mut form);
+            assert_eq!(form, TierPolicy::from(policy));
+            form
+        });
+        let [one, two] = forms.map(|form| form.ingress.into_iter().find_map(|rule| rule.peers?.pop()).unwrap());
+        assert!(Arc::ptr_eq(&one, &two));
     }
 }

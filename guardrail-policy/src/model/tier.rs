@@ -7,6 +7,8 @@
 //! Cilium's kinds) knows no order: a matching deny wins, then any matching accept, then isolation.
 //! If no tier decides, the connection is allowed.
 
+use std::sync::Arc;
+
 use guardrail_graph::snapshot::LabelSelector;
 use serde::Serialize;
 
@@ -235,8 +237,8 @@ pub struct TierRule {
     /// What it does.
     pub action: Action,
     /// Whom it matches on the other side; `None`: anybody, external addresses and nodes included;
-    /// an empty list: nobody.
-    pub peers: Option<Vec<TierPeer>>,
+    /// an empty list: nobody. Shared by copies: a hundred policies name one workload.
+    pub peers: Option<Vec<Arc<TierPeer>>>,
     /// Line of each peer in the policy's file; 0 if made in memory.
     pub peer_lines: Vec<u32>,
     /// Which ports or ICMP types; empty: all of every protocol.
@@ -251,7 +253,7 @@ pub struct TierRule {
 }
 
 /// One peer of a rule.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TierPeer {
     /// Pods.
     Pods(PodSelector),
@@ -299,7 +301,7 @@ pub enum TierPeer {
 }
 
 /// How a `toServices` entry names Services.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ServiceBy {
     /// `k8sService.serviceName`.
     Name(String),
@@ -537,7 +539,7 @@ impl From<&NetworkPolicy> for TierPolicy {
                 action: Action::Accept,
                 peer_lines: rule.peers.iter().map(|p| p.line).collect(),
                 peers: (!rule.peers.is_empty())
-                    .then(|| rule.peers.iter().map(|p| TierPeer::of(&policy.namespace, &p.kind)).collect()),
+                    .then(|| rule.peers.iter().map(|p| Arc::new(TierPeer::of(&policy.namespace, &p.kind))).collect()),
                 ports: rule.ports.clone(),
                 l7: false,
                 label: number.to_string(),

@@ -7,7 +7,7 @@ use crate::{
     emit, exception,
     generate::{Decision, Format, Options, Problem, ProblemKind, stopped},
     model::{
-        NetworkPolicy, SharedLabels,
+        NetworkPolicy, Shared,
         tier::{PolicyKind, TierPeer, TierPolicy, TierRule},
     },
     parallel::in_parallel,
@@ -26,13 +26,13 @@ pub(super) fn read_back<'a>(
     let files: Vec<(&str, &str)> = files.into_iter().collect();
     let read_all = |files: &[(&'a str, &'a str)]| {
         // Each policy names many workloads, and each workload is named by many.
-        let mut shared = SharedLabels::default();
+        let mut shared = Shared::default();
         let read = files.iter().map(|(name, text)| {
             let read = read::policies(name, text.as_bytes()).map(|mut set| {
                 let found = (set.policies.len(), set.forms.len());
                 set.policies.iter_mut().for_each(|policy| shared.policy(policy));
-                set.forms.iter_mut().for_each(|form| shared.form(form));
-                let forms: Vec<TierPolicy> = set.policies.iter().map(TierPolicy::from).chain(set.forms).collect();
+                let mut forms: Vec<TierPolicy> = set.policies.iter().map(TierPolicy::from).chain(set.forms).collect();
+                forms.iter_mut().for_each(|form| shared.form(form));
                 (found, forms)
             });
             (*name, read)
@@ -65,7 +65,7 @@ pub(super) fn read_back<'a>(
 /// To Cilium a name stands for the addresses that it saw in answers: without a rule that sends the
 /// same pods' questions through its proxy, for none.
 fn names_are_learnt(forms: &[TierPolicy], proof: &mut Proof) {
-    let names = |rule: &TierRule| rule.peers.iter().flatten().any(|peer| matches!(peer, TierPeer::Name(_)));
+    let names = |rule: &TierRule| rule.peers.iter().flatten().any(|peer| matches!(**peer, TierPeer::Name(_)));
     for form in forms.iter().filter(|form| form.egress.iter().any(names) && !form.egress.iter().any(|rule| rule.l7)) {
         let message =
             format!("{} names servers, and no rule of it has their names learnt: please report it", form.key());

@@ -265,6 +265,6 @@ impl Decoder<'_> {
 /// Peers of one entry.
 struct Peers {
     /// `None`: no peer field.
-    peers: Option<Vec<TierPeer>>,
+    peers: Option<Vec<Arc<TierPeer>>>,
     lines: Vec<u32>,
 }

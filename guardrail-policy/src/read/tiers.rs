@@ -203,7 +203,7 @@ impl Decoder<'_> {
         }
         for (item, index) in items.iter().zip(0..) {
             for peer in self.tier_peer(item, direction, action, &format!("{peers_field}[{index}]")) {
-                peers.push(peer);
+                peers.push(Arc::new(peer));
                 peer_lines.push(item.line);
             }
         }

@@ -1,5 +1,7 @@
 //! The peer fields of a Cilium rule.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 
 use super::{
@@ -72,7 +74,7 @@ impl Decoder<'_> {
             let peers = found.peers.get_or_insert_default();
             for (item, index) in items.iter().zip(0..) {
                 for peer in self.cilium_peer(item, name, &format!("{field}[{index}]"), context)? {
-                    peers.push(peer);
+                    peers.push(Arc::new(peer));
                     found.lines.push(item.line);
                 }
             }
