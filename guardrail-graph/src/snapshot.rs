@@ -492,27 +492,28 @@ pub struct SourceCounts {
     pub by_merge: bool,
 }
 
-/// Evidence in numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Evidence in numbers. None of them wraps. There are 100,000 of these at once: what stays small is
+/// short.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Connections established (TCP), datagrams sent by the client (UDP).
     pub opened: u64,
     /// Connections that were open already when an agent started.
-    pub found: u64,
+    pub found: u32,
     /// Connections that were open when the epoch began, and stand as opened or found in an earlier
     /// one: evidence of this one, too. Never added up over the epochs of a node, of which the
     /// greatest counts.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub open: u32,
     /// Attempts refused.
     pub refused: u64,
     /// Attempts never answered.
     pub unanswered: u64,
     /// Attempts that failed with "unreachable".
-    pub unreachable: u64,
+    pub unreachable: u32,
     /// Connections that came about and then broke off: what was sent was never answered any more
     /// (ETIMEDOUT). They stand in `opened` or `found`, too, if they began in this epoch.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub broken: u32,
     /// Payload bytes from client to server.
     pub bytes_sent: u64,

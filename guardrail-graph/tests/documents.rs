@@ -277,7 +277,7 @@ fn source() -> impl Strategy<Value = Source> {
 }
 
 fn counts() -> impl Strategy<Value = Counts> {
-    (0u64..4, 0u64..2, 0u32..2, 0u64..3, 0u64..2, 0u64..9, 0u64..9).prop_map(
+    (0u64..4, 0u32..2, 0u32..2, 0u64..3, 0u64..2, 0u64..9, 0u64..9).prop_map(
         |(opened, found, open, refused, unanswered, bytes_sent, bytes_received)| Counts {
             opened,
             found,

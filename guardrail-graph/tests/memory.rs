@@ -73,7 +73,7 @@ fn external_edges() {
         }
     });
     assert_eq!(lab.observer.stats().edges, EDGES as usize);
-    at_most("an edge to an external server", kept / EDGES as usize, 340);
+    at_most("an edge to an external server", kept / EDGES as usize, 300);
     documents("10,000 external edges", &mut lab, EDGES as usize);
 }
 
@@ -96,7 +96,7 @@ fn edges_between_pods() {
     });
     let edges = lab.observer.stats().edges;
     assert_eq!(edges, 9_900);
-    at_most("an edge between pods, seen at both ends", kept / edges, 340);
+    at_most("an edge between pods, seen at both ends", kept / edges, 300);
     documents("9,900 edges between pods", &mut lab, edges);
 }
 

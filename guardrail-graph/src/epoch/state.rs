@@ -181,8 +181,17 @@ impl Flow<'_> {
 
 fn put_counts(out: &mut Vec<u8>, counts: &Counts) {
     let Counts { opened, found, open, refused, unanswered, unreachable, broken, bytes_sent, bytes_received } = *counts;
-    let numbers =
-        [opened, bytes_sent, bytes_received, found, open.into(), refused, unanswered, unreachable, broken.into()];
+    let numbers = [
+        opened,
+        bytes_sent,
+        bytes_received,
+        found.into(),
+        open.into(),
+        refused,
+        unanswered,
+        unreachable.into(),
+        broken.into(),
+    ];
     put_numbers(out, numbers);
 }
 
@@ -190,6 +199,8 @@ fn counts(bytes: &mut Bytes<'_>) -> Option<Counts> {
     let [opened, bytes_sent, bytes_received, found, open, refused, unanswered, unreachable, broken] =
         bytes.numbers()?;
     let (open, broken) = (u32::try_from(open).ok()?, u32::try_from(broken).ok()?);
+    // An earlier release may have counted on.
+    let [found, unreachable] = [found, unreachable].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     Some(Counts { opened, found, open, refused, unanswered, unreachable, broken, bytes_sent, bytes_received })
 }
 

@@ -47,12 +47,18 @@ pub(super) struct Edge {
     /// Seen at the client, at the server. Documents share it; what is counted while one is there
     /// goes to a copy.
     pub(super) sides: [Option<Arc<Seen>>; 2],
+    pub(super) marks: u8,
+    pub(super) port_name: Option<Arc<str>>,
+    rare: Option<Box<Rare>>,
+}
+
+/// What few edges have: there are 100,000 of them.
+#[derive(Clone, Debug, Default)]
+struct Rare {
     /// Of the connections that were open when the epoch began, how many are not known to have
     /// ended, at each side.
-    pub(super) still_open: [u32; 2],
-    pub(super) marks: u8,
-    pub(super) node_workloads: NodeWorkloads,
-    pub(super) port_name: Option<Arc<str>>,
+    still_open: [u32; 2],
+    node_workloads: NodeWorkloads,
 }
 
 pub(super) const fn side_index(side: Side) -> usize {
@@ -146,8 +152,8 @@ fn open_since(count: u32, start: Timestamp) -> Arc<Seen> {
     Arc::new(Seen { counts: Counts { open: count, ..Counts::default() }, first: start, last: start })
 }
 
-/// Names of workloads on a node, each once. Few edges have any, so there is no room for
-/// more before they come.
+/// Names of workloads on a node, each once. Few uses have any, so there is no room for more before
+/// they come.
 #[derive(Clone, Debug, Default)]
 pub(super) struct NodeWorkloads(Box<[Arc<str>]>);
 
@@ -194,10 +200,12 @@ impl Edge {
         }
         let side = side_index(gain.side);
         add(&mut self.sides[side], &gain.seen, earlier);
-        close(self.sides[side].as_mut(), &mut self.still_open[side], gain);
+        let mut still_open = self.still_open(gain.side);
+        close(self.sides[side].as_mut(), &mut still_open, gain);
+        self.set_still_open(gain.side, still_open);
         self.marks |= gain.marks;
         if let Some(workload) = &gain.node_workload {
-            self.node_workloads.add(workload);
+            self.rare.get_or_insert_default().node_workloads.add(workload);
         }
         if gain.port_name.is_some() {
             self.port_name.clone_from(&gain.port_name);
@@ -213,34 +221,59 @@ impl Edge {
                 add(slot, &seen, None);
             }
         }
-        for (here, there) in self.still_open.iter_mut().zip(other.still_open) {
+        self.marks |= other.marks;
+        self.port_name = self.port_name.take().or(other.port_name);
+        let Some(other) = other.rare else { return };
+        let rare = self.rare.get_or_insert_default();
+        for (here, there) in rare.still_open.iter_mut().zip(other.still_open) {
             *here = here.saturating_add(there);
         }
-        self.marks |= other.marks;
         for workload in other.node_workloads.iter() {
-            self.node_workloads.add(workload);
+            rare.node_workloads.add(workload);
         }
-        self.port_name = self.port_name.take().or(other.port_name);
     }
 
     /// What was seen at a side by `now`.
     pub(super) fn until(&self, side: Side, now: Timestamp) -> Option<Cow<'_, Arc<Seen>>> {
-        let side = side_index(side);
-        until(self.sides[side].as_ref(), self.still_open[side], now)
+        until(self.sides[side_index(side)].as_ref(), self.still_open(side), now)
     }
 
     /// So many connections at this side are open as an epoch begins, which has nothing else of this
     /// edge yet.
     pub(super) fn open_since(&self, side: Side, count: u32, start: Timestamp) -> Self {
-        let mut next = Self {
-            marks: self.marks,
-            node_workloads: self.node_workloads.clone(),
-            port_name: self.port_name.clone(),
-            ..Self::default()
-        };
+        let mut next = Self::of(self.marks, self.port_name.clone(), self.node_workloads().cloned());
         next.sides[side_index(side)] = Some(open_since(count, start));
-        next.still_open[side_index(side)] = count;
+        next.set_still_open(side, count);
         next
+    }
+
+    /// One at which nothing was seen yet.
+    pub(super) fn of(
+        marks: u8,
+        port_name: Option<Arc<str>>,
+        node_workloads: impl IntoIterator<Item = Arc<str>>,
+    ) -> Self {
+        let node_workloads: NodeWorkloads = node_workloads.into_iter().collect();
+        let rare = (!node_workloads.is_empty()).then(|| Box::new(Rare { node_workloads, ..Rare::default() }));
+        Self { marks, port_name, rare, ..Self::default() }
+    }
+
+    /// Of the connections that were open when the epoch began, how many are not known to have ended
+    /// at this side.
+    pub(super) fn still_open(&self, side: Side) -> u32 {
+        self.rare.as_ref().map_or(0, |rare| rare.still_open[side_index(side)])
+    }
+
+    /// So many of them are open by now.
+    pub(super) fn set_still_open(&mut self, side: Side, count: u32) {
+        if self.still_open(side) != count {
+            self.rare.get_or_insert_default().still_open[side_index(side)] = count;
+        }
+    }
+
+    /// Names of workloads on a node, each once.
+    pub(super) fn node_workloads(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.rare.iter().flat_map(|rare| rare.node_workloads.iter())
     }
 }
 
@@ -248,7 +281,7 @@ impl Edge {
 #[derive(Debug, Default)]
 pub(super) struct Flow {
     pub(super) seen: Option<Arc<Seen>>,
-    /// As [`Edge::still_open`].
+    /// As [`Edge::still_open()`].
     pub(super) still_open: u32,
     pub(super) marks: u8,
     pub(super) node_workloads: NodeWorkloads,

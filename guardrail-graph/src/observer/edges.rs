@@ -138,9 +138,8 @@ impl Edges {
     pub(super) fn set_open(&mut self, open: impl Fn(&(Key, Side)) -> u32) {
         for (key, edge) in &mut self.edges {
             for side in [Side::Client, Side::Server] {
-                let still_open = &mut edge.still_open[side_index(side)];
-                if *still_open > 0 {
-                    *still_open = open(&(*key, side));
+                if edge.still_open(side) > 0 {
+                    edge.set_still_open(side, open(&(*key, side)));
                 }
             }
         }

@@ -76,14 +76,15 @@ pub(super) fn as_client(counts: &FlowCounts, role: Role) -> Counts {
         Role::Server => (counts.bytes_received, counts.bytes_sent),
         _ => (counts.bytes_sent, counts.bytes_received),
     };
+    let short = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     Counts {
         opened: counts.opened,
-        found: counts.found,
+        found: short(counts.found),
         open: 0,
         refused: counts.refused,
         unanswered: counts.unanswered,
-        unreachable: counts.unreachable,
-        broken: u32::try_from(counts.broken).unwrap_or(u32::MAX),
+        unreachable: short(counts.unreachable),
+        broken: short(counts.broken),
         bytes_sent,
         bytes_received,
     }

@@ -13,7 +13,7 @@ use indexmap::IndexMap;
 use super::{
     ObserverConfig,
     catalogue::Uses,
-    edge::{Earlier, Edge, Flow, Gain, Key, side_index},
+    edge::{Earlier, Edge, Flow, Gain, Key},
     edges::{Edges, Ref},
     names::Names,
     peers::{PeerId, Peers},
@@ -186,7 +186,8 @@ impl Graph {
     /// Takes out those of which everything is told, but for what is open since an earlier epoch and
     /// what a proxy took: who called it is not what is missing there.
     pub(super) fn take_remotes(&mut self, is_told: impl Fn(&RemoteKey, &Edge) -> bool) -> Vec<(RemoteKey, Edge)> {
-        let is_past = |key: &RemoteKey, edge: &Edge| !key.5 && edge.still_open == [0, 0] && is_told(key, edge);
+        let is_open = |edge: &Edge| [Side::Client, Side::Server].iter().any(|side| edge.still_open(*side) > 0);
+        let is_past = |key: &RemoteKey, edge: &Edge| !key.5 && !is_open(edge) && is_told(key, edge);
         self.remote_flows.extract_if(|key, edge| is_past(key, edge)).collect()
     }
 
@@ -251,9 +252,8 @@ impl Graph {
             flow.still_open = count(&Standing::Service(key.clone()));
         }
         for (key, flow) in &mut self.remote_flows {
-            let still_open = &mut flow.still_open[side_index(key.1)];
-            if *still_open > 0 {
-                *still_open = count(&Standing::Remote(*key));
+            if flow.still_open(key.1) > 0 {
+                flow.set_still_open(key.1, count(&Standing::Remote(*key)));
             }
         }
     }

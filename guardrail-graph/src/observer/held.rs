@@ -246,7 +246,7 @@ impl Observer {
         let asked = (*address, *port, *protocol);
         match remote {
             Resolution::Known(remote) => {
-                let mut workloads = flows.edge.node_workloads.iter().cloned();
+                let mut workloads = flows.edge.node_workloads().cloned();
                 let port_name = flows.edge.port_name.clone();
                 let node_workload = workloads.next();
                 let gain = Gain { side: *side, seen, closed, marks: flows.edge.marks, node_workload, port_name };

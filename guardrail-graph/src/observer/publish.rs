@@ -148,10 +148,10 @@ impl Observer {
             if known.port_name.is_none() {
                 known.port_name.clone_from(&edge.port_name);
             }
-            if edge.marks != 0 || !edge.node_workloads.is_empty() || !names.is_empty() {
+            if edge.marks != 0 || edge.node_workloads().next().is_some() || !names.is_empty() {
                 let rare = known.rare_mut();
                 rare.marks.extend(mark_names(edge.marks));
-                rare.node_workloads.extend(edge.node_workloads.iter().map(|w| w.to_string()));
+                rare.node_workloads.extend(edge.node_workloads().map(|w| w.to_string()));
                 rare.server_names.extend(names.iter().map(|n| n.to_string()));
             }
         }
@@ -169,7 +169,7 @@ impl Observer {
             let kept = facts.remote_flows.entry(key).or_default();
             kept.port_name.clone_from(&flow.port_name);
             kept.flow.marks.extend(mark_names(flow.marks));
-            kept.flow.node_workloads.extend(flow.node_workloads.iter().map(|w| w.to_string()));
+            kept.flow.node_workloads.extend(flow.node_workloads().map(|w| w.to_string()));
             kept.flow.sources.plus(Arc::clone(source), *side, &seen);
         }
     }

@@ -139,7 +139,7 @@ impl Observer {
         }
         let (local, external) = if side == Side::Client { (key.0, key.1) } else { (key.1, key.0) };
         let Some(edge) = self.graph.take(key, local, external) else { return Reclassified::No };
-        let node_workload = edge.node_workloads.iter().next().cloned();
+        let node_workload = edge.node_workloads().next().cloned();
         let gain = Gain { side, seen, closed: 0, marks: edge.marks, node_workload, port_name: edge.port_name };
         let local = LocalEnd { peer: local, pod: None, marks: 0, node_workload: None };
         match remote {

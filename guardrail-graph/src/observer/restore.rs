@@ -255,14 +255,10 @@ impl Observer {
         }
         for flow in &body.remote_flows {
             let local = self.peers.id(flow.local.clone());
-            let mut kept = Edge {
-                marks: bits(&flow.marks),
-                node_workloads: flow.node_workloads.iter().map(|w| Arc::from(w.as_str())).collect(),
-                port_name: flow.port_name.as_deref().map(Arc::from),
-                ..Edge::default()
-            };
+            let workloads = flow.node_workloads.iter().map(|w| Arc::from(w.as_str()));
+            let mut kept = Edge::of(bits(&flow.marks), flow.port_name.as_deref().map(Arc::from), workloads);
             kept.sides[side_index(flow.side)] = flow.sources.first().map(seen);
-            kept.still_open[side_index(flow.side)] = flow.sources.first().map_or(0, still_open);
+            kept.set_still_open(flow.side, flow.sources.first().map_or(0, still_open));
             let untold = flow.marks.contains(crate::snapshot::marks::REDIRECTED);
             self.graph.restore_remote_flow((local, flow.side, flow.address, flow.protocol, flow.port, untold), kept);
         }
@@ -271,15 +267,11 @@ impl Observer {
             if edge.sources.iter().all(|s| s.by_merge) {
                 continue;
             }
-            let mut kept = Edge {
-                marks: bits(&edge.marks),
-                node_workloads: edge.node_workloads.iter().map(|w| Arc::from(w.as_str())).collect(),
-                port_name: edge.port_name.as_deref().map(Arc::from),
-                ..Edge::default()
-            };
+            let workloads = edge.node_workloads.iter().map(|w| Arc::from(w.as_str()));
+            let mut kept = Edge::of(bits(&edge.marks), edge.port_name.as_deref().map(Arc::from), workloads);
             for counts in edge.sources.iter().filter(|s| !s.by_merge) {
                 kept.sides[side_index(counts.side)] = Some(seen(counts));
-                kept.still_open[side_index(counts.side)] = still_open(counts);
+                kept.set_still_open(counts.side, still_open(counts));
             }
             let [client, server] = [&edge.client.peer, &edge.server.peer].map(|peer| self.restored_peer(peer));
             if let Peer::External { address } = &*edge.server.peer

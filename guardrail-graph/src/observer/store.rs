@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{
     Observer, OwnPod,
     doubts::Doubt,
-    edge::{Edge, marks_of},
+    edge::{Edge, marks_of, side_index},
     graph::RemoteKey,
     names::UnusedNames,
     peers::PeerId,
@@ -18,7 +18,7 @@ use crate::{
         state::{self, OPEN, State, json, put_json, section},
     },
     observe::FlowDelta,
-    snapshot::{WorkloadCoverage, facts::Facts},
+    snapshot::{Side, WorkloadCoverage, facts::Facts},
     time::Timestamp,
 };
 
@@ -95,11 +95,11 @@ impl Observer {
         let held = self.held_with_remotes();
         let remotes = self.graph.remote_flows().iter().filter(|(key, _)| !held.contains_key(*key));
         for ((local, side, address, protocol, port, untold), edge) in remotes.chain(&held) {
-            let side_index = super::edge::side_index(*side);
-            let Some(seen) = &edge.sides[side_index] else { continue };
+            let at = side_index(*side);
+            let Some(seen) = &edge.sides[at] else { continue };
             let mut counted = counted(edge, Vec::new());
             counted.sides = [None, None];
-            counted.sides[side_index] = Some((seen, edge.still_open[side_index] > 0));
+            counted.sides[at] = Some((seen, edge.still_open(*side) > 0));
             flows.remote_flow((end(*local), *side, *untold), *address, (*protocol, *port), counted);
         }
         for ((client, server, protocol, port), edge) in self.graph.edges().iter() {
@@ -141,10 +141,10 @@ impl Observer {
 }
 
 fn counted<'a>(edge: &'a Edge, names: Vec<&'a str>) -> state::Flow<'a> {
-    let side = |i: usize| edge.sides[i].as_deref().map(|seen| (seen, edge.still_open[i] > 0));
+    let at = |side| edge.sides[side_index(side)].as_deref().map(|seen| (seen, edge.still_open(side) > 0));
     state::Flow {
-        sides: [side(0), side(1)],
+        sides: [at(Side::Client), at(Side::Server)],
         port_name: edge.port_name.as_deref(),
-        words: [marks_of(edge.marks).collect(), edge.node_workloads.iter().map(|w| &**w).collect(), names],
+        words: [marks_of(edge.marks).collect(), edge.node_workloads().map(|w| &**w).collect(), names],
     }
 }

@@ -36,7 +36,8 @@ pub struct EdgeCounters {
 
 /// Adds the counts of an edge.
 pub(crate) fn add_outcomes(sums: &mut [u64; OUTCOMES.len()], counts: &Counts) {
-    let gains = [counts.established(), counts.refused, counts.unanswered, counts.unreachable, counts.broken.into()];
+    let gains =
+        [counts.established(), counts.refused, counts.unanswered, counts.unreachable.into(), counts.broken.into()];
     for (sum, gain) in sums.iter_mut().zip(gains) {
         *sum = sum.saturating_add(gain);
     }

@@ -210,11 +210,11 @@ impl Counts {
         let short = |a: u32, b: u32| u32::try_from(f(a.into(), b.into())).unwrap_or(u32::MAX);
         Self {
             opened: f(self.opened, other.opened),
-            found: f(self.found, other.found),
+            found: short(self.found, other.found),
             open: short(self.open, other.open),
             refused: f(self.refused, other.refused),
             unanswered: f(self.unanswered, other.unanswered),
-            unreachable: f(self.unreachable, other.unreachable),
+            unreachable: short(self.unreachable, other.unreachable),
             broken: short(self.broken, other.broken),
             bytes_sent: f(self.bytes_sent, other.bytes_sent),
             bytes_received: f(self.bytes_received, other.bytes_received),
@@ -247,13 +247,13 @@ impl Counts {
     /// Connections that came about, or datagrams sent.
     #[must_use]
     pub fn established(&self) -> u64 {
-        self.opened.saturating_add(self.found)
+        self.opened.saturating_add(self.found.into())
     }
 
     /// Attempts that failed.
     #[must_use]
     pub fn failed(&self) -> u64 {
-        self.refused.saturating_add(self.unanswered).saturating_add(self.unreachable)
+        self.refused.saturating_add(self.unanswered).saturating_add(self.unreachable.into())
     }
 }
 

@@ -22,6 +22,11 @@ use crate::{
     time::Timestamp,
 };
 
+/// A count that is kept as a short one; what is more is written as the most that fits.
+fn short<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    Ok(u32::try_from(u64::deserialize(deserializer)?).unwrap_or(u32::MAX))
+}
+
 /// As [`EdgePeer`].
 #[derive(Deserialize)]
 struct EdgePeerFields<'a> {
@@ -70,12 +75,14 @@ struct CountedFields<'a> {
     source: SourceFields<'a>,
     side: Side,
     opened: u64,
-    found: u64,
+    #[serde(deserialize_with = "short")]
+    found: u32,
     #[serde(default)]
     open: u32,
     refused: u64,
     unanswered: u64,
-    unreachable: u64,
+    #[serde(deserialize_with = "short")]
+    unreachable: u32,
     #[serde(default)]
     broken: u32,
     bytes_sent: u64,
@@ -124,12 +131,14 @@ struct EdgeFields<'a> {
     via: BTreeSet<String>,
     seen_by: BTreeSet<Side>,
     opened: u64,
-    found: u64,
+    #[serde(deserialize_with = "short")]
+    found: u32,
     #[serde(default)]
     open: u32,
     refused: u64,
     unanswered: u64,
-    unreachable: u64,
+    #[serde(deserialize_with = "short")]
+    unreachable: u32,
     #[serde(default)]
     broken: u32,
     bytes_sent: u64,
@@ -307,6 +316,21 @@ mod tests {
         // One record is read as a list of them is.
         let alone = serde_json::to_string(third).unwrap();
         assert_eq!(serde_json::from_str::<EdgeRecord>(&alone).unwrap(), *third);
+    }
+
+    #[test]
+    fn a_count_that_is_longer_than_it_is_kept_is_the_most_that_fits() {
+        let server = r#"{"kind":"Node","name":"n"}"#;
+        let longest = [("found", u64::MAX), ("unreachable", u64::from(u32::MAX) + 1), ("refused", u64::MAX)];
+        let text = longest.iter().fold(document(&[server]), |text, (name, count)| {
+            text.replace(&format!(r#""{name}":0"#), &format!(r#""{name}":{count}"#))
+        });
+        let Snapshot { body, .. } = Snapshot::from_json(&text, "a file").unwrap();
+        for counts in [body.edges[0].counts, body.edges[0].sources[0].counts] {
+            assert_eq!((counts.found, counts.unreachable, counts.refused), (u32::MAX, u32::MAX, u64::MAX));
+            assert_eq!(counts.plus(&counts), counts.plus(&counts).plus(&Counts { found: 1, ..Counts::default() }));
+            assert_eq!((counts.plus(&counts).found, counts.failed()), (u32::MAX, u64::MAX));
+        }
     }
 
     #[test]

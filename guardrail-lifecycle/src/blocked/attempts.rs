@@ -87,7 +87,7 @@ impl Attempts<'_> {
     /// What failed, unless a success came after it.
     pub(super) fn failure(&self, others: &Others<'_>) -> Option<Failure> {
         let Seen { counts, first, last } = self.seen;
-        let rejected = counts.refused.saturating_add(counts.unreachable);
+        let rejected = counts.refused.saturating_add(counts.unreachable.into());
         let has_connections = self.protocol.has_connections();
         if has_connections && counts.failed() == 0 && counts.broken == 0
             || !has_connections && counts.bytes_received > 0
