@@ -8,9 +8,7 @@ mod start;
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use guardrail_graph::{
-    Observation, Observer, inventory::Change, observe::LossReason, observer::EdgeCounters, snapshot::span::Span,
-};
+use guardrail_graph::{Observation, Observer, inventory::Change, observe::LossReason, observer::EdgeCounters};
 use guardrail_kernel::{
     Batch, Checkpoint, Kernel, KernelError, Mark,
     clock::{self, now},
@@ -36,12 +34,13 @@ use epochs::Turning;
 use signals::Signals;
 
 use crate::{
-    answer::Answer,
+    answer::{Answer, Asked},
     auth::tls::TlsError,
     config::Config,
     files::{self, FileError},
     http::{Query, Readiness},
     inventory::{Failures, FileInventoryError},
+    memory,
     metrics::{self, DaemonStats, EdgeSeries, Scrape},
     serve::thread::ServerThread,
     state::{Kept, StateFile},
@@ -450,7 +449,7 @@ impl Daemon {
         // what it holds besides the document goes later.
         if self.trims_due > 0 {
             self.trims_due = if self.documents.are_read() { TRIMS } else { self.trims_due - 1 };
-            guardrail_heap::trim();
+            memory::trim();
         }
     }
 
@@ -576,7 +575,7 @@ impl Daemon {
 /// The files of `--export-dir`. Problems stand in the files themselves: what is incomplete says so,
 /// one node's view is marked.
 fn allow_lists(answer: &Answer, options: &generate::Options) -> BTreeMap<String, String> {
-    let joined = answer.joined(&Span::default()).unwrap_or_else(|why| {
+    let joined = answer.joined(&Asked::default()).map(|joined| joined.document).unwrap_or_else(|why| {
         tracing::warn!("the allow-lists are without the evidence of an epoch: {why}");
         Arc::clone(&answer.open)
     });

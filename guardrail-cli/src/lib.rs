@@ -36,10 +36,8 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
 
-/// Runs `guardrail` with these arguments, the program's name first. Call it before any thread
-/// starts.
+/// Runs `guardrail` with these arguments, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    guardrail_heap::map_large_tables();
     match cli::Cli::try_parse_from(args) {
         Ok(cli) => cli::run(cli),
         Err(error) => exit::usage(&error),

@@ -30,6 +30,7 @@ use crate::{
     files,
     http::{self, Readiness},
     inventory::InventoryFile,
+    memory,
     metrics::{DaemonStats, EdgeSeries},
     policies,
     serve::{self, thread::ServerThread},
@@ -177,7 +178,7 @@ impl Daemon {
         let started = kernel.attached_at();
         // The type information of the kernel took some tens of megabytes while the programs were
         // loaded.
-        guardrail_heap::trim();
+        memory::trim();
 
         let run = match &state {
             Some(state) => state.raise_run(&stored, &epochs).map_err(StartError::StateDir)?,

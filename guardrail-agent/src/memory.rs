@@ -1,9 +1,8 @@
-//! Keeps the resident memory of a process near what is in use: a graph of 100,000 edges is read or
-//! built, written and dropped, and the allocator would keep its pages.
+//! Keeps the agent's resident memory near what is in use: a document of 100,000 edges is built,
+//! written and dropped, and the allocator would keep its pages.
 //!
 //! glibc only: musl's allocator, which the image has, gives freed pages back by itself
-//! (docs/benchmarks.md). Calls of the C library are all the unsafe code that agent and command
-//! have.
+//! (docs/benchmarks.md).
 
 /// What is so large is mapped by itself, and given back as it is freed.
 #[cfg(target_env = "gnu")]
@@ -20,9 +19,8 @@ pub fn map_large_tables() {
     }
 }
 
-/// One arena for all threads: memory that one arena holds free is of no use to another. Threads
-/// that allocate all the time wait for each other then: it is nothing for a command that uses all
-/// CPUs. Call it before the first thread starts.
+/// One arena for all threads: memory that one arena holds free is of no use to another. Call it
+/// before the first thread starts.
 pub fn use_one_arena() {
     #[cfg(target_env = "gnu")]
     // SAFETY: numbers only.
