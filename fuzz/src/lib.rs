@@ -16,7 +16,7 @@ mod text;
 pub type Check = fn(&[u8]);
 
 /// Every check by the name of its target and of its directory of seeds.
-pub const CHECKS: [(&str, Check); 21] = [
+pub const CHECKS: [(&str, Check); 22] = [
     ("bearer", http::bearer),
     ("btf", kernel::btf),
     ("cgroup", kernel::cgroup),
@@ -24,6 +24,7 @@ pub const CHECKS: [(&str, Check); 21] = [
     ("dialects", dialects::policies),
     ("dns", kernel::dns),
     ("epoch", snapshot::epoch),
+    ("facts", snapshot::facts),
     ("flows", policy::flows),
     ("http", http::exchange),
     ("hubble", dialects::hubble),

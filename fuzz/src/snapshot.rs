@@ -3,7 +3,7 @@
 use guardrail_graph::{
     Snapshot,
     epoch::{file, log::base_of, state::State},
-    snapshot::{self, Document},
+    snapshot::{self, Document, Packed},
 };
 
 fn parse(bytes: &[u8]) -> Option<Snapshot> {
@@ -42,6 +42,17 @@ pub(super) fn epoch(bytes: &[u8]) {
     let document = Document::joined([snapshot]);
     let (again, read) = file::decode(&file::encode(&header, &document)).expect("what was written can be read");
     assert_eq!((again, Document::joined([read]).snapshot()), (header, document.snapshot()));
+}
+
+/// Facts of an epoch, packed: what was read is packed and read again without a change.
+pub(super) fn facts(bytes: &[u8]) {
+    let Ok(packed) = Packed::read(bytes.to_vec()) else { return };
+    let document = Document::joined([packed.unpacked()]);
+    let again = Packed::read(Packed::of(&document).into()).expect("what was written can be read");
+    let whole = document.snapshot();
+    assert_eq!(Document::joined([again.unpacked()]).snapshot(), whole, "nothing is lost");
+    let once = snapshot::merge(vec![whole.clone()]);
+    assert_eq!(snapshot::merge(vec![once.clone(), packed.unpacked()]), once, "twice is once");
 }
 
 /// The open epoch on disk. A length of the base (four bytes, the lowest first), the base and its

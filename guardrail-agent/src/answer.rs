@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::http::StatusCode;
 use guardrail_graph::{
     Timestamp,
-    snapshot::{Document, span::Span},
+    snapshot::{Document, Packed, span::Span},
 };
 use guardrail_policy::words::PointInTime;
 
@@ -17,13 +17,22 @@ const UNASKED: Duration = Duration::from_secs(24 * 60 * 60);
 /// So long after it a flow may still wait for its name, and then for a sweep.
 const WAIT: Duration = Duration::from_secs(20 * 60);
 
-/// The span that the query of an URL asks for (`since=14d&until=2026-11-01`): without one, the last
+/// What a request asks for: the graph of all time, unless it says otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Which time.
+    pub span: Span,
+    /// Also what the graph follows from, apart by epoch.
+    pub facts: bool,
+}
+
+/// What the query of an URL asks for (`since=14d&until=2026-11-01&facts`): without a span, the last
 /// 24 hours.
 ///
 /// # Errors
 /// One sentence.
-pub fn span_of(query: &str, now: Timestamp) -> Result<Span, String> {
-    let (mut since, mut until) = (None, None);
+pub fn asked(query: &str, now: Timestamp) -> Result<Asked, String> {
+    let (mut since, mut until, mut facts) = (None, None, false);
     for (name, value) in
         query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, "")))
     {
@@ -32,13 +41,16 @@ pub fn span_of(query: &str, now: Timestamp) -> Result<Span, String> {
         match name {
             "since" => since = Some(point()?.begin(now)),
             "until" => until = Some(point()?.end(now)),
-            _ => return Err(format!("there is no parameter `{name}`: there are since and until")),
+            "facts" if value.is_empty() => facts = true,
+            "facts" => return Err("the parameter `facts` has no value".to_owned()),
+            _ => return Err(format!("there is no parameter `{name}`: there are since, until and facts")),
         }
     }
     if since.is_none() && until.is_none() {
         since = Some(now.before(UNASKED));
     }
-    Span::new(since, until).map_err(|error| error.to_string())
+    let span = Span::new(since, until).map_err(|error| error.to_string())?;
+    Ok(Asked { span, facts })
 }
 
 /// Why there is no answer.
@@ -63,6 +75,15 @@ impl NoAnswer {
     }
 }
 
+/// A document, and what it was joined of.
+#[derive(Debug)]
+pub struct Joined {
+    /// The document.
+    pub document: Arc<Document>,
+    /// For [`guardrail_graph::snapshot::Chunks::with_facts`].
+    pub facts: Vec<Vec<u8>>,
+}
+
 /// The epochs of a node.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -83,11 +104,12 @@ impl Answer {
 
     /// What all epochs say of the span that meet it, or have a flow that does: one that waited for
     /// a name may be of an epoch that began after it. Cut as the commands cut it; where nothing is
-    /// beyond the span, nothing is copied. Blocking: it reads their files.
+    /// beyond the span, nothing is copied. With facts, what it was joined of, uncut, where that is
+    /// more than the document itself. Blocking: it reads their files.
     ///
     /// # Errors
     /// [`NoAnswer`]
-    pub fn joined(&self, span: &Span) -> Result<Arc<Document>, NoAnswer> {
+    pub fn joined(&self, Asked { span, facts }: &Asked) -> Result<Joined, NoAnswer> {
         let has_any = |document: &Document| {
             let window = document.window();
             window.from.zip(window.to).is_none_or(|(from, to)| span.meets(from, to)) || document.has_flow_within(span)
@@ -100,28 +122,36 @@ impl Answer {
         if kept.peek().is_none() && documents.len() == 1 {
             let open = documents.pop().ok_or(NoAnswer::NothingObserved)?;
             return Ok(match open.is_within(span) {
-                true => Arc::clone(open),
-                false => Arc::new(Document::joined_within([open.snapshot()], span)),
+                true => Joined { document: Arc::clone(open), facts: Vec::new() },
+                false => Joined {
+                    document: Arc::new(Document::joined_within([open.snapshot()], span)),
+                    facts: facts.then(|| Packed::of(open).into()).into_iter().collect(),
+                },
             });
         }
-        let (mut failed, mut is_empty) = (None, documents.is_empty());
-        let stored = kept.map_while(|(kept, meets)| match kept.snapshot() {
-            Ok(snapshot) => Some(Some(snapshot).filter(|snapshot| meets || snapshot.has_flow_within(span))),
+        let (mut failed, mut number, mut packed) = (None, 0, Vec::new());
+        let stored = kept.map_while(|(kept, meets)| match kept.unpacked() {
+            Ok((bytes, snapshot)) => Some((meets || snapshot.has_flow_within(span)).then_some((Some(bytes), snapshot))),
             Err(why) => {
                 failed = Some(why);
                 None
             }
         });
-        let stored = stored.flatten().inspect(|_| is_empty = false);
-        let all = documents.into_iter().map(|document| document.snapshot()).chain(stored);
-        let joined = match self.is_within(span) {
-            true => Document::joined(all),
-            false => Document::joined_within(all, span),
-        };
+        let of_document = |document: &Arc<Document>| (facts.then(|| Packed::of(document).into()), document.snapshot());
+        let all = documents.into_iter().map(of_document).chain(stored.flatten()).map(|(bytes, snapshot)| {
+            number += 1;
+            packed.extend(bytes.filter(|_| *facts));
+            snapshot
+        });
+        let is_whole = self.is_within(span);
+        let document = Arc::new(if is_whole { Document::joined(all) } else { Document::joined_within(all, span) });
+        if number == 1 && is_whole {
+            packed.clear();
+        }
         match failed {
             Some(why) => Err(NoAnswer::Epoch(why)),
-            None if is_empty => Err(NoAnswer::NothingObserved),
-            None => Ok(Arc::new(joined)),
+            None if number == 0 => Err(NoAnswer::NothingObserved),
+            None => Ok(Joined { document, facts: packed }),
         }
     }
 
@@ -169,7 +199,9 @@ mod tests {
         observer.tick(t(1_101));
         let edges = |answer: &Answer, since, until| {
             let span = Span::new(Some(t(since)), Some(t(until))).unwrap();
-            answer.joined(&span).map(|joined| joined.snapshot().body.edges.len()).ok()
+            let joined = answer.joined(&Asked { span, facts: true }).ok()?;
+            assert!(!joined.facts.is_empty(), "what it is cut from");
+            Some(joined.document.snapshot().body.edges.len())
         };
         let open = Arc::new(observer.document(t(1_200)));
         let mut answer = Answer { open, ended: None, kept: vec![first] };
@@ -204,7 +236,7 @@ mod tests {
         let kept = vec![Epochs::write(dir.path(), &first).unwrap()];
         seen(&mut observer, &[1_100, 1_500, 1_900]);
         let open = Arc::new(observer.document(t(2_000)));
-        let all = || vec![kept[0].snapshot().unwrap(), open.snapshot()];
+        let all = || vec![kept[0].unpacked().unwrap().1, open.snapshot()];
         let answer = Answer { open: Arc::clone(&open), ended: None, kept: kept.clone() };
         for (since, until, expected) in [
             (None, None, &[100, 500, 600, 1_100, 1_500, 1_900][..]),
@@ -217,7 +249,8 @@ mod tests {
             (None, Some(1_500), &[100, 500, 600, 1_100]),
         ] {
             let span = Span::new(since.map(t), until.map(t)).unwrap();
-            let joined = answer.joined(&span).unwrap().snapshot();
+            let asked = |span| Asked { span, facts: false };
+            let joined = answer.joined(&asked(span)).unwrap().document.snapshot();
             let ports: Vec<u16> = joined.body.edges.iter().map(|edge| edge.port).collect();
             assert_eq!(ports, expected, "{span}");
             let command = merge_within(all(), &span).body;
@@ -228,11 +261,13 @@ mod tests {
         // The open epoch is whole in its own time.
         let alone = Answer::of(Arc::clone(&open));
         for (since, is_same) in [(0, true), (1_000, true), (1_001, false)] {
-            let joined = alone.joined(&Span::new(Some(t(since)), None).unwrap()).unwrap();
+            let span = Span::new(Some(t(since)), None).unwrap();
+            let joined = alone.joined(&Asked { span, facts: false }).unwrap().document;
             assert_eq!(Arc::ptr_eq(&joined, &open), is_same, "{since}");
         }
         let today = Span::new(Some(t(1_000)), None).unwrap();
-        assert_eq!(answer.joined(&today).unwrap().snapshot().body.edges, open.snapshot().body.edges);
+        let today = answer.joined(&Asked { span: today, facts: false }).unwrap().document;
+        assert_eq!(today.snapshot().body.edges, open.snapshot().body.edges);
     }
 
     #[test]
@@ -245,10 +280,12 @@ mod tests {
             ("since=2026-11-01&until=2026-11-08", at("2026-11-01T00:00:00Z"), at("2026-11-09T00:00:00Z")),
             ("&until=2026-11-08T12%3A00%3A00Z", None, at("2026-11-08T12:00:00Z")),
         ] {
-            assert_eq!(span_of(query, now), Ok(Span::new(since, until).unwrap()), "{query}");
+            let span = Span::new(since, until).unwrap();
+            assert_eq!(asked(query, now), Ok(Asked { span, facts: false }), "{query}");
+            assert_eq!(asked(&format!("{query}&facts"), now), Ok(Asked { span, facts: true }), "{query}");
         }
-        for wrong in ["since=soon", "since", "from=1d", "since=1h&until=2h", "since=1h&until=1h"] {
-            let said = span_of(wrong, now).unwrap_err();
+        for wrong in ["since=soon", "since", "from=1d", "since=1h&until=2h", "since=1h&until=1h", "facts=all"] {
+            let said = asked(wrong, now).unwrap_err();
             assert_eq!(said.lines().count(), 1, "{said}");
         }
     }

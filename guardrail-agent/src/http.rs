@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use crate::{
-    answer::{Answer, span_of},
+    answer::{Answer, Joined, asked},
     auth::{self, Guard},
     state::Kept,
 };
@@ -164,8 +164,8 @@ async fn metrics(State(surface): State<Arc<Surface>>) -> Response {
 }
 
 async fn graph(State(surface): State<Arc<Surface>>, RawQuery(query): RawQuery) -> Response {
-    let span = match span_of(query.as_deref().unwrap_or_default(), now()) {
-        Ok(span) => span,
+    let asked = match asked(query.as_deref().unwrap_or_default(), now()) {
+        Ok(asked) => asked,
         Err(why) => return (StatusCode::BAD_REQUEST, why + "\n").into_response(),
     };
     let answer = match ask(&surface.queries, Query::Graph).await {
@@ -174,9 +174,9 @@ async fn graph(State(surface): State<Arc<Surface>>, RawQuery(query): RawQuery) -
         Err(refusal) => return refusal,
     };
     let Ok(_one) = surface.joining.acquire().await else { return busy() };
-    match spawn_blocking(move || answer.joined(&span)).await {
-        Ok(Ok(document)) => {
-            let body = Body::new(Pieces(document.chunks(PIECE_BYTES)));
+    match spawn_blocking(move || answer.joined(&asked)).await {
+        Ok(Ok(Joined { document, facts })) => {
+            let body = Body::new(Pieces(document.chunks(PIECE_BYTES).with_facts(facts)));
             ([(header::CONTENT_TYPE, "application/json")], body).into_response()
         }
         Ok(Err(why)) => (why.status(), format!("{why}\n")).into_response(),

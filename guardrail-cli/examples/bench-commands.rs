@@ -39,10 +39,10 @@ fn main() -> ExitCode {
     let directory = args.next().map_or_else(|| scratch.path().to_owned(), PathBuf::from);
     fs::create_dir_all(&directory).expect("a directory");
     let path = |name: &str| directory.join(name);
-    let large = Size { workloads: 5_000, namespaces: 250, edges: 100_000, nodes: 30 };
+    let large = Size { workloads: 5_000, namespaces: 250, edges: 100_000, nodes: 1 };
     let [client, server, merged] = ["client.json", "server.json", "merged.json"].map(path);
-    write(&client, large, &[Side::Client]);
-    write(&server, large, &[Side::Server]);
+    write(&client, large, &[Side::Client], 0);
+    write(&server, large, &[Side::Server], 0);
     measure("graph of 100,000 edges", large.edges, &["graph", "-o", "json"], [&client], &merged);
     measure("merge of two", large.edges, &["merge"], [&client, &server], &merged);
     let policies = path("policies");
@@ -52,10 +52,10 @@ fn main() -> ExitCode {
         args.extend(mode);
         measure(what, large.edges, &args, [&merged], &path("report"));
     }
-    let day = Size { workloads: 1_000, namespaces: 50, edges: 10_000, nodes: 20 };
+    let day = Size { workloads: 1_000, namespaces: 50, edges: 10_000, nodes: 1 };
     let days: Vec<PathBuf> = (0..30).map(|day| path(&format!("day-{day}.json"))).collect();
-    for file in &days {
-        write(file, day, &[Side::Client, Side::Server]);
+    for (epoch, file) in (0..).zip(&days) {
+        write(file, day, &[Side::Client, Side::Server], epoch);
     }
     for count in [3, 10, 30] {
         let what = format!("merge of {count} times 10,000");
@@ -81,7 +81,7 @@ fn planned(directory: &Path) {
     let path = |name: &str| directory.join(name).to_str().expect("text").to_owned();
     let size = Size { workloads: 5_000, namespaces: 500, edges: 50_000, nodes: 30 };
     let [file, plan, policies, out] = ["planned.json", "guardrail.yaml", "planned", "out"].map(path);
-    write(Path::new(&file), size, &[Side::Client, Side::Server]);
+    write(Path::new(&file), size, &[Side::Client, Side::Server], 0);
     fs::write(&plan, plan_of_all_kinds()).expect("written");
     let here = ["--plan", &plan, "--environment", "production"];
     let export = [&["export", "--directory", &policies][..], &here].concat();
@@ -118,9 +118,10 @@ spec:
     text
 }
 
-fn write(path: &Path, size: Size, sides: &[Side]) {
+fn write(path: &Path, size: Size, sides: &[Side], epoch: i64) {
     let file = BufWriter::new(File::create(path).expect("a file"));
-    serde_json::to_writer(file, &size.snapshot(&sides.iter().copied().collect::<BTreeSet<_>>())).expect("written");
+    serde_json::to_writer(file, &size.snapshot(&sides.iter().copied().collect::<BTreeSet<_>>(), epoch))
+        .expect("written");
 }
 
 /// Runs a command and prints what it took.

@@ -17,7 +17,7 @@ use synthetic::{Size, peak_memory_mib};
 
 fn main() {
     let size = Size { workloads: 1_000, namespaces: 50, edges: 10_000, nodes: 20 };
-    let snapshot = size.snapshot(&BTreeSet::from([Side::Client, Side::Server]));
+    let snapshot = size.snapshot(&BTreeSet::from([Side::Client, Side::Server]), 0);
     for (phase, egress) in [(Phase::DefaultDeny, false), (Phase::DefaultDeny, true), (Phase::Constrain, false)] {
         let mut options = Options::new(phase);
         options.egress = egress;

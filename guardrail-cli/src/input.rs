@@ -17,7 +17,10 @@ use anyhow::{Context as _, bail};
 use guardrail_graph::{
     Snapshot, Timestamp,
     inventory::{self, Object, ObjectKey},
-    snapshot::{check_revisions, merge_within, span::EVERYTHING},
+    snapshot::{
+        answer_within, check_revisions, merge_within,
+        span::{EVERYTHING, Span},
+    },
 };
 use guardrail_policy::{
     emit::EVIDENCE_FILE,
@@ -51,35 +54,51 @@ pub(crate) struct Inventory {
     pub(crate) policies: PolicySet,
 }
 
-/// Reads and merges snapshots. `cluster` says how to reach the cluster of a `kube[:NAMESPACE]`,
-/// `span` which time counts.
+/// Reads snapshots, and answers from all of them. `cluster` says how to reach the cluster of a
+/// `kube[:NAMESPACE]`, `span` which time counts.
 pub(crate) fn snapshots(names: &[String], cluster: &KubeArgs, span: &SpanArgs) -> anyhow::Result<Snapshot> {
+    joined(sources(names, cluster)?, span, cluster.now())
+}
+
+/// Reads snapshots, and merges them: they can be merged again.
+pub(crate) fn merged(names: &[String], cluster: &KubeArgs, span: &SpanArgs) -> anyhow::Result<Snapshot> {
+    let (all, span) = checked(sources(names, cluster)?, span, cluster.now())?;
+    Ok(merge_within(all, &span))
+}
+
+fn sources(names: &[String], cluster: &KubeArgs) -> anyhow::Result<Vec<Snapshot>> {
     let mut all = Vec::new();
     for name in names {
         all.extend(source(name, cluster)?);
     }
-    joined(all, span, cluster.now())
+    Ok(all)
 }
 
-/// Snapshots as one, within the span that is asked about.
-pub(crate) fn joined(mut all: Vec<Snapshot>, args: &SpanArgs, now: Timestamp) -> anyhow::Result<Snapshot> {
+/// What snapshots say together of the span that is asked about.
+pub(crate) fn joined(all: Vec<Snapshot>, args: &SpanArgs, now: Timestamp) -> anyhow::Result<Snapshot> {
+    let (all, span) = checked(all, args, now)?;
+    // One snapshot is joined too, so that what is printed does not depend on how it was written.
+    Ok(answer_within(all, &span))
+}
+
+/// Snapshots that can be joined, with what a person says of nodes, and the span.
+fn checked(mut all: Vec<Snapshot>, args: &SpanArgs, now: Timestamp) -> anyhow::Result<(Vec<Snapshot>, Span)> {
     let span = args.span(now)?;
     span::check(&span, &all)?;
     check_revisions(&all)?;
     args.tell_unobservable(&mut all);
-    // One snapshot is merged too, so that what is printed does not depend on how it was written.
-    Ok(merge_within(all, &span))
+    Ok((all, span))
 }
 
-/// What one SNAPSHOT argument gives: of a cluster, one for each agent that answered.
+/// What one SNAPSHOT argument gives: one for each epoch, where these are apart.
 pub(crate) fn source(name: &str, cluster: &KubeArgs) -> anyhow::Result<Vec<Snapshot>> {
     if let Some(namespace) = kube::namespace(name)? {
         return kube::snapshots(namespace, cluster);
     }
     let text = text(name, MAX_DOCUMENT_BYTES)?;
-    let snapshot = Snapshot::from_json(&text, shown(name))?;
-    snapshot.check_times().with_context(|| shown(name).to_owned())?;
-    Ok(vec![snapshot])
+    let snapshots = Snapshot::parts_from_json(&text, shown(name))?;
+    snapshots.iter().try_for_each(|snapshot| snapshot.check_times().with_context(|| shown(name).to_owned()))?;
+    Ok(snapshots)
 }
 
 /// Reads the objects of all inventory files. `facts`: also what only policies of some kinds ask of

@@ -37,7 +37,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
 
 fn merge(args: &Args) -> anyhow::Result<Outcome> {
     let Args { snapshots, output, cluster, span } = args;
-    let snapshot = input::snapshots(snapshots, cluster, span)?;
+    let snapshot = input::merged(snapshots, cluster, span)?;
     place::deliver_with(output.as_deref(), |out| write_lines(out, &snapshot))?;
     for reason in coverage::incomplete(&snapshot) {
         tell("warning", &format!("the merged graph is incomplete: {reason}"));

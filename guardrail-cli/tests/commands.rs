@@ -386,7 +386,7 @@ fn a_snapshot_is_read_from_a_url() {
     });
     let answer = guardrail(&["graph", &url, "-o", "json"]);
     assert_eq!(answer.code, 0, "{}", answer.stderr);
-    assert!(server.join().unwrap().starts_with("GET /v1/graph?since=1970-01-01 "));
+    assert!(server.join().unwrap().starts_with("GET /v1/graph?since=1970-01-01&facts "));
     assert_eq!(answer.stdout, guardrail(&["graph", "shop.json", "-o", "json"]).stdout);
 }
 

@@ -16,6 +16,7 @@ pub mod marks;
 mod merge;
 pub(crate) mod nodes;
 pub(crate) mod owners;
+mod parts;
 mod places;
 pub(crate) mod presence;
 mod read;
@@ -23,6 +24,7 @@ mod records;
 mod redirected;
 mod remote;
 mod revisions;
+mod services;
 pub mod span;
 pub(crate) mod unresolved;
 mod view;
@@ -35,14 +37,16 @@ use std::sync::Arc;
 pub use counters::{EdgeCounter, EdgeCounters, OUTCOMES};
 pub use coverage::{NotRun, Starts, WorkloadTime};
 pub use document::{Chunks, Document};
-pub use merge::{merge, merge_within};
+pub use merge::{answer_within, merge, merge_within};
 pub use nodes::{KnownNode, NodeCoverage, NodeDescription, NodeTime, range_addresses};
+pub use parts::{FactsError, Packed};
 pub use places::Window;
 pub use presence::{LossTime, PodPresence, Witness};
 pub use read::{SnapshotError, write_lines};
 pub use records::EachEdge;
 pub use revisions::{Revision, RevisionError, SourceRevision, check_revisions};
 use serde::{Deserialize, Serialize};
+pub use services::{BackendEntry, ServiceEntry, ServicePortEntry};
 pub use unresolved::{FlowTime, UnresolvedEntry, UnresolvedFlow};
 pub use view::NodeView;
 
@@ -74,6 +78,10 @@ pub struct Snapshot {
 /// The content of a [`Snapshot`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Body {
+    /// What the rest follows from, where that is of several epochs: the document of each, and one
+    /// of all that has no revision. Without it, the rest is all there is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "parts::packed")]
+    pub facts: Vec<Packed>,
     /// Whose counts are in here, also of those that saw nothing.
     #[serde(default)]
     pub sources: BTreeSet<Source>,
@@ -316,65 +324,6 @@ pub struct NamedPort {
     pub protocol: String,
     /// `containerPort.containerPort`.
     pub port: u16,
-}
-
-/// A Service with its backends as last known.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ServiceEntry {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-    /// `ClusterIP`, `NodePort`, `LoadBalancer`, `ExternalName`; headless Services have no
-    /// addresses.
-    pub service_type: String,
-    /// Cluster, external and load-balancer addresses.
-    pub addresses: BTreeSet<IpAddr>,
-    /// `spec.externalName`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub external_name: Option<String>,
-    /// Ports, sorted.
-    pub ports: Vec<ServicePortEntry>,
-    /// When this was known to be so; `merge` keeps the later word.
-    #[serde(default)]
-    pub as_of: Timestamp,
-}
-
-/// A port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ServicePortEntry {
-    /// Service port.
-    pub port: u16,
-    /// Protocol as in Kubernetes: the text as it was read, whatever it is.
-    pub protocol: String,
-    /// `ports[].name`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Node port, if any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node_port: Option<u16>,
-    /// Where it leads: endpoints that were ready at some time in the window, sorted.
-    pub backends: Vec<BackendEntry>,
-}
-
-/// An endpoint of a Service port.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct BackendEntry {
-    /// Endpoint address.
-    pub address: IpAddr,
-    /// Pod port (or the endpoint's port for a selector-less Service).
-    pub port: u16,
-    /// Whose address it is.
-    pub peer: Peer,
-    /// The node that hosts it, if known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
-    /// It was an endpoint from here on; `None`: before the window.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<Timestamp>,
-    /// It was an endpoint until then; `None`: still.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<Timestamp>,
 }
 
 /// Who owned an address when.

@@ -10,9 +10,10 @@ use guardrail_graph::{
     observe::{CgroupId, FlowCounts, LossClass, LossReason, Role},
     observer::RestoreError,
     snapshot::{
-        AddressEntry, BackendEntry, Counts, EdgePeer, EdgeRecord, FlowTime, Interval, InventoryState, LossEntry,
-        LossTime, NodeDescription, NodeTime, NodeView, PodPresence, ServiceEntry, ServiceFlow, ServicePortEntry, Side,
-        Source, SourceCounts, UnresolvedEntry, UnresolvedFlow, Witness, WorkloadCoverage, WorkloadEntry, merge,
+        AddressEntry, BackendEntry, Body, Counts, Document, EdgePeer, EdgeRecord, FlowTime, Interval, InventoryState,
+        LossEntry, LossTime, NodeDescription, NodeTime, NodeView, Packed, PodPresence, Revision, ServiceEntry,
+        ServiceFlow, ServicePortEntry, Side, Source, SourceCounts, SourceRevision, UnresolvedEntry, UnresolvedFlow,
+        Witness, WorkloadCoverage, WorkloadEntry, merge,
     },
 };
 use proptest::prelude::*;
@@ -536,6 +537,23 @@ fn document() -> impl Strategy<Value = Snapshot> {
         )
 }
 
+/// Says that one source of a node counted all of it. `nodes`: of which it has windows.
+fn of_one_epoch(snapshot: &mut Snapshot, nodes: &[&str], n: u32) {
+    let source = Source { node: nodes[0].to_owned(), instance: "i".into(), start: Some(t(0)) };
+    let Body { sources, revisions, window, coverage, service_flows, witnesses, edges, .. } = &mut snapshot.body;
+    *sources = [source.clone()].into();
+    *revisions = vec![SourceRevision { source: source.clone(), revision: Revision { run: 1, n } }];
+    let intervals = window.nodes.values().next().cloned().unwrap_or_default();
+    window.nodes = nodes.iter().map(|node| ((*node).to_owned(), intervals.clone())).collect();
+    coverage.losses.iter_mut().for_each(|loss| loss.source.clone_from(&source));
+    coverage.unresolved.iter_mut().for_each(|entry| entry.source.clone_from(&source));
+    witnesses.iter_mut().for_each(|witness| witness.source.clone_from(&source));
+    let counts = edges.iter_mut().flat_map(|edge| &mut edge.sources);
+    for counts in counts.chain(service_flows.iter_mut().flat_map(|flow| &mut flow.sources)) {
+        counts.source = source.clone().into();
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -556,6 +574,23 @@ proptest! {
         let mut reversed = steps.clone();
         reversed.reverse();
         same(&run("node-a", &steps, 99)[1].to_json(), &run("node-a", &reversed, 99)[1].to_json(), "order");
+    }
+
+    #[test]
+    fn a_document_of_one_epoch_is_packed_without_a_loss(
+        mut any in document(),
+        other in document(),
+        (foreign, revision) in (0u8..4, 1u32..3),
+    ) {
+        of_one_epoch(&mut any, &["x", "y"][..1 + usize::from(foreign == 0)], revision);
+        let document = Document::joined([any]);
+        let packed = Packed::of(&document);
+        same(&Document::joined([packed.unpacked()]).snapshot().to_json(), &document.snapshot().to_json(), "packed");
+        let mut same_epoch = other;
+        of_one_epoch(&mut same_epoch, &["x"], revision % 2 + 1);
+        let mut next = document.snapshot();
+        of_one_epoch(&mut next, &["y"], 1);
+        laws(&[document.snapshot(), same_epoch, next]);
     }
 
     #[test]

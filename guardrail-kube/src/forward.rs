@@ -1,4 +1,5 @@
-//! One agent's snapshot, through a port-forward of the API server to the agent's loopback listener.
+//! One agent's snapshots, through a port-forward of the API server to the agent's loopback
+//! listener.
 //!
 //! The user needs the verbs `get` and `create` on pods/portforward: a port-forward over a websocket
 //! is a GET, and since Kubernetes 1.35 the API server asks for `create` as well. No token is sent
@@ -70,11 +71,12 @@ impl Drop for Forward {
     }
 }
 
-/// Asks one agent for its graph, within `limit`.
+/// Asks one agent for its graph, within `limit`. Gives what that follows from: a document of each
+/// epoch.
 ///
 /// # Errors
 /// Why there is none.
-pub async fn snapshot(api: &Api, namespace: &str, pod: &str, limit: Duration) -> Result<Snapshot, Miss> {
+pub async fn snapshots(api: &Api, namespace: &str, pod: &str, limit: Duration) -> Result<Vec<Snapshot>, Miss> {
     let pods = kube::Api::namespaced(api.client().await, namespace);
     let deadline = Instant::now() + limit;
     let body = loop {
@@ -92,10 +94,10 @@ pub async fn snapshot(api: &Api, namespace: &str, pod: &str, limit: Duration) ->
     let name = pod.to_owned();
     let parsed = tokio::task::spawn_blocking(move || {
         let text = std::str::from_utf8(&body).map_err(|_| format!("{name}: no text"))?;
-        Snapshot::from_json(text, &name).map_err(|e| e.to_string())
+        Snapshot::parts_from_json(text, &name).map_err(|e| e.to_string())
     });
     match parsed.await {
-        Ok(Ok(snapshot)) => Ok(snapshot),
+        Ok(Ok(snapshots)) => Ok(snapshots),
         Ok(Err(why)) => Err(Miss::Because(format!("its answer makes no sense: {}", plain(&why)))),
         Err(e) => Err(Miss::Because(format!("its answer cannot be read: {e}"))),
     }

@@ -141,7 +141,7 @@ fn agent(answer: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + Clone
                 while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
                     head.push(byte[0]);
                 }
-                assert!(head.is_empty() || head.starts_with(b"GET /v1/graph?since=1970-01-01 HTTP/1.1\r\n"));
+                assert!(head.is_empty() || head.starts_with(b"GET /v1/graph?since=1970-01-01&facts HTTP/1.1\r\n"));
                 let head = String::from_utf8(head).unwrap().to_lowercase();
                 assert!(!head.contains("authorization"), "the user's token is for the API server alone: {head}");
                 let _ = answer(&mut stream);

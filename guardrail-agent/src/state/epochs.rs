@@ -73,14 +73,14 @@ impl Kept {
         fs::read(&self.path).map_err(|error| FileError::reading(&self.path, error))
     }
 
-    /// Its facts, and nothing that follows from them.
+    /// Its file as it is stored, and the facts in it: nothing that follows from them.
     ///
     /// # Errors
     /// A sentence with the file's name.
-    pub fn snapshot(&self) -> Result<Snapshot, String> {
+    pub fn unpacked(&self) -> Result<(Vec<u8>, Snapshot), String> {
         let bytes = self.read().map_err(|error| error.to_string())?;
         let (_, snapshot) = file::decode(&bytes).map_err(|error| format!("{}: {error}", self.path.display()))?;
-        Ok(snapshot)
+        Ok((bytes, snapshot))
     }
 }
 

@@ -96,7 +96,7 @@ fn found(dir: &Path) -> (Vec<String>, usize, bool) {
     let state = StateFile::open(dir).unwrap();
     let epochs = Epochs::open(dir, NODE);
     let Stored { snapshot, checkpoint, .. } = state.load(&epochs, t(9_000)).unwrap();
-    let all = epochs.kept().iter().map(|kept| kept.snapshot().unwrap()).chain(snapshot).collect();
+    let all = epochs.kept().iter().map(|kept| kept.unpacked().unwrap().1).chain(snapshot).collect();
     let edges = merge(all).body.edges;
     let text = |e: &guardrail_graph::snapshot::EdgeRecord| format!("{}: {} {}", e.port, e.counts.opened, e.counts.open);
     (edges.iter().map(text).collect(), epochs.kept().len(), checkpoint.is_some())

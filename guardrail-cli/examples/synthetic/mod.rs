@@ -1,12 +1,15 @@
 //! A graph of any size, the same at every run: what the benchmarks of the command read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use guardrail_graph::{
     Peer, Protocol, Snapshot, Timestamp, WorkloadRef,
     snapshot::{
         API_VERSION, Body, Counts, Coverage, EdgePeer, EdgeRecord, Interval, KIND, LabelSelector, NodeCoverage,
-        PodEntry, Side, Source, SourceCounts, Window, WorkloadEntry,
+        PodEntry, Revision, Side, Source, SourceCounts, SourceRevision, Window, WorkloadEntry,
     },
 };
 
@@ -35,9 +38,11 @@ impl Size {
         }
     }
 
-    /// The graph, as the agents of these sides of its connections saw it.
-    pub(crate) fn snapshot(self, sides: &BTreeSet<Side>) -> Snapshot {
+    /// The graph, as one agent at these sides of its connections saw it, in one of its epochs.
+    pub(crate) fn snapshot(self, sides: &BTreeSet<Side>, epoch: i64) -> Snapshot {
         let node = |index: usize| format!("node-{}", index % self.nodes);
+        let instance = format!("at the {sides:?}");
+        let counter = Arc::new(Source { node: node(1), instance, start: Some(at(epoch)) });
         let mut workloads: Vec<WorkloadEntry> = (0..self.workloads)
             .map(|index| {
                 let labels = BTreeMap::from([
@@ -87,7 +92,7 @@ impl Size {
             .map(|(client, server, port)| {
                 let counts = Counts { opened: 10, bytes_sent: 1_000, bytes_received: 9_000, ..Counts::default() };
                 let source = |side| SourceCounts {
-                    source: Source { node: node(1), instance: "agent".to_owned(), start: None }.into(),
+                    source: Arc::clone(&counter),
                     side,
                     counts,
                     first_seen: at(1),
@@ -117,6 +122,11 @@ impl Size {
             api_version: API_VERSION.to_owned(),
             kind: KIND.to_owned(),
             body: Body {
+                sources: BTreeSet::from([Source::clone(&counter)]),
+                revisions: vec![SourceRevision {
+                    source: Source::clone(&counter),
+                    revision: Revision { run: 1, n: 1 },
+                }],
                 window: Window {
                     from: Some(at(0)),
                     to: Some(at(100)),

@@ -1,6 +1,6 @@
 //! `kube[:NAMESPACE]`: the snapshots of all agents of a cluster, without another server.
 //!
-//! In: a namespace and the user's own kubeconfig. Out: one snapshot for each agent that answered,
+//! In: a namespace and the user's own kubeconfig. Out: the snapshots of each agent that answered,
 //! and one that says which nodes should have an agent, so that a node without an answer makes the
 //! window incomplete. guardrail-kube finds the agents and asks them; what the user needs to be
 //! permitted stands there.
@@ -215,7 +215,7 @@ async fn ask(api: &Arc<Api>, namespace: &str, agents: Vec<Agent>, limit: Duratio
                 let (api, namespace, permits) = (Arc::clone(api), namespace.to_owned(), Arc::clone(&permits));
                 asked.spawn(async move {
                     let _permit = permits.acquire_owned().await;
-                    let answer = forward::snapshot(&api, &namespace, &agent.pod, limit).await;
+                    let answer = forward::snapshots(&api, &namespace, &agent.pod, limit).await;
                     (agent, answer)
                 });
             }
@@ -225,10 +225,12 @@ async fn ask(api: &Arc<Api>, namespace: &str, agents: Vec<Agent>, limit: Duratio
     while let Some(done) = asked.join_next().await {
         let (agent, answer) = done.context("asking an agent broke")?;
         match answer {
-            Ok(snapshot) => {
-                snapshot.check_times().with_context(|| format!("node {} ({})", agent.node, agent.pod))?;
+            Ok(answer) => {
+                let mut times = answer.iter().map(Snapshot::check_times);
+                times
+                    .try_for_each(|checked| checked.with_context(|| format!("node {} ({})", agent.node, agent.pod)))?;
                 nodes.answered.insert(agent.node);
-                snapshots.push(snapshot);
+                snapshots.extend(answer);
             }
             Err(miss) => nodes.missed(&agent.node, &agent.pod, miss),
         }

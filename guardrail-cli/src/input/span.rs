@@ -59,7 +59,10 @@ impl SpanArgs {
 
     /// Says in the snapshots which nodes nobody can observe, at the times at which they had the
     /// labels.
-    pub(super) fn tell_unobservable(&self, snapshots: &mut [Snapshot]) {
+    pub(super) fn tell_unobservable(&self, snapshots: &mut Vec<Snapshot>) {
+        if !self.unobservable_nodes.is_empty() {
+            *snapshots = std::mem::take(snapshots).into_iter().flat_map(Snapshot::parts).collect();
+        }
         for NodesWith { text, selector } in &self.unobservable_nodes {
             let told: Vec<bool> =
                 snapshots.iter_mut().map(|snapshot| snapshot.body.tell_unobservable(selector)).collect();

@@ -81,6 +81,12 @@ fn time(bytes: &mut &[u8]) -> Result<Timestamp, EpochError> {
     Ok(Timestamp::from_unix_ns(i64::from_le_bytes(take(bytes)?)))
 }
 
+/// Whether bytes say that they are an epoch, of this version.
+#[must_use]
+pub fn is_epoch(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC)
+}
+
 /// The key of a document that is one agent's alone, of one epoch.
 #[must_use]
 pub fn key_of(snapshot: &Snapshot) -> Option<Source> {
@@ -135,19 +141,24 @@ impl Header {
     }
 }
 
-/// The file of a closed epoch: equal epochs are equal bytes.
-#[must_use]
-pub fn encode(header: &Header, document: &Document) -> Vec<u8> {
+/// The facts of a document of one source, as a base of entries that were so at that time.
+pub(crate) fn base(document: &Document, revision: (u32, u32), at: Timestamp) -> Vec<u8> {
     let mut recorder = Recorder::default();
     let mut recording = recorder.begin();
     if let Some(source) = document.sources().next() {
         put_document(&mut recording, source, document);
     }
     // The first recording is a base.
-    let body = match recording.end(header.revision, header.to) {
+    match recording.end(revision, at) {
         Some(Write::Base(body)) => body,
         _ => Vec::new(),
-    };
+    }
+}
+
+/// The file of a closed epoch: equal epochs are equal bytes.
+#[must_use]
+pub fn encode(header: &Header, document: &Document) -> Vec<u8> {
+    let body = base(document, header.revision, header.to);
     let mut rest = Vec::with_capacity(body.len() + 256);
     for text in [&header.key.node, &header.key.instance] {
         // Both are shorter by far; what is too long would not be found again.

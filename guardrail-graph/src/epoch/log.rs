@@ -51,6 +51,11 @@ const NEW: u8 = 0;
 const CHANGED: u8 = 1;
 const GONE: u8 = 2;
 
+/// Whether bytes say that they are a base, of this version.
+pub(crate) fn is_base(bytes: &[u8]) -> bool {
+    bytes.starts_with(BASE)
+}
+
 /// What has to be written so that the disk has what the observer knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {

@@ -21,6 +21,7 @@ use super::{
     intervals::{hull, joined},
     nodes::node_times,
     owners::Owners,
+    parts::text,
     presence::{PodKey, pod_presence},
     remote::remote_entry,
 };
@@ -188,6 +189,11 @@ impl Document {
         &self.window
     }
 
+    /// Whether a source observed at another time than its node was observed.
+    pub(super) fn has_source_windows(&self) -> bool {
+        !self.source_windows.is_empty()
+    }
+
     /// The facts that it is made of, but for unresolved flows and what is incomplete: those stand
     /// in its coverage.
     pub(crate) fn facts(&self) -> &Facts {
@@ -214,6 +220,7 @@ impl Document {
         let mut snapshot = Snapshot::empty();
         let all_of_it = hull(self.window.nodes.values().flatten().copied());
         snapshot.body = Body {
+            facts: Vec::new(),
             sources: self.facts.sources.iter().map(|s| Source::clone(s)).collect(),
             window: self.window.clone(),
             source_windows: self.source_windows.clone(),
@@ -284,7 +291,7 @@ impl Document {
     /// The snapshot as compact JSON with a line break at its end, in pieces of about `bytes`.
     #[must_use]
     pub fn chunks(self: Arc<Self>, bytes: usize) -> Chunks {
-        Chunks { document: self, bytes, at: At::Head }
+        Chunks { document: self, bytes, at: At::Head, facts: Vec::new() }
     }
 }
 
@@ -292,6 +299,9 @@ impl Document {
 #[derive(Debug)]
 enum At {
     Head,
+    /// Whether it is the first of them.
+    Facts(bool),
+    Sources,
     /// In the coverage, which is sorted by peer as it comes from a map.
     Incomplete(Option<Peer>),
     Workloads(Option<WorkloadRef>),
@@ -313,6 +323,19 @@ pub struct Chunks {
     document: Arc<Document>,
     bytes: usize,
     at: At,
+    /// As [`Body::facts`], packed; the last one comes first.
+    facts: Vec<Vec<u8>>,
+}
+
+impl Chunks {
+    /// With what the document was joined of, packed ([`super::pack`]) or as the files of closed
+    /// epochs.
+    #[must_use]
+    pub fn with_facts(mut self, facts: Vec<Vec<u8>>) -> Self {
+        self.facts = facts;
+        self.facts.reverse();
+        self
+    }
 }
 
 /// What of a list fits in `out`: the last key, if there may be more.
@@ -390,6 +413,19 @@ impl Iterator for Chunks {
                         out.extend_from_slice(before.as_bytes());
                         json(&mut out, &value);
                     }
+                    if self.facts.is_empty() { At::Sources } else { At::Facts(true) }
+                }
+                At::Facts(is_first) => {
+                    out.extend_from_slice(if is_first { b",\"facts\":[" } else { b"," });
+                    json(&mut out, &self.facts.pop().as_deref().map(text));
+                    if self.facts.is_empty() {
+                        out.push(b']');
+                        At::Sources
+                    } else {
+                        At::Facts(false)
+                    }
+                }
+                At::Sources => {
                     out.extend_from_slice(b",\"sources\":");
                     json(&mut out, &facts.sources);
                     out.extend_from_slice(b",\"window\":");

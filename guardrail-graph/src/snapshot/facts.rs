@@ -410,6 +410,7 @@ impl Facts {
             *known = hull([*known, window]);
         }
         let Body {
+            facts: _,
             sources,
             window,
             source_windows: _,

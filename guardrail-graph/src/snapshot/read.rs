@@ -11,7 +11,7 @@ use serde::{
 use serde_json::Value;
 use thiserror::Error;
 
-use super::{API_VERSION, Body, KIND, Snapshot};
+use super::{API_VERSION, Body, KIND, Snapshot, parts::OnlyFacts};
 pub use lines::write_lines;
 
 /// The format before epochs: one sum without times.
@@ -82,10 +82,12 @@ fn shown(text: &str) -> String {
 struct Head {
     api_version: Option<Value>,
     kind: Option<Value>,
+    /// Right behind these stands what the rest follows from.
+    has_facts: bool,
 }
 
 impl Head {
-    /// Reads no further than to the second of them: they come first, and the rest may be long.
+    /// Reads no further than behind the second of them: they come first, and the rest may be long.
     fn of(text: &str) -> Result<Self, serde_json::Error> {
         let mut head = Self::default();
         let read = serde_json::Deserializer::from_str(text).deserialize_any(&mut head);
@@ -110,9 +112,11 @@ impl<'de> Visitor<'de> for &mut Head {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
-        while !self.is_whole()
-            && let Some(field) = fields.next_key::<Cow<'de, str>>()?
-        {
+        while let Some(field) = fields.next_key::<Cow<'de, str>>()? {
+            if self.is_whole() {
+                self.has_facts = field == "facts";
+                break;
+            }
             match &*field {
                 "apiVersion" => self.api_version = Some(fields.next_value()?),
                 "kind" => self.kind = Some(fields.next_value()?),
@@ -123,45 +127,69 @@ impl<'de> Visitor<'de> for &mut Head {
     }
 }
 
+/// Why a text with this name cannot be read.
+fn unreadable(file: &str, error: &serde_json::Error) -> SnapshotError {
+    let (file, line) = (file.to_owned(), error.line());
+    if error.is_eof() {
+        return SnapshotError::Truncated { file, line };
+    }
+    if error.is_syntax() {
+        let message = "this is no JSON; give a file that `/v1/graph` or `guardrail merge` wrote".to_owned();
+        return SnapshotError::Invalid { file, line, message };
+    }
+    let text = error.to_string();
+    let message = shown(text.rfind(" at line ").map_or(text.as_str(), |at| &text[..at]));
+    SnapshotError::Invalid { file, line, message }
+}
+
+/// Checks that a text is a snapshot of this version.
+fn head(text: &str, file: &str) -> Result<Head, SnapshotError> {
+    if text.trim().is_empty() {
+        return Err(SnapshotError::Empty { file: file.to_owned() });
+    }
+    let mut head = Head::of(text).map_err(|error| unreadable(file, &error))?;
+    let (version, kind) = (head.api_version.take().unwrap_or_default(), head.kind.take().unwrap_or_default());
+    if version == FORMER_VERSION && kind == KIND {
+        return Err(SnapshotError::Former { file: file.to_owned() });
+    }
+    if version != API_VERSION || kind != KIND {
+        let found = match (version.as_str(), kind.as_str()) {
+            (Some(version), Some(kind)) => format!("{} {}", shown(version), shown(kind)),
+            (Some(version), None) => format!("{} without kind", shown(version)),
+            (None, Some(kind)) => format!("{} without apiVersion", shown(kind)),
+            (None, None) => "a document without apiVersion and kind".to_owned(),
+        };
+        return Err(SnapshotError::WrongKind { file: file.to_owned(), found });
+    }
+    Ok(head)
+}
+
 impl Snapshot {
     /// Reads a snapshot. `file` is how errors call it.
     ///
     /// # Errors
     /// If the text is empty, cut off, not JSON, of an earlier format, or another kind of document.
     pub fn from_json(text: &str, file: &str) -> Result<Self, SnapshotError> {
-        let file = || file.to_owned();
-        if text.trim().is_empty() {
-            return Err(SnapshotError::Empty { file: file() });
-        }
-        let error = |e: &serde_json::Error| {
-            if e.is_eof() {
-                return SnapshotError::Truncated { file: file(), line: e.line() };
-            }
-            if e.is_syntax() {
-                let message = "this is no JSON; give a file that `/v1/graph` or `guardrail merge` wrote";
-                return SnapshotError::Invalid { file: file(), line: e.line(), message: message.to_owned() };
-            }
-            let text = e.to_string();
-            let message = shown(text.rfind(" at line ").map_or(text.as_str(), |at| &text[..at]));
-            SnapshotError::Invalid { file: file(), line: e.line(), message }
-        };
-        let head = Head::of(text).map_err(|e| error(&e))?;
-        let (version, kind) = (head.api_version.unwrap_or_default(), head.kind.unwrap_or_default());
-        if version == FORMER_VERSION && kind == KIND {
-            return Err(SnapshotError::Former { file: file() });
-        }
-        if version != API_VERSION || kind != KIND {
-            let found = match (version.as_str(), kind.as_str()) {
-                (Some(version), Some(kind)) => format!("{} {}", shown(version), shown(kind)),
-                (Some(version), None) => format!("{} without kind", shown(version)),
-                (None, Some(kind)) => format!("{} without apiVersion", shown(kind)),
-                (None, None) => "a document without apiVersion and kind".to_owned(),
-            };
-            return Err(SnapshotError::WrongKind { file: file(), found });
-        }
+        head(text, file)?;
         // As two documents: a flattened one would be kept whole in a tree of serde's own first.
-        let body: Body = serde_json::from_str(text).map_err(|e| error(&e))?;
-        Ok(Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), body })
+        let body: Body = serde_json::from_str(text).map_err(|error| unreadable(file, &error))?;
+        Ok(Self { body, ..Self::empty() })
+    }
+
+    /// Reads the documents that a snapshot was joined of, as far as they are apart in it, and
+    /// nothing that follows from them. Of one that is of one epoch stands there which and when; the
+    /// rest is unpacked when it is joined, or by [`Snapshot::parts`].
+    ///
+    /// # Errors
+    /// Those of [`Snapshot::from_json`], and if times of facts run backwards.
+    pub fn parts_from_json(text: &str, file: &str) -> Result<Vec<Self>, SnapshotError> {
+        if head(text, file)?.has_facts {
+            let OnlyFacts { facts } = serde_json::from_str(text).map_err(|error| unreadable(file, &error))?;
+            if !facts.is_empty() {
+                return Ok(facts);
+            }
+        }
+        Self::from_json(text, file).map(Self::closed_parts)
     }
 
     /// The document as commands write it: a line for each record, as [`write_lines`] has it. Equal

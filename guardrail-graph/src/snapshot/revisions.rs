@@ -6,20 +6,19 @@
 //!
 //! What has no source of its own (who was there, who had an address, which nodes there were, how a
 //! workload is described, marks and names of edges) is joined as over any sources: a later word of
-//! it wins by its own time. Of a document of several sources it cannot be taken back, so what an
-//! earlier revision said of it stays if that was merged with others before the later one came
-//! (docs/design.md).
+//! it wins by its own time. It cannot be taken back from what was joined, so the documents of
+//! epochs are kept apart ([`super::parts`]).
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
-    Body, Counts, Interval, Side, Snapshot, Source,
+    Body, Counts, Document, Interval, Side, Snapshot, Source,
     facts::Facts,
     intervals::{cut_to, joined},
-    marks, merge,
+    marks,
 };
 use crate::{peer::Protocol, time::Timestamp, unresolved::UnresolvedReason};
 
@@ -93,7 +92,7 @@ fn leave_others<'a>(
 }
 
 impl Body {
-    fn revision(&self, source: &Source) -> Revision {
+    pub(super) fn revision(&self, source: &Source) -> Revision {
         self.revisions.iter().find(|known| known.source == *source).map(|known| known.revision).unwrap_or_default()
     }
 
@@ -130,7 +129,7 @@ impl Body {
         // One of them may have been joined before, which has a form of its own.
         let own = |body: &Self| {
             let Body { coverage, workloads, label_changes, services, addresses, presence, nodes, .. } =
-                merge(vec![Snapshot { body: body.clone(), ..Snapshot::empty() }]).body;
+                Document::joined([Snapshot { body: body.clone(), ..Snapshot::empty() }]).snapshot().body;
             let derived = |reason: &str| UnresolvedReason::DERIVED.iter().any(|derived| derived.as_str() == reason);
             let unresolved: Vec<_> = coverage.unresolved.into_iter().filter(|entry| !derived(&entry.reason)).collect();
             (coverage.losses, unresolved, workloads, label_changes, services, addresses, presence, nodes)
@@ -247,9 +246,10 @@ pub fn check_revisions(snapshots: &[Snapshot]) -> Result<(), RevisionError> {
         }
     }
     let is_alone = |body: &Body| body.sources.len() == 1;
-    for ((source, revision), bodies) in said {
+    for ((source, revision), bodies) in said.into_iter().filter(|(_, bodies)| bodies.len() > 1) {
+        let bodies: Vec<Cow<'_, Body>> = bodies.into_iter().map(Body::opened).collect();
         let [first, others @ ..] = &bodies[..] else { continue };
-        let counted = if others.is_empty() { Counted::new() } else { first.counted(source) };
+        let counted = first.counted(source);
         for other in others {
             let there = other.counted(source);
             // What a span left out is missing on one side only.

@@ -30,9 +30,9 @@ use crate::{
     time::Timestamp,
 };
 
-/// Path and query of everything that an agent keeps: it gives the last 24 hours to whoever names no
-/// span, and commands cut the span themselves.
-pub const EVERYTHING: &str = "/v1/graph?since=1970-01-01";
+/// Path and query of everything that an agent keeps, apart by epoch: it gives the last 24 hours to
+/// whoever names no span, and commands cut the span themselves.
+pub const EVERYTHING: &str = "/v1/graph?since=1970-01-01&facts";
 
 /// Nodes' clocks differ: what the server's node recorded this much outside of the span still tells
 /// what was behind a Service that was used inside.

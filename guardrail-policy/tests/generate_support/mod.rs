@@ -431,6 +431,7 @@ impl Scenario {
             api_version: API_VERSION.to_owned(),
             kind: KIND.to_owned(),
             body: Body {
+                facts: Vec::new(),
                 sources: observed.iter().map(|n| source(n)).collect(),
                 window: Window { from: Some(at(0)), to: Some(at(100)), nodes: window_nodes, ..Window::default() },
                 source_windows: Vec::new(),
