@@ -51,7 +51,7 @@ macro_rules! targets {
 }
 
 targets!(
-    bearer btf cgroup checkpoint dialects dns epoch flows http hubble inventory merge names observer options policies ring snapshot sockets state watch
+    bearer btf cgroup checkpoint dialects dns epoch facts flows http hubble inventory merge names observer options policies ring snapshot sockets state watch
 );
 
 #[test]
