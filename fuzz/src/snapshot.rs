@@ -23,6 +23,10 @@ pub(super) fn read(bytes: &[u8]) {
     let Some(snapshot) = parse(bytes) else { return };
     let text = snapshot.to_json();
     assert_eq!(Snapshot::from_json(&text, "again").expect("what was written can be read"), snapshot);
+    // Commands refuse it.
+    if snapshot.check_times().is_err() {
+        return;
+    }
     let once = snapshot::merge(vec![snapshot.clone()]);
     assert_eq!(snapshot::merge(vec![once.clone()]), once, "idempotent");
     assert_eq!(snapshot::merge(vec![snapshot.clone(), snapshot]), once, "twice is once");
