@@ -115,19 +115,15 @@ impl Answer {
             window.from.zip(window.to).is_none_or(|(from, to)| span.meets(from, to)) || document.has_flow_within(span)
         };
         let documents = [Some(&self.open), self.ended.as_ref().map(|ended| &ended.document)];
-        let mut documents: Vec<&Arc<Document>> = documents.into_iter().flatten().filter(|d| has_any(d)).collect();
+        let documents: Vec<&Arc<Document>> = documents.into_iter().flatten().filter(|d| has_any(d)).collect();
         let kept =
             self.kept.iter().filter(|kept| span.meets(kept.header.from, kept.header.to)).map(|kept| (kept, true));
         let mut kept = kept.chain(self.next(span).map(|kept| (kept, false))).peekable();
-        if kept.peek().is_none() && documents.len() == 1 {
-            let open = documents.pop().ok_or(NoAnswer::NothingObserved)?;
-            return Ok(match open.is_within(span) {
-                true => Joined { document: Arc::clone(open), facts: Vec::new() },
-                false => Joined {
-                    document: Arc::new(Document::joined_within([open.snapshot()], span)),
-                    facts: facts.then(|| Packed::of(open).into()).into_iter().collect(),
-                },
-            });
+        if kept.peek().is_none()
+            && let [only] = documents[..]
+            && only.is_within(span)
+        {
+            return Ok(Joined { document: Arc::clone(only), facts: Vec::new() });
         }
         let (mut failed, mut number, mut packed) = (None, 0, Vec::new());
         let stored = kept.map_while(|(kept, meets)| match kept.unpacked() {
