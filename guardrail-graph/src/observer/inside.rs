@@ -17,7 +17,7 @@ use super::{
     redirects::Key,
 };
 use crate::{
-    observe::{FlowDelta, LossReason, PROXY_PORTS, Remote, Role},
+    observe::{FlowDelta, PROXY_PORTS, Remote, Role},
     peer::Protocol,
     snapshot::{
         Side,
@@ -67,12 +67,7 @@ impl Observer {
         };
         let port = delta.server_port;
         let key = Key { pod, side: Side::Server, local: server, remote: Remote::Addr(delta.local), port };
-        if !self.waiting.redirects.answer(key, delta.counts.opened, now, self.config.max_pending) {
-            // What it would have been taken off is taken for what it was not.
-            self.ledger.count_loss(LossReason::PendingOverflow, 1);
-            let first = delta.first_open.or(delta.last_open).unwrap_or(now);
-            self.ledger.incomplete_peer_since(local.peer, LossReason::PendingOverflow.as_str(), first);
-        }
+        self.take_answer(key, delta, local.peer, now);
         let first = delta.first_open.unwrap_or(at).min(at);
         let gain = Gain {
             side: Side::Server,

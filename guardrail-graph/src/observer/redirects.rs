@@ -16,6 +16,7 @@ use super::{
     edge::Gain,
     flows::{Last, as_client},
     identity::{LocalEnd, PodId, RemoteEnd, Resolution},
+    peers::PeerId,
 };
 use crate::{
     observe::{FlowDelta, LossReason, Observation, PROXY_PORTS, Remote, Role},
@@ -94,7 +95,7 @@ impl Redirects {
     }
 
     /// Takes answers for so many connections. False: there is no room for another account.
-    pub(super) fn answer(&mut self, key: Key, connections: u64, now: Timestamp, max: usize) -> bool {
+    fn answer(&mut self, key: Key, connections: u64, now: Timestamp, max: usize) -> bool {
         self.change(key, now, max, |account| account.answers += connections)
     }
 
@@ -140,6 +141,17 @@ impl Redirects {
 }
 
 impl Observer {
+    /// Takes an answer, for a peer of this node.
+    pub(super) fn take_answer(&mut self, key: Key, delta: &FlowDelta, local: PeerId, now: Timestamp) {
+        if self.waiting.redirects.answer(key, delta.counts.opened, now, self.config.max_pending) {
+            return;
+        }
+        // What it would have been taken off is taken for what it was not.
+        self.ledger.count_loss(LossReason::PendingOverflow, 1);
+        let first = delta.first_open.or(delta.last_open).unwrap_or(now);
+        self.ledger.incomplete_peer_since(local, LossReason::PendingOverflow.as_str(), first);
+    }
+
     /// Takes a flow that a proxy may have been told of, or an answer. False: it goes on to the
     /// graph.
     pub(super) fn divert(
@@ -156,13 +168,7 @@ impl Observer {
         let port = if side == Side::Server { proxy.unwrap_or(delta.server_port) } else { delta.server_port };
         let key = Key { pod, side, local: delta.local, remote: delta.remote, port };
         if proxy.is_some() {
-            let max = self.config.max_pending;
-            if !self.waiting.redirects.answer(key, delta.counts.opened, now, max) {
-                // What it would have been taken off is taken for what it was not.
-                self.ledger.count_loss(LossReason::PendingOverflow, 1);
-                let first = delta.first_open.or(delta.last_open).unwrap_or(now);
-                self.ledger.incomplete_peer_since(local.peer, LossReason::PendingOverflow.as_str(), first);
-            }
+            self.take_answer(key, delta, local.peer, now);
             if side == Side::Client {
                 self.captured(delta, local, now);
             }
