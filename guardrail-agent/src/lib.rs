@@ -47,7 +47,6 @@ use crate::{
 /// Exit codes: 0 fine, 2 it could not start, 1 a part of it ended by itself.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     memory::use_one_arena();
-    memory::map_large_tables();
     let config = Config::parse_from(args);
     if let Some(Command::Unpin { dir }) = &config.command {
         return unpin(dir);

@@ -1,5 +1,5 @@
-//! Keeps the agent's resident memory near what is in use: a document of 100,000 edges is built,
-//! written and dropped, and the allocator would keep its pages.
+//! Keeps the resident memory near what is in use: a snapshot of a large graph is built, written and
+//! dropped, and the allocator would keep its pages.
 //!
 //! glibc only: musl's allocator, which the image has, gives freed pages back by itself
 //! (docs/benchmarks.md).
@@ -8,24 +8,16 @@
 #[cfg(target_env = "gnu")]
 const MAPPED: libc::c_int = 128 << 10;
 
-/// Large tables lie outside the arenas: by default each one that is freed raises the size from
-/// which on they do, and one that grew inside leaves holes that what is small keeps open. Call it
-/// before the first thread starts.
-pub fn map_large_tables() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: numbers only.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
-    }
-}
-
-/// One arena for all threads: memory that one arena holds free is of no use to another. Call it
-/// before the first thread starts.
+/// One arena for all threads: memory that one arena holds free is of no use to another. Large
+/// tables lie outside it: by default each one that is freed raises the size from which on they do,
+/// and one that grew inside leaves holes that what is small keeps open. Call it before the first
+/// thread starts.
 pub fn use_one_arena() {
     #[cfg(target_env = "gnu")]
     // SAFETY: numbers only.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED);
     }
 }
 
@@ -51,7 +43,7 @@ mod tests {
     #[test]
     fn a_large_table_is_mapped_by_itself_also_after_one_was_freed() {
         const LARGE: usize = 16 << 20;
-        map_large_tables();
+        use_one_arena();
         for _ in 0..2 {
             let table = std::hint::black_box(Vec::<u8>::with_capacity(LARGE));
             assert!(mapped() >= LARGE);
