@@ -89,7 +89,7 @@ pub(super) fn check(span: &Span, snapshots: &[Snapshot]) -> anyhow::Result<()> {
         return Ok(());
     }
     let windows = snapshots.iter().filter_map(|snapshot| snapshot.body.window.whole());
-    let whole = windows.reduce(|a, b| Interval { from: a.from.min(b.from), to: a.to.max(b.to) });
+    let whole = windows.reduce(Interval::hull);
     let Some(Interval { from, to }) = whole else {
         bail!("nothing was observed {span}, or at any other time: the snapshots have no window");
     };

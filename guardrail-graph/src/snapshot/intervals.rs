@@ -3,6 +3,20 @@
 use super::Interval;
 use crate::time::Timestamp;
 
+impl Interval {
+    /// What both have in common: backwards, if that is nothing.
+    #[must_use]
+    pub fn both(self, other: Self) -> Self {
+        Self { from: self.from.max(other.from), to: self.to.min(other.to) }
+    }
+
+    /// From where the first begins to where the last ends.
+    #[must_use]
+    pub fn hull(self, other: Self) -> Self {
+        Self { from: self.from.min(other.from), to: self.to.max(other.to) }
+    }
+}
+
 /// Sorted, disjoint intervals; those that overlap or touch become one.
 pub(crate) fn joined(mut intervals: Vec<Interval>) -> Vec<Interval> {
     intervals.sort_unstable();
@@ -21,7 +35,7 @@ const NEVER: Interval = Interval { from: Timestamp::MAX, to: Timestamp::MIN };
 
 /// From the first beginning to the last end; of nothing, [`NEVER`].
 pub(crate) fn hull(intervals: impl IntoIterator<Item = Interval>) -> Interval {
-    intervals.into_iter().fold(NEVER, |a, b| Interval { from: a.from.min(b.from), to: a.to.max(b.to) })
+    intervals.into_iter().fold(NEVER, Interval::hull)
 }
 
 /// What two sets have in common.
@@ -29,7 +43,7 @@ pub(super) fn common(a: &[Interval], b: &[Interval]) -> Vec<Interval> {
     let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
     let mut out = Vec::new();
     while let (Some(left), Some(right)) = (a.peek(), b.peek()) {
-        let both = Interval { from: left.from.max(right.from), to: left.to.min(right.to) };
+        let both = left.both(**right);
         if both.from < both.to {
             out.push(both);
         }

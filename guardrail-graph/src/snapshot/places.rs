@@ -44,10 +44,7 @@ impl Window {
     #[must_use]
     pub fn common<'a>(&self, nodes: impl IntoIterator<Item = &'a str>) -> Option<Interval> {
         let spans = nodes.into_iter().map(|node| self.nodes.get(node).and_then(|intervals| span(intervals)));
-        let joined = spans.reduce(|a, b| {
-            let (a, b) = (a?, b?);
-            Some(Interval { from: a.from.max(b.from), to: a.to.min(b.to) })
-        });
+        let joined = spans.reduce(|a, b| Some(a?.both(b?)));
         joined.flatten().filter(|common| common.from <= common.to)
     }
 }

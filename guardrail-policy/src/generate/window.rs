@@ -97,10 +97,6 @@ impl<'a> NamespaceWindow<'a> {
     }
 }
 
-fn both(a: Interval, b: Interval) -> Interval {
-    Interval { from: a.from.max(b.from), to: a.to.min(b.to) }
-}
-
 /// When all of these were observed that were there: of a node that joined, or is gone, nobody
 /// expects that it was observed before, or later.
 fn common_of_those_there(body: &Body, nodes: &BTreeSet<&str>) -> Option<Interval> {
@@ -116,12 +112,10 @@ fn common_of_those_there(body: &Body, nodes: &BTreeSet<&str>) -> Option<Interval
         let from = if has_joined { whole.from } else { observed.from };
         let to = if is_gone { whole.to } else { observed.to };
         let of_node = Interval { from, to };
-        common = Some(common.map_or(of_node, |all| both(all, of_node)));
-        watched = Some(
-            watched.map_or(observed, |all| Interval { from: all.from.min(observed.from), to: all.to.max(observed.to) }),
-        );
+        common = Some(common.map_or(of_node, |all| all.both(of_node)));
+        watched = Some(watched.map_or(observed, |all| all.hull(observed)));
     }
-    common.zip(watched).map(|(common, watched)| both(common, watched)).filter(|common| common.from <= common.to)
+    common.zip(watched).map(|(common, watched)| common.both(watched)).filter(|common| common.from <= common.to)
 }
 
 /// A duration as `--min-window` takes it, in the largest unit that says it exactly.
